@@ -1,0 +1,1 @@
+"""From pictures on disk to batches: layouts, the table of samples, splits, transforms, loaders, synthetic surfaces."""

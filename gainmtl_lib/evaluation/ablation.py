@@ -1,0 +1,109 @@
+"""Runs side by side: one row per strategy, and what each step changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gainmtl_lib.runs import Run, RunError, load_run, run_status
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "recall": "recall",
+    "auroc": "AUROC",
+    "cam_iou": "CAM-IoU",
+    "grid_iou": "grid IoU",
+    "attention_iou": "attention IoU",
+    "point_game": "PointGame",
+    "energy_inside": "Energy-Inside",
+    "loc_iou": "Loc-IoU",
+    "cf_flip_rate": "flip",
+    "cf_control_flip_rate": "control flip",
+}
+"""Metrics of a comparison, and how its columns are headed. Without the grid IoU a CAM-IoU cannot be judged."""
+
+
+def collect_runs(experiment: str | Path) -> list[Run]:
+    """Finished and evaluated runs below ``outputs/<experiment>``, by strategy and seed.
+
+    Raises:
+        RunError: there is none; the message says what was found.
+    """
+    experiment = Path(experiment)
+    folders = sorted(path.parent for path in experiment.glob("*/seed*/manifest.json"))
+    runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]
+    evaluated = [run for run in runs if run.is_evaluated]
+    if not evaluated:
+        raise RunError(
+            f"{experiment}: no evaluated run ({len(folders)} started, {len(runs)} finished); "
+            "run the strategies first: gainmtl run all"
+        )
+    return sorted(evaluated, key=lambda run: (run.settings.strategy, run.settings.seed))
+
+
+def compare(runs: list[Run]) -> pd.DataFrame:
+    """One row per run and split: ``strategy``, ``seed``, ``split`` and the metrics of `COLUMNS`.
+
+    Raises:
+        RunError: the runs were trained on different data, so that their numbers cannot be compared.
+    """
+    digests = {run.manifest["data_digest"] for run in runs}
+    if len(digests) > 1:
+        raise RunError(
+            f"the runs were trained on {len(digests)} different datasets or splits and cannot be compared: "
+            + ", ".join(str(run.folder) for run in runs)
+        )
+    rows = []
+    for run in runs:
+        metrics = run.metrics
+        for split in ("test", "test_shift"):
+            if split in metrics:
+                values = {name: metrics[split].get(name) for name in COLUMNS}
+                rows.append({"strategy": run.settings.strategy, "seed": run.settings.seed, "split": split} | values)
+    return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float))
+
+
+def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds per split and strategy, and the half-width of its 95 % t interval (NaN for one seed).
+
+    Returns:
+        Index (split, strategy); columns (metric, ``mean`` | ``half_width``) and (``seeds``, ``count``).
+    """
+    grouped = comparison.groupby(["split", "strategy"])[list(COLUMNS)]
+    mean, count, sem = grouped.mean(), grouped.count(), grouped.sem()
+    half_width = sem * stats.t.ppf(0.975, (count - 1).where(count > 1))
+    table = pd.concat({"mean": mean, "half_width": half_width}, axis=1).swaplevel(axis=1)
+    table = table[[(name, part) for name in COLUMNS for part in ("mean", "half_width")]]
+    table[("seeds", "count")] = comparison.groupby(["split", "strategy"]).size()
+    return table
+
+
+def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """`by_strategy` of one split as text: ``0.93`` for one seed, ``0.93 ± 0.02`` for several, a dash for none."""
+    part = table.loc[split]
+    columns = {}
+    for name, heading in COLUMNS.items():
+        mean, half_width = part[(name, "mean")], part[(name, "half_width")]
+        columns[heading] = [
+            "–" if np.isnan(m) else f"{m:.3f}" if np.isnan(w) else f"{m:.3f} ± {w:.3f}" for m, w in zip(mean, half_width)
+        ]
+    return pd.DataFrame(columns, index=part.index)
+
+
+def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
+    """What each strategy changed against the one before, mean over the seeds both have.
+
+    Returns:
+        Index (split, step) with steps like ``S1→S2``; one column per metric that both have.
+    """
+    means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
+    rows = {}
+    for split in comparison["split"].unique():
+        strategies = sorted(comparison["strategy"].unique())
+        for before, after in zip(strategies, strategies[1:]):
+            first, second = (means.loc[split].xs(s, level="strategy") for s in (before, after))
+            rows[split, f"{before}→{after}"] = (second - first).mean()
+    return pd.DataFrame(rows).T.rename_axis(["split", "step"])

@@ -1,0 +1,150 @@
+"""Evaluate a run or a model on its validation and test splits, and leave the results in the run's folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gainmtl_lib.build import build_data
+from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.data.samples import data_digest
+from gainmtl_lib.evaluation.predict import SplitPredictions, predict_split
+from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, summarise
+from gainmtl_lib.files import atomic_path
+from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.runs import Run, RunError, write_json
+from gainmtl_lib.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TEST_SPLITS = ("test", "test_shift")
+
+
+def evaluate(
+    run_or_model: Run | GAINMTLModel,
+    *,
+    data: GainDataModule | None = None,
+    mask_source: str | None = None,
+    external_mask_dir: Path | None = None,
+    threshold: float | None = None,
+    device: str = "cpu",
+    reuse: bool = True,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Decide, score and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
+
+    The decision threshold is chosen on ``val``. A run evaluated as it was trained keeps its results
+    (``predictions.csv``, ``metrics.json``, ``maps.npz``) and is not evaluated twice; with other data, another
+    mask source or threshold the results are returned only.
+
+    Args:
+        run_or_model: a finished run, or a model (which needs `data`).
+        data: in place of the run's own.
+        mask_source: S6 only, in place of the settings' own. ``oracle`` hands it the ground truth, which
+            leaks the label: its results are marked.
+        external_mask_dir: one mask per image, found by stem, for ``external``.
+        threshold: fixed beforehand, in place of the one chosen on ``val``.
+        device: PyTorch's name of where to compute.
+        reuse: take stored results of the run where they exist.
+
+    Returns:
+        One row per image, and the summary: ``threshold``, ``mask_source`` and one dict per split.
+
+    Raises:
+        RunError: the data changed since the run was trained, or there is no split to evaluate.
+    """
+    run = run_or_model if isinstance(run_or_model, Run) else None
+    as_trained = run is not None and data is None and mask_source is None and threshold is None
+    if run is not None and as_trained and reuse and run.is_evaluated:
+        logger.info("reusing the evaluation in %s", run.folder)
+        return run.predictions, run.metrics
+    model = run.model if run is not None else run_or_model
+    data = _prepared(run, data)
+    if run is not None and external_mask_dir is None:
+        external_mask_dir = run.settings.external_mask_dir
+    assert isinstance(model, GAINMTLModel)
+    predictions = _predict(model.to(device), data, mask_source, external_mask_dir)
+    table, summary = _summary(predictions, threshold)
+    summary["mask_source"] = (mask_source or model.mask_source) if model.strategy == "S6" else None
+    summary["label_leaks"] = summary["mask_source"] == "oracle"
+    if run is not None and as_trained:
+        _store(run, table, summary, predictions)
+        return run.predictions, run.metrics  # as a later call reads them
+    return table, summary
+
+
+def _prepared(run: Run | None, data: GainDataModule | None) -> GainDataModule:
+    if data is None:
+        if run is None:
+            raise RunError("evaluating a model needs data; give data=GainDataModule(…), or a run")
+        data = build_data(run.settings)
+        if data_digest(data.samples) != run.manifest["data_digest"]:
+            raise RunError(f"{run.settings.data_root}: the data changed since {run.folder} was trained on it")
+    data.setup("test")
+    if not set(data.samples["split"]) & set(TEST_SPLITS):
+        raise RunError("the data has no test split; there is nothing to evaluate")
+    return data
+
+
+def _predict(
+    model: GAINMTLModel, data: GainDataModule, mask_source: str | None, external_mask_dir: Path | None
+) -> dict[str, SplitPredictions]:
+    source = mask_source or model.mask_source
+    own_source, model.mask_source = model.mask_source, source
+    try:
+        present = [split for split in ("val", *TEST_SPLITS) if (data.samples["split"] == split).any()]
+        return {
+            split: predict_split(model, data, split, attention_masks=_given_masks(model, data, split, external_mask_dir))
+            for split in present
+        }
+    finally:
+        model.mask_source = own_source
+
+
+def _given_masks(model: GAINMTLModel, data: GainDataModule, split: str, folder: Path | None) -> Tensor | None:
+    """S6's masks from outside: ground truth (oracle) or a folder; None when the model finds its own."""
+    if model.strategy != "S6" or model.mask_source not in {"oracle", "external"}:
+        return None
+    if model.mask_source == "oracle":
+        return torch.cat([batch.masks for batch in data.loader(split)])
+    if folder is None:
+        raise RunError("mask_source 'external' needs external_mask_dir, the folder with one mask per image")
+    return data.external_masks(split, folder)
+
+
+def _summary(
+    predictions: dict[str, SplitPredictions], threshold: float | None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    origin = "given"
+    if threshold is None and "val" in predictions:
+        val = predictions["val"].table
+        threshold = choose_threshold(val["label"].to_numpy(), val["probability"].to_numpy())
+        origin = "validation, highest F1"
+    elif threshold is None:
+        threshold, origin = 0.5, "default, no validation split"
+    tables = {split: add_verdicts(part.table, threshold) for split, part in predictions.items()}
+    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin}
+    summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
+    return pd.concat(tables.values(), ignore_index=True), summary
+
+
+def _store(
+    run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]
+) -> None:
+    table = table.assign(image=[_relative(path, run.settings) for path in table["image"]])
+    with atomic_path(run.folder / "predictions.csv") as path:
+        table.to_csv(path, index=False, float_format="%.6g")
+    names = next(iter(predictions.values())).maps
+    with atomic_path(run.folder / "maps.npz") as path:
+        np.savez_compressed(path, **{name: np.concatenate([p.maps[name] for p in predictions.values()]) for name in names})
+    write_json(run.folder / "metrics.json", summary)
+
+
+def _relative(path: str | Path, settings: Settings) -> str:
+    path = Path(path)
+    return path.relative_to(settings.data_root).as_posix() if path.is_relative_to(settings.data_root) else str(path)

@@ -1,0 +1,54 @@
+"""Files that are never half-written: a temporary neighbour takes the bytes, then takes the name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class FileError(OSError):
+    """A file that could not be written; names it and why. What was there before is untouched."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends without an error.
+
+    The suffix is kept, for writers that choose a format by it.
+
+    Raises:
+        FileError: the disk is full or the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(_reason(path, error)) from error
+    except RuntimeError as error:
+        # PyTorch reports a failed write as a RuntimeError, with the file system's reason in its text or not at all.
+        if shutil.disk_usage(path.parent).free < 2**20 or "write" in str(error):
+            raise FileError(f"{path}: could not be written ({_free(path)} free): {error}") from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full ({_free(path)} free); make room and start again, the run goes on"
+    return f"{path}: could not be written: {error.strerror or error}"
+
+
+def _free(path: Path) -> str:
+    return f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB"

@@ -1,0 +1,270 @@
+"""A run's folder: what is written there, and how it is read back.
+
+``outputs/<experiment>/<strategy>/seed<k>/`` holds ``settings.yaml``, ``manifest.json``, ``checkpoints/``,
+``model.safetensors``, ``tensorboard/``; evaluation adds ``metrics.json``, ``predictions.csv``, ``maps.npz``
+and ``figures/``. Nothing is executed when a run is read: settings are YAML, weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gainmtl_lib.build import build_model
+from gainmtl_lib.files import atomic_path
+from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.settings import Settings, SettingsError
+
+ARCHITECTURE = (
+    "strategy",
+    "backbone_arch",
+    "out_indices",
+    "fpn_channels",
+    "attention_channels",
+    "head_channels",
+    "map_stride",
+    "map_channels",
+    "use_counterfactual",
+    "counterfactual_mode",
+)
+"""Settings that decide which weights a model has."""
+
+
+class RunError(RuntimeError):
+    """A run's folder or checkpoint that cannot be used; names it and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder on demand.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    folder: Path
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What the run was asked for."""
+        return Settings.from_yaml(self.folder / "settings.yaml")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, device, data digest, split sizes, provider, pretrained weights, duration, status."""
+        return read_json(self.folder / "manifest.json")
+
+    @cached_property
+    def model(self) -> GAINMTLModel:
+        """The best model, in evaluation mode, on the CPU. Never downloads."""
+        model = build_model(self.settings, pretrained=False)
+        model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        return model.eval()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Summary of the evaluation, by split."""
+        return read_json(self._evaluated("metrics.json"))
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per image of the evaluated splits."""
+        return pd.read_csv(self._evaluated("predictions.csv"), dtype={"defect_type": str, "group": str})
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """Maps in the order of `predictions`: ``cam``, ``attention``, ``localization``."""
+        with np.load(self._evaluated("maps.npz"), allow_pickle=False) as stored:
+            return dict(stored)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """What training logged: columns ``tag``, ``step``, ``value``. Steps that a resume repeated appear once.
+
+        Raises:
+            RunError: the run kept no TensorBoard log.
+        """
+        folder = self.settings.tensorboard_folder
+        if not self.settings.use_tensorboard or not any(folder.glob("events.out.*")):
+            raise RunError(f"{folder}: no TensorBoard log of this run; train with use_tensorboard: true")
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        rows = [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        return pd.DataFrame(rows, columns=["tag", "step", "value"]).drop_duplicates(["tag", "step"], keep="last")
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether `evaluate` has left its results here."""
+        return all((self.folder / name).is_file() for name in ("metrics.json", "predictions.csv", "maps.npz"))
+
+    @property
+    def figures_dir(self) -> Path:
+        """Where figures of this run go; made when asked for."""
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _evaluated(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise RunError(f"{path} does not exist: the run is trained but not evaluated; call evaluate(run)")
+        return path
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        RunError: there is no run in the folder, or it is not finished.
+    """
+    folder = Path(folder)
+    status = run_status(folder)
+    if status == "new":
+        near = sorted(path.parent for path in folder.glob("**/manifest.json"))
+        hint = f"; runs below it: {', '.join(map(str, near[:5]))}" if near else ""
+        raise RunError(f"{folder}: no run here (no manifest.json){hint}")
+    if status != "complete":
+        raise RunError(f"{folder}: the run is not finished (status '{status}'); start the same run again to go on")
+    return Run(folder)
+
+
+def run_status(folder: Path) -> str:
+    """``new`` (nothing here), ``running`` (started, perhaps interrupted) or ``complete``."""
+    path = folder / "manifest.json"
+    return str(read_json(path).get("status", "running")) if path.is_file() else "new"
+
+
+@contextmanager
+def claim(settings: Settings, *, force: bool = False) -> Iterator[Path]:
+    """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
+
+    Args:
+        settings: decide the folder.
+        force: start anew, dropping what is there.
+
+    Raises:
+        RunError: another process writes there, or the stored settings differ (each named).
+    """
+    folder = settings.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder}: another process is writing to this run; wait for it or change 'experiment'") from None
+    try:
+        if force:
+            _empty(folder)
+        stored = folder / "settings.yaml"
+        if stored.is_file():
+            _check_same(stored, settings)
+        else:
+            with atomic_path(stored) as path:
+                path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        yield folder
+    finally:
+        lock.release()
+
+
+def _check_same(stored: Path, settings: Settings) -> None:
+    try:
+        differing = Settings.from_yaml(stored).differences(settings)
+    except SettingsError as error:
+        differing = [str(error)]
+    if differing:
+        raise RunError(
+            f"{stored.parent} holds a run with other settings (stored and asked for):\n  "
+            + "\n  ".join(differing)
+            + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically; NaN, which JSON lacks, becomes null."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises `RunError` naming the file when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Weights as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint as plain data; nothing in it is executed.
+
+    Raises:
+        RunError: no file, no checkpoint, or one that this project did not write.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "gainmtl_settings"} <= checkpoint.keys():
+        raise RunError(
+            f"{path}: a file of tensors, but not a training checkpoint of this project; "
+            "weights of a backbone are given by 'pretrained'"
+        )
+    return checkpoint
+
+
+def check_architecture(path: Path, checkpoint: Mapping[str, Any], settings: Settings) -> None:
+    """Raises `RunError` naming each setting in which the checkpoint's model differs from the one asked for."""
+    stored, asked = checkpoint["gainmtl_settings"], settings.plain()
+    differing = [f"{name}: {stored.get(name)!r} and {asked[name]!r}" for name in ARCHITECTURE if stored.get(name) != asked[name]]
+    if differing:
+        raise RunError(f"{path}: a checkpoint of another model (stored and asked for):\n  " + "\n  ".join(differing))
+
+
+def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
+    """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
+    checkpoint = read_checkpoint(path)
+    settings = Settings(**checkpoint["gainmtl_settings"])
+    model = build_model(settings, pretrained=False)
+    prefix = "model."
+    weights = checkpoint["state_dict"]
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return model.eval(), settings

@@ -1,0 +1,377 @@
+"""Every parameter of a GAIN-MTL run, in one frozen flat record, and the table of strategies.
+
+Flat, because papermill merges parameter files by top-level key only. Defaults are the setting of the
+method document (EfficientNetV2-S, 512 px, batch 16, 100 epochs, Adam 1e-4); the quick study's values
+live in ``params/quick.yaml``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6"]
+
+TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
+"""The seven loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
+
+STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
+    "S1": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
+    "S2": dict(cls=1.0, am=0.0, cam_guide=0.3, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
+    "S3": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.0, guide=0.5, cf=0.0, consist=0.0),
+    "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2),
+    "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+    "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+}
+"""λ per strategy: the method document §3.3; S6 takes S5's row."""
+
+STRATEGY_ADDS = {
+    "S1": "classification alone",
+    "S2": "CAM guidance",
+    "S3": "attention and attention mining",
+    "S4": "localization",
+    "S5": "counterfactual",
+    "S6": "defect mask as attention",
+}
+
+PART_OF_TERM = {
+    "am": ("attention", "S3"),
+    "guide": ("attention", "S3"),
+    "loc": ("localization", "S4"),
+    "consist": ("localization", "S4"),
+    "cf": ("counterfactual", "S5"),
+}
+"""Which part of the model a loss term needs, and the first strategy that has it."""
+
+
+class SettingsError(ValueError):
+    """A parameter that cannot be used: names it, what was found, and what was expected."""
+
+
+def repository_root() -> Path:
+    """Folder that relative paths resolve against: the checkout, or the working directory outside one."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _as_path(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        value = Path(value).expanduser()
+    if isinstance(value, Path) and not value.is_absolute():
+        value = repository_root() / value
+    return value
+
+
+def _as_size(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_pretrained(value: Any) -> Any:
+    return value if value == "auto" else _as_path(value)
+
+
+AnyPath = Annotated[Path, BeforeValidator(_as_path)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
+
+    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    # run
+    experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gainmtl"
+    strategy: Strategy = "S5"
+    seed: Annotated[int, Field(ge=0)] = 42
+    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
+
+    # model
+    backbone_arch: str = "s"
+    use_mmpretrain: bool = True
+    out_indices: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = (1, 2, 3, 4)
+    num_classes: int = 2
+    pretrained: Annotated[bool | Literal["auto"] | Path, BeforeValidator(_as_pretrained)] = True
+    freeze_backbone_stages: Annotated[int, Field(ge=-1, le=4)] = -1
+    fpn_channels: Annotated[int, Field(gt=0)] = 256
+    attention_channels: Annotated[int, Field(gt=0)] = 512
+    head_channels: Annotated[int, Field(gt=0)] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    map_stride: Literal[4, 8, 16, 32] = 32
+    map_channels: Annotated[int, Field(gt=0)] = 256
+    use_counterfactual: bool = True
+    counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
+    fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
+    mask_source: Literal["localization", "external", "none", "oracle"] = "localization"
+    external_mask_dir: AnyPath | None = None
+
+    # data
+    data_root: AnyPath = Field(default=Path("data"), validate_default=True)
+    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
+    image_size: Annotated[
+        tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]], BeforeValidator(_as_size)
+    ] = (512, 512)
+    resize: Literal["squash", "letterbox"] = "squash"
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    group_pattern: str | None = None
+    skip_unreadable: bool = False
+    hflip_prob: Probability = 0.5
+    vflip_prob: Probability = 0.5
+    rotate90_prob: Probability = 0.5
+    color_jitter_prob: Probability = 0.3
+    gaussian_noise_prob: Probability = 0.2
+
+    # synthetic data (dataset_type: synthetic)
+    num_samples: Annotated[int, Field(ge=10)] = 1000
+    synthetic_seed: Annotated[int, Field(ge=0)] = 0
+    shortcut: Literal["none", "mark", "lighting"] = "mark"
+    shortcut_correlation: Probability = 0.95
+
+    # loss
+    lambda_cls: Weight
+    lambda_am: Weight
+    lambda_cam_guide: Weight
+    lambda_loc: Weight
+    lambda_guide: Weight
+    lambda_cf: Weight
+    lambda_consist: Weight
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    cam_guide_target: Literal["cls", "deciding", "both"] = "both"
+    normal_attention: Literal["entropy", "zero"] = "entropy"
+
+    # training
+    num_epochs: Annotated[int, Field(gt=0)] = 100
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    stage1_ratio: Probability = 0.25
+    stage2_ratio: Probability = 0.25
+    stage3_ratio: Probability = 0.25
+    stage4_ratio: Probability = 0.25
+    loc_warmup_ratio: Probability = 0.5
+    own_mask_prob: Probability = 0.6
+    other_mask_prob: Probability = 0.2
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    cache_images: bool = True
+    save_every_n_epochs: Annotated[int, Field(gt=0)] = 10
+
+    # logging
+    use_tensorboard: bool = True
+    tensorboard_dir: AnyPath | None = None
+    use_wandb: bool = False
+    wandb_project: str = "gain-mtl"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_the_strategy(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        row = STRATEGY_WEIGHTS.get(str(values.get("strategy")), STRATEGY_WEIGHTS["S5"])
+        return {f"lambda_{term}": weight for term, weight in row.items()} | values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.num_classes != 2:
+            raise ValueError(f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}")
+        ratios = [getattr(self, f"stage{k}_ratio") for k in (1, 2, 3, 4)]
+        if abs(sum(ratios) - 1) > 1e-6:
+            raise ValueError(
+                f"stage1_ratio … stage4_ratio must sum to 1, got {' + '.join(map(str, ratios))} = {sum(ratios):g}"
+            )
+        if not set(self.out_indices) <= {1, 2, 3, 4} or sorted(set(self.out_indices)) != list(self.out_indices):
+            raise ValueError(
+                f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {list(self.out_indices)}"
+            )
+        if any(side % 32 for side in self.image_size):
+            raise ValueError(f"image_size must be multiples of 32 (the coarsest stride), got {list(self.image_size)}")
+        if self.own_mask_prob + self.other_mask_prob > 1:
+            raise ValueError(
+                "own_mask_prob + other_mask_prob must not exceed 1, got "
+                f"{self.own_mask_prob:g} + {self.other_mask_prob:g}"
+            )
+        if self.mask_source == "external" and self.external_mask_dir is None:
+            raise ValueError("mask_source 'external' needs external_mask_dir, the folder with one mask per image")
+        if self.group_pattern is not None:
+            try:
+                re.compile(self.group_pattern)
+            except re.error as error:
+                raise ValueError(f"group_pattern is not a regular expression: {error}") from None
+        for term, (part, first) in PART_OF_TERM.items():
+            if getattr(self, f"lambda_{term}") > 0 and self.strategy < first:
+                raise ValueError(
+                    f"lambda_{term} is {getattr(self, f'lambda_{term}'):g}, but strategy {self.strategy} has no "
+                    f"{part} ({first} adds it); set it to 0"
+                )
+        return self
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # A value that fits no member of a union is reported once per member: the first line says enough.
+            details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
+            raise SettingsError("\n".join(_readable(detail) for detail in reversed(details.values()))) from None
+
+    @classmethod
+    def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
+        """Compose parameter files, later ones win, then overrides.
+
+        Raises:
+            SettingsError: a file that is missing or no flat mapping, or a value that cannot be used; the
+                message names the file that holds it.
+        """
+        origin: dict[str, str] = {}
+        values: dict[str, Any] = {}
+        for path in paths:
+            content = read_parameters(path)
+            origin |= dict.fromkeys(content, str(path))
+            values |= content
+        origin |= dict.fromkeys(overrides, "")
+        try:
+            return cls(**values | overrides)
+        except SettingsError as error:
+            raise SettingsError("\n".join(_with_origin(line, origin) for line in str(error).split("\n"))) from None
+
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+        """Settings from a notebook's ``globals()``.
+
+        Every plain value there must be a field, so that a misspelt papermill parameter is an error
+        (papermill itself only warns).
+        """
+        plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, plain) and not name.startswith("_") and name not in {"In", "Out"}
+        }
+        return cls(**values)
+
+    @property
+    def run_dir(self) -> Path:
+        """``outputs/<experiment>/<strategy>/seed<k>``."""
+        return self.outputs_dir / self.experiment / self.strategy.lower() / f"seed{self.seed}"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
+        if self.tensorboard_dir is None:
+            return self.run_dir / "tensorboard"
+        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """λ by term; ``use_counterfactual=False`` removes the counterfactual one."""
+        weights = {term: getattr(self, f"lambda_{term}") for term in TERMS}
+        return weights if self.use_counterfactual else weights | {"cf": 0.0}
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as YAML and JSON can hold them; paths inside the repository are relative to it."""
+        return {name: _plain(value) for name, value in self.model_dump().items()}
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields replaced, validated anew."""
+        return type(self)(**self.model_dump() | values)
+
+    def differences(self, other: Settings) -> list[str]:
+        """One line per field that differs: ``name: own value here, value in other``."""
+        mine, theirs = self.plain(), other.plain()
+        return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def read_parameters(path: str | Path) -> dict[str, Any]:
+    """One parameter file as a flat mapping.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, or is not a mapping at its top level.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"{path}: no such parameter file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
+    nested = [key for key, value in content.items() if isinstance(value, dict)]
+    if nested:
+        raise SettingsError(
+            f"{path}: {', '.join(nested)} holds a nested mapping; parameters are flat, write them at the top level"
+        )
+    return content
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for a misspelt name, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        root = repository_root()
+        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _readable(detail: Any) -> str:
+    """One pydantic error as a sentence: name, what was found, what was expected."""
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    value, kind = detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return f"unknown parameter '{name}'{closest(name, Settings.model_fields)}"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    if name == "pretrained":
+        return f"pretrained must be true, false, auto or the path of a weights file, got {value!r}"
+    expected = _EXPECTED.get(kind, detail["msg"][:1].lower() + detail["msg"][1:].replace("Input should", "should"))
+    got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
+    return f"{name} must be {expected.removeprefix('input should be ')}, got {got}{_hint(kind, value)}"
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def _hint(kind: str, value: Any) -> str:
+    if kind == "float_type" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
+        mantissa, exponent = re.split("[eE]", value)
+        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in {"true", "false"}:
+        return f"; with -p write {value.capitalize()}"
+    return ""
+
+
+def _with_origin(line: str, origin: Mapping[str, str]) -> str:
+    for name in re.findall(r"\w+", line):
+        if origin.get(name):
+            return f"{origin[name]}: {line}"
+    return line

@@ -1,0 +1,1 @@
+"""Losses, their schedule, and the training of a run."""

@@ -1,0 +1,273 @@
+"""From settings to a finished run: claim the folder, train or go on, leave weights and a manifest."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.data.samples import data_digest
+from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.runs import (
+    Run,
+    RunError,
+    check_architecture,
+    claim,
+    load_checkpoint_model,
+    read_checkpoint,
+    read_json,
+    run_status,
+    save_weights,
+    write_json,
+)
+from gainmtl_lib.settings import Settings
+from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCheckpoints
+from gainmtl_lib.training.losses import GainLoss, focal_alpha
+from gainmtl_lib.training.mask_mixing import MaskMixer
+from gainmtl_lib.training.module import GainTraining
+from gainmtl_lib.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = (
+    "gainmtl", "torch", "torchvision", "timm", "mmpretrain", "mmcv-lite", "lightning", "torchmetrics",
+    "albumentations", "opencv-python-headless", "numpy", "pandas",
+)  # fmt: skip
+
+
+def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = False) -> Run:
+    """Train one strategy, or return its finished run.
+
+    A finished run with equal settings on equal data is returned as it is. An unfinished one goes on from
+    its last checkpoint.
+
+    Args:
+        settings: of the run; they decide its folder.
+        resume: checkpoint to go on from, in place of the folder's own last one.
+        force: start anew, dropping what the folder holds.
+
+    Raises:
+        RunError: the folder is in use or holds a run with other settings or data; the checkpoint is none,
+            belongs to another model, or the run is finished already.
+        TrainingDivergedError: a loss became NaN or infinite.
+    """
+    with claim(settings, force=force) as folder:
+        finished = run_status(folder) == "complete"
+        if finished and resume is not None:
+            raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
+        data = build_data(settings)
+        digest = data_digest(data.samples)
+        previous = _previous_manifest(folder, digest)
+        if finished:
+            logger.info("reusing the finished run in %s", folder)
+            return Run(folder)
+        checkpoint = _checkpoint_to_resume(folder, settings, resume)
+        _train(settings, data, folder, checkpoint, {"data_digest": digest, "duration_s": previous.get("duration_s", 0)})
+    return Run(folder)
+
+
+def _previous_manifest(folder: Path, digest: str) -> dict[str, Any]:
+    if run_status(folder) == "new":
+        return {}
+    manifest = read_json(folder / "manifest.json")
+    if manifest["data_digest"] != digest:
+        raise RunError(
+            f"{folder}: the data changed since this run was started (digest {manifest['data_digest'][:12]} then, "
+            f"{digest[:12]} now); change 'experiment', or start anew with --force (force=True)"
+        )
+    return manifest
+
+
+def _checkpoint_to_resume(folder: Path, settings: Settings, resume: str | Path | None) -> Path | None:
+    path = folder / "checkpoints" / "last.ckpt" if resume is None else Path(resume)
+    if resume is None and not path.is_file():
+        return None
+    checkpoint = read_checkpoint(path)
+    check_architecture(path, checkpoint, settings)
+    if "optimizer_states" not in checkpoint:
+        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or epoch_<n>.ckpt")
+    logger.info("going on from %s, after epoch %d", path, checkpoint["epoch"] + 1)
+    return path
+
+
+def _train(
+    settings: Settings, data: GainDataModule, folder: Path, checkpoint: Path | None, manifest: dict[str, Any]
+) -> None:
+    started = time.monotonic()
+    L.seed_everything(settings.seed, verbose=False)
+    data.setup("fit")
+    # Validation during training always uses the model's own localization: an external mask is evaluate's affair.
+    model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
+    manifest = manifest | _describe(settings, data, model)
+    write_json(folder / "manifest.json", manifest | {"status": "running"})
+    module = _module(settings, data, model)
+    checkpoints = RunCheckpoints(
+        folder / "checkpoints",
+        every_n_epochs=settings.save_every_n_epochs,
+        window_start=module.schedule.final_stage_start,
+    )
+    trainer = _trainer(settings, folder, checkpoints)
+    try:
+        _fit_interruptibly(trainer, module, data, checkpoint)
+    finally:
+        manifest["duration_s"] = round(manifest["duration_s"] + time.monotonic() - started, 1)
+        write_json(folder / "manifest.json", manifest | {"status": "running"})
+    best, _ = load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
+    save_weights(best, folder / "model.safetensors")
+    manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
+    write_json(folder / "manifest.json", manifest | {"status": "complete"})
+
+
+def _fit_interruptibly(
+    trainer: L.Trainer, module: GainTraining, data: GainDataModule, checkpoint: Path | None
+) -> None:
+    """Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        signal.signal(signal.SIGINT, handler)
+        logger.info("interrupted; the same call goes on from the last finished epoch")
+        raise KeyboardInterrupt from None
+
+
+def _module(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> GainTraining:
+    normals, defectives = data.class_counts
+    loss = GainLoss(
+        focal_gamma=settings.focal_gamma,
+        focal_alpha=settings.focal_alpha if settings.focal_alpha is not None else focal_alpha(normals, defectives),
+        cam_guide_target=settings.cam_guide_target,
+        normal_attention=settings.normal_attention,
+    )
+    schedule = Schedule(
+        lambdas=settings.weights,
+        ratios=(settings.stage1_ratio, settings.stage2_ratio, settings.stage3_ratio, settings.stage4_ratio),
+        loc_warmup_ratio=settings.loc_warmup_ratio,
+    )
+    return GainTraining(
+        model=model.to(memory_format=torch.channels_last),
+        loss=loss,
+        schedule=schedule,
+        mixer=_mixer(settings, data) if settings.strategy == "S6" else None,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        stored_settings=settings.plain(),
+    )
+
+
+def _mixer(settings: Settings, data: GainDataModule) -> MaskMixer:
+    height, width = settings.image_size
+    return MaskMixer(
+        data.training_masks(),
+        grid=(height // settings.map_stride, width // settings.map_stride),
+        own_prob=settings.own_mask_prob,
+        other_prob=settings.other_mask_prob,
+        hflip_prob=settings.hflip_prob,
+        vflip_prob=settings.vflip_prob,
+        rotate90_prob=settings.rotate90_prob,
+    )
+
+
+def _trainer(settings: Settings, folder: Path, checkpoints: RunCheckpoints) -> L.Trainer:
+    accelerator, devices = resolve_device(settings.device)
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        precision=resolve_precision(settings.precision, accelerator),
+        max_epochs=settings.num_epochs,
+        logger=_loggers(settings, folder),
+        callbacks=[checkpoints, EpochLog()],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=5,
+        default_root_dir=folder,
+    )
+
+
+def _loggers(settings: Settings, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    if settings.use_tensorboard:
+        where = settings.tensorboard_folder
+        loggers.append(TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False))
+    if settings.use_wandb:
+        try:
+            from lightning.pytorch.loggers import WandbLogger
+
+            name = f"{settings.experiment}-{settings.strategy.lower()}-seed{settings.seed}"
+            loggers.append(WandbLogger(name=name, project=settings.wandb_project, save_dir=folder))
+        except ModuleNotFoundError:
+            raise RunError("use_wandb is true but the package wandb is missing; pip install 'gainmtl[wandb]'") from None
+    return loggers
+
+
+def resolve_device(device: str) -> tuple[str, Any]:
+    """Lightning's accelerator and devices for ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``.
+
+    Raises:
+        RunError: the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise RunError(f"device is '{device}', but {torch.cuda.device_count()} CUDA devices are available; use 'auto'")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise RunError("device is 'mps', but this machine has none; use 'auto'")
+    return ("cuda", [int(index)]) if index else (kind, 1)
+
+
+def resolve_precision(precision: str, accelerator: str) -> Any:
+    """Lightning's name: by default fp16 AMP on CUDA, bf16 AMP on the CPU, single precision on MPS.
+
+    Raises:
+        RunError: fp16 on the CPU, which has no gradient scaling.
+    """
+    if precision == "auto":
+        precision = {"cuda": "16", "cpu": "bf16"}.get(accelerator, "32")
+    if precision == "16" and accelerator == "cpu":
+        raise RunError("precision '16' needs a GPU; on the CPU use 'bf16' or '32'")
+    return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[precision]
+
+
+def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
+    samples = data.samples
+    normals, defectives = data.class_counts
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "strategy": settings.strategy,
+        "seed": settings.seed,
+        "device": _device_name(settings),
+        "precision": resolve_precision(settings.precision, resolve_device(settings.device)[0]),
+        "provider": model.backbone.provider,
+        "pretrained": model.backbone.weights,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "split_sizes": {str(split): int(size) for split, size in samples["split"].value_counts(sort=False).items()},
+        "train_normal": normals,
+        "train_defective": defectives,
+        "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
+        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
+    }
+
+
+def _device_name(settings: Settings) -> str:
+    kind, devices = resolve_device(settings.device)
+    return torch.cuda.get_device_name(devices[0] if isinstance(devices, list) else 0) if kind == "cuda" else kind
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gainmtl_lib.models import backbone as module
+from gainmtl_lib.models.backbone import get_backbone
+from gainmtl_lib.models.weights import ModelError, load_weights, renamed
+
+PROVIDERS = ("mmpretrain", "timm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(provider: str, arch: str = "b0", **options):
+    if provider == "mmpretrain":
+        pytest.importorskip("mmpretrain")
+    built = get_backbone(arch, use_mmpretrain=provider == "mmpretrain", **options)
+    assert built.provider == provider
+    return built
+
+
+def randomise(network: nn.Module) -> None:
+    """Numbers everywhere, batch norms too, at a scale that keeps activations near one."""
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.0)
+            nn.init.normal_(part.bias, std=0.2)
+            nn.init.normal_(part.get_buffer("running_mean"), std=0.2)
+            nn.init.uniform_(part.get_buffer("running_var"), 0.5, 2.0)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_channels_and_strides_are_those_of_the_features(provider):
+    backbone = build(provider)
+    features = backbone(torch.zeros(1, 3, 64, 96))
+    assert backbone.strides == [4, 8, 16, 32, 32]
+    assert backbone.channels == [32, 48, 112, 192, 1280]
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (c, 64 // s, 96 // s) for c, s in zip(backbone.channels, backbone.strides)
+    ]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_only_the_levels_asked_for_come_back(provider):
+    backbone = build(provider, out_indices=(2, 4))
+    assert backbone.strides == [8, 32, 32]
+    assert [f.shape[2] for f in backbone(torch.zeros(1, 3, 64, 64))] == [8, 2, 2]
+
+
+@pytest.mark.parametrize("arch, channels", [("b2", 1408), ("b3", 1536), ("m", 1280)])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_head_channels_are_read_from_the_network(provider, arch, channels, monkeypatch):
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))  # mmpretrain reads its values
+    with torch.device("meta"):
+        backbone = build(provider, arch)
+    assert backbone.channels[-1] == channels
+    assert backbone.strides == [4, 8, 16, 32, 32]
+
+
+@pytest.mark.parametrize("arch, size", [("b0", (64, 96)), ("b0", (61, 75)), ("s", (64, 64))])
+def test_providers_agree_with_the_same_weights(arch, size):
+    ours, theirs = build("mmpretrain", arch).eval(), build("timm", arch).eval()
+    randomise(ours)
+    load_weights(theirs.net, ours.net.state_dict(), provider="timm", source="test")
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        for mine, other in zip(ours(images), theirs(images), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4 * float(mine.abs().max()))
+    back = renamed(theirs.net.state_dict(), "mmpretrain")
+    assert back.keys() == ours.net.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in ours.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "arch, saved_by, provider",
+    [
+        ("b0", "mmpretrain", "mmpretrain"),
+        ("b0", "mmpretrain", "timm"),
+        ("b0", "timm", "mmpretrain"),
+        ("b0", "timm", "timm"),
+        ("s", "mmpretrain", "timm"),
+        ("s", "timm", "mmpretrain"),
+    ],
+)
+def test_a_file_in_either_naming_loads_into_either(tmp_path, arch, saved_by, provider):
+    source = build(saved_by, arch)
+    randomise(source)
+    if saved_by == "mmpretrain":
+        path = tmp_path / "weights.pth"
+        state = {f"backbone.{name}": tensor for name, tensor in source.net.state_dict().items()}
+        torch.save({"state_dict": state | {"head.fc.bias": torch.zeros(1000)}}, path)
+    else:
+        path = tmp_path / "weights.safetensors"
+        save_file(source.net.state_dict() | {"classifier.bias": torch.zeros(1000)}, path)
+    loaded = build(provider, arch, pretrained=path)
+    expected = renamed(source.net.state_dict(), provider)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in loaded.net.state_dict().items())
+    assert loaded.weights.startswith(f"{path} (mean and std of tf_efficientnetv2_{arch}.in1k)")
+
+
+def test_a_model_saved_with_one_provider_loads_with_the_other():
+    ours, theirs = build("mmpretrain"), build("timm")
+    ours.load_state_dict(theirs.state_dict())
+    saved = nn.ModuleDict({"backbone": ours}).state_dict()
+    fresh = build("timm")
+    nn.ModuleDict({"backbone": fresh}).load_state_dict(saved)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    torch.save(build("timm", "b0").net.state_dict(), tmp_path / "b0.pth")
+    with pytest.raises(ModelError, match=r"b0\.pth: weights of another backbone, \d+ missing"):
+        build("timm", "b1", pretrained=tmp_path / "b0.pth")
+
+
+@pytest.mark.parametrize("arch, millions", [("s", 21.5), ("m", 54.1), ("l", 118.5), ("xl", 208.1)])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_parameters_with_a_thousand_class_layer_match_the_table(provider, arch, millions, monkeypatch):
+    """The table counts the ImageNet classifier, 1280 x 1000 + 1000 parameters that the backbone does not have."""
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
+    with torch.device("meta"):
+        backbone = build(provider, arch)
+    count = sum(p.numel() for p in backbone.parameters()) + backbone.channels[-1] * 1000 + 1000
+    assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    "arch, provider, stem, level_two",
+    [
+        ("b0", "mmpretrain", ("layers.0.",), ("layers.0.", "layers.1.", "layers.2.", "layers.3.")),
+        ("b0", "timm", ("conv_stem.", "bn1."), ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.", "blocks.2.")),
+        ("resnet18", "timm", ("conv1.", "bn1."), ("conv1.", "bn1.", "layer1.", "layer2.")),
+    ],
+)
+def test_freezing_goes_through_the_level(arch, provider, stem, level_two):
+    for frozen_stages, expected in ((-1, ()), (0, stem), (2, level_two)):
+        backbone = build(provider, arch, frozen_stages=frozen_stages)
+        for name, parameter in backbone.net.named_parameters():
+            assert parameter.requires_grad == (not name.startswith(expected or ("?",))), name
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_frozen_batch_norms_stay_in_evaluation(provider):
+    backbone = build(provider, frozen_stages=4).train()
+    norms = {name: part for name, part in backbone.net.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    head = {"mmpretrain": "layers.7.bn", "timm": "bn2"}[provider]
+    assert [name for name, part in norms.items() if part.training] == [head]
+    before = {name: part.get_buffer("running_mean").clone() for name, part in norms.items()}
+    backbone(torch.randn(2, 3, 64, 64))
+    assert [name for name, part in norms.items() if not torch.equal(part.get_buffer("running_mean"), before[name])] == [
+        head
+    ]
+    assert backbone.eval() is backbone and not any(part.training for part in norms.values())
+
+
+def test_random_weights_keep_their_scale_with_either_provider():
+    """A depthwise kernel reads one channel; started as if it read all, its output would nearly vanish."""
+    for provider, name in (("mmpretrain", "layers.6.0.depthwise_conv.conv"), ("timm", "blocks.5.0.conv_dw")):
+        kernel = dict(build(provider).net.named_modules())[name].weight
+        assert kernel.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+
+
+def test_any_timm_model_with_a_pyramid_goes_by_name():
+    backbone = get_backbone("resnet18", out_indices=(1, 3))
+    features = backbone(torch.zeros(1, 3, 64, 64))
+    assert backbone.provider == "timm" and backbone.channels == [64, 256, 512] and backbone.strides == [4, 16, 32]
+    assert [tuple(f.shape) for f in features] == [(1, 64, 16, 16), (1, 256, 4, 4), (1, 512, 2, 2)]
+    last, head = get_backbone("resnet18", out_indices=(4,))(torch.zeros(1, 3, 64, 64))
+    assert torch.equal(last, head)
+
+
+def test_without_a_classifier_no_parameter_is_idle():
+    backbone = get_backbone("convnext_atto", out_indices=(4,))
+    backbone(torch.zeros(1, 3, 64, 64))[-1].square().sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_pretrained_weights_may_hold_what_is_behind_the_last_level(tmp_path):
+    import timm
+
+    full = timm.create_model("convnext_atto").state_dict()
+    torch.save(full, tmp_path / "weights.pth")
+    backbone = get_backbone("convnext_atto", pretrained=tmp_path / "weights.pth")
+    assert torch.equal(backbone.net.state_dict()["stem.0.weight"], full["stem.0.weight"])
+
+
+def test_normalisation_is_that_of_the_weights():
+    assert get_backbone("b0", use_mmpretrain=False).mean == (0.485, 0.456, 0.406)
+    with torch.device("meta"):
+        assert get_backbone("s", use_mmpretrain=False).mean == (0.5, 0.5, 0.5)
+
+
+def test_random_weights_are_recorded():
+    assert build("timm").weights == "random"
+
+
+def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch):
+    monkeypatch.setattr(module, "fetch_weights", unreachable)
+    with pytest.raises(ModelError) as caught:
+        get_backbone("b0", pretrained=True, use_mmpretrain=False)
+    assert str(caught.value) == (
+        "no way to tf_efficientnetv2_b0.in1k. Set pretrained: auto to go on with random weights then, "
+        "pretrained: false for random weights, or give the path of a weights file"
+    )
+
+
+def test_auto_goes_on_with_random_weights_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(module, "fetch_weights", unreachable)
+    with caplog.at_level(logging.WARNING):
+        backbone = get_backbone("b0", pretrained="auto", use_mmpretrain=False)
+    assert backbone.weights == "random (pretrained: auto, but no way to tf_efficientnetv2_b0.in1k)"
+    assert backbone.weights in caplog.text
+
+
+def test_auto_takes_pretrained_weights_when_they_can_be_had(monkeypatch):
+    source = build("timm")
+    monkeypatch.setattr(module, "fetch_weights", lambda *_: source.net.state_dict())
+    backbone = get_backbone("b0", pretrained="auto", use_mmpretrain=False)
+    assert backbone.weights == "imagenet:tf_efficientnetv2_b0.in1k"
+    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), source.state_dict().values()))
+
+
+def test_timm_stands_in_for_a_missing_mmpretrain(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "mmpretrain.models.backbones.efficientnet_v2", None)
+    with caplog.at_level(logging.INFO):
+        assert get_backbone("b0").provider == "timm"
+    assert "mmpretrain cannot be imported" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"arch": "efficientnet_z9"}, "unknown backbone 'efficientnet_z9'; did you mean"),
+        ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl and the models"),
+        ({"out_indices": ()}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[\]"),
+        ({"out_indices": (2, 1)}, r"out_indices must be .*, got \[2, 1\]"),
+        ({"out_indices": (3, 5)}, r"out_indices must be .*, got \[3, 5\]"),
+        ({"arch": "vit_tiny_patch16_224"}, r"vit_tiny_patch16_224: this backbone has no features at stride 4, only at"),
+        ({"frozen_stages": 5}, r"freeze_backbone_stages must be -1 \(none\), 0 \(stem\) or a level 1 to 4, got 5"),
+        ({"pretrained": "/nowhere/b0.pth"}, r"/nowhere/b0\.pth: no such weights file"),
+    ],
+)
+def test_what_cannot_be_built_is_named(options, message):
+    with pytest.raises(ModelError, match=message):
+        get_backbone(**{"arch": "b0", "use_mmpretrain": False} | options)
+
+
+def unreachable(arch, name, provider):
+    raise ModelError(f"no way to {name}")

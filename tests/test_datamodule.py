@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import write_generic, write_mask, write_picture
+
+from gainmtl_lib.data.datamodule import EpochSampler, GainDataModule
+from gainmtl_lib.data.samples import DataError, read_samples
+from gainmtl_lib.records import Batch
+
+SIZE = (24, 32)
+STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_prob=0.0, gaussian_noise_prob=0.0)
+
+
+def module(root: Path, **options) -> GainDataModule:
+    samples = read_samples(root, dataset_type="generic")
+    return GainDataModule(samples, **{**dict(image_size=SIZE, batch_size=4, seed=7), **options})
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def epoch_of(data: GainDataModule, epoch: int) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    return list(loader)
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def test_a_batch_is_what_the_record_says(generic):
+    data = module(generic)
+    batch = next(iter(data.loader("train")))
+    assert (batch.images.shape, batch.images.dtype) == ((4, 3, *SIZE), torch.float32)
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, *SIZE), torch.float32)
+    assert (batch.labels.dtype, batch.has_mask.dtype, batch.index.dtype) == (torch.int64, torch.bool, torch.int64)
+    rows = data.samples.iloc[batch.index.tolist()]
+    assert rows["label"].tolist() == batch.labels.tolist()
+    assert batch.has_mask.tolist() == (batch.labels == 1).tolist()
+    quarter = torch.zeros(SIZE)
+    quarter[:12, :16] = 1
+    for mask, label in zip(batch.masks, batch.labels, strict=True):
+        assert torch.equal(mask[0], quarter * label)
+
+
+def test_cached_or_not_the_batches_are_the_same(generic):
+    cached, on_disk = module(generic), module(generic, cache_images=False)
+    assert equal(epoch_of(cached, 3), epoch_of(on_disk, 3))
+    assert equal(list(cached.loader("test")), list(on_disk.loader("test")))
+    assert on_disk.dataset.images is None
+
+
+def test_workers_change_nothing(generic):
+    assert equal(epoch_of(module(generic), 2), epoch_of(module(generic, num_workers=2), 2))
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone(generic):
+    data = module(generic)
+    first = epoch_of(data, 1)
+    epoch_of(data, 0)
+    torch.manual_seed(123)
+    np.random.seed(5)  # noqa: NPY002
+    assert equal(epoch_of(data, 1), first), "as after a resume"
+    assert not equal(epoch_of(data, 2), first)
+    assert not equal(epoch_of(module(generic, seed=8), 1), first)
+
+
+def test_loaders_leave_the_global_random_numbers_alone(generic):
+    data = module(generic)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    epoch_of(data, 0)
+    list(data.loader("val"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_training_row_once_shuffled_and_augmented(generic):
+    data = module(generic, batch_size=2)
+    batches = epoch_of(data, 0)
+    rows = torch.cat([batch.index for batch in batches]).tolist()
+    assert sorted(rows) == data.rows("train")
+    assert rows != sorted(rows)
+    plain = data.dataset[rows[0]].images
+    variants = {data.dataset[(epoch, rows[0])].images.numpy().tobytes() for epoch in range(8)}
+    assert len(variants | {plain.numpy().tobytes()}) > 2
+
+
+def test_other_splits_come_in_order_as_they_are(generic):
+    data = module(generic)
+    index = torch.cat([batch.index for batch in data.val_dataloader()])
+    assert index.tolist() == data.rows("val") == sorted(data.rows("val"))
+    assert torch.cat([batch.index for batch in data.test_dataloader()]).tolist() == data.rows("test")
+    assert equal(list(data.loader("val")), list(data.loader("val")))
+
+
+def test_without_augmentation_epochs_differ_in_order_only(generic):
+    data = module(generic, **STILL)
+    first = {int(b.index[k]): b.images[k] for b in epoch_of(data, 0) for k in range(len(b.index))}
+    second = {int(b.index[k]): b.images[k] for b in epoch_of(data, 1) for k in range(len(b.index))}
+    assert all(torch.equal(first[row], second[row]) for row in first)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5]), (4, [4, 2]), (1, [1] * 6), (6, [6])])
+def test_a_last_batch_of_one_is_dropped_in_training(generic, batch_size, sizes):
+    data = module(generic, batch_size=batch_size)
+    assert [len(batch.labels) for batch in epoch_of(data, 0)] == sizes
+    assert sum(len(batch.labels) for batch in data.loader("train")) == 6
+
+
+def test_lightning_tells_the_sampler_the_epoch(generic):
+    class Recorder(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.rows: list[list[int]] = []
+
+        def training_step(self, batch, batch_idx):
+            self.rows.append(batch.index.tolist())
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model, data = Recorder(), module(generic, batch_size=6)
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert model.rows == [epoch_of(data, epoch)[0].index.tolist() for epoch in range(2)]
+
+
+def test_sampler_gives_epoch_and_row():
+    sampler = EpochSampler([4, 7, 9], seed=0)
+    sampler.set_epoch(5)
+    keys = list(sampler)
+    assert len(sampler) == 3
+    assert {epoch for epoch, _ in keys} == {5}
+    assert sorted(row for _, row in keys) == [4, 7, 9]
+
+
+def test_class_counts_and_training_masks(generic):
+    data = module(generic)
+    assert data.class_counts == (3, 3)
+    for cached in (data, module(generic, cache_images=False)):
+        masks = cached.training_masks()
+        assert (tuple(masks.shape), masks.dtype) == ((3, 1, *SIZE), torch.uint8)
+        assert masks.sum(dim=(1, 2, 3)).tolist() == [192] * 3
+    (generic / "masks").rename(generic / "elsewhere")
+    assert module(generic).training_masks().shape == (0, 1, *SIZE)
+
+
+def test_defective_without_mask_or_with_an_empty_one_has_no_mask(generic, caplog):
+    (generic / "masks/train/defective/train_d0.png").unlink()
+    write_mask(generic / "masks/train/defective/train_d1.png", box=(slice(0, 0), slice(0, 0)))
+    data = module(generic)
+    assert data.samples["mask"].notna().sum() == 8
+    data.setup("fit")
+    assert "train_d1.png: mask holds no defect pixel; treated as missing" in caplog.text
+    assert data.samples["mask"].notna().sum() == 7
+    assert data.samples["mask"].iloc[4] is None
+    batch = next(iter(data._loader(data.rows("train"), drop_last=False)))
+    assert batch.labels[:3].tolist() == [1, 1, 1]
+    assert batch.has_mask[:3].tolist() == [False, False, True]
+    assert batch.masks[:2].sum() == 0
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_unreadable_files_are_all_named(generic, cache):
+    truncate(generic / "images/train/normal/train_n0.png")
+    (generic / "images/test/defective/test_d1.png").write_text("no picture")
+    data = module(generic, cache_images=cache)
+    with pytest.raises(DataError, match=r"train_n0.png: image is truncated or not an image") as caught:
+        data.setup("fit")
+    assert "test_d1.png" in str(caught.value)
+    assert "leave it out with skip_unreadable: true" in str(caught.value)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_unreadable_files_are_left_out_when_asked(generic, cache, caplog):
+    truncate(generic / "images/train/normal/train_n0.png")
+    truncate(generic / "masks/train/defective/train_d0.png")
+    data = module(generic, cache_images=cache, skip_unreadable=True)
+    data.setup("fit")
+    assert "left out" in caplog.text
+    assert "train_n0.png" in caplog.text
+    assert len(data.samples) == 16
+    assert data.class_counts == (2, 2)
+    for batch in data.loader("train"):
+        for row, label, mask in zip(batch.index.tolist(), batch.labels, batch.masks, strict=True):
+            assert data.samples["label"][row] == label
+            assert mask.sum() == 192 * label
+
+
+def test_a_mask_of_another_aspect_ratio_is_an_error_even_then(generic):
+    write_mask(generic / "masks/train/defective/train_d0.png", size=(12, 12))
+    with pytest.raises(
+        DataError, match=r"train_d0.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
+    ):
+        module(generic, skip_unreadable=True).setup("fit")
+
+
+def test_a_mask_of_another_size_is_fitted(generic):
+    write_mask(generic / "masks/train/defective/train_d0.png", size=(24, 32))
+    data = module(generic)
+    assert data.training_masks().sum(dim=(1, 2, 3)).tolist() == [192] * 3
+
+
+def test_a_training_split_without_a_class(tmp_path):
+    write_generic(tmp_path)
+    for number in range(3):
+        truncate(tmp_path / f"images/train/normal/train_n{number}.png")
+    with pytest.raises(DataError, match="the training split has 0 normal and 3 defective images; needs both"):
+        module(tmp_path, skip_unreadable=True).setup("fit")
+
+
+def test_an_unknown_split_names_those_that_exist(generic):
+    with pytest.raises(DataError, match="no image is in split 'test_shift'; the data has test, train, val"):
+        module(generic).loader("test_shift")
+
+
+def test_long_loads_show_that_they_are_alive(generic, caplog, monkeypatch):
+    monkeypatch.setattr("gainmtl_lib.data.loading.SECONDS_BETWEEN_LOG_LINES", 0.0)
+    with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
+        module(generic).setup("fit")
+    assert "decoded 9 of 18 images" in caplog.text
+    assert "decoded 18 images in" in caplog.text
+
+
+def test_pictures_of_any_size_and_kind_share_a_batch(tmp_path):
+    write_generic(tmp_path)
+    write_picture(tmp_path / "images/train/normal/large.jpg", size=(100, 90))
+    data = module(tmp_path, resize="letterbox", batch_size=7)
+    assert next(iter(data.loader("train"))).images.shape == (7, 3, *SIZE)
+
+
+def test_external_masks_keep_their_values_and_the_order_of_the_loader(generic, tmp_path):
+    for name, value in (("normal/test_n0", 51), ("normal/test_n1", 0), ("normal/test_n2", 255)):
+        write_picture(tmp_path / f"maps/{name}.png", value=value)
+    for number in range(3):
+        write_picture(tmp_path / f"maps/test_d{number}_mask.png", value=102, size=(24, 32))
+    masks = module(generic).external_masks("test", tmp_path / "maps")
+    assert (masks.shape, masks.dtype) == ((6, 1, *SIZE), torch.float32)
+    assert masks.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.4, 0.2, 0.0, 1.0])
+
+
+def test_external_masks_that_are_missing_ambiguous_or_do_not_fit(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; external_mask_dir holds one mask per image"):
+        module(write_generic(tmp_path / "data")).external_masks("test", tmp_path / "nowhere")
+    (tmp_path / "maps").mkdir()
+    data = module(tmp_path / "data")
+    with pytest.raises(DataError, match=r"has no mask for .*test_d0.png; expected defective/test_d0.png or"):
+        data.external_masks("test", tmp_path / "maps")
+    write_picture(tmp_path / "maps/test_d0.png", size=(20, 16))
+    with pytest.raises(DataError, match=r"test_d0.png: mask is 20x16 \(height x width\), its image .* 12x16; expected"):
+        data.external_masks("test", tmp_path / "maps")
+    write_picture(tmp_path / "data/images/test/normal/test_d0.png")
+    with pytest.raises(DataError, match=r"several images have the stem test_d0; .* as defective/test_d0.png"):
+        module(tmp_path / "data").external_masks("test", tmp_path / "maps")

@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from gainmtl_lib.records import Batch, GainOutput
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS
+from gainmtl_lib.training.losses import (
+    GainLoss,
+    cam_guide_loss,
+    consistency_loss,
+    counterfactual_loss,
+    focal_alpha,
+    focal_loss,
+    guided_attention_loss,
+    localization_loss,
+    normal_attention_loss,
+    standardize,
+)
+
+LN2 = math.log(2)
+ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
+YES, NO = torch.tensor([True]), torch.tensor([False])
+
+
+def images(*pictures: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(pictures, dtype=torch.float32).unsqueeze(1)
+
+
+MASK = images([[1, 1, 0, 0], [0, 0, 0, 0]])
+
+
+def cam_guide(cam: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
+    return cam_guide_loss(cam, masks, has_mask, gain=ONE, offset=ZERO)
+
+
+GUIDANCE = [guided_attention_loss, cam_guide, localization_loss]
+
+
+# values
+
+
+def test_focal_loss_counted_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])  # p_t = 1/2 and 3/4
+    expected = (0.7 * 0.5**2 * LN2 + 0.3 * 0.25**2 * -math.log(0.75)) / 2
+    assert focal_loss(logits, torch.tensor([1, 0]), gamma=2.0, alpha=0.7).item() == pytest.approx(expected)
+
+
+def test_focal_loss_without_focus_is_half_the_cross_entropy():
+    logits, labels = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels) / 2
+    assert focal_loss(logits, labels, gamma=0.0, alpha=0.5).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_finite_for_certain_predictions(gamma):
+    logits = torch.tensor([[1e4, -1e4], [1e4, -1e4], [0.0, 200.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([0, 1, 1]), gamma=gamma, alpha=0.5)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_focal_alpha_weighs_the_rarer_class_more():
+    assert focal_alpha(normals=90, defectives=10) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="needs training images of both classes, got 5 normal and 0 defective"):
+        focal_alpha(normals=5, defectives=0)
+
+
+def test_guided_attention_loss_counted_by_hand():
+    # p = 1/2 on eight pixels, two of them defect: intersection 1, areas 4 + 2
+    expected = LN2 + (1 - 2 * 1 / 6) + (1 - 1 / 5)
+    assert guided_attention_loss(torch.zeros(1, 1, 2, 4), MASK, YES).item() == pytest.approx(expected)
+    assert guided_attention_loss(torch.zeros(1, 1, 1, 2), MASK, YES).item() == pytest.approx(expected)
+
+
+def test_localization_loss_counted_by_hand():
+    assert localization_loss(torch.zeros(1, 1, 2, 4), MASK, YES).item() == pytest.approx(LN2 + 2 / 3)
+
+
+def test_spatial_terms_reduce_per_image_before_they_average():
+    # A large defect that is found and a small one that is missed: Dice 0 and 1, BCE 0 and 50 / 8.
+    masks = torch.cat([torch.ones(1, 1, 2, 4), images([[1, 0, 0, 0], [0, 0, 0, 0]])])
+    logits = torch.cat([torch.full((1, 1, 2, 4), 50.0), torch.full((1, 1, 2, 4), -50.0)])
+    expected = (0 + (1 + 50 / 8)) / 2
+    assert localization_loss(logits, masks, torch.tensor([True, True])).item() == pytest.approx(expected)
+
+
+def test_cam_guide_loss_counted_by_hand():
+    # already standardised: logits 1 on the defect, -1 beside it; areas 2 + 2, intersection 2 p
+    cam, mask, p = images([[1, 1], [-1, -1]]), images([[1, 1], [0, 0]]), 1 / (1 + math.exp(-1))
+    expected = -math.log(p) + (1 - 2 * (2 * p) / 4)
+    assert cam_guide(cam, mask, YES).item() == pytest.approx(expected)
+    scaled = cam_guide_loss(cam, mask, YES, gain=torch.tensor(2.0), offset=torch.tensor(-2.0))
+    q = 1 / (1 + math.exp(4))  # logits 0 and -4
+    bce, dice = (LN2 - math.log(1 - q)) / 2, 1 - 2 * 1 / (1 + 2 * q + 2)
+    assert scaled.item() == pytest.approx(bce + dice)
+
+
+def test_cam_guide_loss_sees_the_shape_of_a_cam_not_its_scale():
+    cam = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    assert cam_guide(100 * cam + 7, MASK, YES).item() == pytest.approx(cam_guide(cam, MASK, YES).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e-4, 1e4])
+def test_cam_guide_gradient_is_bounded(scale):
+    noise = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    cam = (3 + scale * noise).requires_grad_()
+    cam_guide(cam, MASK, YES).backward()
+    assert cam.grad is not None
+    assert cam.grad.isfinite().all()
+    assert cam.grad.abs().max() < 1 / 0.01
+
+
+def test_standardize_keeps_a_flat_cam_flat():
+    assert standardize(torch.full((1, 1, 2, 2), 0.3)).abs().max() < 1e-4
+    assert torch.allclose(standardize(images([[3, 5], [5, 3]])), images([[-1, 1], [1, -1]]))
+    assert torch.allclose(standardize(images([[0.001, -0.001]])), images([[0.1, -0.1]]))
+
+
+def test_normal_attention_loss_counted_by_hand():
+    even, one_cell, half = [[3, 3], [3, 3]], [[99, 0], [0, 0]], [[99, 99], [0, 0]]
+    for picture, expected in ((even, 0.0), (one_cell, 1.0), (half, 1 - math.log(2) / math.log(4))):
+        assert normal_attention_loss(images(picture), YES).item() == pytest.approx(expected, abs=1e-6)
+    assert normal_attention_loss(torch.zeros(1, 1, 2, 2), YES, kind="zero").item() == pytest.approx(LN2)
+    assert normal_attention_loss(torch.full((1, 1, 1, 1), 5.0), YES).item() == 0
+    with pytest.raises(ValueError, match="normal attention must be entropy or zero, got 'even'"):
+        normal_attention_loss(torch.zeros(1, 1, 2, 2), YES, kind="even")  # pyright: ignore[reportArgumentType]
+
+
+def test_counterfactual_loss_counted_by_hand():
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, 99.0]])
+    assert counterfactual_loss(logits, torch.tensor([True, False])).item() == pytest.approx(-math.log(0.75))
+
+
+def test_consistency_loss_counted_by_hand():
+    attention = torch.zeros(1, 1, 1, 2)  # 1/2 in both cells; pooled localization 1 and 1/2
+    localization = images([[99, 99, 99, 99], [99, 99, -99, -99]])
+    assert consistency_loss(attention, localization, YES).item() == pytest.approx(0.25 / 2)
+
+
+# gradients
+
+
+@pytest.mark.parametrize("loss", GUIDANCE)
+@pytest.mark.parametrize("size", [(2, 4), (4, 8)])
+def test_guidance_raises_inside_and_lowers_outside(loss, size):
+    masks = torch.nn.functional.interpolate(MASK, size=size)
+    logits = (0.1 * torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    loss(logits, masks, YES).backward()
+    assert logits.grad is not None
+    assert (logits.grad[MASK == 1] < 0).all()
+    assert logits.grad[MASK == 0].mean() > 0
+    if loss is not cam_guide:
+        assert (logits.grad[..., 3] > 0).all()
+
+
+def test_even_attention_on_normals_lowers_the_peak():
+    logits = images([[2, 0], [0, 0]]).requires_grad_()
+    normal_attention_loss(logits, YES).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0, 0, 0] > 0
+    assert (logits.grad.flatten()[1:] < 0).all()
+
+
+def test_zero_attention_on_normals_lowers_every_cell():
+    logits = images([[2, 0], [0, -3]]).requires_grad_()
+    normal_attention_loss(logits, YES, kind="zero").backward()
+    assert logits.grad is not None
+    assert (logits.grad > 0).all()
+
+
+def test_consistency_pulls_both_maps_together():
+    attention = torch.full((1, 1, 1, 2), -1.0, requires_grad=True)
+    localization = torch.full((1, 1, 2, 4), 1.0, requires_grad=True)
+    consistency_loss(attention, localization, YES).backward()
+    assert attention.grad is not None
+    assert localization.grad is not None
+    assert (attention.grad < 0).all()
+    assert (localization.grad > 0).all()
+
+
+def test_counterfactual_raises_the_normal_class():
+    logits = torch.zeros(1, 2, requires_grad=True)
+    counterfactual_loss(logits, YES).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
+
+
+# nothing to learn from
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(lambda x, term=term: term(x, MASK, NO) for term in GUIDANCE),
+        lambda x: normal_attention_loss(x, NO),
+        lambda x: normal_attention_loss(x, NO, kind="zero"),
+        lambda x: consistency_loss(x, torch.zeros(1, 1, 4, 8), NO),
+        lambda x: counterfactual_loss(x.flatten(1)[:, :2], NO),
+    ],
+)
+def test_without_an_image_to_apply_to_a_term_is_zero_and_attached(loss):
+    x = torch.randn(1, 1, 2, 4, requires_grad=True)
+    value = loss(x)
+    assert value.item() == 0
+    value.backward()
+    assert x.grad is not None
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("loss", GUIDANCE)
+def test_images_without_a_mask_do_not_count(loss):
+    logits = torch.randn(3, 1, 2, 4, generator=torch.Generator().manual_seed(2))
+    masks = torch.cat([MASK, torch.zeros_like(MASK), MASK.flip(3)])
+    both = loss(logits, masks, torch.tensor([True, False, True]))
+    alone = [loss(logits[k : k + 1], masks[k : k + 1], YES) for k in (0, 2)]
+    assert both.item() == pytest.approx(torch.stack(alone).mean().item())
+
+
+@pytest.mark.parametrize("loss", GUIDANCE)
+def test_a_mask_that_turned_out_empty_stays_finite(loss):
+    logits = torch.full((1, 1, 2, 4), -200.0, requires_grad=True)
+    loss(logits, torch.zeros_like(MASK), YES).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+# precision
+
+
+@pytest.mark.parametrize("loss", GUIDANCE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    logits = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(3)).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(logits, MASK.to(dtype), YES)
+    assert value.dtype == torch.float32
+    assert value.item() == loss(logits.float(), MASK, YES).item()
+
+
+def test_focal_loss_of_half_precision_is_computed_in_float32():
+    logits, labels = torch.tensor([[6e4, -6e4], [0.5, 1.5]]).half(), torch.tensor([1, 0])
+    value = focal_loss(logits, labels, gamma=2.0, alpha=0.5)
+    assert value.dtype == torch.float32
+    assert value.item() == focal_loss(logits.float(), labels, gamma=2.0, alpha=0.5).item()
+
+
+# all together
+
+
+def make_batch(labels: list[int], has_mask: list[bool]) -> Batch:
+    masks = MASK.repeat_interleave(4, 2).repeat_interleave(4, 3)  # (1, 1, 8, 16)
+    present = torch.tensor(has_mask)
+    return Batch(
+        images=torch.rand(len(labels), 3, 8, 16),
+        labels=torch.tensor(labels),
+        masks=masks * present[:, None, None, None],
+        has_mask=present,
+        index=torch.arange(len(labels)),
+    )
+
+
+def make_output(size: int, strategy: str = "S5") -> GainOutput:
+    generator = torch.Generator().manual_seed(4)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(size, *shape, generator=generator).requires_grad_()
+
+    cls_logits, cls_cam = leaf(2), leaf(1, 2, 4)
+    if strategy in ("S1", "S2"):
+        return GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
+    attended = leaf(2)
+    return GainOutput(
+        logits=attended,
+        cam=leaf(1, 2, 4),
+        cls_logits=cls_logits,
+        cls_cam=cls_cam,
+        attended_cls_logits=attended,
+        attention_logits=leaf(1, 2, 4),
+        cf_logits=leaf(2) if strategy in ("S5", "S6") else None,
+        localization_logits=leaf(1, 8, 16) if strategy >= "S4" else None,
+    )
+
+
+def make_loss(**changes) -> GainLoss:
+    return GainLoss(**{"focal_gamma": 2.0, "focal_alpha": 0.6} | changes)
+
+
+@pytest.mark.parametrize("strategy", STRATEGY_WEIGHTS)
+def test_total_is_the_weighted_sum_of_the_terms_in_force(strategy):
+    weights = STRATEGY_WEIGHTS[strategy]
+    losses = make_loss()(make_output(3, strategy), make_batch([0, 1, 1], [False, True, False]), weights)
+    in_force = [term for term in TERMS if weights[term] > 0]
+    assert list(losses) == [*in_force, "total"]
+    expected = sum(weights[term] * losses[term].item() for term in in_force)
+    assert losses["total"].item() == pytest.approx(expected)
+    assert all(value.ndim == 0 and value.requires_grad for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("term", "moved"),
+    [
+        ("cls", {"cls_logits"}),
+        ("am", {"attended_cls_logits"}),
+        ("cam_guide", {"cls_cam", "cam"}),
+        ("loc", {"localization_logits"}),
+        ("guide", {"attention_logits"}),
+        ("cf", {"cf_logits"}),
+        ("consist", {"attention_logits", "localization_logits"}),
+    ],
+)
+def test_each_term_moves_its_outputs_and_nothing_else(term, moved):
+    output = make_output(2)
+    make_loss()(output, make_batch([0, 1], [False, True]), {term: 1.0})["total"].backward()
+    leaves = {field.name: output[field.name] for field in fields(output) if field.name != "logits"}
+    touched = {name for name, leaf in leaves.items() if leaf is not None and leaf.grad is not None and leaf.grad.any()}
+    assert touched == moved
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
+def test_a_batch_without_masks_adds_exactly_nothing(labels):
+    losses = make_loss()(make_output(2), make_batch(labels, [False, False]), dict.fromkeys(TERMS, 1.0))
+    for term in ("cam_guide", "loc", "cf", "consist"):
+        assert losses[term].item() == 0
+        assert losses[term].requires_grad
+    assert (losses["guide"].item() == 0) == (labels == [1, 1])
+
+
+def test_guide_is_the_mask_term_on_defects_plus_the_normal_term_on_normals():
+    output, batch = make_output(3), make_batch([0, 1, 1], [False, True, False])
+    logits = output.attention_logits
+    assert logits is not None
+    on_defect = guided_attention_loss(logits[1:2], batch.masks[1:2], YES).item()
+    for kind in ("entropy", "zero"):
+        expected = on_defect + normal_attention_loss(logits[:1], YES, kind=kind).item()
+        value = make_loss(normal_attention=kind)(output, batch, {"guide": 0.5})["guide"]
+        assert value.item() == pytest.approx(expected)
+
+
+def test_cam_guide_targets():
+    output, batch = make_output(1), make_batch([1], [True])
+    values = {
+        target: make_loss(cam_guide_target=target)(output, batch, {"cam_guide": 1.0})["cam_guide"].item()
+        for target in ("cls", "deciding", "both")
+    }
+    assert values["cls"] != values["deciding"]
+    assert values["both"] == pytest.approx((values["cls"] + values["deciding"]) / 2)
+
+
+def test_one_head_is_guided_once():
+    output, batch = make_output(1, "S2"), make_batch([1], [True])
+    values = {
+        make_loss(cam_guide_target=target)(output, batch, {"cam_guide": 1.0})["cam_guide"].item()
+        for target in ("cls", "deciding", "both")
+    }
+    assert len(values) == 1
+
+
+def test_gain_and_offset_are_learned_and_the_gain_is_positive():
+    loss = make_loss()
+    loss(make_output(1, "S2"), make_batch([1], [True]), {"cam_guide": 1.0})["total"].backward()
+    assert {name for name, _ in loss.named_parameters()} == {"cam_log_gain", "cam_offset"}
+    assert all(parameter.grad is not None and parameter.grad != 0 for parameter in loss.parameters())
+    assert loss.cam_log_gain.exp().item() == pytest.approx(2)
+
+
+def test_no_weight_at_all_is_an_attached_zero():
+    output = make_output(1, "S1")
+    losses = make_loss()(output, make_batch([1], [True]), dict.fromkeys(TERMS, 0.0))
+    assert list(losses) == ["total"]
+    losses["total"].backward()
+    assert losses["total"].item() == 0
+
+
+def test_errors_say_what_to_do():
+    batch = make_batch([1], [True])
+    with pytest.raises(ValueError, match=r"loss term cf needs the model's cf_logits, which is None; set its weight"):
+        make_loss()(make_output(1, "S4"), batch, {"cf": 0.3})
+    with pytest.raises(ValueError, match="unknown loss term lok; there are cls, am"):
+        make_loss()(make_output(1), batch, {"lok": 1.0})
+    with pytest.raises(ValueError, match="cam_guide_target must be cls, deciding or both, got 'all'"):
+        make_loss(cam_guide_target="all")
