@@ -26,9 +26,7 @@ def build_samples(settings: Settings) -> pd.DataFrame:
             shortcut=settings.shortcut,
             shortcut_correlation=settings.shortcut_correlation,
         )
-    samples = read_samples(
-        settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern
-    )
+    samples = read_samples(settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern)
     seed = settings.seed if settings.split_seed is None else settings.split_seed
     return split_samples(samples, val_ratio=settings.val_ratio, test_ratio=settings.test_ratio, seed=seed)
 

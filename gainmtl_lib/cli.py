@@ -26,6 +26,7 @@ class Commands(click.Group):
     """Takes underscores for hyphens, and turns the library's errors into one message and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that is meant for the user becomes a message without a traceback."""
         try:
             return super().invoke(ctx)
         except _known_errors() as error:
@@ -66,7 +67,9 @@ def main() -> None:
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``-f FILE`` and ``-p NAME VALUE``, both repeatable."""
     files = click.option("-f", "--config", "files", multiple=True, type=Path, help="Parameter file; later ones win.")
-    pairs = click.option("-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files.")
+    pairs = click.option(
+        "-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files."
+    )
     return files(pairs(command))
 
 
@@ -117,7 +120,9 @@ def train(
 ) -> None:
     """Train one strategy without a notebook. An unfinished run goes on; a finished one is reported."""
     given = {name: value for name, value in options.items() if value is not None}
-    settings = Settings.from_yaml(*files, **dict(_pairs(pairs)) | given | ({"use_tensorboard": False} if no_tensorboard else {}))
+    settings = Settings.from_yaml(
+        *files, **dict(_pairs(pairs)) | given | ({"use_tensorboard": False} if no_tensorboard else {})
+    )
     from gainmtl_lib.training.fit import fit
 
     finished = fit(settings, resume=resume, force=force)
@@ -159,7 +164,9 @@ def data() -> None:
 
 @data.command()
 @click.argument("path", type=Path)
-@click.option("--dataset-type", default="generic", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"]))
+@click.option(
+    "--dataset-type", default="generic", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"])
+)
 @click.option("--image-size", type=int, nargs=2, default=(512, 512), show_default=True, help="Height and width.")
 @click.option("--val-ratio", type=float, default=0.2, show_default=True)
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
@@ -184,7 +191,9 @@ def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -
     from gainmtl_lib.build import build_samples
 
     samples = build_samples(settings)
-    console.print(f"{path}: {len(samples)} pictures, " + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items()))
+    console.print(
+        f"{path}: {len(samples)} pictures, " + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items())
+    )
 
 
 @main.command()
@@ -223,3 +232,6 @@ def _value(text: str) -> Any:
 def _origins(files: Sequence[Path]) -> dict[str, str]:
     return {name: str(path) for path in files for name in read_parameters(path)}
 
+
+if __name__ == "__main__":
+    main()

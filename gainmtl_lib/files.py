@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
 
 
 class FileError(OSError):
@@ -34,9 +38,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise FileError(_reason(path, error)) from error
-    except RuntimeError as error:
-        # PyTorch reports a failed write as a RuntimeError, with the file system's reason in its text or not at all.
-        if shutil.disk_usage(path.parent).free < 2**20 or "write" in str(error):
+    except Exception as error:
+        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
+        if FAILED_WRITE.search(str(error)):
             raise FileError(f"{path}: could not be written ({_free(path)} free): {error}") from error
         raise
     finally:

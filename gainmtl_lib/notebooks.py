@@ -57,9 +57,7 @@ def execute(name: str, output: Path, parameters: Mapping[str, Any]) -> Path:
     source = notebook_path(name)
     logger.info("notebook %s -> %s", source.name, output)
     try:
-        papermill.execute_notebook(
-            source, output, parameters=dict(parameters), cwd=str(source.parent), progress_bar=False, log_output=True
-        )
+        _papermill(source, output, dict(parameters))
     except PapermillExecutionError as error:
         raise NotebookError(
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -71,9 +69,22 @@ def execute(name: str, output: Path, parameters: Mapping[str, Any]) -> Path:
 def refresh(path: Path) -> None:
     """Execute a committed notebook in place with its own parameters, and clean it. Running it twice changes nothing."""
     with atomic_path(path) as temporary:
-        papermill.execute_notebook(path, temporary, cwd=str(path.parent), progress_bar=False, log_output=True)
+        _papermill(path, temporary, {})
         notebook = clean(nbformat.read(temporary, as_version=4))
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + os.linesep, "utf-8")
+
+
+def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """With the cells' log lines on stderr, and without the kernel's advice on network encryption."""
+    papermill.execute_notebook(
+        source,
+        output,
+        parameters=parameters,
+        cwd=str(source.parent),
+        progress_bar=False,
+        log_output=True,
+        extra_arguments=["--log-level=ERROR"],
+    )
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:

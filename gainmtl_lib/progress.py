@@ -18,6 +18,7 @@ def show_progress(level: int = logging.INFO) -> None:
         logger.propagate = False
     for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "mmengine"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's own affair
     # Loader workers are measured, not guessed (benchmarks/training.py); Lightning's advice to use more is wrong here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")

@@ -19,6 +19,7 @@ from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import contact_sheet, save_figure
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
+from gainmtl_lib.settings import Settings
 
 FINDINGS_SHOWN = 12
 """Of each level; the data check may find hundreds of one kind."""
@@ -54,7 +55,7 @@ def evaluate_and_report(
         model, settings = load_checkpoint_model(checkpoint)
     data, threshold = None, None
     if data_root is not None or run is None:
-        data = build_data(settings.changed(data_root=data_root.absolute() if data_root else settings.data_root))
+        data = build_data(_elsewhere(settings, data_root) if data_root else settings)
         # A threshold is chosen once, where the model was trained; other data must not move it.
         threshold = run.metrics["threshold"] if run is not None and run.is_evaluated else None
     table, summary = evaluate(
@@ -77,6 +78,12 @@ def evaluate_and_report(
         if data is None:
             data = build_data(settings)
         _visualize(console, run.model if run else model, data, table, summary["threshold"], folder)
+
+
+def _elsewhere(settings: Settings, data_root: Path) -> Settings:
+    """The same reading of other data. A synthetic dataset is read as it lies there, not made anew."""
+    layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
+    return settings.changed(data_root=data_root.absolute(), dataset_type=layout)
 
 
 def _run_of(checkpoint: Path | None) -> Run | None:
@@ -153,7 +160,7 @@ def report_data_check(console: Console, path: Path, *, contact_sheet_path: Path 
         "images by split and defect type": report.counts,
         "masks": report.masks,
         "defect area, share of the image": report.defect_area,
-        f"grid IoU at {options['image_size'][0]} x {options['image_size'][1]} px: what the masks reach on a map": report.grid_iou,
+        f"grid IoU at {' x '.join(map(str, options['image_size']))} px: what the masks reach on a map": report.grid_iou,
     }
     for title, rows in sections.items():
         if len(rows):

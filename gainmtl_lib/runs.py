@@ -165,7 +165,9 @@ def claim(settings: Settings, *, force: bool = False) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"{folder}: another process is writing to this run; wait for it or change 'experiment'") from None
+        raise RunError(
+            f"{folder}: another process is writing to this run; wait for it or change 'experiment'"
+        ) from None
     try:
         if force:
             _empty(folder)
@@ -203,7 +205,9 @@ def _empty(folder: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write atomically; NaN, which JSON lacks, becomes null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(
+            json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -254,7 +258,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def check_architecture(path: Path, checkpoint: Mapping[str, Any], settings: Settings) -> None:
     """Raises `RunError` naming each setting in which the checkpoint's model differs from the one asked for."""
     stored, asked = checkpoint["gainmtl_settings"], settings.plain()
-    differing = [f"{name}: {stored.get(name)!r} and {asked[name]!r}" for name in ARCHITECTURE if stored.get(name) != asked[name]]
+    differing = [
+        f"{name}: {stored.get(name)!r} and {asked[name]!r}" for name in ARCHITECTURE if stored.get(name) != asked[name]
+    ]
     if differing:
         raise RunError(f"{path}: a checkpoint of another model (stored and asked for):\n  " + "\n  ".join(differing))
 

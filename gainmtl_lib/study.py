@@ -14,7 +14,9 @@ from gainmtl_lib.settings import Settings, SettingsError, read_parameters, repos
 logger = logging.getLogger(__name__)
 
 
-def notebook_settings(strategy: str | None, given: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Settings:
+def notebook_settings(
+    strategy: str | None, given: Mapping[str, Any], origin: Mapping[str, str] | None = None
+) -> Settings:
     """What a notebook's `Settings` will be: its own parameters (quick + strategy), then what is given.
 
     Args:

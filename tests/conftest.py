@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-Writer = Callable[..., Path]
+# Tests work on small tensors, where a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 def write_picture(path: Path, *, size: tuple[int, int] = (12, 16), value: int | None = None, seed: int = 0) -> Path:
@@ -41,6 +42,11 @@ def write_generic(
             folder = root / "masks" / split / "defective" if split_masks else root / "masks" / "defective"
             write_mask(folder / f"{split}_d{number}.png")
     return root
+
+
+def truncate_file(path: Path) -> None:
+    """Cut a picture short, as an interrupted copy does."""
+    path.write_bytes(path.read_bytes()[:60])
 
 
 @pytest.fixture

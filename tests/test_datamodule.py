@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import write_generic, write_mask, write_picture
+from conftest import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib.data.datamodule import EpochSampler, GainDataModule
 from gainmtl_lib.data.samples import DataError, read_samples
@@ -20,10 +20,6 @@ STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_pro
 def module(root: Path, **options) -> GainDataModule:
     samples = read_samples(root, dataset_type="generic")
     return GainDataModule(samples, **{**dict(image_size=SIZE, batch_size=4, seed=7), **options})
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:60])
 
 
 def epoch_of(data: GainDataModule, epoch: int) -> list[Batch]:
@@ -154,11 +150,11 @@ def test_class_counts_and_training_masks(generic):
     data = module(generic)
     assert data.class_counts == (3, 3)
     for cached in (data, module(generic, cache_images=False)):
-        masks = cached.training_masks()
-        assert (tuple(masks.shape), masks.dtype) == ((3, 1, *SIZE), torch.uint8)
-        assert masks.sum(dim=(1, 2, 3)).tolist() == [192] * 3
+        masks = dict(cached.training_masks())
+        assert list(cached.samples.loc[list(masks), "label"]) == [1, 1, 1]
+        assert [(tuple(mask.shape), mask.sum().item()) for mask in masks.values()] == [((1, *SIZE), 192.0)] * 3
     (generic / "masks").rename(generic / "elsewhere")
-    assert module(generic).training_masks().shape == (0, 1, *SIZE)
+    assert list(module(generic).training_masks()) == []
 
 
 def test_defective_without_mask_or_with_an_empty_one_has_no_mask(generic, caplog):
@@ -178,7 +174,7 @@ def test_defective_without_mask_or_with_an_empty_one_has_no_mask(generic, caplog
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_unreadable_files_are_all_named(generic, cache):
-    truncate(generic / "images/train/normal/train_n0.png")
+    truncate_file(generic / "images/train/normal/train_n0.png")
     (generic / "images/test/defective/test_d1.png").write_text("no picture")
     data = module(generic, cache_images=cache)
     with pytest.raises(DataError, match=r"train_n0.png: image is truncated or not an image") as caught:
@@ -189,8 +185,8 @@ def test_unreadable_files_are_all_named(generic, cache):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_unreadable_files_are_left_out_when_asked(generic, cache, caplog):
-    truncate(generic / "images/train/normal/train_n0.png")
-    truncate(generic / "masks/train/defective/train_d0.png")
+    truncate_file(generic / "images/train/normal/train_n0.png")
+    truncate_file(generic / "masks/train/defective/train_d0.png")
     data = module(generic, cache_images=cache, skip_unreadable=True)
     data.setup("fit")
     assert "left out" in caplog.text
@@ -214,13 +210,13 @@ def test_a_mask_of_another_aspect_ratio_is_an_error_even_then(generic):
 def test_a_mask_of_another_size_is_fitted(generic):
     write_mask(generic / "masks/train/defective/train_d0.png", size=(24, 32))
     data = module(generic)
-    assert data.training_masks().sum(dim=(1, 2, 3)).tolist() == [192] * 3
+    assert [mask.sum().item() for _, mask in data.training_masks()] == [192.0] * 3
 
 
 def test_a_training_split_without_a_class(tmp_path):
     write_generic(tmp_path)
     for number in range(3):
-        truncate(tmp_path / f"images/train/normal/train_n{number}.png")
+        truncate_file(tmp_path / f"images/train/normal/train_n{number}.png")
     with pytest.raises(DataError, match="the training split has 0 normal and 3 defective images; needs both"):
         module(tmp_path, skip_unreadable=True).setup("fit")
 

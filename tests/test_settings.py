@@ -16,8 +16,20 @@ def message(**values):
 
 def test_defaults_are_the_method_documents_setting():
     s = Settings()
-    assert (s.backbone_arch, s.image_size, s.batch_size, s.num_epochs, s.learning_rate) == ("s", (512, 512), 16, 100, 1e-4)
-    assert (s.hflip_prob, s.vflip_prob, s.rotate90_prob, s.color_jitter_prob, s.gaussian_noise_prob) == (0.5, 0.5, 0.5, 0.3, 0.2)
+    assert (s.backbone_arch, s.image_size, s.batch_size, s.num_epochs, s.learning_rate) == (
+        "s",
+        (512, 512),
+        16,
+        100,
+        1e-4,
+    )
+    assert (s.hflip_prob, s.vflip_prob, s.rotate90_prob, s.color_jitter_prob, s.gaussian_noise_prob) == (
+        0.5,
+        0.5,
+        0.5,
+        0.3,
+        0.2,
+    )
     assert s.map_stride == 32 and s.pretrained is True
 
 
@@ -96,14 +108,23 @@ def test_several_problems_are_all_named():
         ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
         ({"num_classes": 3}, "num_classes must be 2 (the CAM is a two-class margin), got 3"),
         ({"stage1_ratio": 0.5}, "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
-        ({"out_indices": [3, 4, 5]}, "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 4, 5]"),
+        (
+            {"out_indices": [3, 4, 5]},
+            "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 4, 5]",
+        ),
         ({"image_size": 500}, "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
-        ({"strategy": "S3", "lambda_cf": 0.3}, "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it to 0"),
+        (
+            {"strategy": "S3", "lambda_cf": 0.3},
+            "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it to 0",
+        ),
         ({"own_mask_prob": 0.9}, "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
-        ({"mask_source": "external"}, "mask_source 'external' needs external_mask_dir, the folder with one mask per image"),
+        (
+            {"mask_source": "external"},
+            "mask_source 'external' needs external_mask_dir, the folder with one mask per image",
+        ),
         ({"group_pattern": "("}, "group_pattern is not a regular expression"),
     ],
-)  # fmt: skip
+)
 def test_messages(values, expected):
     assert expected in message(**values)
 

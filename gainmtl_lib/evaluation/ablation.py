@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,8 @@ def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     for name, heading in COLUMNS.items():
         mean, half_width = part[(name, "mean")], part[(name, "half_width")]
         columns[heading] = [
-            "–" if np.isnan(m) else f"{m:.3f}" if np.isnan(w) else f"{m:.3f} ± {w:.3f}" for m, w in zip(mean, half_width)
+            "–" if np.isnan(m) else f"{m:.3f}" if np.isnan(w) else f"{m:.3f} ± {w:.3f}"
+            for m, w in zip(mean, half_width)
         ]
     return pd.DataFrame(columns, index=part.index)
 
@@ -103,7 +105,7 @@ def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for split in comparison["split"].unique():
         strategies = sorted(comparison["strategy"].unique())
-        for before, after in zip(strategies, strategies[1:]):
+        for before, after in pairwise(strategies):
             first, second = (means.loc[split].xs(s, level="strategy") for s in (before, after))
             rows[split, f"{before}→{after}"] = (second - first).mean()
     return pd.DataFrame(rows).T.rename_axis(["split", "step"])

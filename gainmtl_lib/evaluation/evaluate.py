@@ -99,7 +99,9 @@ def _predict(
     try:
         present = [split for split in ("val", *TEST_SPLITS) if (data.samples["split"] == split).any()]
         return {
-            split: predict_split(model, data, split, attention_masks=_given_masks(model, data, split, external_mask_dir))
+            split: predict_split(
+                model, data, split, attention_masks=_given_masks(model, data, split, external_mask_dir)
+            )
             for split in present
         }
     finally:
@@ -117,9 +119,7 @@ def _given_masks(model: GAINMTLModel, data: GainDataModule, split: str, folder: 
     return data.external_masks(split, folder)
 
 
-def _summary(
-    predictions: dict[str, SplitPredictions], threshold: float | None
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _summary(predictions: dict[str, SplitPredictions], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     origin = "given"
     if threshold is None and "val" in predictions:
         val = predictions["val"].table
@@ -133,15 +133,15 @@ def _summary(
     return pd.concat(tables.values(), ignore_index=True), summary
 
 
-def _store(
-    run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]
-) -> None:
+def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
     table = table.assign(image=[_relative(path, run.settings) for path in table["image"]])
     with atomic_path(run.folder / "predictions.csv") as path:
         table.to_csv(path, index=False, float_format="%.6g")
     names = next(iter(predictions.values())).maps
     with atomic_path(run.folder / "maps.npz") as path:
-        np.savez_compressed(path, **{name: np.concatenate([p.maps[name] for p in predictions.values()]) for name in names})
+        np.savez_compressed(
+            path, **{name: np.concatenate([p.maps[name] for p in predictions.values()]) for name in names}
+        )
     write_json(run.folder / "metrics.json", summary)
 
 

@@ -1,0 +1,1 @@
+"""Figures: pictures with maps, curves, strategies side by side."""

@@ -31,7 +31,15 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
         counts = confusion_matrix(rows["label"], rows["predicted"], labels=[0, 1])
         names = ["normal", "defective"]
         sns.heatmap(
-            counts, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, xticklabels=names, yticklabels=names, square=True
+            counts,
+            annot=True,
+            fmt="d",
+            cmap="Blues",
+            cbar=False,
+            ax=axis,
+            xticklabels=names,
+            yticklabels=names,
+            square=True,
         )
         axis.set_title(SPLIT_NAMES[split], fontsize=9)
         axis.set(xlabel=f"verdict at {threshold:.2f}", ylabel="truth")
@@ -60,24 +68,29 @@ def _curves(roc: plt.Axes, pr: plt.Axes, predictions: pd.DataFrame, splits: list
 
 
 def training_figure(history: pd.DataFrame) -> Figure:
-    """Loss terms by step with the stages shaded, and validation AP and CAM-IoU by epoch.
+    """Loss terms by step with the stages shaded, and validation scores by epoch.
 
     Args:
         history: of a run, columns ``tag``, ``step``, ``value``.
     """
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
+    figure, (losses, scores) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", width_ratios=[1.15, 1])
     for tag, rows in history[history["tag"].str.startswith("train/loss_")].groupby("tag"):
         name = str(tag).removeprefix("train/loss_")
-        smooth = rows["value"].rolling(5, min_periods=1).mean()
-        losses.plot(rows["step"], smooth, label=name, lw=2 if name == "total" else 1, color="k" if name == "total" else None)
+        style = {"label": "total (weighted)", "color": "k", "lw": 2} if name == "total" else {"label": name, "lw": 1}
+        losses.plot(rows["step"], rows["value"].rolling(5, min_periods=1).mean(), **style)
     _shade_stages(losses, history[history["tag"] == "train/stage"])
-    losses.set(xlabel="optimiser step", ylabel="loss term, unweighted", title="training losses (mean of 5)")
-    losses.legend(fontsize=7, ncols=2)
-    for tag, name in {"val/average_precision": "AP", "val/accuracy": "accuracy at 0.5", "val/cam_iou": "CAM-IoU"}.items():
-        rows = history[history["tag"] == tag]
-        scores.plot(np.arange(1, len(rows) + 1), rows["value"], marker="o", ms=3, label=name)
+    losses.set(xlabel="optimiser step", title="training losses (mean of 5 log entries)")
+    losses.margins(y=0.12)
+    losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    tags = {"val/average_precision": "AP", "val/accuracy": "accuracy at 0.5", "val/cam_iou": "CAM-IoU"}
+    for tag, name in tags.items():
+        values = history.loc[history["tag"] == tag, "value"]
+        if len(values):
+            scores.plot(np.arange(1, len(values) + 1), values, marker="o", ms=3, label=name)
     scores.set(xlabel="epoch", ylim=(0, 1.02), title="validation")
     scores.legend(fontsize=7)
+    for axis in (losses, scores):
+        axis.title.set_fontsize(9)
     return figure
 
 
@@ -102,7 +115,11 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
     left.axhline(0.5, color="k", lw=0.7, ls=":")
     left.set(ylim=(0, 1.02), title="accuracy (dotted: a coin)")
     rows = comparison[comparison["split"] == "test"]
-    for name, label in {"cam_iou": "CAM-IoU (deciding)", "attention_iou": "attention IoU", "loc_iou": "Loc-IoU"}.items():
+    for name, label in {
+        "cam_iou": "CAM-IoU (deciding)",
+        "attention_iou": "attention IoU",
+        "loc_iou": "Loc-IoU",
+    }.items():
         mean = rows.groupby("strategy")[name].mean()
         right.plot(mean.index, mean, marker="o", label=label)
     grid = rows.groupby("strategy")["grid_iou"].mean()

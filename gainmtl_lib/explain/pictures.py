@@ -51,9 +51,7 @@ def explanation_figure(
     """
     batch, output = look(model, data, rows)
     maps = {
-        heading: value[:, 0].float().numpy()
-        for name, heading in MAPS.items()
-        if (value := output[name]) is not None
+        heading: value[:, 0].float().numpy() for name, heading in MAPS.items() if (value := output[name]) is not None
     }
     prob = output.logits.float().softmax(dim=1)[:, 1]
     return map_grid(

@@ -47,7 +47,9 @@ def contact_sheet(
         title: of the whole sheet.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.95 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.7 * columns, 1.95 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, mask, text in zip(axes.flat, images, masks, titles):
@@ -84,7 +86,11 @@ def map_grid(
     """
     count = len(images)
     figure, axes = plt.subplots(
-        count, 1 + len(maps), figsize=(2.0 * (1 + len(maps)) + 0.7, 2.12 * count + 0.3), squeeze=False, layout="constrained"
+        count,
+        1 + len(maps),
+        figsize=(2.0 * (1 + len(maps)) + 0.7, 2.12 * count + 0.3),
+        squeeze=False,
+        layout="constrained",
     )
     for row in range(count):
         axes[row, 0].imshow(images[row])

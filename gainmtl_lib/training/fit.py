@@ -128,9 +128,7 @@ def _train(
     write_json(folder / "manifest.json", manifest | {"status": "complete"})
 
 
-def _fit_interruptibly(
-    trainer: L.Trainer, module: GainTraining, data: GainDataModule, checkpoint: Path | None
-) -> None:
+def _fit_interruptibly(trainer: L.Trainer, module: GainTraining, data: GainDataModule, checkpoint: Path | None) -> None:
     """Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it."""
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -133,7 +133,8 @@ class GainTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+        fused = self.device.type in {"cpu", "cuda"}  # one pass over the weights instead of a dozen
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,168 @@
+"""The command line, as a user types it, on the tiny study."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import truncate_file, write_generic
+from tiny import tiny_settings
+
+from gainmtl_lib.cli import main
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder with a parameter file of the tiny study; S5 without its own mask of loss weights."""
+    folder = tmp_path_factory.mktemp("commands")
+    values = tiny_settings(folder, "S5", num_epochs=1, use_tensorboard=True).plain()
+    values = {name: value for name, value in values.items() if not name.startswith("lambda_") and name != "strategy"}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(study):
+    result = run("train", "--config", str(study / "tiny.yaml"), "--strategy", "S5")
+    assert result.exit_code == 0, result.output
+    return study / "outputs/tiny/s5/seed42"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, gainmtl_lib.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert {"run", "train", "evaluate", "compare", "data", "notebooks"} <= set(run("--help").output.split())
+
+
+def test_every_option_of_the_specification_in_both_spellings(study):
+    options = {
+        "--batch_size": "4", "--epochs": "1", "--device": "cpu", "--seed": "3", "--val_ratio": "0.0", "--backbone": "b0",
+        "--data_root": str(study / "data"),
+    }  # fmt: skip
+    for spelt in (options, {name.replace("_", "-"): value for name, value in options.items()}):
+        words = [word for pair in spelt.items() for word in pair]
+        result = run("train", "-f", str(study / "tiny.yaml"), "-p", "strategy", "S1", *words, "--no_tensorboard")
+        assert result.exit_code == 0, result.output
+    folder = study / "outputs/tiny/s1/seed3"
+    stored = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert (stored["batch_size"], stored["num_epochs"], stored["seed"]) == (4, 1, 3)
+    assert stored["use_tensorboard"] is False and not (folder / "tensorboard").exists()
+    resumed = run("train", "-f", str(study / "tiny.yaml"), "-p", "strategy", "S1", *words, "--no-tensorboard",
+                  "--resume", str(folder / "checkpoints/last.ckpt"))  # fmt: skip
+    assert resumed.exit_code == 1
+    assert "the run is finished; there is nothing to resume" in resumed.output
+
+
+def test_evaluate_writes_and_prints_everything_asked_for(trained, tmp_path):
+    result = run("evaluate", "--checkpoint", str(trained / "checkpoints/best.ckpt"), "--visualize", "--vis_dir",
+                 str(tmp_path / "vis"), "--error_analysis", "--export_results", str(tmp_path / "results.json"))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test"]["images"] == 6 and "cam_iou" in results["test"]
+    pictures = sorted(path.name for path in (tmp_path / "vis").glob("*.png"))
+    assert "classification.png" in pictures and len(pictures) > 2
+    assert "missed (defective, called normal)" in result.output
+    assert (trained / "predictions.csv").is_file()
+
+
+def test_evaluate_takes_a_run_and_other_data_with_the_runs_threshold(trained, tmp_path, study):
+    assert run("evaluate", str(trained)).exit_code == 0
+    threshold = json.loads((trained / "metrics.json").read_text())["threshold"]
+    other = run("data", "synth", str(tmp_path / "other"), "-p", "num_samples", "40", "-p", "image_size", "64",
+                "-p", "synthetic_seed", "9")  # fmt: skip
+    assert other.exit_code == 0 and "40 pictures" in other.output
+    exported = tmp_path / "r.json"
+    arguments = (
+        "evaluate",
+        "--checkpoint",
+        str(trained / "checkpoints/best.ckpt"),
+        "--data-root",
+        str(tmp_path / "other"),
+    )
+    result = run(*arguments, "--export-results", str(exported))
+    assert result.exit_code == 0, result.output
+    results = json.loads(exported.read_text())
+    assert results["threshold"] == threshold and results["threshold_from"] == "given"
+
+
+def test_errors_are_one_message_without_a_traceback(study, tmp_path):
+    cases = {
+        ("evaluate", str(tmp_path)): "no run here (no manifest.json)",
+        ("evaluate",): "give either the folder of a run or --checkpoint FILE",
+        ("train", "-p", "learnig_rate", "1"): "unknown parameter 'learnig_rate'; did you mean 'learning_rate'?",
+        ("train", "-f", str(tmp_path / "no.yaml")): "no such parameter file",
+        ("run", "s9"): "'s9' is no strategy",
+        ("run", "s3", "-p", "strategy", "S4"): "strategy is 'S4', but the notebook is S3's",
+        ("run", "all", "-p", "strategy", "S4"): "'all' runs every strategy",
+        ("run", "s3", "-p", "num_epoch", "1"): "did you mean 'num_epochs'",
+        ("compare", str(tmp_path)): "no evaluated run (0 started, 0 finished)",
+        ("train", "-p", "data_root", str(tmp_path / "nowhere"), "-p", "pretrained", "false"): "nowhere",
+    }
+    for arguments, expected in cases.items():
+        result = run(*arguments)
+        assert result.exit_code in (1, 2), (arguments, result.output)
+        assert expected in result.output, (arguments, result.output)
+        assert "Traceback" not in result.output
+
+
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("batch_size: many\n")
+    for command in (("train",), ("run", "s3")):
+        result = run(*command, "-f", str(path))
+        assert f"{path}: batch_size must be a whole number, got the text 'many'" in result.output
+
+
+def test_data_check_passes_sound_data_and_fails_broken(tmp_path):
+    root = write_generic(tmp_path / "data", per_class=4)
+    arguments = ("data", "check", str(root), "--image-size", "64", "64")
+    result = run(*arguments, "--contact-sheet", str(tmp_path / "sheet.png"))
+    assert result.exit_code == 0, result.output
+    assert "0 errors" in result.output and (tmp_path / "sheet.png").stat().st_size > 1000
+    truncate_file(root / "images/train/normal/train_n0.png")
+    broken = run(*arguments)
+    assert broken.exit_code == 1
+    assert "train_n0.png" in broken.output
+
+
+def test_synthetic_data_is_not_made_over_other_data(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    result = run("data", "synth", str(tmp_path), "-p", "num_samples", "20")
+    assert result.exit_code == 1
+    assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+def test_a_notebook_runs_headless_and_is_left_in_the_runs_folder(study):
+    result = run("run", "s1", "-f", str(study / "tiny.yaml"), "-p", "experiment", "headless")
+    assert result.exit_code == 0, result.output
+    folder = study / "outputs/headless/s1/seed42"
+    assert (folder / "notebook.ipynb").is_file() and (folder / "figures/pictures.png").is_file()
+    compared = run("compare", str(study / "outputs/headless"))
+    assert compared.exit_code == 0 and "S1" in compared.output
+
+
+def test_an_interrupted_command_goes_on(study, tmp_path):
+    """A real process, killed in the middle of its training, started again."""
+    arguments = [sys.executable, "-m", "gainmtl_lib.cli", "train", "-f", str(study / "tiny.yaml"), "--strategy", "S1",
+                 "-p", "experiment", "killed", "--epochs", "60"]  # fmt: skip
+    last = study / "outputs/killed/s1/seed42/checkpoints/epoch_10.ckpt"
+    with subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 11 of 60" in line:
+                process.kill()
+                break
+    assert last.is_file()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr and "epoch 60 of 60" in again.stderr
+    assert "epoch 5 of 60" not in again.stderr

@@ -1,0 +1,49 @@
+import errno
+
+import pytest
+
+from gainmtl_lib.files import FileError, atomic_path
+
+
+def test_writes_whole_files_and_leaves_no_temporary(tmp_path):
+    with atomic_path(tmp_path / "new" / "a.txt") as path:
+        path.write_text("one")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "one"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_an_interruption_keeps_what_was_there(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("before")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("before")
+    with pytest.raises(FileError) as error, atomic_path(target) as path:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(error.value).startswith(f"{target}: the disk is full (")
+    assert "start again, the run goes on" in str(error.value)
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_libraries_hide_a_failed_write_in_errors_of_their_own(tmp_path):
+    texts = ("PytorchStreamWriter failed writing file data/0", "I/O error: No space left on device (os error 28)")
+    for text in texts:
+        with pytest.raises(FileError, match="a.ckpt: could not be written"), atomic_path(tmp_path / "a.ckpt"):
+            raise RuntimeError(text)
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes differ"), atomic_path(tmp_path / "a.ckpt"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(FileError, match=r"could not be written: Permission denied"), atomic_path(tmp_path / "b"):
+        raise PermissionError(errno.EACCES, "Permission denied")

@@ -1,0 +1,108 @@
+"""Hygiene of the committed notebooks, and cleaning. Their execution is nbval's part."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from gainmtl_lib.notebooks import ABLATION, INSPECTION, STRATEGY_NOTEBOOKS, clean, notebook_path
+from gainmtl_lib.settings import Settings, read_parameters, repository_root
+
+PARAMS = repository_root() / "params"
+NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION]
+
+
+def read(name):
+    return nbformat.read(notebook_path(name), as_version=4)
+
+
+def code_cells(name):
+    return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def parameters(name):
+    (cell,) = [cell for cell in code_cells(name) if "parameters" in cell.metadata.get("tags", [])]
+    statements = ast.parse(cell.source).body
+    return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
+
+
+def test_the_collection_is_complete_and_nothing_else_is_there():
+    assert sorted(path.stem for path in notebook_path("x").parent.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executed_top_to_bottom_without_errors_or_stderr(name):
+    cells = code_cells(name)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clean_already(name):
+    notebook = read(name)
+    assert clean(read(name)) == notebook
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_quick_yaml_and_the_strategys_file(name):
+    strategy = {value: key for key, value in STRATEGY_NOTEBOOKS.items()}.get(name)
+    wanted = read_parameters(PARAMS / "quick.yaml")
+    if strategy:
+        wanted |= read_parameters(PARAMS / f"{strategy.lower()}.yaml")
+    assert parameters(name) == wanted
+    Settings(**parameters(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_with_its_question_then_parameters_then_settings(name):
+    cells = read(name).cells
+    assert cells[0].cell_type == "markdown"
+    for heading in (f"# {name[:2]} · ", "**Question.**", "**Adds.**", "**Needs.**", "**Writes.**"):
+        assert heading in cells[0].source
+    assert "they are no results" in cells[0].source or "Nothing is trained here" in cells[0].source
+    assert cells[1].metadata.tags == ["parameters"]
+    assert cells[2].source.splitlines()[-1] == "settings = Settings.from_namespace(globals())"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_short_and_hold_no_library_code(name):
+    for cell in code_cells(name)[1:]:
+        assert len(cell.source.splitlines()) <= 25
+        assert not re.search(
+            r"^\s*class |^\s*def |pip install|optimizer\.|\.backward\(|/home/|/Users/", cell.source, re.M
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_400_kb(name):
+    assert notebook_path(name).stat().st_size < 400_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compared_cells_hold_no_trained_numbers_and_have_counts(name):
+    compared = [cell for cell in code_cells(name) if "nbval-check-output" in cell.metadata.get("tags", [])]
+    assert compared or name == ABLATION
+    for cell in compared:
+        assert cell.execution_count and cell.outputs
+        assert "evaluate(" not in cell.source and "summary" not in cell.source
+
+
+def test_cleaning_keeps_tags_outputs_and_counts_and_drops_what_changes():
+    cell = new_code_cell("1", execution_count=1, metadata={"tags": ["x"], "papermill": {"duration": 3}})
+    widget = {"text/plain": "w", "application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+    cell.outputs = [
+        new_output("stream", name="stderr", text="12:00 noise"),
+        new_output("display_data", data=widget, metadata={"a": 1}),
+        new_output("execute_result", data={"text/plain": "1"}, execution_count=1),
+    ]
+    notebook = clean(new_notebook(cells=[cell], metadata={"papermill": {"x": 1}, "kernelspec": {"name": "python3"}}))
+    (cleaned,) = notebook.cells
+    assert notebook.metadata == {"kernelspec": {"name": "python3"}}
+    assert cleaned.metadata == {"tags": ["x"]} and cleaned.execution_count == 1 and cleaned.id == "cell-00"
+    assert [output.get("data") for output in cleaned.outputs] == [{"text/plain": "w"}, {"text/plain": "1"}]
+    assert cleaned.outputs[0].metadata == {}

@@ -1,0 +1,155 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import tiny_settings
+
+from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib.explain.curves import classification_figure, strategies_figure, training_figure
+from gainmtl_lib.explain.pictures import (
+    explanation_figure,
+    explanation_pictures,
+    look,
+    pick_rows,
+    strategies_on_same_pictures,
+)
+from gainmtl_lib.explain.plots import contact_sheet, map_grid, overlay, save_figure
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    data = build_data(tiny_settings(tmp_path_factory.mktemp("plots")))
+    data.setup("test")
+    return data
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build_model(tiny_settings(tmp_path_factory.mktemp("model"), "S5"))
+
+
+def texts(figure):
+    return " | ".join(axis.get_title() for axis in figure.axes)
+
+
+def test_contact_sheet_outlines_masks_only_where_there_are_some():
+    image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8))
+    mask[2:5, 2:5] = 1
+    figure = contact_sheet([image] * 3, [mask, None, mask], ["a", "b", "c"], columns=2)
+    assert len(figure.axes) == 4
+    assert [len(axis.collections) for axis in figure.axes] == [1, 0, 1, 0]
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", ""]
+
+
+def test_map_grid_says_how_each_map_is_scaled():
+    images, masks = np.random.default_rng(0).random((2, 8, 8, 3)), np.zeros((2, 8, 8))
+    maps = {"cam": np.random.default_rng(1).random((2, 4, 4)), "attention": np.full((2, 4, 4), 0.25)}
+    figure = map_grid(images, masks, maps, ["x", "y"], unit_maps=["attention"], notes={"cam": ["n1", "n2"]})
+    assert "cam\n(per image)" in texts(figure) and "attention\n(0 to 1)" in texts(figure)
+    cam, attention = figure.axes[1].images[-1].get_array(), figure.axes[2].images[-1].get_array()
+    assert (cam.min(), cam.max()) == (0, 1)
+    assert np.allclose(attention, 0.25)
+    assert [axis.get_xlabel() for axis in figure.axes[1::3]] == ["n1", "n2"]
+
+
+def test_overlay_enlarges_as_the_metrics_do():
+    axis = plt.figure().add_subplot()
+    overlay(axis, np.zeros((8, 8, 3)), np.array([[0.0, 0.0], [0.0, 1.0]]))
+    shown = axis.images[-1].get_array()
+    assert shown.shape == (8, 8) and shown[7, 7] == 1 and shown[0, 0] == 0 and 0 < shown[4, 4] < 1
+
+
+def test_saved_figures_are_closed_and_handed_back(tmp_path):
+    figure = plt.figure()
+    assert save_figure(figure, tmp_path / "new/a.png") is figure
+    assert (tmp_path / "new/a.png").read_bytes()[:4] == b"\x89PNG"
+    assert not plt.get_fignums()
+
+
+def test_rows_are_picked_by_defect_type_and_the_same_for_every_model(data):
+    rows = pick_rows(data.samples, "test", defective=3, normal=2)
+    picked = data.samples.loc[rows]
+    assert picked["label"].tolist() == [1, 1, 1, 0, 0]
+    assert (
+        picked["defect_type"].iloc[:3].nunique()
+        == data.samples.query("split == 'test' and label == 1")["defect_type"].nunique()
+    )
+    assert rows == pick_rows(data.samples.copy(), "test", defective=3, normal=2)
+
+
+def test_looking_is_evaluation_without_gradients(data, model):
+    model.train()
+    batch, output = look(model, data, [0, 1])
+    assert not model.training and not output.logits.requires_grad
+    assert len(batch.labels) == 2
+
+
+def test_explanations_show_what_the_strategy_has(data, model, tmp_path):
+    figure = explanation_figure(model, data, [0, 1], threshold=0.0)
+    assert len(figure.axes) == 2 * 4
+    assert "deciding CAM" in texts(figure) and "localization" in texts(figure)
+    assert "called defective" in figure.axes[0].get_ylabel()
+    plain = explanation_figure(build_model(tiny_settings(tmp_path, "S1")), data, [0])
+    assert len(plain.axes) == 2 and "called" not in plain.axes[0].get_ylabel()
+
+
+def test_pages_cover_every_picture_once_misses_first(data, model):
+    rows = data.samples[data.samples["split"].isin(["test", "test_shift"])]
+    table = pd.DataFrame({"split": rows["split"], "verdict": ["TP", "FN", "TN", "TN", "FP", "TP"] * 2})
+    names = [name for name, _ in explanation_pictures(model, data, table, splits=["test", "absent"], threshold=0.5)]
+    assert names == ["test_FN_01", "test_FP_01", "test_TP_01", "test_TN_01"]
+
+
+def test_strategies_side_by_side(data, model):
+    figure = strategies_on_same_pictures({"A": model, "B": model}, data, [0, 1], columns=["one", "two"])
+    assert "A\n(per image)" in texts(figure) and "B\n(per image)" in texts(figure)
+    assert figure.axes[1].get_xlabel() == figure.axes[2].get_xlabel() != ""
+    with pytest.raises(ValueError, match="no model to show"):
+        strategies_on_same_pictures({}, data, [0])
+
+
+def predictions():
+    rows = [("test", 0, 0.1), ("test", 0, 0.7), ("test", 1, 0.8), ("test", 1, 0.9), ("test_shift", 1, 0.2)]
+    table = pd.DataFrame(rows, columns=["split", "label", "probability"])
+    return table.assign(predicted=(table["probability"] >= 0.5).astype(int))
+
+
+def test_confusion_counts_and_curves():
+    figure = classification_figure(predictions(), 0.5)
+    counts = [text.get_text() for text in figure.axes[0].texts]
+    assert counts == ["1", "1", "0", "2"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0", "0", "1", "0"]
+    dots = [tuple(line.get_xydata()[0]) for line in figure.axes[2].lines if line.get_marker() == "o"]
+    assert dots == [(0.5, 1.0)]  # one class alone has no curve
+
+
+def test_training_figure_has_a_line_per_term_and_names_the_stages():
+    rows = [(f"train/loss_{name}", step, 1.0) for name in ("cls", "total") for step in range(8)]
+    rows += [("train/stage", step, 1 + step // 4) for step in range(8)]
+    rows += [("val/average_precision", step, 0.5) for step in (3, 7)]
+    figure = training_figure(pd.DataFrame(rows, columns=["tag", "step", "value"]))
+    losses, scores = figure.axes
+    assert {line.get_label() for line in losses.lines} == {"cls", "total (weighted)"}
+    assert [text.get_text() for text in losses.texts] == ["stage 1", "stage 2"]
+    assert [line.get_label() for line in scores.lines] == ["AP"]
+    assert list(scores.lines[0].get_xdata()) == [1, 2]
+
+
+def test_strategies_figure_draws_both_splits_and_the_grid_iou():
+    columns = ["strategy", "seed", "split", "accuracy", "cam_iou", "attention_iou", "loc_iou", "grid_iou"]
+    rows = [
+        ["S1", 0, "test", 0.9, 0.1, np.nan, np.nan, 0.7],
+        ["S2", 0, "test", 0.8, 0.3, np.nan, np.nan, 0.7],
+        ["S1", 0, "test_shift", 0.2, 0.1, np.nan, np.nan, 0.7],
+        ["S2", 0, "test_shift", 0.4, 0.1, np.nan, np.nan, 0.7],
+    ]
+    left, right = strategies_figure(pd.DataFrame(rows, columns=columns)).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    assert drawn["test (same distribution)"] == [0.9, 0.8] and drawn["test_shift (shortcut reversed)"] == [0.2, 0.4]
+    assert "grid IoU (the mask itself)" in [line.get_label() for line in right.lines]
