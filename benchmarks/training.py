@@ -135,7 +135,9 @@ def steps() -> list[dict[str, Any]]:
     """Each measurement in a process of its own, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     rows = []
-    print(f"{'backbone':8} {'px':>4} {'widths':8} {'S1 step':>8} {'S5 step':>8} {'ratio':>6}  {'memory S1, S5':>15}  costliest part beyond S1")
+    print(
+        f"{'backbone':8} {'px':>4} {'widths':8} {'S1 step':>8} {'S5 step':>8} {'ratio':>6}  {'memory S1, S5':>15}  costliest part beyond S1"
+    )
     for arch in ("b0", "s"):
         for size in (256, 512):
             for widths in ("quick", "default"):
@@ -148,9 +150,12 @@ def steps() -> list[dict[str, Any]]:
                 row = {"backbone": arch, "size": size, "widths": widths, "ratio": s5["seconds"] / s1["seconds"],
                        "s1": s1, "s5": s5, "costliest": costliest}  # fmt: skip
                 rows.append(row)
-                print(f"{arch:8} {size:4} {widths:8} {s1['seconds']:7.2f}s {s5['seconds']:7.2f}s {row['ratio']:6.2f}  "
-                      f"{s1['peak_mb']:6.0f} {s5['peak_mb']:5.0f} MB  {costliest} ({100 * extra[costliest] / s5['seconds']:.0f} % of the step)",
-                      flush=True)  # fmt: skip
+                share = 100 * extra[costliest] / s5["seconds"]
+                print(
+                    f"{arch:8} {size:3} {widths:8} {s1['seconds']:7.2f}s {s5['seconds']:7.2f}s {row['ratio']:6.2f}  "
+                    f"{s1['peak_mb']:6.0f} {s5['peak_mb']:6.0f} MB  {costliest} ({share:.0f} % of the step)",
+                    flush=True,
+                )
     return rows
 
 

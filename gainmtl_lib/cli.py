@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, repository_root
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -40,6 +40,7 @@ def _known_errors() -> tuple[type[Exception], ...]:
     errors: list[type[Exception]] = [SettingsError]
     for module, name in (
         ("gainmtl_lib.files", "FileError"),
+        ("gainmtl_lib.devices", "DeviceError"),
         ("gainmtl_lib.data.samples", "DataError"),
         ("gainmtl_lib.models.backbone", "ModelError"),
         ("gainmtl_lib.runs", "RunError"),
@@ -85,14 +86,14 @@ def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], forc
     from gainmtl_lib import study
     from gainmtl_lib.reports import print_comparison
 
-    given = _parameters(files, pairs)
+    overrides = dict(_pairs(pairs))
     if what.lower() == "all":
-        experiment = study.run_all(given, origin=_origins(files), force=force)
+        experiment = study.run_all(files, overrides, force=force)
         print_comparison(console, experiment)
         return
     if what.upper() not in STRATEGY_WEIGHTS:
         raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
-    executed = study.run_strategy(what.upper(), given, origin=_origins(files), force=force)
+    executed = study.run_strategy(what.upper(), files, overrides, force=force)
     console.print(f"executed notebook: {executed}")
 
 
@@ -135,7 +136,7 @@ def train(
 @click.option("--data-root", type=Path, help="Other data than the run was trained on.")
 @click.option("--mask-source", type=click.Choice(["localization", "external", "none", "oracle"]), help="S6 only.")
 @click.option("--external-mask-dir", type=Path, help="Masks for --mask-source external, found by stem.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda or cuda:<k>.")
 @click.option("--visualize", is_flag=True, help="Write a picture of every test image with its maps.")
 @click.option("--vis-dir", type=Path, help="Where --visualize writes; the run's figures folder by default.")
 @click.option("--error-analysis", is_flag=True, help="List missed defects, then the right for the wrong reason.")
@@ -186,8 +187,8 @@ def check(path: Path, dataset_type: str, contact_sheet: Path | None, **options: 
 @parameter_options
 def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -> None:
     """Make synthetic surfaces in PATH, in the generic layout."""
-    overrides = {"image_size": 256} | _parameters(files, pairs)
-    settings = Settings(**overrides | {"data_root": path.absolute(), "dataset_type": "synthetic"})
+    place = {"data_root": path.absolute(), "dataset_type": "synthetic"}
+    settings = Settings.from_yaml(*files, **dict(_pairs(pairs)) | place)
     from gainmtl_lib.build import build_samples
 
     samples = build_samples(settings)
@@ -208,13 +209,6 @@ def notebooks(names: Sequence[str]) -> None:
             refresh(path)
 
 
-def _parameters(files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for path in files:
-        values |= read_parameters(path)
-    return values | dict(_pairs(pairs))
-
-
 def _pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
     return [(name, _value(text)) for name, text in pairs]
 
@@ -227,10 +221,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return yaml.safe_load(text)
-
-
-def _origins(files: Sequence[Path]) -> dict[str, str]:
-    return {name: str(path) for path in files for name in read_parameters(path)}
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _as_pretrained(value: Any) -> Any:
     return value if value == "auto" else _as_path(value)
 
@@ -169,7 +173,7 @@ class Settings(BaseModel):
     own_mask_prob: Probability = 0.6
     other_mask_prob: Probability = 0.2
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)] = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 0
     cache_images: bool = True
     save_every_n_epochs: Annotated[int, Field(gt=0)] = 10
@@ -346,9 +350,9 @@ def _readable(detail: Any) -> str:
         return str(detail["ctx"]["error"])
     if name == "pretrained":
         return f"pretrained must be true, false, auto or the path of a weights file, got {value!r}"
-    expected = _EXPECTED.get(kind, detail["msg"][:1].lower() + detail["msg"][1:].replace("Input should", "should"))
+    expected = _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
     got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
-    return f"{name} must be {expected.removeprefix('input should be ')}, got {got}{_hint(kind, value)}"
+    return f"{name} must be {expected}, got {got}{_hint(kind, value)}"
 
 
 _EXPECTED = {

@@ -66,7 +66,7 @@ def test_deltas_pair_the_seeds_that_both_have(tmp_path):
 def test_runs_on_different_data_are_not_compared(tmp_path):
     write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
     write_run(tmp_path, "S2", 0, accuracy=0.8, shifted=0.2, digest="other")
-    with pytest.raises(RunError, match="trained on 2 different datasets"):
+    with pytest.raises(RunError, match="the runs of seed 0 were trained on 2 different datasets"):
         compare(collect_runs(tmp_path / "hand"))
 
 

@@ -151,18 +151,18 @@ def test_a_notebook_runs_headless_and_is_left_in_the_runs_folder(study):
 def test_an_interrupted_command_goes_on(study, tmp_path):
     """A real process, killed in the middle of its training, started again."""
     arguments = [sys.executable, "-m", "gainmtl_lib.cli", "train", "-f", str(study / "tiny.yaml"), "--strategy", "S1",
-                 "-p", "experiment", "killed", "--epochs", "60"]  # fmt: skip
-    last = study / "outputs/killed/s1/seed42/checkpoints/epoch_10.ckpt"
+                 "-p", "experiment", "killed", "--epochs", "16"]  # fmt: skip
+    last = study / "outputs/killed/s1/seed42/checkpoints/last.ckpt"
     with subprocess.Popen(
         arguments, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "epoch 11 of 60" in line:
+            if "epoch 8 of 16" in line:
                 process.kill()
                 break
     assert last.is_file()
     again = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr and "epoch 60 of 60" in again.stderr
-    assert "epoch 5 of 60" not in again.stderr
+    assert "going on from" in again.stderr and "epoch 16 of 16" in again.stderr
+    assert "epoch 5 of 16" not in again.stderr

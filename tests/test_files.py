@@ -38,7 +38,7 @@ def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path):
 def test_libraries_hide_a_failed_write_in_errors_of_their_own(tmp_path):
     texts = ("PytorchStreamWriter failed writing file data/0", "I/O error: No space left on device (os error 28)")
     for text in texts:
-        with pytest.raises(FileError, match="a.ckpt: could not be written"), atomic_path(tmp_path / "a.ckpt"):
+        with pytest.raises(FileError, match=r"a\.ckpt: could not be written"), atomic_path(tmp_path / "a.ckpt"):
             raise RuntimeError(text)
 
 

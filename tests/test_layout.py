@@ -12,7 +12,7 @@ from gainmtl_lib.settings import repository_root
 ROOT = repository_root()
 LIBRARY = ROOT / "gainmtl_lib"
 ORDER = [
-    {"settings", "records", "files", "progress"},
+    {"settings", "records", "files", "progress", "devices"},
     {"data", "models", "metrics"},
     {"build"},
     {"runs"},

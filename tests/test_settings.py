@@ -194,6 +194,13 @@ def test_differences_name_both_values():
     assert a.differences(a.changed(seed=7)) == ["seed: 42 and 7"]
 
 
+def test_precision_takes_numbers_as_yaml_reads_them():
+    assert Settings(precision=32).precision == "32"
+    assert "precision must be 'auto', '32', 'bf16' or '16', got 64" in message(precision=64).replace(
+        "the text '64'", "64"
+    )
+
+
 def test_pretrained_takes_a_flag_auto_or_a_path():
     assert Settings(pretrained=False).pretrained is False
     assert Settings(pretrained="auto").pretrained == "auto"

@@ -49,14 +49,17 @@ def compare(runs: list[Run]) -> pd.DataFrame:
     """One row per run and split: ``strategy``, ``seed``, ``split`` and the metrics of `COLUMNS`.
 
     Raises:
-        RunError: the runs were trained on different data, so that their numbers cannot be compared.
+        RunError: runs of one seed were trained on different data, so that their numbers cannot be compared.
+            (Between seeds the split may differ, where the data has none of its own and `split_seed` is null.)
     """
-    digests = {run.manifest["data_digest"] for run in runs}
-    if len(digests) > 1:
-        raise RunError(
-            f"the runs were trained on {len(digests)} different datasets or splits and cannot be compared: "
-            + ", ".join(str(run.folder) for run in runs)
-        )
+    for seed in sorted({run.settings.seed for run in runs}):
+        of_seed = [run for run in runs if run.settings.seed == seed]
+        digests = {run.manifest["data_digest"] for run in of_seed}
+        if len(digests) > 1:
+            raise RunError(
+                f"the runs of seed {seed} were trained on {len(digests)} different datasets or splits and cannot be "
+                "compared: " + ", ".join(str(run.folder) for run in of_seed)
+            )
     rows = []
     for run in runs:
         metrics = run.metrics

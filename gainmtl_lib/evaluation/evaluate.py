@@ -14,6 +14,7 @@ from torch import Tensor
 from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.evaluation.predict import SplitPredictions, predict_split
 from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, summarise
 from gainmtl_lib.files import atomic_path
@@ -49,7 +50,7 @@ def evaluate(
             leaks the label: its results are marked.
         external_mask_dir: one mask per image, found by stem, for ``external``.
         threshold: fixed beforehand, in place of the one chosen on ``val``.
-        device: PyTorch's name of where to compute.
+        device: where to compute, see `checked_device`.
         reuse: take stored results of the run where they exist.
 
     Returns:
@@ -68,7 +69,7 @@ def evaluate(
     if run is not None and external_mask_dir is None:
         external_mask_dir = run.settings.external_mask_dir
     assert isinstance(model, GAINMTLModel)
-    predictions = _predict(model.to(device), data, mask_source, external_mask_dir)
+    predictions = _predict(model.to(checked_device(device)), data, mask_source, external_mask_dir)
     table, summary = _summary(predictions, threshold)
     summary["mask_source"] = (mask_source or model.mask_source) if model.strategy == "S6" else None
     summary["label_leaks"] = summary["mask_source"] == "oracle"
@@ -137,11 +138,10 @@ def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: 
     table = table.assign(image=[_relative(path, run.settings) for path in table["image"]])
     with atomic_path(run.folder / "predictions.csv") as path:
         table.to_csv(path, index=False, float_format="%.6g")
-    names = next(iter(predictions.values())).maps
+    parts = [part.maps for part in predictions.values()]
+    maps: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     with atomic_path(run.folder / "maps.npz") as path:
-        np.savez_compressed(
-            path, **{name: np.concatenate([p.maps[name] for p in predictions.values()]) for name in names}
-        )
+        np.savez_compressed(path, **maps)
     write_json(run.folder / "metrics.json", summary)
 
 

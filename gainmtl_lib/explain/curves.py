@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 
@@ -47,7 +48,7 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
     return figure
 
 
-def _curves(roc: plt.Axes, pr: plt.Axes, predictions: pd.DataFrame, splits: list[str], threshold: float) -> None:
+def _curves(roc: Axes, pr: Axes, predictions: pd.DataFrame, splits: list[str], threshold: float) -> None:
     for split in splits:
         rows = predictions[predictions["split"] == split]
         if rows["label"].nunique() < 2:
@@ -94,11 +95,12 @@ def training_figure(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def _shade_stages(axis: plt.Axes, stages: pd.DataFrame) -> None:
-    for stage, rows in stages.groupby("value"):
-        axis.axvspan(rows["step"].min(), rows["step"].max(), color="k", alpha=0.02 + 0.03 * (int(stage) % 2), lw=0)
-        axis.text(rows["step"].median(), 0.98, f"stage {int(stage)}", transform=axis.get_xaxis_transform(), fontsize=7,
-                  ha="center", va="top")  # fmt: skip
+def _shade_stages(axis: Axes, stages: pd.DataFrame) -> None:
+    for stage in sorted(stages["value"].astype(int).unique()):
+        steps = stages.loc[stages["value"] == stage, "step"]
+        axis.axvspan(steps.min(), steps.max(), color="k", alpha=0.02 + 0.03 * (stage % 2), lw=0)
+        place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axis.text(steps.median(), 0.98, f"stage {stage}", fontsize=7, **place)
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:

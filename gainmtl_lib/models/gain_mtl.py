@@ -210,7 +210,9 @@ class GAINMTLModel(nn.Module):
             assert localization_map is not None
             attention_masks = localization_map.detach()
         if attention_masks is not None:
-            attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)
+            attention_masks = F.adaptive_avg_pool2d(attention_masks, (features.shape[2], features.shape[3])).to(
+                features.dtype
+            )
         gate = _Gate(attention_masks, has_attention_mask, alpha=attention_alpha, norm=self.fusion_norm)
 
         refined, attention_logits = self.attention.attend(features)

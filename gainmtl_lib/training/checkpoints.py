@@ -53,8 +53,8 @@ class RunCheckpoints(Checkpoint):
             self.best_score, self.best_epoch = score, epoch
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
         if epoch % self.every_n_epochs == 0:
-            trainer.save_checkpoint(self.folder / f"epoch_{epoch}.ckpt")
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / f"epoch_{epoch}.ckpt", weights_only=False)
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
     def _score(self, trainer: L.Trainer) -> tuple[float, float]:
         values = (trainer.callback_metrics.get(tag) for tag in ("val/average_precision", "val/cam_iou"))

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from gainmtl_lib.build import build_data, build_model
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
+from gainmtl_lib.devices import checked_device, lightning_precision
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.runs import (
     Run,
@@ -177,11 +178,11 @@ def _mixer(settings: Settings, data: GainDataModule) -> MaskMixer:
 
 
 def _trainer(settings: Settings, folder: Path, checkpoints: RunCheckpoints) -> L.Trainer:
-    accelerator, devices = resolve_device(settings.device)
+    device = checked_device(settings.device)
     return L.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision=resolve_precision(settings.precision, accelerator),
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision=lightning_precision(settings.precision, device),  # type: ignore[arg-type]
         max_epochs=settings.num_epochs,
         logger=_loggers(settings, folder),
         callbacks=[checkpoints, EpochLog()],
@@ -206,48 +207,20 @@ def _loggers(settings: Settings, folder: Path) -> list[Logger]:
             name = f"{settings.experiment}-{settings.strategy.lower()}-seed{settings.seed}"
             loggers.append(WandbLogger(name=name, project=settings.wandb_project, save_dir=folder))
         except ModuleNotFoundError:
-            raise RunError("use_wandb is true but the package wandb is missing; pip install 'gainmtl[wandb]'") from None
+            raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
     return loggers
-
-
-def resolve_device(device: str) -> tuple[str, Any]:
-    """Lightning's accelerator and devices for ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``.
-
-    Raises:
-        RunError: the device is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise RunError(f"device is '{device}', but {torch.cuda.device_count()} CUDA devices are available; use 'auto'")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise RunError("device is 'mps', but this machine has none; use 'auto'")
-    return ("cuda", [int(index)]) if index else (kind, 1)
-
-
-def resolve_precision(precision: str, accelerator: str) -> Any:
-    """Lightning's name: by default fp16 AMP on CUDA, bf16 AMP on the CPU, single precision on MPS.
-
-    Raises:
-        RunError: fp16 on the CPU, which has no gradient scaling.
-    """
-    if precision == "auto":
-        precision = {"cuda": "16", "cpu": "bf16"}.get(accelerator, "32")
-    if precision == "16" and accelerator == "cpu":
-        raise RunError("precision '16' needs a GPU; on the CPU use 'bf16' or '32'")
-    return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[precision]
 
 
 def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
     samples = data.samples
     normals, defectives = data.class_counts
+    device = checked_device(settings.device)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "strategy": settings.strategy,
         "seed": settings.seed,
-        "device": _device_name(settings),
-        "precision": resolve_precision(settings.precision, resolve_device(settings.device)[0]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": lightning_precision(settings.precision, device),
         "provider": model.backbone.provider,
         "pretrained": model.backbone.weights,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -257,11 +230,6 @@ def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> 
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
         "versions": {name: _version(name) for name in RECORDED_PACKAGES},
     }
-
-
-def _device_name(settings: Settings) -> str:
-    kind, devices = resolve_device(settings.device)
-    return torch.cuda.get_device_name(devices[0] if isinstance(devices, list) else 0) if kind == "cuda" else kind
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,38 @@
+"""Where to compute and in which precision: names that a user writes, checked, in the words of Lightning and PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+
+class DeviceError(ValueError):
+    """A device or a precision that this machine does not have."""
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device is '{name}', but {torch.cuda.device_count()} CUDA devices are available; use 'auto'")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device is 'mps', but this machine has none; use 'auto'")
+    return device
+
+
+def lightning_precision(name: str, device: torch.device) -> str:
+    """Lightning's name of ``auto`` (fp16 AMP on CUDA, bf16 AMP on the CPU, else single), ``32``, ``bf16`` or ``16``.
+
+    Raises:
+        DeviceError: fp16 on the CPU, which has no gradient scaling.
+    """
+    if name == "auto":
+        name = {"cuda": "16", "cpu": "bf16"}.get(device.type, "32")
+    if name == "16" and device.type == "cpu":
+        raise DeviceError("precision '16' needs a GPU; on the CPU use 'bf16' or '32'")
+    return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]

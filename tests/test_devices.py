@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from gainmtl_lib.devices import DeviceError, checked_device, lightning_precision
+
+
+def test_a_device_that_is_there():
+    assert checked_device("cpu") == torch.device("cpu")
+    assert checked_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+def test_a_device_that_is_not_there():
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(DeviceError, match=f"device is '{missing}', but {torch.cuda.device_count()} CUDA devices"):
+        checked_device(missing)
+
+
+def test_a_mac_without_its_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="device is 'mps', but this machine has none"):
+        checked_device("mps")
+
+
+def test_precision_by_device():
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    assert [lightning_precision("auto", device) for device in (cuda, cpu, mps)] == ["16-mixed", "bf16-mixed", "32-true"]
+    assert lightning_precision("32", cuda) == "32-true" and lightning_precision("bf16", cuda) == "bf16-mixed"
+    with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
+        lightning_precision("16", cpu)
