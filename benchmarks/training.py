@@ -135,9 +135,7 @@ def steps() -> list[dict[str, Any]]:
     """Each measurement in a process of its own, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
     rows = []
-    print(
-        f"{'backbone':8} {'px':>4} {'widths':8} {'S1 step':>8} {'S5 step':>8} {'ratio':>6}  {'memory S1, S5':>15}  costliest part beyond S1"
-    )
+    print("backbone  px widths    S1 step  S5 step  ratio    memory S1, S5   costliest part beyond S1")
     for arch in ("b0", "s"):
         for size in (256, 512):
             for widths in ("quick", "default"):

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, read_parameters, repository_root
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -121,6 +121,10 @@ def train(
 ) -> None:
     """Train one strategy without a notebook. An unfinished run goes on; a finished one is reported."""
     given = {name: value for name, value in options.items() if value is not None}
+    for path in files:
+        named = read_parameters(path).get("strategy")
+        if None not in (named, options["strategy"]) and named != options["strategy"]:
+            raise SettingsError(f"{path}: strategy is {named!r}, but --strategy is {options['strategy']!r}; give one")
     settings = Settings.from_yaml(
         *files, **dict(_pairs(pairs)) | given | ({"use_tensorboard": False} if no_tensorboard else {})
     )
@@ -151,11 +155,12 @@ def evaluate_command(**options: Any) -> None:
 
 @main.command("compare")
 @click.argument("experiment", type=Path, default=Path("outputs/quick"))
-def compare_command(experiment: Path) -> None:
+@click.option("--export", type=Path, help="Write the table (CSV, Markdown) and the figures to this folder.")
+def compare_command(experiment: Path, export: Path | None) -> None:
     """Print the comparison of the strategies of an experiment's folder."""
     from gainmtl_lib.reports import print_comparison
 
-    print_comparison(console, experiment)
+    print_comparison(console, experiment, export=export)
 
 
 @main.group(cls=Commands)

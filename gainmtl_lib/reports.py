@@ -15,9 +15,10 @@ from gainmtl_lib.evaluation.ablation import by_strategy, collect_runs, compare, 
 from gainmtl_lib.evaluation.data_check import LEVELS, check_dataset, contact_sheet_samples
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate
-from gainmtl_lib.explain.curves import classification_figure
-from gainmtl_lib.explain.pictures import explanation_pictures
+from gainmtl_lib.explain.curves import classification_figure, strategies_figure
+from gainmtl_lib.explain.pictures import explanation_pictures, same_pictures_figure
 from gainmtl_lib.explain.plots import contact_sheet, save_figure
+from gainmtl_lib.files import atomic_path
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
 from gainmtl_lib.settings import Settings
 
@@ -137,16 +138,40 @@ def _visualize(console: Console, model: Any, data: Any, table: pd.DataFrame, thr
     console.print(f"{count} pictures and classification.png: {folder}")
 
 
-def print_comparison(console: Console, experiment: Path) -> None:
-    """The strategies of an experiment side by side, and where its files lie."""
+def print_comparison(console: Console, experiment: Path, *, export: Path | None = None) -> None:
+    """The strategies of an experiment side by side, and where its files lie; exported where asked for."""
     runs = collect_runs(experiment)
-    table = by_strategy(compare(runs))
+    comparison = compare(runs)
+    table = by_strategy(comparison)
     for split in table.index.get_level_values("split").unique():
         console.print(_frame_table(split, readable(table, split)))
+    if export is not None:
+        export_comparison(runs, comparison, export)
+        console.print(f"exported: {export}")
     console.print(f"backbone weights: {', '.join(sorted({run.manifest['pretrained'] for run in runs}))}")
     console.print(f"executed notebooks: {experiment}/*.ipynb and {experiment}/s*/seed*/notebook.ipynb")
     console.print(f"figures: {experiment}/figures and {experiment}/s*/seed*/figures")
     console.print(f"tables: {experiment}/comparison.csv and {experiment}/s*/seed*/predictions.csv")
+
+
+def export_comparison(runs: list[Run], comparison: pd.DataFrame, folder: Path) -> None:
+    """``comparison.csv``, ``table.md``, ``strategies.png``, ``same_pictures.png``: small enough to be committed."""
+    table = by_strategy(comparison)
+    lines = [f"Backbone weights: {', '.join(sorted({run.manifest['pretrained'] for run in runs}))}.", ""]
+    for split in table.index.get_level_values("split").unique():
+        lines += [f"`{split}`:", "", *_markdown(readable(table, split)), ""]
+    with atomic_path(folder / "table.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    with atomic_path(folder / "comparison.csv") as path:
+        comparison.to_csv(path, index=False, float_format="%.4f")
+    save_figure(strategies_figure(comparison), folder / "strategies.png")
+    save_figure(same_pictures_figure(runs), folder / "same_pictures.png")
+
+
+def _markdown(rows: pd.DataFrame) -> list[str]:
+    header = [str(rows.index.name or ""), *map(str, rows.columns)]
+    body = [[str(name), *map(str, row)] for name, row in zip(rows.index, rows.to_numpy())]
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
 
 
 def report_data_check(console: Console, path: Path, *, contact_sheet_path: Path | None, **options: Any) -> bool:

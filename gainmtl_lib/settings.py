@@ -31,15 +31,6 @@ STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
 }
 """λ per strategy: the method document §3.3; S6 takes S5's row."""
 
-STRATEGY_ADDS = {
-    "S1": "classification alone",
-    "S2": "CAM guidance",
-    "S3": "attention and attention mining",
-    "S4": "localization",
-    "S5": "counterfactual",
-    "S6": "defect mask as attention",
-}
-
 PART_OF_TERM = {
     "am": ("attention", "S3"),
     "guide": ("attention", "S3"),

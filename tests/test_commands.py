@@ -98,6 +98,7 @@ def test_errors_are_one_message_without_a_traceback(study, tmp_path):
         ("evaluate",): "give either the folder of a run or --checkpoint FILE",
         ("train", "-p", "learnig_rate", "1"): "unknown parameter 'learnig_rate'; did you mean 'learning_rate'?",
         ("train", "-f", str(tmp_path / "no.yaml")): "no such parameter file",
+        ("train", "-f", "params/s3.yaml", "--strategy", "S5"): "strategy is 'S3', but --strategy is 'S5'; give one",
         ("run", "s9"): "'s9' is no strategy",
         ("run", "s3", "-p", "strategy", "S4"): "strategy is 'S4', but the notebook is S3's",
         ("run", "all", "-p", "strategy", "S4"): "'all' runs every strategy",
@@ -144,8 +145,11 @@ def test_a_notebook_runs_headless_and_is_left_in_the_runs_folder(study):
     assert result.exit_code == 0, result.output
     folder = study / "outputs/headless/s1/seed42"
     assert (folder / "notebook.ipynb").is_file() and (folder / "figures/pictures.png").is_file()
-    compared = run("compare", str(study / "outputs/headless"))
+    compared = run("compare", str(study / "outputs/headless"), "--export", str(study / "exported"))
     assert compared.exit_code == 0 and "S1" in compared.output
+    names = {path.name for path in (study / "exported").iterdir()}
+    assert names == {"comparison.csv", "table.md", "strategies.png", "same_pictures.png"}
+    assert "| S1 |" in (study / "exported/table.md").read_text()
 
 
 def test_an_interrupted_command_goes_on(study, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_data
+from gainmtl_lib.build import build_data, build_model
 from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, classification
@@ -74,6 +74,12 @@ def test_oracle_is_marked_and_not_stored(run, evaluated):
     _, summary = evaluate(run, mask_source="oracle")
     assert summary["label_leaks"] is True and summary["mask_source"] == "oracle"
     assert run.metrics["mask_source"] == "localization"
+
+
+def test_a_mask_source_is_for_s6(tmp_path):
+    settings = tiny_settings(tmp_path, "S3")
+    with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
+        evaluate(build_model(settings), data=build_data(settings), mask_source="none")
 
 
 def test_external_masks_come_from_a_folder(run, tmp_path):

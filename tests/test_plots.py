@@ -11,7 +11,7 @@ from gainmtl_lib.explain.pictures import (
     explanation_pictures,
     look,
     pick_rows,
-    strategies_on_same_pictures,
+    same_pictures_figure,
 )
 from gainmtl_lib.explain.plots import contact_sheet, map_grid, overlay, save_figure
 
@@ -106,12 +106,21 @@ def test_pages_cover_every_picture_once_misses_first(data, model):
     assert names == ["test_FN_01", "test_FP_01", "test_TP_01", "test_TN_01"]
 
 
-def test_strategies_side_by_side(data, model):
-    figure = strategies_on_same_pictures({"A": model, "B": model}, data, [0, 1], columns=["one", "two"])
-    assert "A\n(per image)" in texts(figure) and "B\n(per image)" in texts(figure)
-    assert figure.axes[1].get_xlabel() == figure.axes[2].get_xlabel() != ""
-    with pytest.raises(ValueError, match="no model to show"):
-        strategies_on_same_pictures({}, data, [0])
+class Trained:
+    """As much of a run as the figure reads."""
+
+    def __init__(self, settings, model):
+        self.settings, self.model = settings, model
+
+
+def test_strategies_side_by_side_on_the_same_pictures(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("side")
+    settings = [tiny_settings(folder, strategy, seed=seed) for strategy, seed in (("S1", 1), ("S5", 1), ("S5", 2))]
+    figure = same_pictures_figure([Trained(s, build_model(s)) for s in settings], defective=2, normal=1)
+    assert len(figure.axes) == 3 * 3  # the picture and two strategies: a second seed is not shown again
+    assert "S1\n(per image)" in texts(figure) and "S5\n(per image)" in texts(figure)
+    assert all(axis.get_xlabel().startswith("p(defect)") for axis in figure.axes[1:3])
+    assert figure.axes[6].get_ylabel() == "test\nnormal"
 
 
 def predictions():

@@ -34,7 +34,7 @@ def evaluate(
     mask_source: str | None = None,
     external_mask_dir: Path | None = None,
     threshold: float | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     reuse: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Decide, score and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
@@ -57,7 +57,8 @@ def evaluate(
         One row per image, and the summary: ``threshold``, ``mask_source`` and one dict per split.
 
     Raises:
-        RunError: the data changed since the run was trained, or there is no split to evaluate.
+        RunError: the data changed since the run was trained, there is no split to evaluate, or a mask source
+            was given for another strategy than S6.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
     as_trained = run is not None and data is None and mask_source is None and threshold is None
@@ -65,11 +66,14 @@ def evaluate(
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
     model = run.model if run is not None else run_or_model
+    if not isinstance(model, GAINMTLModel):
+        raise TypeError(f"expected a Run or a GAINMTLModel, got {type(model).__name__}")
+    if mask_source is not None and model.strategy != "S6":
+        raise RunError(f"mask_source is for strategy S6; this model is {model.strategy}, whose attention takes no mask")
     data = _prepared(run, data)
     if run is not None and external_mask_dir is None:
         external_mask_dir = run.settings.external_mask_dir
-    assert isinstance(model, GAINMTLModel)
-    predictions = _predict(model.to(checked_device(device)), data, mask_source, external_mask_dir)
+    predictions = _predict(model, data, mask_source, external_mask_dir, device)
     table, summary = _summary(predictions, threshold)
     summary["mask_source"] = (mask_source or model.mask_source) if model.strategy == "S6" else None
     summary["label_leaks"] = summary["mask_source"] == "oracle"
@@ -93,20 +97,19 @@ def _prepared(run: Run | None, data: GainDataModule | None) -> GainDataModule:
 
 
 def _predict(
-    model: GAINMTLModel, data: GainDataModule, mask_source: str | None, external_mask_dir: Path | None
+    model: GAINMTLModel, data: GainDataModule, mask_source: str | None, external_mask_dir: Path | None, device: str
 ) -> dict[str, SplitPredictions]:
-    source = mask_source or model.mask_source
-    own_source, model.mask_source = model.mask_source, source
+    """Every split that is there; the model comes back with the mask source and on the device that it had."""
+    own_source, own_device = model.mask_source, next(model.parameters()).device
+    model.mask_source = mask_source or own_source
     try:
+        model.to(checked_device(device))
         present = [split for split in ("val", *TEST_SPLITS) if (data.samples["split"] == split).any()]
-        return {
-            split: predict_split(
-                model, data, split, attention_masks=_given_masks(model, data, split, external_mask_dir)
-            )
-            for split in present
-        }
+        given = {split: _given_masks(model, data, split, external_mask_dir) for split in present}
+        return {split: predict_split(model, data, split, attention_masks=given[split]) for split in present}
     finally:
         model.mask_source = own_source
+        model.to(own_device)
 
 
 def _given_masks(model: GAINMTLModel, data: GainDataModule, split: str, folder: Path | None) -> Tensor | None:

@@ -80,7 +80,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
     """The numbers of one split; a metric that the strategy or the data lacks is absent, one without an answer NaN.
 
     Args:
-        table: rows of the split, with verdicts.
+        table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
         predictions: of the same split, for pooled values and AUPRO.
     """
     verdicts = table["verdict"].value_counts()
@@ -90,6 +90,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         "normal": int((table["label"] == 0).sum()),
         "defective": int((table["label"] == 1).sum()),
         "annotated": int(table["cam_iou"].notna().sum()),
+        "skipped": int(((table["label"] == 1) & table["cam_iou"].isna()).sum()),
         **{name: int(verdicts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
         **classification(table),
         **{name: float(table[name].mean()) for name in MEANS if name in table},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.explain.plots import map_grid
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.records import Batch, GainOutput
+from gainmtl_lib.runs import Run
 
 PER_PAGE = 8
 MAPS = {"cam": "deciding CAM", "effective_attention": "attention", "localization_map": "localization"}
@@ -94,23 +95,25 @@ def explanation_pictures(
                 yield f"{split}_{verdict}_{page:02d}", figure
 
 
-def strategies_on_same_pictures(
-    models: dict[str, GAINMTLModel], data: GainDataModule, rows: Sequence[int], *, columns: Sequence[str] | None = None
-) -> Figure:
-    """The deciding CAM of several models on the same pictures, the defect probability under each.
+def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective: int = 4, normal: int = 1) -> Figure:
+    """The deciding CAM of several strategies on the same pictures, the defect probability under each.
 
     Args:
-        models: heading to model.
-        data: set up.
-        rows: of ``data.samples``.
-        columns: titles of the rows; file names by default.
+        runs: trained on the same data; of several seeds of a strategy the first is shown.
+        split: where the pictures come from.
+        defective: how many defective pictures, of as many types as there are.
+        normal: how many normal ones.
     """
-    maps, notes, batch = {}, {}, None
-    for name, model in models.items():
-        batch, output = look(model, data, rows)
-        maps[name] = output.cam[:, 0].float().numpy()
-        notes[name] = [f"p(defect) {p:.2f}" for p in output.logits.float().softmax(dim=1)[:, 1]]
-    if batch is None:
-        raise ValueError("no model to show")
-    names = columns or [Path(str(data.samples.loc[row, "image"])).stem for row in rows]
-    return map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, names, notes=notes)
+    data = build_data(runs[0].settings)
+    data.setup("test")
+    rows = pick_rows(data.samples, split, defective=defective, normal=normal)
+    maps, notes = {}, {}
+    for run in runs:
+        name = run.settings.strategy
+        if name not in maps:
+            _, output = look(run.model, data, rows)
+            maps[name] = output.cam[:, 0].float().numpy()
+            notes[name] = [f"p(defect) {p:.2f}" for p in output.logits.float().softmax(dim=1)[:, 1]]
+    batch = data.dataset.__getitems__(rows)
+    titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
+    return map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
