@@ -7,6 +7,7 @@ live in ``params/quick.yaml``.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -251,13 +252,16 @@ class Settings(BaseModel):
         """Settings from a notebook's ``globals()``.
 
         Every plain value there must be a field, so that a misspelt papermill parameter is an error
-        (papermill itself only warns).
+        (papermill itself only warns). Under IPython other names count only if a cell of nothing but literal
+        assignments set them: variables of the cells below must not stop the notebook from running twice.
         """
         plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
+        history = namespace.get("In")
+        known = {*cls.model_fields, *_literal_names(history)} if isinstance(history, list) else set(namespace)
         values = {
             name: value
             for name, value in namespace.items()
-            if isinstance(value, plain) and not name.startswith("_") and name not in {"In", "Out"}
+            if isinstance(value, plain) and name in known and not name.startswith("_") and name not in {"In", "Out"}
         }
         return cls(**values)
 
@@ -316,6 +320,19 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
             f"{path}: {', '.join(nested)} holds a nested mapping; parameters are flat, write them at the top level"
         )
     return content
+
+
+def _literal_names(cells: list[str]) -> set[str]:
+    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
+    names: set[str] = set()
+    for source in cells:
+        try:
+            statements = ast.parse(source).body
+            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
+        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
+            continue
+        names |= {name for name, _ in pairs}
+    return names
 
 
 def closest(name: str, known: Iterable[str]) -> str:

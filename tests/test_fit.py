@@ -253,17 +253,8 @@ def test_tensorboard_can_be_off_or_elsewhere(shared):
 
 
 def test_wandb_is_named_when_it_is_missing(shared, monkeypatch):
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "wandb":
-            raise ModuleNotFoundError("No module named 'wandb'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(RunError, match=r"the package wandb is missing; pip install wandb"):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(RunError, match="use_wandb is true but the package wandb is missing; pip install wandb"):
         fit(tiny_settings(shared, "S1", experiment="wandb", use_wandb=True))
 
 

@@ -174,6 +174,21 @@ def test_namespace_rejects_a_stray_value():
         Settings.from_namespace({"num_epoch": 4})
 
 
+def test_a_notebook_runs_twice_in_one_kernel_and_still_rejects_a_stray_parameter():
+    cells = [
+        "",
+        "# quick\nseed = 7",
+        "settings = Settings.from_namespace(globals())",
+        "rows = [x for x in ()]\nrows",
+        "%time 1",
+    ]
+    namespace = {"In": cells, "seed": 7, "rows": [], "num_epochs": 3}
+    assert Settings.from_namespace(namespace).seed == 7
+    assert Settings.from_namespace(namespace).num_epochs == 3  # a field counts however it was set
+    with pytest.raises(SettingsError, match="unknown parameter 'sead'; did you mean 'seed'"):
+        Settings.from_namespace(namespace | {"In": [*cells, "sead = 8"], "sead": 8})
+
+
 def test_relative_paths_start_at_the_repository_whatever_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     s = Settings(data_root="outputs/data/x", outputs_dir=str(tmp_path))
