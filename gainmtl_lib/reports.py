@@ -133,7 +133,7 @@ def _visualize(console: Console, model: Any, data: Any, table: pd.DataFrame, thr
     save_figure(classification_figure(table, threshold), folder / "classification.png")
     count = 0
     for name, figure in explanation_pictures(model, data, table, splits=TEST_SPLITS, threshold=threshold):
-        save_figure(figure, folder / f"{name}.png")
+        save_figure(figure, folder / f"{name}.jpg")
         count += 1
     console.print(f"{count} pictures and classification.png: {folder}")
 
@@ -155,7 +155,7 @@ def print_comparison(console: Console, experiment: Path, *, export: Path | None 
 
 
 def export_comparison(runs: list[Run], comparison: pd.DataFrame, folder: Path) -> None:
-    """``comparison.csv``, ``table.md``, ``strategies.png``, ``same_pictures.png``: small enough to be committed."""
+    """``comparison.csv``, ``table.md``, ``strategies.png``, ``same_pictures.jpg``: small enough to be committed."""
     table = by_strategy(comparison)
     lines = [f"Backbone weights: {', '.join(sorted({run.manifest['pretrained'] for run in runs}))}.", ""]
     for split in table.index.get_level_values("split").unique():
@@ -165,7 +165,7 @@ def export_comparison(runs: list[Run], comparison: pd.DataFrame, folder: Path) -
     with atomic_path(folder / "comparison.csv") as path:
         comparison.to_csv(path, index=False, float_format="%.4f")
     save_figure(strategies_figure(comparison), folder / "strategies.png")
-    save_figure(same_pictures_figure(runs), folder / "same_pictures.png")
+    save_figure(same_pictures_figure(runs), folder / "same_pictures.jpg")
 
 
 def _markdown(rows: pd.DataFrame) -> list[str]:

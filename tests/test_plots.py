@@ -69,6 +69,8 @@ def test_saved_figures_are_closed_and_handed_back(tmp_path):
     figure = plt.figure()
     assert save_figure(figure, tmp_path / "new/a.png") is figure
     assert (tmp_path / "new/a.png").read_bytes()[:4] == b"\x89PNG"
+    save_figure(plt.figure(), tmp_path / "new/a.jpg")
+    assert (tmp_path / "new/a.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
     assert not plt.get_fignums()
 
 

@@ -7,26 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.metrics import normalize_maps
 
 OUTLINE = "#00e5ff"
+JPEG = {"pil_kwargs": {"quality": 80}}
 HEAT = "inferno"
 
 
 def save_figure(figure: Figure, path: Path) -> Figure:
-    """Write a figure as PNG, atomically, and close it. Returned, so that a notebook's last line shows it."""
+    """Write a figure, atomically, and close it; the suffix says the format, ``.jpg`` for photographs.
+
+    Returned, so that a notebook's last line shows it.
+    """
+    options: dict[str, Any] = {"metadata": {"Software": None}} if path.suffix == ".png" else JPEG
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, metadata={"Software": None})
+        figure.savefig(temporary, dpi=130, **options)
     plt.close(figure)
     return figure
+
+
+def inline_figures_as_jpeg() -> None:
+    """In a notebook: pages of photographs as JPEG, a tenth of their PNG. Without IPython it does nothing."""
+    set_matplotlib_formats("jpeg", dpi=80, pil_kwargs={"quality": 70})
 
 
 def contact_sheet(
@@ -85,10 +97,11 @@ def map_grid(
         unit_maps: names of the maps that are probabilities.
     """
     count = len(images)
+    side = 2.0 if len(maps) <= 4 else 1.45  # inches
     figure, axes = plt.subplots(
         count,
         1 + len(maps),
-        figsize=(2.0 * (1 + len(maps)) + 0.7, 2.12 * count + 0.3),
+        figsize=(side * (1 + len(maps)) + 0.7, (side + 0.12) * count + 0.4),
         squeeze=False,
         layout="constrained",
     )

@@ -31,7 +31,7 @@ from gainmtl_lib.runs import (
     save_weights,
     write_json,
 )
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import Settings, repository_root
 from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCheckpoints
 from gainmtl_lib.training.losses import GainLoss, focal_alpha
 from gainmtl_lib.training.mask_mixing import MaskMixer
@@ -222,7 +222,7 @@ def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": lightning_precision(settings.precision, device),
         "provider": model.backbone.provider,
-        "pretrained": model.backbone.weights,
+        "pretrained": model.backbone.weights.replace(f"{repository_root()}/", ""),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "split_sizes": {str(split): int(size) for split, size in samples["split"].value_counts(sort=False).items()},
         "train_normal": normals,
