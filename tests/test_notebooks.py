@@ -100,9 +100,10 @@ def test_cleaning_keeps_tags_outputs_and_counts_and_drops_what_changes():
         new_output("display_data", data=widget, metadata={"a": 1}),
         new_output("execute_result", data={"text/plain": "1"}, execution_count=1),
     ]
-    notebook = clean(new_notebook(cells=[cell], metadata={"papermill": {"x": 1}, "kernelspec": {"name": "python3"}}))
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    notebook = clean(new_notebook(cells=[cell], metadata={"papermill": {"x": 1}, "kernelspec": kernel}))
     (cleaned,) = notebook.cells
-    assert notebook.metadata == {"kernelspec": {"name": "python3"}}
+    assert notebook.metadata == {"kernelspec": kernel}
     assert cleaned.metadata == {"tags": ["x"]} and cleaned.execution_count == 1 and cleaned.id == "cell-00"
     assert [output.get("data") for output in cleaned.outputs] == [{"text/plain": "w"}, {"text/plain": "1"}]
     assert cleaned.outputs[0].metadata == {}
