@@ -52,6 +52,15 @@ def test_one_seed_has_no_interval_and_several_have_a_t_interval(tmp_path):
     assert text.loc["S1", "Loc-IoU"] == "–"
 
 
+def test_a_run_that_was_given_the_ground_truth_is_marked(tmp_path):
+    write_run(tmp_path, "S5", 0, accuracy=0.8, shifted=0.2)
+    run = write_run(tmp_path, "S6", 0, accuracy=1.0, shifted=1.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"label_leaks": True}))
+    table = by_strategy(compare(collect_runs(tmp_path / "hand")))
+    assert readable(table, "test").index.tolist() == ["S5", "S6 (oracle: leaks the label)"]
+
+
 def test_deltas_pair_the_seeds_that_both_have(tmp_path):
     write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
     write_run(tmp_path, "S1", 1, accuracy=0.6, shifted=0.2)

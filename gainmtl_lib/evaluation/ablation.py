@@ -27,6 +27,10 @@ COLUMNS = {
 """Metrics of a comparison, and how its columns are headed. Without the grid IoU a CAM-IoU cannot be judged."""
 
 
+ORACLE_MARK = " (oracle: leaks the label)"
+"""Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
+
+
 def collect_runs(experiment: str | Path) -> list[Run]:
     """Finished and evaluated runs below ``outputs/<experiment>``, by strategy and seed.
 
@@ -63,10 +67,11 @@ def compare(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         metrics = run.metrics
+        name = run.settings.strategy + (ORACLE_MARK if metrics.get("label_leaks") else "")
         for split in ("test", "test_shift"):
             if split in metrics:
-                values = {name: metrics[split].get(name) for name in COLUMNS}
-                rows.append({"strategy": run.settings.strategy, "seed": run.settings.seed, "split": split} | values)
+                values = {column: metrics[split].get(column) for column in COLUMNS}
+                rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | values)
     return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float))
 
 
