@@ -1,7 +1,7 @@
 """A run's folder: what is written there, and how it is read back.
 
 ``outputs/<experiment>/<strategy>/seed<k>/`` holds ``settings.yaml``, ``manifest.json``, ``checkpoints/``,
-``model.safetensors``, ``tensorboard/``; evaluation adds ``metrics.json``, ``predictions.csv``, ``maps.npz``
+``model.safetensors``, ``tensorboard/``; evaluation adds ``predictions.csv``, ``maps/``, ``metrics.json``
 and ``figures/``. Nothing is executed when a run is read: settings are YAML, weights are safetensors.
 """
 
@@ -88,9 +88,12 @@ class Run:
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Maps in the order of `predictions`: ``cam``, ``attention``, ``localization``."""
-        with np.load(self._evaluated("maps.npz"), allow_pickle=False) as stored:
-            return dict(stored)
+        """Maps in the order of `predictions`: ``cam`` (N, h, w), ``attention``, ``localization``, as far as there are.
+
+        Opened, not read: of ten thousand pictures only those that are looked at reach memory.
+        """
+        folder = self._evaluated("maps")
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -109,7 +112,7 @@ class Run:
     @property
     def is_evaluated(self) -> bool:
         """Whether `evaluate` has left its results here."""
-        return all((self.folder / name).is_file() for name in ("metrics.json", "predictions.csv", "maps.npz"))
+        return all((self.folder / name).is_file() for name in ("predictions.csv", "maps/cam.npy", "metrics.json"))
 
     @property
     def figures_dir(self) -> Path:
@@ -120,7 +123,7 @@ class Run:
 
     def _evaluated(self, name: str) -> Path:
         path = self.folder / name
-        if not path.is_file():
+        if not path.exists():
             raise RunError(f"{path} does not exist: the run is trained but not evaluated; call evaluate(run)")
         return path
 

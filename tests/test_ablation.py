@@ -21,7 +21,8 @@ def write_run(folder, strategy, seed, *, accuracy, shifted, cam_iou=0.5, digest=
         metrics = {"threshold": 0.5, "test": test, "test_shift": test | {"accuracy": shifted}}
         (run / "metrics.json").write_text(json.dumps(metrics))
         (run / "predictions.csv").write_text("image\n")
-        (run / "maps.npz").write_bytes(b"")
+        (run / "maps").mkdir()
+        (run / "maps" / "cam.npy").write_bytes(b"")
     return run
 
 

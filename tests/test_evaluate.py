@@ -29,7 +29,9 @@ def test_one_row_per_image_of_every_split(run, evaluated):
     table, summary = evaluated
     assert table["split"].value_counts().to_dict() == {"val": 4, "test": 6, "test_shift": 6}
     assert not table["image"].duplicated().any()
-    assert set(summary) == {"threshold", "threshold_from", "val", "test", "test_shift", "mask_source", "label_leaks"}
+    splits = {"val", "test", "test_shift"}
+    assert set(summary) == splits | {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
+    assert set(summary["map_scales"]) == {"cam", "attention", "localization"}
     assert summary["mask_source"] == "localization" and summary["label_leaks"] is False
     maps = run.maps
     assert maps["cam"].shape == (16, 4, 4) and maps["attention"].shape == (16, 4, 4)

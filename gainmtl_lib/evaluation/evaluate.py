@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
 from gainmtl_lib.devices import checked_device
+from gainmtl_lib.evaluation.map_scale import fit_scale
 from gainmtl_lib.evaluation.predict import SplitPredictions, predict_split
 from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, summarise
 from gainmtl_lib.files import atomic_path
@@ -40,7 +42,7 @@ def evaluate(
     """Decide, score and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
     The decision threshold is chosen on ``val``. A run evaluated as it was trained keeps its results
-    (``predictions.csv``, ``metrics.json``, ``maps.npz``) and is not evaluated twice; with other data, another
+    (``predictions.csv``, ``maps/``, ``metrics.json``) and is not evaluated twice; with other data, another
     mask source or threshold the results are returned only.
 
     Args:
@@ -54,7 +56,8 @@ def evaluate(
         reuse: take stored results of the run where they exist.
 
     Returns:
-        One row per image, and the summary: ``threshold``, ``mask_source`` and one dict per split.
+        One row per image, and the summary: ``threshold``, ``mask_source``, ``map_scales`` (see
+        `MapScale`) and one dict per split.
 
     Raises:
         RunError: the data changed since the run was trained, there is no split to evaluate, or a mask source
@@ -133,21 +136,33 @@ def _summary(predictions: dict[str, SplitPredictions], threshold: float | None) 
         threshold, origin = 0.5, "default, no validation split"
     tables = {split: add_verdicts(part.table, threshold) for split, part in predictions.items()}
     summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin}
+    summary["map_scales"] = _map_scales(predictions.get("val"))
     summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
     return pd.concat(tables.values(), ignore_index=True), summary
 
 
+def _map_scales(val: SplitPredictions | None) -> dict[str, dict[str, float]]:
+    """The absolute scale of every map, fixed on validation; none without a validation split."""
+    if val is None:
+        return {}
+    labels = val.table["label"].to_numpy()
+    scales = {name: fit_scale(maps, labels) for name, maps in val.maps.items()}
+    return {name: asdict(scale) for name, scale in scales.items() if scale is not None}
+
+
 def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
-    table = table.assign(image=[_relative(path, run.settings) for path in table["image"]])
+    places = {name: [_relative(path, run.settings) for path in table[name]] for name in ("image", "mask")}
     with atomic_path(run.folder / "predictions.csv") as path:
-        table.to_csv(path, index=False, float_format="%.6g")
+        table.assign(**places).to_csv(path, index=False, float_format="%.6g")
     parts = [part.maps for part in predictions.values()]
-    maps: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    with atomic_path(run.folder / "maps.npz") as path:
-        np.savez_compressed(path, **maps)
+    for name in parts[0]:
+        with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
+            np.save(path, np.concatenate([part[name] for part in parts]))
     write_json(run.folder / "metrics.json", summary)
 
 
-def _relative(path: str | Path, settings: Settings) -> str:
+def _relative(path: str | Path | None, settings: Settings) -> str | None:
+    if path is None:
+        return None
     path = Path(path)
     return path.relative_to(settings.data_root).as_posix() if path.is_relative_to(settings.data_root) else str(path)

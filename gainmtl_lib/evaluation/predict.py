@@ -64,7 +64,7 @@ def predict_split(
         if output.localization_map is not None:
             localization.append(output.localization_map.float().cpu())
     table = pd.concat([_as_table(columns) for columns in rows], ignore_index=True)
-    samples = data.samples.loc[table.pop("index"), ["image", "split", "label", "defect_type", "group"]]
+    samples = data.samples.loc[table.pop("index"), ["image", "mask", "split", "label", "defect_type", "group"]]
     return SplitPredictions(
         table=pd.concat([samples.reset_index(drop=True), table], axis=1),
         maps={name: np.concatenate([part[name] for part in maps]) for name in maps[0]},
