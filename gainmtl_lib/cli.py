@@ -15,8 +15,9 @@ import click
 import yaml
 from rich.console import Console
 
+from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)

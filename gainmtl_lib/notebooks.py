@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from gainmtl_lib.files import atomic_path
-from gainmtl_lib.settings import repository_root
+from gainmtl_lib.parameters import repository_root
 
 logger = logging.getLogger(__name__)
 

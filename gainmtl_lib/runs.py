@@ -28,7 +28,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gainmtl_lib.build import build_model
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
-from gainmtl_lib.settings import Settings, SettingsError
+from gainmtl_lib.parameters import SettingsError
+from gainmtl_lib.settings import Settings
 
 ARCHITECTURE = (
     "strategy",

@@ -7,15 +7,13 @@ live in ``params/quick.yaml``.
 
 from __future__ import annotations
 
-import ast
-import difflib
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from gainmtl_lib.parameters import AnyPath, ParameterRecord, as_path
 
 Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6"]
 
@@ -42,24 +40,6 @@ PART_OF_TERM = {
 """Which part of the model a loss term needs, and the first strategy that has it."""
 
 
-class SettingsError(ValueError):
-    """A parameter that cannot be used: names it, what was found, and what was expected."""
-
-
-def repository_root() -> Path:
-    """Folder that relative paths resolve against: the checkout, or the working directory outside one."""
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
-
-
-def _as_path(value: Any) -> Any:
-    if isinstance(value, str) and value:
-        value = Path(value).expanduser()
-    if isinstance(value, Path) and not value.is_absolute():
-        value = repository_root() / value
-    return value
-
-
 def _as_size(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
@@ -75,21 +55,18 @@ def _as_text(value: Any) -> Any:
 
 
 def _as_pretrained(value: Any) -> Any:
-    return value if value == "auto" else _as_path(value)
+    return value if value == "auto" else as_path(value)
 
 
-AnyPath = Annotated[Path, BeforeValidator(_as_path)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Settings(BaseModel):
+class Settings(ParameterRecord):
     """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
 
     The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     # run
     experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gainmtl"
@@ -102,7 +79,11 @@ class Settings(BaseModel):
     use_mmpretrain: bool = True
     out_indices: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = (1, 2, 3, 4)
     num_classes: int = 2
-    pretrained: Annotated[bool | Literal["auto"] | Path, BeforeValidator(_as_pretrained)] = True
+    pretrained: Annotated[
+        bool | Literal["auto"] | Path,
+        BeforeValidator(_as_pretrained),
+        Field(description="true, false, auto or the path of a weights file"),
+    ] = True
     freeze_backbone_stages: Annotated[int, Field(ge=-1, le=4)] = -1
     fpn_channels: Annotated[int, Field(gt=0)] = 256
     attention_channels: Annotated[int, Field(gt=0)] = 512
@@ -219,52 +200,6 @@ class Settings(BaseModel):
                 )
         return self
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            # A value that fits no member of a union is reported once per member: the first line says enough.
-            details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
-            raise SettingsError("\n".join(_readable(detail) for detail in reversed(details.values()))) from None
-
-    @classmethod
-    def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
-        """Compose parameter files, later ones win, then overrides.
-
-        Raises:
-            SettingsError: a file that is missing or no flat mapping, or a value that cannot be used; the
-                message names the file that holds it.
-        """
-        origin: dict[str, str] = {}
-        values: dict[str, Any] = {}
-        for path in paths:
-            content = read_parameters(path)
-            origin |= dict.fromkeys(content, str(path))
-            values |= content
-        origin |= dict.fromkeys(overrides, "")
-        try:
-            return cls(**values | overrides)
-        except SettingsError as error:
-            raise SettingsError("\n".join(_with_origin(line, origin) for line in str(error).split("\n"))) from None
-
-    @classmethod
-    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Settings from a notebook's ``globals()``.
-
-        Every plain value there must be a field, so that a misspelt papermill parameter is an error
-        (papermill itself only warns). Under IPython other names count only if a cell of nothing but literal
-        assignments set them: variables of the cells below must not stop the notebook from running twice.
-        """
-        plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
-        history = namespace.get("In")
-        known = {*cls.model_fields, *_literal_names(history)} if isinstance(history, list) else set(namespace)
-        values = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, plain) and name in known and not name.startswith("_") and name not in {"In", "Out"}
-        }
-        return cls(**values)
-
     @property
     def run_dir(self) -> Path:
         """``outputs/<experiment>/<strategy>/seed<k>``."""
@@ -282,108 +217,3 @@ class Settings(BaseModel):
         """λ by term; ``use_counterfactual=False`` removes the counterfactual one."""
         weights = {term: getattr(self, f"lambda_{term}") for term in TERMS}
         return weights if self.use_counterfactual else weights | {"cf": 0.0}
-
-    def plain(self) -> dict[str, Any]:
-        """The fields as YAML and JSON can hold them; paths inside the repository are relative to it."""
-        return {name: _plain(value) for name, value in self.model_dump().items()}
-
-    def changed(self, **values: Any) -> Self:
-        """A copy with some fields replaced, validated anew."""
-        return type(self)(**self.model_dump() | values)
-
-    def differences(self, other: Settings) -> list[str]:
-        """One line per field that differs: ``name: own value here, value in other``."""
-        mine, theirs = self.plain(), other.plain()
-        return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
-
-
-def read_parameters(path: str | Path) -> dict[str, Any]:
-    """One parameter file as a flat mapping.
-
-    Raises:
-        SettingsError: the file is missing, is not YAML, or is not a mapping at its top level.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SettingsError(f"{path}: no such parameter file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not a YAML file: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
-    nested = [key for key, value in content.items() if isinstance(value, dict)]
-    if nested:
-        raise SettingsError(
-            f"{path}: {', '.join(nested)} holds a nested mapping; parameters are flat, write them at the top level"
-        )
-    return content
-
-
-def _literal_names(cells: list[str]) -> set[str]:
-    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
-    names: set[str] = set()
-    for source in cells:
-        try:
-            statements = ast.parse(source).body
-            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
-        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
-            continue
-        names |= {name for name, _ in pairs}
-    return names
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for a misspelt name, or nothing when no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        root = repository_root()
-        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _readable(detail: Any) -> str:
-    """One pydantic error as a sentence: name, what was found, what was expected."""
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    value, kind = detail["input"], detail["type"]
-    if kind == "extra_forbidden":
-        return f"unknown parameter '{name}'{closest(name, Settings.model_fields)}"
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    if name == "pretrained":
-        return f"pretrained must be true, false, auto or the path of a weights file, got {value!r}"
-    expected = _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
-    got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
-    return f"{name} must be {expected}, got {got}{_hint(kind, value)}"
-
-
-_EXPECTED = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-}
-
-
-def _hint(kind: str, value: Any) -> str:
-    if kind == "float_type" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
-        mantissa, exponent = re.split("[eE]", value)
-        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
-    if kind == "bool_type" and isinstance(value, str) and value.lower() in {"true", "false"}:
-        return f"; with -p write {value.capitalize()}"
-    return ""
-
-
-def _with_origin(line: str, origin: Mapping[str, str]) -> str:
-    for name in re.findall(r"\w+", line):
-        if origin.get(name):
-            return f"{origin[name]}: {line}"
-    return line

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gainmtl_lib.notebooks import ABLATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
+from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
 from gainmtl_lib.runs import claim
-from gainmtl_lib.settings import Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
 

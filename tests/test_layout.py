@@ -8,12 +8,14 @@ import nbformat
 import pytest
 import yaml
 
-from gainmtl_lib.settings import repository_root
+from gainmtl_lib.parameters import repository_root
 
 ROOT = repository_root()
 LIBRARY = ROOT / "gainmtl_lib"
 ORDER = [
-    {"settings", "records", "files", "progress", "devices"},
+    {"wording", "files", "progress", "devices", "records"},
+    {"parameters"},
+    {"settings"},
     {"data", "models", "metrics"},
     {"build"},
     {"runs"},

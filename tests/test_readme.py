@@ -11,7 +11,8 @@ import pytest
 
 import gainmtl_lib
 from gainmtl_lib.cli import main
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, read_parameters, repository_root
+from gainmtl_lib.parameters import read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 ROOT = repository_root()
 LANGUAGES = ("README.md", "README.ko.md")

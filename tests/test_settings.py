@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings
 
 PARAMS = repository_root() / "params"
 
@@ -145,21 +146,6 @@ def test_messages_name_the_key_and_what_was_found(values, parts):
     text = message(**values)
     assert all(part in text for part in parts), text
     assert len(text.splitlines()) == 1
-
-
-def test_files_that_are_no_parameter_files(tmp_path):
-    with pytest.raises(SettingsError, match="no such parameter file"):
-        read_parameters(tmp_path / "missing.yaml")
-    path = tmp_path / "list.yaml"
-    path.write_text("- 1\n- 2\n")
-    with pytest.raises(SettingsError, match="expected 'name: value' lines, got list"):
-        read_parameters(path)
-    path.write_text("a: [1\n")
-    with pytest.raises(SettingsError, match="not a YAML file"):
-        read_parameters(path)
-    path.write_text("model:\n  backbone_arch: s\n")
-    with pytest.raises(SettingsError, match="model holds a nested mapping; parameters are flat"):
-        read_parameters(path)
 
 
 def test_namespace_takes_plain_values_only():

@@ -151,9 +151,9 @@ def _map_scales(val: SplitPredictions | None) -> dict[str, dict[str, float]]:
 
 
 def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
-    places = {name: [_relative(path, run.settings) for path in table[name]] for name in ("image", "mask")}
+    places = table[["image", "mask"]].map(lambda path: _relative(path, run.settings))
     with atomic_path(run.folder / "predictions.csv") as path:
-        table.assign(**places).to_csv(path, index=False, float_format="%.6g")
+        table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format="%.6g")
     parts = [part.maps for part in predictions.values()]
     for name in parts[0]:
         with atomic_path(run.folder / "maps" / f"{name}.npy") as path:

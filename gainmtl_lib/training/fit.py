@@ -19,6 +19,7 @@ from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
 from gainmtl_lib.devices import checked_device, lightning_precision
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.parameters import repository_root
 from gainmtl_lib.runs import (
     Run,
     RunError,
@@ -31,7 +32,7 @@ from gainmtl_lib.runs import (
     save_weights,
     write_json,
 )
-from gainmtl_lib.settings import Settings, repository_root
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCheckpoints
 from gainmtl_lib.training.losses import GainLoss, focal_alpha
 from gainmtl_lib.training.mask_mixing import MaskMixer
