@@ -4,11 +4,13 @@ import errno
 import json
 import pickle
 import shutil
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from lightning.pytorch.loggers import WandbLogger
 from tiny import tiny_settings
 
 from gainmtl_lib.data.samples import DataError
@@ -256,6 +258,17 @@ def test_wandb_is_named_when_it_is_missing(shared, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(RunError, match="use_wandb is true but the package wandb is missing; pip install wandb"):
         fit(tiny_settings(shared, "S1", experiment="wandb", use_wandb=True))
+
+
+def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
+    class WithoutService(WandbLogger):
+        experiment = Mock()
+
+        def __init__(self):
+            pass
+
+    fit_module._finish([WithoutService()])
+    WithoutService.experiment.finish.assert_called_once_with()
 
 
 def test_the_mixer_covers_every_annotated_training_image(shared):

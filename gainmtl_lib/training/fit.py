@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from gainmtl_lib.build import build_data, build_model
 from gainmtl_lib.data.datamodule import GainDataModule
@@ -122,6 +122,7 @@ def _train(
     try:
         _fit_interruptibly(trainer, module, data, checkpoint)
     finally:
+        _finish(trainer.loggers)
         manifest["duration_s"] = round(manifest["duration_s"] + time.monotonic() - started, 1)
         write_json(folder / "manifest.json", manifest | {"status": "running"})
     best, _ = load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
@@ -203,13 +204,20 @@ def _loggers(settings: Settings, folder: Path) -> list[Logger]:
         loggers.append(TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False))
     if settings.use_wandb:
         try:
-            from lightning.pytorch.loggers import WandbLogger
-
             name = f"{settings.experiment}-{settings.strategy.lower()}-seed{settings.seed}"
-            loggers.append(WandbLogger(name=name, project=settings.wandb_project, save_dir=folder))
+            loggers.append(
+                WandbLogger(name=name, project=settings.wandb_project, save_dir=folder, config=settings.plain())
+            )
         except ModuleNotFoundError:
             raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
     return loggers
+
+
+def _finish(loggers: list[Logger]) -> None:
+    """Lightning leaves W&B's run open, and the next training of the same process would write into it."""
+    for each in loggers:
+        if isinstance(each, WandbLogger):
+            each.experiment.finish()
 
 
 def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
