@@ -85,7 +85,7 @@ def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], forc
     Parameters that are not given are those of the notebook, which are the quick study's.
     """
     from gainmtl_lib import study
-    from gainmtl_lib.reports import print_comparison
+    from gainmtl_lib.reports.comparison import print_comparison
 
     overrides = dict(_pairs(pairs))
     if what.lower() == "all":
@@ -149,7 +149,7 @@ def train(
 @click.option("--force", is_flag=True, help="Evaluate anew although results are stored.")
 def evaluate_command(**options: Any) -> None:
     """Evaluate a run, or a checkpoint, on its test splits."""
-    from gainmtl_lib.reports import evaluate_and_report
+    from gainmtl_lib.reports.evaluation import evaluate_and_report
 
     evaluate_and_report(console, **options)
 
@@ -159,7 +159,7 @@ def evaluate_command(**options: Any) -> None:
 @click.option("--export", type=Path, help="Write the table (CSV, Markdown) and the figures to this folder.")
 def compare_command(experiment: Path, export: Path | None) -> None:
     """Print the comparison of the strategies of an experiment's folder."""
-    from gainmtl_lib.reports import print_comparison
+    from gainmtl_lib.reports.comparison import print_comparison
 
     print_comparison(console, experiment, export=export)
 
@@ -180,7 +180,7 @@ def data() -> None:
 @click.option("--contact-sheet", type=Path, help="Write a picture of samples with mask outlines to this file.")
 def check(path: Path, dataset_type: str, contact_sheet: Path | None, **options: Any) -> None:
     """Lint the dataset in PATH; the exit status is 1 when something would stop or mislead a training."""
-    from gainmtl_lib.reports import report_data_check
+    from gainmtl_lib.reports.data import report_data_check
 
     ok = report_data_check(
         console, path, dataset_type=dataset_type.replace("-", "_"), contact_sheet_path=contact_sheet, **options
