@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gainmtl_lib.evaluation.evaluate import evaluate
+    from gainmtl_lib.explain.explainer import DefectExplainer
     from gainmtl_lib.models.backbone import get_backbone
     from gainmtl_lib.models.gain_mtl import GAINMTLModel
     from gainmtl_lib.runs import Run, load_run
     from gainmtl_lib.settings import Settings
     from gainmtl_lib.training.fit import fit
 
-__all__ = ["GAINMTLModel", "Run", "Settings", "evaluate", "fit", "get_backbone", "load_run"]
+__all__ = ["DefectExplainer", "GAINMTLModel", "Run", "Settings", "evaluate", "fit", "get_backbone", "load_run"]
 
 _HOME = {
     "Settings": "settings",
@@ -24,6 +25,7 @@ _HOME = {
     "get_backbone": "models.backbone",
     "fit": "training.fit",
     "evaluate": "evaluation.evaluate",
+    "DefectExplainer": "explain.explainer",
     "Run": "runs",
     "load_run": "runs",
 }

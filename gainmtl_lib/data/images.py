@@ -76,5 +76,5 @@ def _decode(path: str | Path, flags: int, what: str) -> NDArray:
         image = None
     if image is None:
         state = "is empty" if not data.size else "is truncated or not an image"
-        raise UnreadableError(f"{path}: {what} {state}; replace the file, or leave it out with skip_unreadable: true")
+        raise UnreadableError(f"{path}: {what} {state}; replace the file")
     return image

@@ -103,9 +103,12 @@ def load_samples(
         mask = mask_files[row] if annotated[row] else None
         try:
             picture = load_picture(image_files[row], mask, image_size=image_size, resize=resize)
+        except UnreadableError as error:
+            advice = "" if skip_unreadable else ", or leave it out with skip_unreadable: true"
+            findings[row] = Finding("warning" if skip_unreadable else "error", "", f"{error}{advice}")
+            return
         except DataError as error:
-            skip = skip_unreadable and isinstance(error, UnreadableError)
-            findings[row] = Finding("warning" if skip else "error", "", str(error))
+            findings[row] = Finding("error", "", str(error))
             return
         has_mask[row] = picture.mask is not None
         if keep:

@@ -23,13 +23,13 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int], resize: Resize
     grey would make an edge whose strength tells how bright the picture is, and mirrored or repeated borders
     would show defects that the mask does not have. The bars still show the aspect ratio; `squash` hides it.
     """
-    inner = _inner_size((image.shape[0], image.shape[1]), size, resize)
+    inner = inner_size((image.shape[0], image.shape[1]), size, resize)
     fitted = _fit(image, inner)
     if inner == size:
         return fitted
     canvas = np.empty((*size, 3), dtype=np.uint8)
     canvas[:] = np.rint(fitted.mean(axis=(0, 1))).astype(np.uint8)
-    canvas[_inside(inner, size)] = fitted
+    canvas[inside(inner, size)] = fitted
     return canvas
 
 
@@ -59,9 +59,9 @@ def resize_values(
 
     Arguments as for `resize_mask`.
     """
-    inner = _inner_size(image_size or (values.shape[0], values.shape[1]), size, resize)
+    inner = inner_size(image_size or (values.shape[0], values.shape[1]), size, resize)
     canvas = np.zeros(size, dtype=np.float32)
-    canvas[_inside(inner, size)] = _fit(values.astype(np.float32), inner)
+    canvas[inside(inner, size)] = _fit(values.astype(np.float32), inner)
     return canvas
 
 
@@ -120,7 +120,7 @@ class Augmentation:
         return result["image"], result["mask"]
 
 
-def _inner_size(picture: tuple[int, int], size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+def inner_size(picture: tuple[int, int], size: tuple[int, int], resize: Resize) -> tuple[int, int]:
     """Size that the picture takes inside the input."""
     if resize == "squash":
         return size
@@ -128,7 +128,8 @@ def _inner_size(picture: tuple[int, int], size: tuple[int, int], resize: Resize)
     return max(1, min(size[0], round(picture[0] * scale))), max(1, min(size[1], round(picture[1] * scale)))
 
 
-def _inside(inner: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+def inside(inner: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the input that a picture of size `inner` fills: the middle."""
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     return slice(top, top + inner[0]), slice(left, left + inner[1])
 

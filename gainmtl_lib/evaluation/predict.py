@@ -59,7 +59,7 @@ def predict_split(
     rows, maps, localization, masks = [], [], [], []
     for batch, given, output in _forward(model, data, split, attention_masks):
         rows.append(_score_batch(batch, output) | _counterfactual_columns(model, batch, given, output))
-        maps.append(_stored_maps(output))
+        maps.append(stored_maps(output))
         masks.append(batch.masks.cpu())
         if output.localization_map is not None:
             localization.append(output.localization_map.float().cpu())
@@ -135,7 +135,8 @@ def _defect_probability(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=1)[:, 1]
 
 
-def _stored_maps(output: GainOutput) -> dict[str, np.ndarray]:
+def stored_maps(output: GainOutput) -> dict[str, np.ndarray]:
+    """The maps as a run keeps them, see `SplitPredictions.maps`; those that the strategy has."""
     maps = {"cam": output.cam, "attention": output.effective_attention}
     if output.localization_map is not None:
         maps["localization"] = torch.nn.functional.avg_pool2d(output.localization_map, 4)

@@ -1,0 +1,240 @@
+"""One picture, or many, explained: what the model decided, where it looked, whether it says so without the defect.
+
+Sizes: B pictures of a batch, H x W network input, h x w map cells.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.data.transforms import Resize, resize_image, resize_mask
+from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.explain.explanation import Explanation, Ready, describe
+from gainmtl_lib.explain.fonts import drawable, drawable_names
+from gainmtl_lib.explain.picture_input import Asked, pair, read_defect, read_picture
+from gainmtl_lib.explain.plots import save_figure
+from gainmtl_lib.explain.regions import Frame
+from gainmtl_lib.explain.suppression import CLASS_NAMES, MaskFrom, ask_counterfactuals, why_no_path
+from gainmtl_lib.explain.verdict_figure import verdict_figure
+from gainmtl_lib.models.counterfactual import as_at_inference
+from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.records import GainOutput
+from gainmtl_lib.runs import Run
+
+logger = logging.getLogger(__name__)
+
+FIGURE_FORMATS = (".png", ".jpg", ".jpeg")
+NOTHING_TO_SUPPRESS = "the localization marks nothing and no mask was given, so there is nothing to suppress"
+
+
+class DefectExplainer:
+    """Explains the decisions of one model.
+
+    Args:
+        model: its device is where the work is done; device and mode are left as they are.
+        threshold: defect probability from which a picture is called defective.
+        scales: the absolute scale of each map, ``cam``, ``attention``, ``localization``, as far as known.
+        image_size: network input (H, W), that of the training.
+        resize: squash or letterbox, that of the training.
+        class_names: of normal and defective, in any language.
+        batch_size: pictures in memory at a time.
+
+    Raises:
+        ValueError: a threshold outside [0, 1], an unknown `resize`, or not two different class names.
+    """
+
+    def __init__(
+        self,
+        model: GAINMTLModel,
+        *,
+        threshold: float = 0.5,
+        scales: Mapping[str, MapScale] | None = None,
+        image_size: tuple[int, int] = (512, 512),
+        resize: Resize = "squash",
+        class_names: Sequence[str] = CLASS_NAMES,
+        batch_size: int = 16,
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}")
+        if resize not in ("squash", "letterbox"):
+            raise ValueError(f"resize must be squash or letterbox, got '{resize}'")
+        if isinstance(class_names, str) or len(set(class_names)) != 2 or len(class_names) != 2:
+            raise ValueError(f"class_names must be two different names, normal first, got {class_names!r}")
+        self.model, self.threshold, self.scales = model, float(threshold), dict(scales or {})
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.resize: Resize = resize
+        self.class_names, self.batch_size = tuple(class_names), max(1, batch_size)
+
+    @classmethod
+    def from_run(cls, run: Run, *, class_names: Sequence[str] = CLASS_NAMES) -> DefectExplainer:
+        """With the run's best model, input size, threshold and absolute scales.
+
+        A run that was not evaluated has neither of the last two: 0.5 is taken and maps are shown per image only.
+        """
+        metrics = run.metrics if run.is_evaluated else {}
+        if not metrics:
+            logger.warning("%s is not evaluated: the threshold is 0.5 and no map has an absolute scale", run.folder)
+        return cls(
+            run.model,
+            threshold=metrics.get("threshold", 0.5),
+            scales={name: MapScale(**scale) for name, scale in metrics.get("map_scales", {}).items()},
+            image_size=run.settings.image_size,
+            resize=run.settings.resize,
+            class_names=class_names,
+        )
+
+    def explain(self, image: Any, mask: Any = None) -> Any:
+        """Everything the model says of a picture.
+
+        Args:
+            image: a path, a PIL picture, an array (h, w[, C]) or a tensor (C, h, w), uint8, uint16 or float in [0, 1]
+                (see `read_picture`). Many at once as a list, a tensor (B, C, h, w) or an array (B, h, w, C).
+            mask: where the defect is, likewise (see `read_defect`); for many a list with None where there is none.
+
+        Returns:
+            An `Explanation`; for many a list of them, also where many is one. Keys that are always there:
+
+            - ``prediction`` (0 normal, 1 defective), ``prediction_name``, ``confidence`` (probability of the predicted
+              class), ``probability`` (of defective), ``threshold``;
+            - ``image``, uint8 (H, W, 3) as the network saw it, and ``cam``, float32 (h, w), of the deciding head;
+            - ``counterfactual``: for a defective verdict the fields of `CounterfactualAnswer`, None for a normal one.
+              None too where it cannot be asked; then ``counterfactual_missing`` says why in a sentence.
+
+            Keys that are there where they have an answer; asking for one that has none raises `NotExplained`:
+
+            - ``attention``, float32 (h, w), what gates the features, from S3 on;
+            - from S4 on ``localization``, float32 (H, W), ``boxes`` in pixels of the given picture, one
+              (x0, y0, x1, y1) for each region at or above 0.5, ``box``, that of the largest, None without any, and
+              ``area``, the regions' share of the picture. The localization is taught on defective pictures only: for a
+              normal verdict just what exceeds the floor of its absolute scale counts, nothing where that is unknown;
+            - ``found``, for each map with an absolute scale, whether it finds anything;
+            - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself
+              reaches on the CAM's grid), ``point_game`` and ``energy_inside``.
+
+        Raises:
+            DataError: a picture or a mask that cannot be used; names it, what was found and what was expected.
+            ModelError: an S6 model whose masks come from outside.
+        """
+        asked, many = pair(image, mask)
+        explanations = list(self._explained(asked, self.class_names))
+        return explanations if many else explanations[0]
+
+    def stream(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation]:
+        """`explain` for many pictures, one explanation after the other, so that they need not fit into memory."""
+        asked, _ = pair(list(images), masks)
+        return self._explained(asked, self.class_names)
+
+    def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
+        """One picture's explanation as a figure: verdict, box, each map on both scales, the counterfactual.
+
+        Class names that no installed font can draw fall back to English, with a warning.
+
+        Args:
+            image: one picture, see `explain`.
+            mask: of the picture.
+            save_path: where to write the figure, atomically, .png or .jpg.
+
+        Raises:
+            DataError: as for `explain`, or many pictures were given.
+            ValueError: another format.
+        """
+        if save_path is not None and Path(save_path).suffix.lower() not in FIGURE_FORMATS:
+            raise ValueError(f"save_path must end in {', '.join(FIGURE_FORMATS)}, got '{save_path}'")
+        asked, many = pair(image, mask)
+        if many and len(asked) != 1:
+            raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
+        names, families = drawable_names(self.class_names)
+        explanation = next(self._explained(asked, names))
+        title = drawable(Path(asked[0].name).name) if asked[0].name == str(asked[0].image) else ""
+        with mpl.rc_context({"font.family": families}):
+            figure = verdict_figure(explanation, scales=self.scales, class_names=names, title=title)
+        return figure if save_path is None else save_figure(figure, Path(save_path))
+
+    def _explained(self, asked: Sequence[Asked], names: Sequence[str]) -> Iterator[Explanation]:
+        if self.model.strategy == "S6" and self.model.mask_source in ("external", "oracle"):
+            raise ModelError(
+                f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
+                "had here; set model.mask_source to 'localization' or 'none' to explain what the model says without"
+            )
+        for start in range(0, len(asked), self.batch_size):
+            batch = asked[start : start + self.batch_size]
+            yield from self._explain_batch([self._ready(one) for one in batch], names)
+
+    def _ready(self, one: Asked) -> Ready:
+        pixels = read_picture(one.image, one.name)
+        size = (pixels.shape[0], pixels.shape[1])
+        defect = None if one.mask is None else read_defect(one.mask, size, one.mask_name)
+        if defect is not None:
+            defect = resize_mask(defect, self.image_size, self.resize, image_size=size)
+        frame = Frame.of(size, self.image_size, self.resize)
+        return Ready(resize_image(pixels, self.image_size, self.resize), defect, frame)
+
+    def _explain_batch(self, ready: Sequence[Ready], names: Sequence[str]) -> list[Explanation]:
+        device = next(self.model.parameters()).device
+        pixels = torch.from_numpy(np.stack([one.image for one in ready])).permute(0, 3, 1, 2)
+        images = pixels.to(device, torch.float32).div_(255)  # (B, 3, H, W)
+        with torch.inference_mode(), as_at_inference(self.model):
+            output = self.model(images)
+        explanations = [
+            describe(
+                _one(output, index),
+                of_it,
+                strategy=self.model.strategy,
+                threshold=self.threshold,
+                scales=self.scales,
+                class_names=names,
+            )
+            for index, of_it in enumerate(ready)
+        ]
+        self._question(images, explanations, names)
+        return explanations
+
+    def _question(self, images: Tensor, explanations: Sequence[Explanation], names: Sequence[str]) -> None:
+        """Ask the defective verdicts for their counterfactual, all at once."""
+        rows, masks, sources = [], [], []
+        for row, explanation in enumerate(explanations):
+            if explanation["prediction"] == 0:
+                continue
+            mask, source = _suppressed(explanation)
+            reason = why_no_path(self.model) or (None if mask.any() else NOTHING_TO_SUPPRESS)
+            if reason is not None:
+                explanation["counterfactual_missing"] = reason
+                continue
+            rows.append(row)
+            masks.append(torch.from_numpy(mask).float())
+            sources.append(source)
+        if rows:
+            stacked = torch.stack(masks)[:, None]  # (b, 1, H, W)
+            answers = ask_counterfactuals(
+                self.model, images[rows], stacked, self.threshold, mask_from=sources, class_names=names
+            )
+            for row, answer in zip(rows, answers, strict=True):
+                explanations[row]["counterfactual"] = asdict(answer)
+
+
+def _suppressed(explanation: Explanation) -> tuple[NDArray[np.bool_], MaskFrom]:
+    """The annotated defect, else what the model localizes; all False where there is neither."""
+    annotated = "mask" in explanation
+    return (explanation["mask"], "annotation") if annotated else (explanation.defect, "localization")
+
+
+def _one(output: GainOutput, row: int) -> GainOutput:
+    """The output of one picture of a batch, on the CPU."""
+    values = {name: output[name] for name in output.keys()}  # noqa: SIM118  # a record, not a dict
+    own: dict[str, Any] = {
+        name: None if value is None else value[row : row + 1].cpu() for name, value in values.items()
+    }
+    return GainOutput(**own)
