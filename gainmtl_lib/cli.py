@@ -164,6 +164,44 @@ def compare_command(experiment: Path, export: Path | None) -> None:
     print_comparison(console, experiment, export=export)
 
 
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=Path)
+@click.argument("images", metavar="IMAGE…", nargs=-1, required=True, type=Path)
+@click.option("--mask", "masks", multiple=True, type=Path, help="Where the defect is; one for each image, in order.")
+@click.option("--class-names", nargs=2, default=("normal", "defective"), show_default=True)
+@click.option("--output", "folder", type=Path, help="Where the figures go; RUN/explanations by default.")
+@click.option("--export-results", type=Path, help="Write the answers to this JSON file.")
+def explain(run_folder: Path, images: Sequence[Path], **options: Any) -> None:
+    """Explain pictures: verdict, where the model looked, and whether it says so without the defect."""
+    from gainmtl_lib.reports.explanations import explain_pictures
+
+    sys.exit(0 if explain_pictures(console, run_folder, images, **options) else 1)
+
+
+@main.command()
+@click.argument("run_folders", metavar="RUN…", nargs=-1, required=True, type=Path)
+@click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
+@click.option("--port", type=int, help="A free one by default.")
+@click.option("--no-browser", is_flag=True, help="Print the address only.")
+def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None, no_browser: bool) -> None:
+    """Open the CAM browser as a page of its own, on this machine only, behind a token."""
+    from gainmtl_lib.serve import serve_browser
+
+    serve_browser(run_folders, port=port, open_browser=not no_browser, data_root=data_root)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=Path)
+@click.option("--output", type=Path, help="HTML file; RUN/report.html by default.")
+@click.option("--required-recall", type=float, default=0.99, show_default=True, help="Share of defects to be found.")
+def report(run_folder: Path, output: Path | None, required_recall: float) -> None:
+    """Write a run's audit report: one HTML file that opens offline and prints."""
+    from gainmtl_lib.explain.report import write_report
+    from gainmtl_lib.runs import load_run
+
+    console.print(f"report: {write_report(load_run(run_folder), output, required_recall=required_recall)}")
+
+
 @main.group(cls=Commands)
 def data() -> None:
     """Check a dataset, or make a synthetic one."""
