@@ -193,7 +193,13 @@ def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None
 @main.command()
 @click.argument("run_folder", metavar="RUN", type=Path)
 @click.option("--output", type=Path, help="HTML file; RUN/report.html by default.")
-@click.option("--required-recall", type=float, default=0.99, show_default=True, help="Share of defects to be found.")
+@click.option(
+    "--required-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of defects to be found.",
+)
 def report(run_folder: Path, output: Path | None, required_recall: float) -> None:
     """Write a run's audit report: one HTML file that opens offline and prints."""
     from gainmtl_lib.explain.report import write_report

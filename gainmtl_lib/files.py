@@ -27,10 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         FileError: the disk is full or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _neighbour(path)
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -47,6 +44,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def _neighbour(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise FileError(_reason(path, error)) from error
+    os.close(handle)
+    return Path(name)
+
+
 def _reason(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full ({_free(path)} free); make room and start again, the run goes on"
@@ -54,4 +61,5 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 def _free(path: Path) -> str:
-    return f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MB"
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return f"{shutil.disk_usage(there).free / 2**20:.0f} MB"

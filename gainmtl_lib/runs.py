@@ -85,7 +85,12 @@ class Run:
     @property
     def predictions(self) -> pd.DataFrame:
         """One row per image of the evaluated splits."""
-        return pd.read_csv(self._evaluated("predictions.csv"), dtype={"defect_type": str, "group": str})
+        return pd.read_csv(
+            self._evaluated("predictions.csv"),
+            dtype={"defect_type": str, "group": str},
+            keep_default_na=False,  # a defect type may be named NA
+            na_values=[""],
+        )
 
     @property
     def maps(self) -> dict[str, np.ndarray]:

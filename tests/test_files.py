@@ -42,6 +42,14 @@ def test_libraries_hide_a_failed_write_in_errors_of_their_own(tmp_path):
             raise RuntimeError(text)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    target = tmp_path / "file" / "below" / "a.txt"
+    with pytest.raises(FileError, match="could not be written: Not a directory") as error, atomic_path(target):
+        pass
+    assert str(error.value).startswith(str(target))
+
+
 def test_other_errors_pass_through(tmp_path):
     with pytest.raises(RuntimeError, match="shapes differ"), atomic_path(tmp_path / "a.ckpt"):
         raise RuntimeError("shapes differ")

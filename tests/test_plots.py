@@ -162,5 +162,5 @@ def test_strategies_figure_draws_both_splits_and_the_grid_iou():
     ]
     left, right = strategies_figure(pd.DataFrame(rows, columns=columns)).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
-    assert drawn["test (same distribution)"] == [0.9, 0.8] and drawn["test_shift (shortcut reversed)"] == [0.2, 0.4]
+    assert drawn["test (same distribution)"] == [0.9, 0.8] and drawn["test_shift (changed conditions)"] == [0.2, 0.4]
     assert "grid IoU (the mask itself)" in [line.get_label() for line in right.lines]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 
-SPLIT_NAMES = {"val": "validation", "test": "test (same distribution)", "test_shift": "test_shift (shortcut reversed)"}
+SPLIT_NAMES = {"val": "validation", "test": "test (same distribution)", "test_shift": "test_shift (changed conditions)"}
 SPLIT_COLORS = {"val": "#7f7f7f", "test": "#1f77b4", "test_shift": "#d62728"}
 
 
@@ -65,7 +65,8 @@ def _curves(roc: Axes, pr: Axes, predictions: pd.DataFrame, splits: list[str], t
     pr.set(title="precision-recall (dot: threshold)", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
     for axis in (roc, pr):
         axis.title.set_fontsize(9)
-        axis.legend(fontsize=7, loc="lower right" if axis is roc else "lower left")
+        if axis.get_legend_handles_labels()[0]:  # a split of one class has no curve
+            axis.legend(fontsize=7, loc="lower right" if axis is roc else "lower left")
 
 
 def training_figure(history: pd.DataFrame) -> Figure:

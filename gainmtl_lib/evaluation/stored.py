@@ -1,0 +1,74 @@
+"""What an evaluation left in a run's folder, read and checked before anything is stated from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from gainmtl_lib.runs import Run, RunError
+
+SPLITS = ("val", "test", "test_shift")
+NEEDED = (
+    "image", "mask", "split", "label", "defect_type", "group", "probability", "predicted", "verdict", "wrong_reason",
+    "defect_area", "cam_iou", "grid_iou", "point_game", "energy_inside",
+)  # fmt: skip
+"""Columns of predictions.csv without which there is no audit."""
+
+
+def stored_tables(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The run's predictions and summary.
+
+    Raises:
+        RunError: the run is not evaluated, or its files are damaged or do not belong together.
+    """
+    if not run.is_evaluated:
+        raise RunError(f"{run.folder}: the run is trained but not evaluated; first: gainmtl evaluate {run.folder}")
+    again = _again(run)
+    try:
+        table, metrics = run.predictions, run.metrics
+    except ValueError as error:  # what pandas raises for a damaged file
+        raise RunError(
+            f"{run.folder / 'predictions.csv'}: cannot be read: {' '.join(str(error).split())}; {again}"
+        ) from None
+    missing = [name for name in NEEDED if name not in table]
+    if missing:
+        raise RunError(f"{run.folder / 'predictions.csv'}: lacks {', '.join(missing)}; {again}")
+    if not table["split"].isin(SPLITS[1:]).any():
+        raise RunError(f"{run.folder / 'predictions.csv'}: holds no test picture; {again}")
+    for split in SPLITS:
+        _check_counts(run, split, table[table["split"] == split], metrics.get(split, {}), again)
+    return table, metrics
+
+
+def _check_counts(run: Run, split: str, rows: pd.DataFrame, summary: dict[str, Any], again: str) -> None:
+    """The table and the summary must be of the same evaluation, or the report would state neither."""
+    for name in ("TP", "FP", "FN", "TN"):
+        counted, stored = int((rows["verdict"] == name).sum()), summary.get(name, 0)
+        if counted != stored:
+            raise RunError(
+                f"{run.folder}: predictions.csv and metrics.json do not belong together "
+                f"({split}: {counted} {name} and {stored}); {again}"
+            )
+
+
+def stored_cams(run: Run, count: int) -> NDArray:
+    """The run's CAMs, (N, h, w), opened and not read.
+
+    Raises:
+        RunError: they are damaged, or are not those of `count` predictions.
+    """
+    again = _again(run)
+    try:
+        maps = run.maps["cam"]
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(f"{run.folder / 'maps'}: cannot be read: {error}; {again}") from None
+    if maps.ndim != 3 or len(maps) != count:
+        shape = " x ".join(map(str, maps.shape))
+        raise RunError(f"{run.folder / 'maps'}: cam.npy is {shape} for {count} predictions; {again}")
+    return maps
+
+
+def _again(run: Run) -> str:
+    return f"evaluate again: gainmtl evaluate {run.folder} --force"
