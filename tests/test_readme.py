@@ -86,7 +86,7 @@ def test_gainmtl_lines_parse(line):
 
 def test_every_command_has_a_line():
     shown = "\n".join(shell_lines("gainmtl"))
-    for command in ("run", "train", "evaluate", "compare", "data check", "data synth"):
+    for command in ("run", "train", "evaluate", "compare", "explain", "browse", "report", "data check", "data synth"):
         assert f"gainmtl {command} " in shown, command
 
 
