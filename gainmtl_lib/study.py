@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gainmtl_lib.notebooks import ABLATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
+from gainmtl_lib.notebooks import ABLATION, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
 from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
 from gainmtl_lib.runs import claim
 from gainmtl_lib.settings import Settings
@@ -47,7 +47,7 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 
 
 def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
-    """Execute the whole collection: inspection, S1 to S6, comparison. Finished strategies are reused.
+    """Execute the whole collection: inspection, S1 to S6, comparison, explanation. Finished strategies are reused.
 
     Returns:
         The experiment's folder.
@@ -63,7 +63,8 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
     for number, strategy in enumerate(STRATEGY_NOTEBOOKS, start=1):
         logger.info("strategy %d of %d: %s", number, len(STRATEGY_NOTEBOOKS), strategy)
         run_strategy(strategy, files, overrides, force=force)
-    execute(ABLATION, experiment / f"{ABLATION}.ipynb", given)
+    for name in (ABLATION, EXPLANATION):
+        execute(name, experiment / f"{name}.ipynb", given)
     return experiment
 
 

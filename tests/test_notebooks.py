@@ -7,12 +7,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from gainmtl_lib.notebooks import ABLATION, INSPECTION, STRATEGY_NOTEBOOKS, clean, notebook_path
+from gainmtl_lib.notebooks import ABLATION, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, clean, notebook_path
 from gainmtl_lib.parameters import read_parameters, repository_root
 from gainmtl_lib.settings import Settings
 
 PARAMS = repository_root() / "params"
-NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION]
+NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION]
 
 
 def read(name):

@@ -1,11 +1,10 @@
 """Figures of numbers: confusion, ROC and precision-recall, training curves, strategies side by side.
 
-Every function returns a figure and shows nothing.
+Every function returns a figure and shows nothing; none is pyplot's, which a notebook would show a second time.
 """
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -26,7 +25,8 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
     """
     splits = [split for split in ("test", "test_shift") if (predictions["split"] == split).any()]
     panels = len(splits) + 2
-    figure, axes = plt.subplots(1, panels, figsize=(3.1 * panels, 3.1), layout="constrained")
+    figure = Figure(figsize=(3.1 * panels, 3.1), layout="constrained")
+    axes = figure.subplots(1, panels)
     for axis, split in zip(axes, splits):
         rows = predictions[predictions["split"] == split]
         counts = confusion_matrix(rows["label"], rows["predicted"], labels=[0, 1])
@@ -75,7 +75,8 @@ def training_figure(history: pd.DataFrame) -> Figure:
     Args:
         history: of a run, columns ``tag``, ``step``, ``value``.
     """
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", width_ratios=[1.15, 1])
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    losses, scores = figure.subplots(1, 2, width_ratios=[1.15, 1])
     for tag, rows in history[history["tag"].str.startswith("train/loss_")].groupby("tag"):
         name = str(tag).removeprefix("train/loss_")
         style = {"label": "total (weighted)", "color": "k", "lw": 2} if name == "total" else {"label": name, "lw": 1}
@@ -110,7 +111,8 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
     Args:
         comparison: of `ablation.compare`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for split, rows in comparison.groupby("split"):
         mean = rows.groupby("strategy")["accuracy"].mean()
         left.plot(mean.index, mean, marker="o", color=SPLIT_COLORS[str(split)], label=SPLIT_NAMES[str(split)])

@@ -1,4 +1,5 @@
-"""Pictures of images and maps. Every function returns a figure and shows nothing.
+"""Pictures of images and maps. Every function returns a figure and shows nothing: none is pyplot's, which a notebook
+would show a second time.
 
 Sizes: N images, H x W pixels, h x w map cells.
 """
@@ -25,9 +26,9 @@ HEAT = "inferno"
 
 
 def save_figure(figure: Figure, path: Path) -> Figure:
-    """Write a figure, atomically, and close it; the suffix says the format, ``.jpg`` for photographs.
+    """Write a figure, atomically; the suffix says the format, ``.jpg`` for photographs.
 
-    Returned, so that a notebook's last line shows it.
+    Returned, so that a notebook's last line shows it; one of pyplot's is closed, so that it is not shown twice.
     """
     options: dict[str, Any] = {"metadata": {"Software": None}} if path.suffix == ".png" else JPEG
     with atomic_path(path) as temporary:
@@ -59,9 +60,8 @@ def contact_sheet(
         title: of the whole sheet.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.7 * columns, 1.95 * rows), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.7 * columns, 1.95 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, mask, text in zip(axes.flat, images, masks, titles):
@@ -98,13 +98,9 @@ def map_grid(
     """
     count = len(images)
     side = 2.0 if len(maps) <= 4 else 1.45  # inches
-    figure, axes = plt.subplots(
-        count,
-        1 + len(maps),
-        figsize=(side * (1 + len(maps)) + 0.7, (side + 0.12) * count + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (side * (1 + len(maps)) + 0.7, (side + 0.12) * count + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(count, 1 + len(maps), squeeze=False)
     for row in range(count):
         axes[row, 0].imshow(images[row])
         axes[row, 0].set_ylabel(row_titles[row], fontsize=8)

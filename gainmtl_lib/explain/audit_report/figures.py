@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -25,9 +24,8 @@ def report_figures(audit: Audit) -> dict[str, str]:
 
 def trade_off_figure(audit: Audit) -> Figure:
     """Escapes and overkill of every evaluated split over the threshold, with the thresholds in question."""
-    figure, axes = plt.subplots(
-        1, len(audit.splits), figsize=(11, 2.8), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    axes = figure.subplots(1, len(audit.splits), sharey=True, squeeze=False)
     for axis, split in zip(axes[0], audit.splits):
         thresholds, escapes, overkill = error_rates(audit.rows(split))
         axis.step(thresholds, escapes, where="post", color=ESCAPES, label="escapes (of the defects)")

@@ -9,7 +9,6 @@ from base64 import b64encode
 from io import BytesIO
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -59,11 +58,10 @@ def map_uri(values: NDArray, size: tuple[int, int], picture: Picture | None) -> 
 
 
 def figure_uri(figure: Figure) -> str:
-    """A figure as SVG, which prints sharp; the same bytes each time. The figure is closed."""
+    """A figure as SVG, which prints sharp; the same bytes each time."""
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": "gainmtl", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     return f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
