@@ -38,7 +38,9 @@ def run(*arguments):
 def test_help_does_not_load_torch():
     code = "import sys, gainmtl_lib.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert {"run", "train", "evaluate", "compare", "data", "notebooks"} <= set(run("--help").output.split())
+    assert {"run", "train", "evaluate", "compare", "explain", "browse", "report", "data", "notebooks"} <= set(
+        run("--help").output.split()
+    )
 
 
 def test_every_option_of_the_specification_in_both_spellings(study):
@@ -170,3 +172,49 @@ def test_an_interrupted_command_goes_on(study, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "going on from" in again.stderr and "epoch 16 of 16" in again.stderr
     assert "epoch 5 of 16" not in again.stderr
+
+
+def test_explain_shows_and_exports_what_can_be_explained(trained, study, tmp_path):
+    assert run("evaluate", str(trained)).exit_code == 0
+    pictures = sorted((study / "data/images/test/defective").rglob("*.png"))[:2]
+    masks = [next((study / "data/masks").rglob(picture.name)) for picture in pictures]
+    result = run("explain", str(trained), *map(str, pictures), "--mask", str(masks[0]), "--mask", str(masks[1]),
+                 "--class-names", "ok", "broken", "--output", str(tmp_path), "--export-results", str(tmp_path / "a.json"))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    answers = json.loads((tmp_path / "a.json").read_text())
+    assert list(answers) == [str(picture) for picture in pictures]
+    assert all({"probability", "cam_iou", "counterfactual", "boxes"} <= set(answer) for answer in answers.values())
+    assert {answer["prediction_name"] for answer in answers.values()} <= {"ok", "broken"}
+    assert all((tmp_path / f"{picture.stem}.png").is_file() for picture in pictures)
+
+
+def test_explain_names_a_bad_picture_and_explains_the_others(trained, study, tmp_path):
+    picture = sorted((study / "data/images/test/normal").rglob("*.png"))[0]
+    result = run("explain", str(trained), str(tmp_path / "gone.png"), str(picture), "--output", str(tmp_path))
+    assert result.exit_code == 1
+    assert "not explained:" in result.output and "gone.png: image cannot be read" in result.output
+    assert (tmp_path / f"{picture.stem}.png").is_file()
+
+
+def test_explain_says_what_does_not_fit(trained, tmp_path):
+    for arguments, expected in {
+        ("a.png", "b.png", "--mask", "m.png"): "2 pictures but 1 masks; give one --mask for each picture",
+        ("a/x.png", "b/x.png"): "several pictures are named x, and their figures would be too",
+    }.items():
+        result = run("explain", str(trained), *arguments)
+        assert result.exit_code == 1 and expected in " ".join(result.output.split()), result.output
+
+
+def test_report_is_written_beside_the_run_and_asks_for_an_evaluation(trained, tmp_path):
+    assert run("evaluate", str(trained)).exit_code == 0
+    result = run("report", str(trained), "--required-recall", "0.9")
+    assert result.exit_code == 0, result.output
+    assert "known limits" in (trained / "report.html").read_text(encoding="utf-8").lower()
+    missing = run("report", str(tmp_path))
+    assert missing.exit_code == 1 and "no run here" in missing.output
+    assert run("report", str(trained), "--required-recall", "1.5").exit_code == 2
+
+
+def test_browse_needs_a_run(tmp_path):
+    result = run("browse", str(tmp_path), "--no-browser")
+    assert result.exit_code == 1 and "no run here" in result.output

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.curves import classification_figure, strategies_figure, training_figure
 from gainmtl_lib.explain.pictures import (
     explanation_figure,
@@ -58,6 +59,16 @@ def test_map_grid_says_how_each_map_is_scaled():
     assert (cam.min(), cam.max()) == (0, 1)
     assert np.allclose(attention, 0.25)
     assert [axis.get_xlabel() for axis in figure.axes[1::3]] == ["n1", "n2"]
+
+
+def test_a_map_on_the_absolute_scale_is_calm_and_says_so():
+    images, masks = np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8))
+    maps = {"cam": np.stack([np.full((2, 2), 1.0), np.full((2, 2), 9.0)])}
+    figure = map_grid(images, masks, maps, ["calm", "loud"], scales={"cam": MapScale(floor=2.0, ceiling=4.0)})
+    calm, loud = (axis for axis in figure.axes if axis.images and len(axis.images) == 2)
+    assert calm.get_title() == "cam\n(absolute)" and calm.get_xlabel() == "nothing found"
+    assert calm.images[-1].get_array().max() == 0 and loud.images[-1].get_array().min() == 1
+    assert loud.get_xlabel() == ""
 
 
 def test_overlay_enlarges_as_the_metrics_do():

@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 
 from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.plots import map_grid
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.records import Batch, GainOutput
 from gainmtl_lib.runs import Run
 
 PER_PAGE = 8
-MAPS = {"cam": "deciding CAM", "effective_attention": "attention", "localization_map": "localization"}
-UNIT_MAPS = ("attention", "localization")
+THE_SAME = "the same"
+UNIT_MAPS = {"effective_attention": "attention", "localization_map": "localization"}
 
 
 def pick_rows(samples: pd.DataFrame, split: str, *, defective: int, normal: int) -> list[int]:
@@ -40,7 +41,12 @@ def look(model: GAINMTLModel, data: GainDataModule, rows: Sequence[int]) -> tupl
 
 
 def explanation_figure(
-    model: GAINMTLModel, data: GainDataModule, rows: Sequence[int], *, threshold: float | None = None
+    model: GAINMTLModel,
+    data: GainDataModule,
+    rows: Sequence[int],
+    *,
+    threshold: float | None = None,
+    scale: MapScale | None = None,
 ) -> Figure:
     """One row per picture: mask outline, then every map the strategy has.
 
@@ -49,10 +55,16 @@ def explanation_figure(
         data: set up.
         rows: of ``data.samples``.
         threshold: adds the verdict to the row's title.
+        scale: shows the deciding CAM on its absolute scale, too.
     """
     batch, output = look(model, data, rows)
-    maps = {
-        heading: value[:, 0].float().numpy() for name, heading in MAPS.items() if (value := output[name]) is not None
+    maps = {"deciding CAM": output.cam[:, 0].float().numpy()}
+    if scale is not None:
+        maps[THE_SAME] = maps["deciding CAM"]
+    maps |= {
+        heading: value[:, 0].float().numpy()
+        for name, heading in UNIT_MAPS.items()
+        if (value := output[name]) is not None
     }
     prob = output.logits.float().softmax(dim=1)[:, 1]
     return map_grid(
@@ -60,7 +72,8 @@ def explanation_figure(
         batch.masks[:, 0].numpy(),
         maps,
         [_title(int(label), float(p), threshold) for label, p in zip(batch.labels, prob)],
-        unit_maps=UNIT_MAPS,
+        unit_maps=list(UNIT_MAPS.values()),
+        scales={THE_SAME: scale} if scale else None,
     )
 
 
@@ -71,7 +84,13 @@ def _title(label: int, probability: float, threshold: float | None) -> str:
 
 
 def explanation_pictures(
-    model: GAINMTLModel, data: GainDataModule, table: pd.DataFrame, *, splits: Sequence[str], threshold: float
+    model: GAINMTLModel,
+    data: GainDataModule,
+    table: pd.DataFrame,
+    *,
+    splits: Sequence[str],
+    threshold: float,
+    scale: MapScale | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Pages of pictures of whole splits, the most telling first: misses, false alarms, then the rest.
 
@@ -81,6 +100,7 @@ def explanation_pictures(
         table: of `evaluate`, in the order of the splits' rows.
         splits: which of them, where present.
         threshold: the decision threshold.
+        scale: the absolute one of the deciding CAM, where it is known.
 
     Yields:
         A name such as ``test_FN_01`` and its figure.
@@ -91,7 +111,8 @@ def explanation_pictures(
         for verdict in ("FN", "FP", "TP", "TN"):
             chosen = rows[verdicts == verdict]
             for page, start in enumerate(range(0, len(chosen), PER_PAGE), start=1):
-                figure = explanation_figure(model, data, chosen[start : start + PER_PAGE].tolist(), threshold=threshold)
+                shown = chosen[start : start + PER_PAGE].tolist()
+                figure = explanation_figure(model, data, shown, threshold=threshold, scale=scale)
                 yield f"{split}_{verdict}_{page:02d}", figure
 
 

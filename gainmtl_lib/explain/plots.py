@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.metrics import normalize_maps
 
@@ -82,11 +83,12 @@ def map_grid(
     *,
     notes: Mapping[str, Sequence[str]] | None = None,
     unit_maps: Sequence[str] = (),
+    scales: Mapping[str, MapScale] | None = None,
 ) -> Figure:
     """One row per image: the picture with the mask's outline, then each map laid over it.
 
-    Maps are min-max normalised per image, except `unit_maps`, which are shown on their own scale of 0 to 1.
-    The heading says which, because per-image scaling makes any picture glow.
+    Maps are min-max normalised per image, except `unit_maps`, which are shown on their own scale of 0 to 1, and those
+    with an absolute scale. The heading says which, because per-image scaling makes any picture glow.
 
     Args:
         images: (N, H, W, 3) in [0, 1].
@@ -95,6 +97,7 @@ def map_grid(
         row_titles: what stands at the left of each row.
         notes: name to a line under each picture of that column.
         unit_maps: names of the maps that are probabilities.
+        scales: of the maps to be shown on an absolute scale; one that finds nothing says so.
     """
     count = len(images)
     side = 2.0 if len(maps) <= 4 else 1.45  # inches
@@ -105,10 +108,15 @@ def map_grid(
         axes[row, 0].imshow(images[row])
         axes[row, 0].set_ylabel(row_titles[row], fontsize=8)
         for column, (name, values) in enumerate(maps.items(), start=1):
-            unit = name in unit_maps
-            overlay(axes[row, column], images[row], values[row], unit=unit)
+            scale = (scales or {}).get(name)
+            unit = name in unit_maps or scale is not None
+            shown = values[row] if scale is None else scale.apply(values[row])
+            overlay(axes[row, column], images[row], shown, unit=unit)
+            if scale is not None and not scale.finds(values[row]):
+                axes[row, column].set_xlabel("nothing found", fontsize=7)
             if row == 0:
-                axes[row, column].set_title(f"{name}\n({'0 to 1' if unit else 'per image'})", fontsize=8)
+                about = "absolute" if scale else "0 to 1" if unit else "per image"
+                axes[row, column].set_title(f"{name}\n({about})", fontsize=8)
             if notes and name in notes:
                 axes[row, column].set_xlabel(notes[name][row], fontsize=7)
         for axis in axes[row]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from gainmtl_lib.build import build_data
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate
+from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
@@ -73,7 +74,16 @@ def evaluate_and_report(
         folder = vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         if data is None:
             data = build_data(settings)
-        _visualize(console, run.model if run else model, data, table, summary["threshold"], folder)
+        # Like the threshold, the scale of the maps is the run's own, whatever data is shown.
+        fixed = run.metrics if run is not None and run.is_evaluated else summary
+        scale = MapScale(**fixed["map_scales"]["cam"]) if fixed.get("map_scales") else None
+        shown = model.model if isinstance(model, Run) else model
+        pages = explanation_pictures(
+            shown, data, table, splits=TEST_SPLITS, threshold=summary["threshold"], scale=scale
+        )
+        save_figure(classification_figure(table, summary["threshold"]), folder / "classification.png")
+        count = sum(1 for name, figure in pages if save_figure(figure, folder / f"{name}.jpg"))
+        console.print(f"{count} pictures and classification.png: {folder}")
 
 
 def _elsewhere(settings: Settings, data_root: Path) -> Settings:
@@ -118,12 +128,3 @@ def _print_errors(console: Console, table: pd.DataFrame) -> None:
         console.print(shown)
         if len(errors) > 20:
             console.print(f"… {len(errors) - 20} more; predictions.csv has all of them")
-
-
-def _visualize(console: Console, model: Any, data: Any, table: pd.DataFrame, threshold: float, folder: Path) -> None:
-    save_figure(classification_figure(table, threshold), folder / "classification.png")
-    count = 0
-    for name, figure in explanation_pictures(model, data, table, splits=TEST_SPLITS, threshold=threshold):
-        save_figure(figure, folder / f"{name}.jpg")
-        count += 1
-    console.print(f"{count} pictures and classification.png: {folder}")
