@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: run test unit lint types commands notebooks lab execute clean
+.PHONY: run test unit lint types commands notebooks browser lab execute clean
 
 run: $(READY)
 	$(BIN)/gainmtl run all -f params/quick.yaml
@@ -36,6 +36,10 @@ commands: $(READY)
 notebooks: $(READY)
 	$(BIN)/pytest tests/test_notebooks.py
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider notebooks
+
+# The CAM browser in JupyterLab and as a page of its own; needs Chromium or Chrome, so that 'test' leaves it out.
+browser: $(READY)
+	$(BIN)/pytest tests/in_browser/check_browser.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -47,6 +47,7 @@ def _known_errors() -> tuple[type[Exception], ...]:
         ("gainmtl_lib.runs", "RunError"),
         ("gainmtl_lib.training.module", "TrainingDivergedError"),
         ("gainmtl_lib.notebooks", "NotebookError"),
+        ("gainmtl_lib.serve", "ServeError"),
     ):
         if module in sys.modules:
             errors.append(getattr(sys.modules[module], name))

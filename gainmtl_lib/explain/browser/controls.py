@@ -1,0 +1,130 @@
+"""The panel beside the pictures: how the map is shown, the counterfactual at a click, and what somebody notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+
+from gainmtl_lib.explain.library import KINDS
+from gainmtl_lib.explain.notes import Note
+from gainmtl_lib.explain.panels import SHORT, Look
+
+NO_MAP = "none"
+
+
+class MapControls(widgets.VBox):
+    """Which map, on which scale, how strong, from which level on.
+
+    Args:
+        kinds: maps that any of the runs has.
+        on_change: called after any of it was changed.
+    """
+
+    def __init__(self, kinds: Collection[str], on_change: Callable[[], None]) -> None:
+        look = Look()
+        offered = [(SHORT[kind], kind) for kind in KINDS if kind in kinds]
+        self.kind = _choice("Map", [*offered, ("none", NO_MAP)])
+        self.scale = _choice("Scale", [("absolute", True), ("per image", False)])
+        self.scale.tooltips = [
+            "fixed on validation: what stays below the maps of normal parts is calm",
+            "stretched to each picture's own range: makes any picture glow",
+        ]
+        self.strength = _slider("Overlay", look.strength)
+        self.level = _slider("Threshold", look.level or 0.5)
+        self.contour = _box("white line at the threshold", True)
+        self.outline = _box("outline of the annotated defect", look.outline)
+        for widget in (self.kind, self.scale, self.strength, self.level, self.contour, self.outline):
+            widget.observe(lambda _: on_change(), "value")
+        super().__init__([self.kind, self.scale, self.strength, self.level, self.contour, self.outline])
+        self.add_class("gainmtl-group")
+
+    @property
+    def look(self) -> Look:
+        """What is set."""
+        return Look(
+            kind=None if self.kind.value == NO_MAP else str(self.kind.value),
+            absolute=bool(self.scale.value),
+            strength=float(self.strength.value),
+            level=float(self.level.value) if self.contour.value else None,
+            outline=bool(self.outline.value),
+        )
+
+
+class WhatIf(widgets.VBox):
+    """A button that asks whether the verdict would stand without the defect.
+
+    Args:
+        on_ask: called at a click; gives the answer as lines.
+    """
+
+    def __init__(self, on_ask: Callable[[], list[str]]) -> None:
+        self.button = widgets.Button(description="What if the defect were not there?", layout={"width": "auto"})
+        self.answer = widgets.HTML()
+        self.button.on_click(lambda _: self._ask(on_ask))
+        super().__init__([self.button, self.answer])
+        self.add_class("gainmtl-group")
+
+    def clear(self) -> None:
+        """Forget the answer: it was of another picture."""
+        self.answer.value = ""
+
+    def _ask(self, on_ask: Callable[[], list[str]]) -> None:
+        self.button.disabled = True
+        self.answer.value = '<p class="gainmtl-quiet">asking the model …</p>'
+        try:
+            self.answer.value = "".join(f"<p>{escape(line)}</p>" for line in on_ask())
+        finally:
+            self.button.disabled = False
+
+
+class NoteForm(widgets.VBox):
+    """A mark and a note on the current picture, saved as soon as they are left.
+
+    Args:
+        on_save: called with the mark and the text; gives a line on what became of it.
+    """
+
+    def __init__(self, on_save: Callable[[bool, str], str]) -> None:
+        self._on_save, self._quiet = on_save, False
+        self.mark = _box("check this label", False)
+        self.text = widgets.Textarea(
+            placeholder="note on this picture", continuous_update=False, layout={"width": "auto", "height": "58px"}
+        )
+        self.state = widgets.HTML()
+        for widget in (self.mark, self.text):
+            widget.observe(self._changed, "value")
+        super().__init__([self.mark, self.text, self.state])
+        self.add_class("gainmtl-group")
+
+    def show(self, note: Note, state: str = "") -> None:
+        """Put in what was last said of a picture, without saving it again."""
+        self._quiet = True
+        self.mark.value, self.text.value = note.check_label, note.text
+        self._quiet = False
+        self._say(state or (f"saved {note.time.replace('T', ' ')[:16]}" if note.time else ""))
+
+    def _changed(self, _: Any) -> None:
+        if not self._quiet:
+            self._say(self._on_save(self.mark.value, self.text.value))
+
+    def _say(self, state: str) -> None:
+        self.state.value = f'<p class="gainmtl-quiet">{escape(state)}</p>' if state else ""
+
+
+def _choice(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:
+    buttons = widgets.ToggleButtons(options=options, description=label, style={"button_width": "auto"})
+    return buttons.add_class("gainmtl-field")
+
+
+def _slider(label: str, value: float) -> widgets.FloatSlider:
+    slider = widgets.FloatSlider(
+        value=value, min=0, max=1, step=0.05, description=label, readout_format=".2f", layout={"width": "auto"}
+    )
+    return slider.add_class("gainmtl-slider")
+
+
+def _box(label: str, value: bool) -> widgets.Checkbox:
+    return widgets.Checkbox(value=value, description=label, indent=False, layout={"width": "auto"})

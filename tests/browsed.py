@@ -1,0 +1,107 @@
+"""Evaluated runs written by hand, without any training: eight pictures whose order under each sorting is known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from conftest import write_mask, write_picture
+from tiny import tiny_settings
+
+from gainmtl_lib.runs import Run, write_json
+
+NAN = float("nan")
+
+ROWS = pd.DataFrame(
+    [
+        # image, split, label, defect_type, probability, verdict, cam_iou, point_game, area, wrong, cf, control
+        ("d0", "test", 1, "scratch", 0.9, "TP", 0.60, 1.0, 0.10, False, 0.2, 0.9),
+        ("d1", "test", 1, "stain", 0.7, "TP", 0.02, 0.0, 0.30, True, 0.6, 0.7),
+        ("d2", "test", 1, "stain", 0.3, "FN", 0.40, 1.0, 0.05, False, 0.1, NAN),
+        ("d3", "test", 1, "scratch", 0.8, "TP", 0.05, 0.0, 0.20, True, 0.1, 0.1),
+        ("n0", "test", 0, "normal", 0.1, "TN", NAN, NAN, NAN, False, NAN, NAN),
+        ("n1", "test", 0, "normal", 0.6, "FP", NAN, NAN, NAN, False, NAN, NAN),
+        ("v0", "val", 1, "stain", 0.9, "TP", 0.50, 1.0, 0.15, False, 0.3, 0.9),
+        ("v1", "val", 0, "normal", 0.2, "TN", NAN, NAN, NAN, False, NAN, NAN),
+    ],
+    columns=["name", "split", "label", "defect_type", "probability", "verdict", "cam_iou", "point_game",
+             "defect_area", "wrong_reason", "cf_probability", "cf_control_probability"],
+)  # fmt: skip
+THRESHOLD = 0.5
+SCALES = {"cam": {"floor": 2.0, "ceiling": 4.0}}
+
+
+def peaked_maps(peaks: list[float], side: int = 4) -> np.ndarray:
+    """Maps of zeros with one peak each, at the cell of their number."""
+    maps = np.zeros((len(peaks), side * side), np.float16)
+    maps[np.arange(len(peaks)), np.arange(len(peaks)) % (side * side)] = peaks
+    return maps.reshape(-1, side, side)
+
+
+def write_browsed_run(
+    folder: Path,
+    strategy: str = "S5",
+    *,
+    rows: pd.DataFrame = ROWS,
+    peaks: list[float] | None = None,
+    pictures: bool = True,
+    masks: bool = True,
+    scales: dict[str, Any] | None = None,
+    digest: str = "same",
+    **settings: Any,
+) -> Run:
+    """A run's folder as `evaluate` leaves it, and its pictures.
+
+    Args:
+        folder: of outputs and data.
+        strategy: decides which maps and columns there are.
+        rows: see `ROWS`.
+        peaks: of each map; 1, 2, 3, … by default, of which those above 2 are found on the absolute scale.
+        pictures: write the files of the pictures.
+        masks: False for data without any annotation.
+        scales: of the maps.
+        digest: of the data.
+        settings: beside those of the tiny study.
+    """
+    made = tiny_settings(folder, strategy, **settings)
+    run = made.run_dir
+    run.mkdir(parents=True)
+    (run / "settings.yaml").write_text(yaml.safe_dump(made.plain(), sort_keys=False))
+    write_json(run / "manifest.json", {"status": "complete", "data_digest": digest})
+    table = _table(rows, strategy, masks)
+    table.to_csv(run / "predictions.csv", index=False)
+    found = {"cam": SCALES["cam"]} if scales is None else scales
+    write_json(run / "metrics.json", {"threshold": THRESHOLD, "map_scales": found, "label_leaks": False})
+    kinds = ["cam"] + ["attention"] * (strategy >= "S3") + ["localization"] * (strategy >= "S4")
+    (run / "maps").mkdir()
+    for kind in kinds:
+        values = peaked_maps(peaks or [1.0 + row for row in range(len(table))])
+        np.save(run / "maps" / f"{kind}.npy", values if kind == "cam" else values / values.max())
+    if pictures:
+        _write_pictures(made.data_root, table)
+    return Run(run)
+
+
+def _table(rows: pd.DataFrame, strategy: str, masks: bool) -> pd.DataFrame:
+    table = rows.drop(columns="name").copy()
+    table.insert(0, "image", "images/" + rows["name"] + ".png")
+    annotated = (rows["label"] == 1) & masks
+    table.insert(1, "mask", ("masks/" + rows["name"] + ".png").where(annotated))
+    table["grid_iou"] = np.where(annotated, 0.7, NAN)
+    table["predicted"] = (table["probability"] >= THRESHOLD).astype(int)
+    if not masks:
+        table[["cam_iou", "grid_iou", "defect_area", "cf_probability", "cf_control_probability"]] = NAN
+        table["wrong_reason"] = False
+    if strategy >= "S3":
+        table["attention_iou"] = table["cam_iou"]
+    if strategy < "S5":
+        table = table.drop(columns=["cf_probability", "cf_control_probability"])
+    return table
+
+
+def _write_pictures(root: Path, table: pd.DataFrame) -> None:
+    for image, mask in zip(table["image"], table["mask"]):
+        write_picture(root / image, size=(24, 32))
+        if isinstance(mask, str):
+            write_mask(root / mask, size=(24, 32))

@@ -1,0 +1,293 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from browsed import ROWS, peaked_maps, write_browsed_run
+from ipywidgets import Widget
+
+from gainmtl_lib.build import build_model
+from gainmtl_lib.explain.browser import CamBrowser
+from gainmtl_lib.explain.browser.thumbnails import PAGE
+from gainmtl_lib.explain.browser.touch import PLACE, ROOT, Touch
+from gainmtl_lib.explain.browser.what_if import ask
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.runs import Run, RunError, save_weights
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    return [
+        write_browsed_run(folder, "S5"),
+        *(write_browsed_run(folder, name, pictures=False) for name in ("S1", "S3")),
+    ]
+
+
+@pytest.fixture
+def browser(runs):
+    browser = CamBrowser(runs)
+    yield browser
+    browser.close()
+
+
+def shown(browser):
+    """Names of the visible panels' words, and the bytes of the first map."""
+    visible = [k for k, panel in enumerate(browser.viewer.panels) if panel.layout.display != "none"]
+    return [browser.viewer.words[k].value for k in visible], browser.viewer.images[1].value
+
+
+def picture(browser):
+    return re.search(r"<b>(\w+)\.png</b>", browser.headline.value)[1]
+
+
+def count(browser):
+    return re.search(r"(\d+) of (\d+)", browser.headline.value).group()
+
+
+def test_it_opens_on_the_test_split_at_what_deserves_a_look(browser):
+    assert (picture(browser), count(browser)) == ("d1", "1 of 6")
+    assert browser.filters.split.value == "test" and browser.filters.order.value == "wrong_reason"
+    for words in ("truth: defective (stain)", "TP · defect found", "p(defect) 0.70 ≥ 0.50", "CAM-IoU 0.02 (grid 0.70)",
+                  "defect area 30.0%", "right for the wrong reason"):  # fmt: skip
+        assert words in browser.headline.value
+    assert ROOT in browser._dom_classes
+
+
+def test_stepping_by_button_by_key_and_by_thumbnail(browser):
+    browser.on.click()
+    assert picture(browser) == "d3"
+    browser.touch._handle_custom_msg({"step": 1}, [])
+    assert picture(browser) == "d0"
+    browser.touch._handle_custom_msg({"step": -1}, [])
+    assert picture(browser) == "d3"
+    browser.touch._handle_custom_msg({"place": 5}, [])
+    assert picture(browser) == "n1" and browser.on.disabled
+    browser.on.click()
+    assert picture(browser) == "n1"
+    browser.back.click()
+    assert picture(browser) == "n0" and not browser.back.disabled
+
+
+@pytest.mark.parametrize("content", [{}, {"step": 7}, {"place": "3"}, {"place": None}, {"other": 1}])
+def test_messages_that_mean_nothing_are_left_alone(browser, content):
+    browser.touch._handle_custom_msg(content, [])
+    assert count(browser) == "1 of 6"
+
+
+def test_places_outside_lead_to_the_nearest(browser):
+    browser.touch._handle_custom_msg({"place": 99}, [])
+    assert count(browser) == "6 of 6"
+    browser.go_to(-3)
+    assert count(browser) == "1 of 6"
+
+
+def test_the_page_keeps_keys_that_are_typed_into_something():
+    script = Touch(lambda _: None, lambda _: None)._esm
+    assert f"[{PLACE}]" in str(script) and f".{ROOT}" in str(script)
+    for kept in ("textarea", "select", "contenteditable", "role='slider'"):
+        assert kept in str(script)
+
+
+def test_filters_say_how_many_and_begin_at_the_first(browser):
+    assert [label for label, _ in browser.filters.verdict.options] == [
+        "all (6)", "TP · defect found (3)", "FN · defect missed (1)", "FP · false alarm (1)", "TN · normal passed (1)",
+    ]  # fmt: skip
+    browser.go_to(4)
+    browser.filters.verdict.value = "TP"
+    assert (picture(browser), count(browser)) == ("d1", "1 of 3")
+    browser.filters.order.value = "sure"
+    assert picture(browser) == "d0"
+    browser.filters.defect_type.value = "stain"
+    assert count(browser) == "1 of 1"
+    browser.filters.verdict.value = "FP"
+    assert "No picture fits" in browser.headline.value and browser.what_if.button.disabled
+    assert browser.viewer.layout.display == "none"
+    browser.filters.verdict.value = browser.filters.defect_type.value = ""
+    assert count(browser) == "1 of 6" and browser.viewer.layout.display is None
+
+
+def test_another_run_stays_at_the_picture(browser):
+    browser.go_to(2)
+    name = picture(browser)
+    browser.filters.run.value = "S3"
+    assert picture(browser) == name and "<b>S3</b>" in shown(browser)[0][1]
+    assert browser.filters.beside["S3"].layout.display == "none"
+
+
+def test_strategies_stand_side_by_side_on_the_same_picture(browser):
+    assert len(shown(browser)[0]) == 2
+    browser.filters.beside["S1"].value = browser.filters.beside["S3"].value = True
+    words, _ = shown(browser)
+    assert [re.search(r"<b>(\w+)</b>", text)[1] for text in words[1:]] == ["S5", "S1", "S3"]
+    assert all("p(defect)" in text for text in words[1:])
+    browser.controls.kind.value = "attention"
+    words, _ = shown(browser)
+    assert "S1 has no attention map (from S3 on); it has: deciding CAM" in words[2]
+    assert "attention IoU 0.02" in words[1]
+
+
+def test_a_run_that_lacks_the_picture_says_so(runs, tmp_path):
+    few = write_browsed_run(tmp_path, "S3", rows=ROWS.iloc[[0]], pictures=False)
+    browser = CamBrowser([runs[0], few])
+    browser.filters.beside["S3"].value = True
+    assert "S3 was not evaluated on this picture" in shown(browser)[0][2]
+    assert browser.viewer.images[2].layout.display == "none"
+    assert any("S3 lacks this picture" in line for line in browser._ask())
+    assert "S3 has 1 of the 8 pictures" in browser.children[3].value
+
+
+def test_every_control_changes_the_picture(browser):
+    browser.go_to(1)  # d3, whose map is found
+    for control, value in (
+        (browser.controls.scale, False),
+        (browser.controls.strength, 0.2),
+        (browser.controls.level, 0.9),
+        (browser.controls.contour, False),
+        (browser.controls.outline, False),
+        (browser.controls.kind, "localization"),
+        (browser.controls.kind, "none"),
+    ):
+        before = shown(browser)[1]
+        control.value = value
+        assert shown(browser)[1] != before
+
+
+def test_nothing_found_is_said(browser):
+    browser.filters.order.value = "stored"
+    assert picture(browser) == "d0" and "Nothing found" in shown(browser)[0][1]
+    browser.controls.scale.value = False
+    assert "Nothing found" not in shown(browser)[0][1]
+
+
+def test_only_maps_that_a_run_has_are_offered(tmp_path):
+    browser = CamBrowser(write_browsed_run(tmp_path, "S1", pictures=False, data_root=tmp_path))
+    assert [value for _, value in browser.controls.kind.options] == ["cam", "none"]
+    assert len(browser.filters.children) == 5  # a single run needs no list of runs
+    assert "is missing" in shown(browser)[0][0] or "cannot be read" in shown(browser)[0][0]
+
+
+def test_moved_pictures_leave_the_maps(tmp_path):
+    browser = CamBrowser(write_browsed_run(tmp_path, "S1", pictures=False))
+    assert "data_root" in browser.children[3].value and browser.children[3].layout.display is None
+    assert shown(browser)[1][:2] == b"\xff\xd8"
+    with pytest.raises(RunError, match="no run here"):
+        CamBrowser(tmp_path)
+
+
+def test_notes_are_saved_at_once_and_found_by_the_next_browser(tmp_path):
+    run = write_browsed_run(tmp_path)
+    first = CamBrowser(run)
+    first.note.text.value = "is this a stain?"
+    first.note.mark.value = True
+    assert "saved" in first.note.state.value and "notes.csv" in first.note.state.value
+    first.step(1)
+    assert (first.note.text.value, first.note.mark.value) == ("", False)
+    assert len((run.folder / "notes.csv").read_text().splitlines()) == 3  # stepping saved nothing
+    second = CamBrowser(run)
+    assert (second.note.text.value, second.note.mark.value) == ("is this a stain?", True)
+    second.filters.marked_only.value = True
+    assert count(second) == "1 of 1"
+    second.note.text.value = "no, a scratch"
+    first.step(-1)
+    assert first.note.text.value == "no, a scratch"
+
+
+def test_notes_that_cannot_be_kept_are_told(tmp_path):
+    run = write_browsed_run(tmp_path, pictures=False)
+    (run.folder / "notes.csv").write_text("my;own;columns\n")
+    browser = CamBrowser(run)
+    assert "expected the columns" in browser.note.state.value
+    browser.note.text.value = "x"
+    assert "not saved" in browser.note.state.value
+    assert (run.folder / "notes.csv").read_text() == "my;own;columns\n"
+    browser.filters.marked_only.value = True
+    assert "No picture fits" in browser.headline.value and "expected the columns" in browser.note.state.value
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """A run with weights, though untrained ones."""
+    run = write_browsed_run(tmp_path)
+    torch.manual_seed(0)
+    save_weights(build_model(run.settings), run.folder / "model.safetensors")
+    return run
+
+
+def test_the_counterfactual_is_asked_of_the_model_at_a_click(answering):
+    browser = CamBrowser(answering)
+    browser.what_if.button.click()
+    assert "Computed now, by the run&#x27;s model." in browser.what_if.answer.value
+    browser.step(1)
+    assert browser.what_if.answer.value == ""
+
+
+def test_without_an_annotation_the_predicted_region_is_meant(answering):
+    opened = PictureLibrary(answering).runs["S5"]
+    maps = np.zeros((8, 16, 16), np.float16)
+    np.save(answering.folder / "maps" / "localization.npy", maps)
+    opened = PictureLibrary(answering).runs["S5"]
+    assert "nothing to take away" in ask(opened, 4)[0]
+    maps[:, 4:8, 4:8] = 1
+    np.save(answering.folder / "maps" / "localization.npy", maps)
+    opened = PictureLibrary(answering).runs["S5"]
+    assert "Computed now" in ask(opened, 4)[-1]
+
+
+def test_without_the_model_the_stored_answer_is_read(browser):
+    opened = browser.library.runs["S5"]
+    for row, words in (
+        (0, ["from 0.90 to 0.20; the verdict turns to normal", "Control, the same mask off the defect: 0.90; the verdict stays"]),
+        (1, ["from 0.70 to 0.60; the verdict does not turn", "From the stored evaluation"]),
+        (2, ["from 0.30 to 0.10; the verdict does not turn", "no room for a control"]),
+        (3, ["turns to normal", "turns too: the flip proves nothing"]),
+        (4, ["stored no answer", "model.safetensors"]),
+    ):  # fmt: skip
+        answer = " ".join(ask(opened, row))
+        assert all(word in answer for word in words), answer
+        assert "Not asked of the model" in answer
+    assert "strategy S1 has no counterfactual path" in ask(browser.library.runs["S1"], 0)[0]
+
+
+def test_a_damaged_model_and_missing_pictures_fall_back_to_what_is_stored(answering, tmp_path):
+    (answering.folder / "model.safetensors").write_bytes(b"broken")
+    assert "From the stored evaluation" in " ".join(ask(PictureLibrary(Run(answering.folder)).runs["S5"], 0))
+    lost = PictureLibrary(answering, data_root=tmp_path / "nowhere").runs["S5"]
+    assert "of the pictures is missing" in ask(lost, 0)[-1]
+
+
+def test_a_run_without_the_path_says_so(tmp_path):
+    run = write_browsed_run(tmp_path, pictures=False, use_counterfactual=False)
+    assert "use_counterfactual: false" in ask(PictureLibrary(run).runs["S5"], 0)[0]
+
+
+def test_as_many_widgets_for_a_thousand_rows_as_for_eight(tmp_path):
+    def made(run):
+        before = set(Widget.widgets)
+        browser = CamBrowser(run)
+        return browser, len(set(Widget.widgets) - before)
+
+    _, few = made(write_browsed_run(tmp_path / "few", pictures=False))
+    rows = pd.concat([ROWS] * 125, ignore_index=True)
+    rows["name"] = [f"p{number}" for number in range(len(rows))]
+    browser, many = made(write_browsed_run(tmp_path / "many", rows=rows, pictures=False))
+    assert many == few and count(browser) == "1 of 750"
+    assert browser.strip.pictures.value.count("<img") == PAGE
+    browser.strip.on.click()
+    assert count(browser) == f"{PAGE + 1} of 750" and f'{PLACE}="{PAGE}"' in browser.strip.pictures.value
+    browser.strip.back.click()
+    assert count(browser) == "1 of 750" and browser.strip.back.disabled
+    before = browser.strip.pictures.value
+    browser.step(1)
+    assert browser.strip.pictures.value is before and f"='{1}'" in browser.strip.frame.value
+
+
+def test_names_from_files_never_become_markup(tmp_path):
+    rows = ROWS.assign(defect_type=ROWS["defect_type"].replace("stain", "<script>alert(1)</script>"))
+    browser = CamBrowser(write_browsed_run(tmp_path, rows=rows, pictures=False))
+    assert "<script" not in browser.headline.value and "&lt;script&gt;" in browser.headline.value
+
+
+def test_hand_made_maps_peak_where_they_should():
+    assert peaked_maps([3.0, 5.0]).reshape(2, -1).argmax(axis=1).tolist() == [0, 1]

@@ -1,0 +1,165 @@
+import cv2
+import numpy as np
+import pytest
+from browsed import write_browsed_run
+from PIL import Image
+
+from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.explain.drawing import BAND, CONTOUR, LETTER, OUTLINE, compose, encode, inferno, one_thread, with_band
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.explain.panels import Look, enlarged, map_panel, on_scale, plain_panel
+from gainmtl_lib.metrics import normalize_maps, resize_maps
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(40, 200, (60, 80, 3)).astype(np.uint8)
+
+
+def grey(picture):
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def decoded(jpeg):
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def test_without_a_map_the_picture_keeps_its_colours(picture):
+    before = picture.copy()
+    assert np.array_equal(compose(picture), before)
+
+
+def test_a_calm_map_leaves_the_picture_grey_and_otherwise_as_it_is(picture):
+    assert np.array_equal(compose(picture, np.zeros((60, 80), np.float32), level=0.5), grey(picture))
+
+
+def test_colours_follow_the_value_and_the_strength(picture):
+    full = np.ones((60, 80), np.float32)
+    assert np.array_equal(compose(picture, full, strength=1.0), np.broadcast_to(inferno()[255], picture.shape))
+    assert np.array_equal(compose(picture, full, strength=0.0), grey(picture))
+    half = compose(picture, full, strength=0.5).astype(int)
+    assert np.abs(half - (grey(picture).astype(int) + inferno()[255]) / 2).max() <= 2
+
+
+def test_inferno_is_the_one_of_the_figures():
+    from matplotlib import colormaps
+
+    expected = np.asarray([colormaps["inferno"](value)[:3] for value in range(256)]) * 255
+    assert np.abs(inferno() - expected).max() < 3
+
+
+def test_the_contour_runs_where_the_map_reaches_the_level(picture):
+    heat = np.zeros((60, 80), np.float32)
+    heat[20:40, 30:60] = 0.6
+    lit = np.abs(compose(picture, heat, strength=0, level=0.5).astype(int) - CONTOUR).sum(axis=2) < 150
+    assert lit[20, 35:55].all() and lit[39, 35:55].all() and not lit[25:35, 35:55].any() and not lit[:15].any()
+    assert np.array_equal(compose(picture, heat, strength=0, level=0.7), grey(picture))
+
+
+def test_the_outline_runs_beside_the_defect_and_leaves_it_visible(picture):
+    mask = np.zeros((60, 80), bool)
+    mask[30:32, 10:70] = True  # a scratch of two pixels
+    drawn = compose(picture, mask=mask)
+    assert np.array_equal(drawn[30:32, 12:68], picture[30:32, 12:68])
+    cyan = np.abs(drawn.astype(int) - OUTLINE).sum(axis=2) < 250
+    assert cyan[25:29, 30:50].all(axis=1).any() and cyan[33:37, 30:50].all(axis=1).any()
+    assert np.array_equal(drawn[:22], picture[:22])
+
+
+def test_the_band_stands_below_the_picture_and_fits_its_words(picture):
+    wide = np.full((50, 400, 3), 90, np.uint8)
+    whole = with_band(wide, "CAM · absolute scale", bar=True)
+    assert whole.shape == (50 + 2 * LETTER, 400, 3) and np.array_equal(whole[:50], wide)
+    assert np.array_equal(whole[-1, -1], BAND) and (whole[50:] == inferno()[255]).all(axis=2).any()
+    narrow = with_band(picture, "words that never fit into eighty pixels, however small", bar=False)
+    assert np.array_equal(narrow[60:, -3:], np.broadcast_to(BAND, (2 * LETTER, 3, 3)))  # nothing runs over the edge
+
+
+def test_bytes_are_a_jpeg_with_colours_at_full_resolution(picture):
+    smooth = cv2.GaussianBlur(picture, (0, 0), 4)
+    data = encode(smooth)
+    assert np.abs(decoded(data).astype(int) - smooth).mean() < 3
+    import io
+
+    assert [part[1:3] for part in Image.open(io.BytesIO(data)).layer] == [(1, 1)] * 3
+
+
+def test_scales_agree_with_the_metrics():
+    import torch
+
+    values = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    full = enlarged(values, (32, 48))
+    wanted = resize_maps(torch.from_numpy(values)[None, None], torch.zeros(1, 1, 32, 48))
+    assert np.abs(full - wanted[0, 0].numpy()).max() < 1e-5
+    assert np.abs(on_scale(full, None) - normalize_maps(wanted)[0, 0].numpy()).max() < 1e-4
+    assert on_scale(np.full((3, 3), 7, np.float32), None).max() == 0
+    assert on_scale(full, MapScale(100.0, 200.0)).max() == 0
+    assert np.isfinite(enlarged(np.full((2, 2), np.nan, np.float32), (4, 4))).all()
+
+
+def test_opencv_gets_its_threads_back_when_the_last_is_done():
+    before = cv2.getNumThreads()
+    with one_thread():
+        with one_thread():
+            assert cv2.getNumThreads() == 1
+        assert cv2.getNumThreads() == 1
+    assert cv2.getNumThreads() == before
+    with pytest.raises(ZeroDivisionError), one_thread():
+        1 / 0  # noqa: B018
+    assert cv2.getNumThreads() == before
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    return PictureLibrary([write_browsed_run(folder, "S5"), write_browsed_run(folder, "S1", pictures=False)])
+
+
+def panel(library, row, look, name="S5"):
+    return map_panel(library.runs[name], row, library.shown(name, row, 200), look)
+
+
+def test_nothing_found_is_said_in_words_and_the_picture_stays_calm(library):
+    calm = panel(library, 0, Look())  # its peak of 1 is below the floor of 2
+    assert "Nothing found" in calm.words[0] and "2.00" in calm.words[0]
+    shown = library.shown("S5", 0, 200)
+    bare = panel(library, 0, Look(outline=False))
+    assert np.abs(decoded(bare.jpeg)[:150].astype(int) - grey(shown.pixels)).mean() < 4
+    glowing = panel(library, 0, Look(absolute=False))
+    assert not any("Nothing found" in line for line in glowing.words) and glowing.jpeg != calm.jpeg
+    found = panel(library, 3, Look())  # peak 4 is the ceiling
+    assert len(found.words) == 1 and "at or above 0.50 (white line)" in found.words[0]
+    assert panel(library, 2, Look(level=0.9)).words == ("Nothing is at or above 0.90.",)  # its peak is half-way
+
+
+def test_missing_maps_and_scales_are_said(library):
+    lacking = panel(library, 0, Look(kind="attention"), name="S1")
+    assert lacking.words == ("S1 has no attention map (from S3 on); it has: deciding CAM",)
+    assert panel(library, 0, Look(kind=None)).words == ()
+    assert any("No absolute scale" in line for line in panel(library, 0, Look(kind="attention")).words)
+
+
+def test_a_scale_that_does_not_separate_is_said(tmp_path):
+    run = write_browsed_run(tmp_path, "S1", scales={"cam": {"floor": 3.0, "ceiling": 3.0}})
+    words = panel(PictureLibrary(run), 5, Look(), name="S1").words
+    assert "no higher on defects" in words[0]
+
+
+@pytest.mark.parametrize(("resize", "height"), [("squash", 24 / 64), ("letterbox", (24 - 8) / 48)])
+def test_a_map_lies_where_the_network_saw_it(tmp_path, resize, height):
+    """A picture of 32 x 24 fills rows 8 to 56 of a letterboxed input of 64; the map glows around row 24."""
+    run = write_browsed_run(tmp_path, "S1", resize=resize)
+    maps = np.zeros((8, 4, 4), np.float16)
+    maps[:, 1] = 9
+    np.save(run.folder / "maps" / "cam.npy", maps)
+    drawn = panel(PictureLibrary(run), 0, Look(outline=False, level=None, strength=1.0), name="S1").jpeg
+    coloured = np.ptp(decoded(drawn)[:150].astype(int), axis=2).mean(axis=1)
+    assert np.average(np.arange(150), weights=coloured > 30) == pytest.approx(150 * height, abs=2)
+
+
+def test_the_picture_by_itself_says_what_is_missing(library):
+    shown = library.shown("S5", 0, 200)
+    assert plain_panel(shown, outline=True).words == ()
+    assert plain_panel(shown, outline=True).jpeg != plain_panel(shown, outline=False).jpeg
+    absent = library.pictures.load(None, None, 100, (64, 64))
+    assert decoded(plain_panel(absent, outline=True).jpeg).shape == (100 + 2 * LETTER, 100, 3)

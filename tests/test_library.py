@@ -1,0 +1,198 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from browsed import ROWS, write_browsed_run
+from conftest import truncate_file, write_mask, write_picture
+
+from gainmtl_lib.explain.drawing import GROUND
+from gainmtl_lib.explain.library import Choice, PictureLibrary
+from gainmtl_lib.explain.picture_files import THUMBNAIL, PictureFiles, load_shown, thumbnail
+from gainmtl_lib.runs import Run, RunError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("library")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return write_browsed_run(folder)
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    return PictureLibrary(run).runs["S5"]
+
+
+def names(opened, **choice):
+    return [opened.image(row)[7:9] for row in opened.choose(Choice(**choice))]
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("wrong_reason", ["d1", "d3", "d0", "d2", "n0", "n1"]),
+        ("unsure", ["n1", "d1", "d2", "d3", "d0", "n0"]),
+        ("sure", ["d0", "n0", "d3", "d1", "d2", "n1"]),
+        ("low_iou", ["d1", "d3", "d2", "d0", "n0", "n1"]),
+        ("high_iou", ["d0", "d2", "d3", "d1", "n0", "n1"]),
+        ("large", ["d1", "d3", "d0", "d2", "n0", "n1"]),
+        ("small", ["d2", "d0", "d3", "d1", "n0", "n1"]),
+        ("stored", ["d0", "d1", "d2", "d3", "n0", "n1"]),
+    ],
+)
+def test_orders_with_what_has_no_answer_last(opened, order, expected):
+    assert names(opened, split="test", order=order) == expected
+
+
+def test_filters_and_what_each_value_would_leave(opened):
+    assert names(opened, split="test", verdict="TP") == ["d0", "d1", "d3"]
+    assert names(opened, verdict="TP", defect_type="stain") == ["d1", "v0"]
+    assert names(opened, verdict="FP", split="val") == []
+    choice = Choice(split="test", verdict="TP")
+    assert opened.counts(choice, "verdict") == {"TP": 3, "FN": 1, "TN": 1, "FP": 1}
+    assert opened.counts(choice, "split") == {"test": 3, "val": 1}
+    assert opened.counts(choice, "defect_type") == {"scratch": 2, "stain": 1}
+
+
+def test_marked_pictures_can_be_asked_for(tmp_path):
+    opened = PictureLibrary(write_browsed_run(tmp_path, pictures=False)).runs["S5"]
+    assert names(opened, marked_only=True) == []
+    opened.notes.save("images/n1.png", check_label=True, text="")
+    assert names(opened, marked_only=True) == ["n1"]
+    opened.notes.path.write_text("broken")
+    assert names(opened, marked_only=True) == [] and "expected the columns" in opened.notes.problem
+
+
+def test_opening_reads_no_model_and_no_map(run, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(Run, "model", property(lambda _: pytest.fail("a model was asked for")))
+    library = PictureLibrary(run.folder)
+    assert isinstance(library.runs["S5"].maps["cam"], np.memmap)
+    assert library.notices == []
+
+
+def test_names_are_as_long_as_it_takes(folder, run):
+    seeds = [write_browsed_run(folder, seed=seed, pictures=False) for seed in (1, 2)]
+    other = write_browsed_run(folder, "S3", pictures=False)
+    assert list(PictureLibrary([run, other]).runs) == ["S5", "S3"]
+    assert list(PictureLibrary([*seeds, other]).runs) == ["S5 seed 1", "S5 seed 2", "S3"]
+    again = write_browsed_run(folder, seed=1, experiment="again", pictures=False)
+    assert list(PictureLibrary([seeds[0], again]).runs) == ["S5 seed 1 tiny", "S5 seed 1 again"]
+    with pytest.raises(RunError, match="given twice"):
+        PictureLibrary([run, run.folder])
+
+
+def test_the_same_picture_in_another_run(folder, run, tmp_path):
+    half = write_browsed_run(tmp_path, "S3", rows=ROWS.iloc[[3, 1]], pictures=False)
+    library = PictureLibrary([run, half])
+    assert [library.row_beside("S3", f"images/{name}.png") for name in ("d1", "d3", "d0")] == [1, 0, None]
+    assert "S3 has 2 of the 8 pictures of S5" in " ".join(library.notices)
+
+
+def test_runs_on_other_data_are_told(run, tmp_path):
+    renamed = write_browsed_run(tmp_path, "S3", rows=ROWS.assign(name="x" + ROWS["name"]), digest="other")
+    notices = " ".join(PictureLibrary([run, renamed]).notices)
+    assert "S5 and S3 have no picture in common" in notices and "browsed by itself" in notices
+    changed = write_browsed_run(tmp_path, "S1", digest="other", pictures=False)
+    assert "trained on different data" in " ".join(PictureLibrary([run, changed]).notices)
+
+
+def test_pictures_that_moved_are_told_and_found_again(tmp_path):
+    run = write_browsed_run(tmp_path / "then")
+    there = tmp_path / "then" / "data"
+    here = there.rename(tmp_path / "now")
+    lost = PictureLibrary(run)
+    assert str(there) in lost.notices[0] and "data_root" in lost.notices[0] and "grey ground" in lost.notices[0]
+    assert (lost.shown("S5", 0, 32).pixels == GROUND).all() and lost.thumbnails("S5", [0, 1])[0][:2] == b"\xff\xd8"
+    found = PictureLibrary(run, data_root=here)
+    assert found.notices == [] and found.shown("S5", 0, 32).mask is not None
+
+
+def test_data_without_masks_or_validation_is_told(tmp_path):
+    library = PictureLibrary(
+        write_browsed_run(tmp_path, "S1", masks=False, scales={}, pictures=False, data_root=tmp_path)
+    )
+    assert [word in " ".join(library.notices) for word in ("no defect is annotated", "no absolute scale")] == [True] * 2
+    assert library.runs["S1"].orders == ["unsure", "sure", "stored"]
+
+
+def test_an_oracle_is_marked(tmp_path):
+    run = write_browsed_run(tmp_path, "S6", pictures=False, data_root=tmp_path)
+    path = run.folder / "metrics.json"
+    path.write_text(path.read_text().replace('"label_leaks": false', '"label_leaks": true'))
+    library = PictureLibrary(run)
+    assert list(library.runs) == ["S6 (oracle)"] and "is no result" in library.notices[0]
+
+
+def test_runs_that_cannot_be_browsed(tmp_path):
+    with pytest.raises(RunError, match="no run was given"):
+        PictureLibrary([])
+    with pytest.raises(RunError, match="no run here"):
+        PictureLibrary(tmp_path)
+    run = write_browsed_run(tmp_path, pictures=False)
+    np.save(run.folder / "maps" / "attention.npy", np.zeros((3, 4, 4)))
+    with pytest.raises(RunError, match=r"predictions.csv has 8 rows, maps/attention.npy 3"):
+        PictureLibrary(run)
+    (run.folder / "maps" / "cam.npy").unlink()
+    with pytest.raises(RunError, match="evaluate the run again"):
+        PictureLibrary(run)
+    (run.folder / "predictions.csv").unlink()
+    with pytest.raises(RunError, match="not evaluated; call evaluate"):
+        PictureLibrary(run)
+
+
+def test_pictures_come_at_the_size_asked_for(tmp_path):
+    image, mask = write_picture(tmp_path / "a.png", size=(24, 32)), write_mask(tmp_path / "m.png", size=(24, 32))
+    large = load_shown(image, mask, 64, (1, 1))
+    assert large.pixels.shape == (48, 64, 3) and large.size == (24, 32) and large.problem == ""
+    assert large.mask[:22, :30].all() and not large.mask[26:].any()  # the upper left quarter
+    assert load_shown(image, mask, 8, (1, 1)).pixels.shape == (6, 8, 3)
+
+
+def test_a_thin_defect_is_still_there_when_the_picture_shrinks(tmp_path):
+    image = write_picture(tmp_path / "a.png", size=(200, 200))
+    mask = write_mask(tmp_path / "m.png", size=(200, 200), box=(slice(50, 51), slice(20, 180)))
+    assert load_shown(image, mask, 20, (1, 1)).mask.sum() >= 15
+
+
+def test_files_that_are_missing_or_damaged_are_told_in_words(tmp_path):
+    image, mask = write_picture(tmp_path / "a.png"), write_mask(tmp_path / "m.png")
+    lost = load_shown(tmp_path / "none.png", None, 20, (10, 20))
+    assert (lost.pixels.shape, lost.size) == ((10, 20, 3), (10, 20)) and "none.png" in lost.problem
+    assert "m.png" in load_shown(image, tmp_path / "gone" / "m.png", 20, (1, 1)).problem
+    truncate_file(image)
+    truncate_file(mask)
+    assert "truncated" in load_shown(image, mask, 20, (1, 1)).problem
+    empty = write_mask(tmp_path / "e.png", box=(slice(0, 0), slice(0, 0)))
+    assert load_shown(write_picture(tmp_path / "b.png"), empty, 20, (1, 1)).mask is None
+
+
+def test_decoded_pictures_are_kept_and_read_ahead(tmp_path):
+    files = PictureFiles()
+    image = write_picture(tmp_path / "a.png", size=(30, 60))
+    files.prefetch(image, None, 40, (1, 1))
+    files._readers.shutdown(wait=True)
+    image.unlink()
+    assert files.load(image, None, 40, (1, 1)).problem == ""
+    assert files.load.cache_info()[:2] == (1, 1)  # one hit, one miss
+    files.close()
+    again = PictureFiles()
+    assert again.thumbnails([None, tmp_path / "gone.png"])[0][:2] == b"\xff\xd8"
+    assert len(set(again.thumbnails([None] * 3))) == 1
+
+
+@pytest.mark.parametrize("name", ["large.jpg", "small.jpg", "large.png"])
+def test_thumbnails_show_the_whole_picture_however_it_is_decoded(tmp_path, name):
+    size = (300, 600) if name.startswith("large") else (30, 60)
+    path = write_picture(tmp_path / name, size=size, value=200)
+    small = cv2.imdecode(np.frombuffer(thumbnail(path), np.uint8), cv2.IMREAD_COLOR)
+    assert small.shape == (THUMBNAIL // 2, THUMBNAIL, 3) and np.abs(small.astype(int) - 200).max() < 4
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_thumbnails_of_damaged_files_are_grey(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert thumbnail(tmp_path / "a.jpg") == thumbnail(None) == thumbnail(tmp_path / "gone.jpg")

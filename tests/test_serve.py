@@ -1,0 +1,132 @@
+import ast
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+
+import nbformat
+import pytest
+from browsed import write_browsed_run
+
+from gainmtl_lib.runs import RunError
+from gainmtl_lib.serve import ADDRESS, NAME, ServeError, ThisPython, _notebook, serve_browser
+
+STARTED = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from gainmtl_lib.serve import serve_browser\n"
+    "serve_browser(sys.argv[1:], open_browser=False)\nprint('ended')"
+)
+
+
+class Page:
+    """A page in a process of its own."""
+
+    def __init__(self, folder, run):
+        self.folder = folder
+        self.log = folder.parent / "page.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", STARTED, str(run.folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+            )
+        until = time.monotonic() + 90
+        while "Ctrl-C" not in self.said:
+            assert self.process.poll() is None and time.monotonic() < until, self.said
+            time.sleep(0.1)
+        self.address, self.query = next(w for w in self.said.split() if w.startswith("http")).split("?")
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def status(self, path, query="", **headers):
+        request = urllib.request.Request(self.address + path + (f"?{query}" if query else ""), headers=headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    run = write_browsed_run(tmp_path_factory.mktemp("served"), pictures=False)
+    page = Page(tmp_path_factory.mktemp("temporary"), run)
+    yield page
+    page.process.kill()
+
+
+KERNEL = f"api/kernels/{uuid.UUID(int=1)}"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "login", "any/path", KERNEL, f"{KERNEL}/channels", "voila/files/picture.png", "api/contents",
+             "voila/labextensions/anywidget/package.json", "static/style.css"],
+)  # fmt: skip
+def test_without_the_token_everything_is_refused(page, path):
+    assert page.status(path) == 403
+    assert page.status(path, "token=guessed") == 403
+    assert page.status(path, Authorization="token guessed") == 403
+
+
+def test_a_websocket_without_the_token_is_refused(page):
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    assert page.status(f"{KERNEL}/channels", **headers) == 403
+
+
+def test_with_the_token_requests_are_heard_but_no_file_is_handed_out(page):
+    assert page.status(KERNEL, page.query) == 404  # no such kernel, which the holder of the token may know
+    for file in (f"{NAME}.ipynb".replace(" ", "%20"), "picture.png", "../page.log", "%2e%2e/page.log"):
+        assert page.status(f"voila/files/{file}", page.query) == 403
+
+
+def test_it_listens_on_no_other_address(page):
+    port = int(page.address.rsplit(":", 1)[1].strip("/"))
+    assert page.address == f"http://{ADDRESS}:{port}/"
+    with socket.socket() as other, pytest.raises(OSError):
+        other.settimeout(2)
+        other.connect(("127.0.0.2", port))
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(page):
+    assert any(page.folder.iterdir())
+    page.process.send_signal(signal.SIGINT)
+    assert page.process.wait(30) == 0
+    assert page.said.endswith("ended\n") and "Traceback" not in page.said
+    assert not any(page.folder.iterdir())
+
+
+def test_the_notebook_holds_one_cell_with_the_runs(tmp_path):
+    path = _notebook(tmp_path, [tmp_path / "it's", tmp_path / "b"], tmp_path / "data")
+    [cell] = nbformat.read(path, as_version=4).cells
+    call = ast.parse(cell.source).body[-1].value
+    assert ast.literal_eval(call.args[0]) == [str(tmp_path / "it's"), str(tmp_path / "b")]
+    assert ast.literal_eval(call.keywords[0].value) == str(tmp_path / "data")
+
+
+def test_the_kernel_is_this_interpreter():
+    manager = ThisPython()
+    assert list(manager.get_all_specs()) == ["python3"]
+    assert manager.get_kernel_spec("anything").argv[0] == sys.executable
+
+
+def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path):
+    with pytest.raises(RunError, match="no run here"):
+        serve_browser([tmp_path])
+    run = write_browsed_run(tmp_path, pictures=False)
+    said = []
+    with socket.socket() as taken:
+        taken.bind((ADDRESS, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=f"port {port} .* cannot be used"):
+            serve_browser([run.folder], port=port, open_browser=False, announce=said.append)
+    assert "data_root" in said[0]
