@@ -71,7 +71,9 @@ class Started:
             )
         until = time.monotonic() + 90
         while ready not in log.read_text():
-            assert self.process.poll() is None and time.monotonic() < until, log.read_text()
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                pytest.fail(f"{command[:4]} did not get ready:\n{log.read_text()}")
             time.sleep(0.2)
 
     def end(self) -> int:
@@ -207,12 +209,12 @@ def look_through(page: Page, screenshots: Path, name: str) -> None:
     page.get_by_role("button", name="What if").click()
     expect(page.locator(".gainmtl-group")).to_contain_text(["", "Computed now, by the run's model", ""], timeout=SLOW)
 
-    note = page.get_by_placeholder("note on this picture")
+    note = page.get_by_placeholder("note on this picture", exact=False)
     note.fill(f"seen in {name}")
     place = count.inner_text()
     page.keyboard.press("ArrowLeft")  # moves the cursor, not the picture
-    page.get_by_label("check this label").check()
-    expect(page.locator(".gainmtl-right")).to_contain_text("saved")
+    page.get_by_label("check this label").click()
+    expect(page.locator(".gainmtl-right")).to_contain_text("notes.csv")  # of what was saved now; earlier ones say when
     assert count.inner_text() == place
     page.screenshot(path=screenshots / f"{name}_note.png")
 

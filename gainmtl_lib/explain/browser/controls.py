@@ -91,7 +91,9 @@ class NoteForm(widgets.VBox):
         self._on_save, self._quiet = on_save, False
         self.mark = _box("check this label", False)
         self.text = widgets.Textarea(
-            placeholder="note on this picture", continuous_update=False, layout={"width": "auto", "height": "58px"}
+            placeholder="note on this picture, saved when you leave this field",
+            continuous_update=False,
+            layout={"width": "auto", "height": "58px"},
         )
         self.state = widgets.HTML()
         for widget in (self.mark, self.text):
