@@ -6,14 +6,8 @@ Not collected with the unit tests: it needs Chromium and a minute. Run it with `
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,16 +15,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from looking import MAP_PICTURE, SLOW, changes, close, drag_to_the_left, milliseconds_to_the_next, run_all_cells
+from playwright.sync_api import Page, expect
+from servers import Started, jupyterlab
 from tiny import tiny_settings
 
 from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.training.fit import fit
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 SIZES = ((1440, 900), (1024, 768))
-MAP_PICTURE = ".gainmtl-panel:nth-of-type(2) img"
-SLOW = 90_000  # ms; a kernel imports torch before it shows anything
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +36,8 @@ def runs(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail(f"no web browser to check with; install one of {', '.join(BROWSERS)}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory) -> Path:
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-class Started:
-    """A server in a process of its own that says when it is ready, ended as Ctrl-C would."""
-
-    def __init__(self, command: list[str], ready: str, log: Path, **environment: str) -> None:
-        self.log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True
-            )
-        until = time.monotonic() + 90
-        while ready not in log.read_text():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.process.kill()
-                pytest.fail(f"{command[:4]} did not get ready:\n{log.read_text()}")
-            time.sleep(0.2)
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            return self.process.wait(30)
-        finally:
-            self.process.kill()
-
-
-@pytest.fixture(scope="module")
 def lab(runs, tmp_path_factory) -> Iterator[str]:
-    """Address of a notebook that shows the browser, in a JupyterLab that knows nothing of the user's own settings."""
+    """Address of a notebook that shows the browser."""
     folder = tmp_path_factory.mktemp("lab")
     cells = [
         nbformat.v4.new_markdown_cell("# Looking through two runs"),
@@ -99,22 +50,8 @@ def lab(runs, tmp_path_factory) -> Iterator[str]:
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (folder / "files").mkdir()
     nbformat.write(notebook, folder / "files" / "look.ipynb")
-    quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
-    options = [
-        "--ServerApp.port=0",
-        f"--ServerApp.root_dir={folder / 'files'}",
-        "--IdentityProvider.token=check",
-        f"--LabApp.user_settings_dir={folder / 'settings'}",
-        f"--LabApp.workspaces_dir={folder / 'workspaces'}",
-    ]
-    own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    started = Started([*command, *options], "/lab?token=", folder / "log", **own)
-    address = next(line for line in started.log.read_text().split() if line.startswith("http://127.0.0.1"))
-    yield address.split("/lab?")[0] + "/lab/tree/look.ipynb?token=check"
-    started.end()
+    with jupyterlab(folder) as address:
+        yield address.format("look.ipynb")
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +72,7 @@ def page_of_its_own(runs, tmp_path_factory) -> Iterator[str]:
 def test_in_jupyterlab(chromium, lab, screenshots, runs):
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.goto(lab)
-    page.set_default_timeout(20_000)
-    page.locator(".jp-Notebook .jp-Cell").nth(1).wait_for(timeout=SLOW)
-    page.get_by_text("| Idle").wait_for(timeout=SLOW)  # before that, Run asks which kernel is meant
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    run_all_cells(page)
     look_through(page, screenshots, "lab")
     check_keys_of_the_notebook(page)
     close(page)
@@ -230,52 +163,3 @@ def check_keys_of_the_notebook(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(500)
     assert count.inner_text() == before
-
-
-def changes(page: Page, act) -> None:
-    """Do something; the map's picture must become another one."""
-    before = pixels(page)
-    act()
-    until = time.monotonic() + 10
-    while pixels(page) == before:
-        assert time.monotonic() < until, "the picture stayed as it was"
-        page.wait_for_timeout(20)
-
-
-def pixels(page: Page) -> str:
-    """What the map's picture shows, not where it comes from: its address changes with every message."""
-    return page.locator(MAP_PICTURE).evaluate(
-        """async (image) => {
-            await image.decode().catch(() => {});
-            const canvas = document.createElement("canvas");
-            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-            canvas.getContext("2d").drawImage(image, 0, 0);
-            return canvas.toDataURL();
-        }"""
-    )
-
-
-def milliseconds_to_the_next(page: Page) -> float:
-    """From the click to the map's picture being there, through kernel and network."""
-    return page.locator(MAP_PICTURE).evaluate(
-        """(image) => new Promise((done) => {
-            const started = performance.now();
-            image.addEventListener("load", () => done(performance.now() - started), { once: true });
-            [...document.querySelectorAll(".gainmtl-top button")].at(-1).click();
-        })"""
-    )
-
-
-def drag_to_the_left(page: Page, label: str) -> None:
-    handle = page.locator(f".gainmtl-slider:has-text('{label}') .noUi-handle")
-    box = handle.bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x - 25, y, steps=5)
-    page.mouse.up()
-
-
-def close(page: Page) -> None:
-    page.close(run_before_unload=True)

@@ -1,0 +1,54 @@
+"""Notebook 08 in JupyterLab as a person uses it: run all, then look through the browser at its end.
+
+Needs Chromium and the finished runs of the quick study (``make run``); run it with ``make browser``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from looking import MAP_PICTURE, SLOW, changes, close, drag_to_the_left, run_all_cells
+from playwright.sync_api import expect
+from servers import jupyterlab
+
+from gainmtl_lib.parameters import repository_root
+from gainmtl_lib.runs import load_run
+
+NOTEBOOK = "08_cam_explanation.ipynb"
+MINUTES = 8 * 60_000  # ms; on two idle cores it takes less than one
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory) -> Iterator[str]:
+    """Address of a copy, so that running it changes nothing in the repository."""
+    for strategy in ("s1", "s3", "s5"):
+        load_run(repository_root() / "outputs" / "quick" / strategy / "seed42")  # says what is missing
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "files").mkdir()
+    shutil.copy(repository_root() / "notebooks" / NOTEBOOK, folder / "files")
+    with jupyterlab(folder) as address:
+        yield address.format(NOTEBOOK)
+
+
+def test_notebook_08_runs_and_its_browser_answers(chromium, notebook, screenshots: Path):
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(notebook)
+    run_all_cells(page)
+    picture = page.locator(MAP_PICTURE)
+    picture.wait_for(timeout=MINUTES)
+    expect(page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
+    picture.scroll_into_view_if_needed()
+
+    count = page.locator(".gainmtl-count")
+    place = count.inner_text()
+    changes(page, lambda: drag_to_the_left(page, "Threshold"))
+    changes(page, lambda: page.get_by_role("button", name="next ›").click())
+    assert count.inner_text() != place
+    changes(page, lambda: page.keyboard.press("ArrowRight"))
+    changes(page, lambda: page.get_by_label("Run", exact=True).select_option("S5"))
+    expect(page.locator(".gainmtl-headline")).to_be_visible(timeout=SLOW)
+    page.screenshot(path=screenshots / "notebook_08.png")
+    close(page)
