@@ -1,4 +1,4 @@
-"""Speed of training, as ratios within one run.
+"""Speed of training on the CPU, as ratios within one run.
 
     python benchmarks/training.py              # everything, about ten minutes on two cores
     python benchmarks/training.py --only fit   # or: workers, steps
@@ -51,8 +51,9 @@ def main() -> None:
 
 
 def quick(folder: Path, strategy: str = "S1", **values: Any) -> Settings:
+    """The quick study on the CPU, where the loops that it is compared with run too."""
     files = [repository_root() / "params" / name for name in ("quick.yaml", f"{strategy.lower()}.yaml")]
-    return Settings.from_yaml(*files, outputs_dir=str(folder), data_root=str(folder / "data"), **values)
+    return Settings.from_yaml(*files, outputs_dir=str(folder), data_root=str(folder / "data"), device="cpu", **values)
 
 
 class TrainingClock(fit_module.EpochLog):

@@ -15,8 +15,8 @@ from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.settings import Settings
 
 
-def build_samples(settings: Settings) -> pd.DataFrame:
-    """The table of samples with its split; synthetic data is made first where it is missing."""
+def make_data(settings: Settings) -> None:
+    """Make synthetic data where it is missing; data of any other type is left to its owner."""
     if settings.dataset_type == "synthetic":
         make_synthetic(
             settings.data_root,
@@ -26,9 +26,15 @@ def build_samples(settings: Settings) -> pd.DataFrame:
             shortcut=settings.shortcut,
             shortcut_correlation=settings.shortcut_correlation,
         )
+
+
+def build_samples(settings: Settings) -> pd.DataFrame:
+    """The table of samples with its split; synthetic data is made first where it is missing."""
+    make_data(settings)
     samples = read_samples(settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern)
-    seed = settings.seed if settings.split_seed is None else settings.split_seed
-    return split_samples(samples, val_ratio=settings.val_ratio, test_ratio=settings.test_ratio, seed=seed)
+    return split_samples(
+        samples, val_ratio=settings.val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
+    )
 
 
 def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
 from gainmtl_lib.progress import show_progress
@@ -21,6 +22,10 @@ from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+TRAINING = ("run", "train")
+"""Commands that a second call continues where an interruption left them."""
 
 
 class Commands(click.Group):
@@ -33,7 +38,8 @@ class Commands(click.Group):
         except _known_errors() as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted; the same command goes on from the last finished epoch") from None
+            goes_on = "; the same command goes on from the last finished epoch"
+            raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
 
 
 def _known_errors() -> tuple[type[Exception], ...]:
@@ -142,7 +148,7 @@ def train(
 @click.option("--data-root", type=Path, help="Other data than the run was trained on.")
 @click.option("--mask-source", type=click.Choice(["localization", "external", "none", "oracle"]), help="S6 only.")
 @click.option("--external-mask-dir", type=Path, help="Masks for --mask-source external, found by stem.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda or cuda:<k>.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
 @click.option("--visualize", is_flag=True, help="Write a picture of every test image with its maps.")
 @click.option("--vis-dir", type=Path, help="Where --visualize writes; the run's figures folder by default.")
 @click.option("--error-analysis", is_flag=True, help="List missed defects, then the right for the wrong reason.")
@@ -170,6 +176,8 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 @click.argument("images", metavar="IMAGE…", nargs=-1, required=True, type=Path)
 @click.option("--mask", "masks", multiple=True, type=Path, help="Where the defect is; one for each image, in order.")
 @click.option("--class-names", nargs=2, default=("normal", "defective"), show_default=True)
+@click.option("--mask-source", type=click.Choice(["localization", "none"]), help="S6 only; the run's own by default.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
 @click.option("--output", "folder", type=Path, help="Where the figures go; RUN/explanations by default.")
 @click.option("--export-results", type=Path, help="Write the answers to this JSON file.")
 def explain(run_folder: Path, images: Sequence[Path], **options: Any) -> None:
@@ -201,12 +209,26 @@ def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None
     show_default=True,
     help="Share of defects to be found.",
 )
-def report(run_folder: Path, output: Path | None, required_recall: float) -> None:
+@click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
+@click.option(
+    "--faithfulness/--no-faithfulness",
+    default=False,
+    show_default=True,
+    help="Measure first, unless it is stored, whether the decision follows the map; takes the model and minutes.",
+)
+def report(
+    run_folder: Path, output: Path | None, required_recall: float, data_root: Path | None, faithfulness: bool
+) -> None:
     """Write a run's audit report: one HTML file that opens offline and prints."""
+    from gainmtl_lib.explain.measured_faithfulness import measure_faithfulness
     from gainmtl_lib.explain.report import write_report
     from gainmtl_lib.runs import load_run
 
-    console.print(f"report: {write_report(load_run(run_folder), output, required_recall=required_recall)}")
+    finished = load_run(run_folder)
+    if faithfulness:
+        measure_faithfulness(finished, data_root=data_root)
+    path = write_report(finished, output, required_recall=required_recall, data_root=data_root)
+    console.print(f"report: {escape(str(path))}")
 
 
 @main.group(cls=Commands)
@@ -216,20 +238,32 @@ def data() -> None:
 
 @data.command()
 @click.argument("path", type=Path)
-@click.option(
-    "--dataset-type", default="generic", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"])
-)
-@click.option("--image-size", type=int, nargs=2, default=(512, 512), show_default=True, help="Height and width.")
-@click.option("--val-ratio", type=float, default=0.2, show_default=True)
+@parameter_options
+@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"]))
+@click.option("--image-size", type=int, nargs=2, help="Height and width; 512 512 by default.")
+@click.option("--val-ratio", type=float, help="0.2 by default, unless the data has a validation folder.")
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
 @click.option("--contact-sheet", type=Path, help="Write a picture of samples with mask outlines to this file.")
-def check(path: Path, dataset_type: str, contact_sheet: Path | None, **options: Any) -> None:
-    """Lint the dataset in PATH; the exit status is 1 when something would stop or mislead a training."""
+def check(
+    path: Path,
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    dataset_type: str | None,
+    contact_sheet: Path | None,
+    **options: Any,
+) -> None:
+    """Lint the dataset in PATH, split as a training with the same parameters would split it.
+
+    The exit status is 1 when a training would refuse the data. Warnings, about what could mislead one, leave it 0.
+    """
+    options["dataset_type"] = None if dataset_type is None else dataset_type.replace("-", "_")
+    given = dict(_pairs(pairs)) | {name: value for name, value in options.items() if value is not None}
+    settings = Settings.from_yaml(*files, **given | {"data_root": path.absolute()})
+    has_val_ratio = "val_ratio" in given or any("val_ratio" in read_parameters(file) for file in files)
     from gainmtl_lib.reports.data import report_data_check
 
-    ok = report_data_check(
-        console, path, dataset_type=dataset_type.replace("-", "_"), contact_sheet_path=contact_sheet, **options
-    )
+    val_ratio = settings.val_ratio if has_val_ratio else None
+    ok = report_data_check(console, settings, val_ratio=val_ratio, contact_sheet_path=contact_sheet)
     sys.exit(0 if ok else 1)
 
 
@@ -265,13 +299,16 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """A command line's value as YAML reads it, except that 1e-4 is a number."""
+    """A command line's value as YAML reads it, except that 1e-4 is a number; text that is no YAML is itself."""
     for number in (int, float):
         try:
             return number(text)
         except ValueError:
             continue
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date, 2024-13-01
+        return text
 
 
 if __name__ == "__main__":

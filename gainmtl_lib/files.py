@@ -13,6 +13,9 @@ from pathlib import Path
 
 FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
 
+RANDOM_LETTERS = 8
+"""That `tempfile` puts into a name."""
+
 
 class FileError(OSError):
     """A file that could not be written; names it and why. What was there before is untouched."""
@@ -42,6 +45,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_temporaries(*paths: Path) -> None:
+    """Remove the temporary neighbours of `paths` that killed writers left. Nobody may be writing there.
+
+    Args:
+        paths: what was to be written; names may hold wildcards.
+    """
+    for path in paths:
+        for left in path.parent.glob(f".{path.stem}-{'?' * RANDOM_LETTERS}{path.suffix}"):
+            left.unlink(missing_ok=True)
 
 
 def _neighbour(path: Path) -> Path:

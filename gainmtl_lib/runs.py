@@ -8,10 +8,7 @@ and ``figures/``. Nothing is executed when a run is read: settings are YAML, wei
 from __future__ import annotations
 
 import json
-import pickle
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,30 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gainmtl_lib.build import build_model
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
-from gainmtl_lib.parameters import SettingsError
 from gainmtl_lib.settings import Settings
-
-ARCHITECTURE = (
-    "strategy",
-    "backbone_arch",
-    "out_indices",
-    "fpn_channels",
-    "attention_channels",
-    "head_channels",
-    "map_stride",
-    "map_channels",
-    "use_counterfactual",
-    "counterfactual_mode",
-)
-"""Settings that decide which weights a model has."""
 
 
 class RunError(RuntimeError):
@@ -108,7 +88,8 @@ class Run:
         Raises:
             RunError: the run kept no TensorBoard log.
         """
-        folder = self.settings.tensorboard_folder
+        elsewhere = self.settings.tensorboard_dir is not None
+        folder = self.settings.tensorboard_folder if elsewhere else self.folder / "tensorboard"
         if not self.settings.use_tensorboard or not any(folder.glob("events.out.*")):
             raise RunError(f"{folder}: no TensorBoard log of this run; train with use_tensorboard: true")
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -157,60 +138,6 @@ def run_status(folder: Path) -> str:
     return str(read_json(path).get("status", "running")) if path.is_file() else "new"
 
 
-@contextmanager
-def claim(settings: Settings, *, force: bool = False) -> Iterator[Path]:
-    """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
-
-    Args:
-        settings: decide the folder.
-        force: start anew, dropping what is there.
-
-    Raises:
-        RunError: another process writes there, or the stored settings differ (each named).
-    """
-    folder = settings.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(
-            f"{folder}: another process is writing to this run; wait for it or change 'experiment'"
-        ) from None
-    try:
-        if force:
-            _empty(folder)
-        stored = folder / "settings.yaml"
-        if stored.is_file():
-            _check_same(stored, settings)
-        else:
-            with atomic_path(stored) as path:
-                path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        yield folder
-    finally:
-        lock.release()
-
-
-def _check_same(stored: Path, settings: Settings) -> None:
-    try:
-        differing = Settings.from_yaml(stored).differences(settings)
-    except SettingsError as error:
-        differing = [str(error)]
-    if differing:
-        raise RunError(
-            f"{stored.parent} holds a run with other settings (stored and asked for):\n  "
-            + "\n  ".join(differing)
-            + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
-        )
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write atomically; NaN, which JSON lacks, becomes null."""
     with atomic_path(path) as temporary:
@@ -254,24 +181,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise RunError(f"{path}: no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a foreign file makes the unpickler raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "gainmtl_settings"} <= checkpoint.keys():
         raise RunError(
             f"{path}: a file of tensors, but not a training checkpoint of this project; "
             "weights of a backbone are given by 'pretrained'"
         )
     return checkpoint
-
-
-def check_architecture(path: Path, checkpoint: Mapping[str, Any], settings: Settings) -> None:
-    """Raises `RunError` naming each setting in which the checkpoint's model differs from the one asked for."""
-    stored, asked = checkpoint["gainmtl_settings"], settings.plain()
-    differing = [
-        f"{name}: {stored.get(name)!r} and {asked[name]!r}" for name in ARCHITECTURE if stored.get(name) != asked[name]
-    ]
-    if differing:
-        raise RunError(f"{path}: a checkpoint of another model (stored and asked for):\n  " + "\n  ".join(differing))
 
 
 def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:

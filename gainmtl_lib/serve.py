@@ -1,8 +1,8 @@
 """The browser as a page of its own: Voilà on this machine only, behind a token.
 
-Voilà alone would offer a login form, answer with a user's own Jupyter settings, and hand out pictures that lie beside
-the notebook it serves. Here whoever lacks the token gets 403, and the folder that is served holds one made-up
-notebook and nothing else.
+Voilà alone would offer a login form, answer with a user's own Jupyter settings, hand out pictures that lie beside the
+notebook it serves, and its own scripts to anybody. Here whoever lacks the token gets 403 for whatever is asked, and the
+folder that is served holds one made-up notebook and nothing else.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import nbformat
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_server.auth.identity import IdentityProvider, User
+from jupyter_server.base.handlers import JupyterHandler
 from tornado.ioloop import IOLoop
 from tornado.web import Finish, RequestHandler
 from voila.app import Voila
@@ -59,6 +61,21 @@ class TokenOnly(IdentityProvider):
     def login_available(self) -> bool:
         """There is no form to log in with."""
         return False
+
+
+class ClosedVoila(Voila):
+    """Asks for the token also where Voilà hands out files without looking who asks."""
+
+    def init_handlers(self) -> list[tuple[Any, ...]]:
+        """Voilà's handlers of requests, each of them one that asks who is there."""
+        handlers = cast("list[tuple[Any, ...]]", super().init_handlers())
+        return [(pattern, _asking(handler), *options) for pattern, handler, *options in handlers]
+
+
+def _asking(handler: type[RequestHandler]) -> type[RequestHandler]:
+    if issubclass(handler, JupyterHandler):
+        return handler
+    return type(f"Asking{handler.__name__}", (JupyterHandler, handler), {})
 
 
 class ThisPython(KernelSpecManager):
@@ -102,14 +119,17 @@ def serve_browser(
         announce(notice)
     port, token = _free_port(port), secrets.token_urlsafe(24)
     address = f"http://{ADDRESS}:{port}/?token={token}"
-    with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as folder:
-        app = _app(_notebook(Path(folder), runs, root), port, token)
-        IOLoop.current().add_callback(_ready, address, open_browser, announce)
+    with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as name:
+        served = Path(name) / "served"
+        served.mkdir()
+        app = _app(_notebook(served, runs, root), port, token)
+        opened = _redirect(Path(name), address) if open_browser else None
+        IOLoop.current().add_callback(_ready, address, opened, announce)
         app.start()
 
 
-def _app(notebook: Path, port: int, token: str) -> Voila:
-    app = Voila(log_level=logging.CRITICAL)
+def _app(notebook: Path, port: int, token: str) -> ClosedVoila:
+    app = ClosedVoila(log_level=logging.CRITICAL)
     app.initialize([str(notebook)])
     for name in ("tornado.access", "tornado.general", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a refused request is no news
@@ -139,11 +159,23 @@ def _notebook(folder: Path, runs: Sequence[Path], data_root: Path | None) -> Pat
     return path
 
 
-def _ready(address: str, open_browser: bool, announce: Callable[[str], Any]) -> None:
+def _redirect(folder: Path, address: str) -> Path:
+    """A page that leads to the address and that only this user can read.
+
+    The web browser is given its name instead of the address, whose token all users of the machine could read from the
+    list of processes.
+    """
+    path = folder / "open.html"
+    path.touch(mode=0o600)
+    path.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={escape(address)}">\n', "utf-8")
+    return path
+
+
+def _ready(address: str, opened: Path | None, announce: Callable[[str], Any]) -> None:
     announce(f"{NAME}: {address}\nCtrl-C ends it.")
     sys.stdout.flush()
-    if open_browser:
-        webbrowser.open(address)
+    if opened is not None:
+        webbrowser.open(opened.as_uri())
 
 
 def _free_port(port: int | None) -> int:

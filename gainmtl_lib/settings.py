@@ -201,6 +201,11 @@ class Settings(ParameterRecord):
         return self
 
     @property
+    def seed_of_split(self) -> int:
+        """`split_seed`, else `seed`."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    @property
     def run_dir(self) -> Path:
         """``outputs/<experiment>/<strategy>/seed<k>``."""
         return self.outputs_dir / self.experiment / self.strategy.lower() / f"seed{self.seed}"

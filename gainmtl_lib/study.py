@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gainmtl_lib.claims import claim
 from gainmtl_lib.notebooks import ABLATION, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
 from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
-from gainmtl_lib.runs import claim
 from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -15,18 +15,18 @@ NAN = float("nan")
 
 ROWS = pd.DataFrame(
     [
-        # image, split, label, defect_type, probability, verdict, cam_iou, point_game, area, wrong, cf, control
-        ("d0", "test", 1, "scratch", 0.9, "TP", 0.60, 1.0, 0.10, False, 0.2, 0.9),
-        ("d1", "test", 1, "stain", 0.7, "TP", 0.02, 0.0, 0.30, True, 0.6, 0.7),
-        ("d2", "test", 1, "stain", 0.3, "FN", 0.40, 1.0, 0.05, False, 0.1, NAN),
-        ("d3", "test", 1, "scratch", 0.8, "TP", 0.05, 0.0, 0.20, True, 0.1, 0.1),
-        ("n0", "test", 0, "normal", 0.1, "TN", NAN, NAN, NAN, False, NAN, NAN),
-        ("n1", "test", 0, "normal", 0.6, "FP", NAN, NAN, NAN, False, NAN, NAN),
-        ("v0", "val", 1, "stain", 0.9, "TP", 0.50, 1.0, 0.15, False, 0.3, 0.9),
-        ("v1", "val", 0, "normal", 0.2, "TN", NAN, NAN, NAN, False, NAN, NAN),
+        # image, split, label, defect_type, probability, verdict, cam_iou, point_game, energy, area, wrong, cf, control
+        ("d0", "test", 1, "scratch", 0.9, "TP", 0.60, 1.0, 0.50, 0.10, False, 0.2, 0.9),
+        ("d1", "test", 1, "stain", 0.7, "TP", 0.05, 0.0, 0.01, 0.30, True, 0.6, 0.7),
+        ("d2", "test", 1, "stain", 0.3, "FN", 0.40, 1.0, 0.60, 0.05, False, 0.1, NAN),
+        ("d3", "test", 1, "scratch", 0.8, "TP", 0.02, 0.0, 0.04, 0.20, True, 0.1, 0.1),
+        ("n0", "test", 0, "normal", 0.1, "TN", NAN, NAN, NAN, NAN, False, NAN, NAN),
+        ("n1", "test", 0, "normal", 0.6, "FP", NAN, NAN, NAN, NAN, False, NAN, NAN),
+        ("v0", "val", 1, "stain", 0.9, "TP", 0.50, 1.0, 0.70, 0.15, False, 0.3, 0.9),
+        ("v1", "val", 0, "normal", 0.2, "TN", NAN, NAN, NAN, NAN, False, NAN, NAN),
     ],
     columns=["name", "split", "label", "defect_type", "probability", "verdict", "cam_iou", "point_game",
-             "defect_area", "wrong_reason", "cf_probability", "cf_control_probability"],
+             "energy_inside", "defect_area", "wrong_reason", "cf_probability", "cf_control_probability"],
 )  # fmt: skip
 THRESHOLD = 0.5
 SCALES = {"cam": {"floor": 2.0, "ceiling": 4.0}}
@@ -72,7 +72,8 @@ def write_browsed_run(
     table = _table(rows, strategy, masks)
     table.to_csv(run / "predictions.csv", index=False)
     found = {"cam": SCALES["cam"]} if scales is None else scales
-    write_json(run / "metrics.json", {"threshold": THRESHOLD, "map_scales": found, "label_leaks": False})
+    counts = {split: part["verdict"].value_counts().to_dict() for split, part in table.groupby("split")}
+    write_json(run / "metrics.json", {"threshold": THRESHOLD, "map_scales": found, "label_leaks": False, **counts})
     kinds = ["cam"] + ["attention"] * (strategy >= "S3") + ["localization"] * (strategy >= "S4")
     (run / "maps").mkdir()
     for kind in kinds:
@@ -89,9 +90,10 @@ def _table(rows: pd.DataFrame, strategy: str, masks: bool) -> pd.DataFrame:
     annotated = (rows["label"] == 1) & masks
     table.insert(1, "mask", ("masks/" + rows["name"] + ".png").where(annotated))
     table["grid_iou"] = np.where(annotated, 0.7, NAN)
+    table["group"] = ""
     table["predicted"] = (table["probability"] >= THRESHOLD).astype(int)
     if not masks:
-        table[["cam_iou", "grid_iou", "defect_area", "cf_probability", "cf_control_probability"]] = NAN
+        table[["cam_iou", "grid_iou", "energy_inside", "defect_area", "cf_probability", "cf_control_probability"]] = NAN
         table["wrong_reason"] = False
     if strategy >= "S3":
         table["attention_iou"] = table["cam_iou"]

@@ -56,7 +56,8 @@ class Pictures:
         self.dataset = SimpleNamespace(__getitems__=self.batch)
         self.size = size
         self.samples = pd.DataFrame(
-            {"image": [f"/data/{row}.png" for row in range(count)], "split": "test", "label": 1}, index=range(count)
+            {"image": [f"/data/{row}.png" for row in range(count)], "group": None, "split": "test", "label": 1},
+            index=range(count),
         )
 
     def batch(self, rows: list[int]) -> Batch:

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import truncate_file, write_generic
+from conftest import truncate_file, write_generic, write_picture
 from tiny import tiny_settings
 
-from gainmtl_lib.cli import main
+from gainmtl_lib.build import build_model, build_samples
+from gainmtl_lib.cli import _value, main
+from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.runs import save_weights
+from gainmtl_lib.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,13 @@ def test_errors_are_one_message_without_a_traceback(study, tmp_path):
         assert "Traceback" not in result.output
 
 
+def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
+    read = {"1e-4": 1e-4, "3": 3, "true": True, "null": None, "[2, 3]": [2, 3], "s3": "s3"}
+    assert {text: _value(text) for text in read} == read
+    for text in (r"[A-Z]+(\d+)", "*_d", "{", "a: b: c", "2024-13-01"):
+        assert _value(text) == text
+
+
 def test_errors_name_the_file(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("batch_size: many\n")
@@ -133,6 +145,35 @@ def test_data_check_passes_sound_data_and_fails_broken(tmp_path):
     broken = run(*arguments)
     assert broken.exit_code == 1
     assert "train_n0.png" in broken.output
+
+
+def test_data_check_looks_at_the_split_that_a_training_makes(tmp_path):
+    root = write_generic(tmp_path / "data", splits=("train",), per_class=8)
+    twins = [root / f"images/train/normal/{name}.png" for name in ("train_n0", "twin")]
+    shutil.copy(*twins)
+    (tmp_path / "mine.yaml").write_text("val_ratio: 0.25\nimage_size: 64\nstrategy: S3\nsplit_seed: 9\n")
+    apart = set()
+    for seed in range(6):
+        settings = Settings(data_root=root, val_ratio=0.25, test_ratio=0.3, split_seed=seed)
+        split = build_samples(settings).set_index("image")["split"].loc[list(map(str, twins))]
+        result = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"), "-p", "test_ratio", "0.3",
+                     "-p", "split_seed", str(seed))  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert ("across splits" in result.output) == (split.nunique() > 1), seed
+        apart.add(split.nunique() > 1)
+    assert apart == {True, False}
+
+
+def test_data_check_refuses_what_a_training_would_refuse(tmp_path):
+    root = write_generic(tmp_path / "data", splits=("train", "test"), per_class=8)
+    (tmp_path / "mine.yaml").write_text("val_ratio: 0.0\nimage_size: 64\n")
+    result = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"))
+    assert result.exit_code == 1 and "val_ratio is 0, but the data has no validation folder" in result.output
+    corrected = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"), "--val_ratio", "0.25")
+    assert corrected.exit_code == 0, corrected.output
+    misspelt = run("data", "check", str(root), "-p", "val_ratoi", "0.2")
+    assert misspelt.exit_code == 1 and "did you mean 'val_ratio'" in misspelt.output
+    assert "1 when a training would refuse the data" in " ".join(run("data", "check", "--help").output.split())
 
 
 def test_synthetic_data_is_not_made_over_other_data(tmp_path):
@@ -218,3 +259,57 @@ def test_report_is_written_beside_the_run_and_asks_for_an_evaluation(trained, tm
 def test_browse_needs_a_run(tmp_path):
     result = run("browse", str(tmp_path), "--no-browser")
     assert result.exit_code == 1 and "no run here" in result.output
+
+
+def test_explain_computes_each_picture_once_and_on_the_device_asked_for(trained, study, tmp_path, monkeypatch):
+    asked, sizes = [], []
+    own = GAINMTLModel.forward
+    monkeypatch.setattr("gainmtl_lib.reports.explanations.checked_device", lambda name: asked.append(name) or "cpu")
+    monkeypatch.setattr(GAINMTLModel, "forward", lambda *a, **k: sizes.append(len(a[1])) or own(*a, **k))
+    pictures = sorted((study / "data/images/test").rglob("*.png"))[:4]
+    for device in ((), ("--device", "cuda:3")):
+        result = run("explain", str(trained), *map(str, pictures), "--output", str(tmp_path / "[x]"), *device)
+        assert result.exit_code == 0, result.output
+        assert str(tmp_path / "[x]") in result.output
+    assert asked == ["cpu", "cuda:3"]  # by default where the run was trained
+    assert sizes[0] == 4 and len(sizes) <= 2 * 3  # the pictures once, and the two questions of the counterfactual
+    assert len(list((tmp_path / "[x]").glob("*.png"))) == 4
+
+
+def test_explain_takes_another_mask_source_for_s6_only(trained, study):
+    result = run("explain", str(trained), "a.png", "--mask-source", "none")
+    assert result.exit_code == 1 and "mask_source is for strategy S6; this model is S5" in result.output
+
+
+def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):
+    settings = Settings(**yaml.safe_load((study / "tiny.yaml").read_text()) | {
+        "strategy": "S6", "experiment": "outside", "mask_source": "external", "external_mask_dir": tmp_path,
+    })  # fmt: skip
+    settings.run_dir.mkdir(parents=True)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    (settings.run_dir / "manifest.json").write_text('{"status": "complete"}')
+    save_weights(build_model(settings), settings.run_dir / "model.safetensors")
+    picture = write_picture(tmp_path / "part.png", size=(64, 64))
+    refused = run("explain", str(settings.run_dir), str(picture))
+    assert refused.exit_code == 1 and "give gainmtl explain --mask-source" in " ".join(refused.output.split())
+    for source in ("none", "localization"):
+        assert run("explain", str(settings.run_dir), str(picture), "--mask-source", source).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments", "goes_on"),
+    [
+        ("gainmtl_lib.reports.evaluation.evaluate_and_report", ("evaluate", "run"), False),
+        ("gainmtl_lib.reports.explanations.explain_pictures", ("explain", "run", "a.png"), False),
+        ("gainmtl_lib.training.fit.fit", ("train", "--data-root", "x"), True),
+        ("gainmtl_lib.study.run_strategy", ("run", "s1"), True),
+    ],
+)
+def test_an_interruption_promises_to_go_on_only_where_it_does(monkeypatch, place, arguments, goes_on):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    result = run(*arguments)
+    assert result.exit_code == 1 and "interrupted" in result.output
+    assert ("the same command goes on from the last finished epoch" in result.output) is goes_on

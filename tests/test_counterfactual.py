@@ -141,3 +141,25 @@ def test_the_default_margin_is_a_sixteenth():
 def test_the_only_place_is_found():
     moved, placed = control_masks(box(32, 32, slice(0, 32), slice(0, 15)))
     assert placed.item() and torch.equal(moved, box(32, 32, slice(0, 32), slice(17, 32)))
+
+
+def test_the_control_stays_inside_a_letterboxed_picture():
+    inside = box(64, 64, slice(16, 48), slice(0, 64)).bool()
+    masks = torch.cat([box(64, 64, slice(20, 26), slice(k, k + 6)) for k in range(0, 56, 4)])
+    anywhere, _ = control_masks(masks)
+    assert (anywhere * ~inside).any()  # most places are in the bars
+    moved, placed = control_masks(masks, inside=inside.expand(len(masks), -1, -1, -1))
+    assert placed.all() and torch.equal(moved.sum((1, 2, 3)), masks.sum((1, 2, 3)))
+    assert not (moved * ~inside).any()
+
+
+def test_a_picture_without_room_has_no_control_though_its_bars_have():
+    mask, inside = box(64, 64, slice(16, 48), slice(0, 40)), box(64, 64, slice(16, 48), slice(0, 64)).bool()
+    assert control_masks(box(64, 64, slice(20, 26), slice(0, 40)))[1].item()
+    assert not control_masks(mask, inside=inside)[1].item()
+
+
+def test_a_picture_that_fills_the_input_changes_nothing():
+    masks = torch.cat([box(48, 64, slice(k, k + 5), slice(2 * k, 2 * k + 9)) for k in range(3, 20, 4)])
+    moved, placed = control_masks(masks, inside=torch.ones_like(masks, dtype=torch.bool))
+    assert torch.equal(moved, control_masks(masks)[0]) and placed.all()

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import write_generic, write_mask, write_picture
 
+from gainmtl_lib.build import build_samples
 from gainmtl_lib.data.samples import DataError
 from gainmtl_lib.data.synthetic import make_synthetic
 from gainmtl_lib.evaluation.data_check import DataReport, check_dataset, contact_sheet_samples
+from gainmtl_lib.settings import Settings
 
 
 def check(root, **options) -> DataReport:
@@ -93,6 +95,20 @@ def test_a_split_that_fails_is_an_error_of_the_report(tmp_path):
     report = check(tmp_path, val_ratio=0.0)
     assert "val_ratio is 0, but the data has no validation folder" in messages(report, "error")
     assert check(tmp_path, val_ratio=0.3).usable
+
+
+def test_a_validation_folder_beside_a_ratio_is_refused_as_a_training_refuses_it(generic):
+    assert check(generic).usable
+    assert "the data has a validation folder of its own" in messages(check(generic, val_ratio=0.2), "error")
+
+
+def test_the_split_is_that_of_the_settings(tmp_path):
+    write_generic(tmp_path, splits=("train",), per_class=12)
+    for chosen in ({}, {"test_ratio": 0.4, "split_seed": 3}):
+        wanted = build_samples(Settings(data_root=tmp_path, val_ratio=0.2, **chosen))
+        assert check(tmp_path, **chosen).samples["split"].tolist() == wanted["split"].tolist()
+    first, second = (check(tmp_path, split_seed=seed).samples["split"].tolist() for seed in (42, 3))
+    assert first != second
 
 
 def test_single_class(tmp_path):

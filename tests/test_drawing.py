@@ -5,9 +5,20 @@ from browsed import write_browsed_run
 from PIL import Image
 
 from gainmtl_lib.evaluation.map_scale import MapScale
-from gainmtl_lib.explain.drawing import BAND, CONTOUR, LETTER, OUTLINE, compose, encode, inferno, one_thread, with_band
+from gainmtl_lib.explain.drawing import (
+    BAND,
+    CONTOUR,
+    LETTER,
+    OUTLINE,
+    compose,
+    encode,
+    enlarged_share,
+    inferno,
+    one_thread,
+    with_band,
+)
 from gainmtl_lib.explain.library import PictureLibrary
-from gainmtl_lib.explain.panels import Look, enlarged, map_panel, on_scale, plain_panel
+from gainmtl_lib.explain.panels import Look, map_panel, plain_panel
 from gainmtl_lib.metrics import normalize_maps, resize_maps
 
 
@@ -84,17 +95,26 @@ def test_bytes_are_a_jpeg_with_colours_at_full_resolution(picture):
     assert [part[1:3] for part in Image.open(io.BytesIO(data)).layer] == [(1, 1)] * 3
 
 
-def test_scales_agree_with_the_metrics():
+def test_shares_agree_with_the_metrics():
     import torch
 
     values = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    full = enlarged(values, (32, 48))
     wanted = resize_maps(torch.from_numpy(values)[None, None], torch.zeros(1, 1, 32, 48))
-    assert np.abs(full - wanted[0, 0].numpy()).max() < 1e-5
-    assert np.abs(on_scale(full, None) - normalize_maps(wanted)[0, 0].numpy()).max() < 1e-4
-    assert on_scale(np.full((3, 3), 7, np.float32), None).max() == 0
-    assert on_scale(full, MapScale(100.0, 200.0)).max() == 0
-    assert np.isfinite(enlarged(np.full((2, 2), np.nan, np.float32), (4, 4))).all()
+    stretched = enlarged_share(values, None, (32, 48))
+    assert np.abs(stretched - normalize_maps(wanted)[0, 0].numpy()).max() < 1e-4
+    scale = MapScale(-0.5, 1.5)
+    expected = scale.apply(wanted[0, 0].numpy())
+    assert np.abs(enlarged_share(values.astype(np.float16), scale, (32, 48)) - expected).max() < 1e-3
+    assert enlarged_share(values, MapScale(100.0, 200.0), (32, 48)).max() == 0
+    assert enlarged_share(np.full((3, 3), 7, np.float32), None, (3, 3)).max() == 0
+    assert (enlarged_share(np.full((2, 2), np.nan, np.float32), None, (4, 4)) == 0).all()
+
+
+def test_a_cell_far_above_the_ceiling_spreads_as_far_as_it_is_high():
+    """Between cells of 0 and 10 whose centres are 8 pixels apart, half the ceiling of 1 is reached at the fifth."""
+    shown = enlarged_share(np.array([[0.0, 10.0]], np.float32), MapScale(0.0, 1.0), (1, 16))[0]
+    assert np.flatnonzero(shown >= 0.5).tolist() == list(range(4, 16))
+    assert shown[4] == pytest.approx(10 * 0.5 / 8)
 
 
 def test_opencv_gets_its_threads_back_when_the_last_is_done():

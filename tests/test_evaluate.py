@@ -1,17 +1,31 @@
 """Evaluation as a whole, and its parts on tables drawn by hand."""
 
+import json
+import shutil
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
+from conftest import write_generic
+from filelock import FileLock
+from PIL import Image
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib.cli import main
+from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.data.samples import read_samples
+from gainmtl_lib.evaluation import evaluate as module
+from gainmtl_lib.evaluation import predict
 from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.evaluation.evaluate import evaluate
+from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, classification
-from gainmtl_lib.runs import RunError, load_run
+from gainmtl_lib.runs import Run, RunError, load_run
 from gainmtl_lib.training.fit import fit
 
 
@@ -160,3 +174,163 @@ def test_flips_are_asked_with_the_mask_off_the_defect_too(run, evaluated):
     assert not torch.allclose(
         torch.tensor(rows.loc[placed.index, "cf_probability"].to_numpy()), torch.tensor(placed.to_numpy())
     )
+
+
+def test_pooled_scores_stand_beside_their_means(evaluated):
+    _, summary = evaluated
+    pooled = [name for name in summary["test"] if name.endswith("_pooled")]
+    assert pooled == [
+        "cam_iou_pooled", "grid_iou_pooled", "energy_inside_pooled", "attention_iou_pooled",
+        "attention_energy_inside_pooled", "loc_iou_pooled", "loc_dice_pooled",
+    ]  # fmt: skip
+    assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
+
+
+def test_no_picture_is_kept_at_full_size(run):
+    data = build_data(run.settings)
+    data.setup("test")
+    split = predict.predict_split(run.model, data, "test", source=MaskSource.of(run.settings))
+    assert set(vars(split)) == {"table", "maps", "pooled"}
+    assert sum(maps.nbytes for maps in split.maps.values()) / len(split.table) < 64 * 64
+
+
+def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
+    """The pictures are 12 x 16, so that they take the rows 8 to 55 of 64."""
+    given = []
+    own = predict.control_masks
+    monkeypatch.setattr(predict, "control_masks", lambda *a, **k: given.append(k["inside"]) or own(*a, **k))
+    samples = read_samples(write_generic(tmp_path), dataset_type="generic")
+    model = build_model(tiny_settings(tmp_path, "S5"))
+    for resize in ("letterbox", "squash"):
+        data = GainDataModule(samples, image_size=(64, 64), resize=resize, batch_size=8)
+        predict.predict_split(model, data, "test", source=MaskSource.of(model))
+    letterboxed, squashed = given
+    assert squashed is None
+    for place, row in zip(letterboxed[:, 0], data.rows("test"), strict=True):
+        if data.dataset.has_mask[row]:
+            assert place[8:56].all() and not place[:8].any() and not place[56:].any()
+        else:
+            assert place.all()  # nothing is asked of it
+
+
+@pytest.fixture
+def with_masks(run, tmp_path):
+    """The run as if trained for masks from a folder, here all ones; its model is the same."""
+    ones, zeros = (tmp_path / name for name in ("ones", "zeros"))
+    for path in build_data(run.settings).samples["image"]:
+        for folder, value in ((ones, 255), (zeros, 0)):
+            folder.mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / path.split("/")[-1]), np.full((64, 64), value, np.uint8))
+    settings = run.settings.changed(mask_source="external", external_mask_dir=ones, outputs_dir=tmp_path / "outputs")
+    settings.run_dir.mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        shutil.copy(run.folder / name, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    return Run(settings.run_dir)
+
+
+def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(with_masks, tmp_path):
+    _, own = evaluate(with_masks)
+    assert own["mask_source"] == "external"
+    for reuse in (True, False):
+        _, other = evaluate(with_masks, external_mask_dir=tmp_path / "zeros", reuse=reuse)
+        assert other["test"]["cam_iou"] != own["test"]["cam_iou"]
+        assert with_masks.metrics == own
+
+
+def test_a_folder_of_masks_needs_the_source_that_reads_it(run, evaluated, tmp_path):
+    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
+        evaluate(run, external_mask_dir=tmp_path)
+    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
+        evaluate(run, mask_source="none", external_mask_dir=tmp_path)
+
+
+def test_a_run_is_evaluated_where_it_was_trained(run, evaluated, monkeypatch):
+    asked = []
+    own = module.checked_device
+    monkeypatch.setattr(module, "checked_device", lambda name: asked.append(name) or own("cpu"))
+    evaluate(run, threshold=0.5)
+    evaluate(run, threshold=0.5, device="cuda:1")
+    evaluate(run.model, data=build_data(run.settings))
+    assert asked == ["cpu", "cuda:1", "auto"]
+
+
+def test_an_interruption_leaves_no_mixture_of_two_evaluations(run, evaluated, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.np, "save", interrupt)
+        evaluate(run, reuse=False)
+    assert (run.folder / "predictions.csv").is_file() and not run.is_evaluated
+    _, summary = evaluate(run)
+    assert summary == evaluated[1] and run.is_evaluated
+
+
+def test_a_run_that_another_process_writes_to_is_not_evaluated_but_read(run, evaluated):
+    with FileLock(run.folder / ".lock"):
+        with pytest.raises(RunError, match="another process is writing to this run"):
+            evaluate(run, reuse=False)
+        assert evaluate(run)[1] == evaluated[1]
+    evaluate(run, reuse=False)
+
+
+def command(*arguments):
+    result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def drawn(monkeypatch):
+    """What the pages say of the pictures: file name to the titles of its rows."""
+    pages = {}
+
+    def keep(figure, path):
+        pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+        return figure
+
+    monkeypatch.setattr("gainmtl_lib.reports.evaluation.save_figure", keep)
+    return pages
+
+
+@pytest.mark.parametrize("source", ["none", "oracle"])
+def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path, source):
+    table, _ = evaluate(run, mask_source=source)
+    pages = drawn(monkeypatch)
+    code, _ = command("evaluate", run.folder, "--mask-source", source, "--visualize", "--vis-dir", tmp_path)
+    assert code == 0
+    for (split, verdict), rows in table[table["split"] != "val"].groupby(["split", "verdict"]):
+        titles = pages[f"{split}_{verdict}_01"]
+        called = "defective" if verdict in ("TP", "FP") else "normal"
+        assert all(f"called {called}" in title for title in titles)
+        assert [title.split()[-1] for title in titles] == [f"{p:.2f}" for p in rows["probability"]]
+
+
+def test_pages_of_a_run_whose_masks_come_from_a_folder(with_masks, monkeypatch, tmp_path):
+    pages = drawn(monkeypatch)
+    code, output = command("evaluate", with_masks.folder, "--visualize", "--vis-dir", tmp_path)
+    assert code == 0, output
+    assert len([title for titles in pages.values() for title in titles if "p(defect)" in title]) == 12
+    best = ("evaluate", with_masks.folder, "--mask-source", "none", "--external-mask-dir", tmp_path)
+    assert "external_mask_dir is for mask_source 'external'" in command(*best)[1]
+
+
+def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(run.settings.data_root, folder)
+    settings = run.settings.changed(data_root=folder, outputs_dir=tmp_path / "outputs")
+    shutil.copytree(run.folder, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    picture = next((folder / "images/test").rglob("*.png"))
+    Image.open(picture).rotate(90).save(picture)
+    code, output = command("evaluate", settings.run_dir, "--visualize", "--vis-dir", tmp_path / "vis")
+    assert code == 1 and "the data changed since" in output and not (tmp_path / "vis").exists()
+
+
+def test_brackets_in_paths_are_printed(run, evaluated, monkeypatch, tmp_path):
+    drawn(monkeypatch)
+    monkeypatch.setattr("gainmtl_lib.reports.evaluation.explanation_pictures", lambda *_, **__: ())
+    folder, results = tmp_path / "[x]", tmp_path / "[y].json"
+    words = ("--visualize", "--vis-dir", folder, "--export-results", results)
+    code, output = command("evaluate", run.folder, *words)
+    assert code == 0 and str(folder) in output and str(results) in output
+    assert json.loads(results.read_text())["test"]["images"] == 6

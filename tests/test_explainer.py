@@ -312,3 +312,65 @@ def test_a_run_without_evaluation_works_with_less(run, tmp_path, caplog):
         explainer = DefectExplainer.from_run(Run(tmp_path))
     assert "is not evaluated: the threshold is 0.5 and no map has an absolute scale" in caplog.text
     assert explainer.threshold == 0.5 and "found" not in explainer.explain(picture())
+
+
+class Remembers(Looks):
+    """Keeps the masks that it was asked to suppress."""
+
+    def __init__(self, **options):
+        super().__init__(WHOLE, level=0.01, **options)
+        self.masks = []
+
+    def forward(self, images, masks=None):
+        if masks is not None:
+            self.masks.append(masks)
+        return super().forward(images, masks)
+
+
+def test_the_control_lies_in_the_picture_and_not_in_the_bars_beside_it():
+    places = [(slice(4, 14), slice(k, k + 10)) for k in range(0, 72, 6)]
+    pictures = [picture(*place, size=(40, 80)) for place in places]
+    model = Remembers()
+    explainer_of(model, resize="letterbox").explain(pictures, [block(*place, size=(40, 80)) for place in places])
+    defects, controls = model.masks
+    assert len(controls) == len(places) and controls.flatten(1).any(1).all()
+    assert not controls[..., :16, :].any() and not controls[..., 48:, :].any()
+    assert not (controls * defects).any()
+
+
+def test_a_figure_of_an_explanation_asks_the_model_nothing(tmp_path):
+    model = Looks()
+    explainer = explainer_of(model)
+    explanation = explainer.explain(picture(), block())
+    asked = len(model.batches)
+    figure = explainer.figure_of(explanation, title="part_3.png", save_path=tmp_path / "e.png")
+    assert len(model.batches) == asked and (tmp_path / "e.png").is_file()
+    heading, lines = (text.get_text() for text in figure.texts)
+    assert heading == "part_3.png: defective, confidence 99.9%" and explanation["counterfactual"]["message"] in lines
+    with pytest.raises(ValueError, match="save_path must end in"):
+        explainer.figure_of(explanation, save_path=tmp_path / "e.txt")
+
+
+def test_english_figures_leave_the_explanation_in_its_own_words(monkeypatch):
+    monkeypatch.setattr("gainmtl_lib.explain.fonts._family_with", lambda characters: None)
+    explainer = explainer_of(class_names=("양품", "불량"))
+    explanation = explainer.explain(picture(), block())
+    lines = explainer.figure_of(explanation).texts[1].get_text()
+    english = explainer_of().explain(picture(), block())["counterfactual"]["message"]
+    assert " ".join(english.split()) in " ".join(lines.split())
+    assert explanation["prediction_name"] == "불량" and "양품" in explanation["counterfactual"]["message"]
+
+
+def test_attempts_go_on_behind_a_picture_that_cannot_be_used(tmp_path):
+    model = Looks()
+    given = [picture(value=10), tmp_path / "absent.png", picture(value=20), picture(), tmp_path / "gone.png"]
+    first, absent, *others, gone = explainer_of(model, batch_size=3).attempts(given)
+    assert [one["prediction"] for one in (first, *others)] == [0, 0, 1]
+    assert "absent.png: image cannot be read" in str(absent) and "gone.png" in str(gone)
+    assert model.batches[:2] == [2, 1]
+    assert isinstance(absent, DataError) and isinstance(gone, DataError)
+
+
+def test_masks_from_outside_name_what_both_kinds_of_users_can_do():
+    with pytest.raises(ModelError, match=r"set model\.mask_source, or give gainmtl explain --mask-source"):
+        explainer_of(Looks(strategy="S6", mask_source="external")).explain(picture())

@@ -9,7 +9,8 @@ from gainmtl_lib.explain.faithfulness_summary import summarise_faithfulness
 def table(gains, **columns):
     """Scores in which ours is better than random by `gains`, on every measure."""
     count = len(gains)
-    numbers = pd.DataFrame({"probability": [0.9] * count, "baseline_probability": 0.1})
+    numbers = pd.DataFrame({"image": [f"{place}.png" for place in range(count)], "group": None})
+    numbers["probability"], numbers["baseline_probability"] = 0.9, 0.1
     numbers["random_deletion_auc"] = numbers["random_insertion_auc"] = 0.5
     numbers["deletion_auc"] = [0.5 - gain for gain in gains]
     numbers["insertion_auc"] = [0.5 + gain for gain in gains]
@@ -20,9 +21,7 @@ def table(gains, **columns):
 @pytest.mark.parametrize(
     "gains,verdict",
     [
-        ([0.2] * 10, "faithful"),
         ([0.1, 0.2, 0.3, 0.2, 0.1] * 2, "faithful"),
-        ([0.0] * 10, "not distinguishable from a random map"),
         ([0.3, -0.3] * 5, "not distinguishable from a random map"),
         ([-0.2, -0.1] * 5, "worse than a random map"),
     ],
@@ -46,14 +45,41 @@ def test_means_and_the_reversed_map():
     assert summary["probability"] == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.2, -0.2])
+def test_equal_gains_have_no_interval(gain):
+    found = summarise_faithfulness(table([gain] * 10))["road"]
+    assert found["verdict"] == "no interval: every picture gains the same" and found["gain"] == pytest.approx(gain)
+    assert math.isnan(found["low"]) and math.isnan(found["high"])
+
+
+def test_a_map_that_gains_nothing_on_any_picture_is_not_distinguishable():
+    found = summarise_faithfulness(table([0.0] * 10))["road"]
+    assert found["verdict"] == "not distinguishable from a random map" and math.isnan(found["low"])
+
+
+def test_one_gain_among_many_is_not_a_share():
+    assert summarise_faithfulness(table([1.0] + [0.0] * 11))["road"]["verdict"].startswith("not distinguishable")
+
+
+def test_pictures_of_one_part_are_drawn_together():
+    gains = [0.6, -0.1, 0.5, -0.2, 0.4, 0.1, 0.3, -0.3, 0.4, 0.0, 0.2, 0.1]
+    alone = summarise_faithfulness(table(gains * 4))
+    of_parts = summarise_faithfulness(table(gains * 4, group=[f"part {place}" for place in range(12)] * 4))
+    assert (alone["parts"], of_parts["parts"], of_parts["pictures"]) == (48, 12, 48)
+    widths = [said["road"]["high"] - said["road"]["low"] for said in (alone, of_parts)]
+    assert widths[1] > 1.7 * widths[0]  # four copies are worth one
+    few = summarise_faithfulness(table(gains, group=["a", "b", "c"] * 4))["road"]["verdict"]
+    assert few == "too few pictures of different parts to say (3, at least 10)"
+
+
 def test_the_same_seed_gives_the_same_interval():
     numbers = table([0.1, 0.2, 0.4, 0.0] * 3)
     assert summarise_faithfulness(numbers) == summarise_faithfulness(numbers)
 
 
 def test_few_pictures_say_nothing():
-    found = summarise_faithfulness(table([0.2] * 7))["deletion"]
-    assert found["verdict"] == "too few pictures to say (7, at least 8)"
+    found = summarise_faithfulness(table([0.2, 0.3, 0.1] * 3))["deletion"]
+    assert found["verdict"] == "too few pictures of different parts to say (9, at least 10)"
     assert math.isnan(found["low"]) and found["gain"] == pytest.approx(0.2)
 
 
@@ -70,9 +96,16 @@ def test_flips_against_their_control():
     assert found["verdict"] == "removing something else flips more decisions than removing the defect"
 
 
+def test_one_flip_among_ten_shows_nothing():
+    flips = {"cf_flip": [1.0] + [0.0] * 9, "cf_control_flip": 0.0}
+    found = summarise_faithfulness(table([0.0] * 10, **flips))["counterfactual"]
+    assert found["low"] < 0 < found["high"]
+    assert found["verdict"] == "removing the defect is not distinguishable from removing something else"
+
+
 def test_no_picture_with_both_flips():
     found = summarise_faithfulness(table([0.0] * 9, cf_flip=1.0, cf_control_flip=float("nan")))["counterfactual"]
-    assert found["verdict"].startswith("too few pictures to say (0") and math.isnan(found["gain"])
+    assert found["verdict"].startswith("too few pictures of different parts to say (0,") and math.isnan(found["gain"])
 
 
 def test_a_blurred_picture_that_is_called_defective_is_noted():

@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from gainmtl_lib.files import FileError, atomic_path
+from gainmtl_lib.files import FileError, atomic_path, remove_temporaries
 
 
 def test_writes_whole_files_and_leaves_no_temporary(tmp_path):
@@ -55,3 +55,17 @@ def test_other_errors_pass_through(tmp_path):
         raise RuntimeError("shapes differ")
     with pytest.raises(FileError, match=r"could not be written: Permission denied"), atomic_path(tmp_path / "b"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_temporaries_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
+    with atomic_path(tmp_path / "last.ckpt") as temporary:
+        temporary.write_text("x")
+        killed = temporary.read_text()
+    temporary.write_text(killed)
+    kept = ["last.ckpt", ".last-notes.ckpt", ".last-ab12_9zz.txt", ".best-ab12_9zz.ckpt", "last-ab12_9zz.ckpt"]
+    for name in kept:
+        (tmp_path / name).write_text("x")
+    remove_temporaries(tmp_path / "last.ckpt", tmp_path / "nowhere" / "a.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    remove_temporaries(tmp_path / "*.ckpt")
+    assert ".best-ab12_9zz.ckpt" not in {path.name for path in tmp_path.iterdir()}

@@ -15,6 +15,7 @@ from tiny import tiny_settings
 
 from gainmtl_lib.data.samples import DataError
 from gainmtl_lib.files import FileError
+from gainmtl_lib.models import ModelError
 from gainmtl_lib.runs import RunError, load_checkpoint_model, load_run
 from gainmtl_lib.training import fit as fit_module
 from gainmtl_lib.training.fit import fit
@@ -141,6 +142,22 @@ def test_a_checkpoint_of_another_model_names_what_differs(finished, shared):
     assert "strategy: 'S6' and 'S3'" in str(error.value) and "head_channels: 16 and 8" in str(error.value)
 
 
+def test_a_best_score_without_its_file_does_not_travel(finished, shared):
+    checkpoint = torch.load(finished.folder / "checkpoints/epoch_2.ckpt", weights_only=True)
+    state = next(value for name, value in checkpoint["callbacks"].items() if "RunCheckpoints" in name)
+    state["best_score"], state["best_epoch"] = [2.0, 2.0], 1  # of epoch 1, never to be reached again
+    torch.save(checkpoint, shared / "travelled.ckpt")
+    run = fit(finished.settings.changed(experiment="travelled"), resume=shared / "travelled.ckpt")
+    assert run.manifest["best_epoch"] == 4 and run.manifest["best_val_ap"] <= 1
+
+
+def test_resume_and_force_exclude_each_other(finished):
+    before = sorted(finished.folder.rglob("*"))
+    with pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there"):
+        fit(finished.settings, resume=finished.folder / "checkpoints/epoch_2.ckpt", force=True)
+    assert sorted(finished.folder.rglob("*")) == before
+
+
 def test_best_holds_no_optimiser_and_says_so(finished, shared):
     settings = finished.settings.changed(experiment="from_best")
     with pytest.raises(RunError, match=r"no optimiser state; resume from last\.ckpt"):
@@ -241,7 +258,22 @@ def test_bad_data_leaves_no_half_run(tmp_path):
     settings = tiny_settings(tmp_path, dataset_type="generic", data_root=tmp_path / "nowhere")
     with pytest.raises(DataError, match="nowhere"):
         fit(settings)
-    assert not (settings.run_dir / "manifest.json").exists()
+    assert [path.name for path in settings.run_dir.iterdir()] == [".lock"]
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way_of_the_corrected_one(shared, monkeypatch):
+    corrected = tiny_settings(shared, "S1", experiment="corrected", num_epochs=1)
+    wrong = (
+        {"data_root": shared / "typo", "dataset_type": "generic"},
+        {"pretrained": shared / "gone.pth"},
+        {"use_wandb": True},
+    )
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    for mistake, message in zip(wrong, ("typo", "no such weights file", "wandb is missing"), strict=True):
+        with pytest.raises((DataError, ModelError, RunError), match=message):
+            fit(corrected.changed(**mistake))
+        assert [path.name for path in corrected.run_dir.iterdir()] == [".lock"]
+    assert fit(corrected).manifest["status"] == "complete"
 
 
 def test_tensorboard_can_be_off_or_elsewhere(shared):
@@ -252,6 +284,15 @@ def test_tensorboard_can_be_off_or_elsewhere(shared):
     elsewhere = fit(tiny_settings(shared, "S1", experiment="there", tensorboard_dir=shared / "tb", num_epochs=1))
     assert list((shared / "tb/there/s1/seed42").glob("events.out.*"))
     assert len(elsewhere.history)
+
+
+def test_a_copied_run_has_its_own_curves(finished, tmp_path):
+    copied, bare = tmp_path / "copied", tmp_path / "bare"
+    shutil.copytree(finished.folder, copied)
+    shutil.copytree(finished.folder, bare, ignore=shutil.ignore_patterns("tensorboard"))
+    pd.testing.assert_frame_equal(load_run(copied).history, finished.history)
+    with pytest.raises(RunError, match="bare/tensorboard: no TensorBoard log of this run"):
+        _ = load_run(bare).history
 
 
 def test_wandb_is_named_when_it_is_missing(shared, monkeypatch):

@@ -286,7 +286,7 @@ def test_the_deciding_head_takes_part_as_it_is():
 
 
 def test_the_same_mask_and_features_give_the_same_attention():
-    """Whatever the class: two copies of an image with the same mask cannot be told apart."""
+    """Whatever stands beside them in the batch. (That masks are drawn without regard to the class: test_mask_mixing.)"""
     for training in (True, False):
         model = build("S6").train(training)
         batch = images(4)[[0, 1, 2, 3, 0]]

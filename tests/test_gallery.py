@@ -12,6 +12,7 @@ from gainmtl_lib.data.loading import Picture
 from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.audit_report.gallery import SHOWN, galleries
 from gainmtl_lib.explain.audit_report.thumbnails import SIDE, figure_uri, map_uri, picture_uri, shown_size
+from gainmtl_lib.explain.drawing import BESIDE, OUTLINE
 from gainmtl_lib.runs import load_run
 
 SCALE = MapScale(1.0, 3.0)
@@ -20,6 +21,11 @@ SCALE = MapScale(1.0, 3.0)
 def pixels(uri):
     assert uri.startswith("data:image/jpeg;base64,")
     return cv2.imdecode(np.frombuffer(b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
+
+
+def glow(uri):
+    """Red less blue where the map peaks, within the outline; none on grey."""
+    return (pixels(uri)[67:72, 67:72] @ [1, 0, -1]).mean()
 
 
 def rows():
@@ -57,17 +63,31 @@ def test_typical_cases_stand_beside_the_failures(shown):
 def test_a_map_below_the_floor_finds_nothing(shown):
     missed = {case.row["probability"]: case for case in shown[0].cases}
     assert not missed[0.4].finds and missed[0.1].finds
-    calm, strong = (pixels(missed[p].absolute) for p in (0.4, 0.1))
-    assert calm.max() < strong.max()
-    assert pixels(missed[0.4].per_image).max() > 200  # the same map, stretched, glows
+    calm, strong, stretched = (glow(uri) for uri in (missed[0.4].absolute, missed[0.1].absolute, missed[0.4].per_image))
+    assert calm < 2 and strong > 10 and stretched > 20  # the same map, stretched, glows
 
 
 def test_pictures_are_small_and_outlined(shown):
     picture = pixels(shown[0].cases[0].picture)
     assert picture.shape == (SIDE, SIDE, 3)
-    # The mask is the box from 8 to 24 of 64 and the thumbnail three times as large: its upper edge lies at 24.
-    edge, inside = (np.abs(picture[row, 26:70] - [0, 229, 255]).mean() for row in (24, 48))
+    # The mask is the box from 8 to 24 of 64 and the thumbnail three times as large: its upper edge lies at 24,
+    # its outline beside it.
+    edge, inside = (np.abs(picture[row, 26:70] - OUTLINE).mean() for row in (24 - BESIDE, 48))
     assert edge < 0.75 * inside
+
+
+def outlined(mask):
+    """How many pixels of a grey picture's thumbnail have the colour of the outline."""
+    shown = pixels(picture_uri(Picture(np.full((512, 512, 3), 128, np.uint8), mask)))
+    return int((np.abs(shown - OUTLINE).max(axis=2) < 60).sum())
+
+
+def test_a_thin_scratch_is_outlined_wherever_it_lies():
+    for column in range(100, 110):
+        scratch = np.zeros((512, 512), np.uint8)
+        scratch[100:400, column] = 1
+        assert outlined(scratch) > 200, column
+    assert outlined(None) == 0
 
 
 def test_more_than_twelve_are_counted_not_shown(tmp_path):
@@ -82,6 +102,16 @@ def test_moved_pictures_leave_the_maps(tmp_path):
     assert case.picture is None and case.absolute is not None
     alone = pixels(case.per_image)
     assert alone.shape == (SIDE, SIDE, 3) and alone.max() > 200
+
+
+def test_pictures_are_looked_for_where_they_are_now(tmp_path):
+    folder = write_audited(tmp_path / "then", [row("test", 1, 0.1)], pictures=True)
+    (tmp_path / "then" / "data").rename(tmp_path / "now")
+    run = load_run(folder)
+    before, now = (
+        galleries(run, run.predictions, ["test"], SCALE, data_root=root) for root in (None, tmp_path / "now")
+    )
+    assert before[0].cases[0].picture is None and now[0].cases[0].picture is not None
 
 
 def test_without_an_absolute_scale_there_is_no_verdict_on_the_map(tmp_path):
@@ -105,12 +135,14 @@ def test_thumbnails_keep_the_shape(size, expected):
 
 
 def test_a_map_alone_and_over_a_picture():
-    values = np.array([[0.0, 1.0], [0.0, 1.0]])
-    alone = pixels(map_uri(values, (64, 64), None))
+    values = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
+    values = cv2.resize(values, (64, 64))
+    alone = pixels(map_uri(values, None))
     assert alone[:, 10].max() < 30 and alone[:, 180].min(axis=0)[0] > 200
     picture = Picture(np.full((64, 64, 3), 255, np.uint8), None)
-    over = pixels(map_uri(values, (64, 64), picture))
-    assert over[96, 10] == pytest.approx(np.full(3, 0.4 * 255), abs=12)
+    over = pixels(map_uri(values, picture))
+    assert over[96, 10] == pytest.approx(np.full(3, 255), abs=12)  # a calm map leaves the picture as it is
+    assert over[96, 180] == pytest.approx(0.4 * 255 + 0.6 * alone[96, 180], abs=12)
     assert np.abs(pixels(picture_uri(picture)) - 255).max() <= 2
 
 

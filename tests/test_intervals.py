@@ -13,9 +13,12 @@ from gainmtl_lib.evaluation.intervals import (
     difference,
     effective_count,
     group_codes,
+    mean_gain,
     mean_score,
+    paired_difference,
     proportion,
     resampled,
+    tango,
     wilson,
 )
 
@@ -132,6 +135,67 @@ def test_the_difference_of_two_shares_is_newcombes():
     gap = difference(proportion(np.arange(70) < 56, np.arange(70)), proportion(np.arange(80) < 48, np.arange(80)))
     assert gap.value == pytest.approx(0.2)
     assert (gap.low, gap.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def paired(both, only_first, only_second, neither):
+    """`paired_difference` of pictures counted by their two answers, each of a part of its own."""
+    pairs = np.repeat([(1, 1), (1, 0), (0, 1), (0, 0)], [both, only_first, only_second, neither], axis=0)
+    return paired_difference(pairs[:, 0], pairs[:, 1], np.arange(len(pairs)))
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_a_paired_difference_agrees_with_mcnemars_test(count):
+    critical = 1.959964**2  # of chi-squared with one degree of freedom
+    for first in range(count + 1):
+        for second in range(count + 1 - first):
+            gap = paired(0, first, second, count - first - second)
+            gain, differing = first - second, max(1, first + second)
+            assert gap.low <= gap.value <= gap.high and gap.value == pytest.approx(gain / count)
+            assert (not gap.low <= 0 <= gap.high) == (gain**2 / differing > critical), (first, second)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (1, 52), (2, 2), (10, 10)])
+def test_a_paired_difference_in_one_direction_ends_where_the_share_does(hits, count):
+    gap, mirrored = paired(0, hits, 0, count - hits), paired(0, 0, hits, count - hits)
+    assert gap.high == pytest.approx(wilson(hits, count)[1])
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-gap.high), pytest.approx(-gap.low))
+
+
+def test_one_picture_that_differs_shows_no_paired_difference():
+    for count in (1, 2, 52):
+        assert paired(0, 1, 0, count - 1).low < 0
+    assert paired(0, 2, 0, 0).low < 0 < paired(0, 12, 0, 0).low
+
+
+def test_many_opposite_differences_widen_a_paired_difference():
+    # As many as of independent pictures would narrow it: the two shares vary against each other.
+    gap, alone = (
+        paired(0, 30, 20, 0),
+        difference(*(proportion(np.arange(50) < hits, np.arange(50)) for hits in (30, 20))),
+    )
+    assert gap.low < 0 < alone.low
+
+
+def test_copies_do_not_narrow_a_paired_difference():
+    first, second = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0])
+    once = paired_difference(first, second, np.arange(8))
+    thrice = paired_difference(np.tile(first, 3), np.tile(second, 3), np.tile(np.arange(8), 3))
+    assert (thrice.low, thrice.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert (thrice.count, thrice.groups, thrice.hits) == (24, 8, None)
+
+
+def test_no_pairs_have_no_difference():
+    none = paired_difference(np.array([]), np.array([]), np.array([]))
+    assert math.isnan(none.value) and none.count == 0 and not none.has_interval
+    assert all(math.isnan(end) for end in tango(0, 0, 0))
+
+
+def test_gains_are_never_taken_for_a_share():
+    gain = mean_gain(np.array([1.0] + [0.0] * 11), TWELVE)
+    assert gain.value == pytest.approx(1 / 12) and gain.low == 0 and gain.hits is None
+    assert not mean_gain(np.ones(12), TWELVE).has_interval
+    assert not mean_gain(np.linspace(0, 1, FEWEST_GROUPS - 1), np.arange(FEWEST_GROUPS - 1)).has_interval
+    assert math.isnan(mean_gain(np.array([]), np.array([])).value)
 
 
 def test_a_difference_needs_both_intervals():

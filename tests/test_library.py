@@ -5,6 +5,7 @@ import torch
 from browsed import ROWS, write_browsed_run
 from conftest import truncate_file, write_mask, write_picture
 
+from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.explain.drawing import GROUND
 from gainmtl_lib.explain.library import Choice, PictureLibrary
 from gainmtl_lib.explain.picture_files import THUMBNAIL, PictureFiles, load_shown, thumbnail
@@ -30,14 +31,21 @@ def names(opened, **choice):
     return [opened.image(row)[7:9] for row in opened.choose(Choice(**choice))]
 
 
+def test_the_wrong_reasons_stand_in_the_order_of_the_error_analysis(opened):
+    errors = error_analysis(opened.table)
+    wrong = errors.loc[errors["kind"] == "wrong reason", "image"].tolist()
+    assert len(wrong) == 2
+    assert [opened.image(row) for row in opened.choose(Choice(split="test", order="wrong_reason"))[:2]] == wrong
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [
         ("wrong_reason", ["d1", "d3", "d0", "d2", "n0", "n1"]),
         ("unsure", ["n1", "d1", "d2", "d3", "d0", "n0"]),
         ("sure", ["d0", "n0", "d3", "d1", "d2", "n1"]),
-        ("low_iou", ["d1", "d3", "d2", "d0", "n0", "n1"]),
-        ("high_iou", ["d0", "d2", "d3", "d1", "n0", "n1"]),
+        ("low_iou", ["d3", "d1", "d2", "d0", "n0", "n1"]),
+        ("high_iou", ["d0", "d2", "d1", "d3", "n0", "n1"]),
         ("large", ["d1", "d3", "d0", "d2", "n0", "n1"]),
         ("small", ["d2", "d0", "d3", "d1", "n0", "n1"]),
         ("stored", ["d0", "d1", "d2", "d3", "n0", "n1"]),
@@ -134,14 +142,41 @@ def test_runs_that_cannot_be_browsed(tmp_path):
         PictureLibrary(tmp_path)
     run = write_browsed_run(tmp_path, pictures=False)
     np.save(run.folder / "maps" / "attention.npy", np.zeros((3, 4, 4)))
-    with pytest.raises(RunError, match=r"predictions.csv has 8 rows, maps/attention.npy 3"):
+    with pytest.raises(RunError, match=r"attention\.npy is 3 x 4 x 4 for 8 predictions; evaluate again"):
         PictureLibrary(run)
-    (run.folder / "maps" / "cam.npy").unlink()
-    with pytest.raises(RunError, match="evaluate the run again"):
+    for name in ("maps/cam.npy", "predictions.csv"):
+        (run.folder / name).unlink()
+        with pytest.raises(RunError, match=r"not evaluated; first: gainmtl evaluate"):
+            PictureLibrary(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("predictions.csv", lambda path: path.write_text('"'), r"predictions\.csv: cannot be read"),
+        ("predictions.csv", truncate_file, "predictions.csv"),
+        ("maps/cam.npy", truncate_file, r"maps: cannot be read"),
+        ("metrics.json", truncate_file, r"metrics\.json: cannot be read"),
+    ],
+)
+def test_damaged_files_are_told_before_anything_is_shown(tmp_path, name, damage, message):
+    run = write_browsed_run(tmp_path, pictures=False)
+    damage(run.folder / name)
+    with pytest.raises(RunError, match=message):
         PictureLibrary(run)
-    (run.folder / "predictions.csv").unlink()
-    with pytest.raises(RunError, match="not evaluated; call evaluate"):
+
+
+@pytest.mark.parametrize("column", ["wrong_reason", "grid_iou"])
+def test_an_older_evaluation_is_told(tmp_path, column):
+    run = write_browsed_run(tmp_path, pictures=False)
+    run.predictions.drop(columns=column).to_csv(run.folder / "predictions.csv", index=False)
+    with pytest.raises(RunError, match=rf"predictions\.csv: lacks {column}; evaluate again"):
         PictureLibrary(run)
+
+
+def test_an_evaluation_of_the_validation_split_alone_can_be_browsed(tmp_path):
+    run = write_browsed_run(tmp_path, rows=ROWS[ROWS["split"] == "val"], pictures=False)
+    assert names(PictureLibrary(run).runs["S5"]) == ["v0", "v1"]
 
 
 def test_pictures_come_at_the_size_asked_for(tmp_path):
@@ -174,10 +209,12 @@ def test_decoded_pictures_are_kept_and_read_ahead(tmp_path):
     files = PictureFiles()
     image = write_picture(tmp_path / "a.png", size=(30, 60))
     files.prefetch(image, None, 40, (1, 1))
+    files.prefetch_thumbnails([image])
     files._readers.shutdown(wait=True)
     image.unlink()
     assert files.load(image, None, 40, (1, 1)).problem == ""
     assert files.load.cache_info()[:2] == (1, 1)  # one hit, one miss
+    assert files.thumbnail(image) != files.thumbnail(None)
     files.close()
     again = PictureFiles()
     assert again.thumbnails([None, tmp_path / "gone.png"])[0][:2] == b"\xff\xd8"

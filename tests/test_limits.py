@@ -1,15 +1,16 @@
 """Every limit on evidence that has it, and on evidence that does not."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from audited import MANIFEST, row, spread, table_of, write_audited
+from audited import MANIFEST, measured, row, spread, table_of, write_audited
 
 from gainmtl_lib.evaluation.audit import audit_run
 from gainmtl_lib.evaluation.intervals import Estimate
 from gainmtl_lib.evaluation.operating_point import RecallChoice
-from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_model
+from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_map, limits_of_model
 from gainmtl_lib.explain.audit_report.evidence import Evidence
 from gainmtl_lib.explain.audit_report.limits import known_limits, marks
 from gainmtl_lib.runs import load_run
@@ -32,7 +33,11 @@ def sound(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 200)
         run = load_run(write_audited(tmp_path_factory.mktemp("sound"), sound_rows()))
-        return Evidence(run.settings, run.manifest, audit_run(run, required_recall=0.9))
+        return Evidence(run.settings, run.manifest, audit_run(run, required_recall=0.9), faithfulness=measured())
+
+
+def without_measure(evidence, **values):
+    return replace(evidence, faithfulness=None, **values)
 
 
 def with_table(evidence, rows):
@@ -136,7 +141,8 @@ def test_right_for_the_wrong_reason(sound):
         (Estimate(0.1, -0.1, 0.3), True),
         (Estimate(0.1, 0.01, 0.3), False),
         (Estimate(0.0), True),
-        (Estimate(0.5), False),
+        (Estimate(1 / 52, -0.051, 0.101), True),
+        (Estimate(0.5), True),
         (Estimate(), False),
     ],
 )
@@ -146,6 +152,7 @@ def test_flips_against_their_control(sound, excess, limited):
     assert (limit is not None) == limited
     if limit:
         assert "flips 9 of 10 verdicts, suppressing the same area off it 8 of 10" in limit.text
+        assert limit.title == "Not shown to flip more often than the control"
 
 
 def test_maps_that_do_not_separate(sound):
@@ -157,10 +164,49 @@ def test_maps_that_do_not_separate(sound):
 
 def test_a_cam_that_is_calm_on_defects_too(sound):
     blind = replace(sound, audit=replace(sound.audit, found=np.zeros(len(sound.audit.table), bool)))
-    text = limits_of_model.calm_on_defects(blind).text
+    limit = limits_of_model.calm_on_defects(blind)
+    text = limit.text
+    assert limit.title == "CAM not shown to be calmer on normal parts" and "tells them apart is not shown" in text
     assert "nothing on test on 20 of 20 defective and 300 of 300 normal pictures and on test_shift on 20" in text
     assert limits_of_model.calm_on_defects(sound) is None
     assert limits_of_model.calm_on_defects(replace(sound, audit=replace(sound.audit, found=None))) is None
+
+
+def test_faithfulness_that_was_not_measured(sound):
+    never = limits_of_map.not_measured(without_measure(sound))
+    assert never.text.endswith("(it takes the model and minutes); gainmtl report RUN --faithfulness does.")
+    stale = limits_of_map.not_measured(without_measure(sound, stale_faithfulness=True))
+    assert "(it was measured for other predictions)" in stale.text
+    assert limits_of_map.not_measured(sound) is None
+    for rule in (limits_of_map.not_faithful, limits_of_map.independent_of_weights):
+        assert rule(without_measure(sound)) is None and rule(sound) is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "serious"),
+    [
+        ("not distinguishable from a random map", True),
+        ("worse than a random map", True),
+        ("too few pictures of different parts to say (3, at least 10)", False),
+    ],
+)
+def test_a_map_not_shown_to_be_faithful(sound, verdict, serious):
+    limit = limits_of_map.not_faithful(replace(sound, faithfulness=measured(road=verdict)))
+    assert limit.text.startswith(f"On 2 found defects of test, ROAD: {verdict}. That the decision rests on")
+    assert limit.serious == serious and "deletion" not in limit.text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "similarity", "told"),
+    [
+        ("stays the same without the learnt weights: it explains nothing", 0.9, "map 0.900, the same from 0.5)"),
+        ("every map is flat: there is nothing to check", None, "map –, the same from 0.5)"),
+    ],
+)
+def test_a_map_that_does_not_need_the_weights(sound, verdict, similarity, told):
+    shuffled = {"verdict": verdict, "similarity": similarity, "level": 0.5, "parts": {}, "notes": []}
+    limit = limits_of_map.independent_of_weights(replace(sound, faithfulness=measured(randomisation=shuffled)))
+    assert limit.serious and verdict in limit.text and told in limit.text
 
 
 def test_no_counterfactual(sound):
@@ -275,11 +321,13 @@ def test_parts_unknown(sound):
 
 def test_pictures_not_at_hand(sound):
     assert limits_of_data.pictures_missing(replace(sound, missing_pictures=3)).text.startswith("3 of the pictures")
+    elsewhere = limits_of_data.pictures_missing(replace(sound, missing_pictures=3, data_root=Path("/now")))
+    assert "below /now" in elsewhere.text and "--data-root" in elsewhere.text
     assert limits_of_data.pictures_missing(sound) is None
 
 
 def test_every_rule_is_in_the_list():
-    for module in (limits_of_data, limits_of_model):
+    for module in (limits_of_data, limits_of_map, limits_of_model):
         rules = {name for name, value in vars(module).items()
                  if callable(value) and getattr(value, "__module__", "") == module.__name__}  # fmt: skip
         assert {rule.__name__ for rule in module.RULES} == rules

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from narrow_models import NARROW
 from scipy import stats
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
+from gainmtl_lib.data.transforms import Augmentation
+from gainmtl_lib.models import GAINMTLModel
 from gainmtl_lib.records import Batch
+from gainmtl_lib.training.losses import GainLoss
 from gainmtl_lib.training.mask_mixing import MaskMixer
+from gainmtl_lib.training.module import GainTraining
+from gainmtl_lib.training.schedule import Schedule
 
 GRID = (4, 4)
 
@@ -104,6 +112,38 @@ def test_the_look_of_masks_is_independent_of_the_class():
     assert stats.chi2_contingency(counts).pvalue > 0.01
 
 
+@pytest.mark.parametrize("fusion_norm", ["sigmoid", "product"])
+def test_what_gates_the_features_in_training_says_nothing_about_the_class(monkeypatch, fusion_norm):
+    """Features that are the same for every picture: whatever still tells the classes apart came in with the masks.
+
+    2500 draws of each class: chance alone moves the AUROC by 0.008. If one class got a mask with probability 0.7
+    in place of 0.8, it would be off by 0.05.
+    """
+    bank = [(k, dot(k, value)) for k, value in enumerate((0.25, 0.5, 0.75, 1.0))]
+    bank[3][1][:, :, 4:] = 1.0  # the masks differ in size too
+    rows = [*((k, 1, mask) for k, mask in bank), (4, 1, None), *((5 + k, 0, None) for k in range(5))]
+    batch = Batch(*(values.repeat(500, *[1] * (values.ndim - 1)) for values in make_batch(rows)))
+    torch.manual_seed(0)
+    model = GAINMTLModel(**NARROW, strategy="S6", map_stride=16, fusion_norm=fusion_norm)
+    model.localization = None
+    model.features = lambda images: (torch.zeros(len(images), NARROW["map_channels"], *GRID), [])
+    training = GainTraining(
+        model=model,
+        loss=GainLoss(focal_gamma=2.0, focal_alpha=0.5),
+        schedule=Schedule({"cls": 1.0}),
+        mixer=mixer(bank, hflip_prob=0.5, vflip_prob=0.5, rotate90_prob=0.5),
+        learning_rate=1e-3,
+        seed=0,
+        stored_settings={},
+    )
+    monkeypatch.setattr(GainTraining, "progress", 0.5)  # half of the mask gates as it is
+    gate = training._forward_training(batch, {"cf": 0.0}).effective_attention.detach().flatten(1)  # (N, h w)
+    for score in (gate.mean(1), gate.amax(1)):
+        assert len(score.unique()) >= 3, "masks take part"
+        auroc = binary_auroc(score.clamp(0, 1), batch.labels).item()
+        assert auroc == pytest.approx(0.5, abs=0.025)
+
+
 def test_bank_masks_are_augmented_as_images_are():
     batch = make_batch([(50, 0, None)])
     always = {"own_prob": 0.0, "other_prob": 1.0}
@@ -113,11 +153,38 @@ def test_bank_masks_are_augmented_as_images_are():
     assert set(cells(masks[:, 0])) == {1, 7, 14, 8}
 
 
-def test_rotation_leaves_an_oblong_grid_alone():
-    mix = mixer([(10, torch.eye(8)[None, :4])], grid=(2, 4), own_prob=0.0, other_prob=1.0, rotate90_prob=1.0)
-    masks, present = mix.draw(make_batch([(50, 0, None)])._replace(masks=torch.zeros(1, 1, 4, 8)))
+def test_an_oblong_grid_is_turned_by_half():
+    corner = torch.zeros(1, 4, 8)
+    corner[:, :2, :2] = 1
+    batch = make_batch([(50, 0, None)])._replace(masks=torch.zeros(1, 1, 4, 8))
+    always = {"grid": (2, 4), "own_prob": 0.0, "other_prob": 1.0}
+    masks, present = mixer([(10, corner)], rotate90_prob=1.0, **always).draw(batch)
     assert masks.shape == (1, 1, 2, 4)
     assert present.all()
+    assert cells(masks) == [7]
+    sometimes, _ = draws(mixer([(10, corner)], rotate90_prob=0.5, **always), batch, 2000)
+    drawn = cells(sometimes[:, 0])
+    assert set(drawn) == {0, 7} and drawn.count(7) / 2000 == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 8)])
+def test_bank_masks_are_turned_as_the_images_own_are(size):
+    """A mask's place must not tell whose it is: the mixer's cells are those of the images' augmentation, as often."""
+    probabilities = {"hflip_prob": 0.0, "vflip_prob": 0.0, "rotate90_prob": 0.5}
+    augmentation = Augmentation(image_size=size, color_jitter_prob=0.0, gaussian_noise_prob=0.0, **probabilities)
+    mask = np.zeros(size, np.uint8)
+    mask[:2, :2] = 1
+    image = np.zeros((*size, 3), np.uint8)
+    turned = [augmentation(image, mask, seed=0, epoch=0, index=index)[1] for index in range(2000)]
+    grid = (size[0] // 2, size[1] // 2)
+    own = cells(torch.nn.functional.avg_pool2d(torch.from_numpy(np.stack(turned))[:, None].float(), 2))
+    bank = [(10, torch.from_numpy(mask)[None].float())]
+    mix = mixer(bank, grid=grid, own_prob=0.0, other_prob=1.0, **probabilities)
+    batch = make_batch([(50, 0, None)])._replace(masks=torch.zeros(1, 1, *size))
+    others = cells(draws(mix, batch, 2000)[0][:, 0])
+    assert set(own) == set(others)
+    for cell in set(own):
+        assert others.count(cell) / 2000 == pytest.approx(own.count(cell) / 2000, abs=0.04)
 
 
 def test_the_only_mask_goes_to_its_own_sample_as_often_as_to_others():

@@ -14,7 +14,7 @@ def notes(tmp_path):
 
 
 def lines(notes):
-    with notes.path.open(encoding="utf-8", newline="") as file:
+    with notes.path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.reader(file))
 
 
@@ -51,6 +51,23 @@ def test_two_browsers_add_to_the_same_file(notes):
     notes.save("c.png", check_label=False, text="three")
     assert [line[0] for line in lines(notes)] == ["image", "a.png", "b.png", "c.png"]
     assert other.of("c.png").text == "three" and notes.of("b.png").text == "two"
+
+
+def test_what_is_not_named_stays_as_somebody_else_said_it(notes):
+    other = Notes(notes.path)
+    assert notes.of("a.png") == NOTHING_SAID
+    other.save("a.png", text="looks like a stain")
+    assert notes.save("a.png", check_label=True).text == "looks like a stain"
+    other.save("a.png", text="")
+    assert (notes.of("a.png").check_label, notes.of("a.png").text) == (True, "")
+
+
+def test_excel_is_told_the_encoding_by_one_byte_order_mark(notes):
+    for text in ("긁힘", "얼룩"):
+        notes.save("a.png", text=text)
+        content = notes.path.read_bytes()
+        assert content.startswith(b"\xef\xbb\xbfimage,check_label,note,time\n") and content.count(b"\xef\xbb\xbf") == 1
+    assert notes.of("a.png").text == "얼룩"
 
 
 def test_columns_and_endings_of_others_are_kept(notes):

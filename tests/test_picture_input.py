@@ -26,13 +26,10 @@ COLORED = {
     "array, read-only strides": COLOR[:, ::-1][:, ::-1],
     "16 bits": COLOR.astype(np.uint16) * 257,
     "16 bits, other byte order": (COLOR.astype(np.uint16) * 257).astype(">u2"),
-    "8 bits in 16": COLOR.astype(np.uint16),
     "float": COLOR / 255,
     "half": (COLOR / 255).astype(np.float16),
     "alpha": np.dstack([COLOR, ALPHA]),
-    "alpha, 12 bits in 16": np.dstack(
-        [np.round(COLOR * (4095 / 255)).astype(np.uint16), ALPHA.astype(np.uint16) * 257]
-    ),
+    "alpha, 16 bits": np.dstack([COLOR, ALPHA]).astype(np.uint16) * 257,
     "PIL": Image.fromarray(COLOR),
     "PIL alpha": Image.fromarray(np.dstack([COLOR, ALPHA])),
     "tensor": tensor(COLOR),
@@ -82,6 +79,9 @@ def test_sixteen_bits_and_alpha_in_files(tmp_path):
     Image.fromarray(np.dstack([COLOR, ALPHA])).save(tmp_path / "alpha.png")
     Image.fromarray(COLOR).quantize(16).save(tmp_path / "palette.png")
     assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], GREY)
+    dark = GREY.astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert np.array_equal(read_picture(dark), read_picture(tmp_path / "dark.png")) and read_picture(dark).max() <= 1
     assert np.array_equal(read_picture(tmp_path / "alpha.png"), COLOR)
     palette = Image.open(tmp_path / "palette.png")
     assert np.array_equal(read_picture(tmp_path / "palette.png"), read_picture(palette))
@@ -165,6 +165,7 @@ MASKS = {
     "0 and 1": MASK.astype(np.int64),
     "0 and 255": MASK.astype(np.uint8) * 255,
     "16 bits": MASK.astype(np.uint16) * 65535,
+    "8 bits in 16": MASK.astype(np.uint16) * 255,
     "float": MASK * 0.8,
     "(h, w, 1)": MASK[..., None],
     "PIL": Image.fromarray(MASK.astype(np.uint8) * 255),

@@ -2,11 +2,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import write_mask
 from matplotlib.figure import Figure
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_data, build_model
 from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.explain.curves import classification_figure, strategies_figure, training_figure
 from gainmtl_lib.explain.pictures import (
     explanation_figure,
@@ -16,6 +19,7 @@ from gainmtl_lib.explain.pictures import (
     same_pictures_figure,
 )
 from gainmtl_lib.explain.plots import contact_sheet, map_grid, overlay, save_figure
+from gainmtl_lib.runs import RunError
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +119,60 @@ def test_explanations_show_what_the_strategy_has(data, model, tmp_path):
 
 def test_pages_cover_every_picture_once_misses_first(data, model):
     rows = data.samples[data.samples["split"].isin(["test", "test_shift"])]
-    table = pd.DataFrame({"split": rows["split"], "verdict": ["TP", "FN", "TN", "TN", "FP", "TP"] * 2})
+    verdicts = ["TP", "FN", "TN", "TN", "FP", "TP"] * 2
+    table = pd.DataFrame({"image": rows["image"], "split": rows["split"], "verdict": verdicts})
     names = [name for name, _ in explanation_pictures(model, data, table, splits=["test", "absent"], threshold=0.5)]
     assert names == ["test_FN_01", "test_FP_01", "test_TP_01", "test_TN_01"]
+
+
+def test_pages_pair_pictures_by_their_names(data, model):
+    rows = data.samples[data.samples["split"] == "test"]
+    table = pd.DataFrame({"image": [path.split("/")[-1] for path in rows["image"]], "split": "test", "verdict": "TP"})
+    assert len(list(explanation_pictures(model, data, table, splits=["test"], threshold=0.5))) == 1
+    with pytest.raises(ValueError, match="the predictions hold 5 pictures of 'test', the data 6"):
+        next(explanation_pictures(model, data, table.iloc[1:], splits=["test"], threshold=0.5))
+
+
+def test_looking_goes_through_the_source_that_is_asked_for(data, tmp_path):
+    model = build_model(tiny_settings(tmp_path, "S6"))
+    rows = data.samples.index[data.samples["mask"].notna()][:2].tolist()
+    batch = data.dataset.__getitems__(rows)
+    _, output = look(model, data, rows, MaskSource.of(model, "oracle"))
+    with torch.inference_mode():
+        told = model(batch.images, attention_masks=batch.masks).effective_attention
+        own = model(batch.images).effective_attention
+    assert torch.equal(output.effective_attention, told)
+    assert torch.equal(look(model, data, rows)[1].effective_attention, own) and not torch.equal(told, own)
+    assert model.mask_source == "localization"
+
+
+def test_the_oracle_is_named_on_every_figure(data, tmp_path):
+    model = build_model(tiny_settings(tmp_path, "S6", mask_source="oracle"))
+    assert explanation_figure(model, data, [0]).get_supxlabel().startswith("mask_source oracle: the model is told")
+    assert explanation_figure(model, data, [0], source=MaskSource.of(model, "none")).get_supxlabel() == ""
+    figure = same_pictures_figure([Trained(tiny_settings(tmp_path, "S6", mask_source="oracle"), model)])
+    assert "S6\n(oracle: leaks the label)" in texts(figure)
+
+
+def test_a_model_alone_does_not_know_its_folder_of_masks(data, tmp_path):
+    model = build_model(tiny_settings(tmp_path, "S6", mask_source="external", external_mask_dir=tmp_path))
+    with pytest.raises(RunError, match="'external' needs external_mask_dir"):
+        look(model, data, [0])
+
+
+def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, caplog):
+    folder = tmp_path_factory.mktemp("outside")
+    s5 = Trained(tiny_settings(folder, "S5"), model)
+    settings = tiny_settings(folder, "S6", mask_source="external", external_mask_dir=folder / "masks")
+    s6 = Trained(settings, build_model(settings))
+    figure = same_pictures_figure([s5, s6], defective=1)
+    assert "S5\n(per image)" in texts(figure) and "S6" not in texts(figure)
+    assert figure.get_supxlabel().replace("\n", " ") == "S6 is left out: its masks from outside cannot be had."
+    assert "S6 seed 42 is left out of the figure" in caplog.text and "masks: no such folder" in caplog.text
+    for path in build_data(settings).samples["image"]:
+        write_mask(folder / "masks" / path.split("/")[-1], size=(64, 64))
+    figure = same_pictures_figure([s5, s6], defective=1)
+    assert "S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
 
 
 class Trained:

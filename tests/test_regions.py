@@ -54,3 +54,9 @@ def test_the_threshold_itself_counts():
     assert marked(drawn((10, 10), (0, 0, 1, 1), value=0.5), SQUASHED).sum() == 1
     assert marked(drawn((10, 10), (0, 0, 1, 1), value=0.499), SQUASHED).sum() == 0
     assert marked(drawn((10, 10), (0, 0, 1, 1), value=0.7), SQUASHED, threshold=0.8).sum() == 0
+
+
+def test_the_plane_is_true_where_the_picture_lies():
+    assert SQUASHED.plane((10, 10)).all()
+    plane = LETTERBOXED.plane((8, 8))
+    assert plane[2:6].all() and plane.sum() == 4 * 8

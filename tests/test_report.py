@@ -1,12 +1,17 @@
 """The audit report as one file: complete, self-contained, the same each time."""
 
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from audited import row, write_audited
+from audited import measured, row, write_audited
+from click.testing import CliRunner
 
+from gainmtl_lib.cli import main
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.explain.report import write_report
 from gainmtl_lib.files import FileError
 from gainmtl_lib.runs import RunError, load_run
@@ -140,7 +145,37 @@ def test_random_weights_stand_beside_every_result(tmp_path):
 def test_moved_pictures_leave_a_report_of_maps(tmp_path):
     text = Page(write_report(write_audited(tmp_path, rows())).read_text("utf-8")).text
     assert "could not be read below" in text and "the maps are shown alone" in text
-    assert "Pictures not at hand" in text and "mask outlined" not in text
+    assert "Pictures not at hand" in text and "--data-root" in text and "mask outlined" not in text
+
+
+def test_moved_pictures_are_shown_from_where_they_are(tmp_path):
+    folder = write_audited(tmp_path / "then", rows(), pictures=True)
+    (tmp_path / "then" / "data").rename(tmp_path / "now")
+    text = Page(write_report(folder, data_root=tmp_path / "now").read_text("utf-8")).text
+    assert "not at hand" not in text and "mask outlined" in text and f"read from {tmp_path / 'now'} when" in text
+    assert str(tmp_path / "then" / "data") in text and "d" * 64 in text  # what the training recorded
+    with pytest.raises(DataError, match="gone: no such folder; data_root is the folder that"):
+        write_report(folder, data_root=tmp_path / "gone")
+
+
+def test_the_command_names_the_file_as_it_is_called(tmp_path):
+    folder = write_audited(tmp_path, rows(), pictures=True)
+    (tmp_path / "data").rename(tmp_path / "now")
+    command = ["report", str(folder), "--output", str(tmp_path / "[x].html"), "--data-root", str(tmp_path / "now")]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "[x].html" in result.output
+    assert "mask outlined" in (tmp_path / "[x].html").read_text("utf-8")
+
+
+def test_faithfulness_is_shown_as_it_was_measured(tmp_path):
+    folder = write_audited(tmp_path, rows())
+    digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
+    (folder / "faithfulness.json").write_text(json.dumps(measured(predictions=digest, road="worse than a random map")))
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "deletion 0.400 0.200 0.200 0.100 to 0.300 faithful" in text
+    assert "deciding head 0.600 0.700 0.200 25 %" in text and "10 %, 50 % of them" in text
+    assert "Map not shown to be faithful" in text and "of test, ROAD: worse than a random map." in text
+    assert "Faithfulness of the map not measured" not in text
 
 
 def test_a_run_with_the_least_in_it(tmp_path):

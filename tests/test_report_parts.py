@@ -2,12 +2,13 @@
 
 import base64
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from audited import MANIFEST, row, spread, write_audited
+from audited import MANIFEST, measured, row, spread, write_audited
 
 from gainmtl_lib.evaluation.audit import audit_run
 from gainmtl_lib.evaluation.intervals import Estimate
@@ -15,7 +16,7 @@ from gainmtl_lib.explain.audit_report import wording, words
 from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit
 from gainmtl_lib.explain.audit_report.figures import error_rates, report_figures, trade_off_figure
 from gainmtl_lib.explain.audit_report.head import file_digests, head_rows, run_name, settings_rows, started
-from gainmtl_lib.explain.audit_report.tables import ShiftRow, calm_rows, explanation_rows, shift_rows
+from gainmtl_lib.explain.audit_report.tables import ShiftRow, calm_rows, explanation_rows, faithfulness_rows, shift_rows
 from gainmtl_lib.runs import load_run
 
 
@@ -30,8 +31,11 @@ def flat(text):
     return text.replace("\u00a0", " ")
 
 
+FLIPS = {"cf_probability": 0.1, "cf_control_probability": 0.9}
+
+
 def rows():
-    flips = {"cf_probability": 0.1, "cf_control_probability": 0.9}
+    flips = FLIPS
     found = [row("val", 1, 0.9, **flips), row("val", 1, 0.4, **flips), row("val", 0, 0.1)]
     found += [row("test", 1, 0.9, attention_iou=0.6, loc_pixel_accuracy=0.97, **flips), row("test", 1, 0.8, **flips)]
     found += [row("test", 1, 0.3, **flips), row("test", 0, 0.35), row("test", 0, 0.6)]
@@ -199,8 +203,42 @@ def test_flips_are_judged_by_what_exceeds_the_control(evidence):
     assert flat(words.flip_sentence(evidence)) == (
         "With the defect's features suppressed the verdict turns to normal in 2 of 2 found defects (100 %), with the "
         "same area off the defect suppressed in 0 of 2 (0 %). Where both were asked, flip minus control is "
-        "1.000 (0.342 to 1.000): that much is due to suppressing the defect itself."
+        "1.000 (\u22120.315 to 1.000): that suppressing the defect does more than suppressing any other area is not "
+        "shown."
     )
+
+
+def test_many_flips_without_a_control_flip_are_due_to_the_defect(tmp_path):
+    found = [row("test", 1, 0.9, **FLIPS) for _ in range(12)]
+    text = words.flip_sentence(evidence_of(tmp_path, [*found, row("test", 0, 0.1)]))
+    assert text.endswith("1.000 (0.515 to 1.000): that much is due to suppressing the defect itself.")
+
+
+def test_one_flip_of_fifty_two_is_not_due_to_anything(tmp_path):
+    kept = FLIPS | {"cf_probability": 0.9}
+    found = [row("test", 1, 0.9, **(kept if number else FLIPS)) for number in range(52)]
+    text = words.flip_sentence(evidence_of(tmp_path, [*found, row("test", 0, 0.1)]))
+    assert "0.019 (\u22120.051 to 0.101)" in text and text.endswith("suppressing any other area is not shown.")
+
+
+def test_faithfulness_in_words(evidence):
+    assert words.faithfulness_sentence(evidence) == "Not measured: gainmtl report RUN --faithfulness does."
+    told = words.faithfulness_sentence(replace(evidence, faithfulness=measured(road="worse than a random map")))
+    assert told == (
+        "The deciding CAM against the same map moved to a random place, on 2 of 3 found defects of test: deletion and "
+        "insertion: faithful; ROAD: worse than a random map. With all weights shuffled: depends on the learnt weights "
+        "(rank correlation 0.125)."
+    )
+
+
+def test_faithfulness_rows():
+    missing = measured()
+    missing["map"]["deletion"] |= {"low": None, "high": None}
+    del missing["map"]["road"]
+    deletion, insertion = faithfulness_rows(missing)
+    assert (deletion.label, deletion.gain.value, deletion.gain.has_interval) == ("deletion", 0.2, False)
+    assert (insertion.gain.low, insertion.gain.high, insertion.ours) == (0.1, 0.3, 0.4)
+    assert faithfulness_rows(None) == []
 
 
 def counterfactual(folder, **values):
@@ -287,7 +325,13 @@ def test_figures_become_pictures_without_being_shown(evidence):
 
 
 def test_numbers_as_words():
-    assert [wording.rounded(v) for v in (0.12345, -0.5, None, math.nan)] == ["0.123", "\u22120.500", "–", "–"]
+    assert [wording.rounded(v) for v in (0.12345, -0.5, -0.0001, None, math.nan)] == [
+        "0.123",
+        "\u22120.500",
+        "0.000",
+        "–",
+        "–",
+    ]
     assert [flat(wording.percent(v)) for v in (0.5, 0.0576, 1.0, None, math.nan)] == [
         "50 %",
         "5.8 %",

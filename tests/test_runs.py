@@ -2,9 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from tiny import tiny_settings
 
-from gainmtl_lib.runs import RunError, claim, read_json, run_status, write_json
+from gainmtl_lib.runs import RunError, read_checkpoint, read_json, run_status, write_json
 
 
 def test_json_has_no_nan_and_keeps_types(tmp_path):
@@ -36,32 +35,9 @@ def test_status_of_a_folder(tmp_path):
     assert run_status(tmp_path) == "complete"
 
 
-def test_claim_writes_settings_once_and_releases_the_folder(tmp_path):
-    settings = tiny_settings(tmp_path)
-    with claim(settings) as folder:
-        assert (folder / "settings.yaml").is_file()
-        with pytest.raises(RunError, match="another process"), claim(settings):
-            pass
-    with claim(settings):
-        pass
-    with pytest.raises(RunError, match="batch_size: 8 and 2"), claim(settings.changed(batch_size=2)):
-        pass
-
-
-def test_force_empties_the_folder(tmp_path):
-    settings = tiny_settings(tmp_path)
-    with claim(settings) as folder:
-        (folder / "checkpoints").mkdir()
-        (folder / "checkpoints/last.ckpt").write_text("x")
-    with claim(settings.changed(batch_size=2), force=True) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", "settings.yaml"]
-
-
-def test_settings_written_by_another_version_are_not_reused(tmp_path):
-    settings = tiny_settings(tmp_path)
-    with claim(settings) as folder:
-        pass
-    with (folder / "settings.yaml").open("a") as file:
-        file.write("retired_option: 3\n")
-    with pytest.raises(RunError, match="unknown parameter 'retired_option'"), claim(settings):
-        pass
+@pytest.mark.parametrize("content", [b"this is no checkpoint", b"", b"PK\x03\x04junk", b"\x80\x02.", bytes(range(256))])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"a\.ckpt: not a checkpoint that can be read safely: \S"):
+        read_checkpoint(path)

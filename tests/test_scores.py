@@ -55,6 +55,13 @@ def test_flips_count_beyond_their_control():
     assert scores["cf_excess"].value == pytest.approx(1 / 3) and scores["cf_excess"].count == 3
 
 
+def test_one_flip_in_fifty_two_shows_nothing():
+    rows = [row("test", 1, 0.9, cf_probability=p, cf_control_probability=0.9) for p in [0.1] + [0.9] * 51]
+    excess = split_scores(table_of(rows))["cf_excess"]
+    assert (excess.value, excess.count, excess.hits) == (pytest.approx(1 / 52), 52, None)
+    assert excess.low == pytest.approx(-0.051, abs=5e-4) and excess.high == pytest.approx(0.101, abs=5e-4)
+
+
 def test_no_defect_was_found_so_that_nothing_was_asked():
     rows = [row("test", 1, 0.1, cf_probability=0.1, cf_control_probability=0.1), row("test", 0, 0.1)]
     scores = split_scores(table_of(rows))

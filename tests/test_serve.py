@@ -8,13 +8,25 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+import webbrowser
+from pathlib import Path
 
 import nbformat
 import pytest
 from browsed import write_browsed_run
 
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.serve import ADDRESS, NAME, ServeError, ThisPython, _notebook, serve_browser
+from gainmtl_lib.serve import (
+    ADDRESS,
+    NAME,
+    ClosedVoila,
+    ServeError,
+    ThisPython,
+    _notebook,
+    _ready,
+    _redirect,
+    serve_browser,
+)
 
 STARTED = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -63,12 +75,15 @@ def page(tmp_path_factory):
     page.process.kill()
 
 
+SCRIPT = "voila/static/voila.js"
 KERNEL = f"api/kernels/{uuid.UUID(int=1)}"
 
 
 @pytest.mark.parametrize(
-    "path", ["", "login", "any/path", KERNEL, f"{KERNEL}/channels", "voila/files/picture.png", "api/contents",
-             "voila/labextensions/anywidget/package.json", "static/style.css"],
+    "path", ["", "login", "logout", "any/path", KERNEL, f"{KERNEL}/channels", "voila/files/picture.png", "api/contents",
+             "voila/labextensions/anywidget/package.json", "static/style.css", SCRIPT, f"{SCRIPT}.gone",
+             "voila/templates/lab/static/voila.js", "voila/templates/none/static/none", "favicon.ico", "robots.txt",
+             "voila/api/themes/none/index.css"],
 )  # fmt: skip
 def test_without_the_token_everything_is_refused(page, path):
     assert page.status(path) == 403
@@ -84,6 +99,7 @@ def test_a_websocket_without_the_token_is_refused(page):
 
 def test_with_the_token_requests_are_heard_but_no_file_is_handed_out(page):
     assert page.status(KERNEL, page.query) == 404  # no such kernel, which the holder of the token may know
+    assert page.status(SCRIPT, page.query) == page.status("voila/templates/lab/static/voila.js", page.query) == 200
     for file in (f"{NAME}.ipynb".replace(" ", "%20"), "picture.png", "../page.log", "%2e%2e/page.log"):
         assert page.status(f"voila/files/{file}", page.query) == 403
 
@@ -102,6 +118,33 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(page):
     assert page.process.wait(30) == 0
     assert page.said.endswith("ended\n") and "Traceback" not in page.said
     assert not any(page.folder.iterdir())
+
+
+def test_the_web_browser_is_given_a_file_that_only_this_user_can_read(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    path = _redirect(tmp_path, "http://127.0.0.1:8/?token=se-cret")
+    said = []
+    _ready("the address", path, said.append)
+    assert opened == [path.as_uri()] and opened[0].startswith("file:///") and "the address" in said[0]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert 'content="0; url=http://127.0.0.1:8/?token=se-cret"' in path.read_text()
+    _ready("the address", None, said.append)
+    assert len(opened) == 1
+
+
+def test_the_file_with_the_token_is_beside_what_is_served_and_goes_at_the_end(tmp_path, monkeypatch):
+    run = write_browsed_run(tmp_path, pictures=False)
+    found = {}
+
+    def look(app):
+        [page] = Path(app.root_dir).parent.glob("*.html")
+        found.update(page=page, served=[path.name for path in Path(app.root_dir).iterdir()], text=page.read_text())
+
+    monkeypatch.setattr(ClosedVoila, "start", look)
+    serve_browser([run.folder], announce=lambda _: None)
+    assert found["served"] == [f"{NAME}.ipynb"] and "token=" in found["text"]
+    assert not found["page"].parent.exists()
 
 
 def test_the_notebook_holds_one_cell_with_the_runs(tmp_path):

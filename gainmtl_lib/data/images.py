@@ -37,7 +37,7 @@ def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         UnreadableError: the file is missing, truncated, or not an image.
     """
-    return to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
+    return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
@@ -46,10 +46,11 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
 
 
 def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
-    """Scale integer images by their bit depth: 8 and 12 bits stored in 16 are told by the largest value.
+    """Scale integer images by their type: 16 bits are divided by 257, whatever the image holds.
 
-    By depth and not by the image's own range, so that brightness stays comparable between images: a full
-    16-bit image is divided by 257, a 12-bit one (maximum at most 4095) by 4095 / 255.
+    A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
+    could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable: scale
+    such files to 16 bits first.
 
     Raises:
         UnreadableError: pixels that are not 8- or 16-bit integers.
@@ -58,11 +59,18 @@ def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
         return image
     if image.dtype != np.uint16:
         raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
-    peak = int(image.max(initial=0))
-    if peak <= 255:
-        return image.astype(np.uint8)
-    full = 4095 if peak <= 4095 else 65535
-    return cv2.convertScaleAbs(image, alpha=255 / full)  # type: ignore[return-value]
+    return cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
+
+
+def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
+    """As `to_8_bit`, but a mask whose values all fit 8 bits keeps them: it has two values and no brightness.
+
+    Raises:
+        UnreadableError: pixels that are not 8- or 16-bit integers.
+    """
+    if mask.dtype == np.uint16 and mask.max(initial=0) <= 255:
+        return mask.astype(np.uint8)
+    return to_8_bit(mask, path)
 
 
 def _decode(path: str | Path, flags: int, what: str) -> NDArray:

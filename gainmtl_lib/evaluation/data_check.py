@@ -22,12 +22,14 @@ from gainmtl_lib.data.samples import scan_samples
 from gainmtl_lib.data.splits import split_samples
 from gainmtl_lib.data.transforms import Resize
 from gainmtl_lib.evaluation.inspection import STRIDES, Inspected, inspect_samples
+from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 NEAR_DUPLICATE = 0.9
 """Correlation of the fine structure of two thumbnails from which they count as pictures of the same thing."""
 MAX_COMPARED = 20_000
+USUAL_VAL_RATIO = 0.2
 LEVELS = ("error", "warning", "info")
 
 
@@ -69,11 +71,14 @@ def check_dataset(
     group_pattern: str | None = None,
     image_size: tuple[int, int] = (512, 512),
     resize: Resize = "squash",
-    val_ratio: float = 0.2,
+    val_ratio: float | None = None,
     test_ratio: float = 0.2,
-    split_seed: int = 0,
+    split_seed: int = 42,
 ) -> DataReport:
     """Read every file of a dataset and report all that a run would stumble over, or be misled by.
+
+    Counts and crossings are those of the split that a run with the same parameters trains on; the defaults are
+    those of `Settings`.
 
     Args:
         root: the dataset's folder.
@@ -81,10 +86,10 @@ def check_dataset(
         group_pattern: as for `read_samples`.
         image_size: network input, for the grid IoU.
         resize: squash or letterbox.
-        val_ratio: as for `split_samples`, and unused where the data has a validation folder; a split that
-            fails is reported as an error.
-        test_ratio: likewise.
-        split_seed: likewise.
+        val_ratio: as for `split_samples`; a split that fails is reported as an error. None: 0.2, or the data's
+            own validation folder.
+        test_ratio: as for `split_samples`.
+        split_seed: its seed: `split_seed` of the settings, or their `seed` where that is None.
 
     Raises:
         DataError: only for a `dataset_type` that does not exist.
@@ -92,7 +97,8 @@ def check_dataset(
     samples, findings = scan_samples(root, dataset_type=dataset_type, group_pattern=group_pattern)
     findings = list(findings)
     if len(samples) and not any(finding.level == "error" for finding in findings):
-        val_ratio = 0.0 if "val" in set(samples["split"]) else val_ratio
+        if val_ratio is None:
+            val_ratio = 0.0 if "val" in set(samples["split"]) else USUAL_VAL_RATIO
         try:
             samples = split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=split_seed)
         except DataError as error:
@@ -119,6 +125,25 @@ def check_dataset(
     )
     report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
     return report
+
+
+def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> DataReport:
+    """`check_dataset` of a training's data, split as the training splits it.
+
+    Args:
+        settings: of the training.
+        val_ratio: as for `check_dataset`.
+    """
+    return check_dataset(
+        settings.data_root,
+        dataset_type=settings.dataset_type,
+        group_pattern=settings.group_pattern,
+        image_size=settings.image_size,
+        resize=settings.resize,
+        val_ratio=val_ratio,
+        test_ratio=settings.test_ratio,
+        split_seed=settings.seed_of_split,
+    )
 
 
 def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd.DataFrame:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from gainmtl_lib.build import build_data
+from gainmtl_lib.claims import hold
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
 from gainmtl_lib.devices import checked_device
 from gainmtl_lib.evaluation.map_scale import fit_scale
+from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.predict import SplitPredictions, predict_split
 from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, summarise
-from gainmtl_lib.files import atomic_path
+from gainmtl_lib.files import atomic_path, remove_temporaries
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.runs import Run, RunError, write_json
 from gainmtl_lib.settings import Settings
@@ -36,23 +37,23 @@ def evaluate(
     mask_source: str | None = None,
     external_mask_dir: Path | None = None,
     threshold: float | None = None,
-    device: str = "auto",
+    device: str | None = None,
     reuse: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Decide, score and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
     The decision threshold is chosen on ``val``. A run evaluated as it was trained keeps its results
     (``predictions.csv``, ``maps/``, ``metrics.json``) and is not evaluated twice; with other data, another
-    mask source or threshold the results are returned only.
+    mask source, folder of masks or threshold the results are returned only.
 
     Args:
         run_or_model: a finished run, or a model (which needs `data`).
         data: in place of the run's own.
         mask_source: S6 only, in place of the settings' own. ``oracle`` hands it the ground truth, which
             leaks the label: its results are marked.
-        external_mask_dir: one mask per image, found by stem, for ``external``.
+        external_mask_dir: one mask per image, found by stem, for ``external``; in place of the settings' own.
         threshold: fixed beforehand, in place of the one chosen on ``val``.
-        device: where to compute, see `checked_device`.
+        device: where to compute, see `checked_device`; None is where the run was trained, ``auto`` for a model.
         reuse: take stored results of the run where they exist.
 
     Returns:
@@ -60,33 +61,37 @@ def evaluate(
         `MapScale`) and one dict per split.
 
     Raises:
-        RunError: the data changed since the run was trained, there is no split to evaluate, or a mask source
-            was given for another strategy than S6.
+        RunError: the data changed since the run was trained, there is no split to evaluate, a mask source was
+            given for another strategy than S6 or a folder of masks for another source than ``external``, or
+            another process writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    as_trained = run is not None and data is None and mask_source is None and threshold is None
+    as_trained = run is not None and all(x is None for x in (data, mask_source, external_mask_dir, threshold))
     if run is not None and as_trained and reuse and run.is_evaluated:
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
     model = run.model if run is not None else run_or_model
     if not isinstance(model, GAINMTLModel):
         raise TypeError(f"expected a Run or a GAINMTLModel, got {type(model).__name__}")
-    if mask_source is not None and model.strategy != "S6":
-        raise RunError(f"mask_source is for strategy S6; this model is {model.strategy}, whose attention takes no mask")
-    data = _prepared(run, data)
-    if run is not None and external_mask_dir is None:
-        external_mask_dir = run.settings.external_mask_dir
-    predictions = _predict(model, data, mask_source, external_mask_dir, device)
-    table, summary = _summary(predictions, threshold)
-    summary["mask_source"] = (mask_source or model.mask_source) if model.strategy == "S6" else None
-    summary["label_leaks"] = summary["mask_source"] == "oracle"
-    if run is not None and as_trained:
-        _store(run, table, summary, predictions)
-        return run.predictions, run.metrics  # as a later call reads them
+    source = MaskSource.of(model if run is None else run.settings, mask_source, external_mask_dir)
+    with hold(run.folder) if run is not None and as_trained else nullcontext():
+        data = evaluated_data(run, data)
+        predictions = _predict(model, data, source, device or ("auto" if run is None else run.settings.device))
+        table, summary = _summary(predictions, threshold)
+        summary |= {"mask_source": source.name, "label_leaks": source.leaks}
+        if run is not None and as_trained:
+            _store(run, table, summary, predictions)
+            return run.predictions, run.metrics  # as a later call reads them
     return table, summary
 
 
-def _prepared(run: Run | None, data: GainDataModule | None) -> GainDataModule:
+def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainDataModule:
+    """The data to evaluate or to draw, set up: that of the run as it was trained, or what is given.
+
+    Raises:
+        RunError: neither is given, the run's data changed since it was trained, or there is no test split.
+        DataError: pictures that cannot be read.
+    """
     if data is None:
         if run is None:
             raise RunError("evaluating a model needs data; give data=GainDataModule(…), or a run")
@@ -99,31 +104,15 @@ def _prepared(run: Run | None, data: GainDataModule | None) -> GainDataModule:
     return data
 
 
-def _predict(
-    model: GAINMTLModel, data: GainDataModule, mask_source: str | None, external_mask_dir: Path | None, device: str
-) -> dict[str, SplitPredictions]:
-    """Every split that is there; the model comes back with the mask source and on the device that it had."""
-    own_source, own_device = model.mask_source, next(model.parameters()).device
-    model.mask_source = mask_source or own_source
+def _predict(model: GAINMTLModel, data: GainDataModule, source: MaskSource, device: str) -> dict[str, SplitPredictions]:
+    """Every split that is there; the model comes back on the device that it had."""
+    own_device = next(model.parameters()).device
     try:
         model.to(checked_device(device))
         present = [split for split in ("val", *TEST_SPLITS) if (data.samples["split"] == split).any()]
-        given = {split: _given_masks(model, data, split, external_mask_dir) for split in present}
-        return {split: predict_split(model, data, split, attention_masks=given[split]) for split in present}
+        return {split: predict_split(model, data, split, source=source) for split in present}
     finally:
-        model.mask_source = own_source
         model.to(own_device)
-
-
-def _given_masks(model: GAINMTLModel, data: GainDataModule, split: str, folder: Path | None) -> Tensor | None:
-    """S6's masks from outside: ground truth (oracle) or a folder; None when the model finds its own."""
-    if model.strategy != "S6" or model.mask_source not in {"oracle", "external"}:
-        return None
-    if model.mask_source == "oracle":
-        return torch.cat([batch.masks for batch in data.loader(split)])
-    if folder is None:
-        raise RunError("mask_source 'external' needs external_mask_dir, the folder with one mask per image")
-    return data.external_masks(split, folder)
 
 
 def _summary(predictions: dict[str, SplitPredictions], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -151,6 +140,9 @@ def _map_scales(val: SplitPredictions | None) -> dict[str, dict[str, float]]:
 
 
 def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
+    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
+    (run.folder / "metrics.json").unlink(missing_ok=True)
+    remove_temporaries(run.folder / "predictions.csv", run.folder / "metrics.json", run.folder / "maps" / "*.npy")
     places = table[["image", "mask"]].map(lambda path: _relative(path, run.settings))
     with atomic_path(run.folder / "predictions.csv") as path:
         table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format="%.6g")

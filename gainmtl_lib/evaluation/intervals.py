@@ -1,7 +1,8 @@
 """How sure a number is: 95 % intervals for shares and for scores, with the pictures of one part kept together.
 
-Two pictures of one part are not two observations. A share of pictures takes Wilson's interval, at the number of
-independent pictures that its groups are worth; every other score is resampled group by group.
+Two pictures of one part are not two observations. A share of pictures takes Wilson's interval, the difference of two
+shares of the same pictures Tango's, both at the number of independent pictures that the groups are worth; every other
+score is resampled group by group.
 
 Sizes: N pictures, G groups (pictures of one part).
 """
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -64,12 +65,16 @@ def wilson(hits: float, count: float) -> tuple[float, float]:
     """
     if count <= 0:
         return nan, nan
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = _z()
     share = hits / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     # At the ends the formula gives 0 and 1 only up to rounding.
     return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
+
+
+def _z() -> float:
+    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
 def effective_count(values: NDArray, groups: NDArray) -> float:
@@ -79,18 +84,18 @@ def effective_count(values: NDArray, groups: NDArray) -> float:
     nothing tells how much the pictures of a part agree; the lower end is taken then.
 
     Args:
-        values: 0 or 1, (N,).
+        values: 0 or 1, or their differences, (N,).
         groups: codes, (N,).
     """
     codes = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(codes).astype(float)
-    count, share = sizes.sum(), float(values.mean())
+    count, mean = sizes.sum(), float(values.mean())
     least = count**2 / (sizes**2).sum()
-    if share in (0.0, 1.0) or len(sizes) < 2:
+    if np.ptp(values) == 0 or len(sizes) < 2:
         return float(least)
-    deviation = np.bincount(codes, weights=values) - share * sizes
+    deviation = np.bincount(codes, weights=values) - mean * sizes
     variance = len(sizes) / (len(sizes) - 1) * (deviation**2).sum() / count**2
-    return float(np.clip(share * (1 - share) / max(variance, 1e-12), least, count))
+    return float(np.clip(np.var(values) / max(variance, 1e-12), least, count))
 
 
 def proportion(values: NDArray, groups: NDArray) -> Estimate:
@@ -109,10 +114,55 @@ def proportion(values: NDArray, groups: NDArray) -> Estimate:
     return Estimate(share, low, high, len(values), len(np.unique(groups)), int(values.sum()))
 
 
-def mean_score(values: NDArray, groups: NDArray) -> Estimate:
-    """Mean of a per-picture score over the pictures that have one (not NaN).
+def paired_difference(first: NDArray, second: NDArray, groups: NDArray) -> Estimate:
+    """The share of 1 in `first` minus that in `second`, of the same pictures, with Tango's interval.
 
-    Scores that are all 0 or 1 are a share and take its interval, others are resampled by group.
+    Args:
+        first: 0 or 1, (N,); none gives an empty estimate.
+        second: likewise, in the same order.
+        groups: codes, (N,).
+    """
+    gain = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    if not len(gain):
+        return Estimate()
+    count = effective_count(gain, groups)
+    low, high = tango((gain > 0).mean() * count, (gain < 0).mean() * count, count)
+    return Estimate(float(gain.mean()), low, high, len(gain), len(np.unique(groups)))
+
+
+def tango(only_first: float, only_second: float, count: float) -> tuple[float, float]:
+    """Score interval of the difference of two paired shares (Tango, Stat Med 1998).
+
+    It excludes 0 exactly where McNemar's test rejects equal shares. Where all pairs that differ do so in one direction,
+    its end on that side is Wilson's of their share.
+
+    Args:
+        only_first: pairs in which the first is 1 and the second 0.
+        only_second: the other way round.
+        count: of all pairs.
+    """
+    if count <= 0:
+        return nan, nan
+    gain, square = only_first - only_second, _z() ** 2
+
+    def beyond(difference: float) -> float:
+        """Above 0 where the pairs contradict this difference; `rare` is the likeliest share of only_second under it."""
+        linear = (2 * count - gain) * difference - only_first - only_second
+        root = linear**2 + 8 * count * only_second * difference * (1 - difference)
+        rare = (sqrt(max(root, 0.0)) - linear) / (4 * count)
+        return (gain - count * difference) ** 2 - square * count * (2 * rare + difference * (1 - difference))
+
+    value, step = gain / count, 1e-9  # beside the value itself, where both terms are 0 when all pairs agree
+    low = -1.0 if value - step <= -1 else float(optimize.brentq(beyond, -1, value - step))  # type: ignore[arg-type]
+    high = 1.0 if value + step >= 1 else float(optimize.brentq(beyond, value + step, 1))  # type: ignore[arg-type]
+    return low, high
+
+
+def mean_score(values: NDArray, groups: NDArray) -> Estimate:
+    """Mean of a per-picture score in [0, 1] over the pictures that have one (not NaN).
+
+    Scores that are all 0 or 1 are a share and take its interval, others are resampled by group. Not for differences,
+    which may be 0 and 1 without being a share: see `paired_difference` and `mean_gain`.
     """
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)
@@ -129,6 +179,17 @@ def mean_score(values: NDArray, groups: NDArray) -> Estimate:
 
     low, high = _percentiles(rows.kinds(None), means, vectorized=True)
     return Estimate(float(values.mean()), low, high, len(values), len(rows.sizes))
+
+
+def mean_gain(values: NDArray, groups: NDArray) -> Estimate:
+    """Mean of a per-picture difference of scores, resampled by group whatever its values.
+
+    Args:
+        values: (N,); none gives an empty estimate.
+        groups: codes, (N,).
+    """
+    values = np.asarray(values, dtype=float)
+    return resampled(lambda chosen: float(values[chosen].mean()), groups) if len(values) else Estimate()
 
 
 def resampled(statistic: Callable[[NDArray], float], groups: NDArray, *, strata: NDArray | None = None) -> Estimate:

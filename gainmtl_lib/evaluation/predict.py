@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.data.images import read_image
+from gainmtl_lib.data.transforms import inner_size, inside
+from gainmtl_lib.evaluation.mask_source import MaskSource
+from gainmtl_lib.evaluation.pooled import PooledScores
 from gainmtl_lib.metrics import (
     cam_iou,
     dice,
@@ -33,56 +37,48 @@ class SplitPredictions:
         table: one row per image.
         maps: float16 arrays in the rows' order: ``cam`` (N, h, w), from S3 on ``attention`` (N, h, w), from
             S4 on ``localization`` (N, H / 4, W / 4).
-        localization: float32 (N, 1, H, W) probabilities at full size, or None.
-        masks: float32 (N, 1, H, W).
+        pooled: see `PooledScores`.
     """
 
     table: pd.DataFrame
     maps: dict[str, np.ndarray]
-    localization: Tensor | None
-    masks: Tensor
+    pooled: dict[str, float]
 
 
 @torch.inference_mode()
-def predict_split(
-    model: GAINMTLModel, data: GainDataModule, split: str, *, attention_masks: Tensor | None = None
-) -> SplitPredictions:
+def predict_split(model: GAINMTLModel, data: GainDataModule, split: str, *, source: MaskSource) -> SplitPredictions:
     """Run the model over one split, in evaluation mode and single precision.
 
     Args:
         model: its device decides where the work is done.
         data: set up; gives the split's images in a fixed order.
         split: ``val``, ``test`` or ``test_shift``.
-        attention_masks: S6's masks for the images in order, (N, 1, H, W) in [0, 1]; None for what the
-            model's own `mask_source` says.
+        source: of S6's masks.
     """
-    rows, maps, localization, masks = [], [], [], []
-    for batch, given, output in _forward(model, data, split, attention_masks):
-        rows.append(_score_batch(batch, output) | _counterfactual_columns(model, batch, given, output))
-        maps.append(stored_maps(output))
-        masks.append(batch.masks.cpu())
-        if output.localization_map is not None:
-            localization.append(output.localization_map.float().cpu())
+    rows, maps, pooled = [], [], PooledScores()
+    with source.applied(model):
+        for batch, given, output in _forward(model, data, split, source):
+            places = None if output.cf_logits is None else _places(data, batch)
+            rows.append(_score_batch(batch, output) | _counterfactual_columns(model, batch, given, output, places))
+            maps.append(stored_maps(output))
+            pooled.update(batch, output)
     table = pd.concat([_as_table(columns) for columns in rows], ignore_index=True)
     samples = data.samples.loc[table.pop("index"), ["image", "mask", "split", "label", "defect_type", "group"]]
     return SplitPredictions(
         table=pd.concat([samples.reset_index(drop=True), table], axis=1),
         maps={name: np.concatenate([part[name] for part in maps]) for name in maps[0]},
-        localization=torch.cat(localization) if localization else None,
-        masks=torch.cat(masks),
+        pooled=pooled.compute(),
     )
 
 
 def _forward(
-    model: GAINMTLModel, data: GainDataModule, split: str, attention_masks: Tensor | None
+    model: GAINMTLModel, data: GainDataModule, split: str, source: MaskSource
 ) -> Iterator[tuple[Batch, Tensor | None, GainOutput]]:
     device = next(model.parameters()).device
     model.eval()
-    done = 0
     for batch in data.loader(split):
         batch = Batch(*(part.to(device) for part in batch))
-        given = None if attention_masks is None else attention_masks[done : done + len(batch.labels)].to(device)
-        done += len(batch.labels)
+        given = source.masks(data, batch)
         yield batch, given, model(batch.images, batch.masks, attention_masks=given)
 
 
@@ -113,18 +109,31 @@ def _score_batch(batch: Batch, output: GainOutput) -> dict[str, Tensor]:
 
 
 def _counterfactual_columns(
-    model: GAINMTLModel, batch: Batch, given: Tensor | None, output: GainOutput
+    model: GAINMTLModel, batch: Batch, given: Tensor | None, output: GainOutput, places: Tensor | None
 ) -> dict[str, Tensor]:
     """Defect probability with the annotated defect suppressed, and with the same mask moved off it as control."""
     if output.cf_logits is None:
         return {}
     # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
-    moved, placed = control_masks(batch.masks, margin=2 * model.map_stride)
+    moved, placed = control_masks(batch.masks, margin=2 * model.map_stride, inside=places)
     control_logits = model(batch.images, moved, attention_masks=given).cf_logits
     return {
         "cf_probability": _defect_probability(output.cf_logits).where(batch.has_mask, torch.nan),
         "cf_control_probability": _defect_probability(control_logits).where(batch.has_mask & placed, torch.nan),
     }
+
+
+def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
+    """Where the annotated pictures of a batch lie in the input, bool (B, 1, H, W); None where they fill it."""
+    if data.resize == "squash":
+        return None
+    places = torch.ones_like(batch.masks, dtype=torch.bool)
+    for place, row in zip(places[:, 0], batch.index.tolist(), strict=True):
+        if data.dataset.has_mask[row]:
+            height, width = read_image(data.dataset.paths[row]).shape[:2]
+            place.fill_(False)
+            place[inside(inner_size((height, width), data.image_size, data.resize), data.image_size)] = True
+    return places
 
 
 def _as_table(columns: dict[str, Tensor]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ Sizes: N pictures.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -13,7 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from gainmtl_lib.evaluation.intervals import Estimate, group_codes, mean_score, proportion, resampled
+from gainmtl_lib.evaluation.intervals import (
+    Estimate,
+    group_codes,
+    mean_score,
+    paired_difference,
+    proportion,
+    resampled,
+)
 from gainmtl_lib.evaluation.summary import MEANS
 
 
@@ -54,7 +60,7 @@ def flip_scores(rows: pd.DataFrame, groups: NDArray) -> dict[str, Estimate]:
     return {
         "cf_flip_rate": mean_score(flip, groups),
         "cf_control_flip_rate": mean_score(control, groups),
-        "cf_excess": replace(mean_score((flip - control)[asked], groups[asked]), hits=None),
+        "cf_excess": paired_difference(flip[asked], control[asked], groups[asked]),
     }
 
 

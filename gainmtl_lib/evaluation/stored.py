@@ -17,8 +17,12 @@ NEEDED = (
 """Columns of predictions.csv without which there is no audit."""
 
 
-def stored_tables(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def stored_tables(run: Run, *, need_test: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The run's predictions and summary.
+
+    Args:
+        run: finished.
+        need_test: refuse an evaluation of the validation split alone.
 
     Raises:
         RunError: the run is not evaluated, or its files are damaged or do not belong together.
@@ -35,7 +39,7 @@ def stored_tables(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
     missing = [name for name in NEEDED if name not in table]
     if missing:
         raise RunError(f"{run.folder / 'predictions.csv'}: lacks {', '.join(missing)}; {again}")
-    if not table["split"].isin(SPLITS[1:]).any():
+    if need_test and not table["split"].isin(SPLITS[1:]).any():
         raise RunError(f"{run.folder / 'predictions.csv'}: holds no test picture; {again}")
     for split in SPLITS:
         _check_counts(run, split, table[table["split"] == split], metrics.get(split, {}), again)
@@ -59,14 +63,24 @@ def stored_cams(run: Run, count: int) -> NDArray:
     Raises:
         RunError: they are damaged, or are not those of `count` predictions.
     """
+    return stored_maps(run, count)["cam"]
+
+
+def stored_maps(run: Run, count: int) -> dict[str, NDArray]:
+    """All maps of an evaluated run by name, (N, h, w) each, opened and not read.
+
+    Raises:
+        RunError: some are damaged, or are not those of `count` predictions.
+    """
     again = _again(run)
     try:
-        maps = run.maps["cam"]
+        maps = run.maps
     except (ValueError, EOFError, OSError) as error:
         raise RunError(f"{run.folder / 'maps'}: cannot be read: {error}; {again}") from None
-    if maps.ndim != 3 or len(maps) != count:
-        shape = " x ".join(map(str, maps.shape))
-        raise RunError(f"{run.folder / 'maps'}: cam.npy is {shape} for {count} predictions; {again}")
+    for name, values in maps.items():
+        if values.ndim != 3 or len(values) != count:
+            shape = " x ".join(map(str, values.shape))
+            raise RunError(f"{run.folder / 'maps'}: {name}.npy is {shape} for {count} predictions; {again}")
     return maps
 
 

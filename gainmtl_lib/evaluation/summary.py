@@ -17,7 +17,6 @@ from torchmetrics.functional.classification import (
 )
 
 from gainmtl_lib.evaluation.predict import SplitPredictions
-from gainmtl_lib.metrics import CamIoU, LocalizationIoU, aupro
 
 OFF_THE_DEFECT_IOU = 0.1
 """A CAM whose maximum misses the defect and whose IoU is below this counts as off the defect."""
@@ -81,7 +80,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
 
     Args:
         table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
-        predictions: of the same split, for pooled values and AUPRO.
+        predictions: of the same split, for what its table cannot say.
     """
     verdicts = table["verdict"].value_counts()
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
@@ -101,7 +100,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         if name in table:
             summary[f"{name}_rate"] = float(table[name].mean())
             summary[f"{name}_asked"] = int(table[name].notna().sum())
-    return summary | _pooled(predictions)
+    return summary | predictions.pooled
 
 
 def classification(table: pd.DataFrame) -> dict[str, float]:
@@ -118,18 +117,3 @@ def classification(table: pd.DataFrame) -> dict[str, float]:
         "auroc": float(binary_auroc(prob, labels)) if both else float("nan"),
         "average_precision": float(binary_average_precision(prob, labels)) if both else float("nan"),
     }
-
-
-def _pooled(predictions: SplitPredictions) -> dict[str, float]:
-    annotated = predictions.table["cam_iou"].notna().to_numpy()
-    iou = CamIoU()
-    iou.update(torch.tensor(predictions.maps["cam"]).float().unsqueeze(1), predictions.masks)
-    pooled = {"cam_iou_pooled": float(iou.pooled())}
-    if predictions.localization is not None:
-        loc = LocalizationIoU()
-        loc.update(predictions.localization, predictions.masks)
-        # A defective image without an annotation has no known normal pixels, so AUPRO leaves it out.
-        known = torch.tensor(annotated | (predictions.table["label"] == 0).to_numpy())
-        pooled["loc_iou_pooled"] = float(loc.pooled())
-        pooled["loc_aupro"] = aupro(predictions.localization[known], predictions.masks[known])
-    return pooled

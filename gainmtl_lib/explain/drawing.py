@@ -3,7 +3,7 @@
 Inferno over grey, which people with any colour vision can read. Where the map is near 0 the picture shows through, so
 that a calm map leaves the picture as it is.
 
-Sizes: H x W pixels of the drawing.
+Sizes: H x W pixels of the drawing, h x w map cells.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from gainmtl_lib.evaluation.map_scale import MapScale
+
 OUTLINE = (0, 229, 255)
 """RGB of the annotated defect's outline, as in the figures."""
 CONTOUR = (255, 255, 255)
@@ -29,6 +31,8 @@ BAND_TEXT = (235, 238, 242)
 GROUND = 150
 """Grey of a picture that is not there."""
 
+FLAT = 1e-6
+"""Relative span below which a map is constant and says nothing."""
 FADE = 0.35
 """Map value from which the overlay has its full strength."""
 LETTER, SMALLEST = 15, 11
@@ -62,6 +66,40 @@ def one_thread() -> Iterator[None]:
             _single["depth"] -= 1
             if not _single["depth"]:
                 cv2.setNumThreads(_single["before"])
+
+
+def enlarged_share(values: NDArray[np.floating], scale: MapScale | None, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map enlarged, then brought to [0, 1]: every picture of a map goes through here, so that all show the same.
+
+    In this order, which is that of the metrics. Scaled first, a cell far above the ceiling would count as one at the
+    ceiling, and the line of 0.5 would lie elsewhere.
+
+    Args:
+        values: (h, w); what is not finite counts as 0.
+        scale: absolute; None stretches the map to its own range, a constant one to 0.
+        size: (H, W), reached bilinearly.
+
+    Returns:
+        (H, W).
+    """
+    full = _enlarged(np.nan_to_num(np.asarray(values, dtype=np.float32), posinf=0, neginf=0), size)
+    if scale is not None:
+        return scale.apply(full)
+    # As `metrics.normalize_maps`, without torch's threads, which cost more than the sum.
+    low, high = float(full.min()), float(full.max())
+    if high - low <= FLAT * max(abs(low), abs(high)):
+        return np.zeros_like(full)
+    return (full - low) / (high - low)
+
+
+def fitted(share: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map in [0, 1] at another size (H, W), bilinearly."""
+    return _enlarged(share, size).clip(0, 1)
+
+
+def _enlarged(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    full = cv2.resize(values, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(full).astype(np.float32, copy=False)
 
 
 def compose(

@@ -5,6 +5,7 @@ Sizes: B pictures of a batch, H x W network input, h x w map cells.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from gainmtl_lib.explain.fonts import drawable, drawable_names
 from gainmtl_lib.explain.picture_input import Asked, pair, read_defect, read_picture
 from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.explain.regions import Frame
-from gainmtl_lib.explain.suppression import CLASS_NAMES, MaskFrom, ask_counterfactuals, why_no_path
+from gainmtl_lib.explain.suppression import CLASS_NAMES, MaskFrom, answer, ask_counterfactuals, why_no_path
 from gainmtl_lib.explain.verdict_figure import verdict_figure
 from gainmtl_lib.models.counterfactual import as_at_inference
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
@@ -129,18 +130,20 @@ class DefectExplainer:
             ModelError: an S6 model whose masks come from outside.
         """
         asked, many = pair(image, mask)
-        explanations = list(self._explained(asked, self.class_names))
+        explanations = list(_raising(self._explained(asked)))
         return explanations if many else explanations[0]
 
     def stream(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation]:
         """`explain` for many pictures, one explanation after the other, so that they need not fit into memory."""
+        return _raising(self.attempts(images, masks))
+
+    def attempts(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation | DataError]:
+        """`stream` that goes on behind a picture which cannot be used, and gives its error in its place."""
         asked, _ = pair(list(images), masks)
-        return self._explained(asked, self.class_names)
+        return self._explained(asked)
 
     def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
-        """One picture's explanation as a figure: verdict, box, each map on both scales, the counterfactual.
-
-        Class names that no installed font can draw fall back to English, with a warning.
+        """One picture's explanation as a figure, see `figure_of`.
 
         Args:
             image: one picture, see `explain`.
@@ -151,29 +154,54 @@ class DefectExplainer:
             DataError: as for `explain`, or many pictures were given.
             ValueError: another format.
         """
-        if save_path is not None and Path(save_path).suffix.lower() not in FIGURE_FORMATS:
-            raise ValueError(f"save_path must end in {', '.join(FIGURE_FORMATS)}, got '{save_path}'")
+        _check_format(save_path)
         asked, many = pair(image, mask)
         if many and len(asked) != 1:
             raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
+        (explanation,) = _raising(self._explained(asked))
+        title = Path(asked[0].name).name if asked[0].name == str(asked[0].image) else ""
+        return self.figure_of(explanation, title=title, save_path=save_path)
+
+    def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
+        """An explanation as a figure: verdict, box, each map on both scales, the counterfactual. Nothing is computed.
+
+        Class names that no installed font can draw fall back to English, with a warning.
+
+        Args:
+            explanation: of this explainer.
+            title: what the picture is called.
+            save_path: where to write the figure, atomically, .png or .jpg.
+
+        Raises:
+            ValueError: another format.
+        """
+        _check_format(save_path)
         names, families = drawable_names(self.class_names)
-        explanation = next(self._explained(asked, names))
-        title = drawable(Path(asked[0].name).name) if asked[0].name == str(asked[0].image) else ""
+        shown = explanation if names == self.class_names else _renamed(explanation, names)
+        title = drawable(title)
         with mpl.rc_context({"font.family": families}):
-            figure = verdict_figure(explanation, scales=self.scales, class_names=names, title=title)
+            figure = verdict_figure(shown, scales=self.scales, class_names=names, title=title)
         return figure if save_path is None else save_figure(figure, Path(save_path))
 
-    def _explained(self, asked: Sequence[Asked], names: Sequence[str]) -> Iterator[Explanation]:
+    def _explained(self, asked: Sequence[Asked]) -> Iterator[Explanation | DataError]:
         if self.model.strategy == "S6" and self.model.mask_source in ("external", "oracle"):
             raise ModelError(
                 f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
-                "had here; set model.mask_source to 'localization' or 'none' to explain what the model says without"
+                "had here; to explain what the model says without, take 'localization' or 'none': set "
+                "model.mask_source, or give gainmtl explain --mask-source"
             )
         for start in range(0, len(asked), self.batch_size):
-            batch = asked[start : start + self.batch_size]
-            yield from self._explain_batch([self._ready(one) for one in batch], names)
+            ready = [self._ready(one) for one in asked[start : start + self.batch_size]]
+            explained = iter(self._explain_batch([one for one in ready if isinstance(one, Ready)]))
+            yield from (next(explained) if isinstance(one, Ready) else one for one in ready)
 
-    def _ready(self, one: Asked) -> Ready:
+    def _ready(self, one: Asked) -> Ready | DataError:
+        try:
+            return self._read(one)
+        except DataError as error:
+            return error
+
+    def _read(self, one: Asked) -> Ready:
         pixels = read_picture(one.image, one.name)
         size = (pixels.shape[0], pixels.shape[1])
         defect = None if one.mask is None else read_defect(one.mask, size, one.mask_name)
@@ -182,7 +210,9 @@ class DefectExplainer:
         frame = Frame.of(size, self.image_size, self.resize)
         return Ready(resize_image(pixels, self.image_size, self.resize), defect, frame)
 
-    def _explain_batch(self, ready: Sequence[Ready], names: Sequence[str]) -> list[Explanation]:
+    def _explain_batch(self, ready: Sequence[Ready]) -> list[Explanation]:
+        if not ready:
+            return []
         device = next(self.model.parameters()).device
         pixels = torch.from_numpy(np.stack([one.image for one in ready])).permute(0, 3, 1, 2)
         images = pixels.to(device, torch.float32).div_(255)  # (B, 3, H, W)
@@ -195,16 +225,16 @@ class DefectExplainer:
                 strategy=self.model.strategy,
                 threshold=self.threshold,
                 scales=self.scales,
-                class_names=names,
+                class_names=self.class_names,
             )
             for index, of_it in enumerate(ready)
         ]
-        self._question(images, explanations, names)
+        self._question(images, explanations)
         return explanations
 
-    def _question(self, images: Tensor, explanations: Sequence[Explanation], names: Sequence[str]) -> None:
+    def _question(self, images: Tensor, explanations: Sequence[Explanation]) -> None:
         """Ask the defective verdicts for their counterfactual, all at once."""
-        rows, masks, sources = [], [], []
+        rows, masks, places, sources = [], [], [], []
         for row, explanation in enumerate(explanations):
             if explanation["prediction"] == 0:
                 continue
@@ -215,14 +245,43 @@ class DefectExplainer:
                 continue
             rows.append(row)
             masks.append(torch.from_numpy(mask).float())
+            places.append(torch.from_numpy(explanation.frame.plane(self.image_size)))
             sources.append(source)
         if rows:
-            stacked = torch.stack(masks)[:, None]  # (b, 1, H, W)
             answers = ask_counterfactuals(
-                self.model, images[rows], stacked, self.threshold, mask_from=sources, class_names=names
+                self.model,
+                images[rows],
+                torch.stack(masks)[:, None],  # (b, 1, H, W)
+                self.threshold,
+                mask_from=sources,
+                class_names=self.class_names,
+                inside=torch.stack(places)[:, None],
             )
-            for row, answer in zip(rows, answers, strict=True):
-                explanations[row]["counterfactual"] = asdict(answer)
+            for row, answered in zip(rows, answers, strict=True):
+                explanations[row]["counterfactual"] = asdict(answered)
+
+
+def _raising(explained: Iterator[Explanation | DataError]) -> Iterator[Explanation]:
+    for one in explained:
+        if isinstance(one, DataError):
+            raise one
+        yield one
+
+
+def _check_format(save_path: str | Path | None) -> None:
+    if save_path is not None and Path(save_path).suffix.lower() not in FIGURE_FORMATS:
+        raise ValueError(f"save_path must end in {', '.join(FIGURE_FORMATS)}, got '{save_path}'")
+
+
+def _renamed(explanation: Explanation, names: Sequence[str]) -> Explanation:
+    """The same explanation in other class names."""
+    renamed = copy.copy(explanation)
+    renamed["prediction_name"] = names[explanation["prediction"]]
+    asked = explanation["counterfactual"]
+    if asked is not None:
+        probabilities = asked["probability"], asked["without_defect"], asked["control"]
+        renamed["counterfactual"] = asdict(answer(*probabilities, explanation["threshold"], asked["mask_from"], names))
+    return renamed
 
 
 def _suppressed(explanation: Explanation) -> tuple[NDArray[np.bool_], MaskFrom]:

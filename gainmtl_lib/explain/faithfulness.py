@@ -11,16 +11,15 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import PurePath
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.evaluation.pairing import rows_of
 from gainmtl_lib.explain.faithfulness_summary import summarise_faithfulness
 from gainmtl_lib.explain.methods import compute_cam
 from gainmtl_lib.explain.perturbation import Seed, deletion_insertion, device_of, moved_map
@@ -48,7 +47,7 @@ def found_defects(
     Raises:
         ValueError: there is no such picture, or predictions and data do not belong together.
     """
-    rows = _rows_of(predictions, data)
+    rows = rows_of(predictions, data)
     chosen = (predictions["split"] == split) & (predictions["verdict"] == "TP")
     found = rows[chosen.to_numpy()]
     if not len(found):
@@ -87,10 +86,10 @@ def faithfulness(
         predictions: of the run; adds its ``cf_flip`` and ``cf_control_flip`` of each picture, where it has them.
 
     Returns:
-        One row per picture: ``row``, ``image``, ``probability``, ``baseline_probability`` (of the blurred picture),
-        ``deletion_auc`` (lower is better), ``insertion_auc`` and ``road`` (higher is better), each also with
-        ``random_``. The reversed map needs no columns: its deletion is the map's insertion, and the other way
-        round, and its ROAD the negative.
+        One row per picture: ``row``, ``image``, ``group`` (the part it shows), ``probability``,
+        ``baseline_probability`` (of the blurred picture), ``deletion_auc`` (lower is better), ``insertion_auc`` and
+        ``road`` (higher is better), each also with ``random_``. The reversed map needs no columns: its deletion is
+        the map's insertion, and the other way round, and its ROAD the negative.
 
     Raises:
         ValueError: no rows, or maps of another number or shape.
@@ -108,7 +107,8 @@ def faithfulness(
         ours = measured(model, values=values[0], seed=(seed, row))
         moved = measured(model, values=moved_map(values[0], (seed, row, 1)), seed=(seed, row))
         random = {f"random_{name}": value for name, value in moved.items() if not name.endswith("probability")}
-        table.append({"row": row, "image": data.samples.loc[row, "image"]} | ours | random)
+        sample = {name: data.samples.loc[row, name] for name in ("image", "group")}
+        table.append({"row": row} | sample | ours | random)
         logger.info("faithfulness: %d of %d (%.1f s)", index + 1, len(rows), time.monotonic() - started)
     result = pd.DataFrame(table)
     return result if predictions is None else _with_counterfactual(result, predictions, data)
@@ -146,24 +146,5 @@ def _map(model: nn.Module, images: Tensor, method: str | None) -> Tensor:
 
 def _with_counterfactual(table: pd.DataFrame, predictions: pd.DataFrame, data: GainDataModule) -> pd.DataFrame:
     columns = [name for name in ("cf_flip", "cf_control_flip") if name in predictions]
-    flips = predictions[columns].set_axis(_rows_of(predictions, data)).astype(float)
+    flips = predictions[columns].set_axis(rows_of(predictions, data)).astype(float)
     return table.join(flips, on="row")
-
-
-def _rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64]:
-    """The row of ``data.samples`` of each row of predictions: both hold the pictures of a split in the same order."""
-    rows = np.empty(len(predictions), dtype=np.int64)
-    for split in predictions["split"].unique():
-        predicted = (predictions["split"] == split).to_numpy()
-        there = np.flatnonzero(data.samples["split"] == split)
-        names = [
-            [PurePath(str(path)).name for path in table]
-            for table in (predictions.loc[predicted, "image"], data.samples.loc[there, "image"])
-        ]
-        if names[0] != names[1]:
-            raise ValueError(
-                f"the predictions hold {predicted.sum()} pictures of '{split}', the data {len(there)}, "
-                "and they are not the same; give the data of the run that was evaluated: build_data(run.settings)"
-            )
-        rows[predicted] = there
-    return rows

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.evaluation.stored import stored_maps, stored_tables
 from gainmtl_lib.explain.notes import Notes
 from gainmtl_lib.explain.picture_files import PictureFiles, Shown
 from gainmtl_lib.runs import Run, RunError, load_run
@@ -25,10 +26,9 @@ from gainmtl_lib.runs import Run, RunError, load_run
 KINDS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}
 FIRST_WITH = {"attention": "S3", "localization": "S4"}
 VERDICTS = {"TP": "defect found", "FN": "defect missed", "FP": "false alarm", "TN": "normal passed"}
-SPLITS = ("val", "test", "test_shift")
 
 ORDERS: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
-    "wrong_reason": ("right for the wrong reason first", (("wrong_reason", -1), ("found", -1), ("cam_iou", 1))),
+    "wrong_reason": ("right for the wrong reason first", (("wrong_reason", -1), ("found", -1), ("energy_inside", 1))),
     "unsure": ("least confident first", (("confidence", 1),)),
     "sure": ("most confident first", (("confidence", -1),)),
     "low_iou": ("lowest CAM-IoU first", (("cam_iou", 1),)),
@@ -181,20 +181,19 @@ class PictureLibrary:
 
     def thumbnails(self, name: str, rows: Iterable[int]) -> list[bytes]:
         """Small JPEGs of some rows."""
-        return self.pictures.thumbnails([self.runs[name].files(row)[0] for row in rows])
+        return self.pictures.thumbnails(self._images(name, rows))
+
+    def prefetch_thumbnails(self, name: str, rows: Iterable[int]) -> None:
+        """Decode a page that is likely to be next."""
+        self.pictures.prefetch_thumbnails(self._images(name, rows))
+
+    def _images(self, name: str, rows: Iterable[int]) -> list[Path | None]:
+        return [self.runs[name].files(row)[0] for row in rows]
 
 
 def _open(run: Run, name: str, data_root: Path | None) -> OpenedRun:
-    table, metrics = run.predictions, run.metrics
-    maps = run.maps
-    if "cam" not in maps:
-        raise RunError(f"{run.folder}: no maps/cam.npy; evaluate the run again with --force (reuse=False)")
-    for kind, values in maps.items():
-        if len(values) != len(table):
-            raise RunError(
-                f"{run.folder}: predictions.csv has {len(table)} rows, maps/{kind}.npy {len(values)}; "
-                "evaluate the run again with --force (reuse=False)"
-            )
+    table, metrics = stored_tables(run, need_test=False)
+    maps = stored_maps(run, len(table))
     prob = table["probability"]
     table["confidence"] = prob.where(table["predicted"] == 1, 1 - prob)
     table["found"] = table["verdict"] == "TP"

@@ -1,7 +1,7 @@
 """Notes of people on single pictures, in a CSV beside the run that anyone can open.
 
-Saving adds a line and changes none: an earlier note is never lost. The last line of a
-picture counts.
+Saving adds a line and changes none: an earlier note is never lost. The last line of a picture counts. The file begins
+with a byte order mark, without which Excel takes Korean for another encoding.
 """
 
 from __future__ import annotations
@@ -76,14 +76,18 @@ class Notes:
         """Pictures whose label somebody wants checked."""
         return {image for image, note in self._latest().items() if note.check_label}
 
-    def save(self, image: str, *, check_label: bool, text: str) -> Note:
+    def save(self, image: str, *, check_label: bool | None = None, text: str | None = None) -> Note:
         """Add a line, after reading again what others added meanwhile.
+
+        Args:
+            image: path of the picture.
+            check_label: None keeps what was last said, by whomever.
+            text: likewise.
 
         Raises:
             NotesError: what is there cannot be read, so nothing is written over it.
             FileError: the file cannot be written.
         """
-        note = Note(check_label, text.strip(), datetime.now().astimezone().isoformat(timespec="seconds"))
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
             lock.acquire(timeout=WAIT_SECONDS)
@@ -92,13 +96,18 @@ class Notes:
         except OSError as error:
             raise FileError(f"{self.path}: could not be written: {error.strerror}") from None
         try:
-            self._append({"image": image, "check_label": YES if check_label else "", "note": note.text,
-                          "time": note.time})  # fmt: skip
+            last = self.of(image)
+            note = Note(
+                last.check_label if check_label is None else check_label,
+                last.text if text is None else text.strip(),
+                datetime.now().astimezone().isoformat(timespec="seconds"),
+            )
+            self._append(image, note)
         finally:
             lock.release()
         return note
 
-    def _append(self, line: dict[str, str]) -> None:
+    def _append(self, image: str, note: Note) -> None:
         written, names = self._read()
         added = io.StringIO()
         writer = csv.DictWriter(added, names, lineterminator="\n")
@@ -106,9 +115,10 @@ class Notes:
             writer.writeheader()
         elif not written.endswith("\n"):
             added.write("\n")
-        writer.writerow(line)
+        mark = YES if note.check_label else ""
+        writer.writerow({"image": image, "check_label": mark, "note": note.text, "time": note.time})
         with atomic_path(self.path) as temporary:
-            temporary.write_text(written + added.getvalue(), encoding="utf-8", newline="")
+            temporary.write_text(written + added.getvalue(), encoding="utf-8-sig", newline="")
 
     def _latest(self) -> dict[str, Note]:
         """Last note by picture; the file is read again only when it changed."""

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from gainmtl_lib.evaluation.map_scale import MapScale
-from gainmtl_lib.explain.drawing import compose, encode, one_thread, with_band
+from gainmtl_lib.explain.drawing import compose, encode, enlarged_share, fitted, one_thread, with_band
 from gainmtl_lib.explain.library import KINDS, OpenedRun
 from gainmtl_lib.explain.picture_files import Shown
 from gainmtl_lib.explain.regions import Frame
 
 SHORT = {"cam": "CAM", "attention": "attention", "localization": "localization"}
-FLAT = 1e-6
-"""Relative span below which a map is constant and says nothing."""
 IOU_COLUMN = {"cam": "cam_iou", "attention": "attention_iou", "localization": "loc_iou"}
 IOU_NAME = {"cam": "CAM-IoU", "attention": "attention IoU", "localization": "localization IoU"}
 
@@ -72,46 +69,22 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     values = np.asarray(opened.maps[look.kind][row], dtype=np.float32)
     scale = opened.scales.get(look.kind) if look.absolute else None
     size = opened.run.settings.image_size
-    heat = on_scale(enlarged(values, size), scale)
     frame = Frame.of(shown.size, size, opened.run.settings.resize)
-    fitted = _fitted(frame.crop(heat), (shown.pixels.shape[0], shown.pixels.shape[1]))
-    drawn = compose(shown.pixels, fitted, strength=look.strength, level=look.level, mask=mask)
+    heat = frame.crop(enlarged_share(values, scale, size))
+    over = fitted(heat, (shown.pixels.shape[0], shown.pixels.shape[1]))
+    drawn = compose(shown.pixels, over, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
     text = f"{SHORT[look.kind]} · {'absolute' if scale else 'per-image'} scale" + (
         " · nothing found" if nothing else ""
     )
-    words = tuple(_words(opened, row, look, scale, nothing, frame.crop(heat)))
+    words = tuple(_words(opened, row, look, scale, nothing, heat))
     return Panel(encode(with_band(drawn, text, bar=True)), words)
-
-
-def enlarged(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(h, w) -> (H, W), bilinear, as the metrics see it. What is not finite counts as 0."""
-    finite = np.nan_to_num(values, posinf=0, neginf=0)
-    full = cv2.resize(finite, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.asarray(full).astype(np.float32, copy=False)
-
-
-def on_scale(full: NDArray[np.float32], scale: MapScale | None) -> NDArray[np.float32]:
-    """A map in [0, 1]: on an absolute scale, or stretched to its own range where there is none.
-
-    The latter as `metrics.normalize_maps` does it, without torch's threads, which cost more than the sum.
-    """
-    if scale is not None:
-        return scale.apply(full)
-    low, high = float(full.min()), float(full.max())
-    if high - low <= FLAT * max(abs(low), abs(high)):
-        return np.zeros_like(full)
-    return (full - low) / (high - low)
-
-
-def _fitted(heat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    return enlarged(heat, shape).clip(0, 1)
 
 
 def _words(opened: OpenedRun, row: int, look: Look, scale: MapScale | None, nothing: bool, heat: NDArray) -> list[str]:
     words = []
     if nothing and scale is not None:
-        words.append(f"Nothing found: the map stays below {scale.floor:.2f}, where maps of normal parts end.")
+        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
     if look.absolute and scale is None:
         words.append("No absolute scale for this map (it needs a validation split); shown per image.")
     if scale is not None and not scale.separates:

@@ -7,7 +7,7 @@ Sizes: h x w a picture on disk, H x W as shown.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,10 +50,18 @@ class PictureFiles:
         self.load = lru_cache(KEPT_PICTURES)(load_shown)
         self.thumbnail = lru_cache(KEPT_THUMBNAILS)(thumbnail)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="pictures")
+        self._ahead: list[Future[bytes]] = []
 
     def thumbnails(self, paths: list[Path | None]) -> list[bytes]:
         """Small JPEGs in the order of the paths; decoding releases the interpreter lock."""
+        self.prefetch_thumbnails([])  # what may be wanted later stands back
         return list(self._readers.map(self.thumbnail, paths))
+
+    def prefetch_thumbnails(self, paths: list[Path | None]) -> None:
+        """Decode those of a page that is likely to be next; what an earlier call left to do is given up."""
+        for waiting in self._ahead:
+            waiting.cancel()
+        self._ahead = [self._readers.submit(self.thumbnail, path) for path in paths]
 
     def prefetch(self, image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> None:
         """Decode a picture that is likely to be looked at next, beside whatever goes on."""
@@ -88,7 +96,7 @@ def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int
         problems.append(_first_sentence(error))
     scale = side / max(h, w)
     shape = max(1, round(h * scale)), max(1, round(w * scale))
-    return Shown(resized(pixels, shape), (h, w), _resized_mask(outlined, shape), "; ".join(problems))
+    return Shown(resized(pixels, shape), (h, w), resized_mask(outlined, shape), "; ".join(problems))
 
 
 @one_thread()
@@ -121,7 +129,7 @@ def resized(pixels: NDArray, shape: tuple[int, int]) -> NDArray:
     return cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+def resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     """A mask that shrinking would empty keeps every pixel it touches, so that a thin defect stays outlined."""
     if mask is None or not mask.any():
         return None

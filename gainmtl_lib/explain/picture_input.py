@@ -7,6 +7,7 @@ Sizes: h x w the picture as it is given, C channels (1 grey, 3 RGB, 4 with an al
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -20,7 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import MASK_THRESHOLD, UnreadableError, read_image, read_mask_values, to_8_bit
+from gainmtl_lib.data.images import (
+    MASK_THRESHOLD,
+    UnreadableError,
+    mask_to_8_bit,
+    read_image,
+    read_mask_values,
+    to_8_bit,
+)
 from gainmtl_lib.data.transforms import same_aspect
 
 logger = logging.getLogger(__name__)
@@ -67,8 +75,8 @@ def pair(image: Any, mask: Any = None) -> tuple[list[Asked], bool]:
 def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
     """One picture as RGB uint8 (h, w, 3).
 
-    Grey becomes three channels, alpha is dropped, orientation tags are followed. Integers of 16 bits are scaled by
-    their depth as `to_8_bit` does; floats are rounded to 8 bits, which is what the model was trained on.
+    Grey becomes three channels, alpha is dropped, orientation tags are followed. Integers of 16 bits are scaled
+    as files are, by `to_8_bit`; floats are rounded to 8 bits, which is what the model was trained on.
 
     Args:
         picture: a path, a PIL picture, an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or a tensor (h, w) or
@@ -178,7 +186,7 @@ def _as_array(tensor: Tensor) -> NDArray:
 
 
 def _with_channels(pixels: NDArray, name: str) -> NDArray:
-    """To (h, w) or (h, w, 3): of a 16-bit picture the alpha channel must not tell the depth."""
+    """To (h, w) or (h, w, 3), without alpha, in the machine's own byte order."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
         hint = "; that is the order of tensors: transpose(1, 2, 0)" if pixels.shape[:1] in ((1,), (3,)) else ""
         expected = "(h, w), (h, w, 1), (h, w, 3) or (h, w, 4)"
@@ -190,9 +198,11 @@ def _with_channels(pixels: NDArray, name: str) -> NDArray:
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
-def _eight_bit(pixels: NDArray, name: str) -> NDArray[np.uint8]:
+def _eight_bit(
+    pixels: NDArray, name: str, of_integers: Callable[[NDArray, str], NDArray[np.uint8]] = to_8_bit
+) -> NDArray[np.uint8]:
     if pixels.dtype in (np.uint8, np.uint16):
-        return to_8_bit(pixels, name)
+        return of_integers(pixels, name)
     if pixels.dtype.kind != "f":
         raise DataError(f"{name}: pixels are {pixels.dtype}; expected uint8, uint16 or float in [0, 1]")
     pixels = pixels.astype(np.float64)
@@ -215,7 +225,7 @@ def _mask_values(mask: Any, name: str) -> NDArray[np.uint8]:
         return read_mask_values(Path(mask))
     if isinstance(mask, Image.Image):
         values = _from_pil(mask, name)
-        return _eight_bit(values if values.ndim == 2 else cv2.cvtColor(values, cv2.COLOR_RGB2GRAY), name)
+        return _eight_bit(values if values.ndim == 2 else cv2.cvtColor(values, cv2.COLOR_RGB2GRAY), name, mask_to_8_bit)
     if not isinstance(mask, np.ndarray | Tensor):
         raise DataError(f"{name}: got a {type(mask).__name__}; expected {KINDS}")
     values = _as_array(mask) if isinstance(mask, Tensor) else mask
@@ -225,4 +235,4 @@ def _mask_values(mask: Any, name: str) -> NDArray[np.uint8]:
         raise DataError(f"{name}: mask has shape {tuple(mask.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1:
         return np.where(values == 1, 255, 0).astype(np.uint8)
-    return _eight_bit(_with_channels(values, name), name)
+    return _eight_bit(_with_channels(values, name), name, mask_to_8_bit)

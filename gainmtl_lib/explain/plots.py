@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.explain.drawing import enlarged_share
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.metrics import normalize_maps
 
@@ -110,7 +111,8 @@ def map_grid(
         for column, (name, values) in enumerate(maps.items(), start=1):
             scale = (scales or {}).get(name)
             unit = name in unit_maps or scale is not None
-            shown = values[row] if scale is None else scale.apply(values[row])
+            size = (images[row].shape[0], images[row].shape[1])
+            shown = values[row] if scale is None else enlarged_share(values[row], scale, size)
             overlay(axes[row, column], images[row], shown, unit=unit)
             if scale is not None and not scale.finds(values[row]):
                 axes[row, column].set_xlabel("nothing found", fontsize=7)

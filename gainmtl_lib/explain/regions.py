@@ -44,6 +44,12 @@ class Frame:
         """A map (H, W) without the bars beside the picture."""
         return plane[self.rows, self.columns]
 
+    def plane(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """True where the picture lies in an input of `size` (H, W), False in the bars beside it."""
+        plane = np.zeros(size, dtype=np.bool_)
+        plane[self.rows, self.columns] = True
+        return plane
+
     def to_picture(self, box: Box) -> Box:
         """A box of `crop`'s pixels in the given picture's pixels, rounded outwards."""
         (h, w), (height, width) = self.picture, self._inner

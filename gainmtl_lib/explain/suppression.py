@@ -59,6 +59,7 @@ def ask_counterfactual(
     *,
     mask_from: MaskFrom = "annotation",
     class_names: Sequence[str] = CLASS_NAMES,
+    inside: Tensor | None = None,
 ) -> CounterfactualAnswer:
     """Ask one picture.
 
@@ -69,11 +70,14 @@ def ask_counterfactual(
         threshold: probability from which a picture is called defective.
         mask_from: said in the message.
         class_names: of normal and defective, for the message.
+        inside: where the picture lies in the input, bool (1, 1, H, W), see `control_masks`; None is everywhere.
 
     Raises:
         NoCounterfactual: the model has no counterfactual path, or the mask is empty.
     """
-    return ask_counterfactuals(model, image, mask, threshold, mask_from=[mask_from], class_names=class_names)[0]
+    return ask_counterfactuals(
+        model, image, mask, threshold, mask_from=[mask_from], class_names=class_names, inside=inside
+    )[0]
 
 
 @torch.inference_mode()
@@ -85,6 +89,7 @@ def ask_counterfactuals(
     *,
     mask_from: Sequence[MaskFrom],
     class_names: Sequence[str] = CLASS_NAMES,
+    inside: Tensor | None = None,
 ) -> list[CounterfactualAnswer]:
     """`ask_counterfactual` for several pictures at once, (B, 3, H, W) and (B, 1, H, W)."""
     if reason := why_no_path(model):
@@ -94,13 +99,13 @@ def ask_counterfactuals(
     if not (masks > 0.5).flatten(1).any(1).all():
         raise NoCounterfactual("the mask is empty: there is no defect to suppress")
     # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
-    moved, placed = control_masks(masks, margin=2 * model.map_stride)
+    moved, placed = control_masks(masks, margin=2 * model.map_stride, inside=inside)
     with as_at_inference(model):
         output = model(images, masks)
         control_logits = model(images, moved).cf_logits
     before, after, control = (_defect_probability(x) for x in (output.logits, output.cf_logits, control_logits))
     return [
-        _answer(before[i], after[i], control[i] if placed[i] else None, threshold, mask_from[i], class_names)
+        answer(before[i], after[i], control[i] if placed[i] else None, threshold, mask_from[i], class_names)
         for i in range(len(images))
     ]
 
@@ -114,9 +119,15 @@ def why_no_path(model: GAINMTLModel) -> str | None:
     return f"this {model.strategy} model has no counterfactual path: it was built with use_counterfactual false"
 
 
-def _answer(
-    before: float, after: float, control: float | None, threshold: float, mask_from: MaskFrom, names: Sequence[str]
+def answer(
+    before: float,
+    after: float,
+    control: float | None,
+    threshold: float,
+    mask_from: MaskFrom = "annotation",
+    names: Sequence[str] = CLASS_NAMES,
 ) -> CounterfactualAnswer:
+    """What three defect probabilities say: of the picture, without the defect, and of the control if there was one."""
     called = before >= threshold
     flips = called and after < threshold
     control_flips = None if control is None else called and control < threshold

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.explain.drawing import enlarged_share
 from gainmtl_lib.explain.explanation import Explanation
 from gainmtl_lib.explain.plots import OUTLINE, overlay
 from gainmtl_lib.explain.regions import THRESHOLD, Box
@@ -104,7 +105,8 @@ def _is_unsure(explanation: Explanation, box: Box, scale: MapScale | None) -> bo
 def _draw_absolute(axis: Axes, explanation: Explanation, name: str, scale: MapScale | None) -> None:
     image = explanation["image"] / 255
     if scale is not None:
-        overlay(axis, image, scale.apply(explanation.stored[name]), unit=True)
+        size = (image.shape[0], image.shape[1])
+        overlay(axis, image, enlarged_share(explanation.stored[name], scale, size), unit=True)
         limits = f"{scale.floor:.2f} to {scale.ceiling:.2f}" if scale.separates else f"above {scale.floor:.2f} or not"
         axis.set_title(f"{HEADINGS[name]}\nabsolute, {limits}")
         if not explanation["found"][name]:

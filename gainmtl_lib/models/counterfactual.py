@@ -85,16 +85,18 @@ def as_at_inference(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def control_masks(masks: Tensor, *, margin: int | None = None) -> tuple[Tensor, Tensor]:
+def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same masks moved off the defect: suppressing there must not change the decision.
 
-    Where to is drawn among all places inside the image from the mask itself: the same every time, and not always the
-    same corner.
+    Where to is drawn among all places inside the picture from the mask itself: the same every time, and not always
+    the same corner.
 
     Args:
         masks: defect masks, (B, 1, H, W).
         margin: pixels to keep between the defect and its moved copy; None is a sixteenth of the shorter side.
             ``2 * map_stride`` keeps the copy's dilated region clear of the defect's cells.
+        inside: where the pictures lie, bool (B, 1, H, W); None is everywhere. A copy in the flat bars beside a
+            letterboxed picture would be a control that hardly ever changes anything.
 
     Returns:
         The moved masks, all zero where there is no place, and which were placed, bool (B,). An empty mask has no
@@ -103,10 +105,13 @@ def control_masks(masks: Tensor, *, margin: int | None = None) -> tuple[Tensor, 
     if margin is None:
         margin = min(masks.shape[2:]) // 16
     defects = (masks > 0.5).float()
+    forbidden = dilated(defects, margin)
+    if inside is not None:
+        forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
     moved = torch.zeros_like(masks)
     placed = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
-    for index, (defect, forbidden) in enumerate(zip(defects[:, 0], dilated(defects, margin)[:, 0], strict=True)):
-        shift = _free_shift(defect, forbidden)
+    for index in range(len(masks)):
+        shift = _free_shift(defects[index, 0], forbidden[index, 0])
         if shift is not None:
             moved[index, 0] = torch.roll(defects[index, 0], shift, (0, 1))
             placed[index] = True

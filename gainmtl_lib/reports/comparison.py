@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from gainmtl_lib.evaluation.ablation import by_strategy, collect_runs, compare, readable
 from gainmtl_lib.explain.curves import strategies_figure
@@ -25,11 +26,12 @@ def print_comparison(console: Console, experiment: Path, *, export: Path | None 
         console.print(frame_table(split, readable(table, split)))
     if export is not None:
         export_comparison(runs, comparison, export)
-        console.print(f"exported: {export}")
-    console.print(f"backbone weights: {', '.join(sorted({run.manifest['pretrained'] for run in runs}))}")
-    console.print(f"executed notebooks: {experiment}/*.ipynb and {experiment}/s*/seed*/notebook.ipynb")
-    console.print(f"figures: {experiment}/figures and {experiment}/s*/seed*/figures")
-    console.print(f"tables: {experiment}/comparison.csv and {experiment}/s*/seed*/predictions.csv")
+        console.print(f"exported: {escape(str(export))}")
+    folder = escape(str(experiment))
+    console.print(f"backbone weights: {escape(', '.join(sorted({run.manifest['pretrained'] for run in runs})))}")
+    console.print(f"executed notebooks: {folder}/*.ipynb and {folder}/s*/seed*/notebook.ipynb")
+    console.print(f"figures: {folder}/figures and {folder}/s*/seed*/figures")
+    console.print(f"tables: {folder}/comparison.csv and {folder}/s*/seed*/predictions.csv")
 
 
 def export_comparison(runs: list[Run], comparison: pd.DataFrame, folder: Path) -> None:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from gainmtl_lib.evaluation.data_check import LEVELS, check_dataset, contact_sheet_samples
+from gainmtl_lib.evaluation.data_check import LEVELS, check_data_of, contact_sheet_samples
 from gainmtl_lib.explain.plots import contact_sheet, save_figure
 from gainmtl_lib.reports.tables import frame_table
+from gainmtl_lib.settings import Settings
 
 FINDINGS_SHOWN = 12
 """Of each level; the data check may find hundreds of one kind."""
 
 
-def report_data_check(console: Console, path: Path, *, contact_sheet_path: Path | None, **options: Any) -> bool:
+def report_data_check(
+    console: Console, settings: Settings, *, val_ratio: float | None, contact_sheet_path: Path | None
+) -> bool:
     """``gainmtl data check``: tables and findings.
+
+    Args:
+        console: where they are printed.
+        settings: of the training that the data is for.
+        val_ratio: as for `check_dataset`.
+        contact_sheet_path: file of the contact sheet; None for none.
 
     Returns:
         Whether a training run would accept the data.
     """
-    report = check_dataset(path.absolute(), **options)
+    report = check_data_of(settings, val_ratio=val_ratio)
     sections = {
         "images by split and defect type": report.counts,
         "masks": report.masks,
         "defect area, share of the image": report.defect_area,
-        f"grid IoU at {' x '.join(map(str, options['image_size']))} px: what the masks reach on a map": report.grid_iou,
+        f"grid IoU at {' x '.join(map(str, settings.image_size))} px: what the masks reach on a map": report.grid_iou,
     }
     for title, rows in sections.items():
         if len(rows):

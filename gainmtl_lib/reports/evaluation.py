@@ -12,8 +12,9 @@ from rich.table import Table
 
 from gainmtl_lib.build import build_data
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
-from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate
+from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate, evaluated_data
 from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
@@ -30,7 +31,7 @@ def evaluate_and_report(
     data_root: Path | None,
     mask_source: str | None,
     external_mask_dir: Path | None,
-    device: str,
+    device: str | None,
     visualize: bool,
     vis_dir: Path | None,
     error_analysis: bool,
@@ -40,7 +41,8 @@ def evaluate_and_report(
     """``gainmtl evaluate``: the run's own data, or other data with the run's threshold.
 
     Raises:
-        RunError: neither or both of a run and a checkpoint were given, or one of them cannot be used.
+        RunError: neither or both of a run and a checkpoint were given, one of them cannot be used, or a mask source
+            that does not fit it.
     """
     if (run_folder is None) == (checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
@@ -50,6 +52,7 @@ def evaluate_and_report(
     else:
         assert checkpoint is not None
         model, settings = load_checkpoint_model(checkpoint)
+    source = MaskSource.of(settings, mask_source, external_mask_dir)
     data, threshold = None, None
     if data_root is not None or run is None:
         data = build_data(_elsewhere(settings, data_root) if data_root else settings)
@@ -59,9 +62,9 @@ def evaluate_and_report(
         model,
         data=data,
         mask_source=mask_source,
-        external_mask_dir=external_mask_dir,
+        external_mask_dir=external_mask_dir if run is not None else source.folder,
         threshold=threshold,
-        device=device,
+        device=device or settings.device,
         reuse=not force,
     )
     _print_summary(console, summary)
@@ -69,21 +72,19 @@ def evaluate_and_report(
         _print_errors(console, table)
     if export_results is not None:
         write_json(export_results, summary)
-        console.print(f"results: {export_results}")
+        console.print(f"results: {escape(str(export_results))}")
     if visualize:
         folder = vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
-        if data is None:
-            data = build_data(settings)
+        data = evaluated_data(run, data)
         # Like the threshold, the scale of the maps is the run's own, whatever data is shown.
         fixed = run.metrics if run is not None and run.is_evaluated else summary
         scale = MapScale(**fixed["map_scales"]["cam"]) if fixed.get("map_scales") else None
-        shown = model.model if isinstance(model, Run) else model
         pages = explanation_pictures(
-            shown, data, table, splits=TEST_SPLITS, threshold=summary["threshold"], scale=scale
+            model, data, table, splits=TEST_SPLITS, threshold=summary["threshold"], scale=scale, source=source
         )
         save_figure(classification_figure(table, summary["threshold"]), folder / "classification.png")
         count = sum(1 for name, figure in pages if save_figure(figure, folder / f"{name}.jpg"))
-        console.print(f"{count} pictures and classification.png: {folder}")
+        console.print(f"{count} pictures and classification.png: {escape(str(folder))}")
 
 
 def _elsewhere(settings: Settings, data_root: Path) -> Settings:

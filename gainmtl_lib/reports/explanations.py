@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.devices import checked_device
+from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.explain.explainer import DefectExplainer
 from gainmtl_lib.explain.explanation import Explanation
 from gainmtl_lib.reports.tables import number
@@ -31,6 +33,8 @@ def explain_pictures(
     *,
     masks: Sequence[Path],
     class_names: Sequence[str],
+    mask_source: str | None,
+    device: str | None,
     folder: Path | None,
     export_results: Path | None,
 ) -> bool:
@@ -42,6 +46,8 @@ def explain_pictures(
         images: picture files.
         masks: of the pictures, in their order, or none at all.
         class_names: of normal and defective.
+        mask_source: S6 only, localization or none in place of the run's own; threshold and scales stay the run's.
+        device: where to compute, see `checked_device`; None is where the run was trained.
         folder: where figures go; ``explanations`` in the run's folder by default.
         export_results: JSON file for the answers.
 
@@ -49,29 +55,34 @@ def explain_pictures(
         Whether every picture could be explained.
 
     Raises:
-        RunError: no finished run.
+        RunError: no finished run, or a mask source for another strategy than S6.
+        ModelError: an S6 run whose masks come from outside, and no other source.
         DataError: a wrong number of masks, or pictures whose figures would have the same name.
     """
     run = load_run(run_folder)
     folder = folder or run.folder / "explanations"
     _check(images, masks)
+    if mask_source is not None:
+        MaskSource.of(run.settings, mask_source)  # complains where it does not fit
+        run.model.mask_source = mask_source
+    run.model.to(checked_device(device or run.settings.device))
     explainer = DefectExplainer.from_run(run, class_names=class_names)
-    answers: dict[str, Explanation] = {}
+    answers: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
-    for image, mask in zip(images, masks or [None] * len(images), strict=True):
-        try:
-            answers[str(image)] = explainer.explain(image, mask)
-            explainer.visualize(image, mask, save_path=folder / f"{image.stem}.png")
-        except DataError as error:
-            failed.append(str(error))
+    for image, explained in zip(images, explainer.attempts(images, masks or None), strict=True):
+        if isinstance(explained, DataError):
+            failed.append(str(explained))
+            continue
+        answers[str(image)] = _plain(explained)
+        explainer.figure_of(explained, title=image.name, save_path=folder / f"{image.stem}.png")
     if answers:
         console.print(_table(answers))
-        console.print(f"figures: {folder}")
+        console.print(f"figures: {escape(str(folder))}")
     for message in failed:
         console.print(f"not explained: {escape(message)}")
     if export_results is not None:
-        write_json(export_results, {image: _plain(answer) for image, answer in answers.items()})
-        console.print(f"results: {export_results}")
+        write_json(export_results, answers)
+        console.print(f"results: {escape(str(export_results))}")
     return not failed
 
 
@@ -87,7 +98,7 @@ def _check(images: Sequence[Path], masks: Sequence[Path]) -> None:
         )
 
 
-def _table(answers: dict[str, Explanation]) -> Table:
+def _table(answers: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="what the model decided, and whether it would say so without the defect", title_justify="left")
     for column in ("picture", "verdict", "p(defect)", "CAM", "box", "CAM-IoU", "counterfactual"):
         table.add_column(column)

@@ -65,6 +65,9 @@ class RunCheckpoints(Checkpoint):
         return {"best_score": list(self.best_score), "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A score whose file stayed elsewhere is left there: it would let no later epoch be the best."""
+        if not (self.folder / "best.ckpt").is_file():
+            return
         self.best_score = tuple(state_dict["best_score"])
         self.best_epoch = state_dict["best_epoch"]
 

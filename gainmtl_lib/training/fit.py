@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib.claims import claim
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
 from gainmtl_lib.devices import checked_device, lightning_precision
@@ -23,10 +24,7 @@ from gainmtl_lib.parameters import repository_root
 from gainmtl_lib.runs import (
     Run,
     RunError,
-    check_architecture,
-    claim,
     load_checkpoint_model,
-    read_checkpoint,
     read_json,
     run_status,
     save_weights,
@@ -37,6 +35,7 @@ from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCh
 from gainmtl_lib.training.losses import GainLoss, focal_alpha
 from gainmtl_lib.training.mask_mixing import MaskMixer
 from gainmtl_lib.training.module import GainTraining
+from gainmtl_lib.training.resume import checkpoint_to_resume
 from gainmtl_lib.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -59,10 +58,16 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
         force: start anew, dropping what the folder holds.
 
     Raises:
-        RunError: the folder is in use or holds a run with other settings or data; the checkpoint is none,
-            belongs to another model, or the run is finished already.
+        RunError: the folder is in use or holds a run with other settings or data; the run is finished already;
+            the checkpoint is none or of another training (see `checkpoint_to_resume`), or both `resume` and
+            `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
+    if force and resume is not None:
+        raise RunError(
+            f"{settings.run_dir}: --resume goes on from a checkpoint, --force drops what is there and starts anew; "
+            "give one of them (resume=…, force=True)"
+        )
     with claim(settings, force=force) as folder:
         finished = run_status(folder) == "complete"
         if finished and resume is not None:
@@ -73,7 +78,7 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
         if finished:
             logger.info("reusing the finished run in %s", folder)
             return Run(folder)
-        checkpoint = _checkpoint_to_resume(folder, settings, resume)
+        checkpoint = checkpoint_to_resume(folder, settings, resume)
         _train(settings, data, folder, checkpoint, {"data_digest": digest, "duration_s": previous.get("duration_s", 0)})
     return Run(folder)
 
@@ -88,18 +93,6 @@ def _previous_manifest(folder: Path, digest: str) -> dict[str, Any]:
             f"{digest[:12]} now); change 'experiment', or start anew with --force (force=True)"
         )
     return manifest
-
-
-def _checkpoint_to_resume(folder: Path, settings: Settings, resume: str | Path | None) -> Path | None:
-    path = folder / "checkpoints" / "last.ckpt" if resume is None else Path(resume)
-    if resume is None and not path.is_file():
-        return None
-    checkpoint = read_checkpoint(path)
-    check_architecture(path, checkpoint, settings)
-    if "optimizer_states" not in checkpoint:
-        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or epoch_<n>.ckpt")
-    logger.info("going on from %s, after epoch %d", path, checkpoint["epoch"] + 1)
-    return path
 
 
 def _train(

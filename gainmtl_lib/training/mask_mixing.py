@@ -32,7 +32,7 @@ class MaskMixer:
         grid: (h, w) of the attention.
         own_prob, other_prob: as above.
         hflip_prob, vflip_prob, rotate90_prob: the training augmentation's, applied to masks from the bank as
-            the images' own masks have gone through it. Rotation applies to a square grid only.
+            the images' own masks have gone through it: an oblong grid is turned by 180° only.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MaskMixer:
         self.grid = grid
         self.own_prob = own_prob
         self.other_prob = other_prob
-        self.flip_probs = (hflip_prob, vflip_prob, rotate90_prob if grid[0] == grid[1] else 0.0)
+        self.flip_probs = (hflip_prob, vflip_prob, rotate90_prob)
         self.bank = torch.stack([mask for _, mask in pairs]) if pairs else torch.zeros(0, 1, *grid)  # (N, 1, h, w)
         self.place = {int(index): row for row, (index, _) in enumerate(pairs)}
         if len(self.place) < len(pairs):
@@ -102,7 +102,8 @@ class MaskMixer:
     def _augmented(self, masks: Tensor, generator: torch.Generator | None) -> Tensor:
         """Each mask mirrored and turned on its own draw, as the images' augmentation does."""
         hflip, vflip, rotate = torch.rand(3, len(masks), generator=generator) < torch.tensor(self.flip_probs)[:, None]
-        turns = torch.randint(4, (len(masks),), generator=generator) * rotate  # RandomRotate90: 0 to 3 quarter turns
+        square = self.grid[0] == self.grid[1]  # RandomRotate90: 0 to 3 quarter turns
+        turns = rotate * (torch.randint(4, (len(masks),), generator=generator) if square else 2)
         masks = torch.where(hflip[:, None, None, None], masks.flip(3), masks)
         masks = torch.where(vflip[:, None, None, None], masks.flip(2), masks)
         if not rotate.any():

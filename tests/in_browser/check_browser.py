@@ -6,17 +6,18 @@ Not collected with the unit tests: it needs Chromium and a minute. Run it with `
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from looking import MAP_PICTURE, SLOW, changes, close, drag_to_the_left, milliseconds_to_the_next, run_all_cells
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 from servers import Started, jupyterlab
 from tiny import tiny_settings
 
@@ -24,6 +25,8 @@ from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.training.fit import fit
 
 SIZES = ((1440, 900), (1024, 768))
+STOPPED_BY_THE_PAGE = "csp"
+"""Chromium's reason for a request that the page's own policy kept from being sent."""
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +40,27 @@ def runs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def lab(runs, tmp_path_factory) -> Iterator[str]:
-    """Address of a notebook that shows the browser."""
+    """Address of two notebooks, for `{}` look.ipynb and several.ipynb."""
     folder = tmp_path_factory.mktemp("lab")
+    (folder / "files").mkdir()
+    both = [str(run) for run in runs]
+    write_notebook(folder / "files" / "look.ipynb", f"browser = CamBrowser({both})\nbrowser")
+    write_notebook(
+        folder / "files" / "several.ipynb",
+        f"one, other = (CamBrowser(run) for run in {both})\ndisplay(one, one, other)",
+    )
+    with jupyterlab(folder) as address:
+        yield address
+
+
+def write_notebook(path: Path, source: str) -> None:
     cells = [
         nbformat.v4.new_markdown_cell("# Looking through two runs"),
-        nbformat.v4.new_code_cell(
-            "from gainmtl_lib.explain.browser import CamBrowser\n\n"
-            f"browser = CamBrowser({[str(run) for run in runs]})\nbrowser"
-        ),
+        nbformat.v4.new_code_cell(f"from gainmtl_lib.explain.browser import CamBrowser\n\n{source}"),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    (folder / "files").mkdir()
-    nbformat.write(notebook, folder / "files" / "look.ipynb")
-    with jupyterlab(folder) as address:
-        yield address.format("look.ipynb")
+    nbformat.write(notebook, path)
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +80,62 @@ def page_of_its_own(runs, tmp_path_factory) -> Iterator[str]:
 
 def test_in_jupyterlab(chromium, lab, screenshots, runs):
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(lab)
+    page.goto(lab.format("look.ipynb"))
     run_all_cells(page)
     look_through(page, screenshots, "lab")
-    check_keys_of_the_notebook(page)
+    check_notes(page, screenshots, "lab", runs[0])
+    check_keys(page)
+    stays(page, lambda: page.locator(".jp-CodeCell .cm-content").first.click(), "ArrowRight")
     close(page)
-    assert "seen in lab" in (runs[0] / "notes.csv").read_text()
+
+
+def test_browsers_on_one_page_step_apart(chromium, lab):
+    """Two views of one browser, then another browser: one key is one step of one of them."""
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(lab.format("several.ipynb"))
+    run_all_cells(page)
+    browsers = page.locator(".gainmtl-browser")
+    expect(browsers).to_have_count(3, timeout=SLOW)
+    counts = page.locator(".gainmtl-count")
+    expect(counts).to_have_count(3, timeout=SLOW)
+
+    def places() -> list[int]:
+        page.wait_for_timeout(1500)
+        return [int(text.split()[0]) for text in counts.all_inner_texts()]
+
+    assert places() == [1, 1, 1]
+    for under_the_mouse in (1, 2):
+        browsers.nth(0).locator(".gainmtl-headline").click()
+        browsers.nth(under_the_mouse).locator(".gainmtl-headline").hover()
+        page.keyboard.press("ArrowRight")
+        assert places() == [1 + under_the_mouse, 1 + under_the_mouse, 1]
+    page.get_by_role("heading", name="Looking through").click()
+    browsers.nth(2).locator(".gainmtl-headline").hover()
+    page.keyboard.press("ArrowRight")
+    assert places() == [3, 3, 2]
+    close(page)
 
 
 def test_on_the_page_of_its_own(chromium, page_of_its_own, screenshots, runs):
+    (runs[0] / "notes.csv").unlink(missing_ok=True)  # of the same pictures in JupyterLab
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    abroad = []
-    page.on("requestfinished", lambda request: abroad.append(request.url) if "//127.0.0.1" not in request.url else None)
+    asked: list[Request] = []
+    page.on("request", lambda request: asked.append(request))  # answered or not: without a network none is
     page.goto(page_of_its_own, timeout=SLOW)
     look_through(page, screenshots, "page")
-    assert not [url for url in abroad if url.startswith("http")]
+    check_notes(page, screenshots, "page", runs[0])
+    check_keys(page)
+    abroad = [request for request in asked if re.match(r"(http|ws)s?://(?!127\.0\.0\.1[:/])", request.url)]
+    assert len(asked) > 10 and not [request.url for request in abroad if request.failure != STOPPED_BY_THE_PAGE]
     close(page)
-    assert "seen in page" in (runs[0] / "notes.csv").read_text()
 
 
-@pytest.mark.parametrize("path", ["", "login", "voila/files/look.png", "api/kernels", "api/kernels/1/channels"])
+@pytest.mark.parametrize(
+    "path",
+    ["", "login", "logout", "voila/files/look.png", "voila/static/voila.js", "voila/templates/lab/static/voila.js",
+     "voila/labextensions/anywidget/package.json", "static/style.css", "favicon.ico", "api/kernels",
+     "api/kernels/1/channels"],
+)  # fmt: skip
 @pytest.mark.parametrize("query", ["", "?token=guessed"])
 def test_without_the_token_everything_is_refused(page_of_its_own, path, query):
     address = page_of_its_own.split("?")[0]
@@ -142,24 +187,75 @@ def look_through(page: Page, screenshots: Path, name: str) -> None:
     page.get_by_role("button", name="What if").click()
     expect(page.locator(".gainmtl-group")).to_contain_text(["", "Computed now, by the run's model", ""], timeout=SLOW)
 
-    note = page.get_by_placeholder("note on this picture", exact=False)
+
+def check_notes(page: Page, screenshots: Path, name: str, run: Path) -> None:
+    """What is noted is saved to the picture that stood there, and the keys stay in the field."""
+    count, picture = page.locator(".gainmtl-count"), page.locator(".gainmtl-headline b")
+    note, mark, form = page.get_by_label("note on this picture"), page.get_by_label("check this label"), ".gainmtl-note"
+    noted_on, place = picture.inner_text(), count.inner_text()
     note.fill(f"seen in {name}")
-    place = count.inner_text()
     page.keyboard.press("ArrowLeft")  # moves the cursor, not the picture
-    page.get_by_label("check this label").click()
-    expect(page.locator(".gainmtl-right")).to_contain_text("notes.csv")  # of what was saved now; earlier ones say when
+    mark.click()
+    expect(page.locator(form)).to_contain_text("notes.csv")  # of what was saved now; earlier ones say when
+    expect(mark).to_be_checked()
     assert count.inner_text() == place
     page.screenshot(path=screenshots / f"{name}_note.png")
+    assert last_notes(run)[noted_on] == ("yes", f"seen in {name}")
+
+    # Somebody asks for the next picture and unmarks this one while it is still there, in whatever order the kernel hears.
+    page.evaluate(
+        """() => {
+            [...document.querySelectorAll(".gainmtl-top button")].at(-1).click();
+            document.querySelector(".gainmtl-note input").click();
+        }"""
+    )
+    expect(picture).not_to_have_text(noted_on)
+    expect(mark).not_to_be_checked()
+    page.wait_for_timeout(1000)
+    assert last_notes(run)[noted_on] == ("", f"seen in {name}") and picture.inner_text() not in last_notes(run)
+
+    # Nor does a picture that comes while somebody is typing take the words away.
+    typed_on = picture.inner_text()
+    note.focus()
+    page.evaluate(
+        """() => setTimeout(() => [...document.querySelectorAll(".gainmtl-top button")].at(-1).click(), 600)"""
+    )
+    page.keyboard.type("half a", delay=20)
+    expect(picture).not_to_have_text(typed_on)
+    expect(page.locator(form)).to_contain_text("This note is on")
+    page.keyboard.type(" sentence")
+    page.keyboard.press("Tab")
+    expect(page.locator(form)).to_contain_text(f"{typed_on}: saved")
+    expect(note).to_have_value("")
+    assert last_notes(run)[typed_on] == ("", "half a sentence") and picture.inner_text() not in last_notes(run)
 
 
-def check_keys_of_the_notebook(page: Page) -> None:
-    """In a cell's text an arrow moves the cursor, wherever the mouse is."""
+def last_notes(run: Path) -> dict[str, tuple[str, str]]:
+    """Mark and words of each picture that somebody spoke of, by the picture's name."""
+    with (run / "notes.csv").open(encoding="utf-8-sig", newline="") as file:
+        return {Path(row["image"]).name: (row["check_label"], row["note"]) for row in csv.DictReader(file)}
+
+
+def check_keys(page: Page) -> None:
+    """A key that belongs to a text field, a slider or a list moves no picture, wherever the mouse is; others do."""
     page.get_by_label("Verdict", exact=True).select_option(index=0)
+    page.locator("[data-gainmtl-place='3']").click()
+    expect(page.locator(".gainmtl-count")).to_contain_text("4 of")
+    stays(page, lambda: page.get_by_label("note on this picture").focus(), "ArrowLeft")
+    stays(page, lambda: page.get_by_label("Split", exact=True).focus(), "ArrowLeft")  # at its first value already
+    slider = page.locator(".gainmtl-slider:has-text('Overlay')")
+    before = slider.locator(".widget-readout").inner_text()
+    stays(page, lambda: slider.locator(".noUi-handle").focus(), "ArrowRight")
+    assert slider.locator(".widget-readout").inner_text() != before
+    page.get_by_label("check this label").focus()
+    changes(page, lambda: page.keyboard.press("ArrowLeft"))
+
+
+def stays(page: Page, place_the_cursor: Callable[[], None], key: str) -> None:
     count = page.locator(".gainmtl-count")
-    page.wait_for_timeout(500)
     before = count.inner_text()
-    page.locator(".jp-CodeCell .cm-content").first.click()
+    place_the_cursor()
     page.locator(MAP_PICTURE).hover()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(500)
+    page.keyboard.press(key)
+    page.wait_for_timeout(700)
     assert count.inner_text() == before

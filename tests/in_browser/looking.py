@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from playwright.sync_api import Page
+from playwright.sync_api import Locator, Page
 
 MAP_PICTURE = ".gainmtl-panel:nth-of-type(2) img"
 SLOW = 90_000  # ms; a kernel imports torch before it shows anything
@@ -21,17 +21,18 @@ def run_all_cells(page: Page) -> None:
 
 def changes(page: Page, act) -> None:
     """Do something; the map's picture must become another one."""
-    before = pixels(page)
+    picture = page.locator(MAP_PICTURE)
+    before = pixels(picture)
     act()
     until = time.monotonic() + 10
-    while pixels(page) == before:
+    while pixels(picture) == before:
         assert time.monotonic() < until, "the picture stayed as it was"
         page.wait_for_timeout(20)
 
 
-def pixels(page: Page) -> str:
-    """What the map's picture shows, not where it comes from: its address changes with every message."""
-    return page.locator(MAP_PICTURE).evaluate(
+def pixels(picture: Locator) -> str:
+    """What a picture shows, not where it comes from: its address changes with every message."""
+    return picture.evaluate(
         """async (image) => {
             await image.decode().catch(() => {});
             const canvas = document.createElement("canvas");

@@ -16,7 +16,7 @@ import pytest
 
 
 class Started:
-    """A server in a process of its own that says when it is ready, ended as Ctrl-C would."""
+    """A server in a process of its own that says when it is ready."""
 
     def __init__(self, command: list[str], ready: str, log: Path, **environment: str) -> None:
         self.log = log
@@ -31,8 +31,8 @@ class Started:
                 pytest.fail(f"{command[:4]} did not get ready:\n{log.read_text()}")
             time.sleep(0.2)
 
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
+    def end(self, by: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(by)
         try:
             return self.process.wait(30)
         finally:
@@ -56,5 +56,5 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     started = Started([*command, *options], "/lab?token=", folder / "log", **own)
     address = next(line for line in started.log.read_text().split() if line.startswith("http://127.0.0.1"))
-    yield address.split("/lab?")[0] + "/lab/tree/{}?token=check"
-    started.end()
+    yield address.split("/lab?")[0] + "/lab/tree/{}?token=check&reset"
+    started.end(signal.SIGTERM)  # Ctrl-C is heard in a terminal only

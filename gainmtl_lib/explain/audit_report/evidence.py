@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gainmtl_lib.evaluation.audit import Audit
@@ -35,16 +36,27 @@ class Evidence:
         manifest: of the run.
         audit: its numbers.
         missing_pictures: pictures that the report wanted to show and could not read.
+        data_root: where the pictures were looked for, when they moved since the training.
+        faithfulness: of `stored_faithfulness`; None where it was not measured for these predictions.
+        stale_faithfulness: whether it was measured for others.
     """
 
     settings: Settings
     manifest: Mapping[str, Any]
     audit: Audit
     missing_pictures: int = 0
+    data_root: Path | None = None
+    faithfulness: Mapping[str, Any] | None = None
+    stale_faithfulness: bool = False
 
     def score(self, name: str, split: str | None = None) -> Estimate:
         """A score of a split, by default of the headline one; an empty estimate where there is none."""
         return self.audit.scores[split or self.audit.main].get(name, Estimate())
+
+    @property
+    def pictures_below(self) -> str:
+        """The folder that the pictures were looked for in."""
+        return str(self.settings.plain()["data_root"] if self.data_root is None else self.data_root)
 
     @property
     def random_weights(self) -> bool:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from gainmtl_lib.data.findings import DataError
@@ -20,7 +20,7 @@ from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.stored import stored_cams
 from gainmtl_lib.explain.audit_report.thumbnails import map_uri, picture_uri
-from gainmtl_lib.metrics import normalize_maps
+from gainmtl_lib.explain.drawing import enlarged_share
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import Settings
 
@@ -78,7 +78,9 @@ class Gallery:
     cases: list[Case]
 
 
-def galleries(run: Run, table: pd.DataFrame, splits: Sequence[str], scale: MapScale | None) -> list[Gallery]:
+def galleries(
+    run: Run, table: pd.DataFrame, splits: Sequence[str], scale: MapScale | None, *, data_root: Path | None = None
+) -> list[Gallery]:
     """Failures of each split in the order of `error_analysis`, then typical cases of the first split beside them.
 
     Args:
@@ -86,15 +88,17 @@ def galleries(run: Run, table: pd.DataFrame, splits: Sequence[str], scale: MapSc
         table: its predictions, all N rows.
         splits: test splits.
         scale: absolute scale of the CAM; None where the run has none.
+        data_root: where the pictures lie now, when they moved since the training.
 
     Raises:
         RunError: the stored maps are damaged, or are not those of the table.
     """
     maps = stored_cams(run, len(table))
     table = table.assign(row=np.arange(len(table)))
+    root = data_root or run.settings.data_root
 
     def gallery(split: str, kind: str, meaning: str, rows: pd.DataFrame, shown: int) -> Gallery:
-        cases = [_case(run.settings, maps, row, scale) for row in rows.head(shown).to_dict("records")]
+        cases = [_case(run.settings, root, maps, row, scale) for row in rows.head(shown).to_dict("records")]
         return Gallery(split, kind, meaning, len(rows), cases)
 
     found = []
@@ -119,23 +123,22 @@ def _nearest(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return rows.loc[distance.sort_values(kind="stable").index]
 
 
-def _case(settings: Settings, maps: NDArray, row: dict[Any, Any], scale: MapScale | None) -> Case:
+def _case(settings: Settings, root: Path, maps: NDArray, row: dict[Any, Any], scale: MapScale | None) -> Case:
     cam = np.asarray(maps[row["row"]], dtype=np.float32)  # (h, w)
-    picture = _load(settings, row)
+    picture = _load(settings, root, row)
     size = settings.image_size
-    stretched = normalize_maps(torch.tensor(cam)[None])[0].numpy()
     return Case(
         row=row,
         picture=None if picture is None else picture_uri(picture),
-        absolute=None if scale is None else map_uri(scale.apply(cam), size, picture),
-        per_image=map_uri(stretched, size, picture),
+        absolute=None if scale is None else map_uri(enlarged_share(cam, scale, size), picture),
+        per_image=map_uri(enlarged_share(cam, None, size), picture),
         finds=None if scale is None else bool(scale.finds(cam)),
     )
 
 
-def _load(settings: Settings, row: Mapping[str, Any]) -> Picture | None:
-    mask = str(settings.data_root / row["mask"]) if isinstance(row["mask"], str) else None
-    image = str(settings.data_root / row["image"])
+def _load(settings: Settings, root: Path, row: Mapping[str, Any]) -> Picture | None:
+    mask = str(root / row["mask"]) if isinstance(row["mask"], str) else None
+    image = str(root / row["image"])
     try:
         return load_picture(image, mask, image_size=settings.image_size, resize=settings.resize)
     except DataError:

@@ -20,7 +20,10 @@ STRATEGIES = {
     "S6": "attention fused with a mask, localization and counterfactual",
 }
 UNKNOWN = "not recorded"
-FILES = ("settings.yaml", "manifest.json", "model.safetensors", "predictions.csv", "metrics.json", "maps/cam.npy")
+FILES = (
+    "settings.yaml", "manifest.json", "model.safetensors", "predictions.csv", "metrics.json", "maps/cam.npy",
+    "faithfulness.json",
+)  # fmt: skip
 
 Rows = list[tuple[str, str]]
 
@@ -87,8 +90,8 @@ def _data(settings: Settings, manifest: Mapping[str, Any]) -> Rows:
         annotated = manifest.get("train_annotated", UNKNOWN)
         counts = f"{manifest['train_normal']} normal, {manifest['train_defective']} defective ({annotated} with a mask)"
         rows.append(("training pictures", counts))
-    seed = settings.seed if settings.split_seed is None else settings.split_seed
-    rows.append(("split", f"the data's own where it has one; else seed {seed}, test ratio {settings.test_ratio:g}"))
+    drawn = f"seed {settings.seed_of_split}, test ratio {settings.test_ratio:g}"
+    rows.append(("split", f"the data's own where it has one; else {drawn}"))
     if settings.dataset_type == "synthetic":
         planted = f"{settings.shortcut}, with the label in {100 * settings.shortcut_correlation:g} % of the pictures"
         rows.append(("planted shortcut", "none" if settings.shortcut == "none" else planted))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_model
+from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_map, limits_of_model
 from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit
 
 
 def known_limits(evidence: Evidence) -> list[Limit]:
     """Every limit that applies, serious ones first, then in the order of the rules."""
-    rules = (*limits_of_model.RULES, *limits_of_data.RULES)
+    rules = (*limits_of_model.RULES, *limits_of_map.RULES, *limits_of_data.RULES)
     found = [limit for rule in rules if (limit := rule(evidence)) is not None]
     return sorted(found, key=lambda limit: not limit.serious)
 

@@ -158,7 +158,8 @@ def pictures_missing(evidence: Evidence) -> Limit | None:
         return None
     text = (
         f"{evidence.missing_pictures} of the pictures to be shown could not be read below "
-        f"{evidence.settings.plain()['data_root']}; their maps stand alone. The numbers are those stored with the run."
+        f"{evidence.pictures_below}; their maps stand alone. The numbers are those stored with the run. If the "
+        "pictures moved, write the report again with --data-root and the folder that they are in now."
     )
     return Limit("Pictures not at hand", text)
 

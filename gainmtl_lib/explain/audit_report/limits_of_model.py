@@ -54,7 +54,7 @@ def near_chance(evidence: Evidence) -> Limit | None:
             found.append(f"on {split} normal pictures score higher than defective ones (AUROC {interval(auroc)})")
         elif auroc.has_interval and auroc.low <= 0.5:
             found.append(f"on {split} the AUROC {interval(auroc)} cannot be told from a coin's 0.5")
-    return Limit("At or below chance", f"{sentence(join_words(found))}.", serious=True) if found else None
+    return Limit("Not shown to be above chance", f"{sentence(join_words(found))}.", serious=True) if found else None
 
 
 def drops_under_shift(evidence: Evidence) -> Limit | None:
@@ -90,17 +90,17 @@ def wrong_reason(evidence: Evidence) -> Limit | None:
 
 
 def control_flips(evidence: Evidence) -> Limit | None:
-    """Suppressing the defect flips verdicts no more often than suppressing the same area elsewhere."""
+    """That suppressing the defect flips more verdicts than suppressing the same area elsewhere is not shown."""
     excess = evidence.score("cf_excess")
-    least = excess.low if excess.has_interval else excess.value
-    if not least <= 0:
+    if excess.value != excess.value or excess.low > 0:
         return None
     flip, control = evidence.score("cf_flip_rate"), evidence.score("cf_control_flip_rate")
     text = (
         f"Suppressing the defect flips {of_count(flip)} verdicts, suppressing the same area off it "
-        f"{of_count(control)}. The flips do not show that the decision rests on the defect."
+        f"{of_count(control)}. Where both were asked, flip minus control is {interval(excess)}: that the decision "
+        "rests on the defect is not shown by it."
     )
-    return Limit("Flips no more often than the control", text, serious=True)
+    return Limit("Not shown to flip more often than the control", text, serious=True)
 
 
 def scale_does_not_separate(evidence: Evidence) -> Limit | None:
@@ -116,7 +116,7 @@ def scale_does_not_separate(evidence: Evidence) -> Limit | None:
 
 
 def calm_on_defects(evidence: Evidence) -> Limit | None:
-    """The CAM finds nothing on defects as often as on normal parts."""
+    """That the CAM finds nothing more often on normal parts than on defects is not shown."""
     found = []
     for split in evidence.audit.tests:
         normal, defective = evidence.audit.calm(split, 0), evidence.audit.calm(split, 1)
@@ -124,8 +124,11 @@ def calm_on_defects(evidence: Evidence) -> Limit | None:
             found.append(f"on {split} on {of_count(defective)} defective and {of_count(normal)} normal pictures")
     if not found:
         return None
-    text = f"On the absolute scale the CAM finds nothing {join_words(found)}: it does not tell them apart."
-    return Limit("CAM as calm on defects as on normal parts", text, serious=True)
+    text = (
+        f"On the absolute scale the CAM finds nothing {join_words(found)}: that it tells them apart is not shown, "
+        "because the interval of the difference includes 0 or lies below it."
+    )
+    return Limit("CAM not shown to be calmer on normal parts", text, serious=True)
 
 
 def no_counterfactual(evidence: Evidence) -> Limit | None:

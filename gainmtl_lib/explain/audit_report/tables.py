@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 from gainmtl_lib.evaluation.audit import Audit
 from gainmtl_lib.evaluation.intervals import Estimate, difference
+from gainmtl_lib.explain.audit_report.wording import join_words
 
 DECISION = {
     "recall": "recall",
@@ -102,6 +105,53 @@ def explanation_rows(audit: Audit) -> list[ScoreRow]:
         if any(reading.estimate.value == reading.estimate.value for reading in readings.values()):
             rows.append(ScoreRow(part, label, beside, readings))
     return rows
+
+
+@dataclass(frozen=True)
+class FaithfulnessRow:
+    """One measure of faithfulness.
+
+    Attributes:
+        label: its name.
+        ours: of the deciding CAM.
+        random: of the same map moved to a random place.
+        gain: of ours over random, positive is better.
+        verdict: in words.
+    """
+
+    label: str
+    ours: float
+    random: float
+    gain: Estimate
+    verdict: str
+
+
+_FAITHFULNESS = {"deletion": "deletion", "insertion": "insertion", "road": "ROAD"}
+
+
+def faithfulness_rows(measured: Mapping[str, Any] | None) -> list[FaithfulnessRow]:
+    """What `measure_faithfulness` found, by measure; empty where nothing was measured."""
+    if measured is None:
+        return []
+    return [
+        FaithfulnessRow(label, found["ours"], found["random"], _stored_estimate(found), found["verdict"])
+        for name, label in _FAITHFULNESS.items()
+        if (found := measured["map"].get(name))
+    ]
+
+
+def _stored_estimate(found: Mapping[str, Any]) -> Estimate:
+    """None in a file stands for NaN."""
+    value, low, high = (nan if found[name] is None else float(found[name]) for name in ("gain", "low", "high"))
+    return Estimate(value, low, high)
+
+
+def verdicts_in_words(rows: Sequence[FaithfulnessRow]) -> str:
+    """``deletion and insertion: faithful; ROAD: worse than a random map``."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        labels.setdefault(row.verdict, []).append(row.label)
+    return "; ".join(f"{join_words(names)}: {verdict}" for verdict, names in labels.items())
 
 
 def calm_rows(audit: Audit) -> dict[str, dict[str, Estimate]]:

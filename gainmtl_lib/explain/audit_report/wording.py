@@ -16,7 +16,9 @@ SPLITS = {"val": "validation", "test": "test", "test_shift": "test_shift"}
 
 def rounded(value: float | None) -> str:
     """Three decimals; a dash for no answer."""
-    return NOTHING if value is None or value != value else f"{value:.3f}".replace("-", MINUS)
+    if value is None or value != value:
+        return NOTHING
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", MINUS)  # adding 0 leaves no sign on what rounds to 0
 
 
 def percent(value: float | None) -> str:

@@ -9,7 +9,7 @@ from gainmtl_lib.evaluation.intervals import CONFIDENCE
 from gainmtl_lib.evaluation.operating_point import defects_to_show
 from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit
 from gainmtl_lib.explain.audit_report.head import STRATEGIES
-from gainmtl_lib.explain.audit_report.tables import FLIPS, ShiftRow, shift_rows
+from gainmtl_lib.explain.audit_report.tables import FLIPS, ShiftRow, faithfulness_rows, shift_rows, verdicts_in_words
 from gainmtl_lib.explain.audit_report.wording import (
     interval,
     join_words,
@@ -30,6 +30,7 @@ def in_short(evidence: Evidence, limits: Sequence[Limit]) -> list[tuple[str, str
         ("Escapes and overkill", escapes_sentence(audit)),
         ("At the required recall", recall_sentence(audit)),
         ("Reason", reason_sentence(evidence)),
+        ("Faithfulness", faithfulness_sentence(evidence)),
         ("Counterfactual", flip_sentence(evidence)),
         ("Shift", shift_sentence(audit)),
     ]
@@ -115,10 +116,23 @@ def flip_sentence(evidence: Evidence) -> str:
     if excess.value != excess.value:
         return text + " Without a control the flips say nothing."
     text += f" Where both were asked, flip minus control is {interval(excess)}: "
-    least = excess.low if excess.has_interval else excess.value
-    if least > 0:
+    if excess.low > 0:
         return text + "that much is due to suppressing the defect itself."
     return text + "that suppressing the defect does more than suppressing any other area is not shown."
+
+
+def faithfulness_sentence(evidence: Evidence) -> str:
+    """Whether the decision rests on what the map marks, and whether the map depends on what the model learnt."""
+    measured = evidence.faithfulness
+    if measured is None:
+        return "Not measured: gainmtl report RUN --faithfulness does."
+    check = measured["randomisation"]
+    return (
+        f"The deciding CAM against the same map moved to a random place, on {len(measured['pictures'])} of "
+        f"{plural(measured['found'], 'found defect')} of {measured['split']}: "
+        f"{verdicts_in_words(faithfulness_rows(measured))}. "
+        f"With all weights shuffled: {check['verdict']} (rank correlation {rounded(check['similarity'])})."
+    )
 
 
 def shift_sentence(audit: Audit) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 from numpy.typing import NDArray
 
-from gainmtl_lib.explain.browser.controls import MapControls, NoteForm, WhatIf
+from gainmtl_lib.explain.browser.controls import MapControls, WhatIf
 from gainmtl_lib.explain.browser.filters import FilterBar
+from gainmtl_lib.explain.browser.note_form import NoteForm
 from gainmtl_lib.explain.browser.style import STYLE
 from gainmtl_lib.explain.browser.thumbnails import PAGE, Strip
 from gainmtl_lib.explain.browser.touch import ROOT, Touch
 from gainmtl_lib.explain.browser.viewer import Viewer, headline, side_of
 from gainmtl_lib.explain.browser.what_if import ask
 from gainmtl_lib.explain.library import Choice, OpenedRun, PictureLibrary, Runs
-from gainmtl_lib.explain.notes import NOTHING_SAID, NotesError
-from gainmtl_lib.files import FileError
+from gainmtl_lib.explain.notes import NOTHING_SAID, Note, NotesError
 
 
 class CamBrowser(widgets.VBox):
@@ -113,15 +114,21 @@ class CamBrowser(widgets.VBox):
         self.viewer.layout.display = None if len(self.rows) else "none"
         if not len(self.rows):
             self.headline.value = "<b>No picture fits.</b> Choose fewer filters."
-            self.note.show(NOTHING_SAID, self._opened.notes.problem)
+            self.note.show("", "", NOTHING_SAID, self._opened.notes.problem)
             return
         self._shown = self._image
         count = f'<span class="gainmtl-count">{self.place + 1} of {len(self.rows)}</span> '
         self.headline.value = count + headline(self._opened, int(self.rows[self.place]))
         self._draw()
         self._recall()
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        name = self.filters.name
         if self.place + 1 < len(self.rows):
-            self.library.prefetch(self.filters.name, int(self.rows[self.place + 1]), side_of(self.filters.names))
+            self.library.prefetch(name, int(self.rows[self.place + 1]), side_of(self.filters.names))
+        next_page = (self.place // PAGE + 1) * PAGE
+        self.library.prefetch_thumbnails(name, self.rows[next_page : next_page + PAGE])
 
     def _draw(self) -> None:
         if len(self.rows):
@@ -129,16 +136,15 @@ class CamBrowser(widgets.VBox):
 
     def _recall(self) -> None:
         notes = self._opened.notes
-        self.note.show(NOTHING_SAID if notes.problem else notes.of(self._image), notes.problem)
+        said = NOTHING_SAID if notes.problem else notes.of(self._image)
+        self.note.show(self.filters.name, self._image, said, notes.problem)
 
-    def _save(self, check_label: bool, text: str) -> str:
-        if not len(self.rows):
-            return "no picture is shown: nothing was saved"
-        try:
-            note = self._opened.notes.save(self._image, check_label=check_label, text=text)
-        except (FileError, NotesError) as error:
-            return f"not saved: {error}"
-        return f"saved {note.time[11:19]} in {self._opened.notes.path}"
+    def _save(self, name: str, image: str, **changed: Any) -> tuple[Note, str]:
+        opened = self.library.runs.get(name)
+        if opened is None or image not in opened.row_of:
+            raise NotesError(f"{name} has no picture {image!r}")
+        note = opened.notes.save(image, **changed)
+        return note, f"saved {note.time[11:19]} in {opened.notes.path}"
 
     def _ask(self) -> list[str]:
         image, lines = self._image, []

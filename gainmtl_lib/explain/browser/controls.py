@@ -1,4 +1,4 @@
-"""The panel beside the pictures: how the map is shown, the counterfactual at a click, and what somebody notes."""
+"""The panel beside the pictures: how the map is shown, and the counterfactual at a click."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import ipywidgets as widgets
 
 from gainmtl_lib.explain.library import KINDS
-from gainmtl_lib.explain.notes import Note
 from gainmtl_lib.explain.panels import SHORT, Look
 
 NO_MAP = "none"
@@ -78,42 +77,6 @@ class WhatIf(widgets.VBox):
             self.answer.value = "".join(f"<p>{escape(line)}</p>" for line in on_ask())
         finally:
             self.button.disabled = False
-
-
-class NoteForm(widgets.VBox):
-    """A mark and a note on the current picture, saved as soon as they are left.
-
-    Args:
-        on_save: called with the mark and the text; gives a line on what became of it.
-    """
-
-    def __init__(self, on_save: Callable[[bool, str], str]) -> None:
-        self._on_save, self._quiet = on_save, False
-        self.mark = _box("check this label", False)
-        self.text = widgets.Textarea(
-            placeholder="note on this picture, saved when you leave this field",
-            continuous_update=False,
-            layout={"width": "auto", "height": "58px"},
-        )
-        self.state = widgets.HTML()
-        for widget in (self.mark, self.text):
-            widget.observe(self._changed, "value")
-        super().__init__([self.mark, self.text, self.state])
-        self.add_class("gainmtl-group")
-
-    def show(self, note: Note, state: str = "") -> None:
-        """Put in what was last said of a picture, without saving it again."""
-        self._quiet = True
-        self.mark.value, self.text.value = note.check_label, note.text
-        self._quiet = False
-        self._say(state or (f"saved {note.time.replace('T', ' ')[:16]}" if note.time else ""))
-
-    def _changed(self, _: Any) -> None:
-        if not self._quiet:
-            self._say(self._on_save(self.mark.value, self.text.value))
-
-    def _say(self, state: str) -> None:
-        self.state.value = f'<p class="gainmtl-quiet">{escape(state)}</p>' if state else ""
 
 
 def _choice(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:

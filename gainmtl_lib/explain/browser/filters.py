@@ -8,7 +8,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gainmtl_lib.explain.library import ORDERS, SPLITS, VERDICTS, Choice, PictureLibrary
+from gainmtl_lib.evaluation.stored import SPLITS
+from gainmtl_lib.explain.library import ORDERS, VERDICTS, Choice, PictureLibrary
 
 EVERY = ""
 """Value of a list that leaves its column free."""

@@ -1,4 +1,7 @@
-"""How the browser looks: quiet greys, one accent, colours that any colour vision tells apart."""
+"""How the browser looks: quiet greys, one accent, colours that any colour vision tells apart.
+
+The thumbnails stand in 14 columns, one for each of a page (`thumbnails.PAGE`), in fewer where there is no room.
+"""
 
 STYLE = """
 .gainmtl-browser { font-size: 13px; line-height: 1.4; color: #1f2933; gap: 8px; padding: 4px 2px; overflow: visible;
@@ -19,7 +22,12 @@ STYLE = """
 .gainmtl-browser .gainmtl-field > select { flex: none; height: 28px; margin: 0; width: auto; min-width: 84px;
   max-width: 240px; }
 .gainmtl-browser .gainmtl-field button { padding: 0 9px; }
-.gainmtl-browser textarea { font: inherit; }
+.gainmtl-note { display: flex; flex-direction: column; padding-inline: 2px; }
+.gainmtl-note label { display: flex; align-items: center; gap: 6px; height: 28px; }
+.gainmtl-note input { margin: 0; }
+.gainmtl-note textarea { font: inherit; color: inherit; background: #fff; box-sizing: border-box; width: 100%;
+  height: 58px; padding: 4px 8px; border: 1px solid #9e9e9e; border-radius: 0; resize: vertical; }
+.gainmtl-note textarea:focus { border-color: #64b5f6; outline: none; }
 .gainmtl-chips button { margin: 0 4px 0 0; }
 .gainmtl-notices { background: #fff6e0; border-left: 3px solid #e69f00; padding: 4px 10px; margin: 0; }
 .gainmtl-notices:empty { display: none; }
@@ -48,7 +56,7 @@ STYLE = """
 .gainmtl-strip .gainmtl-arrow { width: 28px; padding: 0; flex: none; }
 .gainmtl-thumbnails { flex: 1 1 auto; margin: 0; min-width: 0; }
 .gainmtl-thumbnails .widget-html-content { display: grid; gap: 6px; padding: 3px;
-  grid-template-columns: repeat(auto-fit, minmax(56px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(max(56px, (100% - 78px) / 14), 1fr)); }
 .gainmtl-thumbnails button { border: none; background: none; padding: 0; font: inherit; font-size: 11px; color: inherit;
   cursor: pointer; border-radius: 3px; max-width: 84px; }
 .gainmtl-thumbnails img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #eef1f4;

@@ -31,11 +31,14 @@ class Touch(anywidget.AnyWidget):
       const stop = new AbortController();
       const listen = (type, act) => window.addEventListener(type, act, { capture: true, signal: stop.signal });
       const root = () => el.closest(".ROOT");
-      const inside = (node) => node instanceof Element && root()?.contains(node);
+      const browserOf = (node) => (node instanceof Element ? node.closest(".ROOT") : null);
+      const inside = (node) => browserOf(node) !== null && browserOf(node) === root();
       let waiting = false, byMouse = false;
 
-      const meant = (event) => inside(event.target) || root()?.matches(":hover")
-        || (event.target === document.body && document.querySelectorAll(".ROOT").length === 1);
+      // A key pressed in a browser is that one's. Only one pressed in none is for the browser under the mouse, or for
+      // the only one there is.
+      const meant = ({ target }) => browserOf(target) ? inside(target)
+        : root()?.matches(":hover") || (target === document.body && document.querySelectorAll(".ROOT").length === 1);
 
       listen("keydown", (event) => {
         byMouse = false;
@@ -43,7 +46,7 @@ class Touch(anywidget.AnyWidget):
         if (!step || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
         if (event.target.closest?.(TYPED_INTO) || !meant(event)) return;
         event.preventDefault();
-        event.stopPropagation();
+        event.stopImmediatePropagation();  // every browser of the page listens, also a second view of this one
         if (event.repeat && waiting) return;  // a held key goes on as fast as pictures come, and stops with the key
         waiting = true;
         model.send({ step });

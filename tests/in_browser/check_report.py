@@ -1,0 +1,51 @@
+"""The audit report in a real web browser with the network off: it shows everything, asks for nothing, and prints.
+
+Not collected with the unit tests: it needs Chromium. Run it with ``make browser``, or
+``SCREENSHOTS=folder pytest tests/in_browser/check_report.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+from tiny import tiny_settings
+
+from gainmtl_lib.evaluation.evaluate import evaluate
+from gainmtl_lib.explain.measured_faithfulness import measure_faithfulness
+from gainmtl_lib.explain.report import write_report
+from gainmtl_lib.training.fit import fit
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    run = fit(tiny_settings(folder, "S5", learning_rate=3e-3))
+    table, _ = evaluate(run)
+    if (table["verdict"] == "TP").any():  # four epochs need not find a defect
+        measure_faithfulness(run, limit=4, steps=4, draws=1)
+    return write_report(run, folder / "audit report.html")
+
+
+def test_it_opens_offline_and_prints(chromium: Browser, report: Path, screenshots: Path):
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    context.set_offline(True)
+    page = context.new_page()
+    complaints, asked = [], []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+
+    widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+    assert len(widths) > 10 and min(widths) > 0
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.screenshot(path=screenshots / "report.png", full_page=True)
+    for name in ("limits", "reason", "pictures"):
+        page.locator(f"#{name}").screenshot(path=screenshots / f"report_{name}.png")
+    (screenshots / "report.pdf").write_bytes(printed := page.pdf(prefer_css_page_size=True))
+    assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") > 3
+    context.close()
