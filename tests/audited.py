@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from conftest import write_mask, write_picture
+from drawn_data import write_mask, write_picture
 
 from gainmtl_lib.evaluation.summary import add_verdicts
 from gainmtl_lib.settings import Settings

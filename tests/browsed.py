@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from conftest import write_mask, write_picture
+from drawn_data import write_mask, write_picture
 from tiny import tiny_settings
 
 from gainmtl_lib.runs import Run, write_json

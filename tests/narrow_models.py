@@ -17,12 +17,15 @@ NARROW = {
 }
 
 
+# Whoever asks first may do so in inference mode, whose tensors nobody can differentiate afterwards.
 @functools.cache
+@torch.inference_mode(False)
 def built(strategy: str, map_stride: int = 16) -> GAINMTLModel:
     torch.manual_seed(0)
     return GAINMTLModel(**NARROW, strategy=strategy, map_stride=map_stride).eval()
 
 
 @functools.cache
+@torch.inference_mode(False)
 def images(count: int = 2) -> torch.Tensor:
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))

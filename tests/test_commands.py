@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import truncate_file, write_generic, write_picture
+from drawn_data import truncate_file, write_generic, write_picture
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_model, build_samples

@@ -5,7 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import write_generic, write_mask, write_picture
+from drawn_data import write_generic, write_mask, write_picture
 
 from gainmtl_lib.build import build_samples
 from gainmtl_lib.data.samples import DataError

@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import truncate_file, write_generic, write_mask, write_picture
+from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib.data.datamodule import EpochSampler, GainDataModule
 from gainmtl_lib.data.samples import DataError, read_samples

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import write_generic
+from drawn_data import write_generic
 from filelock import FileLock
 from PIL import Image
 from tiny import tiny_settings

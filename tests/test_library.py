@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from browsed import ROWS, write_browsed_run
-from conftest import truncate_file, write_mask, write_picture
+from drawn_data import truncate_file, write_mask, write_picture
 
 from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.explain.drawing import GROUND

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write_generic, write_mask
+from drawn_data import write_generic, write_mask
 
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.findings import DataError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from audited import row, write_audited
 from click.testing import CliRunner
-from conftest import write_picture
+from drawn_data import write_picture
 from narrow_models import NARROW, built
 
 from gainmtl_lib.cli import main

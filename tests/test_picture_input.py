@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import truncate_file
+from drawn_data import truncate_file
 from PIL import Image
 
 from gainmtl_lib.data.findings import DataError

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_mask
+from drawn_data import write_mask
 from matplotlib.figure import Figure
 from tiny import tiny_settings
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_generic, write_mask, write_picture
+from drawn_data import write_generic, write_mask, write_picture
 
 from gainmtl_lib.data.samples import COLUMNS, DataError, data_digest, read_samples, scan_samples
 
