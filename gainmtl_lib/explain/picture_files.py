@@ -130,7 +130,7 @@ def resized(pixels: NDArray, shape: tuple[int, int]) -> NDArray:
 
 
 def resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """A mask that shrinking would empty keeps every pixel it touches, so that a thin defect stays outlined."""
+    """A region that shrinking would lose keeps every pixel it touches, so that a thin defect stays outlined."""
     if mask is None or not mask.any():
         return None
     shrinks = shape[0] < mask.shape[0]
@@ -138,7 +138,9 @@ def resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDAr
     share = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=method)
     if not shrinks:  # half a pixel of the mask, so that its outline is no staircase
         share = cv2.GaussianBlur(share, (0, 0), max(0.5, 0.5 * shape[0] / mask.shape[0]))
-    return share >= 0.5 if (share >= 0.5).any() else share > 0
+    kept, touched = share >= 0.5, share > 0
+    regions = cv2.connectedComponents(touched.astype(np.uint8))[1]
+    return kept | (touched & ~np.isin(regions, regions[kept]))
 
 
 def _first_sentence(error: DataError) -> str:
