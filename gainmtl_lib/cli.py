@@ -102,7 +102,7 @@ def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], forc
     if what.upper() not in STRATEGY_WEIGHTS:
         raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
     executed = study.run_strategy(what.upper(), files, overrides, force=force)
-    console.print(f"executed notebook: {executed}")
+    console.print(f"executed notebook: {escape(str(executed))}")
 
 
 @main.command()
@@ -139,7 +139,7 @@ def train(
     from gainmtl_lib.training.fit import fit
 
     finished = fit(settings, resume=resume, force=force)
-    console.print(f"run: {finished.folder}")
+    console.print(f"run: {escape(str(finished.folder))}")
 
 
 @main.command("evaluate")
@@ -278,7 +278,8 @@ def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -
 
     samples = build_samples(settings)
     console.print(
-        f"{path}: {len(samples)} pictures, " + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items())
+        f"{escape(str(path))}: {len(samples)} pictures, "
+        + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items())
     )
 
 

@@ -176,6 +176,14 @@ def test_data_check_refuses_what_a_training_would_refuse(tmp_path):
     assert "1 when a training would refuse the data" in " ".join(run("data", "check", "--help").output.split())
 
 
+def test_a_path_in_brackets_is_printed_whole(tmp_path):
+    data, sheet = tmp_path / "[x]", tmp_path / "[y]" / "sheet.png"
+    made = run("data", "synth", str(data), "-p", "num_samples", "20", "-p", "image_size", "64")
+    assert made.exit_code == 0 and f"{data}: " in made.output
+    checked = run("data", "check", str(data), "--image-size", "64", "64", "--contact-sheet", str(sheet))
+    assert f"contact sheet: {sheet}" in checked.output and sheet.is_file()
+
+
 def test_synthetic_data_is_not_made_over_other_data(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     result = run("data", "synth", str(tmp_path), "-p", "num_samples", "20")

@@ -139,8 +139,10 @@ def resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDAr
     if not shrinks:  # half a pixel of the mask, so that its outline is no staircase
         share = cv2.GaussianBlur(share, (0, 0), max(0.5, 0.5 * shape[0] / mask.shape[0]))
     kept, touched = share >= 0.5, share > 0
-    regions = cv2.connectedComponents(touched.astype(np.uint8))[1]
-    return kept | (touched & ~np.isin(regions, regions[kept]))
+    count, regions = cv2.connectedComponents(touched.astype(np.uint8))
+    lost = np.arange(count) > 0  # region 0 is what is not touched
+    lost[regions[kept]] = False
+    return kept | lost[regions]
 
 
 def _first_sentence(error: DataError) -> str:

@@ -50,7 +50,7 @@ def report_data_check(
     if contact_sheet_path is not None:
         sheet = contact_sheet_samples(report.samples)
         save_figure(contact_sheet(sheet.images, sheet.masks, sheet.titles), contact_sheet_path)
-        console.print(f"contact sheet: {contact_sheet_path}")
+        console.print(f"contact sheet: {escape(str(contact_sheet_path))}")
     counts = {level: sum(finding.level == level for finding in report.findings) for level in ("error", "warning")}
     console.print(f"{counts['error']} errors, {counts['warning']} warnings")
     return report.usable
