@@ -139,7 +139,8 @@ def resized_mask(mask: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDAr
     if not shrinks:  # half a pixel of the mask, so that its outline is no staircase
         share = cv2.GaussianBlur(share, (0, 0), max(0.5, 0.5 * shape[0] / mask.shape[0]))
     kept, touched = share >= 0.5, share > 0
-    count, regions = cv2.connectedComponents(touched.astype(np.uint8))
+    count, labels = cv2.connectedComponents(touched.astype(np.uint8))
+    regions = labels.astype(np.intp)
     lost = np.arange(count) > 0  # region 0 is what is not touched
     lost[regions[kept]] = False
     return kept | lost[regions]
