@@ -3,12 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: run test unit lint types commands notebooks browser lab execute clean
+SLOW := $(addprefix tests/,test_fit.py test_same_seed.py test_measured_faithfulness.py)
+
+.PHONY: run test unit training lint types commands notebooks browser lab execute clean
 
 run: $(READY)
 	$(BIN)/gainmtl run all -f params/quick.yaml
 
-test: lint types unit commands notebooks
+test: lint types unit training commands notebooks
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
@@ -27,7 +29,11 @@ types: $(READY)
 	$(BIN)/basedpyright
 
 unit: $(READY)
-	$(BIN)/pytest tests --ignore tests/test_commands.py --ignore tests/test_notebooks.py
+	$(BIN)/pytest tests --ignore tests/test_commands.py --ignore tests/test_notebooks.py $(addprefix --ignore ,$(SLOW))
+
+# Tests that train and explain small networks again and again.
+training: $(READY)
+	$(BIN)/pytest $(SLOW)
 
 commands: $(READY)
 	$(BIN)/pytest tests/test_commands.py
