@@ -12,10 +12,11 @@ from gainmtl_lib.data.samples import read_samples
 from gainmtl_lib.data.splits import split_samples
 from gainmtl_lib.data.synthetic import make_synthetic
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.run_settings import RunSettings
 from gainmtl_lib.settings import Settings
 
 
-def make_data(settings: Settings) -> None:
+def make_data(settings: RunSettings) -> None:
     """Make synthetic data where it is missing; data of any other type is left to its owner."""
     if settings.dataset_type == "synthetic":
         make_synthetic(
@@ -28,7 +29,7 @@ def make_data(settings: Settings) -> None:
         )
 
 
-def build_samples(settings: Settings) -> pd.DataFrame:
+def build_samples(settings: RunSettings) -> pd.DataFrame:
     """The table of samples with its split; synthetic data is made first where it is missing."""
     make_data(settings)
     samples = read_samples(settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern)

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from gainmtl_lib.files import atomic_path, remove_temporaries
 from gainmtl_lib.parameters import SettingsError
+from gainmtl_lib.run_settings import RunSettings
 from gainmtl_lib.runs import RunError, run_status
-from gainmtl_lib.settings import Settings
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claim(settings: Settings, *, force: bool = False) -> Iterator[Path]:
+def claim(settings: RunSettings, *, force: bool = False) -> Iterator[Path]:
     """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
 
     A start that reached no checkpoint leaves nothing behind, so that a mistake in the settings, the data or
@@ -74,9 +74,9 @@ def claim(settings: Settings, *, force: bool = False) -> Iterator[Path]:
             raise
 
 
-def _check_same(stored: Path, settings: Settings) -> None:
+def _check_same(stored: Path, settings: RunSettings) -> None:
     try:
-        differing = Settings.from_yaml(stored).differences(settings)
+        differing = type(settings).from_yaml(stored).differences(settings)
     except SettingsError as error:
         differing = [str(error)]
     if differing:
@@ -94,12 +94,12 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _remove_events(settings: Settings) -> None:
+def _remove_events(settings: RunSettings) -> None:
     for path in settings.tensorboard_folder.glob("events.out.*"):
         path.unlink()
 
 
-def _forget_vain_start(settings: Settings) -> None:
+def _forget_vain_start(settings: RunSettings) -> None:
     """Remove what a start wrote that reached no checkpoint."""
     folder = settings.run_dir
     stored = folder / "settings.yaml"

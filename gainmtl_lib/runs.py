@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gainmtl_lib.build import build_model
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.run_settings import RunSettings
 from gainmtl_lib.settings import Settings
+
+EFFICIENTAD = "efficientad"
+"""Stands in a manifest where runs of GAIN-MTL have their strategy."""
+
+AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 
 class RunError(RuntimeError):
@@ -31,31 +37,26 @@ class RunError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run, read from its folder on demand.
+class StoredRun(Generic[AnySettings]):
+    """What the finished runs of both systems leave alike, read from the folder on demand.
 
     Attributes:
         folder: where it lies.
     """
 
     folder: Path
+    settings_type: ClassVar[type[RunSettings]]
+    main_map: ClassVar[str]
 
     @cached_property
-    def settings(self) -> Settings:
+    def settings(self) -> AnySettings:
         """What the run was asked for."""
-        return Settings.from_yaml(self.folder / "settings.yaml")
+        return cast("AnySettings", self.settings_type.from_yaml(self.folder / "settings.yaml"))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Versions, device, data digest, split sizes, provider, pretrained weights, duration, status."""
         return read_json(self.folder / "manifest.json")
-
-    @cached_property
-    def model(self) -> GAINMTLModel:
-        """The best model, in evaluation mode, on the CPU. Never downloads."""
-        model = build_model(self.settings, pretrained=False)
-        model.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return model.eval()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -74,7 +75,8 @@ class Run:
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Maps in the order of `predictions`: ``cam`` (N, h, w), ``attention``, ``localization``, as far as there are.
+        """Maps in the order of `predictions`, (N, h, w) each: of GAIN-MTL ``cam``, ``attention``, ``localization``, as
+        far as there are; of EfficientAD ``anomaly``.
 
         Opened, not read: of ten thousand pictures only those that are looked at reach memory.
         """
@@ -99,7 +101,8 @@ class Run:
     @property
     def is_evaluated(self) -> bool:
         """Whether `evaluate` has left its results here."""
-        return all((self.folder / name).is_file() for name in ("predictions.csv", "maps/cam.npy", "metrics.json"))
+        needed = ("predictions.csv", f"maps/{self.main_map}.npy", "metrics.json")
+        return all((self.folder / name).is_file() for name in needed)
 
     @property
     def figures_dir(self) -> Path:
@@ -115,11 +118,43 @@ class Run:
         return path
 
 
+@dataclass(frozen=True)
+class Run(StoredRun[Settings]):
+    """A finished run of a GAIN-MTL strategy."""
+
+    settings_type = Settings
+    main_map = "cam"
+
+    @cached_property
+    def model(self) -> GAINMTLModel:
+        """The best model, in evaluation mode, on the CPU. Never downloads."""
+        model = build_model(self.settings, pretrained=False)
+        model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        return model.eval()
+
+
 def load_run(folder: str | Path) -> Run:
-    """Read a finished run.
+    """Read a finished run of a strategy.
 
     Raises:
-        RunError: there is no run in the folder, or it is not finished.
+        RunError: there is no run in the folder, it is not finished, or it is one of EfficientAD.
+    """
+    folder = finished_folder(folder)
+    if system_of(folder) == EFFICIENTAD:
+        raise RunError(f"{folder}: a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help")
+    return Run(folder)
+
+
+def system_of(folder: Path) -> str:
+    """``efficientad``, or the strategy, of the run in a folder."""
+    return str(read_json(folder / "manifest.json").get("strategy", ""))
+
+
+def finished_folder(folder: str | Path) -> Path:
+    """The folder of a finished run of any system.
+
+    Raises:
+        RunError: there is no run in it, or it is not finished.
     """
     folder = Path(folder)
     status = run_status(folder)
@@ -129,7 +164,7 @@ def load_run(folder: str | Path) -> Run:
         raise RunError(f"{folder}: no run here (no manifest.json){hint}")
     if status != "complete":
         raise RunError(f"{folder}: the run is not finished (status '{status}'); start the same run again to go on")
-    return Run(folder)
+    return folder
 
 
 def run_status(folder: Path) -> str:

@@ -7,13 +7,13 @@ live in ``params/quick.yaml``.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gainmtl_lib.parameters import AnyPath, ParameterRecord, as_path
+from gainmtl_lib.parameters import AnyPath, as_path
+from gainmtl_lib.run_settings import Precision, Probability, RunSettings
 
 Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6"]
 
@@ -40,39 +40,25 @@ PART_OF_TERM = {
 """Which part of the model a loss term needs, and the first strategy that has it."""
 
 
-def _as_size(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _as_pretrained(value: Any) -> Any:
     return value if value == "auto" else as_path(value)
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Settings(ParameterRecord):
+class Settings(RunSettings):
     """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
 
     The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`.
     """
 
     # run
-    experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gainmtl"
     strategy: Strategy = "S5"
-    seed: Annotated[int, Field(ge=0)] = 42
-    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
 
     # model
     backbone_arch: str = "s"
@@ -94,32 +80,16 @@ class Settings(ParameterRecord):
     use_counterfactual: bool = True
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
-    mask_source: Literal["localization", "external", "none", "oracle"] = "localization"
+    mask_source: Literal["localization", "efficientad", "external", "none", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
+    efficientad_run: AnyPath | None = None
 
     # data
-    data_root: AnyPath = Field(default=Path("data"), validate_default=True)
-    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
-    image_size: Annotated[
-        tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]], BeforeValidator(_as_size)
-    ] = (512, 512)
-    resize: Literal["squash", "letterbox"] = "squash"
-    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    split_seed: Annotated[int, Field(ge=0)] | None = None
-    group_pattern: str | None = None
-    skip_unreadable: bool = False
     hflip_prob: Probability = 0.5
     vflip_prob: Probability = 0.5
     rotate90_prob: Probability = 0.5
     color_jitter_prob: Probability = 0.3
     gaussian_noise_prob: Probability = 0.2
-
-    # synthetic data (dataset_type: synthetic)
-    num_samples: Annotated[int, Field(ge=10)] = 1000
-    synthetic_seed: Annotated[int, Field(ge=0)] = 0
-    shortcut: Literal["none", "mark", "lighting"] = "mark"
-    shortcut_correlation: Probability = 0.95
 
     # loss
     lambda_cls: Weight
@@ -146,14 +116,10 @@ class Settings(ParameterRecord):
     own_mask_prob: Probability = 0.6
     other_mask_prob: Probability = 0.2
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)] = "auto"
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    cache_images: bool = True
+    precision: Precision = "auto"
     save_every_n_epochs: Annotated[int, Field(gt=0)] = 10
 
     # logging
-    use_tensorboard: bool = True
-    tensorboard_dir: AnyPath | None = None
     use_wandb: bool = False
     wandb_project: str = "gain-mtl"
 
@@ -187,11 +153,10 @@ class Settings(ParameterRecord):
             )
         if self.mask_source == "external" and self.external_mask_dir is None:
             raise ValueError("mask_source 'external' needs external_mask_dir, the folder with one mask per image")
-        if self.group_pattern is not None:
-            try:
-                re.compile(self.group_pattern)
-            except re.error as error:
-                raise ValueError(f"group_pattern is not a regular expression: {error}") from None
+        if self.mask_source == "efficientad" and self.efficientad_run is None:
+            raise ValueError(
+                "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"
+            )
         for term, (part, first) in PART_OF_TERM.items():
             if getattr(self, f"lambda_{term}") > 0 and self.strategy < first:
                 raise ValueError(
@@ -201,21 +166,9 @@ class Settings(ParameterRecord):
         return self
 
     @property
-    def seed_of_split(self) -> int:
-        """`split_seed`, else `seed`."""
-        return self.seed if self.split_seed is None else self.split_seed
-
-    @property
-    def run_dir(self) -> Path:
-        """``outputs/<experiment>/<strategy>/seed<k>``."""
-        return self.outputs_dir / self.experiment / self.strategy.lower() / f"seed{self.seed}"
-
-    @property
-    def tensorboard_folder(self) -> Path:
-        """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
-        if self.tensorboard_dir is None:
-            return self.run_dir / "tensorboard"
-        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+    def run_name(self) -> str:
+        """The strategy."""
+        return self.strategy.lower()
 
     @property
     def weights(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 from audited import row, spread, write_audited
 
 from gainmtl_lib.evaluation.audit import audit_run
-from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.runs import load_run
 
 

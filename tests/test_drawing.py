@@ -4,7 +4,6 @@ import pytest
 from browsed import write_browsed_run
 from PIL import Image
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.drawing import (
     BAND,
     CONTOUR,
@@ -19,6 +18,7 @@ from gainmtl_lib.explain.drawing import (
 )
 from gainmtl_lib.explain.library import PictureLibrary
 from gainmtl_lib.explain.panels import Look, map_panel, plain_panel
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.metrics import normalize_maps, resize_maps
 
 

@@ -24,7 +24,7 @@ from gainmtl_lib.evaluation import predict
 from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.evaluation.mask_source import MaskSource
-from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, classification
+from gainmtl_lib.evaluation.summary import add_verdicts
 from gainmtl_lib.runs import Run, RunError, load_run
 from gainmtl_lib.training.fit import fit
 
@@ -110,15 +110,6 @@ def test_external_masks_come_from_a_folder(run, tmp_path):
     assert full["mask_source"] == "external"
 
 
-def test_threshold_maximises_f1_with_a_margin():
-    labels = np.array([0, 0, 0, 1, 1])
-    assert choose_threshold(labels, np.array([0.1, 0.2, 0.3, 0.7, 0.9])) == pytest.approx(0.5)
-    # F1 of the cuts: 0.25 -> 6/7, 0.55 -> 0.5, 0.8 -> 1/2... the widest cut that keeps both defects wins.
-    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.7, 0.9])) == pytest.approx(0.25)
-    assert choose_threshold(labels, np.full(5, 0.3)) == 0.5
-    assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
-
-
 def table_by_hand():
     nan = float("nan")
     return pd.DataFrame(
@@ -144,16 +135,6 @@ def test_verdicts_flips_and_wrong_reasons_by_hand():
     assert table.index[table["wrong_reason"]].tolist() == ["lucky"]
     assert table["cf_flip"].dropna().to_dict() == {"found": 1.0, "lucky": 0.0}
     assert table["cf_control_flip"].dropna().to_dict() == {"found": 0.0, "lucky": 0.0}
-
-
-def test_classification_by_hand():
-    scores = classification(add_verdicts(table_by_hand(), 0.5))
-    assert scores["accuracy"] == pytest.approx(4 / 6)
-    assert scores["precision"] == pytest.approx(3 / 4)
-    assert scores["recall"] == pytest.approx(3 / 4)
-    assert scores["auroc"] == pytest.approx(7 / 8)  # 7 of 8 pairs of a defect and a normal are in order
-    one_class = add_verdicts(table_by_hand().query("label == 1"), 0.5)
-    assert np.isnan(classification(one_class)["auroc"])
 
 
 def test_errors_list_the_missed_first_then_the_wrong_reason():

@@ -15,12 +15,14 @@ LIBRARY = ROOT / "gainmtl_lib"
 ORDER = [
     {"wording", "files", "progress", "devices", "records"},
     {"parameters"},
+    {"run_settings"},
     {"settings"},
-    {"data", "models", "metrics"},
+    {"data", "models", "metrics", "decisions", "map_scale"},
     {"build"},
     {"runs"},
     {"claims"},
     {"training"},
+    {"efficientad"},
     {"evaluation"},
     {"explain"},
     {"notebooks", "study", "reports", "serve"},
@@ -104,5 +106,5 @@ def written(path):
 def test_every_module_has_its_test():
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     top = {path.stem for path in LIBRARY.glob("*.py")} - {"__init__", "records", "progress"}
-    named = {"build": "fit", "cli": "commands", "study": "commands"}
+    named = {"build": "fit", "cli": "commands", "run_settings": "settings", "study": "commands"}
     assert {named.get(name, name) for name in top} <= tested

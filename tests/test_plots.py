@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_data, build_model
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.explain.curves import classification_figure, strategies_figure, training_figure
 from gainmtl_lib.explain.pictures import (
@@ -19,6 +18,7 @@ from gainmtl_lib.explain.pictures import (
     same_pictures_figure,
 )
 from gainmtl_lib.explain.plots import contact_sheet, map_grid, overlay, save_figure
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.runs import RunError
 
 

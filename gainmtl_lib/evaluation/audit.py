@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.evaluation.breakdown import DefectRow, SizeBins, by_size, by_type, choose_bins
 from gainmtl_lib.evaluation.intervals import Estimate, difference, group_codes, proportion
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.operating_point import (
     OperatingPoint,
     RecallChoice,
@@ -21,6 +20,7 @@ from gainmtl_lib.evaluation.operating_point import (
 )
 from gainmtl_lib.evaluation.scores import split_scores
 from gainmtl_lib.evaluation.stored import SPLITS, stored_cams, stored_tables
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.runs import Run
 
 

@@ -15,12 +15,13 @@ from gainmtl_lib.build import build_data
 from gainmtl_lib.claims import hold
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
+from gainmtl_lib.decisions import choose_threshold
 from gainmtl_lib.devices import checked_device
-from gainmtl_lib.evaluation.map_scale import fit_scale
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.predict import SplitPredictions, predict_split
-from gainmtl_lib.evaluation.summary import add_verdicts, choose_threshold, summarise
+from gainmtl_lib.evaluation.summary import add_verdicts, summarise
 from gainmtl_lib.files import atomic_path, remove_temporaries
+from gainmtl_lib.map_scale import fit_scale
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.runs import Run, RunError, write_json
 from gainmtl_lib.settings import Settings

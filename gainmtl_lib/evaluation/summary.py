@@ -1,25 +1,13 @@
-"""From one row per image to the numbers of a split, and the threshold that the decision uses."""
+"""From one row per image to the numbers of a split."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from torchmetrics.functional.classification import (
-    binary_accuracy,
-    binary_auroc,
-    binary_average_precision,
-    binary_f1_score,
-    binary_precision,
-    binary_recall,
-)
 
+from gainmtl_lib.decisions import OFF_THE_DEFECT_IOU, classification, verdicts
 from gainmtl_lib.evaluation.predict import SplitPredictions
-
-OFF_THE_DEFECT_IOU = 0.1
-"""A CAM whose maximum misses the defect and whose IoU is below this counts as off the defect."""
 
 MEANS = (
     "cam_iou",
@@ -36,26 +24,6 @@ MEANS = (
 """Columns whose mean over images with an answer is reported under the same name."""
 
 
-def choose_threshold(labels: np.ndarray, probability: np.ndarray) -> float:
-    """Defect probability from which an image is called defective: the highest F1, ties nearest to 0.5.
-
-    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both.
-
-    Args:
-        labels: 0 or 1, (N,), of the validation split; never of a test split.
-        probability: of class 1, (N,).
-    """
-    scores = np.unique(probability)
-    if len(scores) < 2 or labels.min() == labels.max():
-        return 0.5
-    candidates = (scores[1:] + scores[:-1]) / 2
-    predicted = probability[None, :] >= candidates[:, None]
-    hits = (predicted & (labels == 1)).sum(axis=1)
-    f1 = 2 * hits / (predicted.sum(axis=1) + (labels == 1).sum())
-    best = candidates[f1 >= f1.max() - 1e-12]
-    return float(best[np.abs(best - 0.5).argmin()])
-
-
 def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Columns that depend on the threshold: ``predicted``, ``verdict``, flips, and ``wrong_reason``.
 
@@ -64,8 +32,7 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """
     table = table.copy()
     table["predicted"] = (table["probability"] >= threshold).astype(int)
-    names = {(1, 1): "TP", (0, 1): "FP", (1, 0): "FN", (0, 0): "TN"}
-    table["verdict"] = [names[pair] for pair in zip(table["label"], table["predicted"])]
+    table["verdict"] = verdicts(table["label"].to_numpy(), table["predicted"].to_numpy())
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
     table["wrong_reason"] = found & (table["cam_iou"] < OFF_THE_DEFECT_IOU) & (table["point_game"] < 0.5)
     for name in ("cf", "cf_control"):
@@ -82,7 +49,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
         predictions: of the same split, for what its table cannot say.
     """
-    verdicts = table["verdict"].value_counts()
+    counts = table["verdict"].value_counts()
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
     summary: dict[str, Any] = {
         "images": len(table),
@@ -90,8 +57,8 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         "defective": int((table["label"] == 1).sum()),
         "annotated": int(table["cam_iou"].notna().sum()),
         "skipped": int(((table["label"] == 1) & table["cam_iou"].isna()).sum()),
-        **{name: int(verdicts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
-        **classification(table),
+        **{name: int(counts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
+        **classification(*(table[name].to_numpy() for name in ("label", "predicted", "probability"))),
         **{name: float(table[name].mean()) for name in MEANS if name in table},
         "wrong_reason": int(table["wrong_reason"].sum()),
         "wrong_reason_rate": float(table.loc[found, "wrong_reason"].mean()),
@@ -101,19 +68,3 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
             summary[f"{name}_rate"] = float(table[name].mean())
             summary[f"{name}_asked"] = int(table[name].notna().sum())
     return summary | predictions.pooled
-
-
-def classification(table: pd.DataFrame) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of the verdicts; AUROC and AP of the probabilities (NaN for one class)."""
-    labels = torch.tensor(table["label"].to_numpy())
-    predicted = torch.tensor(table["predicted"].to_numpy())
-    prob = torch.tensor(table["probability"].to_numpy())
-    both = labels.min() != labels.max()
-    return {
-        "accuracy": float(binary_accuracy(predicted, labels)),
-        "precision": float(binary_precision(predicted, labels)),
-        "recall": float(binary_recall(predicted, labels)),
-        "f1": float(binary_f1_score(predicted, labels)),
-        "auroc": float(binary_auroc(prob, labels)) if both else float("nan"),
-        "average_precision": float(binary_average_precision(prob, labels)) if both else float("nan"),
-    }

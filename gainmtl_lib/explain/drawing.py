@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gainmtl_lib.evaluation.map_scale import MapScale
+from gainmtl_lib.map_scale import MapScale
 
 OUTLINE = (0, 229, 255)
 """RGB of the annotated defect's outline, as in the figures."""

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.transforms import Resize, resize_image, resize_mask
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.explanation import Explanation, Ready, describe
 from gainmtl_lib.explain.fonts import drawable, drawable_names
 from gainmtl_lib.explain.picture_input import Asked, pair, read_defect, read_picture
@@ -29,6 +28,7 @@ from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.explain.regions import Frame
 from gainmtl_lib.explain.suppression import CLASS_NAMES, MaskFrom, answer, ask_counterfactuals, why_no_path
 from gainmtl_lib.explain.verdict_figure import verdict_figure
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.models.counterfactual import as_at_inference
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.models.weights import ModelError

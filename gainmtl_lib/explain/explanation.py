@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.predict import stored_maps
 from gainmtl_lib.explain.regions import THRESHOLD, Frame, defect_area, defect_boxes, marked
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.metrics import cam_iou, energy_inside, grid_iou, point_game
 from gainmtl_lib.records import GainOutput
 

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.stored import stored_maps, stored_tables
 from gainmtl_lib.explain.notes import Notes
 from gainmtl_lib.explain.picture_files import PictureFiles, Shown
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.runs import Run, RunError, load_run
 
 KINDS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}

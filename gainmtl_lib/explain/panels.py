@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.drawing import compose, encode, enlarged_share, fitted, one_thread, with_band
 from gainmtl_lib.explain.library import KINDS, OpenedRun
 from gainmtl_lib.explain.picture_files import Shown
 from gainmtl_lib.explain.regions import Frame
+from gainmtl_lib.map_scale import MapScale
 
 SHORT = {"cam": "CAM", "attention": "attention", "localization": "localization"}
 IOU_COLUMN = {"cam": "cam_iou", "attention": "attention_iou", "localization": "loc_iou"}

@@ -14,10 +14,10 @@ from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.evaluation.ablation import ORACLE_MARK
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.pairing import rows_of
 from gainmtl_lib.explain.plots import map_grid
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.records import Batch, GainOutput
 from gainmtl_lib.runs import Run

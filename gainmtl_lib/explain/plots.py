@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.drawing import enlarged_share
 from gainmtl_lib.files import atomic_path
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.metrics import normalize_maps
 
 OUTLINE = "#00e5ff"

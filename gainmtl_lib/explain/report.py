@@ -12,10 +12,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.decisions import OFF_THE_DEFECT_IOU
 from gainmtl_lib.evaluation.audit import Audit, audit_run
 from gainmtl_lib.evaluation.intervals import CONFIDENCE, FEWEST_GROUPS, RESAMPLES, SEED
-from gainmtl_lib.evaluation.map_scale import CALM_SHARE
-from gainmtl_lib.evaluation.summary import OFF_THE_DEFECT_IOU
 from gainmtl_lib.explain.audit_report import wording, words
 from gainmtl_lib.explain.audit_report.evidence import Evidence
 from gainmtl_lib.explain.audit_report.figures import report_figures
@@ -32,6 +31,7 @@ from gainmtl_lib.explain.audit_report.tables import (
 )
 from gainmtl_lib.explain.measured_faithfulness import is_stale, stored_faithfulness
 from gainmtl_lib.files import atomic_path
+from gainmtl_lib.map_scale import CALM_SHARE
 from gainmtl_lib.runs import Run, load_run
 
 TEMPLATE = "report.html.jinja"

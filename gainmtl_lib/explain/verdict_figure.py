@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.explain.drawing import enlarged_share
 from gainmtl_lib.explain.explanation import Explanation
 from gainmtl_lib.explain.plots import OUTLINE, overlay
 from gainmtl_lib.explain.regions import THRESHOLD, Box
+from gainmtl_lib.map_scale import MapScale
 
 HEADINGS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}
 VERDICT_COLORS = ("#1b7837", "#b2182b")

@@ -13,11 +13,11 @@ from rich.table import Table
 from gainmtl_lib.build import build_data
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate, evaluated_data
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.reports.tables import number
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
 from gainmtl_lib.settings import Settings

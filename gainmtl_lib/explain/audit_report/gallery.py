@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.loading import Picture, load_picture
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
-from gainmtl_lib.evaluation.map_scale import MapScale
 from gainmtl_lib.evaluation.stored import stored_cams
 from gainmtl_lib.explain.audit_report.thumbnails import map_uri, picture_uri
 from gainmtl_lib.explain.drawing import enlarged_share
+from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import Settings
 
