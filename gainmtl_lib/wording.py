@@ -38,6 +38,8 @@ def _readable(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
         return str(detail["ctx"]["error"])
     described = fields[name].description if name in fields else None
     expected = described or _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
+    if kind == "missing":
+        return f"{name} is missing; expected {described or 'a value'}"
     got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
     return f"{name} must be {expected}, got {got}{_hint(kind, value)}"
 
