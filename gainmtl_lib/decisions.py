@@ -22,6 +22,9 @@ from torchmetrics.functional.classification import (
 OFF_THE_DEFECT_IOU = 0.1
 """A map whose maximum misses the defect and whose IoU is below this counts as off the defect."""
 
+FALSE_ALARMS = 0.05
+"""Share of new normal pictures that may be called unlike the normal ones."""
+
 _VERDICTS = {(1, 1): "TP", (0, 1): "FP", (1, 0): "FN", (0, 0): "TN"}
 
 
@@ -51,7 +54,7 @@ def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0
     return float(candidates[best[chosen]])
 
 
-def novelty_threshold(normal_scores: NDArray, *, false_alarms: float = 0.05) -> float:
+def novelty_threshold(normal_scores: NDArray, *, false_alarms: float = FALSE_ALARMS) -> float:
     """Anomaly score above which a picture is unlike the normal ones: their conformal quantile.
 
     A new normal picture exceeds it with a probability of at most `false_alarms`, whatever the scores' distribution,

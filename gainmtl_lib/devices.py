@@ -25,6 +25,15 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
+def check_count(device: torch.device, count: int) -> None:
+    """Raises `DeviceError`: this machine has fewer devices of that kind. On the CPU each is a process."""
+    available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, count)
+    if count > available:
+        raise DeviceError(
+            f"devices is {count}, but {available} of kind '{device.type}' {'is' if available == 1 else 'are'} available"
+        )
+
+
 def lightning_precision(name: str, device: torch.device) -> str:
     """Lightning's name of ``auto`` (fp16 AMP on CUDA, bf16 AMP on the CPU, else single), ``32``, ``bf16`` or ``16``.
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -235,77 +233,3 @@ class Dice(PerImageMean):
 
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(partial(_dice_parts, threshold=threshold), **kwargs)
-
-
-LEVELS = 2**20
-"""Scores that `Aupro` tells apart: by sign, exponent and the first 11 bits of the fraction."""
-
-
-class Aupro(Metric):
-    """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
-
-    Lowering one threshold over the whole set, the mean share of each defect region (8-connected) that is covered is
-    integrated over the share of defect-free pixels that are flagged.
-
-    Pixels are counted by score and not kept: 512 px pictures by the thousand would not fit into memory. Scores less
-    than 1/2048 of their value apart may count as equal. The points of the curve stay exact, only those between two
-    levels are missing, so the area is off by at most half the sum of (rate step x overlap step) / limit.
-
-    Args:
-        limit: false-positive rate at which integration ends, in (0, 1].
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    covered: Tensor
-    clean: Tensor
-    regions: Tensor
-
-    def __init__(self, limit: float = 0.3, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not 0 < limit <= 1:
-            raise ValueError(f"limit must be a false-positive rate in (0, 1], got {limit}")
-        self.limit = limit
-        self.add_state("covered", torch.zeros(LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("clean", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("regions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Count the pixels of a batch.
-
-        Args:
-            maps: scores of one scale for the whole set, (B, 1, h, w).
-            masks: (B, 1, H, W), empty for normal images; leave out defective images without an annotation, whose
-                pixels would count as defect-free.
-        """
-        level = _levels(resize_maps(maps, masks).cpu().numpy()[:, 0])  # (B, H, W)
-        defect = masks.cpu().numpy()[:, 0] > 0.5
-        apart = np.zeros((3, 3, 3), dtype=bool)  # images do not touch
-        apart[1] = True
-        labels, found = cast("tuple[np.ndarray, int]", ndimage.label(defect, structure=apart))
-        region = labels[defect]
-        share = 1 / np.bincount(region)[region]  # of its region, that a pixel is
-        covered = np.bincount(level[defect], weights=share, minlength=LEVELS)
-        self.clean += torch.from_numpy(np.bincount(level[~defect], minlength=LEVELS)).to(self.clean)
-        self.covered += torch.from_numpy(covered).to(self.covered)
-        self.regions += found
-
-    def compute(self) -> Tensor:
-        """In [0, 1]; NaN when there is no defect region or no defect-free pixel."""
-        pixels = self.clean.sum()
-        if not self.regions or not pixels:
-            return torch.tensor(torch.nan)
-        rate = np.append(0.0, (self.clean.flip(0).cumsum(0) / pixels).cpu().numpy())  # equal scores come together
-        overlap = np.append(0.0, (self.covered.flip(0).cumsum(0) / self.regions).cpu().numpy())
-        end = int(np.searchsorted(rate, self.limit))  # first level to reach the limit
-        at_limit = np.interp(self.limit, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
-        area = np.trapezoid(np.append(overlap[:end], at_limit), np.append(rate[:end], self.limit))
-        return torch.tensor(area / self.limit)
-
-
-def _levels(scores: np.ndarray) -> np.ndarray:
-    """Scores, float32, to whole numbers in [0, LEVELS) of the same order: the first 20 bits, negative ones reversed."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # there is no -0 in a sum
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) >> 12

@@ -80,6 +80,11 @@ class RunSettings(ParameterRecord):
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
+    def dataset_folder(self) -> Path:
+        """The dataset's own folder, which the paths in a run's tables are below."""
+        return self.data_root
+
+    @property
     def run_dir(self) -> Path:
         """``outputs/<experiment>/<run_name>/seed<k>``."""
         return self.outputs_dir / self.experiment / self.run_name / f"seed{self.seed}"

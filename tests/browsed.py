@@ -1,14 +1,19 @@
 """Evaluated runs written by hand, without any training: eight pictures whose order under each sorting is known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from anomaly_runs import tiny_anomaly_settings
 from drawn_data import write_mask, write_picture
 from tiny import tiny_settings
 
+from gainmtl_lib.efficientad.runs import EfficientADRun
+from gainmtl_lib.evaluation.novelty import count_kinds, flag
+from gainmtl_lib.evaluation.stored import file_digest
 from gainmtl_lib.runs import Run, write_json
 
 NAN = float("nan")
@@ -107,3 +112,49 @@ def _write_pictures(root: Path, table: pd.DataFrame) -> None:
         write_picture(root / image, size=(24, 32))
         if isinstance(mask, str):
             write_mask(root / mask, size=(24, 32))
+
+
+TEACHER = "distilled from tiny on textures"
+
+
+def write_browsed_anomalies(
+    folder: Path, *, rows: pd.DataFrame = ROWS, digest: str = "same", **settings: Any
+) -> EfficientADRun:
+    """A run of EfficientAD on the same pictures, as its evaluation leaves it: its score is a tenth of the probability.
+
+    Its validation counts one synthesised defect that was found, which is no row of the table.
+    """
+    made = tiny_anomaly_settings(folder, **settings)
+    run = made.run_dir
+    (run / "maps").mkdir(parents=True)
+    (run / "settings.yaml").write_text(yaml.safe_dump(made.plain(), sort_keys=False))
+    manifest = {"strategy": "efficientad", "status": "complete", "data_digest": digest, "teacher": {"text": TEACHER}}
+    write_json(run / "manifest.json", manifest)
+    table = _table(rows[(rows["split"] != "val") | (rows["label"] == 0)], "S1", masks=True)
+    named = {name: f"anomaly_{name.removeprefix('cam_')}" for name in ("cam_iou", "point_game", "energy_inside")}
+    table = table.assign(anomaly_score=table.pop("probability") / 10).rename(columns=named)
+    table.to_csv(run / "predictions.csv", index=False)
+    counts = {split: part["verdict"].value_counts().to_dict() for split, part in table.groupby("split")}
+    counts["val"] = counts.get("val", {}) | {"TP": 1}
+    scales = {"anomaly": {"floor": 0.0, "ceiling": 4.0}}
+    write_json(run / "metrics.json", {"threshold": THRESHOLD / 10, "map_scales": scales, "teacher": TEACHER, **counts})
+    np.save(run / "maps" / "anomaly.npy", peaked_maps([1.0 + row for row in range(len(table))]))
+    return EfficientADRun(run)
+
+
+def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ()) -> None:
+    """What `find_novel` leaves: anomaly scores of 0.9 for the pictures of these names, of 0.1 for the others."""
+    table = run.predictions
+    names = table["image"].str.removeprefix("images/").str.removesuffix(".png")
+    flagged = flag(table, np.where(names.isin(novel), 0.9, 0.1), 0.5)
+    known = set(table["defect_type"]) - set(unseen)
+    flagged.to_csv(run.folder / "novelty.csv", index=False)
+    origin = {
+        "predictions": file_digest(run.folder / "predictions.csv"),
+        "efficientad_run": "/outputs/hand/efficientad/seed7",
+        "weights": "w",
+        "teacher": TEACHER,
+        "threshold": 0.5,
+        "threshold_from": "normal validation pictures of that run, 5% false alarms allowed",
+    }
+    write_json(run.folder / "novelty.json", origin | {"splits": count_kinds(table, flagged, known)})

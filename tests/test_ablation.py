@@ -94,3 +94,11 @@ def test_what_is_missing_is_named(tmp_path):
     run = load_run(tmp_path / "hand/s2/seed0")
     with pytest.raises(RunError, match="the run is trained but not evaluated"):
         _ = run.metrics
+
+
+def test_runs_of_the_other_system_are_left_out(tmp_path):
+    write_run(tmp_path, "S1", 1, accuracy=0.8, shifted=0.2)
+    other = tmp_path / "hand" / "efficientad" / "seed1"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text('{"strategy": "efficientad", "status": "complete"}')
+    assert [run.settings.strategy for run in collect_runs(tmp_path / "hand")] == ["S1"]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browsed import ROWS, peaked_maps, write_browsed_run
+from browsed import ROWS, peaked_maps, write_browsed_anomalies, write_browsed_run, write_novelty
 from ipywidgets import Widget
 
 from gainmtl_lib.build import build_model
@@ -361,3 +361,46 @@ def test_names_from_files_never_become_markup(tmp_path):
 
 def test_hand_made_maps_peak_where_they_should():
     assert peaked_maps([3.0, 5.0]).reshape(2, -1).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_both_systems_stand_side_by_side(tmp_path):
+    browser = CamBrowser([write_browsed_run(tmp_path), write_browsed_anomalies(tmp_path)])
+    assert browser.controls.kind.options[0] == ("CAM / anomaly", "cam")
+    browser.filters.beside["EfficientAD"].value = True
+    words, _ = shown(browser)
+    assert "p(defect) 0.70" in words[1] and "CAM-IoU 0.05 (grid 0.70)" in words[1]
+    assert "anomaly score 0.07" in words[2] and "anomaly IoU 0.05 (grid 0.70)" in words[2]
+    browser.controls.kind.value = "attention"
+    assert "EfficientAD has no attention map (GAIN-MTL has one); it has: anomaly" in shown(browser)[0][2]
+    browser.what_if.button.click()
+    assert "EfficientAD: this system has no counterfactual path" in browser.what_if.answer.value
+
+
+def test_the_other_system_alone(tmp_path):
+    run = write_browsed_run(tmp_path)
+    browser = CamBrowser(write_browsed_anomalies(tmp_path))
+    assert [value for _, value in browser.controls.kind.options] == ["anomaly", "none"]
+    for words in ("anomaly score 0.07 ≥ 0.05", "anomaly IoU 0.05 (grid 0.70)", "right for the wrong reason"):
+        assert words in browser.headline.value
+    assert "lowest anomaly IoU first" in [label for label, _ in browser.filters.order.options]
+    assert "anomaly score 0.07, right for the wrong reason" in browser.strip.pictures.value
+    assert "p(defect)" not in browser.headline.value + browser.strip.pictures.value
+    before = shown(browser)[1]
+    browser.controls.kind.value = "none"
+    assert before != shown(browser)[1] and not (run.folder / "notes.csv").exists()
+
+
+def test_novel_pictures_carry_a_badge_and_can_be_filtered(tmp_path):
+    run, other = write_browsed_run(tmp_path), write_browsed_run(tmp_path, "S3", pictures=False)
+    write_novelty(run, ["d1", "d2"])
+    browser = CamBrowser([run, other])
+    assert "anomaly score 0.90 &gt; 0.50" in browser.headline.value and "novel:" not in browser.headline.value  # found
+    browser.filters.novel_only.value = True
+    assert (picture(browser), count(browser)) == ("d2", "1 of 1")
+    assert "novel: called normal, yet unlike the good parts" in browser.headline.value
+    assert 'gainmtl-novel">?' in browser.strip.pictures.value
+    browser.filters.beside["S3"].value = True
+    assert "novel:" in shown(browser)[0][1] and "novel:" not in shown(browser)[0][2]
+    browser.filters.run.value = "S3"  # which nobody asked
+    assert browser.filters.novel_only.disabled and not browser.filters.novel_only.value
+    assert count(browser).endswith("of 6") and "anomaly score" not in browser.headline.value

@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import yaml
+from anomaly_runs import tiny_anomaly_settings
 from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_picture
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_model, build_samples
-from gainmtl_lib.cli import _value, main
+from gainmtl_lib.cli import main
+from gainmtl_lib.cli.shared import value_of
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.runs import save_weights
 from gainmtl_lib.settings import Settings
@@ -43,9 +45,18 @@ def run(*arguments):
 def test_help_does_not_load_torch():
     code = "import sys, gainmtl_lib.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert {"run", "train", "evaluate", "compare", "explain", "browse", "report", "data", "notebooks"} <= set(
-        run("--help").output.split()
-    )
+    assert {
+        "run",
+        "train",
+        "evaluate",
+        "compare",
+        "explain",
+        "browse",
+        "report",
+        "efficientad",
+        "data",
+        "notebooks",
+    } <= set(run("--help").output.split())
 
 
 def test_every_option_of_the_specification_in_both_spellings(study):
@@ -122,9 +133,9 @@ def test_errors_are_one_message_without_a_traceback(study, tmp_path):
 
 def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
     read = {"1e-4": 1e-4, "3": 3, "true": True, "null": None, "[2, 3]": [2, 3], "s3": "s3"}
-    assert {text: _value(text) for text in read} == read
+    assert {text: value_of(text) for text in read} == read
     for text in (r"[A-Z]+(\d+)", "*_d", "{", "a: b: c", "2024-13-01"):
-        assert _value(text) == text
+        assert value_of(text) == text
 
 
 def test_errors_name_the_file(tmp_path):
@@ -311,6 +322,13 @@ def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):
         ("gainmtl_lib.reports.explanations.explain_pictures", ("explain", "run", "a.png"), False),
         ("gainmtl_lib.training.fit.fit", ("train", "--data-root", "x"), True),
         ("gainmtl_lib.study.run_strategy", ("run", "s1"), True),
+        ("gainmtl_lib.reports.anomalies.train_and_report", ("efficientad", "train"), True),
+        ("gainmtl_lib.efficientad.distill.distill", ("efficientad", "distill", "pictures", "t.safetensors"), True),
+        (
+            "gainmtl_lib.reports.anomaly_pictures.predict_and_report",
+            ("efficientad", "predict", "run", "a.png", "--output", "x"),
+            False,
+        ),
     ],
 )
 def test_an_interruption_promises_to_go_on_only_where_it_does(monkeypatch, place, arguments, goes_on):
@@ -320,4 +338,66 @@ def test_an_interruption_promises_to_go_on_only_where_it_does(monkeypatch, place
     monkeypatch.setattr(place, interrupt)
     result = run(*arguments)
     assert result.exit_code == 1 and "interrupted" in result.output
-    assert ("the same command goes on from the last finished epoch" in result.output) is goes_on
+    assert ("the same command goes on from where it was last saved" in result.output) is goes_on
+
+
+def test_efficientad_trains_evaluates_and_reports(tmp_path):
+    values = tiny_anomaly_settings(tmp_path, max_steps=2, val_every_n_steps=2).plain()
+    (tmp_path / "ad.yaml").write_text(yaml.safe_dump(values))
+    arguments = ("efficientad", "train", "--config", str(tmp_path / "ad.yaml"), "-p", "seed", "3")
+    folder = tmp_path / "outputs/tiny/efficientad/seed3"
+    for _ in range(2):  # trained, then reported
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        for word in ("aupro", "pixel_auroc", "test_shift", "novelty threshold", "untrained teacher", str(folder)):
+            assert word in result.output
+    assert json.loads((folder / "metrics.json").read_text())["test"]["images"] == 6
+    resumed = run(*arguments, "--resume", str(folder / "checkpoints/last.ckpt"))
+    assert resumed.exit_code == 1 and "nothing to resume" in resumed.output
+
+
+def test_efficientad_trains_every_category_of_mvtec(tmp_path):
+    values = tiny_anomaly_settings(
+        tmp_path, dataset_type="mvtec", category="wood", val_ratio=0.4, max_steps=1, val_every_n_steps=1
+    ).plain()
+    (tmp_path / "ad.yaml").write_text(yaml.safe_dump(values))
+    for category in ("bottle", "wood"):
+        root = tmp_path / "data" / category
+        for name in ("train/good/0", "train/good/1", "train/good/2", "train/good/3", "test/good/0", "test/crack/0"):
+            write_picture(root / f"{name}.png", size=(64, 64))
+        write_picture(root / "ground_truth/crack/0_mask.png", size=(64, 64))
+    result = run("efficientad", "train", "-f", str(tmp_path / "ad.yaml"), "--category", "all")
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "outputs/tiny/efficientad/categories.csv").read_text().splitlines()
+    assert table[0] == "category,image AUROC,AP,pixel AUROC,AUPRO,F1"
+    assert [line.split(",")[0] for line in table[1:]] == ["bottle", "wood", "mean"]
+    assert "test metrics by category" in result.output
+
+
+def test_efficientad_says_what_does_not_fit(tmp_path):
+    given = ("-p", "teacher", "random", "-p", "dataset_type", "mvtec", "-p", "data_root", str(tmp_path))
+    cases = {
+        ("train",): "teacher",
+        ("train", "-p", "teacher", "random", "-p", "max_stpes", "1"): "did you mean 'max_steps'",
+        ("train", *given, "--category", "all"): "no category of MVTec AD in it",
+        ("train", *given, "--category", "all", "--resume", "a.ckpt"): "--resume is for one run",
+        ("distill", str(tmp_path), str(tmp_path / "t.safetensors"), "-p", "stepps", "1"): "did you mean 'steps'",
+        ("distill", str(tmp_path / "gone"), str(tmp_path / "t.safetensors")): "gone",
+    }
+    for arguments, expected in cases.items():
+        result = run("efficientad", *arguments)
+        assert result.exit_code in (1, 2) and expected in result.output, (arguments, result.output)
+        assert "Traceback" not in result.output
+
+
+def test_distill_passes_on_what_was_given_and_nothing_else(tmp_path, monkeypatch):
+    passed = {}
+    monkeypatch.setattr(
+        "gainmtl_lib.efficientad.distill.distill",
+        lambda images, output, **values: passed.update(values, images=images) or output,
+    )
+    (tmp_path / "d.yaml").write_text("steps: 9\nbatch_size: 2\n")
+    result = run("efficientad", "distill", str(tmp_path), str(tmp_path / "t.safetensors"), "-f",
+                 str(tmp_path / "d.yaml"), "--steps", "5", "-p", "seed", "7")  # fmt: skip
+    assert result.exit_code == 0 and f"teacher: {tmp_path / 't.safetensors'}" in result.output
+    assert passed == {"images": tmp_path, "steps": 5, "batch_size": 2, "seed": 7, "force": False}

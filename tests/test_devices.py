@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gainmtl_lib.devices import DeviceError, checked_device, lightning_precision
+from gainmtl_lib.devices import DeviceError, check_count, checked_device, lightning_precision
 
 
 def test_a_device_that_is_there():
@@ -27,3 +27,14 @@ def test_precision_by_device():
     assert lightning_precision("32", cuda) == "32-true" and lightning_precision("bf16", cuda) == "bf16-mixed"
     with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
         lightning_precision("16", cpu)
+
+
+def test_more_devices_than_there_are(monkeypatch):
+    check_count(torch.device("cpu"), 64)  # processes
+    check_count(torch.device("mps"), 1)
+    with pytest.raises(DeviceError, match="devices is 2, but 1 of kind 'mps' is available"):
+        check_count(torch.device("mps"), 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    check_count(torch.device("cuda"), 3)
+    with pytest.raises(DeviceError, match="devices is 4, but 3 of kind 'cuda' are available"):
+        check_count(torch.device("cuda"), 4)

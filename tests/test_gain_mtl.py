@@ -348,7 +348,7 @@ def test_mask_source_none_leaves_attention_alone():
     torch.testing.assert_close(output.effective_attention, output.attention_map)
 
 
-@pytest.mark.parametrize("source", ["external", "oracle"])
+@pytest.mark.parametrize("source", ["efficientad", "external", "oracle"])
 def test_a_mask_that_must_be_given_is_asked_for(source):
     model = build("S6", mask_source=source).eval()
     with pytest.raises(ModelError, match=f"mask_source '{source}': attention_masks must be given"):
@@ -379,7 +379,7 @@ def test_path_three_of_s6_goes_through_the_same_gate():
         ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, got 'S9'"),
         ({"map_stride": 2}, r"map_stride must be one of \[4, 8, 16, 32\], got 2"),
         ({"fusion_norm": "max"}, "fusion_norm must be one of sigmoid, product, got 'max'"),
-        ({"mask_source": "guess"}, "mask_source must be one of localization, external, none, oracle, got 'guess'"),
+        ({"mask_source": "guess"}, "mask_source must be one of localization, efficientad, external, none, oracle, got 'guess'"),
         ({"counterfactual_mode": "erase"}, "counterfactual_mode must be one of learned, mean, zero, got 'erase'"),
         ({"backbone_arch": "b9"}, "unknown backbone 'b9'. There are b0, b1"),
         ({"out_indices": (0, 4)}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[0, 4\]"),

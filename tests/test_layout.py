@@ -18,7 +18,7 @@ ORDER = [
     {"run_settings"},
     {"settings"},
     {"data", "models", "metrics", "decisions", "map_scale"},
-    {"build"},
+    {"build", "pixel_metrics"},
     {"runs"},
     {"claims"},
     {"training"},

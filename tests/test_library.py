@@ -2,12 +2,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from browsed import ROWS, write_browsed_run
+from browsed import ROWS, TEACHER, write_browsed_anomalies, write_browsed_run, write_novelty
 from drawn_data import truncate_file, write_mask, write_picture
 
 from gainmtl_lib.evaluation.errors import error_analysis
 from gainmtl_lib.explain.drawing import GROUND
-from gainmtl_lib.explain.library import Choice, PictureLibrary
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.explain.opened import Choice
 from gainmtl_lib.explain.picture_files import THUMBNAIL, PictureFiles, load_shown, thumbnail
 from gainmtl_lib.runs import Run, RunError
 
@@ -233,3 +234,85 @@ def test_thumbnails_show_the_whole_picture_however_it_is_decoded(tmp_path, name)
 def test_thumbnails_of_damaged_files_are_grey(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     assert thumbnail(tmp_path / "a.jpg") == thumbnail(None) == thumbnail(tmp_path / "gone.jpg")
+
+
+def test_runs_of_both_systems_stand_side_by_side(tmp_path):
+    run, other = write_browsed_run(tmp_path), write_browsed_anomalies(tmp_path)
+    library = PictureLibrary([run.folder, other.folder])
+    assert list(library.runs) == ["S5", "EfficientAD"]
+    opened = library.runs["EfficientAD"]
+    assert library.row_beside("EfficientAD", "images/d3.png") == 3
+    assert library.row_beside("EfficientAD", "images/v0.png") is None  # a defect of validation
+    assert list(opened.maps) == ["anomaly"] and opened.scales.keys() == {"anomaly"}
+    assert opened.files(0)[0] == library.runs["S5"].files(0)[0]
+    assert f"EfficientAD: teacher {TEACHER}." in library.notices
+    assert not [notice for notice in library.notices if "different data" in notice]  # it leaves defects out
+
+
+def test_each_system_is_called_by_its_own_words(tmp_path):
+    library = PictureLibrary([write_browsed_run(tmp_path), write_browsed_anomalies(tmp_path)])
+    ours, other = library.runs.values()
+    assert [one.words_of("low_iou") for one in (ours, other)] == ["lowest CAM-IoU first", "lowest anomaly IoU first"]
+    assert [one.own_kind("cam") for one in (ours, other)] == ["cam", "anomaly"]
+    assert other.own_kind("attention") == "attention"
+    assert other.why_no_map("attention") == "EfficientAD has no attention map (GAIN-MTL has one); it has: anomaly"
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("wrong_reason", ["d1", "d3", "d0", "d2", "n0", "n1"]),
+        ("unsure", ["n1", "d1", "d2", "d3", "d0", "n0"]),
+        ("low_iou", ["d3", "d1", "d2", "d0", "n0", "n1"]),
+    ],
+)
+def test_orders_of_the_other_system(tmp_path, order, expected):
+    opened = PictureLibrary(write_browsed_anomalies(tmp_path)).runs["EfficientAD"]
+    assert names(opened, split="test", order=order) == expected
+    assert opened.table["confidence"].iloc[0] == pytest.approx(0.04)  # 0.09 against 0.05
+
+
+def test_a_summary_of_the_other_system_that_does_not_fit_is_told(tmp_path):
+    run = write_browsed_anomalies(tmp_path)
+    path = run.folder / "metrics.json"
+    path.write_text(path.read_text().replace('"FN": 1', '"FN": 2'))
+    with pytest.raises(
+        RunError, match=r"do not belong together \(test: 1 FN and 2\); evaluate again: gainmtl evaluate"
+    ):
+        PictureLibrary(run)
+
+
+def test_several_runs_of_the_other_system_are_told_apart(tmp_path):
+    runs = [write_browsed_anomalies(tmp_path, seed=seed) for seed in (1, 2)]
+    bottle = write_browsed_anomalies(tmp_path, dataset_type="mvtec", category="bottle")
+    library = PictureLibrary([*runs, bottle])
+    assert list(library.runs) == ["EfficientAD seed 1", "EfficientAD seed 2", "EfficientAD bottle"]
+    assert library.runs["EfficientAD bottle"].root == tmp_path / "data" / "bottle"
+
+
+def test_novel_pictures_can_be_asked_for(tmp_path):
+    run = write_browsed_run(tmp_path)
+    assert names(PictureLibrary(run).runs["S5"], novel_only=True) == []
+    write_novelty(run, ["d1", "d2", "n0"])
+    library = PictureLibrary(run)
+    opened = library.runs["S5"]
+    assert names(opened, novel_only=True) == ["d2", "n0"]  # d1 was found
+    assert names(opened, novel_only=True, verdict="FN") == ["d2"]
+    assert opened.table["anomaly_score"].tolist() == [0.1, 0.9, 0.9, 0.1, 0.9, 0.1, 0.1, 0.1]
+    (notice,) = library.notices
+    assert "/outputs/hand/efficientad/seed7" in notice and TEACHER in notice
+
+
+def test_flags_of_another_evaluation_are_not_shown(tmp_path):
+    run = write_browsed_run(tmp_path)
+    write_novelty(run, ["d2"])
+    path = run.folder / "predictions.csv"
+    path.write_text(path.read_text().replace("0.9,", "0.95,"))
+    assert PictureLibrary(run).runs["S5"].novelty is None
+
+
+def test_masks_from_the_other_system_are_told_with_its_teacher(tmp_path):
+    run = write_browsed_run(tmp_path, "S6")
+    path = run.folder / "metrics.json"
+    path.write_text(path.read_text().replace('"label_leaks"', f'"teacher": "{TEACHER}", "label_leaks"'))
+    assert PictureLibrary(run).notices == [f"S6: its attention takes masks from EfficientAD; teacher {TEACHER}."]

@@ -1,16 +1,18 @@
 """Every limit on evidence that has it, and on evidence that does not."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from audited import MANIFEST, measured, row, spread, table_of, write_audited
 
 from gainmtl_lib.evaluation.audit import audit_run
 from gainmtl_lib.evaluation.intervals import Estimate
+from gainmtl_lib.evaluation.novelty import Kind, Novelty
 from gainmtl_lib.evaluation.operating_point import RecallChoice
-from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_map, limits_of_model
+from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_map, limits_of_model, limits_of_novelty
 from gainmtl_lib.explain.audit_report.evidence import Evidence
 from gainmtl_lib.explain.audit_report.limits import known_limits, marks
 from gainmtl_lib.runs import load_run
@@ -326,8 +328,36 @@ def test_pictures_not_at_hand(sound):
     assert limits_of_data.pictures_missing(sound) is None
 
 
+RANDOM = "random (untrained teacher: not the paper's method)"
+
+
+def novelty(teacher="distilled from x", **normals):
+    """With so many of 20 normal pictures of each split flagged."""
+    splits = {split: [asdict(Kind("normal", 20, 0, count, count))] for split, count in normals.items()}
+    return Novelty(pd.DataFrame(), {"teacher": teacher, "splits": splits})
+
+
+def test_a_random_teacher(sound):
+    assert limits_of_novelty.random_teacher(replace(sound, novelty=novelty())) is None
+    flags = limits_of_novelty.random_teacher(replace(sound, novelty=novelty(RANDOM)))
+    assert flags.text.startswith("The EfficientAD run that flags novel pictures had a random, untrained teacher.")
+    masks = with_metrics(sound, teacher=RANDOM)
+    assert "that makes the masks of the attention had" in limits_of_novelty.random_teacher(masks).text
+    assert marks(masks) == ["masks of a random teacher"] and limits_of_novelty.random_teacher(sound) is None
+
+
+def test_good_parts_that_are_flagged(sound):
+    for few in (novelty(test=0), novelty(test=2, test_shift=1)):  # 2 of 20 may be chance
+        assert limits_of_novelty.flags_good_parts(replace(sound, novelty=few)) is None
+    limit = limits_of_novelty.flags_good_parts(replace(sound, novelty=novelty(test=1, test_shift=12)))
+    assert limit.text.replace("\u00a0", " ").startswith(
+        "12 of 20 normal pictures of test_shift (60 %) lie above the novelty threshold, which validation would let 5 %"
+    )
+    assert limits_of_novelty.flags_good_parts(sound) is None
+
+
 def test_every_rule_is_in_the_list():
-    for module in (limits_of_data, limits_of_map, limits_of_model):
+    for module in (limits_of_data, limits_of_map, limits_of_model, limits_of_novelty):
         rules = {name for name, value in vars(module).items()
                  if callable(value) and getattr(value, "__module__", "") == module.__name__}  # fmt: skip
         assert {rule.__name__ for rule in module.RULES} == rules

@@ -1,14 +1,25 @@
 """Where S6's masks come from: what fits together, and that each picture gets its own."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from drawn_data import write_generic, write_mask
+from tiny import tiny_settings
 
+from gainmtl_lib.build import build_model, build_samples
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.samples import read_samples
+from gainmtl_lib.efficientad.inference import ScoredPicture
+from gainmtl_lib.efficientad.model import AnomalyOutput
+from gainmtl_lib.evaluation.anomalies import anomaly_mask
+from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.runs import RunError
 
@@ -43,9 +54,9 @@ def test_the_models_own_source_unless_another_is_asked_for():
 
 def test_settings_know_their_folder(tmp_path):
     settings = SimpleNamespace(strategy="S6", mask_source="external", external_mask_dir=tmp_path)
-    assert MaskSource.of(settings).folder == tmp_path
-    assert MaskSource.of(settings, folder=tmp_path / "b").folder == tmp_path / "b"
-    assert MaskSource.of(settings, "none").folder is None
+    assert MaskSource.of(settings).place == tmp_path
+    assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
+    assert MaskSource.of(settings, "none").place is None
 
 
 def test_what_does_not_fit_together_is_named(tmp_path):
@@ -94,3 +105,114 @@ def test_the_other_sources_need_no_file(data, tmp_path):
     assert all(MaskSource(name).masks(data, batch) is None for name in (None, "none", "localization"))
     with pytest.raises(DataError, match="no such folder"):
         MaskSource("external", tmp_path / "gone").masks(data, batch)
+
+
+class RedIsAnomalous(torch.nn.Module):
+    """An EfficientAD whose anomaly map is the red channel, from the 90 % to the 99.5 % quantile of normal parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        maps = 0.1 * images[:, :1]
+        return AnomalyOutput(maps, maps.amax(dim=(1, 2, 3)), maps)
+
+
+def anomalous(folder, monkeypatch, **settings):
+    """A source of masks whose run is made up, and which has seen no picture."""
+    monkeypatch.setattr("gainmtl_lib.evaluation.anomalies.check_unseen", lambda *_: None)
+    source = MaskSource("efficientad", folder)
+    made = {"image_size": (64, 64), "resize": "squash"} | settings
+    source._outside.run = SimpleNamespace(model=RedIsAnomalous(), settings=SimpleNamespace(**made), teacher="a teacher")
+    return source
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """A picture of 24 x 48 whose right half is red, and its table of samples."""
+    pixels = np.zeros((24, 48, 3), np.uint8)
+    pixels[:, 24:, 2] = 255  # OpenCV's order
+    cv2.imwrite(str(tmp_path / "halves.png"), pixels)
+    row = {"image": str(tmp_path / "halves.png"), "label": 1, "mask": None, "defect_type": "x", "group": "x"}
+    return pd.DataFrame([row | {"split": "test"}])
+
+
+@pytest.mark.parametrize("own", ["squash", "letterbox"])
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_anomaly_masks_lie_where_the_picture_lies(halves, tmp_path, monkeypatch, own, resize):
+    """Whatever way either system puts the picture on its input: the right half is anomalous, and no bar is."""
+    data = GainDataModule(halves, image_size=(32, 32), resize=resize)
+    source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
+    (mask,) = source.masks(data, data.dataset.__getitems__([0]))
+    rows = slice(0, 32) if resize == "squash" else slice(8, 24)
+    expected = torch.zeros(1, 32, 32)
+    expected[:, rows, 16:] = 1
+    assert mask.shape == (1, 32, 32) and mask.dtype == torch.float32
+    beside = [column for column in range(32) if column not in (15, 16)]  # where interpolation mixes the halves
+    torch.testing.assert_close(mask[..., beside], expected[..., beside], atol=1e-5, rtol=0)
+
+
+def test_an_anomaly_map_becomes_a_mask_through_its_quantiles():
+    values = np.array([[-0.3, 0.0, 0.05], [0.1, 0.4, 0.025]], np.float32)
+    picture = ScoredPicture(Path("a.png"), (2, 3), 0.4, values)
+    mask = anomaly_mask(picture, "squash", size=(2, 3), resize="squash")
+    np.testing.assert_allclose(mask, [[0, 0, 0.5], [1, 1, 0.25]], atol=1e-6)
+
+
+def test_anomaly_masks_come_from_the_picture_alone(data, tmp_path, monkeypatch):
+    source = anomalous(tmp_path, monkeypatch)
+    batch = data.dataset.__getitems__([5, 2])
+    told = source.masks(data, batch)
+    untold = source.masks(data, batch._replace(masks=torch.zeros_like(batch.masks), labels=1 - batch.labels))
+    assert torch.equal(told, untold) and told.min() >= 0 and told.max() <= 1 and not torch.equal(told[0], told[1])
+    assert torch.equal(source.masks(data, data.dataset.__getitems__([2])), told[1:])
+    assert source.summary == {
+        "mask_source": "efficientad", "label_leaks": False, "efficientad_run": str(tmp_path), "teacher": "a teacher"
+    }  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_read_is_named(data, tmp_path, monkeypatch):
+    batch = data.dataset.__getitems__([3])
+    Path(data.dataset.paths[3]).write_bytes(b"")
+    with pytest.raises(DataError, match="image is empty"):
+        anomalous(tmp_path, monkeypatch).masks(data, batch)
+
+
+def test_the_run_that_makes_the_masks_must_be_named(tmp_path):
+    with pytest.raises(RunError, match="'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"):
+        MaskSource.of(model(), "efficientad")
+    with pytest.raises(
+        RunError, match="efficientad_run is for mask_source 'efficientad'; this model is S6, and mask_so"
+    ):
+        MaskSource.of(model(), "external", tmp_path, tmp_path)
+    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path)
+    assert MaskSource.of(settings).place == tmp_path
+    assert MaskSource.of(settings, efficientad_run=tmp_path / "b").place == tmp_path / "b"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A model of S6, its data, and a run of EfficientAD on them."""
+    settings = tiny_settings(tmp_path, "S6")
+    samples = build_samples(settings)
+    torch.manual_seed(0)
+    return build_model(settings), samples, write_anomaly_run(tiny_anomaly_settings(tmp_path))
+
+
+def test_s6_is_evaluated_with_masks_of_an_efficientad_run(study):
+    s6, samples, run = study
+    data = GainDataModule(samples, image_size=(64, 64), batch_size=8)
+    table, summary = evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
+    assert summary["mask_source"] == "efficientad" and summary["teacher"] == TEACHER["text"]
+    assert summary["efficientad_run"] == str(run.folder) and summary["label_leaks"] is False
+    without, _ = evaluate(s6, data=data, mask_source="none")
+    assert (table["probability"] != without["probability"]).any() and s6.mask_source == "localization"
+
+
+def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
+    s6, samples, run = study
+    swapped = samples.assign(split=samples["split"].replace({"train": "test", "test": "train"}))
+    data = GainDataModule(swapped, image_size=(64, 64))
+    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
+        evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)

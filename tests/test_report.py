@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from audited import measured, row, write_audited
+from browsed import TEACHER, write_novelty
 from click.testing import CliRunner
 
 from gainmtl_lib.cli import main
@@ -96,7 +97,7 @@ def test_nothing_is_fetched_from_anywhere(html):
 def test_it_answers_every_question(html):
     text = Page(html).text
     for heading in ("What was trained on what", "Known limits", "Decision", "Escapes and overkill", "By defect type",
-                    "Explanation", "Test and shifted test", "Pictures", "Record"):  # fmt: skip
+                    "Explanation", "Test and shifted test", "Novel defects", "Pictures", "Record"):  # fmt: skip
         assert heading in text
     assert "On test 1 of 3 defects escape" in text and "1 of 2 normal pictures are rejected" in text
     assert "The threshold for a recall of 99 %, chosen on validation, is 0.350" in text
@@ -176,6 +177,29 @@ def test_faithfulness_is_shown_as_it_was_measured(tmp_path):
     assert "deciding head 0.600 0.700 0.200 25 %" in text and "10 %, 50 % of them" in text
     assert "Map not shown to be faithful" in text and "of test, ROAD: worse than a random map." in text
     assert "Faithfulness of the map not measured" not in text
+
+
+def test_novel_defects_are_shown_with_what_the_flag_cannot_say(tmp_path):
+    folder = write_audited(tmp_path, rows())
+    asked = Page(write_report(folder).read_text("utf-8")).text
+    assert "8 Novel defects" in asked and "gainmtl evaluate RUN --efficientad-run FOLDER does." in asked
+    write_novelty(load_run(folder), ["test/defective/004", "test/normal/006", "test/defective/007"], unseen=["찍힘"])
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "On test EfficientAD flags 1 of 1 escaped defects as novel, and 0 of 1 normal pictures that pass." in text
+    assert f"Its teacher: {TEACHER}. Types that no training picture shows: 찍힘 (1 of 1 anomalous)." in text
+    assert "찍힘 not in training 1 1 (100 %) 1 (100 %) 0 (0 %)" in text  # found by the verdict
+    assert "normal 2 1 (50 %) 1 (50 %) 0 (0 %)" in text and "scratch 2 1 (50 %) 1 (50 %) 1 (50 %)" in text
+    assert "It cannot show that the picture has a defect" in text and "anomaly score above 0.500" in text
+    assert text.count("called normal, flagged as novel") == 1  # beside the missed defect
+    path = folder / "predictions.csv"
+    path.write_text(path.read_text("utf-8").replace("0.2,", "0.21,"), "utf-8")
+    assert "Not asked (what is stored is of other predictions)" in Page(write_report(folder).read_text("utf-8")).text
+
+
+def test_masks_of_an_efficientad_run_are_told_with_their_teacher(tmp_path):
+    metrics = {"mask_source": "efficientad", "efficientad_run": "/outputs/e/efficientad/seed1", "teacher": TEACHER}
+    text = Page(write_report(write_audited(tmp_path, rows(), strategy="S6", metrics=metrics)).read_text("utf-8")).text
+    assert f"from: efficientad, the run /outputs/e/efficientad/seed1 (teacher: {TEACHER})." in text
 
 
 def test_a_run_with_the_least_in_it(tmp_path):

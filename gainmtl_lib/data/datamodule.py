@@ -6,7 +6,7 @@ B images of a batch, N samples, M annotated ones, H x W network input.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,15 @@ class SampleDataset(Dataset[Batch]):
 
     def _picture(self, key: Key) -> Picture:
         row = key if isinstance(key, int) else key[1]
-        picture = self._stored(row)
+        picture = self.stored(row)
         if self.augmentation is None or isinstance(key, int):
             return picture
         mask = np.zeros(self.image_size, dtype=np.uint8) if picture.mask is None else picture.mask
         image, mask = self.augmentation(picture.image, mask, seed=self.seed, epoch=key[0], index=row)
         return Picture(image, mask if picture.mask is not None else None)
 
-    def _stored(self, row: int) -> Picture:
+    def stored(self, row: int) -> Picture:
+        """The picture of a row, not augmented."""
         if self.images is None or self.masks is None:
             return load_picture(self.paths[row], self.mask_paths[row], image_size=self.image_size, resize=self.resize)
         mask = self.masks[self.mask_slots[row]].numpy() if self.has_mask[row] else None
@@ -256,11 +257,8 @@ class GainDataModule(L.LightningDataModule):
                 skip_unreadable=self.skip_unreadable,
             )
             self._samples = loaded.samples
-            if self.num_workers > 0 and multiprocessing.get_start_method() != "fork":
-                # Forked workers see the same memory anyway, and /dev/shm is often too small for a dataset.
-                for pixels in (loaded.images, loaded.masks):
-                    if pixels is not None:
-                        pixels.share_memory_()
+            if self.num_workers > 0:
+                share_with_workers(loaded)
             self._dataset = SampleDataset(
                 loaded,
                 image_size=self.image_size,
@@ -271,19 +269,48 @@ class GainDataModule(L.LightningDataModule):
         return self._dataset
 
     def _loader(self, sampler: Sampler | Sequence[int], *, drop_last: bool) -> DataLoader[Batch]:
-        return DataLoader(
+        return whole_batches(
             self.dataset,
+            sampler,
             batch_size=self.batch_size,
-            sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_one_thread,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # A generator of its own, so that making an iterator draws nothing from the model's random numbers.
-            generator=torch.Generator().manual_seed(self.seed),
+            seed=self.seed,
         )
+
+
+def share_with_workers(loaded: Loaded) -> None:
+    """Put the pixels where loader processes see them without a copy."""
+    if multiprocessing.get_start_method() == "fork":
+        return  # forked workers see the same memory anyway, and /dev/shm is often too small for a dataset
+    for pixels in (loaded.images, loaded.masks):
+        if pixels is not None:
+            pixels.share_memory_()
+
+
+def whole_batches(
+    dataset: Dataset[Any],
+    sampler: Iterable[Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    drop_last: bool = False,
+) -> DataLoader[Any]:
+    """A loader over a dataset that makes each batch at once (``__getitems__``), keys in the order of `sampler`."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_one_thread,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # A generator of its own, so that making an iterator draws nothing from the model's random numbers.
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("image", "label", "mask", "defect_type", "group", "split")
 
 
-def read_samples(root: str | Path, *, dataset_type: str, group_pattern: str | None = None) -> pd.DataFrame:
+def read_samples(
+    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
+) -> pd.DataFrame:
     """Read a dataset's folder into the table of samples. No picture is decoded here: the loaders do that.
 
     Args:
@@ -34,12 +36,15 @@ def read_samples(root: str | Path, *, dataset_type: str, group_pattern: str | No
         group_pattern: regular expression searched in the file name; its first group, or the whole match,
             names the part that the picture shows. Without one each image is its own group, except where
             the reader knows better (magnetic_tile).
+        both_classes: whether a single class is an error.
 
     Raises:
         DataError: the folder is missing, has no images or a single class, two files claim one stem, a name
             does not match the pattern, or a group lies in two splits.
     """
-    samples, findings = scan_samples(root, dataset_type=dataset_type, group_pattern=group_pattern)
+    samples, findings = scan_samples(
+        root, dataset_type=dataset_type, group_pattern=group_pattern, both_classes=both_classes
+    )
     raise_errors(findings)
     for finding in findings:
         logger.warning("%s", finding)
@@ -47,7 +52,7 @@ def read_samples(root: str | Path, *, dataset_type: str, group_pattern: str | No
 
 
 def scan_samples(
-    root: str | Path, *, dataset_type: str, group_pattern: str | None = None
+    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
 ) -> tuple[pd.DataFrame, list[Finding]]:
     """`read_samples` that reports instead of raising: the table so far, and every finding."""
     if dataset_type not in LAYOUTS:
@@ -58,7 +63,7 @@ def scan_samples(
         return _table(Scan(root)), [Finding("error", str(root), f"data_root {what}; expected the dataset's folder")]
     scan = LAYOUTS[dataset_type](root)
     samples = _table(scan)
-    if len(set(samples["label"])) == 1:
+    if both_classes and len(set(samples["label"])) == 1:
         only = "normal" if samples["label"].iloc[0] == 0 else "defective"
         scan.report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
     samples["group"] = _groups(scan, samples, group_pattern)

@@ -22,6 +22,17 @@ MAX_KINDS_FOR_SWAPS = 300
 
 
 def split_samples(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
+    """`assign_splits` for training on both classes.
+
+    Raises:
+        DataError: see there, or a split that would lack a class.
+    """
+    assigned = assign_splits(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
+    _check_classes(assigned["split"].to_numpy(dtype=object), assigned["label"].to_numpy(dtype=np.int64))
+    return assigned
+
+
+def assign_splits(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
     """Fill the column `split` with train, val, test (and test_shift where its folder exists).
 
     What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
@@ -34,8 +45,7 @@ def split_samples(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float,
         seed: another seed, another split; the same seed, the same split.
 
     Raises:
-        DataError: no validation data or two sources of it, a group that would cross splits, or a split
-            that would lack a class.
+        DataError: no validation data or two sources of it, or a group that would cross splits.
     """
     raise_errors(crossing_groups(samples))
     groups = samples["group"].to_numpy(dtype=object)
@@ -67,7 +77,6 @@ def split_samples(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float,
         )
     if not in_val:
         split[hold_out(np.flatnonzero(split == "train"), val_ratio, 1)] = "val"
-    _check_classes(split, label)
     return samples.reset_index(drop=True).assign(split=pd.Series(split, dtype=object))
 
 

@@ -165,7 +165,7 @@ def draw_surface(
     defect_type = "normal"
     if defective:
         defect_type = str(scene.choice(list(surfaces.DEFECTS)))
-        opacity, colour = _visible_defect(scene, image_size, defect_type)
+        opacity, colour = visible_defect(scene, image_size, defect_type)
         mask = opacity > 0
         picture = picture * (1 + opacity[..., None] * (colour - 1))
     corner = None
@@ -179,8 +179,12 @@ def draw_surface(
     return Surface(image, mask, defect_type, texture, corner)
 
 
-def _visible_defect(rng: np.random.Generator, size: tuple[int, int], kind: str) -> tuple[NDArray, NDArray]:
-    """A defect with enough pixels inside the picture that leaves a corner free, whether a mark comes or not."""
+def visible_defect(rng: np.random.Generator, size: tuple[int, int], kind: str) -> tuple[NDArray, NDArray]:
+    """A defect with enough pixels inside the picture that leaves a corner free, whether a mark comes or not.
+
+    Returns:
+        opacity (H, W), above 0 on the defect's pixels only; colour factor (H, W, 3).
+    """
     least = max(8.0, 0.0015 * size[0] * size[1])
     while True:
         opacity, colour = surfaces.DEFECTS[kind](rng, size)

@@ -51,10 +51,12 @@ class AnomalyOutput:
         anomaly_map: float32 (B, 1, H, W): the mean of the two maps, 0 at the 90 % quantile of normal parts and 0.1 at
             the 99.5 % quantile; negative where calmer. 0 on the border that a network without padding leaves out.
         score: float32 (B,), the map's maximum before it is enlarged.
+        cells: float32 (B, 1, h', w'): the map before it is enlarged, its border of 0 included.
     """
 
     anomaly_map: Tensor
     score: Tensor
+    cells: Tensor
 
 
 class EfficientADModel(nn.Module):
@@ -125,7 +127,8 @@ class EfficientADModel(nn.Module):
         joined = (scaled[0] + scaled[1]) / 2
         score = joined.amax(dim=(1, 2, 3))
         framed = joined if self.padding else F.pad(joined, (BORDER,) * 4)
-        return AnomalyOutput(F.interpolate(framed, size=image_size, mode="bilinear", align_corners=False), score)
+        enlarged = F.interpolate(framed, size=image_size, mode="bilinear", align_corners=False)
+        return AnomalyOutput(enlarged, score, framed)
 
     def set_teacher_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Mean and standard deviation of each teacher channel over the training images, (C,) each.

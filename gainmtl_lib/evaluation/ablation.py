@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gainmtl_lib.runs import Run, RunError, load_run, run_status
+from gainmtl_lib.runs import EFFICIENTAD, Run, RunError, load_run, run_status, system_of
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -32,13 +32,14 @@ ORACLE_MARK = " (oracle: leaks the label)"
 
 
 def collect_runs(experiment: str | Path) -> list[Run]:
-    """Finished and evaluated runs below ``outputs/<experiment>``, by strategy and seed.
+    """Finished and evaluated runs of the strategies below ``outputs/<experiment>``, by strategy and seed.
 
     Raises:
         RunError: there is none; the message says what was found.
     """
     experiment = Path(experiment)
-    folders = sorted(path.parent for path in experiment.glob("*/seed*/manifest.json"))
+    started = sorted(path.parent for path in experiment.glob("*/seed*/manifest.json"))
+    folders = [folder for folder in started if system_of(folder) != EFFICIENTAD]
     runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]
     evaluated = [run for run in runs if run.is_evaluated]
     if not evaluated:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gainmtl_lib.build import build_data
+from gainmtl_lib.build import build_data, build_samples
 from gainmtl_lib.claims import hold
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.samples import data_digest
@@ -37,6 +37,7 @@ def evaluate(
     data: GainDataModule | None = None,
     mask_source: str | None = None,
     external_mask_dir: Path | None = None,
+    efficientad_run: Path | None = None,
     threshold: float | None = None,
     device: str | None = None,
     reuse: bool = True,
@@ -45,7 +46,7 @@ def evaluate(
 
     The decision threshold is chosen on ``val``. A run evaluated as it was trained keeps its results
     (``predictions.csv``, ``maps/``, ``metrics.json``) and is not evaluated twice; with other data, another
-    mask source, folder of masks or threshold the results are returned only.
+    mask source, place of its masks or threshold the results are returned only.
 
     Args:
         run_or_model: a finished run, or a model (which needs `data`).
@@ -53,33 +54,35 @@ def evaluate(
         mask_source: S6 only, in place of the settings' own. ``oracle`` hands it the ground truth, which
             leaks the label: its results are marked.
         external_mask_dir: one mask per image, found by stem, for ``external``; in place of the settings' own.
+        efficientad_run: folder of the run that makes the masks, for ``efficientad``; in place of the settings' own.
         threshold: fixed beforehand, in place of the one chosen on ``val``.
         device: where to compute, see `checked_device`; None is where the run was trained, ``auto`` for a model.
         reuse: take stored results of the run where they exist.
 
     Returns:
-        One row per image, and the summary: ``threshold``, ``mask_source``, ``map_scales`` (see
-        `MapScale`) and one dict per split.
+        One row per image, and the summary: ``threshold``, ``map_scales`` (see `MapScale`), where the masks are from
+        (see `MaskSource.summary`), and one dict per split.
 
     Raises:
         RunError: the data changed since the run was trained, there is no split to evaluate, a mask source was
-            given for another strategy than S6 or a folder of masks for another source than ``external``, or
-            another process writes to the run.
+            given for another strategy than S6 or a place of masks for another source than its own, an
+            EfficientAD run learnt from the test pictures, or another process writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    as_trained = run is not None and all(x is None for x in (data, mask_source, external_mask_dir, threshold))
+    otherwise = (data, mask_source, external_mask_dir, efficientad_run, threshold)
+    as_trained = run is not None and all(asked is None for asked in otherwise)
     if run is not None and as_trained and reuse and run.is_evaluated:
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
     model = run.model if run is not None else run_or_model
     if not isinstance(model, GAINMTLModel):
         raise TypeError(f"expected a Run or a GAINMTLModel, got {type(model).__name__}")
-    source = MaskSource.of(model if run is None else run.settings, mask_source, external_mask_dir)
+    source = MaskSource.of(model if run is None else run.settings, mask_source, external_mask_dir, efficientad_run)
     with hold(run.folder) if run is not None and as_trained else nullcontext():
         data = evaluated_data(run, data)
         predictions = _predict(model, data, source, device or ("auto" if run is None else run.settings.device))
         table, summary = _summary(predictions, threshold)
-        summary |= {"mask_source": source.name, "label_leaks": source.leaks}
+        summary |= source.summary
         if run is not None and as_trained:
             _store(run, table, summary, predictions)
             return run.predictions, run.metrics  # as a later call reads them
@@ -96,13 +99,23 @@ def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainD
     if data is None:
         if run is None:
             raise RunError("evaluating a model needs data; give data=GainDataModule(…), or a run")
-        data = build_data(run.settings)
-        if data_digest(data.samples) != run.manifest["data_digest"]:
-            raise RunError(f"{run.settings.data_root}: the data changed since {run.folder} was trained on it")
+        data = build_data(run.settings, samples_as_trained(run))
     data.setup("test")
     if not set(data.samples["split"]) & set(TEST_SPLITS):
         raise RunError("the data has no test split; there is nothing to evaluate")
     return data
+
+
+def samples_as_trained(run: Run) -> pd.DataFrame:
+    """The table of samples that a run was trained on.
+
+    Raises:
+        RunError: the data changed since.
+    """
+    samples = build_samples(run.settings)
+    if data_digest(samples) != run.manifest["data_digest"]:
+        raise RunError(f"{run.settings.data_root}: the data changed since {run.folder} was trained on it")
+    return samples
 
 
 def _predict(model: GAINMTLModel, data: GainDataModule, source: MaskSource, device: str) -> dict[str, SplitPredictions]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from gainmtl_lib.metrics import Aupro, CamIoU, Dice, EnergyInside, GridIoU, LocalizationIoU, PerImageMean
+from gainmtl_lib.metrics import CamIoU, Dice, EnergyInside, GridIoU, LocalizationIoU, PerImageMean
+from gainmtl_lib.pixel_metrics import Aupro
 from gainmtl_lib.records import Batch, GainOutput
 
 

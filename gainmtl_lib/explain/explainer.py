@@ -30,7 +30,7 @@ from gainmtl_lib.explain.suppression import CLASS_NAMES, MaskFrom, answer, ask_c
 from gainmtl_lib.explain.verdict_figure import verdict_figure
 from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.models.counterfactual import as_at_inference
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.models.gain_mtl import OUTSIDE_SOURCES, GAINMTLModel
 from gainmtl_lib.models.weights import ModelError
 from gainmtl_lib.records import GainOutput
 from gainmtl_lib.runs import Run
@@ -184,7 +184,7 @@ class DefectExplainer:
         return figure if save_path is None else save_figure(figure, Path(save_path))
 
     def _explained(self, asked: Sequence[Asked]) -> Iterator[Explanation | DataError]:
-        if self.model.strategy == "S6" and self.model.mask_source in ("external", "oracle"):
+        if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
             raise ModelError(
                 f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
                 "had here; to explain what the model says without, take 'localization' or 'none': set "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.devices import checked_device
-from gainmtl_lib.evaluation.stored import SPLITS, stored_tables
+from gainmtl_lib.evaluation.stored import SPLITS, file_digest, stored_tables
 from gainmtl_lib.explain.faithfulness import faithfulness, summarise_faithfulness
 from gainmtl_lib.explain.perturbation import defect_probability
 from gainmtl_lib.explain.randomisation import randomisation_check, summarise_randomisation
 from gainmtl_lib.explain.road import ROAD_FRACTIONS
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.models.gain_mtl import OUTSIDE_SOURCES, GAINMTLModel
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 
 FILE = "faithfulness.json"
@@ -71,7 +70,7 @@ def measure_faithfulness(
     if reuse and (stored := _stored(run)) is not None and stored["settings"] == settings:
         return stored
     table, metrics = stored_tables(run)
-    if metrics.get("mask_source") in ("external", "oracle"):
+    if metrics.get("mask_source") in OUTSIDE_SOURCES:
         raise RunError(
             f"{run.folder}: its attention takes masks from outside ({metrics['mask_source']}), which have no place in "
             "deletion and insertion; faithfulness can be measured of the other mask sources only"
@@ -131,8 +130,7 @@ def _stored(run: Run) -> dict[str, Any] | None:
 
 
 def _digest(run: Run) -> str:
-    path = run.folder / "predictions.csv"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_digest(run.folder / "predictions.csv")
 
 
 def _found_defects(run: Run, table: pd.DataFrame) -> tuple[str, pd.DataFrame]:

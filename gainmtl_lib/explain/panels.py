@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gainmtl_lib.explain.drawing import compose, encode, enlarged_share, fitted, one_thread, with_band
-from gainmtl_lib.explain.library import KINDS, OpenedRun
+from gainmtl_lib.explain.opened import OpenedRun
 from gainmtl_lib.explain.picture_files import Shown
 from gainmtl_lib.explain.regions import Frame
+from gainmtl_lib.explain.systems import GAIN_MTL, MAPS
 from gainmtl_lib.map_scale import MapScale
-
-SHORT = {"cam": "CAM", "attention": "attention", "localization": "localization"}
-IOU_COLUMN = {"cam": "cam_iou", "attention": "attention_iou", "localization": "loc_iou"}
-IOU_NAME = {"cam": "CAM-IoU", "attention": "attention IoU", "localization": "localization IoU"}
 
 
 @dataclass(frozen=True)
@@ -26,14 +23,15 @@ class Look:
     """How maps are shown.
 
     Attributes:
-        kind: ``cam``, ``attention`` or ``localization``; None for the picture alone.
+        kind: one of `MAPS`, of which a run shows its own main map in place of another system's; None for the picture
+            alone.
         absolute: on the scale fixed on validation; otherwise stretched per image.
         strength: of the overlay, in [0, 1].
         level: draws the contour at this value of the shown scale; None for none.
         outline: draws the annotated defect.
     """
 
-    kind: str | None = "cam"
+    kind: str | None = GAIN_MTL.main
     absolute: bool = True
     strength: float = 0.7
     level: float | None = 0.5
@@ -62,19 +60,20 @@ def plain_panel(shown: Shown, *, outline: bool) -> Panel:
 def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     """The picture with a run's map over it; a map that the run lacks is said instead."""
     mask = shown.mask if look.outline else None
-    if look.kind is None or look.kind not in opened.maps:
-        words = () if look.kind is None else (opened.why_no_map(look.kind),)
-        text = f"{opened.name} · " + ("no map" if look.kind is None else f"no {KINDS[look.kind]}")
+    kind = None if look.kind is None else opened.own_kind(look.kind)
+    if kind is None or kind not in opened.maps:
+        words = () if kind is None else (opened.why_no_map(kind),)
+        text = f"{opened.name} · " + ("no map" if kind is None else f"no {MAPS[kind].name}")
         return Panel(encode(with_band(compose(shown.pixels, mask=mask), text, bar=False)), words)
-    values = np.asarray(opened.maps[look.kind][row], dtype=np.float32)
-    scale = opened.scales.get(look.kind) if look.absolute else None
+    values = np.asarray(opened.maps[kind][row], dtype=np.float32)
+    scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
     frame = Frame.of(shown.size, size, opened.run.settings.resize)
     heat = frame.crop(enlarged_share(values, scale, size))
     over = fitted(heat, (shown.pixels.shape[0], shown.pixels.shape[1]))
     drawn = compose(shown.pixels, over, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
-    text = f"{SHORT[look.kind]} · {'absolute' if scale else 'per-image'} scale" + (
+    text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + (
         " · nothing found" if nothing else ""
     )
     words = tuple(_words(opened, row, look, scale, nothing, heat))

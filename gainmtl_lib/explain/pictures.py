@@ -20,7 +20,7 @@ from gainmtl_lib.explain.plots import map_grid
 from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.records import Batch, GainOutput
-from gainmtl_lib.runs import Run
+from gainmtl_lib.runs import Run, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def look(
         source: of S6's masks, in place of the run's or the model's own.
 
     Raises:
-        RunError: a model alone whose masks come from a folder.
+        RunError: a model alone whose masks come from outside, or an EfficientAD run that cannot be used.
         DataError: masks from outside that cannot be had.
     """
     model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
@@ -177,7 +177,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             continue
         try:
             _, output = look(run.model, data, rows, source)
-        except DataError as error:
+        except (DataError, RunError) as error:
             logger.warning("%s seed %d is left out of the figure: %s", name, run.settings.seed, error)
             missing.add(name)
             continue

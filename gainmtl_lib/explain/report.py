@@ -15,6 +15,8 @@ from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.decisions import OFF_THE_DEFECT_IOU
 from gainmtl_lib.evaluation.audit import Audit, audit_run
 from gainmtl_lib.evaluation.intervals import CONFIDENCE, FEWEST_GROUPS, RESAMPLES, SEED
+from gainmtl_lib.evaluation.novelty import is_stale as novelty_is_stale
+from gainmtl_lib.evaluation.novelty import stored_novelty
 from gainmtl_lib.explain.audit_report import wording, words
 from gainmtl_lib.explain.audit_report.evidence import Evidence
 from gainmtl_lib.explain.audit_report.figures import report_figures
@@ -29,7 +31,8 @@ from gainmtl_lib.explain.audit_report.tables import (
     faithfulness_rows,
     shift_rows,
 )
-from gainmtl_lib.explain.measured_faithfulness import is_stale, stored_faithfulness
+from gainmtl_lib.explain.measured_faithfulness import is_stale as faithfulness_is_stale
+from gainmtl_lib.explain.measured_faithfulness import stored_faithfulness
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.map_scale import CALM_SHARE
 from gainmtl_lib.runs import Run, load_run
@@ -87,8 +90,9 @@ def report_html(run: Run, audit: Audit, *, data_root: Path | None = None) -> str
 
 
 def _content(run: Run, audit: Audit, data_root: Path | None) -> dict[str, Any]:
-    shown = galleries(run, audit.table, audit.tests, audit.scales.get("cam"), data_root=data_root)
-    measured = stored_faithfulness(run)
+    measured, novelty = stored_faithfulness(run), stored_novelty(run)
+    table = audit.table if novelty is None else audit.table.assign(novel=novelty.table["novel"])
+    shown = galleries(run, table, audit.tests, audit.scales.get("cam"), data_root=data_root)
     evidence = Evidence(
         run.settings,
         run.manifest,
@@ -96,7 +100,9 @@ def _content(run: Run, audit: Audit, data_root: Path | None) -> dict[str, Any]:
         missing_pictures=_missing(shown),
         data_root=data_root,
         faithfulness=measured,
-        stale_faithfulness=is_stale(run),
+        stale_faithfulness=faithfulness_is_stale(run),
+        novelty=novelty,
+        stale_novelty=novelty_is_stale(run),
     )
     limits = known_limits(evidence)
     return {
@@ -120,6 +126,8 @@ def _content(run: Run, audit: Audit, data_root: Path | None) -> dict[str, Any]:
         "flips": words.flip_sentence(evidence),
         "flip_rows": FLIPS if evidence.has_counterfactual else {},
         "shift": shift_rows(audit),
+        "novel": words.novelty_sentence(evidence),
+        "novelty": novelty,
         "galleries": shown,
         "missing_pictures": evidence.missing_pictures,
         "files": file_digests(run.folder),

@@ -28,7 +28,9 @@ from gainmtl_lib.models.weights import ModelError
 from gainmtl_lib.records import GainOutput
 from gainmtl_lib.settings import STRATEGY_WEIGHTS
 
-MASK_SOURCES = ("localization", "external", "none", "oracle")
+MASK_SOURCES = ("localization", "efficientad", "external", "none", "oracle")
+OUTSIDE_SOURCES = ("efficientad", "external", "oracle")
+"""Those of them whose masks the model must be given."""
 FUSION_NORMS = ("sigmoid", "product")
 
 
@@ -87,7 +89,7 @@ class GAINMTLModel(nn.Module):
         counterfactual_mode: see `Counterfactual`.
         fusion_norm: see `fuse_attention`.
         mask_source: where S6's mask comes from when forward is given none: the model's own ``localization``,
-            ``none``, or ``external`` and ``oracle``, which must be given.
+            ``none``, or one of `OUTSIDE_SOURCES`, which must be given.
 
     Raises:
         ModelError: a value that cannot be used; see also `get_backbone`.
@@ -272,7 +274,7 @@ class GAINMTLModel(nn.Module):
         if self.strategy != "S6":
             if attention_masks is not None:
                 raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
-        elif attention_masks is None and self.mask_source in ("external", "oracle"):
+        elif attention_masks is None and self.mask_source in OUTSIDE_SOURCES:
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
 
 

@@ -1,4 +1,4 @@
-"""``gainmtl evaluate``: metrics of every split, errors, pictures."""
+"""``gainmtl evaluate``: metrics of every split, novel pictures, errors, pictures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from gainmtl_lib.build import build_data
+from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
+from gainmtl_lib.efficientad.runs import EfficientADRun, open_run
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate, evaluated_data
-from gainmtl_lib.evaluation.mask_source import MaskSource
+from gainmtl_lib.evaluation.mask_source import PLACES, MaskSource
+from gainmtl_lib.evaluation.novelty import Novelty, find_novel, stored_novelty
 from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.reports.anomalies import print_evaluation
+from gainmtl_lib.reports.novelty import print_novelty
 from gainmtl_lib.reports.tables import number
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
 from gainmtl_lib.settings import Settings
@@ -27,10 +32,45 @@ def evaluate_and_report(
     console: Console,
     *,
     run_folder: Path | None,
+    device: str | None,
+    export_results: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """``gainmtl evaluate``, of a run of either system.
+
+    Args:
+        console: takes the tables.
+        run_folder: of the run, or None where the options name a checkpoint.
+        device: see `checked_device`.
+        export_results: where the summary goes as JSON.
+        force: evaluate anew.
+        options: those of `_evaluate_strategy`, none of which EfficientAD has.
+
+    Raises:
+        RunError: the run or the checkpoint cannot be used, or an option does not fit it.
+    """
+    common: dict[str, Any] = {"device": device, "export_results": export_results, "force": force}
+    if run_folder is None or not isinstance(run := open_run(run_folder), EfficientADRun):
+        _evaluate_strategy(console, run_folder=run_folder, **common, **options)
+        return
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise RunError(f"{run.folder}: a run of EfficientAD, which knows no {', '.join(given)}; leave that out")
+    _, summary = evaluate_efficientad(run, device=device, reuse=not force)
+    print_evaluation(console, run)
+    _export(console, summary, export_results)
+
+
+def _evaluate_strategy(
+    console: Console,
+    *,
+    run_folder: Path | None,
     checkpoint: Path | None,
     data_root: Path | None,
     mask_source: str | None,
     external_mask_dir: Path | None,
+    efficientad_run: Path | None,
     device: str | None,
     visualize: bool,
     vis_dir: Path | None,
@@ -38,11 +78,11 @@ def evaluate_and_report(
     export_results: Path | None,
     force: bool,
 ) -> None:
-    """``gainmtl evaluate``: the run's own data, or other data with the run's threshold.
+    """On the run's own data, or on other data with the run's threshold.
 
     Raises:
-        RunError: neither or both of a run and a checkpoint were given, one of them cannot be used, or a mask source
-            that does not fit it.
+        RunError: neither or both of a run and a checkpoint were given, one of them cannot be used, a mask source
+            that does not fit it, or novel pictures were asked for of what is no evaluation of a run as it was trained.
     """
     if (run_folder is None) == (checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
@@ -52,7 +92,17 @@ def evaluate_and_report(
     else:
         assert checkpoint is not None
         model, settings = load_checkpoint_model(checkpoint)
-    source = MaskSource.of(settings, mask_source, external_mask_dir)
+    masks_from = _masks_from(efficientad_run, settings, mask_source)
+    source = MaskSource.of(settings, mask_source, external_mask_dir, masks_from)
+    as_trained = run is not None and not any((data_root, mask_source, external_mask_dir, masks_from))
+    if efficientad_run is not None and masks_from is None and not as_trained:
+        raise RunError(
+            "--efficientad-run flags novel pictures of a run as it was trained; leave --checkpoint, --data-root, "
+            "--mask-source and --external-mask-dir out, or give --mask-source efficientad to take its masks"
+        )
+    places = {"external_mask_dir": external_mask_dir, "efficientad_run": masks_from}
+    if run is None and source.name in PLACES:
+        places[PLACES[source.name][0]] = source.place  # which a model alone does not know
     data, threshold = None, None
     if data_root is not None or run is None:
         data = build_data(_elsewhere(settings, data_root) if data_root else settings)
@@ -62,17 +112,18 @@ def evaluate_and_report(
         model,
         data=data,
         mask_source=mask_source,
-        external_mask_dir=external_mask_dir if run is not None else source.folder,
         threshold=threshold,
         device=device or settings.device,
         reuse=not force,
+        **places,
     )
     _print_summary(console, summary)
+    novelty = _novelty(run, efficientad_run, device, force) if run is not None and as_trained else None
+    if novelty is not None:
+        print_novelty(console, novelty)
     if error_analysis:
         _print_errors(console, table)
-    if export_results is not None:
-        write_json(export_results, summary)
-        console.print(f"results: {escape(str(export_results))}")
+    _export(console, summary | ({} if novelty is None else {"novelty": novelty.summary}), export_results)
     if visualize:
         folder = vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         data = evaluated_data(run, data)
@@ -85,6 +136,27 @@ def evaluate_and_report(
         save_figure(classification_figure(table, summary["threshold"]), folder / "classification.png")
         count = sum(1 for name, figure in pages if save_figure(figure, folder / f"{name}.jpg"))
         console.print(f"{count} pictures and classification.png: {escape(str(folder))}")
+
+
+def _export(console: Console, summary: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        write_json(path, summary)
+        console.print(f"results: {escape(str(path))}")
+
+
+def _masks_from(efficientad_run: Path | None, settings: Settings, mask_source: str | None) -> Path | None:
+    """The EfficientAD run that was asked for, where it is to make other masks than the run's own."""
+    if efficientad_run is None or settings.strategy != "S6":
+        return None
+    own = settings.mask_source == "efficientad" and efficientad_run.absolute() == settings.efficientad_run
+    asked = mask_source == "efficientad" or (mask_source is None and settings.mask_source == "efficientad" and not own)
+    return efficientad_run if asked else None
+
+
+def _novelty(run: Run, efficientad_run: Path | None, device: str | None, force: bool) -> Novelty | None:
+    """By the EfficientAD run that is asked for or named in the settings; without one what is stored."""
+    other = efficientad_run or run.settings.efficientad_run
+    return stored_novelty(run) if other is None else find_novel(run, other, device=device, reuse=not force)
 
 
 def _elsewhere(settings: Settings, data_root: Path) -> Settings:
@@ -110,6 +182,8 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     for name in summary[splits[0]]:
         table.add_row(name, *(number(summary[split].get(name)) for split in splits))
     console.print(table)
+    if summary.get("teacher"):
+        console.print(f"masks from {escape(summary['efficientad_run'])}; its teacher: {escape(summary['teacher'])}")
     if summary.get("label_leaks"):
         console.print("[bold]mask_source oracle: the ground truth was given to the model; these are no results[/bold]")
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from gainmtl_lib.build import build_data, build_model
 from gainmtl_lib.claims import claim
@@ -21,15 +17,7 @@ from gainmtl_lib.data.samples import data_digest
 from gainmtl_lib.devices import checked_device, lightning_precision
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.parameters import repository_root
-from gainmtl_lib.runs import (
-    Run,
-    RunError,
-    load_checkpoint_model,
-    read_json,
-    run_status,
-    save_weights,
-    write_json,
-)
+from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, save_weights
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCheckpoints
 from gainmtl_lib.training.losses import GainLoss, focal_alpha
@@ -37,13 +25,17 @@ from gainmtl_lib.training.mask_mixing import MaskMixer
 from gainmtl_lib.training.module import GainTraining
 from gainmtl_lib.training.resume import checkpoint_to_resume
 from gainmtl_lib.training.schedule import Schedule
+from gainmtl_lib.training.session import (
+    check_intent,
+    circumstances,
+    event_loggers,
+    fit_interruptibly,
+    is_finished,
+    previous_manifest,
+    recorded,
+)
 
 logger = logging.getLogger(__name__)
-
-RECORDED_PACKAGES = (
-    "gainmtl", "torch", "torchvision", "timm", "mmpretrain", "mmcv-lite", "lightning", "torchmetrics",
-    "albumentations", "opencv-python-headless", "numpy", "pandas",
-)  # fmt: skip
 
 
 def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = False) -> Run:
@@ -63,18 +55,12 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
             `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
-    if force and resume is not None:
-        raise RunError(
-            f"{settings.run_dir}: --resume goes on from a checkpoint, --force drops what is there and starts anew; "
-            "give one of them (resume=…, force=True)"
-        )
+    check_intent(settings.run_dir, resume=resume, force=force)
     with claim(settings, force=force) as folder:
-        finished = run_status(folder) == "complete"
-        if finished and resume is not None:
-            raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
+        finished = is_finished(folder, resume=resume)
         data = build_data(settings)
         digest = data_digest(data.samples)
-        previous = _previous_manifest(folder, digest)
+        previous = previous_manifest(folder, digest=digest)
         if finished:
             logger.info("reusing the finished run in %s", folder)
             return Run(folder)
@@ -83,56 +69,28 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
     return Run(folder)
 
 
-def _previous_manifest(folder: Path, digest: str) -> dict[str, Any]:
-    if run_status(folder) == "new":
-        return {}
-    manifest = read_json(folder / "manifest.json")
-    if manifest["data_digest"] != digest:
-        raise RunError(
-            f"{folder}: the data changed since this run was started (digest {manifest['data_digest'][:12]} then, "
-            f"{digest[:12]} now); change 'experiment', or start anew with --force (force=True)"
-        )
-    return manifest
-
-
 def _train(
     settings: Settings, data: GainDataModule, folder: Path, checkpoint: Path | None, manifest: dict[str, Any]
 ) -> None:
-    started = time.monotonic()
     L.seed_everything(settings.seed, verbose=False)
     data.setup("fit")
     # Validation during training always uses the model's own localization: an external mask is evaluate's affair.
     model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
-    manifest = manifest | _describe(settings, data, model)
-    write_json(folder / "manifest.json", manifest | {"status": "running"})
     module = _module(settings, data, model)
     checkpoints = RunCheckpoints(
         folder / "checkpoints",
         every_n_epochs=settings.save_every_n_epochs,
         window_start=module.schedule.final_stage_start,
     )
-    trainer = _trainer(settings, folder, checkpoints)
-    try:
-        _fit_interruptibly(trainer, module, data, checkpoint)
-    finally:
-        _finish(trainer.loggers)
-        manifest["duration_s"] = round(manifest["duration_s"] + time.monotonic() - started, 1)
-        write_json(folder / "manifest.json", manifest | {"status": "running"})
-    best, _ = load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
-    save_weights(best, folder / "model.safetensors")
-    manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
-    write_json(folder / "manifest.json", manifest | {"status": "complete"})
-
-
-def _fit_interruptibly(trainer: L.Trainer, module: GainTraining, data: GainDataModule, checkpoint: Path | None) -> None:
-    """Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        signal.signal(signal.SIGINT, handler)
-        logger.info("interrupted; the same call goes on from the last finished epoch")
-        raise KeyboardInterrupt from None
+    with recorded(folder, manifest | _describe(settings, data, model)) as manifest:
+        trainer = _trainer(settings, folder, checkpoints)
+        try:
+            fit_interruptibly(trainer, module, data, checkpoint)
+        finally:
+            _finish(trainer.loggers)
+        best, _ = load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
+        save_weights(best, folder / "model.safetensors")
+        manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
 
 
 def _module(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> GainTraining:
@@ -191,10 +149,7 @@ def _trainer(settings: Settings, folder: Path, checkpoints: RunCheckpoints) -> L
 
 
 def _loggers(settings: Settings, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    if settings.use_tensorboard:
-        where = settings.tensorboard_folder
-        loggers.append(TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False))
+    loggers = event_loggers(settings)
     if settings.use_wandb:
         try:
             name = f"{settings.experiment}-{settings.strategy.lower()}-seed{settings.seed}"
@@ -216,13 +171,9 @@ def _finish(loggers: list[Logger]) -> None:
 def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
     samples = data.samples
     normals, defectives = data.class_counts
-    device = checked_device(settings.device)
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    return circumstances(device=checked_device(settings.device), precision=settings.precision) | {
         "strategy": settings.strategy,
         "seed": settings.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": lightning_precision(settings.precision, device),
         "provider": model.backbone.provider,
         "pretrained": model.backbone.weights.replace(f"{repository_root()}/", ""),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -230,12 +181,4 @@ def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> 
         "train_normal": normals,
         "train_defective": defectives,
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
-        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from gainmtl_lib.evaluation.audit import Audit
 from gainmtl_lib.evaluation.intervals import Estimate
+from gainmtl_lib.evaluation.novelty import Novelty
 from gainmtl_lib.settings import Settings
 
 
@@ -39,6 +40,8 @@ class Evidence:
         data_root: where the pictures were looked for, when they moved since the training.
         faithfulness: of `stored_faithfulness`; None where it was not measured for these predictions.
         stale_faithfulness: whether it was measured for others.
+        novelty: of `stored_novelty`; None where it was not asked for these predictions.
+        stale_novelty: whether it was asked for others.
     """
 
     settings: Settings
@@ -48,6 +51,8 @@ class Evidence:
     data_root: Path | None = None
     faithfulness: Mapping[str, Any] | None = None
     stale_faithfulness: bool = False
+    novelty: Novelty | None = None
+    stale_novelty: bool = False
 
     def score(self, name: str, split: str | None = None) -> Estimate:
         """A score of a split, by default of the headline one; an empty estimate where there is none."""
@@ -62,6 +67,13 @@ class Evidence:
     def random_weights(self) -> bool:
         """Whether the backbone is known to have started from random weights."""
         return str(self.manifest.get("pretrained", "")).startswith("random")
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """What EfficientAD did for these results, to where its teacher came from."""
+        masks = self.audit.metrics.get("teacher")
+        found = {} if masks is None else {"makes the masks of the attention": str(masks)}
+        return found if self.novelty is None else found | {"flags novel pictures": self.novelty.teacher}
 
     @property
     def has_counterfactual(self) -> bool:

@@ -22,7 +22,7 @@ STRATEGIES = {
 UNKNOWN = "not recorded"
 FILES = (
     "settings.yaml", "manifest.json", "model.safetensors", "predictions.csv", "metrics.json", "maps/cam.npy",
-    "faithfulness.json",
+    "faithfulness.json", "novelty.json", "novelty.csv",
 )  # fmt: skip
 
 Rows = list[tuple[str, str]]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gainmtl_lib.evaluation.audit import Audit
 from gainmtl_lib.evaluation.intervals import CONFIDENCE
+from gainmtl_lib.evaluation.novelty import NORMAL, Kind
 from gainmtl_lib.evaluation.operating_point import defects_to_show
 from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit
 from gainmtl_lib.explain.audit_report.head import STRATEGIES
@@ -33,6 +34,7 @@ def in_short(evidence: Evidence, limits: Sequence[Limit]) -> list[tuple[str, str
         ("Faithfulness", faithfulness_sentence(evidence)),
         ("Counterfactual", flip_sentence(evidence)),
         ("Shift", shift_sentence(audit)),
+        ("Novel defects", novelty_sentence(evidence)),
     ]
     serious = [limit.title for limit in limits if limit.serious]
     count = f"{plural(len(limits), 'known limit')} below"
@@ -49,7 +51,9 @@ def threshold_sentence(audit: Audit) -> str:
     if origin.startswith("validation") and "val" in audit.scores:
         labels = audit.rows("val")["label"]
         text += f" Chosen on {len(labels)} validation pictures, {labels.sum()} of them defective; never on test."
-    source = audit.metrics.get("mask_source")
+    source, teacher = audit.metrics.get("mask_source"), audit.metrics.get("teacher")
+    if teacher:
+        source = f"{source}, the run {audit.metrics['efficientad_run']} (teacher: {teacher})"
     return text + (f" Attention took its mask from: {source}." if source else "")
 
 
@@ -142,6 +146,28 @@ def shift_sentence(audit: Audit) -> str:
         return "Not tested: the data has no shifted split."
     told = [_change(rows[label]) for label in ("recall", "overkill", "accuracy", "AUROC") if label in rows]
     return f"From test to test_shift {join_words(told)}."
+
+
+def novelty_sentence(evidence: Evidence) -> str:
+    """What EfficientAD flags of what the verdict lets pass, on the headline split."""
+    split, novelty = evidence.audit.main, evidence.novelty
+    if novelty is None:
+        why = "what is stored is of other predictions" if evidence.stale_novelty else "it takes an EfficientAD run"
+        return f"Not asked ({why}): gainmtl evaluate RUN --efficientad-run FOLDER does."
+    kinds = novelty.kinds.get(split, [])
+    defects = [kind for kind in kinds if kind.name != NORMAL]
+    normals = [kind for kind in kinds if kind.name == NORMAL]
+    text = (
+        f"On {split} EfficientAD flags {_flagged(defects)} escaped defects as novel, and {_flagged(normals)} normal "
+        f"pictures that pass. Its teacher: {novelty.teacher}."
+    )
+    unseen = [f"{kind.name} ({kind.anomalous} of {kind.count} anomalous)" for kind in defects if kind.unseen]
+    return text + (f" Types that no training picture shows: {join_words(unseen)}." if unseen else "")
+
+
+def _flagged(kinds: Sequence[Kind]) -> str:
+    """``3 of 5``: novel ones of those called normal."""
+    return f"{sum(kind.novel for kind in kinds)} of {sum(kind.count - kind.called_defective for kind in kinds)}"
 
 
 def _change(row: ShiftRow) -> str:

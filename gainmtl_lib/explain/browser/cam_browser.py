@@ -19,8 +19,9 @@ from gainmtl_lib.explain.browser.thumbnails import PAGE, Strip
 from gainmtl_lib.explain.browser.touch import ROOT, Touch
 from gainmtl_lib.explain.browser.viewer import Viewer, headline, side_of
 from gainmtl_lib.explain.browser.what_if import ask
-from gainmtl_lib.explain.library import Choice, OpenedRun, PictureLibrary, Runs
+from gainmtl_lib.explain.library import PictureLibrary, Runs
 from gainmtl_lib.explain.notes import NOTHING_SAID, Note, NotesError
+from gainmtl_lib.explain.opened import Choice, OpenedRun
 
 
 class CamBrowser(widgets.VBox):

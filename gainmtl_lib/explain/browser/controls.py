@@ -8,8 +8,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gainmtl_lib.explain.library import KINDS
-from gainmtl_lib.explain.panels import SHORT, Look
+from gainmtl_lib.explain.panels import Look
+from gainmtl_lib.explain.systems import MAIN_MAPS, MAPS
 
 NO_MAP = "none"
 
@@ -18,14 +18,13 @@ class MapControls(widgets.VBox):
     """Which map, on which scale, how strong, from which level on.
 
     Args:
-        kinds: maps that any of the runs has.
+        kinds: maps that any of the runs has; the main ones of two systems are one choice.
         on_change: called after any of it was changed.
     """
 
     def __init__(self, kinds: Collection[str], on_change: Callable[[], None]) -> None:
         look = Look()
-        offered = [(SHORT[kind], kind) for kind in KINDS if kind in kinds]
-        self.kind = _choice("Map", [*offered, ("none", NO_MAP)])
+        self.kind = _choice("Map", [*_offered(kinds), ("none", NO_MAP)])
         self.scale = _choice("Scale", [("absolute", True), ("per image", False)])
         self.scale.tooltips = [
             "fixed on validation: what stays below the maps of normal parts is calm",
@@ -77,6 +76,12 @@ class WhatIf(widgets.VBox):
             self.answer.value = "".join(f"<p>{escape(line)}</p>" for line in on_ask())
         finally:
             self.button.disabled = False
+
+
+def _offered(kinds: Collection[str]) -> list[tuple[str, str]]:
+    main = [kind for kind in MAIN_MAPS if kind in kinds]
+    others = [(MAPS[kind].short, kind) for kind in MAPS if kind in kinds and kind not in main]
+    return [(" / ".join(MAPS[kind].short for kind in main), main[0]), *others]
 
 
 def _choice(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:

@@ -9,7 +9,8 @@ from typing import Any
 import ipywidgets as widgets
 
 from gainmtl_lib.evaluation.stored import SPLITS
-from gainmtl_lib.explain.library import ORDERS, VERDICTS, Choice, PictureLibrary
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.explain.opened import VERDICTS, Choice
 
 EVERY = ""
 """Value of a list that leaves its column free."""
@@ -20,6 +21,8 @@ SPLIT_NAMES = {"val": "validation (val)", "test": "test", "test_shift": "shifted
 
 class FilterBar(widgets.HBox):
     """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave.
+
+    Novel pictures can be asked for where a run knows of some.
 
     Args:
         library: what is looked through.
@@ -36,13 +39,14 @@ class FilterBar(widgets.HBox):
         self.verdict = _field("Verdict", [])
         self.defect_type = _field("Defect type", [])
         self.order = _field("Order", [])
-        self.marked_only = widgets.Checkbox(description="marked only", indent=False, layout={"width": "auto"})
+        self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
         chips = widgets.VBox([_words("Beside it"), widgets.HBox([*self.beside.values()]).add_class("gainmtl-chips")])
         several = [self.run, chips] if len(names) > 1 else []
-        super().__init__([*several, self.split, self.verdict, self.defect_type, self.order, self.marked_only])
+        boxes = [self.marked_only] + [self.novel_only] * any(opened.novelty for opened in library.runs.values())
+        super().__init__([*several, self.split, self.verdict, self.defect_type, self.order, *boxes])
         self.add_class("gainmtl-filters")
         self._fill(first=True)
-        for field in (*self._lists(), self.marked_only, *self.beside.values()):
+        for field in (*self._lists(), self.marked_only, self.novel_only, *self.beside.values()):
             field.observe(self._changed, "value")
 
     @property
@@ -63,6 +67,7 @@ class FilterBar(widgets.HBox):
             verdict=self.verdict.value or None,
             defect_type=self.defect_type.value or None,
             marked_only=self.marked_only.value,
+            novel_only=self.novel_only.value,
             order=str(self.order.value),
         )
 
@@ -81,7 +86,9 @@ class FilterBar(widgets.HBox):
             for name, chip in self.beside.items():
                 chip.layout.display = "none" if name == self.name else None
                 chip.disabled = not chip.value and len(self.names) >= MOST_RUNS
-            _offer(self.order, [(ORDERS[order][0], order) for order in opened.orders])
+            self.novel_only.disabled = opened.novelty is None
+            self.novel_only.value = self.novel_only.value and opened.novelty is not None
+            _offer(self.order, [(opened.words_of(order), order) for order in opened.orders])
             if first and (table["split"] == "test").any():
                 _offer(self.split, [("", "test")])
             choice = self.choice
@@ -127,6 +134,10 @@ def _field(label: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
 
 def _chip(name: str) -> widgets.ToggleButton:
     return widgets.ToggleButton(description=name, tooltip=f"show {name} beside it", layout={"width": "auto"})
+
+
+def _box(label: str) -> widgets.Checkbox:
+    return widgets.Checkbox(description=label, indent=False, layout={"width": "auto"})
 
 
 def _words(text: str) -> widgets.HTML:

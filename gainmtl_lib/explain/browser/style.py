@@ -52,6 +52,7 @@ STYLE = """
 .gainmtl-FP { background: #8f6400; } .gainmtl-TN { background: #5c6873; }
 .gainmtl-flag { color: #7a1f5c; border: 1px solid #cc79a7; background: #fbeff6; border-radius: 3px; padding: 0 6px;
   white-space: nowrap; }
+.gainmtl-flag.gainmtl-novelty { color: #00563d; border-color: #009e73; background: #ecf8f4; }
 .gainmtl-strip { align-items: center; gap: 4px; overflow: visible; }
 .gainmtl-strip .gainmtl-arrow { width: 28px; padding: 0; flex: none; }
 .gainmtl-thumbnails { flex: 1 1 auto; margin: 0; min-width: 0; }
@@ -63,6 +64,7 @@ STYLE = """
   border-radius: 3px; }
 .gainmtl-thumbnails span { color: #fff; border-radius: 2px; padding: 0 3px; }
 .gainmtl-thumbnails .gainmtl-wrong { background: #7a1f5c; }
+.gainmtl-thumbnails .gainmtl-novel { background: #00563d; }
 .gainmtl-quiet { color: var(--quiet); font-size: 12px; }
 .gainmtl-browser .gainmtl-slider > label { width: 66px; text-align: left; }
 .gainmtl-browser .gainmtl-slider .widget-readout { min-width: 40px; text-align: right; }

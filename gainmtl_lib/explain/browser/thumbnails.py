@@ -12,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gainmtl_lib.explain.browser.touch import PLACE
-from gainmtl_lib.explain.library import VERDICTS, PictureLibrary
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.explain.opened import VERDICTS
 
 PAGE = 14
-WRONG = '<span class="gainmtl-wrong">!</span>'
+MARKS = (
+    ("wrong_reason", '<span class="gainmtl-wrong">!</span>', "right for the wrong reason"),
+    ("novel", '<span class="gainmtl-novel">?</span>', "novel"),
+)
+"""Column, what stands behind the verdict where it is true, and what that means."""
 
 
 class Strip(widgets.HBox):
@@ -56,19 +61,20 @@ class Strip(widgets.HBox):
         self.back.disabled, self.on.disabled = start == 0, start + PAGE >= len(rows)
 
     def _html(self, name: str, rows: NDArray[np.intp], start: int) -> str:
-        table = self.library.runs[name].table
+        opened = self.library.runs[name]
+        table = opened.table
         cells = []
         for place, (row, jpeg) in enumerate(zip(rows, self.library.thumbnails(name, rows)), start=start):
-            verdict, prob = str(table["verdict"].iloc[row]), float(table["probability"].iloc[row])
-            image = self.library.runs[name].image(row)
-            words = f"{image}: {VERDICTS[verdict]}, p(defect) {prob:.2f}"
-            wrong = bool(table["wrong_reason"].iloc[row])
-            if wrong:
-                words += ", right for the wrong reason"
+            verdict, score = str(table["verdict"].iloc[row]), float(table["score"].iloc[row])
+            words = f"{opened.image(row)}: {VERDICTS[verdict]}, {opened.system.score_name} {score:.2f}"
+            marks = ""
+            for column, mark, meaning in MARKS:
+                if column in table and bool(table[column].iloc[row]):
+                    marks, words = marks + mark, f"{words}, {meaning}"
             cells.append(
                 f'<button type="button" {PLACE}="{place}" title="{escape(words)}">'
                 f'<img alt="{escape(words)}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
-                f'<span class="gainmtl-{verdict}">{verdict}</span>{WRONG if wrong else ""} {prob:.2f}</button>'
+                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score:.2f}</button>'
             )
         return "".join(cells)
 

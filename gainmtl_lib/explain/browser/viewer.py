@@ -9,12 +9,18 @@ import ipywidgets as widgets
 import pandas as pd
 
 from gainmtl_lib.explain.browser.filters import MOST_RUNS
-from gainmtl_lib.explain.library import VERDICTS, OpenedRun, PictureLibrary
-from gainmtl_lib.explain.panels import IOU_COLUMN, IOU_NAME, Look, Panel, map_panel, plain_panel
+from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.explain.opened import VERDICTS, OpenedRun
+from gainmtl_lib.explain.panels import Look, Panel, map_panel, plain_panel
+from gainmtl_lib.explain.systems import MAPS
 
 SIDES = {2: 560, 3: 400}
 """Longer side of the drawings by number of panels; 320 for more."""
-FLAG = '<span class="gainmtl-flag">right for the wrong reason</span>'
+FLAGS = {
+    "wrong_reason": '<span class="gainmtl-flag">right for the wrong reason</span>',
+    "novel": '<span class="gainmtl-flag gainmtl-novelty">novel: called normal, yet unlike the good parts</span>',
+}
+"""By the column that says where they stand."""
 
 
 class Viewer(widgets.Box):
@@ -69,17 +75,18 @@ def headline(opened: OpenedRun, row: int) -> str:
     kind = record["defect_type"]
     if truth == "defective" and isinstance(kind, str):
         truth += f" ({kind})"
-    sign = "≥" if record["probability"] >= opened.threshold else "&lt;"
+    sign = "≥" if record["score"] >= opened.threshold else "&lt;"
     parts = [
         f"<b>{escape(str(record['image']).rsplit('/', 1)[-1])}</b>",
         escape(str(record["split"])),
         f"truth: {escape(truth)}",
         badge(str(record["verdict"])),
-        f"p(defect) {record['probability']:.2f} {sign} {opened.threshold:.2f}",
-        *_iou(record, "cam"),
+        f"{opened.system.score_name} {record['score']:.2f} {sign} {opened.threshold:.2f}",
+        *_iou(opened, record, opened.system.main),
         *_area(record),
+        *_anomaly(opened, record),
     ]
-    return " <i>·</i> ".join(parts) + (f" {FLAG}" if record["wrong_reason"] else "")
+    return " <i>·</i> ".join(parts) + _flags(record)
 
 
 def badge(verdict: str) -> str:
@@ -92,21 +99,32 @@ def _caption(opened: OpenedRun, row: int, look: Look, *, with_verdict: bool) -> 
     record = opened.table.iloc[row]
     parts = [f"<b>{escape(opened.name)}</b>"]
     if with_verdict:
-        parts += [badge(str(record["verdict"])), f"p(defect) {record['probability']:.2f}"]
-    if look.kind in opened.maps and (with_verdict or look.kind != "cam"):
-        parts += _iou(record, str(look.kind))
-    if with_verdict and record["wrong_reason"]:
-        parts.append(FLAG)
-    return " <i>·</i> ".join(parts)
+        parts += [badge(str(record["verdict"])), f"{opened.system.score_name} {record['score']:.2f}"]
+    kind = None if look.kind is None else opened.own_kind(look.kind)
+    if kind in opened.maps and (with_verdict or kind != opened.system.main):
+        parts += _iou(opened, record, str(kind))
+    return " <i>·</i> ".join(parts) + (_flags(record) if with_verdict else "")
 
 
-def _iou(record: pd.Series, kind: str) -> list[str]:
-    """The map's IoU with the mask; the deciding CAM's beside what the mask itself reaches on the map's grid."""
-    value = record.get(IOU_COLUMN[kind])
+def _flags(record: pd.Series) -> str:
+    return "".join(f" {flag}" for column, flag in FLAGS.items() if record.get(column, False))
+
+
+def _iou(opened: OpenedRun, record: pd.Series, kind: str) -> list[str]:
+    """The map's IoU with the mask; the main map's beside what the mask itself reaches on the map's grid."""
+    value = record.get(MAPS[kind].column)
     if value is None or pd.isna(value):
         return []
-    grid = f" (grid {record['grid_iou']:.2f})" if kind == "cam" else ""
-    return [f"{IOU_NAME[kind]} {value:.2f}{grid}"]
+    grid = f" (grid {record['grid_iou']:.2f})" if kind == opened.system.main else ""
+    return [f"{MAPS[kind].iou} {value:.2f}{grid}"]
+
+
+def _anomaly(opened: OpenedRun, record: pd.Series) -> list[str]:
+    """What the other system says of the picture, where it was asked."""
+    if opened.novelty is None:
+        return []
+    sign = "&gt;" if record["anomalous"] else "≤"
+    return [f"anomaly score {record['anomaly_score']:.2f} {sign} {opened.novelty.threshold:.2f}"]
 
 
 def _area(record: pd.Series) -> list[str]:

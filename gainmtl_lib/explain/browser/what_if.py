@@ -17,32 +17,35 @@ from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.images import read_image
 from gainmtl_lib.data.loading import load_picture
 from gainmtl_lib.explain.drawing import fitted
-from gainmtl_lib.explain.library import OpenedRun
+from gainmtl_lib.explain.opened import OpenedRun
 from gainmtl_lib.explain.regions import Frame, marked
 from gainmtl_lib.explain.suppression import answer, ask_counterfactual
 from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.runs import Run
 
 
 def ask(opened: OpenedRun, row: int) -> list[str]:
     """The answer in sentences, the last of which says where it comes from."""
+    if not isinstance(opened.run, Run):
+        return [f"{opened.name}: this system has no counterfactual path; S5 and S6 of GAIN-MTL have one."]
     settings = opened.run.settings
     if settings.strategy < "S5":
         return [f"{opened.name}: strategy {settings.strategy} has no counterfactual path; S5 and S6 have one."]
     if not settings.use_counterfactual:
         return [f"{opened.name}: trained without a counterfactual path (use_counterfactual: false)."]
     try:
-        return _ask_model(opened, row)
+        return _ask_model(opened, opened.run, row)
     except (DataError, ModelError, OSError, RuntimeError, SafetensorError) as error:
         return [*_read_stored(opened, row), f"Not asked of the model: {error}."]
 
 
-def _ask_model(opened: OpenedRun, row: int) -> list[str]:
-    if not (opened.run.folder / "model.safetensors").is_file():
-        raise FileNotFoundError(f"{opened.run.folder} holds no model.safetensors")
+def _ask_model(opened: OpenedRun, run: Run, row: int) -> list[str]:
+    if not (run.folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
     image, mask = opened.files(row)
     if image is None:
         raise FileNotFoundError(f"the folder {opened.root} of the pictures is missing")
-    settings = opened.run.settings
+    settings = run.settings
     picture = load_picture(
         str(image), None if mask is None else str(mask), image_size=settings.image_size, resize=settings.resize
     )
@@ -51,7 +54,7 @@ def _ask_model(opened: OpenedRun, row: int) -> list[str]:
     if not region.any():
         return [f"{opened.name}: no defect is annotated or localized here, so there is nothing to take away."]
     asked = ask_counterfactual(
-        opened.run.model,
+        run.model,
         torch.from_numpy(picture.image).permute(2, 0, 1)[None].float() / 255,
         torch.from_numpy(region)[None, None].float(),
         opened.threshold,
