@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -35,6 +36,15 @@ def autoencoder(out_channels: int, *, cells: int = 56) -> nn.Sequential:
         layers += [nn.Upsample((side, side), mode="bilinear"), nn.Conv2d(64, 64, 4, padding=2), nn.ReLU()]
     layers += [nn.Upsample((cells, cells), mode="bilinear"), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Conv2d(64, out_channels, 3, padding=1))
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """With weights that pass the image on; as PyTorch draws them, deep layers answer little but their biases."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    return network
 
 
 def sequential_names(network: nn.Module, reference: nn.Sequential) -> dict:

@@ -23,12 +23,24 @@ def made(image: np.ndarray, index: int, *, seed: int = 0, other: np.ndarray | No
     )
 
 
+def numbered(kind: str, *, seed: int = 0) -> int:
+    """The first anomaly of a kind."""
+    return next(index for index in range(4) if kind_of(index, seed=seed) == kind)
+
+
+def test_kinds_take_turns_in_changing_order():
+    rounds = [[kind_of(4 * k + turn, seed=0) for turn in range(4)] for k in range(6)]
+    assert all(sorted(kinds) == sorted(KINDS) for kinds in rounds)
+    assert len({tuple(kinds) for kinds in rounds}) > 2
+    assert rounds != [[kind_of(4 * k + turn, seed=1) for turn in range(4)] for k in range(6)]
+
+
 @pytest.mark.parametrize("index", range(8))
 def test_the_mask_is_exact_and_the_anomaly_visible(index):
     image = photograph()
     before = image.copy()
     anomaly = made(image, index)
-    assert anomaly.kind == kind_of(index) == KINDS[index % 4]
+    assert anomaly.kind == kind_of(index, seed=0)
     assert (anomaly.image.shape, anomaly.image.dtype) == ((*SIZE, 3), np.uint8)
     assert (anomaly.mask.shape, anomaly.mask.dtype) == (SIZE, np.bool_)
     assert np.array_equal(anomaly.image[~anomaly.mask], image[~anomaly.mask])
@@ -52,7 +64,7 @@ def test_defects_of_grey_photographs_are_grey():
         assert (image == image[..., :1]).all()
     coloured = plain(100)
     coloured[..., 0] = 140
-    image = made(coloured, 2).image.astype(int)
+    image = made(coloured, numbered("wrong_object")).image.astype(int)
     assert len(np.unique(image[..., 0] - image[..., 1])) > 1
 
 
@@ -60,18 +72,17 @@ def test_seed_and_index_decide():
     image = photograph()
     first = made(image, 5)
     assert np.array_equal(first.image, made(image, 5).image)
-    assert not np.array_equal(first.mask, made(image, 9).mask)
+    assert not any(np.array_equal(first.mask, made(image, index).mask) for index in (0, 1, 2, 3, 4, 6, 7, 8, 9))
     assert not np.array_equal(first.mask, made(image, 5, seed=1).mask)
 
 
 def test_a_pasted_piece_is_of_the_other_picture_in_another_light():
-    index = KINDS.index(CUT_PASTE)
     low, high = photograph(1, low=40, high=44), photograph(2, low=180, high=184)
-    anomaly = made(low, index, other=high)
+    anomaly = made(low, numbered(CUT_PASTE), other=high)
     rows, columns = np.nonzero(anomaly.mask)
     assert anomaly.mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
     piece = anomaly.image[anomaly.mask].astype(int)
-    assert abs(np.median(piece) - 182) <= 0.25 * 255 + 3
+    assert abs(np.median(piece) - 182) <= 0.15 * 255 + 3
     assert np.ptp(piece) <= 4
 
 
@@ -79,7 +90,8 @@ def test_other_pictures_may_be_smaller_and_are_asked_for_only_when_pasted():
     def never():
         raise AssertionError
 
-    for index, kind in enumerate(KINDS):
+    for kind in KINDS:
+        index = numbered(kind)
         if kind == CUT_PASTE:
             made(photograph(), index, other=photograph(1, size=(9, 70)))
         else:
@@ -137,16 +149,16 @@ class Watched(list):
 
 @pytest.mark.parametrize("count", [4, 6])
 def test_pieces_come_from_another_picture(count):
-    place = KINDS.index(CUT_PASTE)
     for seed in range(8):
+        place = numbered(CUT_PASTE, seed=seed)
         pictures = Watched([photograph(number) for number in range(count)])
         NormalsAndAnomalies(pictures, seed=seed)[count + place]
         assert pictures.asked[0] == place
         assert len(set(pictures.asked) - {place}) == 1
 
 
-def test_of_a_single_picture_pieces_come_from_itself(monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.efficientad.anomalies.KINDS", (CUT_PASTE,))
+def test_of_a_single_picture_pieces_come_from_itself():
+    seed = next(seed for seed in range(99) if kind_of(0, seed=seed) == CUT_PASTE)
     pictures = Watched([photograph()])
-    assert NormalsAndAnomalies(pictures, seed=0)[1].has_mask.tolist() == [True]
-    assert set(pictures.asked) == {0}
+    assert NormalsAndAnomalies(pictures, seed=seed)[1].has_mask.tolist() == [True]
+    assert pictures.asked == [0, 0]

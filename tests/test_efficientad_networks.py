@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from efficientad_reference import autoencoder, description_network, sequential_names
+from efficientad_reference import autoencoder, description_network, lively, sequential_names
 
 from gainmtl_lib.efficientad.networks import RECEPTIVE_FIELD, SMALLEST_IMAGE, AutoEncoder, PatchDescriptionNetwork
 
@@ -24,9 +24,10 @@ def network(model_size: str = "S", *, padding: bool = False, out_channels: int =
 @torch.inference_mode()
 def test_description_is_that_of_the_published_layers(model_size, padding):
     ours, reference = network(model_size, padding=padding), description_network(model_size, CHANNELS, padding=padding)
-    reference.load_state_dict(sequential_names(ours, reference))
+    reference.load_state_dict(sequential_names(lively(ours), reference))
     images = torch.randn(2, 3, 64, 75, generator=seeded())
-    torch.testing.assert_close(ours(images), reference(images))
+    expected = reference(images)
+    torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
 
 
 @pytest.mark.parametrize(("padding", "cells"), [(False, 56), (True, 64)])
@@ -34,7 +35,7 @@ def test_description_is_that_of_the_published_layers(model_size, padding):
 def test_autoencoder_is_that_of_the_published_layers(padding, cells):
     torch.manual_seed(0)
     ours, reference = AutoEncoder(out_channels=CHANNELS).eval(), autoencoder(CHANNELS, cells=cells)
-    reference.load_state_dict(sequential_names(ours, reference))
+    reference.load_state_dict(sequential_names(lively(ours), reference))
     images = torch.randn(1, 3, 256, 256, generator=seeded())
     assert network(padding=padding).grid((256, 256)) == (cells, cells)
     torch.testing.assert_close(ours(images, (cells, cells)), reference(images))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from anomaly_runs import tiny_anomaly_settings, write_anomaly_run
 from click.testing import CliRunner
 from drawn_data import write_generic
 from filelock import FileLock
@@ -224,6 +225,24 @@ def test_a_folder_of_masks_needs_the_source_that_reads_it(run, evaluated, tmp_pa
         evaluate(run, external_mask_dir=tmp_path)
     with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
         evaluate(run, mask_source="none", external_mask_dir=tmp_path)
+
+
+def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, tmp_path):
+    made = run.settings
+    data = {name: getattr(made, name) for name in ("data_root", "num_samples", "image_size")}
+    other = write_anomaly_run(tiny_anomaly_settings(tmp_path, **data))
+    code, output = command("evaluate", run.folder, "--mask-source", "efficientad", "--efficientad-run", other.folder)
+    assert code == 0 and f"masks from {other.folder}; its teacher: {other.teacher}" in output, output
+    assert "novel pictures" not in output and run.metrics == evaluated[1]  # its own evaluation is another
+    settings = made.changed(
+        mask_source="efficientad", efficientad_run=other.folder, outputs_dir=tmp_path / "outputs", experiment="own"
+    )
+    shutil.copytree(run.folder, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    for options in (("--force",), ("--efficientad-run", other.folder)):  # which is its own: nothing else is asked
+        code, output = command("evaluate", settings.run_dir, *options)
+        assert code == 0 and f"masks from {other.folder}" in output and "novel pictures" in output, output
+    assert load_run(settings.run_dir).metrics["teacher"] == other.teacher
 
 
 def test_a_run_is_evaluated_where_it_was_trained(run, evaluated, monkeypatch):

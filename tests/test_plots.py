@@ -175,6 +175,14 @@ def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, ca
     assert "S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
 
 
+def test_masks_of_an_efficientad_run_that_is_not_there_leave_its_strategy_out(tmp_path_factory, model, caplog):
+    folder = tmp_path_factory.mktemp("gone")
+    settings = tiny_settings(folder, "S6", mask_source="efficientad", efficientad_run=folder / "gone")
+    figure = same_pictures_figure([Trained(settings, build_model(settings))], defective=1)
+    assert "S6" not in texts(figure) and "S6 is left out" in figure.get_supxlabel().replace("\n", " ")
+    assert "no run here" in caplog.text
+
+
 class Trained:
     """As much of a run as the figure reads."""
 

@@ -23,7 +23,7 @@ Region = tuple[slice, slice]
 
 CUT_PASTE = "cut_paste"
 KINDS = (*surfaces.DEFECTS, CUT_PASTE)
-"""Taken in turn, so that few pictures show all of them."""
+"""As many pictures as there are kinds, in order, show all of them."""
 
 LEAST_AREA = 0.0015
 """Share of the region, as of a drawn defect's picture."""
@@ -50,15 +50,16 @@ class Anomaly:
     kind: str
 
 
-def kind_of(index: int) -> str:
-    """The kind of the anomaly number `index`."""
-    return KINDS[index % len(KINDS)]
+def kind_of(index: int, *, seed: int) -> str:
+    """The kind of anomaly `index`: each round shows all of them, in an order of its own."""
+    round_, turn = divmod(index, len(KINDS))
+    return KINDS[np.random.default_rng([seed, round_, _STREAM + 2]).permutation(len(KINDS))[turn]]
 
 
 def synthesise(
     image: Image, *, other: Callable[[], Image], seed: int, index: int, region: Region | None = None
 ) -> Anomaly:
-    """An anomaly of `kind_of(index)` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
+    """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     Args:
         image: RGB (H, W, 3), at least 32 pixels a side.
@@ -67,7 +68,7 @@ def synthesise(
         index: of this one.
         region: where it may lie; None is the whole picture.
     """
-    rng, kind = np.random.default_rng([seed, index, _STREAM]), kind_of(index)
+    rng, kind = np.random.default_rng([seed, index, _STREAM]), kind_of(index, seed=seed)
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
     inside[region or (slice(None), slice(None))] = True
     least = max(8.0, LEAST_AREA * inside.sum())
@@ -96,7 +97,7 @@ def _pasted(rng: Generator, image: surfaces.Plane, source: surfaces.Plane) -> tu
     sides = [min(image.shape[axis], source.shape[axis]) for axis in (0, 1)]
     height, width = (max(1, round(side * rng.uniform(0.08, 0.35))) for side in sides)
     patch = source[_place(rng, source, height, width)][:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    light, place = rng.choice([-1, 1]) * rng.uniform(0.06, 0.25), _place(rng, image, height, width)
+    light, place = rng.choice([-1, 1]) * rng.uniform(0.06, 0.15), _place(rng, image, height, width)
     changed, mask = image.copy(), np.zeros(image.shape[:2], dtype=np.bool_)
     changed[place] = patch + light
     mask[place] = True

@@ -148,6 +148,10 @@ class SplitProvider(DatasetProvider):
         shifted = self._test_loader(split) if split == "test_shift" else None
         return super().loader(split) if shifted is None else shifted
 
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Some rows of `samples`, as they are."""
+        return self._load().__getitems__(list(rows))
+
     def table(self, split: str) -> pd.DataFrame:
         """One row per image of `loader(split)`, in order; synthesised ones have their picture's path and no mask file.
 
@@ -158,7 +162,7 @@ class SplitProvider(DatasetProvider):
         images = self._samples.iloc[rows]
         if split != "val":
             return images.reset_index(drop=True)
-        kinds = [kind_of(place) for place in range(len(rows))]
+        kinds = [kind_of(place, seed=self.settings.seed_of_split) for place in range(len(rows))]
         return pd.concat([images, images.assign(label=1, defect_type=kinds)], ignore_index=True)
 
     @cached_property
