@@ -45,3 +45,16 @@ def lightning_precision(name: str, device: torch.device) -> str:
     if name == "16" and device.type == "cpu":
         raise DeviceError("precision '16' needs a GPU; on the CPU use 'bf16' or '32'")
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]
+
+
+def inference_autocast(name: str, device: torch.device) -> torch.autocast:
+    """The precision of `lightning_precision` for computing without training; fp16 becomes bf16 on the CPU.
+
+    Args:
+        name: ``auto``, ``32``, ``bf16`` or ``16``, of the training.
+        device: where it is computed now, which may be another one.
+    """
+    if name == "16" and device.type == "cpu":
+        name = "bf16"
+    half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(lightning_precision(name, device))
+    return torch.autocast(device.type, half or torch.float32, enabled=half is not None)

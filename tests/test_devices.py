@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gainmtl_lib.devices import DeviceError, check_count, checked_device, lightning_precision
+from gainmtl_lib.devices import DeviceError, check_count, checked_device, inference_autocast, lightning_precision
 
 
 def test_a_device_that_is_there():
@@ -27,6 +27,19 @@ def test_precision_by_device():
     assert lightning_precision("32", cuda) == "32-true" and lightning_precision("bf16", cuda) == "bf16-mixed"
     with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
         lightning_precision("16", cpu)
+
+
+def test_precision_without_training_takes_what_the_device_has():
+    cpu = torch.device("cpu")
+    for name, dtype in {
+        "auto": torch.bfloat16,
+        "16": torch.bfloat16,
+        "bf16": torch.bfloat16,
+        "32": torch.float32,
+    }.items():
+        with inference_autocast(name, cpu):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert not inference_autocast("auto", torch.device("mps")).__dict__.get("_enabled")
 
 
 def test_more_devices_than_there_are(monkeypatch):

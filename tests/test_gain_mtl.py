@@ -379,7 +379,10 @@ def test_path_three_of_s6_goes_through_the_same_gate():
         ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, got 'S9'"),
         ({"map_stride": 2}, r"map_stride must be one of \[4, 8, 16, 32\], got 2"),
         ({"fusion_norm": "max"}, "fusion_norm must be one of sigmoid, product, got 'max'"),
-        ({"mask_source": "guess"}, "mask_source must be one of localization, efficientad, external, none, oracle, got 'guess'"),
+        (
+            {"mask_source": "guess"},
+            "mask_source must be one of localization, efficientad, external, none, oracle, got 'guess'",
+        ),
         ({"counterfactual_mode": "erase"}, "counterfactual_mode must be one of learned, mean, zero, got 'erase'"),
         ({"backbone_arch": "b9"}, "unknown backbone 'b9'. There are b0, b1"),
         ({"out_indices": (0, 4)}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[0, 4\]"),

@@ -88,7 +88,7 @@ def _decided(run: EfficientADRun) -> dict[str, Any]:
 
 
 def _predict(run: EfficientADRun, provider: DatasetProvider, device: str | None) -> dict[str, SplitPredictions]:
-    with computing_on(run.model, device or run.settings.accelerator):
+    with computing_on(run.model, device or run.settings.accelerator, run.settings.precision):
         return {split: predict_split(run.model, provider, split) for split in provider.splits}
 
 

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from gainmtl_lib.claims import claim
-from gainmtl_lib.devices import check_count, checked_device, lightning_precision
+from gainmtl_lib.devices import check_count, checked_device, inference_autocast, lightning_precision
 from gainmtl_lib.efficientad.checkpoints import StepCheckpoints, StepLog, history_of, stops_early
 from gainmtl_lib.efficientad.feed import TrainingFeed, check_validation
 from gainmtl_lib.efficientad.model import EfficientADModel
@@ -177,7 +177,8 @@ def _model(
         return model, teacher
     load_teacher(model, state)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    measure_teacher(model, (as_batch(item, split="train").images for item in provider.get_train_dataloader()))
+    with inference_autocast(settings.precision, device):
+        measure_teacher(model, (as_batch(item, split="train").images for item in provider.get_train_dataloader()))
     return model.cpu(), teacher
 
 

@@ -134,6 +134,7 @@ def score_pictures(
     resize: Resize = "squash",
     batch_size: int | None = None,
     device: str = "auto",
+    precision: str = "32",
 ) -> Iterator[ScoredPicture | DataError]:
     """Score pictures in order, batch by batch; one that cannot be read gives its error, and the others go on.
 
@@ -144,6 +145,7 @@ def score_pictures(
         resize: squash or letterbox.
         batch_size: B; None follows from the image size.
         device: where to compute, see `checked_device`.
+        precision: of the networks, best that of the run's settings, which its scale was measured in.
 
     Raises:
         ModelError: an image size below the smallest.
@@ -158,7 +160,7 @@ def score_pictures(
         return resize_image(pixels, image_size, resize), (pixels.shape[0], pixels.shape[1])
 
     size = batch_size or max(1, PIXELS_AT_ONCE // (image_size[0] * image_size[1]))
-    with computing_on(model, device) as where, ThreadPoolExecutor() as pool:
+    with computing_on(model, device, precision) as where, ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), size):
             chunk = paths[start : start + size]
             decoded = list(pool.map(read, chunk))

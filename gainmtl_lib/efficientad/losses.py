@@ -23,7 +23,7 @@ def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999)
         teacher: standardised description, (B, C, h, w).
         quantile: share of the differences left out, p_hard; 0 takes the mean of all.
     """
-    difference = (teacher - student).float().square()
+    difference = (teacher.float() - student.float()).square()
     hardest = difference.detach().flatten().kthvalue(_rank(difference.numel(), quantile)).values
     chosen = difference >= hardest
     return (difference * chosen).sum() / chosen.sum()
@@ -45,7 +45,7 @@ def pretraining_penalty(student: Tensor) -> Tensor:
 
 def distance_loss(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared difference; of teacher and autoencoder, and of student and autoencoder. (B, C, h, w) twice."""
-    return (first - second).float().square().mean()
+    return (first.float() - second.float()).square().mean()
 
 
 def total_loss(terms: dict[str, Tensor], *, st_weight: float, penalty_weight: float, ae_weight: float) -> Tensor:

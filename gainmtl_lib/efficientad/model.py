@@ -168,4 +168,4 @@ class EfficientADModel(nn.Module):
 
 def mean_square(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared difference over channels, (B, C, h, w) twice -> float32 (B, 1, h, w)."""
-    return (first - second).float().square().mean(dim=1, keepdim=True)
+    return (first.float() - second.float()).square().mean(dim=1, keepdim=True)

@@ -135,9 +135,9 @@ class EfficientADTraining(L.LightningModule):
 
     def validation_step(self, item: Any, batch_idx: int) -> None:
         batch = as_batch(item, split="val")
-        with torch.autocast(self.device.type, enabled=False):  # the scale must be that of the finished model
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            self._validation.update(self.model.local_maps(images), batch)
+        # In the training's precision, as the finished model is evaluated: the scale of its maps must be that one.
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        self._validation.update(self.model.local_maps(images), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Every process validates on all images: nothing has to be gathered, and all decide alike."""

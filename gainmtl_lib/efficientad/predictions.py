@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.devices import checked_device
+from gainmtl_lib.devices import checked_device, inference_autocast
 from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel
 from gainmtl_lib.efficientad.provider import DatasetProvider, as_batch
 from gainmtl_lib.metrics import cam_iou, energy_inside, grid_iou, point_game
@@ -54,20 +54,24 @@ class SplitPredictions:
 
 
 @contextmanager
-def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]:
-    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had."""
+def computing_on(model: EfficientADModel, device: str, precision: str = "32") -> Iterator[torch.device]:
+    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had.
+
+    Its networks compute in the precision asked for; maps and scores are float32 in any.
+    """
     own = next(model.parameters()).device
     where = checked_device(device)
     try:
         model.eval().to(where).to(memory_format=torch.channels_last)
-        yield where
+        with inference_autocast(precision, where):
+            yield where
     finally:
         model.to(own)
 
 
 @torch.inference_mode()
 def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
-    """Run the model over one split in single precision, batch by batch.
+    """Run the model over one split, batch by batch.
 
     Args:
         model: in evaluation mode; its device decides where the work is done.

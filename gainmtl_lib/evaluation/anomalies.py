@@ -94,7 +94,14 @@ def scored(run: EfficientADRun, paths: Sequence[str | Path], *, device: str) -> 
         DataError: a picture that cannot be read.
     """
     files, settings = [Path(path) for path in paths], run.settings
-    for one in score_pictures(run.model, files, image_size=settings.image_size, resize=settings.resize, device=device):
+    for one in score_pictures(
+        run.model,
+        files,
+        image_size=settings.image_size,
+        resize=settings.resize,
+        device=device,
+        precision=settings.precision,
+    ):
         if isinstance(one, DataError):
             raise one
         yield one

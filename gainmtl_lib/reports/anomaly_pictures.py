@@ -67,7 +67,12 @@ def predict_and_report(
     size = image_size or settings.image_size
     rows, failed = [], []
     scores = score_pictures(
-        detector.model, list(truth), image_size=size, resize=settings.resize, device=device or settings.accelerator
+        detector.model,
+        list(truth),
+        image_size=size,
+        resize=settings.resize,
+        device=device or settings.accelerator,
+        precision=settings.precision,
     )
     for scored in scores:
         try:
