@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.installed
 
-SLOW := $(addprefix tests/,test_fit.py test_same_seed.py test_measured_faithfulness.py)
+SLOW := $(addprefix tests/,test_fit.py test_same_seed.py test_measured_faithfulness.py test_efficientad_fit.py test_distill.py)
 
 .PHONY: run test unit training lint types commands notebooks browser lab execute clean
 

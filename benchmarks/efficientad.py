@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.worker:
         what, whose, folder = arguments.worker
-        print(json.dumps(WORKERS[what, whose](Path(folder))))
+        print(json.dumps(WORKERS[what, whose](Path(folder)) | {"torch": torch.__version__}))
         return
     pythons = {"ours": sys.executable, "anomalib": arguments.anomalib}
     parts = {"inference": compare_models, "step": compare_models, "aupro": compare_aupro}
@@ -176,7 +176,6 @@ def our_inference(precision: str) -> Callable[[Path], dict[str, Any]]:
 def their_inference(folder: Path) -> dict[str, Any]:
     model, pictures = their_model(folder)
     model.eval()
-    model.pad_maps = False
     image = pictures[:1]
     with torch.inference_mode():
         seconds = fastest(lambda: model(image), 5)
@@ -215,9 +214,8 @@ def our_step(precision: str) -> Callable[[Path], dict[str, Any]]:
         def once() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 terms = training.losses(normal, recoloured, penalty)
-            if not first:  # theirs counts the penalty into the first term
-                first.update(st=[float(terms["st"] + terms["penalty"])], ae=[float(terms["ae"])])
-                first.update(stae=[float(terms["stae"])])
+            if not first:
+                first.update({name: [float(value)] for name, value in terms.items()})
             optimiser.zero_grad()
             total_loss(terms, st_weight=1, penalty_weight=1, ae_weight=1).backward()
             optimiser.step()
@@ -236,11 +234,15 @@ def their_step(folder: Path) -> dict[str, Any]:
     normal, penalty, recoloured = pictures.split(1)
     model.choose_random_aug_image = lambda image: recoloured
     optimiser = torch.optim.Adam(trained(model.student, model.ae), lr=1e-4, weight_decay=1e-5)
+    with torch.no_grad():  # its model adds this term to the first
+        penalised = float(model.student(penalty)[:, : model.teacher_out_channels].square().mean())
     first: dict[str, list[float]] = {}
 
     def once() -> None:
         st, ae, stae = model(normal, penalty)
-        first.update({"st": [float(st)], "ae": [float(ae)], "stae": [float(stae)]} if not first else {})
+        if not first:
+            terms = {"st": float(st) - penalised, "penalty": penalised, "ae": float(ae), "stae": float(stae)}
+            first.update({name: [value] for name, value in terms.items()})
         optimiser.zero_grad()
         (st + ae + stae).backward()
         optimiser.step()

@@ -9,6 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
+    from gainmtl_lib.efficientad.fit import fit_efficientad
+    from gainmtl_lib.efficientad.model import EfficientADModel
+    from gainmtl_lib.efficientad.provider import DatasetProvider, SplitProvider
+    from gainmtl_lib.efficientad.runs import EfficientADRun, load_efficientad
+    from gainmtl_lib.efficientad.settings import EfficientADSettings
     from gainmtl_lib.evaluation.evaluate import evaluate
     from gainmtl_lib.explain.explainer import DefectExplainer
     from gainmtl_lib.models.backbone import get_backbone
@@ -17,7 +23,24 @@ if TYPE_CHECKING:
     from gainmtl_lib.settings import Settings
     from gainmtl_lib.training.fit import fit
 
-__all__ = ["DefectExplainer", "GAINMTLModel", "Run", "Settings", "evaluate", "fit", "get_backbone", "load_run"]
+__all__ = [
+    "DatasetProvider",
+    "DefectExplainer",
+    "EfficientADModel",
+    "EfficientADRun",
+    "EfficientADSettings",
+    "GAINMTLModel",
+    "Run",
+    "Settings",
+    "SplitProvider",
+    "evaluate",
+    "evaluate_efficientad",
+    "fit",
+    "fit_efficientad",
+    "get_backbone",
+    "load_efficientad",
+    "load_run",
+]
 
 _HOME = {
     "Settings": "settings",
@@ -28,6 +51,14 @@ _HOME = {
     "DefectExplainer": "explain.explainer",
     "Run": "runs",
     "load_run": "runs",
+    "EfficientADModel": "efficientad.model",
+    "EfficientADSettings": "efficientad.settings",
+    "EfficientADRun": "efficientad.runs",
+    "load_efficientad": "efficientad.runs",
+    "DatasetProvider": "efficientad.provider",
+    "SplitProvider": "efficientad.provider",
+    "fit_efficientad": "efficientad.fit",
+    "evaluate_efficientad": "efficientad.evaluate",
 }
 
 

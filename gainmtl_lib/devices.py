@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 
@@ -13,8 +15,10 @@ def checked_device(name: str) -> torch.device:
     """The device of ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``.
 
     Raises:
-        DeviceError: it is not there.
+        DeviceError: another name, or it is not there.
     """
+    if not re.fullmatch(r"auto|cpu|mps(:0)?|cuda(:\d+)?", name):
+        raise DeviceError(f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)

@@ -30,6 +30,7 @@ STRATEGY_NOTEBOOKS = {
 INSPECTION = "00_data_inspection"
 ABLATION = "07_ablation_comparison"
 EXPLANATION = "08_cam_explanation"
+ANOMALIES = "09_efficientad"
 
 KEPT_METADATA = ("kernelspec", "language_info")
 

@@ -32,7 +32,7 @@ class RunSettings(ParameterRecord):
 
     # run
     experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gainmtl"
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
 
     # data

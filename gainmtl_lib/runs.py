@@ -228,8 +228,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
-    """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
+    """The model of a checkpoint file in evaluation mode, and the settings it was trained with.
+
+    Raises:
+        RunError: no checkpoint that can be read safely, or one of EfficientAD.
+    """
     checkpoint = read_checkpoint(path)
+    if "teacher" in checkpoint:
+        raise RunError(
+            f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
+        )
     settings = Settings(**checkpoint["gainmtl_settings"])
     model = build_model(settings, pretrained=False)
     prefix = "model."

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gainmtl_lib.claims import claim
-from gainmtl_lib.notebooks import ABLATION, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
+from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.notebooks import ABLATION, ANOMALIES, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
 from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
+from gainmtl_lib.run_settings import RunSettings
 from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 
 
 def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
-    """Execute the whole collection: inspection, S1 to S6, comparison, explanation. Finished strategies are reused.
+    """Execute the whole collection: inspection, S1 to S6, comparison, explanation, EfficientAD. Finished runs stay.
+
+    EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's own.
 
     Returns:
         The experiment's folder.
@@ -57,6 +61,7 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
         raise SettingsError("'all' runs every strategy; leave 'strategy' out of the parameters")
     for strategy in STRATEGY_NOTEBOOKS:
         notebook_settings(strategy, files, overrides)
+    anomaly_settings(given)
     settings = notebook_settings(None, files, overrides)
     experiment = settings.outputs_dir / settings.experiment
     execute(INSPECTION, experiment / f"{INSPECTION}.ipynb", given)
@@ -65,7 +70,21 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
         run_strategy(strategy, files, overrides, force=force)
     for name in (ABLATION, EXPLANATION):
         execute(name, experiment / f"{name}.ipynb", given)
+    anomalies = anomaly_settings(given)
+    if force:
+        with claim(anomalies, force=True):
+            logger.info("dropped what %s held", anomalies.run_dir)
+    execute(ANOMALIES, experiment / f"{ANOMALIES}.ipynb", _shared(given))
     return experiment
+
+
+def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
+    """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
+    return EfficientADSettings.from_yaml(repository_root() / "params" / "efficientad_synthetic.yaml", **_shared(given))
+
+
+def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in RunSettings.model_fields}
 
 
 def _given(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,16 @@ def test_a_run_that_was_given_the_ground_truth_is_marked(tmp_path):
     assert readable(table, "test").index.tolist() == ["S5", "S6 (oracle: leaks the label)"]
 
 
+def test_masks_of_a_random_teacher_are_marked(tmp_path):
+    for seed, teacher in ((0, "random (untrained teacher: not the paper's method)"), (1, "weights file t.pth")):
+        run = write_run(tmp_path, "S6", seed, accuracy=0.8, shifted=0.2)
+        path = run / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_source": "efficientad", "teacher": teacher}))
+    assert compare(collect_runs(tmp_path / "hand"))["strategy"].drop_duplicates().tolist() == [
+        "S6 (masks of a random teacher)", "S6"
+    ]  # fmt: skip
+
+
 def test_deltas_pair_the_seeds_that_both_have(tmp_path):
     write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
     write_run(tmp_path, "S1", 1, accuracy=0.6, shifted=0.2)

@@ -1,6 +1,7 @@
 """Figures of the second system, drawn from tiny models and tables by hand."""
 
 import pandas as pd
+import pytest
 import torch
 
 from gainmtl_lib.efficientad.model import EfficientADModel
@@ -44,6 +45,13 @@ def test_scores_are_shown_per_split_around_the_threshold():
         low, high = axis.get_xlim()
         assert low < 0.1 and high > 3.0
         assert [text.get_text() for text in axis.get_legend().get_texts()] == ["normal", "defective", "threshold"]
+
+
+def test_scores_of_the_splits_that_are_asked_for():
+    rows = pd.DataFrame([("val", 0, 0.1), ("test", 1, 0.9)], columns=["split", "label", "anomaly_score"])
+    assert len(score_figure(rows, 0.5, splits=("val", "test")).axes) == 2
+    with pytest.raises(ValueError, match="no pictures of the splits test, test_shift; the table has val"):
+        score_figure(rows[rows["split"] == "val"], 0.5)
 
 
 def test_training_shows_the_four_terms_and_both_validation_scores():

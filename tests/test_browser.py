@@ -369,7 +369,7 @@ def test_both_systems_stand_side_by_side(tmp_path):
     browser.filters.beside["EfficientAD"].value = True
     words, _ = shown(browser)
     assert "p(defect) 0.70" in words[1] and "CAM-IoU 0.05 (grid 0.70)" in words[1]
-    assert "anomaly score 0.07" in words[2] and "anomaly IoU 0.05 (grid 0.70)" in words[2]
+    assert "anomaly score 0.070" in words[2] and "anomaly IoU 0.05 (grid 0.70)" in words[2]
     browser.controls.kind.value = "attention"
     assert "EfficientAD has no attention map (GAIN-MTL has one); it has: anomaly" in shown(browser)[0][2]
     browser.what_if.button.click()
@@ -380,10 +380,10 @@ def test_the_other_system_alone(tmp_path):
     run = write_browsed_run(tmp_path)
     browser = CamBrowser(write_browsed_anomalies(tmp_path))
     assert [value for _, value in browser.controls.kind.options] == ["anomaly", "none"]
-    for words in ("anomaly score 0.07 ≥ 0.05", "anomaly IoU 0.05 (grid 0.70)", "right for the wrong reason"):
+    for words in ("anomaly score 0.070 ≥ 0.050", "anomaly IoU 0.05 (grid 0.70)", "right for the wrong reason"):
         assert words in browser.headline.value
     assert "lowest anomaly IoU first" in [label for label, _ in browser.filters.order.options]
-    assert "anomaly score 0.07, right for the wrong reason" in browser.strip.pictures.value
+    assert "anomaly score 0.070, right for the wrong reason" in browser.strip.pictures.value
     assert "p(defect)" not in browser.headline.value + browser.strip.pictures.value
     before = shown(browser)[1]
     browser.controls.kind.value = "none"
@@ -394,7 +394,9 @@ def test_novel_pictures_carry_a_badge_and_can_be_filtered(tmp_path):
     run, other = write_browsed_run(tmp_path), write_browsed_run(tmp_path, "S3", pictures=False)
     write_novelty(run, ["d1", "d2"])
     browser = CamBrowser([run, other])
-    assert "anomaly score 0.90 &gt; 0.50" in browser.headline.value and "novel:" not in browser.headline.value  # found
+    assert (
+        "anomaly score 0.900 &gt; 0.500" in browser.headline.value and "novel:" not in browser.headline.value
+    )  # found
     browser.filters.novel_only.value = True
     assert (picture(browser), count(browser)) == ("d2", "1 of 1")
     assert "novel: called normal, yet unlike the good parts" in browser.headline.value
@@ -404,3 +406,19 @@ def test_novel_pictures_carry_a_badge_and_can_be_filtered(tmp_path):
     browser.filters.run.value = "S3"  # which nobody asked
     assert browser.filters.novel_only.disabled and not browser.filters.novel_only.value
     assert count(browser).endswith("of 6") and "anomaly score" not in browser.headline.value
+
+
+def test_anomaly_scores_that_differ_look_different(tmp_path):
+    """They are of the order of 0.1 by construction: two places would show 0.09 on both sides of a threshold."""
+    browser = CamBrowser(write_browsed_anomalies(tmp_path, rows=ROWS.assign(probability=ROWS["probability"] / 10)))
+    assert "anomaly score 0.007 &lt; 0.050" in browser.headline.value
+    assert "anomaly score 0.009" in browser.strip.pictures.value
+
+
+def test_a_model_whose_masks_come_from_outside_is_not_asked(tmp_path):
+    run = write_browsed_run(tmp_path, "S6", mask_source="oracle")
+    said = ask(PictureLibrary(run).runs["S6"], 0)
+    assert said[-2:] == [
+        "From the stored evaluation.",
+        "Not asked of the model: its attention takes masks from outside (oracle), which are not at hand.",
+    ]

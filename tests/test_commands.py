@@ -383,11 +383,27 @@ def test_efficientad_says_what_does_not_fit(tmp_path):
         ("train", *given, "--category", "all", "--resume", "a.ckpt"): "--resume is for one run",
         ("distill", str(tmp_path), str(tmp_path / "t.safetensors"), "-p", "stepps", "1"): "did you mean 'steps'",
         ("distill", str(tmp_path / "gone"), str(tmp_path / "t.safetensors")): "gone",
+        ("distill", "a", "t.safetensors", "-p", "images", "b"): "'images' is no parameter here; IMAGES and",
+        ("distill", "a", "t.safetensors", "-p", "force", "true"): "'force' is no parameter here",
     }
     for arguments, expected in cases.items():
         result = run("efficientad", *arguments)
         assert result.exit_code in (1, 2) and expected in result.output, (arguments, result.output)
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("efficientad", "distill", "gone", "t.safetensors"), "gone: is no folder"),
+        (("efficientad", "predict", "gone", "a.png", "--output", "o"), "gone: no run here"),
+    ],
+)
+def test_errors_of_a_process_that_did_nothing_else_are_messages_too(tmp_path, arguments, expected):
+    """Within the tests every module is loaded, and with it every error that a command knows."""
+    command = [sys.executable, "-m", "gainmtl_lib.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_distill_passes_on_what_was_given_and_nothing_else(tmp_path, monkeypatch):

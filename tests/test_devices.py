@@ -15,6 +15,19 @@ def test_a_device_that_is_not_there():
         checked_device(missing)
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "meta", ""])
+def test_another_name_is_no_device(name):
+    with pytest.raises(DeviceError, match=f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>"):
+        checked_device(name)
+
+
+def test_the_name_of_a_tensors_device_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda:1", "mps:0"):
+        assert str(checked_device(name)) == name
+
+
 def test_a_mac_without_its_accelerator(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="device is 'mps', but this machine has none"):

@@ -150,6 +150,8 @@ def test_nothing_found_is_said_in_words_and_the_picture_stays_calm(library):
     found = panel(library, 3, Look())  # peak 4 is the ceiling
     assert len(found.words) == 1 and "at or above 0.50 (white line)" in found.words[0]
     assert panel(library, 2, Look(level=0.9)).words == ("Nothing is at or above 0.90.",)  # its peak is half-way
+    (tip,) = panel(library, 5, Look(absolute=False, level=1.0)).words  # four pixels of 4096
+    assert tip == "Less than 0.1% of the picture is at or above 1.00 (white line)."
 
 
 def test_missing_maps_and_scales_are_said(library):

@@ -234,6 +234,30 @@ def test_a_loader_without_images_is_an_error():
         predict_split(Spoken(), Given(), "test")  # type: ignore[arg-type]
 
 
+def test_images_of_several_sizes_are_an_error():
+    parts = [batch(torch.rand(1, 1, side, 64), [0], torch.zeros(1, 1, side, 64), [False]) for side in (64, 96)]
+    with pytest.raises(DataError, match=r"split 'test' yields images of several sizes \(maps of 16x16 and 24x16\)"):
+        predict_split(Spoken(), Given(*parts), "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": [0, 1]}, "has other labels than its loader's images, first in row 1"),
+        ({"group": None}, "the table of split 'test' has no column group; see DatasetProvider.table"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_loader_is_an_error(change, message):
+    class Described(Given):
+        def table(self, split):
+            rows = {"image": ["a", "b"], "mask": None, "label": [0, 0], "defect_type": "", "group": ["a", "b"]}
+            return pd.DataFrame({name: value for name, value in (rows | change).items() if name != "group" or value})
+
+    images = batch(torch.rand(2, 1, 64, 64), [0, 0], torch.zeros(2, 1, 64, 64), [False, False])
+    with pytest.raises(DataError, match=message):
+        predict_split(Spoken(), Described(images), "test")  # type: ignore[arg-type]
+
+
 def test_long_work_shows_that_it_is_alive(monkeypatch, caplog):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOG_LINES", -1.0)
     one = batch(torch.rand(1, 1, 64, 64), [0], torch.zeros(1, 1, 64, 64), [False])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gainmtl_lib.claims import hold
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.devices import DeviceError
+from gainmtl_lib.devices import DeviceError, inference_autocast
 from gainmtl_lib.efficientad import fit as fit_module
 from gainmtl_lib.efficientad.augment import recoloured
 from gainmtl_lib.efficientad.fit import fit_efficientad
@@ -199,11 +199,13 @@ def test_best_holds_no_optimiser_and_says_so(finished, settings):
         fit_efficientad(settings.changed(experiment="best"), resume=finished.folder / "checkpoints/best.ckpt")
 
 
-def test_a_training_that_no_longer_improves_stops(settings, monkeypatch):
+def test_a_training_that_no_longer_improves_stops(settings, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gainmtl_lib")
     scored(monkeypatch, 0.6, 0.8, 0.7)
     run = fit_efficientad(settings.changed(experiment="early", val_every_n_steps=1, patience=2))
     assert run.manifest["steps"] == 4 and run.manifest["best_step"] == 2 and run.manifest["best_val_auroc"] == 0.8
     assert checkpoints(run.folder) == ["best.ckpt", "last.ckpt", "step_2.ckpt", "step_3.ckpt", "step_4.ckpt"]
+    assert "stops at step 4: no better validation since step 2" in caplog.messages
     scored(monkeypatch, 0.6, 0.8, 0.7)
     late = settings.changed(experiment="late", val_every_n_steps=1, patience=2, early_stopping=False, max_steps=5)
     assert fit_efficientad(late).manifest["steps"] == 5
@@ -246,13 +248,60 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(settings, monkeypatch)
     assert read_checkpoint(asked.run_dir / "checkpoints/last.ckpt")["global_step"] == 2
 
 
+def test_a_checkpoint_that_is_refused_costs_the_run_nothing(finished, settings, shared, tmp_path, monkeypatch):
+    asked = settings.changed(experiment="kept")
+    interrupted(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit_efficientad(asked)
+    monkeypatch.undo()
+    kept = checkpoints(asked.run_dir)
+    other = shutil.copy(first_step(finished), tmp_path)
+    stored = read_checkpoint(other)
+    torch.save(stored | {"teacher": stored["teacher"] | {"seed": 7}}, other)
+    with pytest.raises(RunError, match="a checkpoint with another teacher"):
+        fit_efficientad(asked, resume=other)
+    assert "best.ckpt" in kept and checkpoints(asked.run_dir) == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"teacher": "nowhere.pth"}, ModelError, "nowhere.pth"),
+        ({"penalty_images": "nowhere"}, DataError, "nowhere: no such folder; penalty_images"),
+        ({"precision": "16"}, DeviceError, "precision '16' needs a GPU"),
+    ],
+)
+def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(
+    settings, monkeypatch, changes, error, message
+):
+    monkeypatch.setattr(fit_module, "check_validation", lambda provider: 1 / 0)
+    with pytest.raises(error, match=message):
+        fit_efficientad(settings.changed(experiment="mistaken", **changes))
+
+
+def test_a_training_says_at_once_what_is_not_the_papers(settings, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gainmtl_lib")
+    interrupted(monkeypatch, at=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_efficientad(settings.changed(experiment="said"))
+    said = next(message for message in caplog.messages if message.startswith("teacher: random (untrained"))
+    assert "penalty images: drawn pictures (not natural images" in said
+
+
+def test_a_training_of_few_steps_has_its_curves_too(settings):
+    run = fit_efficientad(settings.changed(experiment="few", max_steps=3, val_every_n_steps=1000))
+    assert run.history.query("tag == 'train/st_loss'")["step"].tolist() == [2]
+    assert run.manifest["steps"] == run.manifest["best_step"] == 3
+
+
 def test_batches_epochs_and_precision(settings):
     run = fit_efficientad(
         settings.changed(experiment="batches", train_batch_size=5, max_epochs=1, precision="bf16", padding=True)
     )
     assert run.manifest["steps"] == 3 and run.manifest["precision"] == "bf16-mixed"  # 12 images: 5, 5 and 2
     model, validation = load_efficientad(run.folder).model, Validation(seed=42)
-    with torch.inference_mode():  # in float32, as everything that reads the run
+    model.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), inference_autocast("bf16", torch.device("cpu")):  # as whatever reads the run
         for batch in build_provider(run.settings).get_val_dataloader():
             validation.update(model.local_maps(batch.images), batch)
     stored = model.quantiles.clone()

@@ -196,3 +196,12 @@ def test_the_state_holds_statistics_and_quantiles():
     copy.load_state_dict(model.state_dict())
     with torch.inference_mode():
         assert torch.equal(copy(drawn(64, 64)).anomaly_map, model(drawn(64, 64)).anomaly_map)
+
+
+def test_nothing_is_clamped_so_that_no_two_scores_tie():
+    model = built(padding=True)
+    model.set_quantiles(torch.tensor([[0.0, 0.1], [0.0, 0.1]]), images=5)
+    values = torch.tensor([-2000.0, -1000, -0.5, 0, 1, 2, 1000, 2000]).view(-1, 1, 1, 1)
+    finished = model.finish(LocalMaps(values, values), (8, 8))
+    torch.testing.assert_close(finished.score, values.flatten())
+    torch.testing.assert_close(finished.anomaly_map, values.expand(-1, 1, 8, 8))

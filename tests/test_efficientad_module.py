@@ -20,10 +20,11 @@ from gainmtl_lib.efficientad.losses import (
     pretraining_penalty,
     total_loss,
 )
-from gainmtl_lib.efficientad.model import EfficientADModel
+from gainmtl_lib.efficientad.model import QUANTILES, EfficientADModel
 from gainmtl_lib.efficientad.module import EfficientADTraining
 from gainmtl_lib.efficientad.processes import as_raised
 from gainmtl_lib.efficientad.stream import TrainBatch
+from gainmtl_lib.records import Batch
 from gainmtl_lib.training.module import TrainingDivergedError
 
 
@@ -78,6 +79,22 @@ def test_adam_is_the_papers():
     optimizer = training.configure_optimizers()["optimizer"]
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.defaults["lr"] == 1e-4 and optimizer.defaults["weight_decay"] == 1e-5
+
+
+def test_the_scale_comes_from_maps_without_their_border_and_before_they_are_enlarged(training):
+    training.eval()
+    images = torch.rand(3, 3, 96, 80, generator=torch.Generator().manual_seed(1))
+    labels, masks = torch.tensor([0, 0, 1]), torch.zeros(3, 1, 96, 80)
+    masks[2, :, 20:40, 20:40] = 1
+    training.on_validation_epoch_start()
+    with torch.inference_mode():
+        training.validation_step(Batch(images, labels, masks, labels == 1, torch.arange(3)), 0)
+        maps = [one[:2] for one in training.model.local_maps(images)]
+    training.log_dict = lambda *args, **kwargs: None
+    training.on_validation_epoch_end()
+    assert maps[0].shape[-2:] == training.model.teacher.grid((96, 80)) == (16, 12)
+    expected = [[torch.quantile(one, q) for q in QUANTILES] for one in maps]
+    torch.testing.assert_close(training.model.quantiles, torch.tensor(expected))
 
 
 def step(training, number, *, last=False):

@@ -16,10 +16,11 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.ground_truth import masks_of
 from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
-from gainmtl_lib.efficientad.inference import QUANTILE_SCALE, Detector, picture_paths, score_pictures
+from gainmtl_lib.efficientad.inference import QUANTILE_NAME, QUANTILE_SCALE, Detector, picture_paths, score_pictures
+from gainmtl_lib.explain import drawing
 from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.reports.anomaly_drawing import SIDE, drawn
+from gainmtl_lib.reports.anomaly_drawing import NARROWEST, SIDE, drawn
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,23 @@ def test_a_bad_picture_gives_its_error_and_the_others_go_on(run, tmp_path):
 def test_a_size_below_the_smallest_is_an_error(run, defective):
     with pytest.raises(ModelError, match="at least 64x64 pixels, got 32x64"):
         list(score_pictures(run.model, defective, image_size=(32, 64), device="cpu"))
+
+
+@pytest.mark.parametrize("image_size", [(0, 0), (-64, 64)])
+def test_a_size_that_is_none_is_the_same_error(run, defective, image_size):
+    with pytest.raises(ModelError, match=f"at least 64x64 pixels, got {image_size[0]}x{image_size[1]}"):
+        list(score_pictures(run.model, defective, image_size=image_size, device="cpu"))
+
+
+def test_the_precision_is_that_of_the_networks_alone(run, defective):
+    single = list(score_pictures(run.model, defective[:2], image_size=(64, 64), device="cpu"))
+    pictures = score_pictures(
+        run.model, defective[:2], image_size=(64, 64), batch_size=1, device="cpu", precision="bf16"
+    )
+    first = next(pictures)
+    assert not torch.is_autocast_enabled("cpu")  # the caller's own work is not the model's
+    assert [one.score for one in (first, *pictures)] == pytest.approx([one.score for one in single], rel=0.1)
+    assert first.score != single[0].score
 
 
 def test_the_batch_follows_from_the_size(run, defective, monkeypatch):
@@ -129,6 +147,25 @@ def test_the_heat_map_is_on_the_absolute_scale(run, defective):
     assert colours[1] > 20 and colours[2] > 20
 
 
+@pytest.mark.parametrize("size", [(400, 20), (20, 400)])
+def test_the_words_below_a_narrow_picture_stay_readable(run, tmp_path, size):
+    picture = write_picture(tmp_path / "long.png", size=size)
+    scored = next(iter(score_pictures(run.model, [picture], image_size=(64, 64), device="cpu")))
+    pixels = drawn(Detector.of_run(run), scored)
+    assert pixels.shape[1] == 2 * max(NARROWEST, round(SIDE * size[1] / max(size))) + 6
+    shown = (pixels[:10, : pixels.shape[1] // 2 - 3] < 255).any(axis=(0, 2))
+    assert shown.sum() >= round(SIDE * size[1] / max(size)) - 1
+
+
+@pytest.mark.parametrize("scale_name", [QUANTILE_NAME, "absolute scale"])
+def test_the_scale_below_a_square_picture_is_named_whole(run, defective, monkeypatch, scale_name):
+    lines = []
+    own = drawing._fitting
+    monkeypatch.setattr(drawing, "_fitting", lambda text, width: lines.append(own(text, width)[0]) or own(text, width))
+    drawn(replace(Detector.of_run(run), scale_name=scale_name), scored_with(run, defective[0], 0.1))
+    assert f"anomaly map · {scale_name}" in lines and any(TEACHER["text"] in line for line in lines)
+
+
 def scored_with(run, path, value):
     scored = next(iter(score_pictures(run.model, [path], image_size=(64, 64), device="cpu")))
     scored.anomaly_map[:] = value
@@ -141,7 +178,7 @@ def test_a_folder_is_scored_and_drawn(run, defective, tmp_path):
     assert result.exit_code == 0, result.output
     assert TEACHER["text"] in result.output and str(tmp_path / "[x]") in result.output
     table = scores_of(tmp_path / "[x]/scores.csv")
-    assert list(table.columns) == ["image", "anomaly_score", "threshold", "verdict", "novel"]
+    assert list(table.columns) == ["image", "anomaly_score", "threshold", "verdict", "anomalous"]
     known = run.predictions.query("split == 'test'").assign(
         image=lambda t: [str(run.settings.data_root / i) for i in t.image]
     )
@@ -149,7 +186,7 @@ def test_a_folder_is_scored_and_drawn(run, defective, tmp_path):
     assert len(joined) == len(table) == 6
     assert (joined["verdict"] == joined["predicted"].map({0: "normal", 1: "defective"})).all()
     assert table["threshold"].to_numpy() == pytest.approx(run.metrics["threshold"], rel=1e-6)
-    assert (table["novel"] == (table["anomaly_score"] > run.metrics["novelty_threshold"])).all()
+    assert (table["anomalous"] == (table["anomaly_score"] > run.metrics["novelty_threshold"])).all()
     pictures = {path.relative_to(tmp_path / "[x]").with_suffix("") for path in (tmp_path / "[x]").rglob("*.png")}
     assert pictures == {path.relative_to(folder).with_suffix("") for path in folder.rglob("*.png")}
     widths = {path.parent.name: cv2.imread(str(path)).shape[1] for path in (tmp_path / "[x]").rglob("*.png")}
@@ -178,7 +215,7 @@ def test_a_checkpoint_without_its_run_gives_scores_alone(run, defective, tmp_pat
     result = predict(path, defective[0], "--output", tmp_path / "out")
     assert result.exit_code == 0 and "no threshold: the run is not evaluated" in result.output
     row = scores_of(tmp_path / "out/scores.csv").iloc[0]
-    assert np.isfinite(row["anomaly_score"]) and row[["threshold", "verdict", "novel"]].isna().all()
+    assert np.isfinite(row["anomaly_score"]) and row[["threshold", "verdict", "anomalous"]].isna().all()
 
 
 def test_a_given_mask_is_drawn(run, tmp_path):

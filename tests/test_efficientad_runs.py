@@ -5,7 +5,7 @@ import torch
 from anomaly_runs import TEACHER, tiny_anomaly_settings, untrained, write_anomaly_run, write_checkpoint
 
 from gainmtl_lib.efficientad.runs import EfficientADRun, load_checkpoint, load_efficientad, open_run
-from gainmtl_lib.runs import Run, RunError, load_run, write_json
+from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, write_json
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,11 @@ def test_a_checkpoint_of_the_other_system_is_refused(tmp_path):
     torch.save({"state_dict": {}, "gainmtl_settings": {"strategy": "S5"}}, path)
     with pytest.raises(RunError, match=r"best\.ckpt: a checkpoint of a GAIN-MTL strategy, not of EfficientAD"):
         load_checkpoint(path)
+
+
+def test_the_other_system_refuses_this_ones(run):
+    with pytest.raises(RunError, match=r"best\.ckpt: a checkpoint of EfficientAD, not of a GAIN-MTL strategy"):
+        load_checkpoint_model(run.folder / "checkpoints/best.ckpt")
 
 
 def test_a_checkpoint_outside_its_run_is_enough(run, tmp_path):

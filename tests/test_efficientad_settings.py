@@ -57,6 +57,7 @@ def test_mvtec_has_fifteen_categories():
         ({"teacher": "random", "model_size": "L"}, "model_size must be 'S' or 'M', got the text 'L'"),
         ({"teacher": "random", "category": "bottle"}, "category is for dataset_type mvtec, got generic and 'bottle'"),
         ({"teacher": "random", "max_step": 3}, "unknown parameter 'max_step'; did you mean 'max_steps'?"),
+        ({"teacher": "random", "seed": 2**32}, "seed must be less than 4294967296, got 4294967296"),
         ({"teacher": "random", "accelerator": "gpu"}, "accelerator must be .*'cuda'.* got the text 'gpu'"),
     ],
 )

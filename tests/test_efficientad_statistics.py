@@ -129,6 +129,15 @@ def test_an_anomaly_without_a_mask_counts_for_the_image_and_not_for_its_pixels(s
     assert scores.image_auroc == 1 and math.isnan(scores.pixel_auroc)
 
 
+def test_a_broken_map_of_an_anomaly_is_named(seen):
+    model, values, masks = seen
+    validation = Validation(seed=0)
+    values[3, 0, 2, 2] = math.nan
+    validation.update(maps(values, values), batch([0, 0, 1, 1], masks))
+    with pytest.raises(ModelError, match=r"an anomalous validation image has a map that is not finite; .*'32'"):
+        validation.finish(model)
+
+
 def test_one_broken_image_names_itself(seen):
     model, values, masks = seen
     validation = Validation(seed=0)

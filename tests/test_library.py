@@ -311,6 +311,37 @@ def test_flags_of_another_evaluation_are_not_shown(tmp_path):
     assert PictureLibrary(run).runs["S5"].novelty is None
 
 
+def test_flags_that_are_out_of_date_are_told(tmp_path):
+    run = write_browsed_run(tmp_path)
+    write_novelty(run, ["d2"])
+    path = run.folder / "predictions.csv"
+    path.write_text(path.read_text().replace("0.9,", "0.95,"))
+    (notice,) = PictureLibrary(run).notices
+    assert notice.startswith("S5: novel pictures are not marked: what is stored is of other predictions")
+    assert f"gainmtl evaluate {run.folder} --efficientad-run FOLDER" in notice
+
+
+def test_pictures_of_another_category_are_not_taken_for_the_same(tmp_path):
+    """Categories name their pictures alike."""
+    bottle = write_browsed_run(tmp_path, data_root=tmp_path / "data" / "bottle")
+    runs = {
+        name: write_browsed_anomalies(tmp_path, dataset_type="mvtec", category=name) for name in ("bottle", "cable")
+    }
+    alike = "have their pictures in different folders: pictures are matched by path alone and may not be the same"
+    assert alike not in " ".join(PictureLibrary([bottle, runs["bottle"]]).notices)
+    assert f"S5 and EfficientAD cable {alike}" in " ".join(PictureLibrary([bottle, runs["cable"]]).notices)
+
+
+def test_categories_that_moved_are_found_in_the_folder_that_they_are_all_in(tmp_path):
+    runs = [write_browsed_anomalies(tmp_path, dataset_type="mvtec", category=name) for name in ("bottle", "cable")]
+    for name in ("bottle", "cable"):
+        (tmp_path / "now" / name).mkdir(parents=True)
+    roots = [opened.root for opened in PictureLibrary(runs, data_root=tmp_path / "now").runs.values()]
+    assert roots == [tmp_path / "now" / "bottle", tmp_path / "now" / "cable"]
+    (opened,) = PictureLibrary(runs[0], data_root=tmp_path / "now" / "bottle").runs.values()
+    assert opened.root == tmp_path / "now" / "bottle"
+
+
 def test_masks_from_the_other_system_are_told_with_its_teacher(tmp_path):
     run = write_browsed_run(tmp_path, "S6")
     path = run.folder / "metrics.json"

@@ -18,9 +18,10 @@ from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.samples import read_samples
 from gainmtl_lib.efficientad.inference import ScoredPicture
 from gainmtl_lib.efficientad.model import AnomalyOutput
-from gainmtl_lib.evaluation.anomalies import anomaly_mask
+from gainmtl_lib.evaluation.anomalies import anomaly_mask, check_unseen
 from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.evaluation.mask_source import MaskSource
+from gainmtl_lib.reports.evaluation import _masks_from
 from gainmtl_lib.runs import RunError
 
 
@@ -123,7 +124,7 @@ def anomalous(folder, monkeypatch, **settings):
     """A source of masks whose run is made up, and which has seen no picture."""
     monkeypatch.setattr("gainmtl_lib.evaluation.anomalies.check_unseen", lambda *_: None)
     source = MaskSource("efficientad", folder)
-    made = {"image_size": (64, 64), "resize": "squash"} | settings
+    made = {"image_size": (64, 64), "resize": "squash", "precision": "32"} | settings
     source._outside.run = SimpleNamespace(model=RedIsAnomalous(), settings=SimpleNamespace(**made), teacher="a teacher")
     return source
 
@@ -216,3 +217,22 @@ def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
     data = GainDataModule(swapped, image_size=(64, 64))
     with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
         evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
+
+
+def test_an_efficientad_run_whose_data_moved_with_the_pictures_is_used(study, tmp_path):
+    _, samples, run = study
+    here = (tmp_path / "data").rename(tmp_path / "now")
+    moved = samples.assign(
+        image=samples["image"].str.replace(str(tmp_path / "data"), str(here)),
+        mask=[mask and mask.replace(str(tmp_path / "data"), str(here)) for mask in samples["mask"]],
+    )
+    check_unseen(run, moved)
+    assert not (tmp_path / "data").exists()  # and is not made anew
+    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
+        check_unseen(run, moved.assign(split=moved["split"].replace({"train": "test", "test": "train"})))
+
+
+def test_the_runs_own_efficientad_run_by_another_path_makes_its_own_masks(tmp_path):
+    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path / "run")
+    assert _masks_from(tmp_path / "b" / ".." / "run", settings, None) is None  # so it is asked for novel pictures
+    assert _masks_from(tmp_path / "b", settings, None) == tmp_path / "b"

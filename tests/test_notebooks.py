@@ -7,12 +7,21 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from gainmtl_lib.notebooks import ABLATION, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, clean, notebook_path
+from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.notebooks import (
+    ABLATION,
+    ANOMALIES,
+    EXPLANATION,
+    INSPECTION,
+    STRATEGY_NOTEBOOKS,
+    clean,
+    notebook_path,
+)
 from gainmtl_lib.parameters import read_parameters, repository_root
 from gainmtl_lib.settings import Settings
 
 PARAMS = repository_root() / "params"
-NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION]
+NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION, ANOMALIES]
 
 
 def read(name):
@@ -49,7 +58,12 @@ def test_clean_already(name):
     assert clean(read(name)) == notebook
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_parameters_of_efficientad_are_its_synthetic_file():
+    assert parameters(ANOMALIES) == read_parameters(PARAMS / "efficientad_synthetic.yaml")
+    EfficientADSettings(**parameters(ANOMALIES))
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_parameters_are_quick_yaml_and_the_strategys_file(name):
     strategy = {value: key for key, value in STRATEGY_NOTEBOOKS.items()}.get(name)
     wanted = read_parameters(PARAMS / "quick.yaml")
@@ -67,7 +81,8 @@ def test_opens_with_its_question_then_parameters_then_settings(name):
         assert heading in cells[0].source
     assert "they are no results" in cells[0].source or "Nothing is trained here" in cells[0].source
     assert cells[1].metadata.tags == ["parameters"]
-    assert cells[2].source.splitlines()[-1] == "settings = Settings.from_namespace(globals())"
+    record = "EfficientADSettings" if name == ANOMALIES else "Settings"
+    assert cells[2].source.splitlines()[-1] == f"settings = {record}.from_namespace(globals())"
 
 
 @pytest.mark.parametrize("name", NAMES)

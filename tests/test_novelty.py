@@ -12,7 +12,7 @@ from anomaly_runs import TEACHER, tiny_anomaly_settings, untrained, write_anomal
 from audited import row, write_audited
 from click.testing import CliRunner
 from drawn_data import write_generic
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tiny import tiny_settings
 
 from gainmtl_lib.build import build_samples
@@ -145,6 +145,31 @@ def test_flags_belong_to_one_evaluation(run, other):
     assert stored_novelty(run) is None and not is_stale(run)
 
 
+def test_flags_of_an_efficientad_run_that_was_trained_anew_are_out_of_date(run, other):
+    find_novel(run, other)
+    weights = other.folder / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + b"x")
+    assert stored_novelty(run) is None and is_stale(run)
+    code, output = command("evaluate", run.folder)
+    assert code == 0 and "novel pictures: not shown, what is stored is of other predictions or of an" in output
+    weights.unlink()  # or is not there any more, and has not changed
+    assert stored_novelty(run) is not None and not is_stale(run)
+
+
+def test_predictions_are_read_while_no_other_process_can_change_them(run, other, monkeypatch):
+    """Else flags of those before could be stored as flags of those after."""
+    own = module.stored_tables
+
+    def held(run):
+        with pytest.raises(Timeout):
+            FileLock(run.folder / ".lock", is_singleton=False).acquire(timeout=0)
+        return own(run)
+
+    monkeypatch.setattr(module, "stored_tables", held)
+    assert find_novel(run, other).kinds["test"]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
@@ -246,6 +271,7 @@ def test_the_command_flags_prints_and_exports(run, other, tmp_path):
     assert code == 0, output
     assert "test: novel pictures, anomaly score above" in output and TEACHER["text"] in output
     assert "novel (anomalous, called normal)" in output and str(other.folder) in output
+    assert f"score and flag of every picture: {run.folder / 'novelty.csv'}" in output
     assert json.loads(results.read_text())["novelty"]["teacher"] == TEACHER["text"]
     assert "novelty" not in run.metrics
     code, output = command("evaluate", run.folder)  # what is stored is told again
@@ -257,6 +283,9 @@ def test_the_settings_may_name_the_run(run, other):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"efficientad_run": str(other.folder)}))
     code, output = command("evaluate", run.folder)
     assert code == 0 and "novel pictures" in output and stored_novelty(run) is not None
+    shutil.rmtree(other.folder)  # what is stored needs it no more
+    code, output = command("evaluate", run.folder)
+    assert code == 0 and "novel pictures" in output
 
 
 @pytest.mark.parametrize("option", [("--data-root", "data"), ("--external-mask-dir", "masks")])

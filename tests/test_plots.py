@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -173,6 +175,15 @@ def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, ca
         write_mask(folder / "masks" / path.split("/")[-1], size=(64, 64))
     figure = same_pictures_figure([s5, s6], defective=1)
     assert "S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
+
+
+def test_masks_of_an_efficientad_run_are_told_with_its_teacher(data, tmp_path, monkeypatch):
+    model = build_model(tiny_settings(tmp_path, "S6", mask_source="efficientad", efficientad_run=tmp_path))
+    source = MaskSource("efficientad", tmp_path)
+    source._outside.run = SimpleNamespace(teacher="random (untrained)")
+    monkeypatch.setattr(source._outside, "masks", lambda _, batch: batch.masks)
+    figure = explanation_figure(model, data, [0], source=source)
+    assert figure.get_supxlabel() == "masks from EfficientAD; its teacher: random (untrained)"
 
 
 def test_masks_of_an_efficientad_run_that_is_not_there_leave_its_strategy_out(tmp_path_factory, model, caplog):

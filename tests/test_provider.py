@@ -400,6 +400,11 @@ class TestAsBatch:
         with pytest.raises(DataError, match="the train loader yields defective images"):
             as_batch(batch, split="train")
 
+    def test_labels_are_normal_or_anomalous(self):
+        batch = as_batch(torch.rand(3, 3, 8, 8), split="val")
+        with pytest.raises(DataError, match=r"the val loader yields labels \[2, 5\]; expected 0 \(normal\) and 1"):
+            as_batch(batch._replace(labels=torch.tensor([5, 0, 2])), split="val")
+
     def test_masks_have_the_size_of_their_images(self):
         batch = as_batch(torch.rand(2, 3, 8, 8), split="val")
         with pytest.raises(DataError, match=r"masks \(2, 1, 4, 4\) and labels \(2,\) beside images \(2, 3, 8, 8\)"):

@@ -11,7 +11,9 @@ import pytest
 
 import gainmtl_lib
 from gainmtl_lib.cli import main
-from gainmtl_lib.parameters import read_parameters, repository_root
+from gainmtl_lib.efficientad.distill_settings import Distillation
+from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.parameters import ParameterRecord, read_parameters, repository_root
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 ROOT = repository_root()
@@ -23,6 +25,16 @@ FLAGS = {
     "train.py": "config data_root val_ratio seed backbone batch_size epochs device wandb no_tensorboard resume",
     "evaluate.py": "checkpoint data_root visualize vis_dir error_analysis export_results",
 }
+ANOMALY_FLAGS = {
+    "tools/train.py": "config resume",
+    "tools/inference.py": "model_path image_path output_path is_synthetic image_size",
+}
+ANOMALY_FIELDS = (
+    "data.source data.path data.category data.image_size data.num_samples data.train_batch_size data.eval_batch_size "
+    "model.name model.model_size st_weight ae_weight penalty_weight trainer.accelerator trainer.devices "
+    "trainer.precision trainer.max_epochs learning_rate"
+)
+"""Those of the EfficientAD specification."""
 FIELDS = {
     "model": "backbone_arch out_indices num_classes pretrained fpn_channels attention_channels use_counterfactual "
     "freeze_backbone_stages",
@@ -47,8 +59,8 @@ def spans(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-def mapping_rows(text: str) -> list[list[str]]:
-    table = text.split("<!-- mapping -->")[1].split("<!-- /mapping -->")[0]
+def mapping_rows(text: str, name: str = "mapping") -> list[list[str]]:
+    table = text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
     lines = [line for line in table.strip().splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -69,24 +81,28 @@ def parsed(arguments: list[str]) -> click.Context:
     return context
 
 
-def parameters_of(pairs: list[tuple[str, str]], files: list[str]) -> None:
+def parameters_of(pairs: list[tuple[str, str]], files: list[str], record: type[ParameterRecord] = Settings) -> None:
     for file in files:
-        assert set(read_parameters(ROOT / file)) <= set(Settings.model_fields), file
+        assert set(read_parameters(ROOT / file)) <= set(record.model_fields), file
     for name, _ in pairs:
-        assert name in Settings.model_fields, name
+        assert name in record.model_fields, name
 
 
 @pytest.mark.parametrize("line", shell_lines("gainmtl"))
 def test_gainmtl_lines_parse(line):
     context = parsed(shlex.split(line, comments=True)[1:])
-    parameters_of(context.params.get("pairs", ()), [str(file) for file in context.params.get("files", ())])
+    of_efficientad = {"train": EfficientADSettings, "distill": Distillation}
+    above = context.parent.info_name if context.parent else None
+    record = of_efficientad.get(str(context.info_name), Settings) if above == "efficientad" else Settings
+    parameters_of(context.params.get("pairs", ()), [str(file) for file in context.params.get("files", ())], record)
     if context.info_name == "run":
         assert context.params["what"] in {"all", *(name.lower() for name in STRATEGY_WEIGHTS)}
 
 
 def test_every_command_has_a_line():
     shown = "\n".join(shell_lines("gainmtl"))
-    for command in ("run", "train", "evaluate", "compare", "explain", "browse", "report", "data check", "data synth"):
+    plain = ("run", "train", "evaluate", "compare", "explain", "browse", "report", "data check", "data synth")
+    for command in (*plain, "efficientad train", "efficientad predict", "efficientad distill"):
         assert f"gainmtl {command} " in shown, command
 
 
@@ -122,6 +138,25 @@ def test_every_flag_and_field_of_the_specification_is_mapped():
     fields = {f"{section}.{name}" for section, names in FIELDS.items() for name in names.split()}
     mapped = {span for row in mapping_rows(ENGLISH) for span in spans(row[0])}
     assert mapped == flags | fields
+
+
+def test_every_flag_and_field_of_the_efficientad_specification_is_mapped():
+    flags = {f"{script} --{flag}" for script, names in ANOMALY_FLAGS.items() for flag in names.split()}
+    mapped = {span for row in mapping_rows(ENGLISH, "mapping:efficientad") for span in spans(row[0])}
+    assert mapped == flags | set(ANOMALY_FIELDS.split())
+
+
+@pytest.mark.parametrize("row", mapping_rows(ENGLISH, "mapping:efficientad"), ids=lambda row: row[0])
+def test_mapped_efficientad_parameters_and_options_exist(row):
+    _, parameters, command, _ = row
+    assert set(spans(parameters)) <= set(EfficientADSettings.model_fields)
+    words = spans(command)[0].split()
+    if words == ["-p"]:
+        assert spans(parameters)
+        return
+    group, name, *options = words
+    known = {option for parameter in main.commands[group].commands[name].params for option in parameter.opts}
+    assert options and set(options) <= known
 
 
 @pytest.mark.parametrize("row", mapping_rows(ENGLISH), ids=lambda row: row[0])
@@ -171,7 +206,7 @@ def test_both_languages_show_the_same_code():
 
 
 def test_both_languages_map_the_same():
-    english, korean = (mapping_rows(TEXTS[name]) for name in LANGUAGES)
+    english, korean = ([*mapping_rows(text), *mapping_rows(text, "mapping:efficientad")] for text in TEXTS.values())
     assert [row[:3] for row in english] == [row[:3] for row in korean]
     assert [sorted(spans(row[3])) for row in english] == [sorted(spans(row[3])) for row in korean]
 

@@ -193,7 +193,18 @@ def test_novel_defects_are_shown_with_what_the_flag_cannot_say(tmp_path):
     assert text.count("called normal, flagged as novel") == 1  # beside the missed defect
     path = folder / "predictions.csv"
     path.write_text(path.read_text("utf-8").replace("0.2,", "0.21,"), "utf-8")
-    assert "Not asked (what is stored is of other predictions)" in Page(write_report(folder).read_text("utf-8")).text
+    assert "Not asked (what is stored is out of date)" in Page(write_report(folder).read_text("utf-8")).text
+
+
+def test_flags_of_a_random_teacher_are_marked_where_they_are_shown(tmp_path):
+    folder = write_audited(tmp_path, rows())
+    write_novelty(load_run(folder), ["test/defective/004"])
+    assert "random teacher" not in Page(write_report(folder).read_text("utf-8")).text
+    path = folder / "novelty.json"
+    path.write_text(path.read_text("utf-8").replace(TEACHER, "random (untrained teacher)"), "utf-8")
+    text = Page(write_report(folder).read_text("utf-8")).text
+    assert "8 Novel defects random teacher" in text and "what EfficientAD flags random teacher" in text
+    assert "9 Pictures random teacher" not in text
 
 
 def test_masks_of_an_efficientad_run_are_told_with_their_teacher(tmp_path):

@@ -3,7 +3,7 @@ import torch
 from tiny import tiny_settings
 
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.training.resume import checkpoint_to_resume
+from gainmtl_lib.training.resume import checkpoint_to_resume, forget_foreign_best
 
 
 def checkpoint(path, settings, *, epochs=2):
@@ -51,9 +51,15 @@ def test_a_best_checkpoint_of_another_training_does_not_stay(tmp_path):
     best.parent.mkdir(parents=True)
     best.write_text("x")
     own = checkpoint(tmp_path / "run/checkpoints/epoch_2.ckpt", settings)
-    assert checkpoint_to_resume(tmp_path / "run", settings, own) == own and best.is_file()
+    assert checkpoint_to_resume(tmp_path / "run", settings, own) == own
+    forget_foreign_best(tmp_path / "run", own)
+    forget_foreign_best(tmp_path / "run", None)
+    assert best.is_file()
     elsewhere = checkpoint(tmp_path / "epoch_2.ckpt", settings)
-    assert checkpoint_to_resume(tmp_path / "run", settings, elsewhere) == elsewhere and not best.exists()
+    assert checkpoint_to_resume(tmp_path / "run", settings, elsewhere) == elsewhere
+    assert best.is_file()  # until the training begins
+    forget_foreign_best(tmp_path / "run", elsewhere)
+    assert not best.exists()
 
 
 def test_a_checkpoint_with_nothing_left_to_train_finishes_its_own_run_only(tmp_path):

@@ -7,10 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.efficientad.penalty import DrawnImages
+from gainmtl_lib.data.images import UnreadableError
+from gainmtl_lib.efficientad.penalty import DrawnImages, FolderImages
 from gainmtl_lib.efficientad.provider import DatasetProvider
 from gainmtl_lib.efficientad.stream import TrainStream
 
@@ -74,8 +75,9 @@ def test_passes_follow_one_another_each_with_every_image_once():
         lambda: shuffled(generator=torch.Generator().manual_seed(9)),
         lambda: shuffled(num_workers=1, persistent_workers=True),
         lambda: shuffled(num_workers=1, persistent_workers=True, generator=torch.Generator()),
+        lambda: DataLoader(Numbered(), batch_sampler=BatchSampler(RandomSampler(Numbered()), 2, drop_last=False)),
     ],
-    ids=["global", "own generator", "worker", "worker and generator"],
+    ids=["global", "own generator", "worker", "worker and generator", "batch sampler"],
 )
 def test_a_stream_that_begins_later_goes_on_as_the_whole_one(make):
     whole = seen(stream(make()).interval(0, 11))
@@ -148,6 +150,21 @@ class Short(IterableDataset):
 def test_loaders_that_cannot_be_used(loader, message):
     with pytest.raises(DataError, match=message):
         stream(loader)
+
+
+def test_images_of_another_size_than_the_settings_say():
+    loader = DataLoader(torch.zeros(3, 3, 40, 32))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"images of \(40, 32\) pixels, image_size is \(32, 32\); set image_size"):
+        stream(loader).batch(0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_has_no_traceback_in_its_text(tmp_path, workers):
+    (tmp_path / "a.png").write_bytes(b"junk")
+    penalty = FolderImages(tmp_path, image_size=SIZE, seed=0, skip_unreadable=False)
+    one = TrainStream(Own(shuffled()), penalty, batch_size=2, seed=0, num_workers=workers)
+    with pytest.raises(UnreadableError, match=rf"^{tmp_path}/a\.png: [^\n]*skip_unreadable: true$"):
+        one.batch(0)
 
 
 def test_a_pass_of_another_length_than_promised():

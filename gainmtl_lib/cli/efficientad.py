@@ -96,8 +96,12 @@ def distill(
     Interrupted work goes on with the same command. OUTPUT (.safetensors) is what the parameter 'teacher' names.
     """
     values = {name: value for file in files for name, value in read_parameters(file).items()}
-    given = {name: value for name, value in options.items() if value is not None}
+    values |= dict(named_values(pairs)) | {name: value for name, value in options.items() if value is not None}
+    if own := sorted({"images", "output", "force"} & values.keys()):
+        raise click.UsageError(
+            f"'{own[0]}' is no parameter here; IMAGES and OUTPUT are arguments, --force is an option"
+        )
     from gainmtl_lib.efficientad.distill import distill as distilled
 
-    path = distilled(images, output, force=force, **values | dict(named_values(pairs)) | given)
+    path = distilled(images, output, force=force, **values)
     console.print(f"teacher: {escape(str(path))}")

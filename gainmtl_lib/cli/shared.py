@@ -41,8 +41,8 @@ def _known_errors() -> tuple[type[Exception], ...]:
     for module, name in (
         ("gainmtl_lib.files", "FileError"),
         ("gainmtl_lib.devices", "DeviceError"),
-        ("gainmtl_lib.data.samples", "DataError"),
-        ("gainmtl_lib.models.backbone", "ModelError"),
+        ("gainmtl_lib.data.findings", "DataError"),
+        ("gainmtl_lib.models.weights", "ModelError"),
         ("gainmtl_lib.runs", "RunError"),
         ("gainmtl_lib.training.module", "TrainingDivergedError"),
         ("gainmtl_lib.notebooks", "NotebookError"),

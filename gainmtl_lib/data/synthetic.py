@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Shortcut = Literal["none", "mark", "lighting"]
 
-GENERATOR = 1
+GENERATOR = 2
 """Raised when the same parameters would draw other pictures."""
 
 PARAMETERS_FILE = "synthetic.yaml"
@@ -185,7 +185,7 @@ def visible_defect(rng: np.random.Generator, size: tuple[int, int], kind: str) -
     Returns:
         opacity (H, W), above 0 on the defect's pixels only; colour factor (H, W, 3).
     """
-    least = max(8.0, 0.0015 * size[0] * size[1])
+    least = max(8.0, 0.0015 * min(size) ** 2)  # defects grow with the shorter side
     while True:
         opacity, colour = surfaces.DEFECTS[kind](rng, size)
         opacity = np.where(opacity > EDGE, opacity, 0)

@@ -83,7 +83,10 @@ class StepCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             self._prune(kept)
-        trainer.should_stop |= stops_early(self.history, self.patience)
+        if stops_early(self.history, self.patience):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                logger.info("stops at step %d: no better validation since step %d", step, kept[0])
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step}.ckpt"

@@ -83,7 +83,7 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
     with atomic_path(settings.output) as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in training.network.state_dict().items()}
         save_file(state, temporary, metadata={RECORD: json.dumps(record)})
-    unfinished.unlink()
+    unfinished.unlink(missing_ok=True)  # a second process may have made the same teacher
     return settings.output
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gainmtl_lib.claims import hold
+from gainmtl_lib.devices import inference_autocast
 from gainmtl_lib.efficientad.predictions import FLOATS, SplitPredictions, computing_on, predict_split
 from gainmtl_lib.efficientad.provider import DatasetProvider, build_provider
 from gainmtl_lib.efficientad.runs import MAP, EfficientADRun
@@ -88,7 +89,10 @@ def _decided(run: EfficientADRun) -> dict[str, Any]:
 
 
 def _predict(run: EfficientADRun, provider: DatasetProvider, device: str | None) -> dict[str, SplitPredictions]:
-    with computing_on(run.model, device or run.settings.accelerator, run.settings.precision):
+    with (
+        computing_on(run.model, device or run.settings.accelerator) as where,
+        inference_autocast(run.settings.precision, where),
+    ):
         return {split: predict_split(run.model, provider, split) for split in provider.splits}
 
 

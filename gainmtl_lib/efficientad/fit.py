@@ -17,7 +17,7 @@ from gainmtl_lib.efficientad.checkpoints import StepCheckpoints, StepLog, histor
 from gainmtl_lib.efficientad.feed import TrainingFeed, check_validation
 from gainmtl_lib.efficientad.model import EfficientADModel
 from gainmtl_lib.efficientad.module import EfficientADTraining
-from gainmtl_lib.efficientad.penalty import build_penalty
+from gainmtl_lib.efficientad.penalty import PenaltyImages, build_penalty
 from gainmtl_lib.efficientad.processes import FreshProcesses
 from gainmtl_lib.efficientad.provider import DatasetProvider, as_batch, build_provider
 from gainmtl_lib.efficientad.runs import EfficientADRun, build_model, load_checkpoint
@@ -25,9 +25,10 @@ from gainmtl_lib.efficientad.settings import EfficientADSettings
 from gainmtl_lib.efficientad.statistics import measure_teacher
 from gainmtl_lib.efficientad.stream import TrainStream
 from gainmtl_lib.efficientad.weights import load_teacher, teacher_of
+from gainmtl_lib.models.weights import StateDict
 from gainmtl_lib.runs import EFFICIENTAD, RunError, read_checkpoint, save_weights
 from gainmtl_lib.training.checkpoints import AtomicCheckpointIO
-from gainmtl_lib.training.resume import Continuity, resumed_checkpoint
+from gainmtl_lib.training.resume import Continuity, forget_foreign_best, resumed_checkpoint
 from gainmtl_lib.training.session import (
     check_intent,
     check_unchanged,
@@ -93,17 +94,26 @@ def _train(
     previous: Mapping[str, Any],
 ) -> None:
     L.seed_everything(settings.seed, verbose=False)
+    # What settings alone can get wrong comes before pictures are decoded.
     device = _device(settings)
-    feed = _feed(settings, provider)
-    digest = feed.penalty.digest
+    state, teacher = teacher_of(settings)
+    penalty = build_penalty(settings)
+    digest = penalty.digest
     check_unchanged(folder, "the folder penalty_images", previous.get("penalty_digest", digest), digest)
+    feed = _feed(settings, provider, penalty)
     continuity = _continuity(settings, feed.total_steps)
     checkpoint = resumed_checkpoint(folder, settings, resume, continuity)
-    model, teacher = _model(settings, provider, device, checkpoint)
+    if checkpoint is not None:
+        _check_teacher(checkpoint, teacher)
+    model = build_model(settings)
+    if checkpoint is None:
+        _set_teacher(model, state, settings, provider, device)
     manifest = _describe(settings, feed, model, device) | {"teacher": teacher, "data_digest": provider.digest}
     with recorded(folder, manifest | {"duration_s": previous.get("duration_s", 0)}) as manifest:
         if checkpoint is None or not continuity.complete(read_checkpoint(checkpoint)):
             module = _module(settings, model, feed.total_steps, teacher)
+            forget_foreign_best(folder, checkpoint)
+            logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             fit_interruptibly(_trainer(settings, device, folder, feed), module, feed, checkpoint)
         manifest |= _leave_best(folder)
 
@@ -111,12 +121,12 @@ def _train(
 def _device(settings: EfficientADSettings) -> torch.device:
     device = checked_device(settings.accelerator)
     check_count(device, settings.devices)
+    lightning_precision(settings.precision, device)
     return device
 
 
-def _feed(settings: EfficientADSettings, provider: DatasetProvider) -> TrainingFeed:
+def _feed(settings: EfficientADSettings, provider: DatasetProvider, penalty: PenaltyImages) -> TrainingFeed:
     check_validation(provider)
-    penalty = build_penalty(settings)
     batch_size, seed, workers = settings.train_batch_size, settings.seed, settings.num_workers
     stream = TrainStream(provider, penalty, batch_size=batch_size, seed=seed)
     return TrainingFeed(
@@ -166,20 +176,19 @@ def _patience(settings: EfficientADSettings) -> int | None:
     return settings.patience if settings.early_stopping else None
 
 
-def _model(
-    settings: EfficientADSettings, provider: DatasetProvider, device: torch.device, checkpoint: Path | None
-) -> tuple[EfficientADModel, dict[str, Any]]:
-    """The model before its first step, or for a checkpoint to fill, and what is known of its teacher."""
-    state, teacher = teacher_of(settings)
-    model = build_model(settings)
-    if checkpoint is not None:
-        _check_teacher(checkpoint, teacher)
-        return model, teacher
+def _set_teacher(
+    model: EfficientADModel,
+    state: StateDict,
+    settings: EfficientADSettings,
+    provider: DatasetProvider,
+    device: torch.device,
+) -> None:
+    """Fill the model's teacher and measure its channels over the training images, on the device."""
     load_teacher(model, state)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with inference_autocast(settings.precision, device):
         measure_teacher(model, (as_batch(item, split="train").images for item in provider.get_train_dataloader()))
-    return model.cpu(), teacher
+    model.cpu()
 
 
 def _check_teacher(path: Path, teacher: Mapping[str, Any]) -> None:
@@ -228,7 +237,7 @@ def _trainer(settings: EfficientADSettings, device: torch.device, folder: Path, 
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(LOGGED_EVERY, feed.every),
+        log_every_n_steps=min(LOGGED_EVERY, feed.every, feed.total_steps),
         default_root_dir=folder,
     )
 

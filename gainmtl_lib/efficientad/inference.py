@@ -18,7 +18,8 @@ from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.images import read_image
 from gainmtl_lib.data.layouts import DEFECTIVE, NORMAL, image_files
 from gainmtl_lib.data.transforms import Resize, resize_image
-from gainmtl_lib.efficientad.model import EfficientADModel
+from gainmtl_lib.devices import inference_autocast
+from gainmtl_lib.efficientad.model import EfficientADModel, check_size
 from gainmtl_lib.efficientad.predictions import computing_on
 from gainmtl_lib.efficientad.runs import EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.efficientad.settings import EfficientADSettings
@@ -27,6 +28,7 @@ from gainmtl_lib.runs import run_status
 
 QUANTILE_SCALE = MapScale(0.0, 0.1)
 """Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts."""
+QUANTILE_NAME = "90 % to 99.5 % of normal parts"
 
 PIXELS_AT_ONCE = 8 * 256 * 256
 """Of one batch: the widest layer takes up to a kilobyte for each."""
@@ -52,7 +54,7 @@ class Detector:
     threshold: float | None = None
     novelty_threshold: float | None = None
     scale: MapScale = QUANTILE_SCALE
-    scale_name: str = "absolute scale (90 % to 99.5 % of normal parts)"
+    scale_name: str = QUANTILE_NAME
 
     @classmethod
     def of_run(cls, run: EfficientADRun) -> Detector:
@@ -85,7 +87,7 @@ class Detector:
             return None
         return DEFECTIVE if score >= self.threshold else NORMAL
 
-    def novel(self, score: float) -> bool | None:
+    def anomalous(self, score: float) -> bool | None:
         """Whether a picture of that score is unlike the normal ones; None without a threshold."""
         return None if self.novelty_threshold is None else score > self.novelty_threshold
 
@@ -145,12 +147,15 @@ def score_pictures(
         resize: squash or letterbox.
         batch_size: B; None follows from the image size.
         device: where to compute, see `checked_device`.
-        precision: of the networks, best that of the run's settings, which its scale was measured in.
+        precision: of the networks, best that of the run's settings, which its scale was measured in; maps and scores
+            are float32 in any.
 
     Raises:
         ModelError: an image size below the smallest.
         DeviceError: the device is not there.
     """
+
+    check_size(*image_size)
 
     def read(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int]] | DataError:
         try:
@@ -160,12 +165,13 @@ def score_pictures(
         return resize_image(pixels, image_size, resize), (pixels.shape[0], pixels.shape[1])
 
     size = batch_size or max(1, PIXELS_AT_ONCE // (image_size[0] * image_size[1]))
-    with computing_on(model, device, precision) as where, ThreadPoolExecutor() as pool:
+    with computing_on(model, device) as where, ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), size):
             chunk = paths[start : start + size]
             decoded = list(pool.map(read, chunk))
             inputs = [item[0] for item in decoded if not isinstance(item, DataError)]
-            outputs = iter(_scores_and_maps(model, inputs, where))
+            with inference_autocast(precision, where):  # never while the caller has its turn
+                outputs = iter(_scores_and_maps(model, inputs, where))
             for path, item in zip(chunk, decoded, strict=True):
                 yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(outputs))
 

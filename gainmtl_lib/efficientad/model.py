@@ -108,11 +108,7 @@ class EfficientADModel(nn.Module):
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the networks want them."""
-        if min(images.shape[-2:]) < SMALLEST_IMAGE:
-            raise ModelError(
-                f"EfficientAD needs images of at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, "
-                f"got {images.shape[-2]}x{images.shape[-1]} (height x width)"
-            )
+        check_size(images.shape[-2], images.shape[-1])
         return (images - self.image_mean) / self.image_std
 
     @torch.no_grad()
@@ -164,6 +160,15 @@ class EfficientADModel(nn.Module):
                 "more normal images (val_ratio), and see that the loss is finite"
             )
         self.quantiles.copy_(quantiles)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises `ModelError`: images of that size are below `SMALLEST_IMAGE`."""
+    if min(height, width) < SMALLEST_IMAGE:
+        raise ModelError(
+            f"EfficientAD needs images of at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, "
+            f"got {height}x{width} (height x width)"
+        )
 
 
 def mean_square(first: Tensor, second: Tensor) -> Tensor:

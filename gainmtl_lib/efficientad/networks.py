@@ -14,7 +14,7 @@ from torch import Tensor, nn
 ModelSize = Literal["S", "M"]
 
 SMALLEST_IMAGE = 64
-"""Pixels a side. Below it a description without padding has fewer than 8 cells, and the decoder's grids vanish."""
+"""Pixels a side. Of these a description without padding has 8 cells, and the encoder's last grid 2."""
 
 RECEPTIVE_FIELD = 33
 """Pixels a side that one cell of a description sees."""

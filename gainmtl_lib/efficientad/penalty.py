@@ -44,7 +44,7 @@ class PenaltyImages(Dataset[Tensor]):
 
     Attributes:
         text: where they come from, for the record and wherever a result is shown.
-        digest: changes when the files do; empty without files.
+        digest: changes when the list of files does; empty without files.
     """
 
     text: str

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.devices import checked_device, inference_autocast
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel
 from gainmtl_lib.efficientad.provider import DatasetProvider, as_batch
 from gainmtl_lib.metrics import cam_iou, energy_inside, grid_iou, point_game
@@ -54,17 +54,13 @@ class SplitPredictions:
 
 
 @contextmanager
-def computing_on(model: EfficientADModel, device: str, precision: str = "32") -> Iterator[torch.device]:
-    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had.
-
-    Its networks compute in the precision asked for; maps and scores are float32 in any.
-    """
+def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]:
+    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had."""
     own = next(model.parameters()).device
     where = checked_device(device)
     try:
         model.eval().to(where).to(memory_format=torch.channels_last)
-        with inference_autocast(precision, where):
-            yield where
+        yield where
     finally:
         model.to(own)
 
@@ -86,6 +82,11 @@ def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str
         known = batch.has_mask | (batch.labels == 0)
         for metric in (pixel_auroc, aupro):
             metric.update(output.anomaly_map[known], batch.masks[known])
+    if len(grids := {part.shape[1:] for part in maps}) > 1:
+        shown = " and ".join("x".join(map(str, grid)) for grid in sorted(grids))
+        raise DataError(
+            f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize to one"
+        )
     table = pd.concat(rows, ignore_index=True)
     described = _described(provider, split, table.pop("label"))
     return SplitPredictions(
@@ -138,4 +139,11 @@ def _described(provider: DatasetProvider, split: str, labels: pd.Series) -> pd.D
         known = pd.DataFrame({"image": names, "mask": None, "label": labels, "defect_type": kinds, "group": names})
     elif len(known) != len(labels):
         raise DataError(f"the loader of split '{split}' yields {len(labels)} images, its table has {len(known)} rows")
+    elif missing := [name for name in DESCRIBED if name != "split" and name not in known]:
+        raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
+    elif (wrong := known["label"].to_numpy() != labels.to_numpy()).any():
+        raise DataError(
+            f"the table of split '{split}' has other labels than its loader's images, first in row {wrong.argmax()}; "
+            "whoever replaces a loader replaces its table as well"
+        )
     return known.assign(split=split)[list(DESCRIBED)].reset_index(drop=True)

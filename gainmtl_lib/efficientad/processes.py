@@ -64,7 +64,7 @@ class _Launcher(_MultiProcessingLauncher):
         super()._wrapping_function(process_idx, *args, **kwargs)
 
 
-def as_raised(error: ProcessRaisedException) -> BaseException:
+def as_raised(error: Exception) -> BaseException:
     """The error of a process, of which only the text arrived, as what it was: one of this project, or Ctrl-C."""
     lines = str(error).splitlines()
     for last in reversed(range(len(lines))):

@@ -36,7 +36,7 @@ class DatasetProvider(ABC):
 
     @abstractmethod
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Normal images, one pass over them. It must have a length, and is asked for once in a training.
+        """Normal images, one pass over them, with a length. A training asks for it several times, always for the same.
 
         PyTorch's shuffling follows from (seed, pass), and a sampler of one's own with ``set_epoch`` is told the pass:
         then a training that goes on reads what an uninterrupted one reads. Items that draw random numbers break that.
@@ -256,7 +256,8 @@ def as_batch(item: Any, *, split: str) -> Batch:
     """What a loader yielded, checked; plain images become a batch of normal ones.
 
     Raises:
-        DataError: neither a `Batch` nor images, images of another shape, type or range, or a defect in train.
+        DataError: neither a `Batch` nor images, images of another shape, type or range, labels other than 0 and 1, or a
+            defect in train.
     """
     batch = _all_normal(item) if isinstance(item, Tensor) else item
     if not isinstance(batch, Batch):
@@ -276,6 +277,8 @@ def as_batch(item: Any, *, split: str) -> Batch:
             f"the {split} loader yields masks {masks} and labels {labels} beside images {tuple(images.shape)}; "
             "expected (B, 1, H, W) and (B,)"
         )
+    if strange := set(batch.labels.unique().tolist()) - {0, 1}:
+        raise DataError(f"the {split} loader yields labels {sorted(strange)}; expected 0 (normal) and 1 (anomalous)")
     low, high = (float(value) for value in images.aminmax())
     if not (low >= 0 and high <= 1):
         raise DataError(

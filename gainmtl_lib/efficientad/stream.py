@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Wei
 from gainmtl_lib.data.datamodule import whole_batches
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.efficientad.penalty import PenaltyImages
+from gainmtl_lib.efficientad.processes import as_raised
 from gainmtl_lib.efficientad.provider import DatasetProvider, as_batch
 
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -87,13 +88,16 @@ class TrainStream:
         """The batch of a step; steps in order cost no skipping.
 
         Raises:
-            DataError: the loader yields something that is no batch of normal images.
+            DataError: the loader yields something that is no batch of normal images, or images of another size.
         """
         if step != self._next:
             self.close()
             self._batches = self._source.batches(step)
         self._next = step + 1
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except DataError as error:  # of a loader's process it has the whole traceback as its text
+            raise as_raised(error) from None
 
     def close(self) -> None:
         """End the loaders' processes. The next batch starts others."""
@@ -125,7 +129,13 @@ class _Source:
         )
         normal = islice(self._normal(first), 0, None, self.world)
         for number, item, others in zip(count(first, self.world), normal, penalty):
-            yield TrainBatch(number, as_batch(item, split="train").images, others)
+            images = as_batch(item, split="train").images
+            if images.shape[2:] != others.shape[2:]:
+                raise DataError(
+                    f"the train loader yields images of {tuple(images.shape[2:])} pixels, image_size is "
+                    f"{tuple(others.shape[2:])}; set image_size to what the loader yields (height, width)"
+                )
+            yield TrainBatch(number, images, others)
 
     def _penalty_numbers(self, first: int) -> Iterator[int]:
         for number in count(first, self.world):
@@ -163,12 +173,13 @@ class Interval:
 
 def _pass(loader: DataLoader[Any], seed: int, number: int) -> Iterator[Any]:
     """One pass in an order that follows from (seed, number), whoever made the loader."""
-    for part in (loader.sampler, loader.batch_sampler):
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    for part in (sampler, loader.batch_sampler):
         if (set_epoch := getattr(part, "set_epoch", None)) is not None:
             set_epoch(number)
     drawn = int(np.random.default_rng([seed, number, _STREAM]).integers(2**63))
-    if isinstance(loader.sampler, SHUFFLING):
-        loader.sampler.generator = torch.Generator().manual_seed(drawn)
+    if isinstance(sampler, SHUFFLING):
+        sampler.generator = torch.Generator().manual_seed(drawn)
     if loader.generator is not None:
         loader.generator.manual_seed(drawn)
     # An iterator draws the seed of its workers from the global random numbers where the loader has none of its own.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gainmtl_lib.efficientad.model import EfficientADModel, LocalMaps
 from gainmtl_lib.efficientad.statistics import MapQuantiles
+from gainmtl_lib.models.weights import ModelError
 from gainmtl_lib.pixel_metrics import PixelAuroc
 from gainmtl_lib.records import Batch
 
@@ -63,7 +64,7 @@ class Validation:
         """Set the model's quantiles, and score the anomaly maps that follow from them.
 
         Raises:
-            ModelError: see `EfficientADModel.set_quantiles`.
+            ModelError: see `EfficientADModel.set_quantiles`; or a map of an anomalous image is not finite.
         """
         model.set_quantiles(self._quantiles.compute(), images=self._quantiles.images)
         pixels, scores = PixelAuroc(sync_on_compute=False), []
@@ -71,6 +72,8 @@ class Validation:
             height, width = seen.masks.shape[-2:]
             device = model.quantiles.device
             output = model.finish(LocalMaps(*(one.to(device) for one in seen.maps)), (height, width))
+            if not bool(torch.isfinite(output.score).all()):
+                raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
             pixels.update(output.anomaly_map[seen.answered.to(device)].cpu(), seen.masks[seen.answered].float())
             scores.append(output.score.cpu())
         labels = torch.cat([seen.labels for seen in self._seen]).numpy()

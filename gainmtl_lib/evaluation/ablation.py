@@ -29,6 +29,8 @@ COLUMNS = {
 
 ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
+TEACHER_MARK = " (masks of a random teacher)"
+"""Stands behind one whose attention was given masks of an EfficientAD run with an untrained teacher."""
 
 
 def collect_runs(experiment: str | Path) -> list[Run]:
@@ -69,6 +71,7 @@ def compare(runs: list[Run]) -> pd.DataFrame:
     for run in runs:
         metrics = run.metrics
         name = run.settings.strategy + (ORACLE_MARK if metrics.get("label_leaks") else "")
+        name += TEACHER_MARK if str(metrics.get("teacher", "")).startswith("random") else ""
         for split in ("test", "test_shift"):
             if split in metrics:
                 values = {column: metrics[split].get(column) for column in COLUMNS}

@@ -22,6 +22,7 @@ from gainmtl_lib.data.transforms import Resize, inner_size, inside, resize_value
 from gainmtl_lib.efficientad.inference import QUANTILE_SCALE, ScoredPicture, score_pictures
 from gainmtl_lib.efficientad.provider import build_provider
 from gainmtl_lib.efficientad.runs import EfficientADRun, load_efficientad
+from gainmtl_lib.efficientad.settings import EfficientADSettings
 from gainmtl_lib.records import Batch
 from gainmtl_lib.runs import RunError
 
@@ -110,7 +111,8 @@ def scored(run: EfficientADRun, paths: Sequence[str | Path], *, device: str) -> 
 def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     """Refuse a run that learnt from pictures which a strategy is tested on: it would give their labels away.
 
-    Pictures are compared by path; a copy elsewhere is not noticed.
+    Pictures are compared by path; a copy elsewhere is not noticed. A run whose data moved is looked up where the
+    strategy's lie.
 
     Args:
         run: of EfficientAD.
@@ -120,7 +122,8 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
         RunError: it did, or its own pictures are not known.
         DataError: its data cannot be read.
     """
-    provider = build_provider(run.settings)
+    moved = not run.settings.dataset_folder.is_dir()
+    provider = build_provider(_elsewhere(run.settings, samples) if moved else run.settings)
     if provider.digest != run.manifest["data_digest"]:
         raise RunError(
             f"{run.folder}: which pictures it learnt from is not known, because its data changed since or came from a "
@@ -136,3 +139,11 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
             "of those is no result. Train EfficientAD on the same split: the same data_root, val_ratio, test_ratio and "
             "split_seed (without one, seed)"
         )
+
+
+def _elsewhere(settings: EfficientADSettings, samples: pd.DataFrame) -> EfficientADSettings:
+    """The same reading of the folder that a strategy's samples lie in; synthetic data as it is, not made anew."""
+    files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
+    root = os.path.commonpath([os.path.dirname(path) for path in files])
+    layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
+    return settings.changed(data_root=Path(root), dataset_type=layout, category=None)

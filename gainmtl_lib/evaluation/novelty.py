@@ -27,6 +27,10 @@ TABLE, SUMMARY = "novelty.csv", "novelty.json"
 COLUMNS = {"image": str, "split": str, "anomaly_score": float, "anomalous": bool, "novel": bool}
 KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "splits"}
 NORMAL = "normal"
+OUT_OF_DATE = (
+    "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
+    "gainmtl evaluate {folder} --efficientad-run FOLDER"
+)
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,10 @@ def find_novel(
     stored = _stored(run) if reuse and other.is_evaluated else None
     if stored is not None and stored.summary.items() >= _origin(run, other).items():
         return stored
-    table, _ = stored_tables(run)
-    samples = samples_as_trained(run)
-    check_unseen(other, samples)
     with hold(run.folder):
+        table, _ = stored_tables(run)
+        samples = samples_as_trained(run)
+        check_unseen(other, samples)
         evaluate_efficientad(other, device=device)
         origin = _origin(run, other)
         files = [run.settings.dataset_folder / image for image in table["image"]]
@@ -126,7 +130,7 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
     """What the flags are of and from, `other` evaluated."""
     return {
         "predictions": file_digest(run.folder / "predictions.csv"),
-        "efficientad_run": str(other.folder.absolute()),
+        "efficientad_run": str(other.folder.resolve()),
         "weights": file_digest(other.folder / "model.safetensors"),
         "teacher": other.teacher,
         "threshold": float(other.metrics["novelty_threshold"]),
@@ -173,7 +177,8 @@ def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[st
 
 
 def stored_novelty(run: Run) -> Novelty | None:
-    """What `find_novel` left in the run's folder; None where nothing is, or where it is of other predictions.
+    """What `find_novel` left in the run's folder; None where nothing is, or where it is out of date: of other
+    predictions, or of an EfficientAD run that was trained anew since.
 
     Raises:
         RunError: its files are damaged.
@@ -181,7 +186,7 @@ def stored_novelty(run: Run) -> Novelty | None:
     if not (run.folder / SUMMARY).is_file():
         return None
     table, summary = _read(run)
-    if summary["predictions"] != file_digest(run.folder / "predictions.csv"):
+    if not _is_current(run, summary):
         return None
     if table["image"].tolist() != run.predictions["image"].tolist():
         raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {_again(run)}")
@@ -189,8 +194,14 @@ def stored_novelty(run: Run) -> Novelty | None:
 
 
 def is_stale(run: Run) -> bool:
-    """Whether what is stored was found for other predictions than the run has."""
+    """Whether what is stored is out of date, see `stored_novelty`."""
     return (run.folder / SUMMARY).is_file() and stored_novelty(run) is None
+
+
+def _is_current(run: Run, summary: dict[str, Any]) -> bool:
+    """An EfficientAD run that is not there any more is taken to be as it was."""
+    weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
+    return summary["predictions"] == file_digest(run.folder / "predictions.csv") and weights in ("", summary["weights"])
 
 
 def _stored(run: Run) -> Novelty | None:

@@ -40,7 +40,7 @@ def anomaly_training_figure(history: pd.DataFrame) -> Figure:
         rows = history[history["tag"] == f"train/{term}_loss"]
         losses.plot(rows["step"], rows["value"].rolling(10, min_periods=1).mean(), lw=1, label=TERM_NAMES[term])
     losses.set(xlabel="optimiser step", yscale="log", title="training losses (mean of 10 log entries)")
-    losses.legend(fontsize=7)
+    losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     for tag, name in {"val/image_auroc": "image AUROC", "val/pixel_auroc": "pixel AUROC"}.items():
         rows = history[history["tag"] == tag]
         scores.plot(rows["step"], rows["value"], marker="o", ms=3, label=name)
@@ -59,9 +59,16 @@ def score_figure(
     Args:
         predictions: with ``split``, ``label`` and ``anomaly_score``.
         threshold: of the decision, chosen on validation.
+        splits: that are shown, as far as there are pictures of them.
+
+    Raises:
+        ValueError: there is no picture of any.
     """
-    present = [split for split in ("test", "test_shift") if (predictions["split"] == split).any()]
-    figure = Figure(figsize=(4.4 * max(len(present), 1), 2.9), layout="constrained")
+    present = [split for split in splits if (predictions["split"] == split).any()]
+    if not present:
+        found = ", ".join(map(str, predictions["split"].unique()))
+        raise ValueError(f"no pictures of the splits {', '.join(splits)}; the table has {found or 'none at all'}")
+    figure = Figure(figsize=(4.4 * len(present), 2.9), layout="constrained")
     scores = predictions.loc[predictions["split"].isin(present), "anomaly_score"]
     bins = np.linspace(min(scores.min(), threshold), max(scores.max(), threshold), 30)
     for axis, split in zip(figure.subplots(1, len(present), sharex=True, squeeze=False)[0], present):
@@ -87,7 +94,8 @@ def anomaly_maps_figure(
         scale: of the anomaly map, fixed on validation.
     """
     with torch.inference_mode():
-        local, output = model.local_maps(batch.images), model(batch.images)
+        local = model.local_maps(batch.images)
+        output = model.finish(local, (batch.images.shape[-2], batch.images.shape[-1]))
     maps = {
         "student–teacher": framed(local.student_teacher, model),
         "student–autoencoder": framed(local.student_autoencoder, model),

@@ -28,7 +28,8 @@ class PictureLibrary:
 
     Args:
         runs: one or several of either system, as `Run`, `EfficientADRun` or folders.
-        data_root: where the pictures lie now, when they moved since the runs were trained.
+        data_root: where the pictures lie now, when they moved since the runs were trained; of a category's run its own
+            folder, or the one that the categories are in.
 
     Attributes:
         runs: by name, in the order given.
@@ -85,7 +86,7 @@ def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
         name=name,
         run=run,
         system=system,
-        root=data_root or run.settings.dataset_folder,
+        root=_root(run, data_root),
         table=table.assign(
             score=table[system.score],
             iou=table[MAPS[system.main].column],
@@ -99,6 +100,14 @@ def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
         notes=Notes(run.folder / "notes.csv"),
         novelty=novelty,
     )
+
+
+def _root(run: AnyRun, data_root: Path | None) -> Path:
+    settings = run.settings
+    if data_root is None:
+        return settings.dataset_folder
+    below = data_root / settings.dataset_folder.relative_to(settings.data_root)
+    return below if below.is_dir() else data_root
 
 
 def _names(runs: Sequence[AnyRun]) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gainmtl_lib.efficientad.runs import EfficientADRun
+from gainmtl_lib.evaluation.novelty import OUT_OF_DATE, is_stale
 from gainmtl_lib.explain.opened import OpenedRun
+from gainmtl_lib.runs import Run
 
 
 def notices(opened: Sequence[OpenedRun]) -> Iterable[str]:
@@ -28,6 +30,8 @@ def notices(opened: Sequence[OpenedRun]) -> Iterable[str]:
         if one.run.metrics.get("label_leaks"):
             yield f"{one.name}: was given the ground truth as its mask; what it shows is no result."
         yield from _teachers(one)
+        if isinstance(one.run, Run) and is_stale(one.run):
+            yield f"{one.name}: novel pictures are not marked: {OUT_OF_DATE.format(folder=one.run.folder)}."
     first = opened[0]
     for other in opened[1:]:
         yield from _mismatch(first, other)
@@ -60,8 +64,12 @@ def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterable[str]:
         )
     elif common < len(first.row_of):
         yield f"{other.name} has {common} of the {len(first.row_of)} pictures of {first.name}; the others are left out."
-    if common and first.data_digest != other.data_digest and first.system is other.system:
-        yield (
-            f"{first.name} and {other.name} were trained on different data: pictures are matched by path alone and "
-            "may not be the same."
-        )
+    if common and (unlike := _unlike(first, other)):
+        yield f"{first.name} and {other.name} {unlike}: pictures are matched by path alone and may not be the same."
+
+
+def _unlike(first: OpenedRun, other: OpenedRun) -> str:
+    """Why pictures of the same path may be others; empty where nothing says so."""
+    if first.system is other.system:
+        return "were trained on different data" if first.data_digest != other.data_digest else ""
+    return "have their pictures in different folders" if first.root.resolve() != other.root.resolve() else ""

@@ -90,6 +90,7 @@ def _words(opened: OpenedRun, row: int, look: Look, scale: MapScale | None, noth
         words.append("This map peaks no higher on defects than on normal parts: it shows only what exceeds the floor.")
     if look.level is not None and not nothing:
         share = (heat >= look.level).mean()
-        covered = f"{share:.1%} of the picture is" if share else "Nothing is"
-        words.append(f"{covered} at or above {look.level:.2f}" + (" (white line)." if share else "."))
+        covered = "Less than 0.1%" if share < 0.001 else f"{share:.1%}"
+        above = f"at or above {look.level:.2f}"
+        words.append(f"{covered} of the picture is {above} (white line)." if share else f"Nothing is {above}.")
     return words

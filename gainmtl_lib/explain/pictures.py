@@ -84,7 +84,7 @@ def explanation_figure(
         rows: of ``data.samples``.
         threshold: adds the verdict to the row's title.
         scale: shows the deciding CAM on its absolute scale, too.
-        source: of S6's masks, see `look`; the oracle is named.
+        source: of S6's masks, see `look`; the oracle is named, and the teacher of an EfficientAD run.
     """
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
@@ -105,9 +105,15 @@ def explanation_figure(
         unit_maps=list(UNIT_MAPS.values()),
         scales={THE_SAME: scale} if scale else None,
     )
-    if source.leaks:
-        figure.supxlabel(LEAKS, fontsize=8)
+    if said := _masks_told(source):
+        figure.supxlabel(said, fontsize=8)
     return figure
+
+
+def _masks_told(source: MaskSource) -> str:
+    """What must stand beside results of a source of masks; empty where it is the model itself."""
+    teacher = source.summary.get("teacher")
+    return LEAKS if source.leaks else f"masks from EfficientAD; its teacher: {teacher}" if teacher else ""
 
 
 def _title(label: int, probability: float, threshold: float | None) -> str:
@@ -169,7 +175,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     data = build_data(runs[0].settings)
     data.setup("test")
     rows = pick_rows(data.samples, split, defective=defective, normal=normal)
-    maps, notes, missing = {}, {}, set()
+    maps, notes, missing, told = {}, {}, set(), []
     for run in runs:
         source = MaskSource.of(run.settings)
         name = run.settings.strategy + (f"\n{ORACLE_MARK.strip()}" if source.leaks else "")
@@ -183,10 +189,12 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             continue
         maps[name] = output.cam[:, 0].float().numpy()
         notes[name] = [f"p(defect) {p:.2f}" for p in output.logits.float().softmax(dim=1)[:, 1]]
+        if not source.leaks and (said := _masks_told(source)):
+            told.append(f"{name}: {said}.")
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
     figure = map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
-    absent = [f"{name} is left out: its masks from outside cannot be had." for name in sorted(missing - set(maps))]
-    if absent:
-        figure.supxlabel(textwrap.fill(" ".join(absent), int(figure.get_figwidth() * CHARACTERS_PER_INCH)), fontsize=8)
+    told += [f"{name} is left out: its masks from outside cannot be had." for name in sorted(missing - set(maps))]
+    if told:
+        figure.supxlabel(textwrap.fill(" ".join(told), int(figure.get_figwidth() * CHARACTERS_PER_INCH)), fontsize=8)
     return figure

@@ -46,6 +46,7 @@ class System:
         name: of a run, as short as can be.
         score: the column that the verdict is from; high is defective.
         score_name: what it is called.
+        digits: behind the point, as many as it takes to tell scores of this kind apart.
         main: kind of the map that shows where the verdict comes from.
         energy: column of that map's energy inside the defect.
         lacks: kind to why a run may have no such map.
@@ -55,6 +56,7 @@ class System:
     name: Callable[[AnyRun], str]
     score: str
     score_name: str
+    digits: int
     main: str
     energy: str
     lacks: Mapping[str, str]
@@ -64,6 +66,10 @@ class System:
     def iou_name(self) -> str:
         """What the main map's overlap with the annotated defect is called."""
         return MAPS[self.main].iou
+
+    def rounded(self, score: float) -> str:
+        """A score, or what it is compared with, as it is shown."""
+        return f"{score:.{self.digits}f}"
 
 
 def _strategy(run: AnyRun) -> str:
@@ -88,6 +94,7 @@ GAIN_MTL = System(
     name=_strategy,
     score="probability",
     score_name="p(defect)",
+    digits=2,
     main="cam",
     energy="energy_inside",
     lacks={"attention": "from S3 on", "localization": "from S4 on"},
@@ -97,6 +104,7 @@ EFFICIENTAD = System(
     name=_efficientad,
     score="anomaly_score",
     score_name="anomaly score",
+    digits=3,
     main="anomaly",
     energy="anomaly_energy_inside",
     lacks={"attention": "GAIN-MTL has one", "localization": "GAIN-MTL has one"},

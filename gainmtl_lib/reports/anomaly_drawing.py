@@ -17,6 +17,9 @@ from gainmtl_lib.explain.regions import Frame
 SIDE = 384
 """Longer side of each panel's picture, in pixels."""
 
+NARROWEST = 256
+"""Pixels a panel is wide at least, however narrow its picture: the words below must stay readable."""
+
 GAP = 6
 """White pixels between two panels."""
 
@@ -41,12 +44,12 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     picture, region = resized(read_image(scored.path), shape), resized_mask(defect, shape)
     heat = fitted(_share(detector, scored), shape)
     panels = [
-        with_band(picture, _words(detector, scored), bar=False),
-        with_band(compose(picture, heat, mask=region), f"anomaly map · {detector.scale_name}", bar=True),
+        _panel(picture, _words(detector, scored)),
+        _panel(compose(picture, heat, mask=region), f"anomaly map · {detector.scale_name}", bar=True),
     ]
     if region is not None:
         white = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2)
-        panels.append(with_band(white, "ground truth", bar=False))
+        panels.append(_panel(white, "ground truth"))
     return with_band(_beside(panels), f"EfficientAD · teacher: {detector.teacher}", bar=False)
 
 
@@ -60,8 +63,14 @@ def _share(detector: Detector, scored: ScoredPicture) -> NDArray[np.float32]:
 def _words(detector: Detector, scored: ScoredPicture) -> str:
     verdict = detector.verdict(scored.score)
     said = [verdict] if verdict else []
-    said += ["novel"] if detector.novel(scored.score) else []
+    said += ["anomalous"] if detector.anomalous(scored.score) else []
     return " · ".join([scored.path.name, *said, f"score {scored.score:.4g}"])
+
+
+def _panel(pixels: NDArray[np.uint8], words: str, *, bar: bool = False) -> NDArray[np.uint8]:
+    missing = max(0, NARROWEST - pixels.shape[1])
+    sides = (missing // 2, missing - missing // 2)
+    return with_band(np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255), words, bar=bar)
 
 
 def _beside(panels: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

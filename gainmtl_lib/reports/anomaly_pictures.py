@@ -83,7 +83,7 @@ def predict_and_report(
             rows.append(row)
         except DataError as error:
             failed.append(str(error))
-    table = pd.DataFrame(rows, columns=["image", "anomaly_score", "threshold", "verdict", "novel"])
+    table = pd.DataFrame(rows, columns=["image", "anomaly_score", "threshold", "verdict", "anomalous"])
     listed = output.with_suffix(".csv") if single else output / "scores.csv"
     with atomic_path(listed) as path:
         table.to_csv(path, index=False, float_format="%.9g")
@@ -141,7 +141,7 @@ def _row(detector: Detector, scored: ScoredPicture) -> dict[str, object]:
         "anomaly_score": scored.score,
         "threshold": detector.threshold,
         "verdict": detector.verdict(scored.score),
-        "novel": detector.novel(scored.score),
+        "anomalous": detector.anomalous(scored.score),
     }
 
 
@@ -154,10 +154,10 @@ def _write(pixels: NDArray[np.uint8], path: Path) -> None:
 def _print(console: Console, detector: Detector, table: pd.DataFrame, size: tuple[int, int]) -> None:
     none = detector.threshold is None
     title = "no threshold: the run is not evaluated" if none else f"threshold {detector.threshold:.4g}"
-    shown = Table("picture", "anomaly score", "verdict", "novel", title=title, title_justify="left")
+    shown = Table("picture", "anomaly score", "verdict", "anomalous", title=title, title_justify="left")
     for row in table.head(ROWS_PRINTED).to_dict("records"):
-        novel = "–" if row["novel"] is None else "yes" if row["novel"] else "no"
-        shown.add_row(escape(Path(row["image"]).name), f"{row['anomaly_score']:.4g}", row["verdict"] or "–", novel)
+        anomalous = "–" if row["anomalous"] is None else "yes" if row["anomalous"] else "no"
+        shown.add_row(escape(Path(row["image"]).name), f"{row['anomaly_score']:.4g}", row["verdict"] or "–", anomalous)
     console.print(shown)
     if len(table) > ROWS_PRINTED:
         console.print(f"… {len(table) - ROWS_PRINTED} more; the table of scores has all of them")

@@ -16,7 +16,7 @@ from gainmtl_lib.efficientad.runs import EfficientADRun, open_run
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate, evaluated_data
 from gainmtl_lib.evaluation.mask_source import PLACES, MaskSource
-from gainmtl_lib.evaluation.novelty import Novelty, find_novel, stored_novelty
+from gainmtl_lib.evaluation.novelty import OUT_OF_DATE, TABLE, Novelty, find_novel, is_stale, stored_novelty
 from gainmtl_lib.explain.curves import classification_figure
 from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
@@ -119,8 +119,11 @@ def _evaluate_strategy(
     )
     _print_summary(console, summary)
     novelty = _novelty(run, efficientad_run, device, force) if run is not None and as_trained else None
-    if novelty is not None:
+    if run is not None and novelty is not None:
         print_novelty(console, novelty)
+        console.print(f"score and flag of every picture: {escape(str(run.folder / TABLE))}")
+    elif run is not None and as_trained and is_stale(run):
+        console.print(f"novel pictures: not shown, {escape(OUT_OF_DATE.format(folder=run.folder))}")
     if error_analysis:
         _print_errors(console, table)
     _export(console, summary | ({} if novelty is None else {"novelty": novelty.summary}), export_results)
@@ -148,13 +151,15 @@ def _masks_from(efficientad_run: Path | None, settings: Settings, mask_source: s
     """The EfficientAD run that was asked for, where it is to make other masks than the run's own."""
     if efficientad_run is None or settings.strategy != "S6":
         return None
-    own = settings.mask_source == "efficientad" and efficientad_run.absolute() == settings.efficientad_run
-    asked = mask_source == "efficientad" or (mask_source is None and settings.mask_source == "efficientad" and not own)
-    return efficientad_run if asked else None
+    own = settings.efficientad_run is not None and efficientad_run.resolve() == settings.efficientad_run.resolve()
+    by_default = mask_source is None and settings.mask_source == "efficientad" and not own
+    return efficientad_run if mask_source == "efficientad" or by_default else None
 
 
 def _novelty(run: Run, efficientad_run: Path | None, device: str | None, force: bool) -> Novelty | None:
-    """By the EfficientAD run that is asked for or named in the settings; without one what is stored."""
+    """By the EfficientAD run that is asked for; else what is stored, else by the one that the settings name."""
+    if efficientad_run is None and not force and (stored := stored_novelty(run)) is not None:
+        return stored  # the run that it is from need not be there any more
     other = efficientad_run or run.settings.efficientad_run
     return stored_novelty(run) if other is None else find_novel(run, other, device=device, reuse=not force)
 

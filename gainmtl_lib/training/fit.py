@@ -23,7 +23,7 @@ from gainmtl_lib.training.checkpoints import AtomicCheckpointIO, EpochLog, RunCh
 from gainmtl_lib.training.losses import GainLoss, focal_alpha
 from gainmtl_lib.training.mask_mixing import MaskMixer
 from gainmtl_lib.training.module import GainTraining
-from gainmtl_lib.training.resume import checkpoint_to_resume
+from gainmtl_lib.training.resume import checkpoint_to_resume, forget_foreign_best
 from gainmtl_lib.training.schedule import Schedule
 from gainmtl_lib.training.session import (
     check_intent,
@@ -84,6 +84,7 @@ def _train(
     )
     with recorded(folder, manifest | _describe(settings, data, model)) as manifest:
         trainer = _trainer(settings, folder, checkpoints)
+        forget_foreign_best(folder, checkpoint)
         try:
             fit_interruptibly(trainer, module, data, checkpoint)
         finally:

@@ -83,13 +83,20 @@ def resumed_checkpoint(
         raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or {continuity.periodic}")
     done = continuity.done(checkpoint)
     best = own / "best.ckpt"
-    from_elsewhere = path.resolve().parent != own.resolve()
-    if continuity.complete(checkpoint) and (from_elsewhere or not best.is_file()):
+    if continuity.complete(checkpoint) and (_is_foreign(path, folder) or not best.is_file()):
         raise RunError(f"{path}: all {done} are done, and {best} is not theirs; resume from an earlier checkpoint")
-    if from_elsewhere:
-        best.unlink(missing_ok=True)  # of another training than the one that goes on
     logger.info("going on from %s, after %s", path, done)
     return path
+
+
+def forget_foreign_best(folder: Path, checkpoint: Path | None) -> None:
+    """Remove the run's best checkpoint where another training than its own goes on, once that begins."""
+    if checkpoint is not None and _is_foreign(checkpoint, folder):
+        (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
+
+
+def _is_foreign(checkpoint: Path, folder: Path) -> bool:
+    return checkpoint.resolve().parent != (folder / "checkpoints").resolve()
 
 
 def _check_model_and_plan(

@@ -40,8 +40,8 @@ class Evidence:
         data_root: where the pictures were looked for, when they moved since the training.
         faithfulness: of `stored_faithfulness`; None where it was not measured for these predictions.
         stale_faithfulness: whether it was measured for others.
-        novelty: of `stored_novelty`; None where it was not asked for these predictions.
-        stale_novelty: whether it was asked for others.
+        novelty: of `stored_novelty`; None where it was not asked.
+        stale_novelty: whether it was, and what it found is out of date.
     """
 
     settings: Settings

@@ -152,7 +152,7 @@ def novelty_sentence(evidence: Evidence) -> str:
     """What EfficientAD flags of what the verdict lets pass, on the headline split."""
     split, novelty = evidence.audit.main, evidence.novelty
     if novelty is None:
-        why = "what is stored is of other predictions" if evidence.stale_novelty else "it takes an EfficientAD run"
+        why = "what is stored is out of date" if evidence.stale_novelty else "it takes an EfficientAD run"
         return f"Not asked ({why}): gainmtl evaluate RUN --efficientad-run FOLDER does."
     kinds = novelty.kinds.get(split, [])
     defects = [kind for kind in kinds if kind.name != NORMAL]

@@ -65,8 +65,8 @@ class Strip(widgets.HBox):
         table = opened.table
         cells = []
         for place, (row, jpeg) in enumerate(zip(rows, self.library.thumbnails(name, rows)), start=start):
-            verdict, score = str(table["verdict"].iloc[row]), float(table["score"].iloc[row])
-            words = f"{opened.image(row)}: {VERDICTS[verdict]}, {opened.system.score_name} {score:.2f}"
+            verdict, score = str(table["verdict"].iloc[row]), opened.system.rounded(table["score"].iloc[row])
+            words = f"{opened.image(row)}: {VERDICTS[verdict]}, {opened.system.score_name} {score}"
             marks = ""
             for column, mark, meaning in MARKS:
                 if column in table and bool(table[column].iloc[row]):
@@ -74,7 +74,7 @@ class Strip(widgets.HBox):
             cells.append(
                 f'<button type="button" {PLACE}="{place}" title="{escape(words)}">'
                 f'<img alt="{escape(words)}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
-                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score:.2f}</button>'
+                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score}</button>'
             )
         return "".join(cells)
 

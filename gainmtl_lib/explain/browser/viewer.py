@@ -12,7 +12,7 @@ from gainmtl_lib.explain.browser.filters import MOST_RUNS
 from gainmtl_lib.explain.library import PictureLibrary
 from gainmtl_lib.explain.opened import VERDICTS, OpenedRun
 from gainmtl_lib.explain.panels import Look, Panel, map_panel, plain_panel
-from gainmtl_lib.explain.systems import MAPS
+from gainmtl_lib.explain.systems import EFFICIENTAD, MAPS
 
 SIDES = {2: 560, 3: 400}
 """Longer side of the drawings by number of panels; 320 for more."""
@@ -75,13 +75,13 @@ def headline(opened: OpenedRun, row: int) -> str:
     kind = record["defect_type"]
     if truth == "defective" and isinstance(kind, str):
         truth += f" ({kind})"
-    sign = "≥" if record["score"] >= opened.threshold else "&lt;"
+    sign, rounded = "≥" if record["score"] >= opened.threshold else "&lt;", opened.system.rounded
     parts = [
         f"<b>{escape(str(record['image']).rsplit('/', 1)[-1])}</b>",
         escape(str(record["split"])),
         f"truth: {escape(truth)}",
         badge(str(record["verdict"])),
-        f"{opened.system.score_name} {record['score']:.2f} {sign} {opened.threshold:.2f}",
+        f"{opened.system.score_name} {rounded(record['score'])} {sign} {rounded(opened.threshold)}",
         *_iou(opened, record, opened.system.main),
         *_area(record),
         *_anomaly(opened, record),
@@ -99,7 +99,8 @@ def _caption(opened: OpenedRun, row: int, look: Look, *, with_verdict: bool) -> 
     record = opened.table.iloc[row]
     parts = [f"<b>{escape(opened.name)}</b>"]
     if with_verdict:
-        parts += [badge(str(record["verdict"])), f"{opened.system.score_name} {record['score']:.2f}"]
+        score = f"{opened.system.score_name} {opened.system.rounded(record['score'])}"
+        parts += [badge(str(record["verdict"])), score]
     kind = None if look.kind is None else opened.own_kind(look.kind)
     if kind in opened.maps and (with_verdict or kind != opened.system.main):
         parts += _iou(opened, record, str(kind))
@@ -123,8 +124,9 @@ def _anomaly(opened: OpenedRun, record: pd.Series) -> list[str]:
     """What the other system says of the picture, where it was asked."""
     if opened.novelty is None:
         return []
-    sign = "&gt;" if record["anomalous"] else "≤"
-    return [f"anomaly score {record['anomaly_score']:.2f} {sign} {opened.novelty.threshold:.2f}"]
+    sign, rounded = "&gt;" if record["anomalous"] else "≤", EFFICIENTAD.rounded
+    score, threshold = rounded(record["anomaly_score"]), rounded(opened.novelty.threshold)
+    return [f"{EFFICIENTAD.score_name} {score} {sign} {threshold}"]
 
 
 def _area(record: pd.Series) -> list[str]:

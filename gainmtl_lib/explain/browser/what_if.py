@@ -20,6 +20,7 @@ from gainmtl_lib.explain.drawing import fitted
 from gainmtl_lib.explain.opened import OpenedRun
 from gainmtl_lib.explain.regions import Frame, marked
 from gainmtl_lib.explain.suppression import answer, ask_counterfactual
+from gainmtl_lib.models.gain_mtl import OUTSIDE_SOURCES
 from gainmtl_lib.models.weights import ModelError
 from gainmtl_lib.runs import Run
 
@@ -40,6 +41,8 @@ def ask(opened: OpenedRun, row: int) -> list[str]:
 
 
 def _ask_model(opened: OpenedRun, run: Run, row: int) -> list[str]:
+    if run.settings.strategy == "S6" and run.settings.mask_source in OUTSIDE_SOURCES:
+        raise ModelError(f"its attention takes masks from outside ({run.settings.mask_source}), which are not at hand")
     if not (run.folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
     image, mask = opened.files(row)
