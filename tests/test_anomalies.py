@@ -162,3 +162,10 @@ def test_of_a_single_picture_pieces_come_from_itself():
     pictures = Watched([photograph()])
     assert NormalsAndAnomalies(pictures, seed=seed)[1].has_mask.tolist() == [True]
     assert pictures.asked == [0, 0]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_elongated_pictures_get_anomalies_too(index):
+    image = np.full((64, 2048, 3), 128, np.uint8)
+    made = synthesise(image, other=lambda: image, seed=0, index=index)
+    assert made.mask.sum() >= 8

@@ -10,7 +10,7 @@ import yaml
 from gainmtl_lib.data import surfaces, synthetic
 from gainmtl_lib.data.images import read_image, read_mask
 from gainmtl_lib.data.samples import DataError, data_digest, read_samples
-from gainmtl_lib.data.synthetic import draw_surface, make_synthetic, plan_samples
+from gainmtl_lib.data.synthetic import draw_surface, make_synthetic, plan_samples, visible_defect
 
 
 def make(root: Path, **changes):
@@ -177,3 +177,9 @@ def test_any_size(size):
     drawn = draw(0, image_size=size, has_shortcut=True)
     assert drawn.image.shape == (*size, 3)
     assert drawn.mask.shape == size
+
+
+@pytest.mark.parametrize("kind", list(surfaces.DEFECTS))
+def test_elongated_pictures_have_visible_defects_too(kind):
+    opacity, _ = visible_defect(np.random.default_rng(0), (64, 2048), kind)
+    assert (opacity > 0).sum() >= 8

@@ -26,7 +26,7 @@ KINDS = (*surfaces.DEFECTS, CUT_PASTE)
 """As many pictures as there are kinds, in order, show all of them."""
 
 LEAST_AREA = 0.0015
-"""Share of the region, as of a drawn defect's picture."""
+"""Share of a square on the region's shorter side, as of a drawn defect's picture."""
 LEAST_CHANGE = 12
 """Grey levels that half of an anomaly's pixels must change by to be seen."""
 DARKEST = 0.4
@@ -71,7 +71,8 @@ def synthesise(
     rng, kind = np.random.default_rng([seed, index, _STREAM]), kind_of(index, seed=seed)
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
     inside[region or (slice(None), slice(None))] = True
-    least = max(8.0, LEAST_AREA * inside.sum())
+    shorter = min(inside.any(axis=1).sum(), inside.any(axis=0).sum())
+    least = max(8.0, LEAST_AREA * shorter**2)
     before = image.astype(np.float32) / 255
     source = other().astype(np.float32) / 255 if kind == CUT_PASTE else before
     while True:  # until it is seen: on black nothing dark is, on white nothing bright
