@@ -43,8 +43,8 @@ notebooks: $(READY)
 	$(BIN)/pytest tests/test_notebooks.py
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider notebooks
 
-# The CAM browser in JupyterLab and as a page of its own, and notebook 08 after 'make run'; needs Chromium or Chrome,
-# so that 'test' leaves it out.
+# The CAM browser in JupyterLab and as a page of its own; after 'make run' also notebook 08 and both systems side by side.
+# Needs Chromium or Chrome, so that 'test' leaves it out.
 browser: $(READY)
 	$(BIN)/pytest tests/in_browser/check_*.py
 
