@@ -44,12 +44,14 @@ class RunSettings(ParameterRecord):
     test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0)] | None = None
     group_pattern: str | None = None
+    label_kind: Literal["mask", "box"] = "mask"
+    box_labels: AnyPath | None = None
     skip_unreadable: bool = False
 
     # synthetic data (dataset_type: synthetic)
     num_samples: Annotated[int, Field(ge=10)] = 1000
     synthetic_seed: Annotated[int, Field(ge=0)] = 0
-    shortcut: Literal["none", "mark", "lighting"] = "mark"
+    shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
     shortcut_correlation: Probability = 0.95
 
     # work

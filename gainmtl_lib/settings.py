@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gainmtl_lib.parameters import AnyPath, as_path
 from gainmtl_lib.run_settings import Precision, Probability, RunSettings
 
-Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6"]
+Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 
 TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
 """The seven loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
@@ -27,8 +27,12 @@ STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
     "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2),
     "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
     "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+    "S7": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
 }
-"""λ per strategy: the method document §3.3; S6 takes S5's row."""
+"""λ per strategy: the method document §3.3; S6 and S7 take S5's row."""
+
+IMAGE_COUNTERFACTUAL = 0.5
+"""S7's share of edited training samples, see `image_counterfactual`; the other strategies edit none unless asked to."""
 
 PART_OF_TERM = {
     "am": ("attention", "S3"),
@@ -54,11 +58,13 @@ Weight = Annotated[float, Field(ge=0)]
 class Settings(RunSettings):
     """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
 
-    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`.
+    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`, and `image_counterfactual` is
+    S7's alone unless given.
     """
 
     # run
     strategy: Strategy = "S5"
+    variant: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
 
     # model
     backbone_arch: str = "s"
@@ -90,6 +96,9 @@ class Settings(RunSettings):
     rotate90_prob: Probability = 0.5
     color_jitter_prob: Probability = 0.3
     gaussian_noise_prob: Probability = 0.2
+    image_counterfactual: Probability
+    mask_share: Probability = 1.0
+    mask_quality: Literal["exact", "box", "dilated", "shifted"] = "exact"
 
     # loss
     lambda_cls: Weight
@@ -125,11 +134,14 @@ class Settings(RunSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _weights_of_the_strategy(cls, values: Any) -> Any:
+    def _of_the_strategy(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        row = STRATEGY_WEIGHTS.get(str(values.get("strategy")), STRATEGY_WEIGHTS["S5"])
-        return {f"lambda_{term}": weight for term, weight in row.items()} | values
+        strategy = str(values.get("strategy"))
+        row = STRATEGY_WEIGHTS.get(strategy, STRATEGY_WEIGHTS["S5"])
+        own = {f"lambda_{term}": weight for term, weight in row.items()}
+        own["image_counterfactual"] = IMAGE_COUNTERFACTUAL if strategy == "S7" else 0.0
+        return own | values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -167,8 +179,8 @@ class Settings(RunSettings):
 
     @property
     def run_name(self) -> str:
-        """The strategy."""
-        return self.strategy.lower()
+        """The strategy, and the name of what departs from it."""
+        return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
 
     @property
     def weights(self) -> dict[str, float]:

@@ -37,7 +37,7 @@ def test_defaults_are_the_method_documents_setting():
 def test_default_yaml_writes_every_default_but_the_strategys_own():
     written = read_parameters(PARAMS / "default.yaml")
     defaults = Settings().plain()
-    own = {"strategy", *(f"lambda_{term}" for term in TERMS)}
+    own = {"strategy", "image_counterfactual", *(f"lambda_{term}" for term in TERMS)}
     assert written == {name: value for name, value in defaults.items() if name not in own}
 
 
@@ -45,7 +45,8 @@ def test_default_yaml_writes_every_default_but_the_strategys_own():
 def test_strategy_files_hold_their_row(strategy):
     written = read_parameters(PARAMS / f"{strategy.lower()}.yaml")
     row = {f"lambda_{term}": weight for term, weight in STRATEGY_WEIGHTS[strategy].items()}
-    assert written == {"strategy": strategy} | row
+    own = {"image_counterfactual": 0.5} if strategy == "S7" else {}
+    assert written == {"strategy": strategy} | row | own
 
 
 def test_full_yaml_holds_the_readme_specifications_weights():
