@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from gainmtl_lib.data import surfaces, synthetic
-from gainmtl_lib.data.images import read_image, read_mask
+from gainmtl_lib.data import cue_drawing, surfaces, synthetic
+from gainmtl_lib.data.images import read_image, read_mask, read_mask_values
 from gainmtl_lib.data.samples import DataError, data_digest, read_samples
 from gainmtl_lib.data.synthetic import draw_surface, make_synthetic, plan_samples, visible_defect
 
@@ -37,7 +39,7 @@ def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
     assert read_mask(row["mask"]).any()
     assert len(read_samples(root, dataset_type="generic")) == 40
     table = pd.read_csv(root / "samples.csv")
-    assert list(table.columns) == ["image", "defect_type", "texture", "has_shortcut", "corner"]
+    assert list(table.columns) == ["image", "defect_type", "texture", "has_shortcut", "corner", "side"]
     assert yaml.safe_load((root / "synthetic.yaml").read_text())["image_size"] == [32, 48]
 
 
@@ -75,7 +77,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
     calls = []
-    write = synthetic._write_png
+    write = synthetic.write_png
 
     def fails(path, pixels):
         calls.append(path)
@@ -83,7 +85,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
             raise error
         write(path, pixels)
 
-    monkeypatch.setattr(synthetic, "_write_png", fails)
+    monkeypatch.setattr(synthetic, "write_png", fails)
     expected = (KeyboardInterrupt, None) if error is KeyboardInterrupt else (DataError, "written: No space left")
     with pytest.raises(expected[0], match=expected[1]):
         make(tmp_path / "data")
@@ -153,7 +155,7 @@ def test_the_mark_never_touches_the_defect_and_changes_its_corner_only():
         marked, plain = draw(index, has_shortcut=True), draw(index)
         assert np.array_equal(marked.mask, plain.mask)
         changed = (marked.image != plain.image).any(axis=-1)
-        region = surfaces.mark_region((64, 64), marked.corner)
+        region = cue_drawing.mark_region((64, 64), marked.corner)
         assert changed[region].mean() > 0.5
         changed[region] = False
         assert not changed.any()
@@ -183,3 +185,114 @@ def test_any_size(size):
 def test_elongated_pictures_have_visible_defects_too(kind):
     opacity, _ = visible_defect(np.random.default_rng(0), (64, 2048), kind)
     assert (opacity > 0).sum() >= 8
+
+
+BEFORE_TEXTURE_AND_BORDER = [
+    ("none", 0, True, [111.57, 118.3, 126.1, 117.1], [305, 302, 348, 325, 376, 357, 341, 336, 388, 410, 381, 393]),
+    ("mark", 1, True, [128.57, 129.74, 132.46, 130.73], [415, 418, 415, 371, 433, 432, 418, 444, 389, 391, 354, 415]),
+    ("mark", 2, False, [121.6, 119.57, 121.73, 120.76], [361, 364, 413, 366, 339, 396, 311, 341, 417, 417, 358, 390]),
+    (
+        "lighting", 3, True,
+        [116.14, 164.25, 120.77, 165.54], [255, 354, 501, 507, 291, 372, 525, 630, 318, 401, 528, 575],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shortcut", "index", "defective", "quarters", "pixels"), BEFORE_TEXTURE_AND_BORDER)
+def test_generator_2_draws_the_same_pictures_as_ever(shortcut, index, defective, quarters, pixels):
+    """Mean grey of the four quarters and single pixels: a digest would also tell one CPU's rounding from another's."""
+    assert synthetic.GENERATOR == 2
+    image = draw(index, shortcut=shortcut, defective=defective, has_shortcut=shortcut != "none").image
+    assert image.mean(axis=-1).reshape(2, 32, 2, 32).mean(axis=(1, 3)).ravel() == pytest.approx(quarters, abs=0.05)
+    # red, green and blue together
+    assert image[::21, ::21].sum(axis=-1).ravel()[:12] == pytest.approx(pixels, abs=3)
+
+
+def test_the_texture_cue_is_the_family_of_textures_and_leaves_the_defect_alone():
+    with_cue = [draw(index, shortcut="texture", has_shortcut=True) for index in range(30)]
+    without = [draw(index, shortcut="texture") for index in range(30)]
+    assert {one.texture for one in with_cue} == set(surfaces.MACHINED)
+    assert {one.texture for one in without} == set(surfaces.CAST)
+    for one, other in zip(with_cue, without, strict=True):
+        assert np.array_equal(one.mask, other.mask)
+        assert one.defect_type == other.defect_type
+        assert np.array_equal(one.cue, ~one.mask)
+        assert not other.cue.any()
+
+
+def contrast(drawn) -> float:
+    """Between a defect and its surroundings, in standard deviations of these."""
+    grey = cv2.GaussianBlur(drawn.image.mean(axis=-1), (0, 0), 1.0)
+    around = (cv2.dilate(drawn.mask.astype(np.uint8), np.ones((9, 9))) > 0) & ~drawn.mask
+    return float(abs(grey[drawn.mask].mean() - grey[around].mean()) / grey[around].std())
+
+
+def test_defects_stand_out_about_as_much_on_both_families_of_textures():
+    medians = [
+        np.median([contrast(draw(index, shortcut="texture", has_shortcut=family)) for index in range(120)])
+        for family in (True, False)
+    ]
+    assert 0.8 < medians[0] / medians[1] < 1.25
+
+
+def test_the_border_lies_along_one_free_side_and_changes_nothing_else():
+    sides = set()
+    for index in range(40):
+        cropped, inside = (draw(index, shortcut="border", has_shortcut=has) for has in (True, False))
+        assert np.array_equal(cropped.mask, inside.mask)
+        assert inside.side is None and not inside.cue.any()
+        changed = (cropped.image != inside.image).any(axis=-1)
+        assert not (changed & ~cropped.cue).any()
+        assert changed[cropped.cue].mean() > 0.8
+        assert not (cropped.cue & cropped.mask).any()
+        turns = {"left": 0, "top": 1, "right": 2, "bottom": 3}
+        strip = np.rot90(cropped.cue, turns[cropped.side])  # along the left side
+        depths = strip.sum(axis=1)
+        # 5 to 9 % of 64 pixels are 3.2 to 5.8; a pixel that the slanted edge only grazes counts
+        assert depths.min() >= 3 and depths.max() <= 7
+        assert all(row[:depth].all() for row, depth in zip(strip, depths, strict=True))
+        sides.add(cropped.side)
+    assert sides == set(cue_drawing.SIDES)
+
+
+def test_a_defect_leaves_one_side_free_whether_the_border_comes_or_not():
+    for index in range(40):
+        assert cue_drawing.free_sides(draw(index, shortcut="border").mask)
+
+
+@pytest.mark.parametrize("shortcut", ["mark", "lighting", "texture", "border"])
+def test_cues_are_written_for_the_pictures_that_carry_them(tmp_path, shortcut):
+    root = make(tmp_path / "data", shortcut=shortcut)
+    table = pd.read_csv(root / "samples.csv")
+    carried = {image.replace("images/", "cues/") for image in table.loc[table.has_shortcut == 1, "image"]}
+    assert {path.relative_to(root).as_posix() for path in (root / "cues").rglob("*.png")} == carried
+    assert carried
+    for place in carried:
+        cue = read_mask_values(root / place)
+        assert cue.shape == (32, 48) and set(np.unique(cue)) <= {0, 255} and cue.any()
+        mask = root / place.replace("cues/", "masks/")
+        if mask.is_file():
+            assert not (read_mask(mask) & (cue > 0)).any()
+    read_samples(root, dataset_type="synthetic")
+
+
+def test_the_marks_cue_is_its_disc():
+    drawn = draw(0, has_shortcut=True)
+    region = cue_drawing.mark_region((64, 64), drawn.corner)
+    assert drawn.cue[region].mean() == pytest.approx(np.pi / 4, abs=0.12)
+    assert drawn.cue.sum() == drawn.cue[region].sum()
+    assert draw(0).cue.sum() == 0
+
+
+def test_without_a_shortcut_no_cues_are_written(tmp_path):
+    assert not (make(tmp_path / "data", shortcut="none") / "cues").exists()
+
+
+def test_data_made_before_cues_were_recorded_counts_as_made(tmp_path):
+    root = make(tmp_path / "data")
+    shutil.rmtree(root / "cues")
+    digest = data_digest(read_samples(root, dataset_type="synthetic"))
+    make(root)
+    assert not (root / "cues").exists()
+    again = make(tmp_path / "again")
+    assert data_digest(read_samples(again, dataset_type="synthetic")) == digest

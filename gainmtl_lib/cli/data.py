@@ -1,4 +1,4 @@
-"""The group of commands about data: check, synth."""
+"""The group of commands about data: check, synth, plant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gainmtl_lib.settings import Settings
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Check a dataset, or make a synthetic one."""
+    """Check a dataset, make a synthetic one, or plant a cue into photographs."""
 
 
 @data.command()
@@ -65,3 +65,35 @@ def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -
         f"{escape(str(path))}: {len(samples)} pictures, "
         + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items())
     )
+
+
+@data.command()
+@click.argument("source", type=Path)
+@click.argument("out", type=Path)
+@parameter_options
+@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile"]), help="Layout of SOURCE.")
+@click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
+@click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of who carries it, and where.")
+def plant(
+    source: Path,
+    out: Path,
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    dataset_type: str | None,
+    cue: str,
+    correlation: float,
+    seed: int,
+) -> None:
+    """Plant a cue into the photographs in SOURCE, and write them to OUT in the generic layout.
+
+    SOURCE is split as a training with the same parameters would split it. The cue goes along with the defects in
+    train, val and test, and against them in test_shift, which shows the same test photographs once more.
+    """
+    given = dict(named_values(pairs)) | {"data_root": source.absolute()}
+    if dataset_type is not None:
+        given["dataset_type"] = dataset_type.replace("-", "_")
+    settings = Settings.from_yaml(*files, **given)
+    from gainmtl_lib.reports.planting import report_planting
+
+    report_planting(console, settings, out, cue=cue, correlation=correlation, seed=seed)

@@ -1,4 +1,4 @@
-"""Textures, defects and shortcuts of the synthetic surfaces, drawn with numpy and OpenCV.
+"""Textures and defects of the synthetic surfaces, drawn with numpy and OpenCV.
 
 H x W picture size. Lengths are in units of the shorter side, so that every size shows the same scene.
 A plane is (H, W), a surface (H, W, 3), roughly in [0, 1].
@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.floating]
 Size = tuple[int, int]
-
-CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
-MARK_RADIUS = 0.055
-MARK_MARGIN = 0.03
 
 
 def noise(rng: Generator, size: Size) -> Plane:
@@ -82,6 +78,11 @@ def turned(rng: Generator, size: Size) -> Plane:
 TEXTURES: dict[str, Callable[[Generator, Size], Plane]] = {
     "brushed": brushed, "grainy": grainy, "woven": woven, "mottled": mottled, "turned": turned,
 }  # fmt: skip
+
+MACHINED, CAST = ("brushed", "turned"), ("grainy", "mottled")
+"""The families of the texture cue, with it and without. Defects are about as hard to find on both: a small network
+trained on all textures at 64 px was right on 98.5 % of 2,001 machined and 98.7 % of 2,031 cast pictures, and a
+defect's median contrast to its surroundings is 4.0 and 3.7 of their standard deviations."""
 
 
 def surface(rng: Generator, size: Size, texture: str) -> Plane:
@@ -162,49 +163,16 @@ DEFECTS: dict[str, Callable[[Generator, Size], tuple[Plane, Plane]]] = {
 }  # fmt: skip
 
 
-def mark_region(size: Size, corner: tuple[int, int]) -> tuple[slice, slice]:
-    """The square that a fixture mark takes at a corner (bottom?, right?)."""
-    side = min(size)
-    diameter, margin = max(5, round(2 * MARK_RADIUS * side)), round(MARK_MARGIN * side)
-    top, left = (size[axis] - margin - diameter if corner[axis] else margin for axis in (0, 1))
-    return slice(top, top + diameter), slice(left, left + diameter)
-
-
-def draw_mark(picture: Plane, corner: tuple[int, int], turn: float) -> None:
-    """A screw head of the fixture at a corner, in place: dark disc, bright rim, a cross turned by `turn` degrees."""
-    region = mark_region((picture.shape[0], picture.shape[1]), corner)
-    diameter = region[0].stop - region[0].start
-    scale = 8
-    center, radius = (diameter * scale // 2,) * 2, diameter * scale // 2 - scale // 2
-    disc, cross = (np.zeros((diameter * scale,) * 2, np.uint8) for _ in range(2))
-    cv2.circle(disc, center, radius, 255, -1)
-    for angle in np.deg2rad([turn, turn + 90]):
-        reach = 0.62 * radius * np.array([np.cos(angle), np.sin(angle)])
-        ends = [tuple(np.round(np.array(center) + side * reach).astype(int).tolist()) for side in (-1, 1)]
-        cv2.line(cross, ends[0], ends[1], 255, round(0.28 * radius))
-    cv2.circle(cross, center, round(0.9 * radius), 255, round(0.2 * radius))
-    alpha = _shrink(disc, (diameter, diameter))[..., None]
-    light = _shrink(cross, (diameter, diameter))[..., None]
-    picture[region] = picture[region] * (1 - alpha) + alpha * (0.12 + 0.73 * light)
-
-
-def light_from(picture: Plane, angle: float, strength: float) -> None:
-    """A lighting gradient across the picture, in place: brightness 1 ± strength along `angle`."""
-    height, width = picture.shape[:2]
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    ramp = (x * np.cos(angle) + y * np.sin(angle)) / (abs(np.cos(angle)) + abs(np.sin(angle)))
-    picture *= (1 + strength * ramp[..., None]).astype(np.float32)
-
-
 def _draw(size: Size, paint: Callable[[NDArray[np.uint8], float], None]) -> Plane:
     """Opacity of a shape painted four times as large, so that its edge is smooth."""
     scale = 4
     canvas = np.zeros((size[0] * scale, size[1] * scale), dtype=np.uint8)
     paint(canvas, scale)
-    return _shrink(canvas, size)
+    return shrink(canvas, size)
 
 
-def _shrink(canvas: NDArray[np.uint8], size: Size) -> Plane:
+def shrink(canvas: NDArray[np.uint8], size: Size) -> Plane:
+    """A canvas of 0 to 255 by area to opacities in [0, 1], (H, W)."""
     shrunk = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return shrunk.astype(np.float32) / 255
 

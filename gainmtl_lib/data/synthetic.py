@@ -6,12 +6,8 @@ and against it in test_shift: a classifier that follows it does well until the f
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import logging
-import shutil
-import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +15,21 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from gainmtl_lib.data import surfaces
+from gainmtl_lib.data import cue_drawing, surfaces
+from gainmtl_lib.data.cues import FOLDER as CUES
+from gainmtl_lib.data.cues import Cue
 from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.data.making import counted, make_once, write_png
 
-logger = logging.getLogger(__name__)
-
-Shortcut = Literal["none", "mark", "lighting"]
+Shortcut = Cue | Literal["none"]
 
 GENERATOR = 2
 """Raised when the same parameters would draw other pictures."""
 
 PARAMETERS_FILE = "synthetic.yaml"
+COLUMNS: tuple[str, ...] = ("image", "defect_type", "texture", "has_shortcut", "corner", "side")
 SHARES = {"train": 0.60, "val": 0.10, "test": 0.15, "test_shift": 0.15}
 EDGE = 0.25
 """Opacity below which a defect's faint rim is cut away; what is left is the defect and its exact mask."""
@@ -47,14 +44,18 @@ class Surface:
         mask: defect pixels (H, W); exactly the pixels that the defect changed.
         defect_type: scratch, stain, wrong_object, or normal.
         texture: name of the surface.
+        cue: pixels of the shortcut (H, W), without the defect's; none without the shortcut.
         corner: where the fixture mark sits, (bottom, right) as 0 or 1; None without a mark.
+        side: along which the crop reaches beyond the part; None where it does not.
     """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_]
     defect_type: str
     texture: str
+    cue: NDArray[np.bool_]
     corner: tuple[int, int] | None
+    side: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def make_synthetic(
     """Write a dataset of synthetic surfaces; a second call with equal parameters does nothing.
 
     Written to a temporary neighbour first: an interrupted call leaves nothing at `root`. Half of each split
-    is defective. `synthetic.yaml` records the parameters, `samples.csv` what each picture shows.
+    is defective. `synthetic.yaml` records the parameters, `samples.csv` what each picture shows, ``cues`` the pixels
+    of the shortcut (see `cues`). A folder made without ``cues`` holds the same pictures and counts as made.
 
     Args:
         root: folder to write, in the generic layout.
@@ -87,7 +89,9 @@ def make_synthetic(
         image_size: (H, W).
         seed: of the whole dataset.
         shortcut: `mark`, a fixture's screw at a corner; `lighting`, a strong gradient in any direction (its
-            presence is the sign, because flips would undo a direction); `none`, then without `test_shift`.
+            presence is the sign, because flips would undo a direction); `texture`, a machined surface in place of a
+            cast one; `border`, a crop that reaches beyond the part along any one side; `none`, then without
+            `test_shift`.
         shortcut_correlation: share of defective pictures with the shortcut, and of normal ones without;
             the other way round in `test_shift`.
 
@@ -103,23 +107,12 @@ def make_synthetic(
         "shortcut": shortcut,
         "shortcut_correlation": float(shortcut_correlation),
     }
-    if _is_made(root, parameters):
-        return root
-    plans = plan_samples(num_samples, seed=seed, shortcut=shortcut, correlation=shortcut_correlation)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write(temporary, plans, image_size=image_size, seed=seed, shortcut=shortcut)
-        (temporary / PARAMETERS_FILE).write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
-        temporary.chmod(0o755)
-        with contextlib.suppress(FileNotFoundError):
-            root.rmdir()  # only if it is empty: Windows renames to no existing folder
-        temporary.rename(root)
-    except OSError as error:
-        if not _is_made(root, parameters):  # otherwise another process was faster, with the same result
-            raise DataError(f"{root}: synthetic data could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        plans = plan_samples(num_samples, seed=seed, shortcut=shortcut, correlation=shortcut_correlation)
+        _write(folder, plans, image_size=image_size, seed=seed, shortcut=shortcut)
+
+    make_once(root, parameters, write, record=PARAMETERS_FILE, what="synthetic data")
     return root
 
 
@@ -157,30 +150,59 @@ def plan_samples(num_samples: int, *, seed: int, shortcut: Shortcut, correlation
 def draw_surface(
     seed: int, index: int, *, image_size: tuple[int, int], defective: bool, has_shortcut: bool, shortcut: Shortcut
 ) -> Surface:
-    """One picture; equal for equal arguments. The surface and the defect do not depend on the shortcut."""
+    """One picture; equal for equal arguments.
+
+    The surface and the defect do not depend on whether the shortcut comes, except that with `texture` it is the
+    surface.
+    """
     scene, extra = (np.random.default_rng([seed, index, stream]) for stream in (0, 1))
-    texture = str(scene.choice(list(surfaces.TEXTURES)))
+    texture = str(scene.choice(_textures(shortcut, has_shortcut)))
     picture = surfaces.surface(scene, image_size, texture)
+    if shortcut == "texture":  # a surface draws as often as its texture needs: the defect must not come after it
+        scene = np.random.default_rng([seed, index, 2])
     mask = np.zeros(image_size, dtype=np.bool_)
     defect_type = "normal"
     if defective:
         defect_type = str(scene.choice(list(surfaces.DEFECTS)))
-        opacity, colour = visible_defect(scene, image_size, defect_type)
+        free = cue_drawing.free_sides if shortcut == "border" else cue_drawing.free_corners
+        opacity, colour = visible_defect(scene, image_size, defect_type, free=free)
         mask = opacity > 0
         picture = picture * (1 + opacity[..., None] * (colour - 1))
-    corner = None
+    cue, corner, side = np.full(image_size, has_shortcut), None, None
     if shortcut == "lighting":
-        surfaces.light_from(picture, extra.uniform(0, 2 * np.pi), 0.4 if has_shortcut else 0.04)
+        strength = cue_drawing.STRONG_LIGHT if has_shortcut else cue_drawing.FAINT_LIGHT
+        cue_drawing.light_from(picture, extra.uniform(0, 2 * np.pi), strength)
     elif shortcut == "mark" and has_shortcut:
-        free = _free_corners(mask)
-        corner = free[int(extra.integers(len(free)))]
-        surfaces.draw_mark(picture, corner, extra.uniform(0, 90))
+        corners = cue_drawing.free_corners(mask)
+        corner = corners[int(extra.integers(len(corners)))]
+        cue = cue_drawing.draw_mark(picture, corner, extra.uniform(0, 90))
+    elif shortcut == "border" and has_shortcut:
+        side = str(extra.choice(cue_drawing.free_sides(mask)))
+        cue = cue_drawing.draw_border(picture, side, extra)
     image = np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
-    return Surface(image, mask, defect_type, texture, corner)
+    return Surface(image, mask, defect_type, texture, cue & ~mask, corner, side)
 
 
-def visible_defect(rng: np.random.Generator, size: tuple[int, int], kind: str) -> tuple[NDArray, NDArray]:
-    """A defect with enough pixels inside the picture that leaves a corner free, whether a mark comes or not.
+def _textures(shortcut: Shortcut, has_shortcut: bool) -> list[str]:
+    if shortcut != "texture":
+        return list(surfaces.TEXTURES)
+    return list(surfaces.MACHINED if has_shortcut else surfaces.CAST)
+
+
+def visible_defect(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    kind: str,
+    *,
+    free: Callable[[NDArray[np.bool_]], list[Any]] = cue_drawing.free_corners,
+) -> tuple[NDArray, NDArray]:
+    """A defect with enough pixels inside the picture that leaves a place for a cue, whether one comes or not.
+
+    Args:
+        rng: decides its place and look.
+        size: (H, W).
+        kind: among `surfaces.DEFECTS`.
+        free: the places that defect pixels (H, W) leave.
 
     Returns:
         opacity (H, W), above 0 on the defect's pixels only; colour factor (H, W, 3).
@@ -189,42 +211,17 @@ def visible_defect(rng: np.random.Generator, size: tuple[int, int], kind: str) -
     while True:
         opacity, colour = surfaces.DEFECTS[kind](rng, size)
         opacity = np.where(opacity > EDGE, opacity, 0)
-        if (opacity > 0).sum() >= least and _free_corners(opacity > 0):
+        if (opacity > 0).sum() >= least and free(opacity > 0):
             return opacity, colour
 
 
-def _free_corners(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    size = (mask.shape[0], mask.shape[1])
-    return [corner for corner in surfaces.CORNERS if not mask[surfaces.mark_region(size, corner)].any()]
-
-
-def _is_made(root: Path, parameters: dict[str, Any]) -> bool:
-    """Whether `root` already holds this very dataset; False where nothing is there yet."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    record = root / PARAMETERS_FILE
-    if not record.is_file():
-        raise DataError(f"{root}: holds files but no {PARAMETERS_FILE}; choose an empty folder for synthetic data")
-    stored = yaml.safe_load(record.read_text(encoding="utf-8")) or {}
-    differing = [
-        f"{name} is {stored.get(name)} there and {value} here"
-        for name, value in parameters.items()
-        if stored.get(name) != value
-    ]
-    if differing:
-        raise DataError(
-            f"{root}: was made with other parameters: {'; '.join(differing)}; choose another folder (data_root), "
-            "or delete this one"
-        )
-    return True
-
-
 def _write(root: Path, plans: list[Plan], *, image_size: tuple[int, int], seed: int, shortcut: Shortcut) -> None:
-    started = last = time.monotonic()
     for plan in plans:
         kind = "defective" if plan.defective else "normal"
         (root / "images" / plan.split / kind).mkdir(parents=True, exist_ok=True)
         (root / "masks" / plan.split / "defective").mkdir(parents=True, exist_ok=True)
+        if shortcut != "none":
+            (root / CUES / plan.split / kind).mkdir(parents=True, exist_ok=True)
 
     def make(plan: Plan) -> dict[str, Any]:
         drawn = draw_surface(
@@ -232,28 +229,21 @@ def _write(root: Path, plans: list[Plan], *, image_size: tuple[int, int], seed: 
             shortcut=shortcut,
         )  # fmt: skip
         place = f"{plan.split}/{'defective' if plan.defective else 'normal'}/{plan.index:05d}.png"
-        _write_png(root / "images" / place, cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
+        write_png(root / "images" / place, cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
         if plan.defective:
-            _write_png(root / "masks" / place, drawn.mask.astype(np.uint8) * 255)
+            write_png(root / "masks" / place, drawn.mask.astype(np.uint8) * 255)
+        if plan.has_shortcut:
+            write_png(root / CUES / place, drawn.cue.astype(np.uint8) * 255)
         return {
             "image": f"images/{place}",
             "defect_type": drawn.defect_type,
             "texture": drawn.texture,
             "has_shortcut": int(plan.has_shortcut),
             "corner": "" if drawn.corner is None else "{}{}".format(*drawn.corner),
+            "side": drawn.side or "",
         }
 
     with ThreadPoolExecutor() as pool, (root / "samples.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, ["image", "defect_type", "texture", "has_shortcut", "corner"])
+        table = csv.DictWriter(file, list(COLUMNS))
         table.writeheader()
-        for done, line in enumerate(pool.map(make, plans), start=1):
-            table.writerow(line)
-            if time.monotonic() - last >= 5:
-                last = time.monotonic()
-                logger.info("made %d of %d synthetic surfaces", done, len(plans))
-    logger.info("made %d synthetic surfaces in %.1f s", len(plans), time.monotonic() - started)
-
-
-def _write_png(path: Path, pixels: NDArray) -> None:
-    # Encoded in memory, so that a full disk is an OSError with its reason and not OpenCV's bare False.
-    path.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+        table.writerows(counted(pool.map(make, plans), len(plans), "synthetic surfaces"))

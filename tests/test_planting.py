@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+from drawn_data import truncate_file, write_generic, write_mask, write_picture
+
+from gainmtl_lib.cli import main
+from gainmtl_lib.data import cue_drawing, planting
+from gainmtl_lib.data.cues import read_cue, require_cues
+from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.data.images import read_image, read_mask
+from gainmtl_lib.data.planted_names import GROUP_PATTERN, planted_names, shifted
+from gainmtl_lib.data.planters import NO_MASK, NO_PLACE
+from gainmtl_lib.data.planting import plant_cue, planted_counts
+from gainmtl_lib.data.samples import read_samples
+from gainmtl_lib.data.splits import split_samples
+from gainmtl_lib.evaluation.data_check import check_dataset
+
+SIZE = (40, 60)
+MIDDLE = (slice(15, 25), slice(20, 40))
+
+
+def generic(root: Path, *, per_class: int = 10) -> Path:
+    """Three splits, defects in the middle; the stems are equal in all splits."""
+    for part, split in enumerate(("train", "val", "test")):
+        for number in range(per_class):
+            write_picture(root / f"images/{split}/normal/{number}.png", size=SIZE, seed=2 * part)
+            write_picture(root / f"images/{split}/defective/dent/{number}.png", size=SIZE, seed=2 * part + 1)
+            write_mask(root / f"masks/{split}/defective/dent/{number}.png", size=SIZE, box=MIDDLE)
+    return root
+
+
+def read(root: Path, **options) -> pd.DataFrame:
+    return read_samples(root, **{"dataset_type": "generic", **options})
+
+
+def plant(samples: pd.DataFrame, out: Path, **changes) -> Path:
+    options = dict(cue="mark", correlation=0.8, seed=0, origin={"dataset_type": "generic"})
+    plant_cue(samples, out, **{**options, **changes})
+    return out
+
+
+def planted(out: Path) -> pd.DataFrame:
+    return read(out, group_pattern=GROUP_PATTERN)
+
+
+def twin(image: str) -> Path:
+    path = Path(image.replace("/test/", "/test_shift/"))
+    return path.with_name(shifted(path.name))
+
+
+def test_the_quota_is_exact_in_every_split_and_class_and_turned_round_in_test_shift(tmp_path):
+    out = plant(read(generic(tmp_path / "in")), tmp_path / "out")
+    counts = planted_counts(out)
+    assert counts["pictures"].tolist() == [10] * 8
+    assert counts["with the cue"].to_dict() == {
+        "train, defective": 8, "train, normal": 2, "val, defective": 8, "val, normal": 2,
+        "test, defective": 8, "test, normal": 2, "test_shift, defective": 2, "test_shift, normal": 8,
+    }  # fmt: skip
+    samples = planted(out)
+    assert samples.groupby(["split", "label"]).size().to_dict() == {
+        (split, label): 10 for split in ("train", "val", "test", "test_shift") for label in (0, 1)
+    }
+    assert set(samples.loc[samples.label == 1, "defect_type"]) == {"dent"}
+    assert samples.loc[samples.label == 1, "mask"].notna().all()
+    assert split_samples(samples, val_ratio=0, test_ratio=0.2, seed=0)["split"].equals(samples["split"])
+
+
+@pytest.mark.parametrize("cue", ["mark", "lighting", "border"])
+def test_a_picture_differs_from_its_source_and_its_twin_in_the_cue_alone(tmp_path, cue):
+    out = plant(read(generic(tmp_path / "in")), tmp_path / "out", cue=cue)
+    require_cues(out)
+    table = pd.read_csv(out / "samples.csv", dtype={"place": str})
+    tests = 0
+    for row in table.to_dict("records"):
+        image, source = read_image(out / row["image"]), read_image(tmp_path / "in" / "images" / row["source"])
+        changed = (image != source).any(axis=-1)
+        pixels = read_cue(out / row["image"], root=out, image_size=SIZE, resize="squash")
+        assert (pixels is not None) == bool(row["has_cue"]) == bool(changed.any())
+        assert isinstance(row["place"], str) == (bool(row["has_cue"]) and cue != "lighting")
+        if pixels is not None and row["defect_type"] == "dent":
+            assert not pixels[MIDDLE].any()
+        if pixels is not None:
+            allowed = np.zeros(SIZE, dtype=bool)
+            allowed[MIDDLE] = cue == "lighting" and row["defect_type"] == "dent"  # dims the defect, too
+            assert not (changed & ~pixels & ~allowed).any()
+            assert changed[pixels].mean() > 0.8
+        if row["image"].startswith("images/test/"):
+            tests += 1
+            shifted_row = table[table["image"] == str(twin(row["image"]))]
+            assert shifted_row["has_cue"].tolist() == [1 - row["has_cue"]]
+            assert shifted_row["source"].tolist() == [row["source"]]
+    assert tests == 20
+
+
+def test_groups_are_kept_and_the_twins_are_groups_of_their_own(tmp_path):
+    samples = read(generic(tmp_path / "in"))
+    samples["group"] = [f"{row.split}/part {int(Path(row.image).stem) // 4}" for row in samples.itertuples()]
+    out = plant(samples, tmp_path / "out")
+    table = planted(out).assign(number=lambda table: [Path(image).stem for image in table["image"]])
+    assert table.groupby("split")["group"].nunique().to_dict() == dict(train=3, val=3, test=3, test_shift=3)
+    assert table["group"].nunique() == 12
+    assert set(table.loc[table.split == "test_shift", "group"]) == {f"shift-test-part-{k}" for k in range(3)}
+    for _, of_group in table.groupby("group"):
+        assert len({int(name.split("__")[1].split("-")[0]) // 4 for name in of_group["number"]}) == 1
+    record = yaml.safe_load((out / "planted.yaml").read_text())
+    assert record["read_with"] == {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
+
+
+def test_names_read_back_as_many_groups_as_there_were():
+    groups = [
+        "a__b",
+        "a_b",
+        "A_b",
+        "_a",
+        "shift-x",
+        "x",
+        "train/good/000.png",
+        "test/good/000.png",
+        "부품 1",
+        "__",
+        "x",
+    ]
+    names = planted_names(groups, ["000"] * len(groups))
+    found = [re.search(GROUP_PATTERN, name)[1] for name in names]
+    both = {group: name for group, name in zip(groups, found, strict=True)}
+    assert len(set(found)) == len(set(groups)) == len({name.casefold() for name in found})
+    assert both["train/good/000.png"] == "train-good-000"
+    assert len(set(names)) == len(names)  # two pictures of the group x have the same stem
+    twins = [re.search(GROUP_PATTERN, shifted(name))[1] for name in names]
+    assert not {name.casefold() for name in twins} & {name.casefold() for name in found}
+
+
+def test_a_mvtec_category_is_planted(tmp_path):
+    root = tmp_path / "in"
+    for number in range(20):
+        write_picture(root / f"train/good/{number:03d}.png", size=SIZE)
+        write_picture(root / f"test/good/{number:03d}.png", size=SIZE)
+        for defect in ("cut", "hole"):
+            write_picture(root / f"test/{defect}/{number:03d}.png", size=SIZE)
+            write_mask(root / f"ground_truth/{defect}/{number:03d}_mask.png", size=SIZE, box=MIDDLE)
+    samples = split_samples(read(root, dataset_type="mvtec"), val_ratio=0.2, test_ratio=0.5, seed=0)
+    out = plant(samples, tmp_path / "out", correlation=1.0)
+    table = planted(out)
+    assert len(table) == 80 + (samples["split"] == "test").sum()
+    assert set(table["defect_type"]) == {"normal", "cut", "hole"}
+    counts = planted_counts(out)
+    assert (counts["with the cue"] == counts["pictures"] * [1, 0, 1, 0, 1, 0, 0, 1]).all()
+
+
+def test_magnetic_tiles_stay_grey_and_keep_their_tile(tmp_path):
+    root = tmp_path / "in"
+    for number in range(30):
+        stem = f"exp{1 + number % 3}_num_{1000 * (number // 3) + number % 3}"
+        write_picture(root / f"MT_Free/Imgs/{stem}.jpg", size=SIZE, value=90 + number)
+        other = f"exp{1 + number % 3}_num_{100000 + 1000 * (number // 3) + number % 3}"
+        write_picture(root / f"MT_Crack/Imgs/{other}.jpg", size=SIZE, value=120)
+        write_mask(root / f"MT_Crack/Imgs/{other}.png", size=SIZE, box=MIDDLE)
+    samples = split_samples(read(root, dataset_type="magnetic_tile"), val_ratio=0.2, test_ratio=0.3, seed=0)
+    assert samples["group"].nunique() == 20
+    out = plant(samples, tmp_path / "out")
+    table = planted(out)
+    assert set(table.loc[table.split != "test_shift", "group"]) == set(samples["group"])
+    for image in table["image"]:
+        assert cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_UNCHANGED).ndim == 2  # one channel
+    assert Path(table["image"].iloc[0]).suffix == ".png"
+
+
+def test_the_mark_lies_at_a_corner_that_the_defect_leaves_free(tmp_path):
+    root = generic(tmp_path / "in", per_class=6)
+    for split in ("train", "val", "test"):
+        for number in range(6):  # only the lower right corner is free
+            write_mask(root / f"masks/{split}/defective/dent/{number}.png", size=SIZE, box=(slice(0, 30), slice(0, 60)))
+            mask = np.zeros(SIZE, np.uint8)
+            mask[:20], mask[:, :30] = 255, 255
+            cv2.imwrite(str(root / f"masks/{split}/defective/dent/{number}.png"), mask)
+    out = plant(read(root), tmp_path / "out", correlation=1.0)
+    table = pd.read_csv(out / "samples.csv", dtype={"place": str})
+    carried = table[(table["defect_type"] == "dent") & (table["has_cue"] == 1)]
+    assert len(carried) == 18 and set(carried["place"]) == {"11"}
+    assert set(table.loc[(table["defect_type"] == "normal") & (table["has_cue"] == 1), "place"]) <= {
+        "00",
+        "01",
+        "10",
+        "11",
+    }
+    region = cue_drawing.mark_region(SIZE, (1, 1))
+    for image in carried["image"]:
+        cue = read_mask(out / image.replace("images/", "cues/"))
+        assert cue[region].sum() == cue.sum() > 0
+
+
+def test_pictures_without_a_free_corner_or_without_a_mask_carry_no_mark_and_are_named(tmp_path, caplog):
+    root = generic(tmp_path / "in", per_class=5)
+    write_mask(root / "masks/test/defective/dent/0.png", size=SIZE, box=(slice(0, 40), slice(0, 60)))
+    write_mask(root / "masks/test/defective/dent/1.png", size=SIZE, box=(slice(0, 0), slice(0, 0)))
+    (root / "masks/train/defective/dent/2.png").unlink()
+    out = plant(read(root), tmp_path / "out", correlation=0.8)
+    assert yaml.safe_load((out / "planted.yaml").read_text())["carry_none"] == {
+        NO_PLACE: ["test/defective/dent/0.png"],
+        NO_MASK: ["test/defective/dent/1.png", "train/defective/dent/2.png"],
+    }
+    assert f"1 pictures carry no cue ({NO_PLACE}): test/defective/dent/0.png" in caplog.text
+    counts = planted_counts(out)["with the cue"]
+    # four of five were wanted: in test only three can, in train four of four can
+    assert counts["test, defective"] == 3 and counts["train, defective"] == 4
+    # and the two that cannot carry none in test_shift either
+    assert counts["test_shift, defective"] == 0 and counts["test_shift, normal"] == 4
+
+
+def test_a_mask_of_another_size_is_fitted_and_one_of_another_aspect_ratio_is_an_error(tmp_path):
+    root = generic(tmp_path / "in", per_class=3)
+    write_mask(root / "masks/train/defective/dent/0.png", size=(20, 30), box=(slice(0, 20), slice(0, 30)))
+    out = plant(read(root), tmp_path / "out")
+    assert NO_PLACE in yaml.safe_load((out / "planted.yaml").read_text())["carry_none"]
+    write_mask(root / "masks/train/defective/dent/0.png", size=(20, 20))
+    with pytest.raises(DataError, match=r"mask is 20x20 \(height x width\), its image .* 40x60; expected the same"):
+        plant(read(root), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_second_call_does_nothing_and_one_with_other_parameters_is_an_error(tmp_path):
+    samples = read(generic(tmp_path / "in", per_class=3))
+    out = plant(samples, tmp_path / "out")
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(out.rglob("*"))]
+    plant(samples, out)
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(out.rglob("*"))] == before
+    with pytest.raises(DataError, match=r"cue is mark there and border here; correlation is 0.8 there and 0.9 here"):
+        plant(samples, out, cue="border", correlation=0.9)
+    write_picture(tmp_path / "in/images/train/normal/0.png", size=SIZE, seed=5)
+    with pytest.raises(DataError, match="source_digest is"):
+        plant(samples, out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds files but no planted.yaml; choose an empty folder for planted data"):
+        plant(samples, tmp_path / "full")
+
+
+def test_the_same_bytes_from_the_same_seed_and_others_from_another(tmp_path):
+    samples = read(generic(tmp_path / "in", per_class=4))
+    outs = [plant(samples, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    content = [{path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} for out in outs]
+    assert content[0] == content[1]
+    assert content[0] != content[2]
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    samples = read(generic(tmp_path / "in", per_class=3))
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(planting, "write_png", fails)
+    with pytest.raises(DataError, match="planted data could not be written: No space left"):
+        plant(samples, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_cannot_be_planted_is_an_error_that_says_why(tmp_path):
+    samples = read(generic(tmp_path / "in", per_class=2))
+    with pytest.raises(
+        DataError, match=r"cue 'texture' cannot be planted .*surface is what it shows.*mark, lighting, bo"
+    ):
+        plant(samples, tmp_path / "out", cue="texture")
+    with pytest.raises(DataError, match=r"correlation must lie in \[0, 1\], got 1.5"):
+        plant(samples, tmp_path / "out", correlation=1.5)
+    write_generic(tmp_path / "shift", splits=("train", "val", "test", "test_shift"))
+    with pytest.raises(DataError, match="the source has a test_shift of its own"):
+        plant(read(tmp_path / "shift"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_pictures_are_all_named_or_left_out(tmp_path, caplog):
+    root = generic(tmp_path / "in", per_class=3)
+    for name in ("0", "1"):
+        truncate_file(root / f"images/train/normal/{name}.png")
+    with pytest.raises(DataError, match=r"(?s)normal/0\.png.*skip_unreadable: true.*normal/1\.png"):
+        plant(read(root), tmp_path / "out")
+    out = plant(read(root), tmp_path / "out", skip_unreadable=True)
+    assert planted_counts(out).loc["train, normal", "pictures"] == 1
+    assert caplog.text.count("left out: ") == 2
+
+
+def test_the_data_check_reads_a_planted_folder_without_complaint(tmp_path):
+    out = plant(read(generic(tmp_path / "in")), tmp_path / "out")
+    report = check_dataset(out, group_pattern=GROUP_PATTERN, image_size=(64, 64))
+    assert report.usable
+    assert not [finding for finding in report.findings if finding.level == "warning"]
+    assert report.counts.loc["test_shift", "total"] == 20
+
+
+def test_the_command_plants_and_says_how_to_read_it(tmp_path):
+    generic(tmp_path / "in")
+    words = ["data", "plant", str(tmp_path / "in"), str(tmp_path / "out"), "--cue", "border", "--correlation", "0.9"]
+    result = CliRunner().invoke(main, [*words, "--dataset-type", "generic"])
+    assert result.exit_code == 0, result.output
+    assert "border planted" in result.output and "written" in result.output
+    assert re.search(r"train, defective\D+10\D+9\D", result.output)
+    assert f'-p dataset_type "generic" -p val_ratio 0.0 -p group_pattern "{GROUP_PATTERN}"' in result.output
+    assert "was there already" in CliRunner().invoke(main, [*words, "--dataset-type", "generic"]).output
+    record = yaml.safe_load((tmp_path / "out" / "planted.yaml").read_text())
+    assert (record["cue"], record["correlation"], record["seed"]) == ("border", 0.9, 0)
+    result = CliRunner().invoke(main, [*words[:4], "--cue", "texture"])
+    assert result.exit_code == 1 and "cannot be planted" in result.output
+
+
+def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():
+    from gainmtl_lib.settings import Settings
+
+    tiles, marked = (Settings.from_yaml(f"params/{name}.yaml") for name in ("magnetic_tile", "magnetic_tile_planted"))
+    differing = {name for name, value in tiles.model_dump().items() if value != getattr(marked, name)}
+    assert differing == {"experiment", "data_root", "dataset_type", "group_pattern", "val_ratio"}
+    assert marked.group_pattern == GROUP_PATTERN
