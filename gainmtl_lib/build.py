@@ -7,7 +7,9 @@ from typing import Literal
 
 import pandas as pd
 
+from gainmtl_lib.data.boxes.labels import BoxSource, read_boxes
 from gainmtl_lib.data.datamodule import GainDataModule
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.samples import read_samples
 from gainmtl_lib.data.splits import split_samples
 from gainmtl_lib.data.synthetic import make_synthetic
@@ -34,8 +36,45 @@ def build_samples(settings: RunSettings) -> pd.DataFrame:
     make_data(settings)
     samples = read_samples(settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern)
     return split_samples(
-        samples, val_ratio=settings.val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
+        with_boxes(samples, settings),
+        val_ratio=settings.val_ratio,
+        test_ratio=settings.test_ratio,
+        seed=settings.seed_of_split,
     )
+
+
+def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
+    """The table of samples as it is, or with masks drawn from boxes where these are the labels.
+
+    Raises:
+        DataError: see `read_boxes` and `box_source`.
+    """
+    source = box_source(settings)
+    return samples if source is None else read_boxes(samples, settings.dataset_folder, source)
+
+
+def box_source(settings: RunSettings) -> BoxSource | None:
+    """Where the boxes come from; None where masks are the labels.
+
+    Raises:
+        DataError: a place of boxes is given, but masks are the labels.
+    """
+    if settings.label_kind == "box":
+        return BoxSource(settings.box_labels, settings.outputs_dir / "data", settings.image_size, settings.resize)
+    if settings.box_labels is not None:
+        raise DataError("box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out")
+    return None
+
+
+def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
+    """Box labels of other data than the settings' own: at the same place below its folder, else at the usual places.
+
+    Labels from outside the dataset's folder describe its own pictures, and are never taken for others.
+    """
+    labels = settings.box_labels
+    if labels is None or not labels.is_relative_to(settings.data_root):
+        return None
+    return data_root / labels.relative_to(settings.data_root)
 
 
 def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:
@@ -51,6 +90,10 @@ def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainD
         rotate90_prob=settings.rotate90_prob,
         color_jitter_prob=settings.color_jitter_prob,
         gaussian_noise_prob=settings.gaussian_noise_prob,
+        image_counterfactual=settings.image_counterfactual,
+        mask_share=settings.mask_share,
+        mask_quality=settings.mask_quality,
+        mask_seed=settings.seed_of_split,
         num_workers=settings.num_workers,
         cache_images=settings.cache_images,
         skip_unreadable=settings.skip_unreadable,

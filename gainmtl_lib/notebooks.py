@@ -26,11 +26,13 @@ STRATEGY_NOTEBOOKS = {
     "S4": "04_s4_localization",
     "S5": "05_s5_counterfactual",
     "S6": "06_s6_mask_attention",
+    "S7": "10_s7_image_counterfactual",
 }
 INSPECTION = "00_data_inspection"
 ABLATION = "07_ablation_comparison"
 EXPLANATION = "08_cam_explanation"
 ANOMALIES = "09_efficientad"
+SHORTCUTS = "11_shortcut_study"
 
 KEPT_METADATA = ("kernelspec", "language_info")
 

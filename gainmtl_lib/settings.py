@@ -86,7 +86,7 @@ class Settings(RunSettings):
     use_counterfactual: bool = True
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
-    mask_source: Literal["localization", "efficientad", "external", "none", "oracle"] = "localization"
+    mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
     efficientad_run: AnyPath | None = None
 

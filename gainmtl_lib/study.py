@@ -9,7 +9,8 @@ from typing import Any
 
 from gainmtl_lib.claims import claim
 from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.notebooks import ABLATION, ANOMALIES, EXPLANATION, INSPECTION, STRATEGY_NOTEBOOKS, execute
+from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
+from gainmtl_lib.notebooks import ABLATION, ANOMALIES, EXPLANATION, INSPECTION, SHORTCUTS, STRATEGY_NOTEBOOKS, execute
 from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
 from gainmtl_lib.run_settings import RunSettings
 from gainmtl_lib.settings import Settings
@@ -21,7 +22,7 @@ def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Ma
     """What a notebook's `Settings` will be: its own parameters (quick + strategy), then files, then overrides.
 
     Args:
-        strategy: ``S1`` … ``S6``, or None for a notebook about all of them.
+        strategy: ``S1`` … ``S7``, or None for a notebook about all of them.
         files: parameter files, later ones win.
         overrides: values that win over files.
 
@@ -49,9 +50,11 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 
 
 def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
-    """Execute the whole collection: inspection, S1 to S6, comparison, explanation, EfficientAD. Finished runs stay.
+    """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
 
-    EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's own.
+    Finished runs stay. EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's
+    own. The shortcut study has parameters and synthetic data of its own, so that data that is not synthetic goes
+    without it.
 
     Returns:
         The experiment's folder.
@@ -62,6 +65,7 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
     for strategy in STRATEGY_NOTEBOOKS:
         notebook_settings(strategy, files, overrides)
     anomaly_settings(given)
+    ShortcutStudySettings.from_yaml(repository_root() / "params" / "studies" / "shortcut.yaml", **_outputs(given))
     settings = notebook_settings(None, files, overrides)
     experiment = settings.outputs_dir / settings.experiment
     execute(INSPECTION, experiment / f"{INSPECTION}.ipynb", given)
@@ -75,6 +79,10 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
         with claim(anomalies, force=True):
             logger.info("dropped what %s held", anomalies.run_dir)
     execute(ANOMALIES, experiment / f"{ANOMALIES}.ipynb", _shared(given))
+    if settings.dataset_type == "synthetic":
+        execute(SHORTCUTS, experiment / f"{SHORTCUTS}.ipynb", _outputs(given))
+    else:
+        logger.info("left out: %s, which draws synthetic data; see gainmtl shortcut --help", SHORTCUTS)
     return experiment
 
 
@@ -85,6 +93,10 @@ def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
 
 def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in RunSettings.model_fields}
+
+
+def _outputs(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("outputs_dir",) if name in given}
 
 
 def _given(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def _hint(kind: str, value: Any) -> str:
 
 
 def with_origin(line: str, origin: Mapping[str, str]) -> str:
-    """The sentence, led by the file that holds the first parameter it names."""
+    """The sentence, led by the file that holds the first parameter it names; values given otherwise have none."""
     for name in re.findall(r"\w+", line):
-        if origin.get(name):
-            return f"{origin[name]}: {line}"
+        if name in origin:
+            return f"{origin[name]}: {line}" if origin[name] else line
     return line

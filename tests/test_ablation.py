@@ -5,13 +5,17 @@ import math
 
 import pytest
 
-from gainmtl_lib.evaluation.ablation import by_strategy, collect_runs, compare, readable, step_deltas
+from gainmtl_lib.evaluation.ablation import by_strategy, collect_runs, compare, readable, row_name, step_deltas
 from gainmtl_lib.runs import RunError, load_run
 from gainmtl_lib.settings import Settings
 
 
-def write_run(folder, strategy, seed, *, accuracy, shifted, cam_iou=0.5, digest="d", status="complete", evaluated=True):
-    settings = Settings(strategy=strategy, seed=seed, outputs_dir=folder, experiment="hand", pretrained=False)
+def write_run(
+    folder, strategy, seed, *, variant="", accuracy, shifted, cam_iou=0.5, digest="d", status="complete", evaluated=True
+):
+    settings = Settings(
+        strategy=strategy, variant=variant, seed=seed, outputs_dir=folder, experiment="hand", pretrained=False
+    )
     run = settings.run_dir
     run.mkdir(parents=True)
     (run / "settings.yaml").write_text(json.dumps(settings.plain()))
@@ -81,6 +85,30 @@ def test_deltas_pair_the_seeds_that_both_have(tmp_path):
     assert deltas.loc[("test", "S1→S2"), "accuracy"] == pytest.approx(0.1)
     assert deltas.loc[("test_shift", "S1→S2"), "accuracy"] == pytest.approx(0.3)
     assert deltas.loc[("test", "S2→S4"), "accuracy"] == pytest.approx(-0.2)
+
+
+def test_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
+    for strategy, variant in (("S6", ""), ("S5", "zero"), ("S4", "nowarmup"), ("S5", ""), ("S5", "mean"), ("S7", "")):
+        for seed in (1, 0):
+            run = write_run(tmp_path, strategy, seed, variant=variant, accuracy=0.5 + 0.1 * len(variant), shifted=0.2)
+    assert run.parent.name == "s7" and (tmp_path / "hand/s5-zero/seed0").is_dir()
+    runs = collect_runs(tmp_path / "hand")
+    rows = ["S4-nowarmup", "S5", "S5-mean", "S5-zero", "S6", "S7"]
+    assert [(row_name(run.settings), run.settings.seed) for run in runs] == [
+        (row, seed) for row in rows for seed in (0, 1)
+    ]
+    comparison = compare(runs)
+    assert readable(by_strategy(comparison), "test").index.tolist() == rows
+    deltas = step_deltas(comparison)
+    steps = ["S5→S5-mean", "S5→S5-zero", "S5→S6", "S5→S7"]
+    assert deltas.loc["test"].index.tolist() == steps, "S7 is built on S5; there is no S4 to compare its variant with"
+    assert deltas.loc[("test", "S5→S5-mean"), "accuracy"] == pytest.approx(0.4)
+
+
+def test_s7_follows_what_there_is_where_s5_has_no_run(tmp_path):
+    for strategy in ("S3", "S7"):
+        write_run(tmp_path, strategy, 0, accuracy=0.8, shifted=0.2)
+    assert step_deltas(compare(collect_runs(tmp_path / "hand"))).loc["test"].index.tolist() == ["S3→S7"]
 
 
 def test_runs_on_different_data_are_not_compared(tmp_path):

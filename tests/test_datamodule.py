@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import cv2
 import lightning as L
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib.data.datamodule import EpochSampler, GainDataModule
+from gainmtl_lib.data.edits.counterfactuals import ImageCounterfactuals
 from gainmtl_lib.data.samples import DataError, read_samples
 from gainmtl_lib.records import Batch
 
@@ -239,6 +241,178 @@ def test_pictures_of_any_size_and_kind_share_a_batch(tmp_path):
     write_picture(tmp_path / "images/train/normal/large.jpg", size=(100, 90))
     data = module(tmp_path, resize="letterbox", batch_size=7)
     assert next(iter(data.loader("train"))).images.shape == (7, 3, *SIZE)
+
+
+# edited training pictures
+
+
+def write_surface(path: Path, *, seed: int, box: tuple[slice, slice] | None = None) -> None:
+    """A grainy grey surface of 40 pixels, with a dark box."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).normal(150, 6, (40, 40, 1)).repeat(3, axis=2)
+    if box is not None:
+        pixels[box] -= 70
+    cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """Eight pictures per class and split; the defective ones have a dark box of 8 pixels, and a mask."""
+    for place, split in enumerate(("train", "val", "test")):
+        for number in range(8):
+            normal, defective = f"{split}_n{number}.png", f"{split}_d{number}.png"
+            box = (slice(4 + 3 * number, 12 + 3 * number), slice(20, 28))
+            write_surface(tmp_path / f"images/{split}/normal" / normal, seed=100 * place + number)
+            write_surface(tmp_path / f"images/{split}/defective" / defective, seed=100 * place + 50 + number, box=box)
+            write_mask(tmp_path / f"masks/{split}/defective" / defective, size=(40, 40), box=box)
+    return tmp_path
+
+
+def edited(root: Path, **options) -> GainDataModule:
+    return module(root, **{**dict(image_size=(40, 40), image_counterfactual=1.0), **options})
+
+
+def test_edited_pictures_come_with_their_labels_masks_and_rows(marked):
+    data = edited(marked, **STILL)
+    kinds = set()
+    for epoch in range(6):
+        for batch in epoch_of(data, epoch):
+            for image, label, mask, has_mask, row in zip(*batch, strict=True):
+                drawn = [each for each in (data.counterfactuals.draw(epoch, int(row)),) if each is not None]
+                if not drawn or drawn[0].edit is None:
+                    continue
+                kinds.add(drawn[0].kind)
+                edit = drawn[0].edit
+                assert int(label) == edit.label == int(has_mask)
+                assert np.array_equal(mask[0].numpy() > 0, edit.mask)
+                pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+                assert np.array_equal(pixels, edit.image)
+    assert kinds == {"heal", "paste", "heal_spot", "heal_beside", "paste_clean", "repaste"}
+
+
+def test_edits_come_before_the_augmentation_and_follow_seed_and_epoch(marked):
+    data = edited(marked)
+    first = epoch_of(data, 1)
+    epoch_of(data, 0)
+    assert equal(epoch_of(data, 1), first), "as after a resume"
+    assert not equal(epoch_of(data, 2), first)
+    assert not equal(epoch_of(edited(marked, seed=8), 1), first)
+    row = next(
+        row for row in data.rows("train") if (each := data.counterfactuals.draw(1, row)) and each.kind == "paste"
+    )
+    edit = data.counterfactuals.draw(1, row).edit
+    image, mask = data.dataset.augmentation(edit.image, edit.mask.astype(np.uint8), seed=7, epoch=1, index=row)
+    shown = data.dataset[(1, row)]
+    assert np.array_equal(shown.masks[0, 0].numpy(), mask)
+    assert torch.equal(shown.images[0], torch.from_numpy(image).permute(2, 0, 1) / 255)
+
+
+def test_edits_are_the_same_from_disk_and_from_workers(marked):
+    first = epoch_of(edited(marked), 2)
+    assert equal(epoch_of(edited(marked, cache_images=False), 2), first)
+    assert equal(epoch_of(edited(marked, num_workers=2), 2), first)
+    assert equal(epoch_of(edited(marked, cache_images=False, num_workers=1), 2), first)
+
+
+def test_only_training_pictures_are_edited(marked):
+    plain, data = module(marked, image_size=(40, 40)), edited(marked)
+    data.setup("fit")
+    for split in ("train", "val", "test"):
+        assert equal(list(data.loader(split)), list(plain.loader(split)))
+    training = set(data.rows("train"))
+    counterfactuals = data.counterfactuals
+    assert set(counterfactuals.rows) == training
+    assert {
+        each.row for row in training for epoch in range(4) if (each := counterfactuals.draw(epoch, row))
+    } <= training
+    assert plain.counterfactuals is None and list(plain.pasted_masks()) == []
+    assert dict(data.training_masks()).keys() == dict(plain.training_masks()).keys()
+
+
+def test_edits_are_tried_once_before_training(marked, monkeypatch):
+    tried = []
+    monkeypatch.setattr(ImageCounterfactuals, "check", lambda self: tried.append(self.share))
+    data = edited(marked)
+    data.setup("test")
+    assert not tried
+    for _ in range(2):  # Lightning calls it once more
+        data.setup("fit")
+    assert tried == [1.0]
+
+
+def test_the_classes_stay_as_large_as_they_are(marked):
+    data = edited(marked)
+    labels = torch.cat([batch.labels for epoch in range(10) for batch in epoch_of(data, epoch)])
+    assert labels.float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert data.class_counts == (8, 8)
+
+
+def test_one_mask_serves_all_defects_and_turns_differently_each_time(marked):
+    data = edited(marked, mask_share=0.05)
+    ((row, _),) = data.training_masks()
+    batches = [batch for epoch in range(3) for batch in epoch_of(data, epoch)]
+    annotated = [(int(b.index[k]), b.images[k].numpy().tobytes()) for b in batches for k in range(len(b.index))
+                 if b.has_mask[k] and data.samples["label"][int(b.index[k])] == 1]  # fmt: skip
+    assert {index for index, _ in annotated} == {row}
+    assert len(annotated) > 8 and len({image for _, image in annotated}) == len(annotated)
+
+
+def test_pasted_masks_are_float_and_of_the_inputs_size(marked):
+    masks = list(edited(marked).pasted_masks())
+    assert len(masks) == 5  # 8 masks; an epoch with p = 1 shows 3.2 pasted and 4.8 as stored
+    assert {(tuple(mask.shape), mask.dtype) for mask in masks} == {((1, 40, 40), torch.float32)}
+
+
+def test_edits_without_a_mask_or_a_class_stop_the_training(marked):
+    with pytest.raises(DataError, match=r"image_counterfactual is 1, but none of the 8 .* has a mask in use"):
+        edited(marked, mask_share=0.0).setup("fit")
+    data = edited(marked, mask_share=0.0)
+    data.setup("test")
+    assert len(list(data.loader("test"))) == 4
+    for number in range(8):
+        truncate_file(marked / f"images/train/normal/train_n{number}.png")
+    with pytest.raises(
+        DataError, match="image_counterfactual is 1, but the training split has 0 normal and 8 defective"
+    ):
+        edited(marked, skip_unreadable=True).setup("fit")
+
+
+# fewer and coarser training masks
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_share_of_the_training_masks_is_used(marked, cache):
+    counts = {}
+    for share in (0.0, 0.25, 1.0):
+        data = module(marked, image_size=(40, 40), mask_share=share, cache_images=cache)
+        counts[share] = {row: mask.sum().item() for row, mask in data.training_masks()}
+        assert data.samples["mask"].notna().sum() == 16 + len(counts[share])
+        assert sum(batch.has_mask.sum().item() for batch in data.loader("test")) == 8
+        (train,) = list(module(marked, image_size=(40, 40), mask_share=share, batch_size=16).loader("train"))
+        assert train.has_mask.sum() == len(counts[share]) and train.labels.sum() == 8
+        assert torch.equal(train.masks.flatten(1).any(1), train.has_mask)
+    assert [len(masks) for masks in counts.values()] == [0, 2, 8]
+    assert set(counts[0.25]) < set(counts[1.0]) and set(counts[0.25].values()) == {64.0}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_training_masks_are_made_coarser_and_others_stay(marked, cache):
+    plain = module(marked, image_size=(40, 40))
+    data = module(marked, image_size=(40, 40), mask_quality="dilated", cache_images=cache)
+    for (_, mask), (_, exact) in zip(data.training_masks(), plain.training_masks(), strict=True):
+        assert mask.sum() > 2 * exact.sum() and (mask >= exact).all()
+    for split in ("val", "test"):
+        assert equal(list(data.loader(split)), list(plain.loader(split)))
+
+
+def test_shifted_masks_follow_the_seed_of_masks_and_the_row(marked):
+    def shifted(**options):
+        data = module(marked, image_size=(40, 40), mask_quality="shifted", **options)
+        return torch.stack([mask for _, mask in data.training_masks()])
+
+    first = shifted()
+    assert torch.equal(shifted(cache_images=False, seed=9), first)
+    assert not torch.equal(shifted(mask_seed=1), first)
 
 
 def test_external_masks_keep_their_values_and_the_order_of_the_loader(generic, tmp_path):

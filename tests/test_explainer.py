@@ -210,7 +210,7 @@ def test_wrong_options_are_named(options, message):
         explainer_of(**options)
 
 
-@pytest.mark.parametrize("source", ["efficientad", "external", "oracle"])
+@pytest.mark.parametrize("source", ["efficientad", "external", "other", "oracle"])
 def test_masks_from_outside_cannot_be_had_for_single_pictures(source):
     with pytest.raises(ModelError, match=f"mask_source '{source}' needs a mask from outside for every picture"):
         explainer_of(Looks(strategy="S6", mask_source=source)).explain(picture())

@@ -59,8 +59,8 @@ def test_what_the_strategy_lacks_is_absent(strategy, there):
 @pytest.mark.parametrize(
     ("strategy", "name", "reason"),
     [
-        ("S1", "attention", "strategy S1 has no attention path; S3 to S6 have one"),
-        ("S3", "localization", "strategy S3 has no localization path; S4 to S6 have one"),
+        ("S1", "attention", "strategy S1 has no attention path; S3 to S7 have one"),
+        ("S3", "localization", "strategy S3 has no localization path; S4 to S7 have one"),
         ("S3", "box", "strategy S3 has no localization path"),
         ("S5", "cam_iou", "no mask was given, or it marks no pixel"),
         ("S5", "found", "no absolute scale is known; DefectExplainer.from_run"),

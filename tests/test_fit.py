@@ -120,6 +120,45 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, shared, monkeypatch
     assert resumed.manifest["best_epoch"] == finished.manifest["best_epoch"]
 
 
+def test_a_resumed_run_with_edited_pictures_equals_an_uninterrupted_one(shared, monkeypatch):
+    settings = tiny_settings(shared, "S7", experiment="edited", variant="small", mask_share=0.5, num_epochs=2)
+    whole = fit(settings)
+    assert whole.folder == shared / "outputs/edited/s7-small/seed42"
+    assert whole.manifest["edits_per_epoch"] == {  # 12 pictures of either class, half of them edited
+        "paste": 2.4, "heal_spot": 0.6, "paste_clean": 3.0, "heal": 2.4, "heal_beside": 3.0, "repaste": 0.6
+    }  # fmt: skip
+    assert whole.manifest["train_annotated"] == 6 and whole.manifest["train_defective"] == 12
+    step = GainTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GainTraining, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings.changed(experiment="edited_later"))
+    monkeypatch.undo()
+    resumed = fit(settings.changed(experiment="edited_later"))
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+    assert [each for each in whole.manifest if each not in resumed.manifest] == []
+
+
+def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(shared):
+    full = fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1))
+    part = fit(tiny_settings(shared, "S1", experiment="part", num_epochs=1, mask_share=0.25, mask_quality="box"))
+    assert part.manifest["data_digest"] == full.manifest["data_digest"]
+    assert (full.manifest["train_annotated"], part.manifest["train_annotated"]) == (12, 3)
+    assert full.manifest["edits_per_epoch"] == {}
+
+
+def test_edits_without_masks_leave_no_half_run(shared):
+    settings = tiny_settings(shared, "S7", experiment="no_masks", mask_share=0.0)
+    with pytest.raises(DataError, match=r"image_counterfactual is 0\.5, but none of the 12 defective training images"):
+        fit(settings)
+    assert [path.name for path in settings.run_dir.iterdir()] == [".lock"]
+
+
 def test_the_same_seed_gives_the_same_model_another_seed_another(finished, shared):
     same = fit(finished.settings.changed(experiment="again"))
     other = fit(finished.settings.changed(seed=7))
@@ -319,3 +358,12 @@ def test_the_mixer_covers_every_annotated_training_image(shared):
     mixer = fit_module._mixer(settings, data)
     assert mixer.bank.shape == (12, 1, 4, 4)
     assert set(mixer.place) == set(data.samples.query("split == 'train' and label == 1").index)
+
+
+def test_the_mixer_knows_masks_of_pasted_defects_too(shared):
+    settings = tiny_settings(shared, image_counterfactual=1.0)
+    data = fit_module.build_data(settings)
+    data.setup("fit")
+    mixer = fit_module._mixer(settings, data)
+    assert len(mixer.bank) == 12 + 8  # an epoch shows 4.8 of them pasted and 7.2 as they are stored
+    assert sorted(mixer.place.values()) == list(range(12))

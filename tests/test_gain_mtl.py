@@ -12,7 +12,7 @@ from gainmtl_lib.models import GAINMTLModel, ModelError
 from gainmtl_lib.models.counterfactual import dilated, mask_cells
 from gainmtl_lib.models.layers import fuse_attention
 
-STRATEGIES = ("S1", "S2", "S3", "S4", "S5", "S6")
+STRATEGIES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")
 NARROW = {
     "backbone_arch": "b0",
     "pretrained": False,
@@ -152,6 +152,7 @@ def test_images_are_normalised_with_the_backbones_own_numbers():
         ("S4", ["backbone", "projection", "cls", "attention", "localization"]),
         ("S5", ["backbone", "projection", "cls", "attention", "localization", "counterfactual"]),
         ("S6", ["backbone", "projection", "cls", "attention", "localization", "counterfactual"]),
+        ("S7", ["backbone", "projection", "cls", "attention", "localization", "counterfactual"]),
     ],
 )
 def test_only_the_strategys_parts_exist(strategy, names):
@@ -343,12 +344,24 @@ def test_without_a_mask_s6_confirms_with_its_own_localization(training):
     assert "localization" not in parts_moved(moved(model, output.effective_attention))
 
 
+def test_s7_is_the_model_of_s5():
+    s5, s7 = build("S5").eval(), build("S7").eval()
+    assert [name for name, _ in s7.named_parameters()] == [name for name, _ in s5.named_parameters()]
+    s7.load_state_dict(s5.state_dict())
+    ours, theirs = s7(images(), defects()), s5(images(), defects())
+    for key in ours.keys():  # noqa: SIM118
+        assert torch.equal(ours[key], theirs[key]), key
+    torch.testing.assert_close(ours.effective_attention, ours.attention_map)
+    with pytest.raises(ModelError, match="attention_masks are for strategy S6, this model is S7"):
+        s7(images(), attention_masks=defects())
+
+
 def test_mask_source_none_leaves_attention_alone():
     output = build("S6", mask_source="none").eval()(images())
     torch.testing.assert_close(output.effective_attention, output.attention_map)
 
 
-@pytest.mark.parametrize("source", ["efficientad", "external", "oracle"])
+@pytest.mark.parametrize("source", ["efficientad", "external", "other", "oracle"])
 def test_a_mask_that_must_be_given_is_asked_for(source):
     model = build("S6", mask_source=source).eval()
     with pytest.raises(ModelError, match=f"mask_source '{source}': attention_masks must be given"):
@@ -376,12 +389,12 @@ def test_path_three_of_s6_goes_through_the_same_gate():
     "options, message",
     [
         ({"num_classes": 3}, r"num_classes must be 2 \(the CAM is a two-class margin\), got 3"),
-        ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, got 'S9'"),
+        ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, S7, got 'S9'"),
         ({"map_stride": 2}, r"map_stride must be one of \[4, 8, 16, 32\], got 2"),
         ({"fusion_norm": "max"}, "fusion_norm must be one of sigmoid, product, got 'max'"),
         (
             {"mask_source": "guess"},
-            "mask_source must be one of localization, efficientad, external, none, oracle, got 'guess'",
+            "mask_source must be one of localization, efficientad, external, none, other, oracle, got 'guess'",
         ),
         ({"counterfactual_mode": "erase"}, "counterfactual_mode must be one of learned, mean, zero, got 'erase'"),
         ({"backbone_arch": "b9"}, "unknown backbone 'b9'. There are b0, b1"),

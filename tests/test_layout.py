@@ -17,7 +17,7 @@ ORDER = [
     {"parameters"},
     {"run_settings"},
     {"settings"},
-    {"data", "models", "metrics", "decisions", "map_scale"},
+    {"data", "models", "metrics", "decisions", "map_scale", "plans"},
     {"build", "pixel_metrics"},
     {"runs"},
     {"claims"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,37 @@ def test_an_empty_bank_gives_nobody_a_mask():
 def test_a_normal_image_never_brings_a_mask_of_its_own():
     masks, _ = draws(mixer(BANK), make_batch([(50, 0, dot(15))]), 200)
     assert 15 not in cells(masks[:, 0])
+
+
+def test_a_healed_picture_never_gets_the_mask_of_the_defect_it_had():
+    masks, present = draws(mixer(BANK), make_batch([(10, 0, None)]), 3000)
+    assert set(cells(masks[:, 0])) == {5, 10, None}
+    assert present.float().mean().item() == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_pasted_defect_has_a_mask_of_its_own():
+    masks, _ = draws(mixer(BANK), make_batch([(50, 1, dot(7))]), 3000)
+    drawn = cells(masks[:, 0])
+    shares = [sum(cell in group for cell in drawn) / 3000 for group in ([7], [0, 5, 10], [None])]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+
+
+def test_masks_of_pasted_defects_belong_to_no_sample():
+    pasted = [(None, dot(12)), (None, dot(13))]
+    mix = mixer([*BANK[:1], *pasted], own_prob=0.0, other_prob=1.0)
+    assert mix.place == {10: 0}
+    masks, _ = draws(mix, make_batch([(10, 1, dot(0)), (0, 0, None)]), 300)
+    assert [set(cells(masks[:, row])) for row in range(2)] == [{12, 13}, {0, 12, 13}]
+
+
+def test_with_pasted_masks_in_the_bank_their_place_says_nothing_about_the_class():
+    """Four defects as they are stored and one pasted elsewhere: its place would otherwise be a defect's alone."""
+    stored = [(k, dot(k)) for k in range(4)]
+    rows = [*((k, 1, mask) for k, mask in stored), (20, 1, dot(12)), *((30 + k, 0, None) for k in range(5))]
+    masks, present = draws(mixer([*stored, (None, dot(12))], own_prob=0.8, other_prob=0.0), make_batch(rows), 1000)
+    found = [Counter(cells(masks[:, group].flatten(0, 1))) for group in (slice(0, 5), slice(5, 10))]
+    assert present.any() and found[1][12] > 0
+    assert stats.chi2_contingency([[each[cell] for cell in (0, 1, 2, 3, 12)] for each in found]).pvalue > 0.01
 
 
 def test_same_generator_same_draw():

@@ -8,11 +8,13 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
 from gainmtl_lib.notebooks import (
     ABLATION,
     ANOMALIES,
     EXPLANATION,
     INSPECTION,
+    SHORTCUTS,
     STRATEGY_NOTEBOOKS,
     clean,
     notebook_path,
@@ -21,7 +23,11 @@ from gainmtl_lib.parameters import read_parameters, repository_root
 from gainmtl_lib.settings import Settings
 
 PARAMS = repository_root() / "params"
-NAMES = [INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION, ANOMALIES]
+OWN_PARAMETERS = {
+    ANOMALIES: ("efficientad_synthetic.yaml", EfficientADSettings),
+    SHORTCUTS: ("studies/shortcut.yaml", ShortcutStudySettings),
+}
+NAMES = sorted([INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION, *OWN_PARAMETERS])
 
 
 def read(name):
@@ -58,12 +64,14 @@ def test_clean_already(name):
     assert clean(read(name)) == notebook
 
 
-def test_parameters_of_efficientad_are_its_synthetic_file():
-    assert parameters(ANOMALIES) == read_parameters(PARAMS / "efficientad_synthetic.yaml")
-    EfficientADSettings(**parameters(ANOMALIES))
+@pytest.mark.parametrize("name", OWN_PARAMETERS)
+def test_parameters_are_those_of_the_notebooks_own_file(name):
+    file, record = OWN_PARAMETERS[name]
+    assert parameters(name) == read_parameters(PARAMS / file)
+    record(**parameters(name))
 
 
-@pytest.mark.parametrize("name", NAMES[:-1])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN_PARAMETERS])
 def test_parameters_are_quick_yaml_and_the_strategys_file(name):
     strategy = {value: key for key, value in STRATEGY_NOTEBOOKS.items()}.get(name)
     wanted = read_parameters(PARAMS / "quick.yaml")
@@ -81,8 +89,8 @@ def test_opens_with_its_question_then_parameters_then_settings(name):
         assert heading in cells[0].source
     assert "they are no results" in cells[0].source or "Nothing is trained here" in cells[0].source
     assert cells[1].metadata.tags == ["parameters"]
-    record = "EfficientADSettings" if name == ANOMALIES else "Settings"
-    assert cells[2].source.splitlines()[-1] == f"settings = {record}.from_namespace(globals())"
+    record = OWN_PARAMETERS[name][1] if name in OWN_PARAMETERS else Settings
+    assert cells[2].source.splitlines()[-1] == f"settings = {record.__name__}.from_namespace(globals())"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -77,6 +77,19 @@ def test_the_head_says_what_was_trained_on_what(tmp_path):
     assert run_name(run.settings) == "hand / S6 / seed 7"
 
 
+def test_the_head_names_edited_pictures_and_training_masks(tmp_path):
+    options = {"strategy": "S7", "variant": "few", "mask_share": 0.25, "mask_quality": "box"}
+    edits = {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}}
+    run = load_run(write_audited(tmp_path, rows(), manifest=edits, **options))
+    facts = {label: text for group in head_rows(run).values() for label, text in group}
+    assert facts["strategy"] == "S7: as S5, trained besides on pictures whose defect was taken away or added"
+    assert facts["training masks"] == "25 % of the defects keep their masks, box"
+    assert facts["edited training pictures"] == "50 %; on average of an epoch paste 2.4, heal 2.4"
+    assert run_name(run.settings) == "hand / S7-few / seed 7"
+    unrecorded = load_run(write_audited(tmp_path / "unrecorded", rows(), strategy="S7"))
+    assert dict(head_rows(unrecorded)["Data"])["edited training pictures"] == "50 %; not recorded"
+
+
 def test_only_weights_in_force_are_named(tmp_path):
     run = load_run(write_audited(tmp_path, rows(), use_counterfactual=False))
     facts = dict(head_rows(run)["Training"])

@@ -105,7 +105,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_what_cannot_be_asked_says_why():
-    with pytest.raises(NoCounterfactual, match="strategy S3 has no counterfactual path to ask; S5 and S6 have one"):
+    with pytest.raises(NoCounterfactual, match="strategy S3 has no counterfactual path to ask; S5 to S7 have one"):
         ask_counterfactual(Looks(strategy="S3"), bright(), mask_of(bright()), 0.5)
     without_path = Looks(strategy="S6")
     without_path.counterfactual = None

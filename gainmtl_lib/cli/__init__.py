@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import click
 
+from gainmtl_lib.cli.ablation import ablation
 from gainmtl_lib.cli.answers import browse, explain, report
 from gainmtl_lib.cli.data import data
 from gainmtl_lib.cli.efficientad import efficientad
 from gainmtl_lib.cli.notebooks import notebooks
 from gainmtl_lib.cli.shared import SPELLING, Commands
+from gainmtl_lib.cli.shortcut import shortcut
 from gainmtl_lib.cli.study import compare_command, evaluate_command, run, train
 from gainmtl_lib.progress import show_progress
 
 COMMANDS = (
-    run, train, evaluate_command, compare_command, explain, browse, report, efficientad, data, notebooks,
+    run, train, evaluate_command, compare_command, ablation, shortcut, explain, browse, report, efficientad, data,
+    notebooks,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from gainmtl_lib.parameters import SettingsError
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
-TRAINING = ("run", "train", "distill")
+TRAINING = ("run", "train", "distill", "ablation", "shortcut")
 """Commands that a second call continues where an interruption left them."""
 
 

@@ -15,7 +15,7 @@ from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 
 @click.command()
-@click.argument("what", metavar="s1…s6|all")
+@click.argument("what", metavar="s1…s7|all")
 @parameter_options
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
 def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], force: bool) -> None:
@@ -39,7 +39,7 @@ def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], forc
 
 @click.command()
 @parameter_options
-@click.option("--strategy", help="S1 … S6; takes the strategy's loss weights along.")
+@click.option("--strategy", help="S1 … S7; takes the strategy's loss weights along.")
 @click.option("--data-root", help="Folder of the data.")
 @click.option("--backbone", "backbone_arch", help="b0-b3, s, m, l, xl, or a timm model name.")
 @click.option("--batch-size", type=int)
@@ -80,8 +80,8 @@ def train(
 @click.option("--data-root", type=Path, help="Other data than the run was trained on.")
 @click.option(
     "--mask-source",
-    type=click.Choice(["localization", "efficientad", "external", "none", "oracle"]),
-    help="S6 only.",
+    type=click.Choice(["localization", "efficientad", "external", "none", "other", "oracle", "all"]),
+    help="S6 only; other is another picture's mask, oracle leaks the label, all compares the sources.",
 )
 @click.option("--external-mask-dir", type=Path, help="Masks for --mask-source external, found by stem.")
 @click.option(

@@ -1,12 +1,13 @@
-"""From the table of samples to batches: decoded once, shuffled and augmented by (seed, epoch, index).
+"""From the table of samples to the loaders of all splits, decoded once.
 
-B images of a batch, N samples, M annotated ones, H x W network input.
+N samples, H x W network input.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,104 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gainmtl_lib.data.annotation import MaskQuality, with_mask_share
+from gainmtl_lib.data.dataset import EpochSampler, SampleDataset
+from gainmtl_lib.data.edits.counterfactuals import ImageCounterfactuals
 from gainmtl_lib.data.external import load_external_masks
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.loading import Loaded, Picture, load_picture, load_samples
+from gainmtl_lib.data.loading import Loaded, load_samples
 from gainmtl_lib.data.transforms import Augmentation, Resize
 from gainmtl_lib.records import Batch
-
-Key = int | tuple[int, int]
-"""A row, or (epoch, row) for the row as that epoch augments it."""
-
-
-class SampleDataset(Dataset[Batch]):
-    """Samples by row. Whole batches are made at once, so that the step to float happens once a batch.
-
-    Args:
-        loaded: the samples that can be used, their pixels unless they stay on disk.
-        image_size: network input (H, W).
-        resize: squash or letterbox.
-        augmentation: applied to keys that name an epoch.
-        seed: of the augmentation.
-    """
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        *,
-        image_size: tuple[int, int],
-        resize: Resize,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.images, self.masks = loaded.images, loaded.masks
-        self.image_size = image_size
-        self.resize: Resize = resize
-        self.augmentation, self.seed = augmentation, seed
-        self.paths = [str(path) for path in loaded.samples["image"]]
-        self.mask_paths = [path if isinstance(path, str) else None for path in loaded.samples["mask"]]
-        self.labels = torch.tensor(loaded.samples["label"].to_numpy(dtype=np.int64))
-        self.has_mask = torch.tensor([path is not None for path in self.mask_paths], dtype=torch.bool)
-        self.mask_slots = self.has_mask.cumsum(0) - 1
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, key: Key) -> Batch:
-        """A batch of one."""
-        return self.__getitems__([key])
-
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these keys; PyTorch's loaders call this instead of collecting single items."""
-        rows = torch.tensor([key if isinstance(key, int) else key[1] for key in keys])
-        pictures = [self._picture(key) for key in keys]
-        images = torch.from_numpy(np.stack([picture.image for picture in pictures]))
-        masks = torch.zeros((len(keys), 1, *self.image_size))
-        for mask, picture in zip(masks, pictures, strict=True):
-            if picture.mask is not None:
-                mask[0] = torch.from_numpy(picture.mask)
-        # (B, H, W, 3) -> (B, 3, H, W) as a view: the memory stays channels-last, which convolutions like best.
-        images = images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-        return Batch(images, self.labels[rows], masks, self.has_mask[rows], rows)
-
-    def _picture(self, key: Key) -> Picture:
-        row = key if isinstance(key, int) else key[1]
-        picture = self.stored(row)
-        if self.augmentation is None or isinstance(key, int):
-            return picture
-        mask = np.zeros(self.image_size, dtype=np.uint8) if picture.mask is None else picture.mask
-        image, mask = self.augmentation(picture.image, mask, seed=self.seed, epoch=key[0], index=row)
-        return Picture(image, mask if picture.mask is not None else None)
-
-    def stored(self, row: int) -> Picture:
-        """The picture of a row, not augmented."""
-        if self.images is None or self.masks is None:
-            return load_picture(self.paths[row], self.mask_paths[row], image_size=self.image_size, resize=self.resize)
-        mask = self.masks[self.mask_slots[row]].numpy() if self.has_mask[row] else None
-        return Picture(self.images[row].numpy(), mask)
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Rows in an order drawn from (seed, epoch), each with the epoch, so that workers know it too.
-
-    Args:
-        rows: the rows to draw from.
-        seed: of the order.
-    """
-
-    def __init__(self, rows: Sequence[int], *, seed: int) -> None:
-        self.rows, self.seed, self.epoch = list(rows), seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, also after a resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for position in np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows)):
-            yield self.epoch, self.rows[position]
 
 
 class GainDataModule(L.LightningDataModule):
@@ -132,6 +43,10 @@ class GainDataModule(L.LightningDataModule):
         rotate90_prob: see `Augmentation`.
         color_jitter_prob: see `Augmentation`.
         gaussian_noise_prob: see `Augmentation`.
+        image_counterfactual: share of training pictures that are edited, see `ImageCounterfactuals`.
+        mask_share: share of training defects that keep their masks, see `with_mask_share`.
+        mask_quality: what training masks are made into, see `coarser_mask`.
+        mask_seed: of the masks that are kept and of the shifts.
         num_workers: loader processes; 0 makes batches in the training process.
         cache_images: keep all decoded pictures in memory instead of decoding them each epoch.
         skip_unreadable: go on without the files that cannot be decoded.
@@ -150,6 +65,10 @@ class GainDataModule(L.LightningDataModule):
         rotate90_prob: float = 0.5,
         color_jitter_prob: float = 0.3,
         gaussian_noise_prob: float = 0.2,
+        image_counterfactual: float = 0.0,
+        mask_share: float = 1.0,
+        mask_quality: MaskQuality = "exact",
+        mask_seed: int = 0,
         num_workers: int = 0,
         cache_images: bool = True,
         skip_unreadable: bool = False,
@@ -167,11 +86,15 @@ class GainDataModule(L.LightningDataModule):
             color_jitter_prob=color_jitter_prob,
             gaussian_noise_prob=gaussian_noise_prob,
         )
+        self.image_counterfactual, self.mask_share, self.mask_seed = image_counterfactual, mask_share, mask_seed
+        self.mask_quality: MaskQuality = mask_quality
         self._dataset: SampleDataset | None = None
+        self._edits_checked = False
 
     @property
     def samples(self) -> pd.DataFrame:
-        """The table that `Batch.index` points into; after `setup` without unreadable rows and empty masks."""
+        """The table that `Batch.index` points into; after `setup` without unreadable rows, and without the masks that
+        are empty or that `mask_share` leaves out."""
         return self._samples
 
     @property
@@ -189,12 +112,35 @@ class GainDataModule(L.LightningDataModule):
         """Decode every file once; a second call does nothing.
 
         Raises:
-            DataError: files that cannot be decoded, or a training split that lacks a class.
+            DataError: files that cannot be decoded, a training split that lacks a class, or one whose pictures cannot
+                be edited although `image_counterfactual` asks for it.
         """
         self._load()
+        if stage == "fit" and self.counterfactuals is not None and not self._edits_checked:
+            self.counterfactuals.check()
+            self._edits_checked = True
         normals, defectives = self.class_counts
         if stage == "fit" and 0 in (normals, defectives):
             raise DataError(f"the training split has {normals} normal and {defectives} defective images; needs both")
+
+    @property
+    def counterfactuals(self) -> ImageCounterfactuals | None:
+        """The edits of training pictures; None where `image_counterfactual` is 0.
+
+        Raises:
+            DataError: the training split lacks a class or has no mask.
+        """
+        dataset = self._load()
+        if dataset.counterfactuals is None and self.image_counterfactual > 0:
+            dataset.counterfactuals = ImageCounterfactuals(
+                labels=dataset.labels.numpy(),
+                annotated=dataset.has_mask.numpy(),
+                rows=np.flatnonzero(dataset.in_training).tolist(),
+                picture=dataset.stored,
+                share=self.image_counterfactual,
+                seed=self.seed,
+            )
+        return dataset.counterfactuals
 
     def rows(self, split: str) -> list[int]:
         """Rows of one split, ascending.
@@ -216,6 +162,12 @@ class GainDataModule(L.LightningDataModule):
             if dataset.has_mask[row]:
                 yield row, dataset[row].masks[0]
 
+    def pasted_masks(self) -> Iterator[Tensor]:
+        """Masks of defects pasted in training, float32 (1, H, W), as many as `ImageCounterfactuals` finds apt."""
+        if self.counterfactuals is not None:
+            for mask in self.counterfactuals.pasted_masks():
+                yield torch.from_numpy(mask)[None].float()
+
     def external_masks(self, split: str, folder: Path) -> Tensor:
         """Masks in [0, 1] from another folder, float32 (N, 1, H, W), in the order of `loader(split)`.
 
@@ -226,7 +178,8 @@ class GainDataModule(L.LightningDataModule):
         return load_external_masks(images, folder, image_size=self.image_size, resize=self.resize)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, augmented. A last batch of a single image is dropped: batch norm needs two."""
+        """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""
+        _ = self.counterfactuals  # in place before workers copy the dataset
         sampler = EpochSampler(self.rows("train"), seed=self.seed)
         single = self.batch_size > 1 and len(sampler) % self.batch_size == 1
         return self._loader(sampler, drop_last=single)
@@ -256,6 +209,7 @@ class GainDataModule(L.LightningDataModule):
                 keep=self.cache_images,
                 skip_unreadable=self.skip_unreadable,
             )
+            loaded = _with_fewer_masks(loaded, self.mask_share, seed=self.mask_seed)
             self._samples = loaded.samples
             if self.num_workers > 0:
                 share_with_workers(loaded)
@@ -265,6 +219,8 @@ class GainDataModule(L.LightningDataModule):
                 resize=self.resize,
                 augmentation=self._augmentation,
                 seed=self.seed,
+                mask_quality=self.mask_quality,
+                mask_seed=self.mask_seed,
             )
         return self._dataset
 
@@ -277,6 +233,14 @@ class GainDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             seed=self.seed,
         )
+
+
+def _with_fewer_masks(loaded: Loaded, share: float, *, seed: int) -> Loaded:
+    samples = with_mask_share(loaded.samples, share, seed=seed)
+    if loaded.masks is None:
+        return replace(loaded, samples=samples)
+    kept = samples["mask"].notna()[loaded.samples["mask"].notna()].to_numpy(dtype=bool)
+    return replace(loaded, samples=samples, masks=loaded.masks if kept.all() else loaded.masks[torch.tensor(kept)])
 
 
 def share_with_workers(loaded: Loaded) -> None:

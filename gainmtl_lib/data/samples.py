@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gainmtl_lib.data.boxes.store import name_in_store
 from gainmtl_lib.data.findings import DataError, Finding, raise_errors
 from gainmtl_lib.data.layouts import LAYOUTS, SPLITS, Scan
 
@@ -94,13 +95,15 @@ def data_digest(samples: pd.DataFrame) -> str:
     Independent of the order of rows and of where the dataset lies.
     """
     files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
+    files = [path for path in files if name_in_store(path) is None]  # masks of boxes lie beside the runs
     base = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
     total = hashlib.sha256()
     for row in samples.sort_values("image").to_dict("records"):
         total.update(f"{row['label']} {row['split']}\n".encode())
         for path in (row["image"], row["mask"]):
             if isinstance(path, str):
-                total.update(f"{Path(path).relative_to(base).as_posix()}\n".encode())
+                name = name_in_store(path) or Path(path).relative_to(base)
+                total.update(f"{name.as_posix()}\n".encode())
                 total.update(_file_digest(path))
     return total.hexdigest()
 

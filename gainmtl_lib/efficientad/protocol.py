@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gainmtl_lib.build import make_data
+from gainmtl_lib.build import make_data, with_boxes
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.samples import read_samples
 from gainmtl_lib.data.splits import assign_splits
@@ -36,6 +36,7 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
         group_pattern=settings.group_pattern,
         both_classes=False,
     )
+    samples = with_boxes(samples, settings)
     if settings.dataset_type == "mvtec":
         samples["split"] = [split or "test" for split in samples["split"]]
     samples = assign_splits(

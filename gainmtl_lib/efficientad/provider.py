@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gainmtl_lib.data.datamodule import EpochSampler, SampleDataset, share_with_workers, whole_batches
+from gainmtl_lib.data.datamodule import share_with_workers, whole_batches
+from gainmtl_lib.data.dataset import EpochSampler, SampleDataset
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.images import read_image
 from gainmtl_lib.data.loading import load_samples

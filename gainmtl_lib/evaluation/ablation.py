@@ -1,8 +1,7 @@
-"""Runs side by side: one row per strategy, and what each step changed."""
+"""Runs side by side: one row per strategy or variant of one, and what each step changed."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from gainmtl_lib.runs import EFFICIENTAD, Run, RunError, load_run, run_status, system_of
+from gainmtl_lib.settings import Settings
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -31,10 +31,17 @@ ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
 TEACHER_MARK = " (masks of a random teacher)"
 """Stands behind one whose attention was given masks of an EfficientAD run with an untrained teacher."""
+BUILT_ON = {"S7": "S5"}
+"""Strategies that are not built on the one before."""
+
+
+def row_name(settings: Settings) -> str:
+    """What a run's row is called: ``S5``, or ``S5-nowarmup`` for a variant."""
+    return settings.strategy + (f"-{settings.variant}" if settings.variant else "")
 
 
 def collect_runs(experiment: str | Path) -> list[Run]:
-    """Finished and evaluated runs of the strategies below ``outputs/<experiment>``, by strategy and seed.
+    """Finished and evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed.
 
     Raises:
         RunError: there is none; the message says what was found.
@@ -49,11 +56,11 @@ def collect_runs(experiment: str | Path) -> list[Run]:
             f"{experiment}: no evaluated run ({len(folders)} started, {len(runs)} finished); "
             "run the strategies first: gainmtl run all"
         )
-    return sorted(evaluated, key=lambda run: (run.settings.strategy, run.settings.seed))
+    return sorted(evaluated, key=lambda run: (row_name(run.settings), run.settings.seed))
 
 
 def compare(runs: list[Run]) -> pd.DataFrame:
-    """One row per run and split: ``strategy``, ``seed``, ``split`` and the metrics of `COLUMNS`.
+    """One row per run and split: ``strategy`` (see `row_name`), ``seed``, ``split`` and the metrics of `COLUMNS`.
 
     Raises:
         RunError: runs of one seed were trained on different data, so that their numbers cannot be compared.
@@ -70,7 +77,7 @@ def compare(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         metrics = run.metrics
-        name = run.settings.strategy + (ORACLE_MARK if metrics.get("label_leaks") else "")
+        name = row_name(run.settings) + (ORACLE_MARK if metrics.get("label_leaks") else "")
         name += TEACHER_MARK if str(metrics.get("teacher", "")).startswith("random") else ""
         for split in ("test", "test_shift"):
             if split in metrics:
@@ -108,16 +115,29 @@ def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
-    """What each strategy changed against the one before, mean over the seeds both have.
+    """What each strategy changed against the one that it is built on, and each variant against its strategy.
 
     Returns:
-        Index (split, step) with steps like ``S1→S2``; one column per metric that both have.
+        Index (split, step) with steps like ``S1→S2``, ``S5→S5-nowarmup``; the mean over the seeds that both have, one
+        column per metric.
     """
     means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
     rows = {}
     for split in comparison["split"].unique():
-        strategies = sorted(comparison["strategy"].unique())
-        for before, after in pairwise(strategies):
+        for before, after in _steps(sorted(comparison["strategy"].unique())):
             first, second = (means.loc[split].xs(s, level="strategy") for s in (before, after))
             rows[split, f"{before}→{after}"] = (second - first).mean()
     return pd.DataFrame(rows).T.rename_axis(["split", "step"])
+
+
+def _steps(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs (before, after) of rows in their order; a variant whose strategy has no run is in none."""
+    plain = [name for name in names if not _is_variant(name)]
+    before = dict(zip(plain[1:], plain))
+    before |= {name: BUILT_ON[name] for name in plain if BUILT_ON.get(name) in plain}
+    before |= {name: name[:2] for name in names if _is_variant(name) and name[:2] in plain}
+    return [(before[name], name) for name in names if name in before]
+
+
+def _is_variant(name: str) -> bool:
+    return name[2:3] == "-"

@@ -6,8 +6,9 @@ Unlike a training run, the check does not stop at the first problem. N images, H
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gainmtl_lib.build import box_source
+from gainmtl_lib.data.boxes.labels import BoxSource, scan_boxes
+from gainmtl_lib.data.boxes.records import KINDS, BoxFinding
 from gainmtl_lib.data.findings import DataError, Finding
 from gainmtl_lib.data.images import MASK_THRESHOLD
 from gainmtl_lib.data.loading import load_picture
@@ -41,12 +45,14 @@ class DataReport:
         samples: the table, plus `height`, `width` (NaN where unreadable), `mask_state` (ok, empty, misfit,
             unreadable, missing, or None for normal images) and `defect_area`, the defect's share of the image.
         counts: images by split (rows) and defect type (columns), with totals.
-        masks: one row per class of mask problem, with its count: missing, empty, non-binary, mis-sized …
+        masks: one row per class of mask problem, with its count: missing, empty, non-binary, mis-sized …; of boxes,
+            what was left out or changed, too.
         defect_area: quantiles of the defect's share of the image, by defect type.
         duplicates: pairs of files: `first`, `second`, `kind` (exact, near), `crosses` (splits, or empty).
         size_auroc: how well image size alone tells the class; 0.5 tells nothing, NaN cannot be said.
         grid_iou: mean and median IoU that the masks themselves reach on the map's grid, by map stride.
         findings: every problem, errors first.
+        boxes: by class of box: boxes, images with one, quantiles of a box's share of its image; empty without boxes.
     """
 
     samples: pd.DataFrame
@@ -57,6 +63,7 @@ class DataReport:
     size_auroc: float
     grid_iou: pd.DataFrame
     findings: list[Finding]
+    boxes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def usable(self) -> bool:
@@ -74,6 +81,7 @@ def check_dataset(
     val_ratio: float | None = None,
     test_ratio: float = 0.2,
     split_seed: int = 42,
+    boxes: BoxSource | None = None,
 ) -> DataReport:
     """Read every file of a dataset and report all that a run would stumble over, or be misled by.
 
@@ -90,12 +98,18 @@ def check_dataset(
             own validation folder.
         test_ratio: as for `split_samples`.
         split_seed: its seed: `split_seed` of the settings, or their `seed` where that is None.
+        boxes: where boxes take the place of mask files: what can be drawn is drawn and checked as masks are.
 
     Raises:
         DataError: only for a `dataset_type` that does not exist.
+        FileError: the masks of boxes cannot be written.
     """
     samples, findings = scan_samples(root, dataset_type=dataset_type, group_pattern=group_pattern)
     findings = list(findings)
+    boxed = None
+    if boxes is not None and len(samples):
+        boxed = scan_boxes(samples, root, boxes)
+        samples = boxed.samples
     if len(samples) and not any(finding.level == "error" for finding in findings):
         if val_ratio is None:
             val_ratio = 0.0 if "val" in set(samples["split"]) else USUAL_VAL_RATIO
@@ -104,6 +118,7 @@ def check_dataset(
         except DataError as error:
             findings.append(Finding("error", str(root), str(error)))
     inspected = inspect_samples(samples, image_size=image_size, resize=resize)
+    findings += [] if boxed is None else boxed.findings
     findings += [finding for one in inspected for finding in one.findings]
     samples = samples.assign(
         height=[one.height for one in inspected],
@@ -116,12 +131,14 @@ def check_dataset(
     report = DataReport(
         samples=samples,
         counts=_counts(samples),
-        masks=_mask_table(inspected),
+        masks=_mask_table(inspected, None if boxed is None else boxed.findings),
         defect_area=_area_table(samples),
         duplicates=duplicates,
         size_auroc=auroc,
         grid_iou=_grid_table(inspected, image_size),
-        findings=findings + _summary_findings(samples, inspected, duplicates, auroc),
+        findings=findings
+        + _summary_findings(samples, inspected, duplicates, auroc, "mask" if boxed is None else "box"),
+        boxes=pd.DataFrame() if boxed is None else boxed.classes,
     )
     report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
     return report
@@ -143,6 +160,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         val_ratio=val_ratio,
         test_ratio=settings.test_ratio,
         split_seed=settings.seed_of_split,
+        boxes=box_source(settings),
     )
 
 
@@ -150,7 +168,8 @@ def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd
     """Pairs of images with equal bytes, and pairs whose thumbnails correlate.
 
     Thumbnails are compared by their fine structure, whatever their brightness, contrast and lighting: a
-    perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike.
+    perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. A pair of test
+    and test_shift does not count as crossing: the shifted test may show the test pictures again.
     """
     first_of: dict[str, int] = {}
     pairs: list[tuple[int, int, str]] = []
@@ -170,16 +189,20 @@ def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd
     images, splits = samples["image"].tolist(), samples["split"].tolist()
     lines = []
     for first, second, kind in pairs:
-        apart = splits[first] is not None and splits[second] is not None and splits[first] != splits[second]
+        where = {splits[first], splits[second]}
+        apart = None not in where and len(where) == 2 and where != {"test", "test_shift"}
         crosses = f"{splits[first]}, {splits[second]}" if apart else ""
         lines.append((images[first], images[second], kind, crosses))
     return pd.DataFrame(lines, columns=["first", "second", "kind", "crosses"])
 
 
 def size_auroc(samples: pd.DataFrame) -> float:
-    """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole."""
+    """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole.
+
+    Without test_shift, whose pictures may be those of test under other groups.
+    """
     sizes = samples[["height", "width"]].to_numpy(dtype=float)
-    readable = ~np.isnan(sizes[:, 0])
+    readable = ~np.isnan(sizes[:, 0]) & (samples["split"] != "test_shift").to_numpy()
     sizes, groups = sizes[readable], samples["group"].to_numpy(dtype=object)[readable]
     labels = samples["label"].to_numpy(dtype=np.int64)[readable]
     folds = min([5, *(len(set(groups[labels == label])) for label in (0, 1))])
@@ -260,11 +283,14 @@ def _counts(samples: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order, [*(["normal"] if "normal" in table.columns else []), *kinds, "total"]]
 
 
-def _mask_table(inspected: Sequence[Inspected]) -> pd.DataFrame:
+def _mask_table(inspected: Sequence[Inspected], boxes: Sequence[BoxFinding] | None) -> pd.DataFrame:
     states = [one.mask_state for one in inspected]
     counts = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     counts["non-binary"] = sum(not one.mask_binary for one in inspected)
     counts["resized"] = sum(one.mask_resized for one in inspected)
+    if boxes is not None:
+        found = Counter(finding.kind for finding in boxes)
+        counts |= {f"boxes: {kind}": found[kind] for kind in KINDS if found[kind]}
     return pd.DataFrame({"masks": counts})
 
 
@@ -281,7 +307,7 @@ def _grid_table(inspected: Sequence[Inspected], image_size: tuple[int, int]) -> 
 
 
 def _summary_findings(
-    samples: pd.DataFrame, inspected: Sequence[Inspected], duplicates: pd.DataFrame, auroc: float
+    samples: pd.DataFrame, inspected: Sequence[Inspected], duplicates: pd.DataFrame, auroc: float, annotation: str
 ) -> list[Finding]:
     """Findings about the dataset as a whole."""
     findings = []
@@ -290,7 +316,9 @@ def _summary_findings(
     missing = sum(one.mask_state == "missing" for one in inspected)
     grey = sum(not one.mask_binary for one in masks)
     if missing:
-        message = f"{missing} of {defective} defective images have no mask; they train the classification terms only"
+        message = (
+            f"{missing} of {defective} defective images have no {annotation}; they train the classification terms only"
+        )
         findings.append(Finding("warning", "", message))
     if grey:
         message = f"{grey} of {len(masks)} masks are not binary; values above {MASK_THRESHOLD} count as defect"
@@ -303,7 +331,8 @@ def _summary_findings(
             findings.append(Finding("warning", pair["second"], message))
     inside = sum(not pair["crosses"] for pair in pairs)
     if inside:
-        findings.append(Finding("info", "", f"{inside} pairs of (nearly) equal images within a split"))
+        twins = ", or of test and test_shift" if "test_shift" in set(samples["split"]) else ""
+        findings.append(Finding("info", "", f"{inside} pairs of (nearly) equal images within a split{twins}"))
     rare = min(defective, len(samples) - defective)
     if len(samples) and 0 < rare < 0.1 * len(samples):
         name = "defective" if rare == defective else "normal"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.evaluation.anomalies import AnomalyMasks
+from gainmtl_lib.evaluation.other_masks import OtherMasks
 from gainmtl_lib.models.gain_mtl import GAINMTLModel
 from gainmtl_lib.records import Batch
 from gainmtl_lib.runs import RunError
@@ -31,13 +32,14 @@ class MaskSource:
     """What the attention of one model is given.
 
     Args:
-        name: localization, efficientad, external, none or oracle; None where the strategy's attention takes no mask.
+        name: localization, efficientad, external, none, other or oracle; None where the strategy's attention takes no
+            mask.
         place: of `external` the folder with one mask per image, of `efficientad` that of the run.
     """
 
     def __init__(self, name: str | None, place: Path | None = None) -> None:
         self.name, self.place = name, place
-        self._outside: FolderMasks | AnomalyMasks | None = None
+        self._outside: FolderMasks | AnomalyMasks | OtherMasks | None = OtherMasks() if name == "other" else None
         if name in PLACES:
             assert place is not None  # `of` saw to it
             self._outside = FolderMasks(place) if name == "external" else AnomalyMasks(place)
@@ -110,7 +112,8 @@ class MaskSource:
         """What to give as ``attention_masks``, (B, 1, H, W) in [0, 1]; None where the model finds its own or none.
 
         Raises:
-            DataError: masks from outside that are missing or do not fit, or pictures that cannot be read.
+            DataError: masks from outside or of other pictures that are missing or do not fit, or pictures that cannot
+                be read.
             RunError: an EfficientAD run that cannot be used here.
         """
         if self.leaks:

@@ -142,8 +142,8 @@ def _scores(cam: Tensor, mask: NDArray[np.bool_]) -> dict[str, float]:
 
 def _reasons(strategy: str) -> dict[str, str]:
     """Why a name may be absent; of names that are there it is never read."""
-    reasons = {"attention": f"strategy {strategy} has no attention path; S3 to S6 have one"}
-    reasons |= dict.fromkeys(PLACE, f"strategy {strategy} has no localization path; S4 to S6 have one")
+    reasons = {"attention": f"strategy {strategy} has no attention path; S3 to S7 have one"}
+    reasons |= dict.fromkeys(PLACE, f"strategy {strategy} has no localization path; S4 to S7 have one")
     reasons |= dict.fromkeys((*SCORES, "mask"), "no mask was given, or it marks no pixel")
     reasons["found"] = "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run"
     reasons["counterfactual_missing"] = "the counterfactual is there, or the verdict is normal and asks for none"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from gainmtl_lib.build import build_data
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation.ablation import ORACLE_MARK
+from gainmtl_lib.evaluation.ablation import ORACLE_MARK, row_name
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.pairing import rows_of
 from gainmtl_lib.explain.plots import map_grid
@@ -178,7 +178,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     maps, notes, missing, told = {}, {}, set(), []
     for run in runs:
         source = MaskSource.of(run.settings)
-        name = run.settings.strategy + (f"\n{ORACLE_MARK.strip()}" if source.leaks else "")
+        name = row_name(run.settings) + (f"\n{ORACLE_MARK.strip()}" if source.leaks else "")
         if name in maps:
             continue
         try:

@@ -115,7 +115,7 @@ def why_no_path(model: GAINMTLModel) -> str | None:
     if model.counterfactual is not None:
         return None
     if model.strategy < "S5":
-        return f"strategy {model.strategy} has no counterfactual path to ask; S5 and S6 have one"
+        return f"strategy {model.strategy} has no counterfactual path to ask; S5 to S7 have one"
     return f"this {model.strategy} model has no counterfactual path: it was built with use_counterfactual false"
 
 

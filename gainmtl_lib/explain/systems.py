@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gainmtl_lib.efficientad.runs import EfficientADRun
+from gainmtl_lib.evaluation.ablation import row_name
 from gainmtl_lib.evaluation.stored import AnyRun
 from gainmtl_lib.runs import Run
 
@@ -74,7 +75,8 @@ class System:
 
 def _strategy(run: AnyRun) -> str:
     assert isinstance(run, Run)
-    return f"{run.settings.strategy} (oracle)" if run.metrics.get("label_leaks") else run.settings.strategy
+    name = row_name(run.settings)
+    return f"{name} (oracle)" if run.metrics.get("label_leaks") else name
 
 
 def _efficientad(run: AnyRun) -> str:

@@ -1,4 +1,4 @@
-"""GAIN-MTL: one backbone, up to four paths; the strategy S1 to S6 says which.
+"""GAIN-MTL: one backbone, up to four paths; the strategy S1 to S7 says which.
 
 path 1  features -> classification head -> cls_logits, cls_cam                                        S1 on
 path 2  features -> CBAM -> attention -> adapter -> second head -> attended_cls_logits                 S3 on
@@ -28,8 +28,8 @@ from gainmtl_lib.models.weights import ModelError
 from gainmtl_lib.records import GainOutput
 from gainmtl_lib.settings import STRATEGY_WEIGHTS
 
-MASK_SOURCES = ("localization", "efficientad", "external", "none", "oracle")
-OUTSIDE_SOURCES = ("efficientad", "external", "oracle")
+MASK_SOURCES = ("localization", "efficientad", "external", "none", "other", "oracle")
+OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
 """Those of them whose masks the model must be given."""
 FUSION_NORMS = ("sigmoid", "product")
 
@@ -81,8 +81,8 @@ class GAINMTLModel(nn.Module):
         num_classes: 2; the CAM is a two-class margin.
         fpn_channels: width of the feature pyramid.
         attention_channels: width inside the attention and mining heads.
-        use_counterfactual: False leaves path 3 out of S5 and S6.
-        strategy: S1 to S6.
+        use_counterfactual: False leaves path 3 out of S5 to S7.
+        strategy: S1 to S7; S7 is the model of S5, trained on edited pictures besides.
         freeze_backbone_stages: see `Backbone.freeze`.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.

@@ -15,7 +15,7 @@ from gainmtl_lib.explain.pictures import same_pictures_figure
 from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.reports.anomaly_comparison import anomaly_table, collect_efficientad, same_anomalies_figure
-from gainmtl_lib.reports.tables import frame_table
+from gainmtl_lib.reports.tables import frame_table, markdown_table
 from gainmtl_lib.runs import Run, RunError
 
 
@@ -66,7 +66,7 @@ def export_comparison(runs: list[Run], comparison: pd.DataFrame, folder: Path) -
     table = by_strategy(comparison)
     lines = [f"Backbone weights: {', '.join(sorted({run.manifest['pretrained'] for run in runs}))}.", ""]
     for split in table.index.get_level_values("split").unique():
-        lines += [f"`{split}`:", "", *_markdown(readable(table, split)), ""]
+        lines += [f"`{split}`:", "", *markdown_table(readable(table, split)), ""]
     with atomic_path(folder / "table.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     with atomic_path(folder / "comparison.csv") as path:
@@ -80,11 +80,5 @@ def export_anomalies(runs: list[EfficientADRun], folder: Path) -> None:
     if not runs:
         return
     with atomic_path(folder / "efficientad.md") as path:
-        path.write_text("\n".join(_markdown(anomaly_table(runs))) + "\n", encoding="utf-8")
+        path.write_text("\n".join(markdown_table(anomaly_table(runs))) + "\n", encoding="utf-8")
     save_figure(same_anomalies_figure(runs[0]), folder / "efficientad.jpg")
-
-
-def _markdown(rows: pd.DataFrame) -> list[str]:
-    header = [str(rows.index.name or ""), *map(str, rows.columns)]
-    body = [[str(name), *map(str, row)] for name, row in zip(rows.index, rows.to_numpy())]
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]

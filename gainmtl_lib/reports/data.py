@@ -33,6 +33,7 @@ def report_data_check(
     report = check_data_of(settings, val_ratio=val_ratio)
     sections = {
         "images by split and defect type": report.counts,
+        "boxes by class, with quantiles of their share of the image": report.boxes,
         "masks": report.masks,
         "defect area, share of the image": report.defect_area,
         f"grid IoU at {' x '.join(map(str, settings.image_size))} px: what the masks reach on a map": report.grid_iou,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gainmtl_lib.build import build_data
+from gainmtl_lib.build import box_labels_of, build_data
 from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
 from gainmtl_lib.efficientad.runs import EfficientADRun, open_run
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
@@ -22,6 +22,7 @@ from gainmtl_lib.explain.pictures import explanation_pictures
 from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.reports.anomalies import print_evaluation
+from gainmtl_lib.reports.mask_sources import ALL, LEAKS, compare_mask_sources
 from gainmtl_lib.reports.novelty import print_novelty
 from gainmtl_lib.reports.tables import number
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
@@ -87,6 +88,19 @@ def _evaluate_strategy(
     if (run_folder is None) == (checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
     run = load_run(run_folder) if run_folder else _run_of(checkpoint)
+    if mask_source == ALL:
+        others = {"data-root": data_root, "visualize": visualize, "vis-dir": vis_dir, "error-analysis": error_analysis}
+        _compare_sources(
+            console,
+            run,
+            others,
+            efficientad_run=efficientad_run,
+            external_mask_dir=external_mask_dir,
+            device=device,
+            export=export_results,
+            force=force,
+        )
+        return
     if run is not None:
         model, settings = run, run.settings
     else:
@@ -141,6 +155,15 @@ def _evaluate_strategy(
         console.print(f"{count} pictures and classification.png: {escape(str(folder))}")
 
 
+def _compare_sources(console: Console, run: Run | None, others: dict[str, Any], **options: Any) -> None:
+    """``--mask-source all``, which `others` have no place in."""
+    if run is None:
+        raise RunError(f"--mask-source {ALL} is for a finished run; give its folder in place of --checkpoint")
+    if given := [f"--{name}" for name, value in others.items() if value]:
+        raise RunError(f"--mask-source {ALL} compares results on the run's own data; leave {', '.join(given)} out")
+    compare_mask_sources(console, run, **options)
+
+
 def _export(console: Console, summary: dict[str, Any], path: Path | None) -> None:
     if path is not None:
         write_json(path, summary)
@@ -167,7 +190,8 @@ def _novelty(run: Run, efficientad_run: Path | None, device: str | None, force: 
 def _elsewhere(settings: Settings, data_root: Path) -> Settings:
     """The same reading of other data. A synthetic dataset is read as it lies there, not made anew."""
     layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
-    return settings.changed(data_root=data_root.absolute(), dataset_type=layout)
+    root = data_root.absolute()
+    return settings.changed(data_root=root, dataset_type=layout, box_labels=box_labels_of(settings, root))
 
 
 def _run_of(checkpoint: Path | None) -> Run | None:
@@ -190,7 +214,7 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     if summary.get("teacher"):
         console.print(f"masks from {escape(summary['efficientad_run'])}; its teacher: {escape(summary['teacher'])}")
     if summary.get("label_leaks"):
-        console.print("[bold]mask_source oracle: the ground truth was given to the model; these are no results[/bold]")
+        console.print(LEAKS)
 
 
 def _print_errors(console: Console, table: pd.DataFrame) -> None:

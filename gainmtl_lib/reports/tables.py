@@ -24,5 +24,12 @@ def frame_table(title: str, rows: pd.DataFrame) -> Table:
     return table
 
 
+def markdown_table(rows: pd.DataFrame) -> list[str]:
+    """The lines of a Markdown table, the frame's index as the first column."""
+    header = [str(rows.index.name or ""), *map(str, rows.columns)]
+    body = [[str(name), *map(str, row)] for name, row in zip(rows.index, rows.to_numpy())]
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

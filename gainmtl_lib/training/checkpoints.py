@@ -29,7 +29,7 @@ class RunCheckpoints(Checkpoint):
     """``last.ckpt`` after every epoch, ``epoch_<n>.ckpt`` every few, ``best.ckpt`` within the final stage.
 
     Best is the highest validation average precision, ties by CAM-IoU. It is looked for in the final stage
-    only, the same window for every strategy: before stage 2 the deciding head of S3-S6 is untrained.
+    only, the same window for every strategy: before stage 2 the deciding head of S3-S7 is untrained.
 
     Args:
         folder: where they go.

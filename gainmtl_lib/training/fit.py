@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def _module(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> Ga
 
 def _mixer(settings: Settings, data: GainDataModule) -> MaskMixer:
     height, width = settings.image_size
+    pasted = ((None, mask) for mask in data.pasted_masks())
     return MaskMixer(
-        data.training_masks(),
+        chain(data.training_masks(), pasted),
         grid=(height // settings.map_stride, width // settings.map_stride),
         own_prob=settings.own_mask_prob,
         other_prob=settings.other_mask_prob,
@@ -153,7 +155,7 @@ def _loggers(settings: Settings, folder: Path) -> list[Logger]:
     loggers = event_loggers(settings)
     if settings.use_wandb:
         try:
-            name = f"{settings.experiment}-{settings.strategy.lower()}-seed{settings.seed}"
+            name = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}"
             loggers.append(
                 WandbLogger(name=name, project=settings.wandb_project, save_dir=folder, config=settings.plain())
             )
@@ -170,7 +172,7 @@ def _finish(loggers: list[Logger]) -> None:
 
 
 def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
-    samples = data.samples
+    samples, edits = data.samples, data.counterfactuals
     normals, defectives = data.class_counts
     return circumstances(device=checked_device(settings.device), precision=settings.precision) | {
         "strategy": settings.strategy,
@@ -182,4 +184,5 @@ def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> 
         "train_normal": normals,
         "train_defective": defectives,
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
+        "edits_per_epoch": {} if edits is None else {kind: round(n, 2) for kind, n in edits.expected.items()},
     }

@@ -28,7 +28,8 @@ class MaskMixer:
 
     Args:
         masks: (index of the sample, its mask (1, H, W) in [0, 1]) of each annotated training defect, resized to
-            the network's input but not augmented; read once.
+            the network's input but not augmented; with index None masks that no sample has as it is stored, such
+            as those of pasted defects. Read once.
         grid: (h, w) of the attention.
         own_prob, other_prob: as above.
         hflip_prob, vflip_prob, rotate90_prob: the training augmentation's, applied to masks from the bank as
@@ -37,7 +38,7 @@ class MaskMixer:
 
     def __init__(
         self,
-        masks: Iterable[tuple[int, Tensor]],
+        masks: Iterable[tuple[int | None, Tensor]],
         *,
         grid: tuple[int, int],
         own_prob: float,
@@ -56,9 +57,10 @@ class MaskMixer:
         self.other_prob = other_prob
         self.flip_probs = (hflip_prob, vflip_prob, rotate90_prob)
         self.bank = torch.stack([mask for _, mask in pairs]) if pairs else torch.zeros(0, 1, *grid)  # (N, 1, h, w)
-        self.place = {int(index): row for row, (index, _) in enumerate(pairs)}
-        if len(self.place) < len(pairs):
-            raise ValueError(f"each sample may bring one mask, got {len(pairs)} masks of {len(self.place)} samples")
+        owned = [(int(index), row) for row, (index, _) in enumerate(pairs) if index is not None]
+        self.place = dict(owned)
+        if len(self.place) < len(owned):
+            raise ValueError(f"each sample may bring one mask, got {len(owned)} masks of {len(self.place)} samples")
 
     def draw(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """One mask or none for each image of a training batch.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gainmtl_lib.evaluation.ablation import row_name
 from gainmtl_lib.explain.audit_report.wording import plural, rounded
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import Settings
@@ -18,6 +19,7 @@ STRATEGIES = {
     "S4": "guided attention and localization",
     "S5": "guided attention, localization and counterfactual",
     "S6": "attention fused with a mask, localization and counterfactual",
+    "S7": "as S5, trained besides on pictures whose defect was taken away or added",
 }
 UNKNOWN = "not recorded"
 FILES = (
@@ -41,7 +43,7 @@ def head_rows(run: Run) -> dict[str, Rows]:
 
 def run_name(settings: Settings) -> str:
     """``quick / S5 / seed 42``."""
-    return f"{settings.experiment} / {settings.strategy} / seed {settings.seed}"
+    return f"{settings.experiment} / {row_name(settings)} / seed {settings.seed}"
 
 
 def started(manifest: Mapping[str, Any]) -> str:
@@ -90,12 +92,24 @@ def _data(settings: Settings, manifest: Mapping[str, Any]) -> Rows:
         annotated = manifest.get("train_annotated", UNKNOWN)
         counts = f"{manifest['train_normal']} normal, {manifest['train_defective']} defective ({annotated} with a mask)"
         rows.append(("training pictures", counts))
+    if settings.mask_share < 1 or settings.mask_quality != "exact":
+        kept = f"{100 * settings.mask_share:g} % of the defects keep their masks"
+        rows.append(("training masks", f"{kept}, {settings.mask_quality}"))
+    if settings.image_counterfactual > 0:
+        rows.append(("edited training pictures", _edits(settings, manifest)))
     drawn = f"seed {settings.seed_of_split}, test ratio {settings.test_ratio:g}"
     rows.append(("split", f"the data's own where it has one; else {drawn}"))
     if settings.dataset_type == "synthetic":
         planted = f"{settings.shortcut}, with the label in {100 * settings.shortcut_correlation:g} % of the pictures"
         rows.append(("planted shortcut", "none" if settings.shortcut == "none" else planted))
     return rows
+
+
+def _edits(settings: Settings, manifest: Mapping[str, Any]) -> str:
+    expected = manifest.get("edits_per_epoch") or {}
+    kinds = ", ".join(f"{kind} {number:g}" for kind, number in expected.items())
+    counted = f"on average of an epoch {kinds}" if kinds else UNKNOWN
+    return f"{100 * settings.image_counterfactual:g} %; {counted}"
 
 
 def _training(settings: Settings, manifest: Mapping[str, Any]) -> Rows:

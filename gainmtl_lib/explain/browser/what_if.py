@@ -28,10 +28,10 @@ from gainmtl_lib.runs import Run
 def ask(opened: OpenedRun, row: int) -> list[str]:
     """The answer in sentences, the last of which says where it comes from."""
     if not isinstance(opened.run, Run):
-        return [f"{opened.name}: this system has no counterfactual path; S5 and S6 of GAIN-MTL have one."]
+        return [f"{opened.name}: this system has no counterfactual path; S5 to S7 of GAIN-MTL have one."]
     settings = opened.run.settings
     if settings.strategy < "S5":
-        return [f"{opened.name}: strategy {settings.strategy} has no counterfactual path; S5 and S6 have one."]
+        return [f"{opened.name}: strategy {settings.strategy} has no counterfactual path; S5 to S7 have one."]
     if not settings.use_counterfactual:
         return [f"{opened.name}: trained without a counterfactual path (use_counterfactual: false)."]
     try:

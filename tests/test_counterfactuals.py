@@ -1,0 +1,299 @@
+"""Which training pictures are edited, and that edits say nothing about the class: counted on small drawn surfaces."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gainmtl_lib.data.edits import HEAL_METHODS, PASTE_METHODS, EditError
+from gainmtl_lib.data.edits import counterfactuals as module
+from gainmtl_lib.data.edits.counterfactuals import HEALING, ImageCounterfactuals, edit_odds
+from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.data.loading import Picture
+
+SIDE = 40
+PASTING = ("paste", "paste_clean", "repaste")
+
+
+@cache
+def surface(row: int, defective: bool, covered: bool = False) -> Picture:
+    """A grainy surface; defective ones have a dark square of 7 pixels, or one that takes nearly all."""
+    rng = np.random.default_rng(row)
+    image = rng.normal(150, 6, (SIDE, SIDE, 1)).repeat(3, axis=2)
+    if not defective:
+        return Picture(image.clip(0, 255).astype(np.uint8), None)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    top, left = rng.integers(4, SIDE - 12, size=2)
+    mask[(slice(1, None), slice(None)) if covered else (slice(top, top + 7), slice(left, left + 7))] = 1
+    image[mask > 0] -= 70
+    return Picture(image.clip(0, 255).astype(np.uint8), mask)
+
+
+def edits(
+    normals: int = 20, defectives: int = 20, *, share: float = 0.5, seed: int = 0, without: int = 0, covered: int = 0
+) -> ImageCounterfactuals:
+    """Rows: normal ones first, then defective ones: `without` a mask, then `covered` by it, then the others."""
+    labels = np.array([0] * normals + [1] * defectives)
+    annotated = np.arange(len(labels)) >= normals + without
+
+    def picture(row: int) -> Picture:
+        full = surface(row, bool(labels[row]), normals + without <= row < normals + without + covered)
+        return full if annotated[row] else Picture(full.image, None)
+
+    return ImageCounterfactuals(
+        labels=labels, annotated=annotated, rows=range(len(labels)), picture=picture, share=share, seed=seed
+    )
+
+
+def drawn(of: ImageCounterfactuals, epochs: int) -> list:
+    found = [of.draw(epoch, row) for epoch in range(epochs) for row in of.rows]
+    return [each for each in found if each is not None]
+
+
+# the odds
+
+
+def test_the_odds_of_classes_of_equal_size():
+    assert edit_odds(50, 50, 0.5) == {
+        0: pytest.approx({"paste": 0.2, "heal_spot": 0.05, "paste_clean": 0.25}),
+        1: pytest.approx({"heal": 0.2, "heal_beside": 0.25, "repaste": 0.05}),
+    }
+
+
+def test_the_odds_where_defects_are_rare():
+    odds = edit_odds(72, 28, 0.5)  # 0.4 x 0.5 x 28 = 5.6 of either change of label
+    assert odds[1] == pytest.approx({"heal": 5.6 / 28, "heal_beside": 0.25, "repaste": 0.25 - 5.6 / 28})
+    assert odds[0] == pytest.approx({"paste": 5.6 / 72, "heal_spot": 0.25 - 5.6 / 72, "paste_clean": 0.25})
+
+
+@pytest.mark.parametrize("normals, defectives", [(50, 50), (72, 28), (28, 72), (1000, 7)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_by_the_odds_an_edit_says_nothing_about_the_class(normals, defectives, share):
+    counts = {
+        kind: odds * size
+        for label, size in ((0, normals), (1, defectives))
+        for kind, odds in edit_odds(normals, defectives, share)[label].items()
+    }
+    assert min(counts.values()) > 0
+    assert counts["heal"] == pytest.approx(counts["paste"]), "the classes stay as large as they are"
+    for shown, size in (
+        (("heal", "heal_spot", "paste_clean"), normals),
+        (("heal_beside", "paste", "repaste"), defectives),
+    ):
+        assert sum(counts[kind] for kind in shown if kind in HEALING) == pytest.approx(share * size / 2)
+        assert sum(counts[kind] for kind in shown if kind in PASTING) == pytest.approx(share * size / 2)
+    if normals == defectives:
+        controls = sum(counts[kind] for kind in counts if kind not in ("heal", "paste"))
+        assert controls / sum(counts.values()) == pytest.approx(0.6)
+        assert counts["heal_beside"] / (counts["heal_beside"] + counts["repaste"]) == pytest.approx(5 / 6)
+        assert counts["heal_spot"] / (counts["heal_spot"] + counts["paste_clean"]) == pytest.approx(1 / 6)
+
+
+# what is drawn
+
+
+@pytest.mark.parametrize("normals, defectives", [(25, 25), (36, 14)])
+def test_what_is_drawn_follows_the_odds(normals, defectives):
+    of, epochs = edits(normals, defectives), 16
+    found = drawn(of, epochs)
+    counts = Counter(each.kind for each in found)
+    for label, size in ((0, normals), (1, defectives)):
+        for kind, odds in of.odds[label].items():
+            low, high = stats.binom.interval(0.998, size * epochs, odds)
+            assert low <= counts[kind] <= high, kind
+    assert not [each for each in found if each.edit is None]
+    shown = Counter((each.edit.label, each.kind in HEALING) for each in found)
+    for label, size in ((0, normals), (1, defectives)):
+        for healing in (True, False):
+            low, high = stats.binom.interval(0.998, size * epochs, 0.25)
+            assert low <= shown[label, healing] <= high
+
+
+def test_methods_are_drawn_evenly_in_both_classes():
+    found = drawn(edits(), 24)
+    for methods, family in ((HEAL_METHODS, HEALING), (PASTE_METHODS, PASTING)):
+        table = [
+            [sum(e.edit.method == m and e.edit.label == label for e in found if e.kind in family) for m in methods]
+            for label in (0, 1)
+        ]
+        assert stats.chisquare(np.sum(table, axis=0)).pvalue > 0.01
+        assert stats.chi2_contingency(table).pvalue > 0.01
+
+
+def test_edits_carry_their_labels_and_masks_and_change_only_their_region():
+    of = edits()
+    labels = dict.fromkeys(("heal", "heal_spot", "paste_clean"), 0) | dict.fromkeys(
+        ("paste", "repaste", "heal_beside"), 1
+    )
+    seen = set()
+    for each in drawn(of, 8):
+        before, edit = of._picture(each.row), each.edit
+        seen.add(each.kind)
+        assert edit.label == labels[each.kind] and edit.mask.any() == (edit.label == 1)
+        assert np.array_equal(edit.image[~edit.region], before.image[~edit.region])
+        assert not np.array_equal(edit.image, before.image)
+        if each.kind in ("repaste", "heal_beside"):
+            assert np.array_equal(edit.mask, before.mask > 0)
+    assert seen == set(labels)
+
+
+def test_a_draw_follows_from_seed_epoch_and_row_alone():
+    def kinds(of, epoch):
+        return [(each.kind, each.edit.method, each.edit.image.tobytes()) if each else None for each in
+                (of.draw(epoch, row) for row in of.rows)]  # fmt: skip
+
+    first = edits()
+    before = kinds(first, 3)
+    kinds(first, 0)
+    assert kinds(first, 3) == before == kinds(edits(), 3)
+    assert kinds(first, 4) != before != kinds(edits(seed=1), 3)
+    assert [each is None for each in before] != [each is None for each in kinds(first, 4)]
+
+
+def test_all_or_few_pictures_are_edited_as_asked():
+    assert len(drawn(edits(share=1.0), 2)) == 80
+    assert len(drawn(edits(share=0.05), 20)) == pytest.approx(40, abs=20)
+
+
+# defects that cannot be edited
+
+
+def test_an_annotated_defect_takes_the_turn_of_one_without_a_mask():
+    of = edits(without=17)
+    found = [(row, each) for epoch in range(10) for row in range(20, 40) if (each := of.draw(epoch, row))]
+    assert len(found) == pytest.approx(100, abs=25), "edited as often as with all masks"
+    assert {each.row for _, each in found} == {37, 38, 39}
+    assert all(row == each.row for row, each in found if row >= 37)
+    assert of.expected == edits().expected
+
+
+def test_a_defect_that_cannot_be_edited_gives_its_turn_away():
+    of = edits(covered=4)
+    found = [each for epoch in range(12) for row in range(20, 24) if (each := of.draw(epoch, row))]
+    done = [each for each in found if each.edit is not None]
+    assert len(found) - 3 < len(done) and len(done) > 15
+    assert {each.row for each in done} <= set(range(24, 40))
+    assert {reason for each in done for reason in each.failures} == {"covers the picture"}
+
+
+def test_what_is_impossible_is_counted_and_logged(caplog, monkeypatch):
+    of = edits()
+    calls = []
+
+    def never(*args, **options):
+        calls.append(options["method"])
+        raise EditError("no free place", "none at all")
+
+    monkeypatch.setattr(module, "heal_spot", never)
+    monkeypatch.setattr(module, "paste_clean", never)
+    table = of.epoch_table(0)
+    failed = table[table["method"].isna()]
+    assert len(failed) and set(failed["kind"]) == {"heal_spot", "paste_clean"}
+    assert set(failed["failures"]) == {("no free place",) * module.TRIES}
+    assert failed["label"].tolist() == [0] * len(failed) and (failed["row"] == failed["position"]).all()
+    assert len(calls) == module.TRIES * len(failed) and len(set(calls)) > 4, "each try draws its method anew"
+    with caplog.at_level(logging.WARNING):
+        of.check()
+    number = module.TRIES * len(failed)
+    assert f"{len(failed)} of {len(table)} edits tried are impossible" in caplog.text
+    assert f"reasons by number of tries: no free place ({number}); these pictures stay as they are" in caplog.text
+
+
+def test_nothing_is_logged_when_all_is_possible(caplog):
+    edits().check()
+    assert not caplog.text
+
+
+def test_edits_that_are_all_impossible_stop_the_training():
+    message = r"image_counterfactual is 0.5, but \d+ of \d+ edits tried are impossible; .*covers the picture"
+    with pytest.raises(DataError, match=message):
+        edits(normals=1, defectives=3, covered=3, seed=3).check()
+
+
+def test_a_single_normal_picture_has_no_other_to_take_from():
+    of = edits(normals=1, defectives=5, share=1.0)
+    reasons = {reason for epoch in range(30) if (each := of.draw(epoch, 0)) for reason in each.failures}
+    assert reasons == {"no other normal picture"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"without": 20},
+            "image_counterfactual is 0.5, but none of the 20 defective training images has a mask in use",
+        ),
+        ({"normals": 0}, "image_counterfactual is 0.5, but the training split has 0 normal and 20 defective images"),
+        ({"defectives": 0}, "the training split has 20 normal and 0 defective images; edits need both"),
+        ({"share": 0.0}, r"image_counterfactual is 0; expected a share in \(0, 1\]"),
+        ({"share": 1.5}, r"image_counterfactual is 1.5; expected a share in \(0, 1\]"),
+    ],
+)
+def test_what_is_missing_is_named(options, message):
+    with pytest.raises(DataError, match=message):
+        edits(**options)
+
+
+# what there is to look at
+
+
+def test_the_table_of_an_epoch_lists_its_edits():
+    of = edits(without=15)
+    table = of.epoch_table(2)
+    assert table.columns.tolist() == ["position", "row", "kind", "method", "label", "failures"]
+    for line in table.to_dict("records"):
+        each = of.draw(2, line["position"])
+        assert (each.row, each.kind, each.edit.method, each.edit.label, each.failures) == (
+            line["row"], line["kind"], line["method"], line["label"], line["failures"]
+        )  # fmt: skip
+    assert set(of.rows) - set(table["position"]) == {row for row in of.rows if of.draw(2, row) is None}
+    assert set(of.epoch_table(2, limit=10)["position"]) == set(table["position"]) & set(range(0, 40, 4))
+    assert edits(share=0.01).epoch_table(0, limit=1).columns.tolist() == table.columns.tolist()
+
+
+@pytest.mark.parametrize("kind", [*HEALING, *PASTING])
+def test_an_example_of_each_kind_and_method(kind):
+    of = edits()
+    for method in HEAL_METHODS if kind in HEALING else PASTE_METHODS:
+        example = of.example(kind, method)
+        assert (example.edit.kind, example.edit.method) == (kind, method)
+        assert np.array_equal(example.before, of._picture(example.row).image)
+        assert example.mask_before.any() == (kind in ("heal", "heal_beside", "repaste"))
+    assert len({of.example(kind, number=number).row for number in range(12)}) > 3
+    assert np.array_equal(of.example(kind).edit.image, of.example(kind).edit.image)
+
+
+def test_examples_that_cannot_be_had():
+    with pytest.raises(DataError, match=r"could be edited by heal \(telea\): covers the picture"):
+        edits(covered=20).example("heal", "telea")
+    with pytest.raises(DataError, match="no kind 'erase'; there are paste, heal_spot, paste_clean, heal, heal_beside"):
+        edits().example("erase")
+
+
+# masks for strategy S6
+
+
+@pytest.mark.parametrize("options, expected", [({}, 5), ({"share": 1.0}, 13), ({"without": 16}, 2)])
+def test_as_many_pasted_masks_as_a_training_shows(options, expected):
+    """Of 20 + 20 pictures with p = 0.5 an epoch shows 4 pasted masks and 16 as they are stored: 20 stored ask for 5.
+
+    With p = 1: 8 and 12, so 13.3. With 4 masks: 4 pasted, 4 / 2 unedited and 20 / 2 - 4 edited ones: 4 x 4 / 8 = 2.
+    """
+    of = edits(**options)
+    masks = list(of.pasted_masks())
+    assert len(masks) == expected
+    pasted = [each.edit.mask for each in drawn(of, 3) if each.kind == "paste"]
+    assert all(np.array_equal(one, other) for one, other in zip(masks, pasted))
+
+
+def test_pastes_that_all_fail_end(monkeypatch):
+    def never(*args, **options):
+        raise EditError("too faint", "always")
+
+    monkeypatch.setattr(module, "paste", never)
+    assert list(edits(normals=5, defectives=5).pasted_masks()) == []

@@ -1,0 +1,195 @@
+"""Plans of studies: what their runs are asked for, and what is refused."""
+
+import pytest
+import yaml
+
+from gainmtl_lib.parameters import SettingsError, repository_root
+from gainmtl_lib.plans import load_plan, variant_of
+from gainmtl_lib.settings import STRATEGY_WEIGHTS
+
+ROOT = repository_root()
+SMALL = {
+    "experiment": "hand",
+    "base": ["params/small.yaml"],
+    "seeds": [0, 3],
+    "rows": {"S1": {"strategy": "S1"}, "S4, no warm-up": {"strategy": "S4", "loc_warmup_ratio": 0.0}},
+    "steps": [["S1", "S4, no warm-up"]],
+}
+
+
+def write_plan(folder, **changed):
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(SMALL | changed, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def message(path, **overrides):
+    with pytest.raises(SettingsError) as error:
+        load_plan(path, **overrides)
+    return str(error.value)
+
+
+def test_runs_go_seed_by_seed(tmp_path):
+    plan = load_plan(write_plan(tmp_path))
+    assert list(plan.runs()) == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
+
+
+def test_a_runs_settings_are_base_then_row_with_the_rows_name_as_variant(tmp_path):
+    plan = load_plan(write_plan(tmp_path))
+    one = plan.settings("S4, no warm-up", 3)
+    assert (one.strategy, one.loc_warmup_ratio, one.seed, one.image_size) == ("S4", 0.0, 3, (96, 96))
+    assert one.run_dir == ROOT / "outputs/hand/s4-no-warm-up/seed3"
+    assert plan.settings("S1", 0).run_dir == ROOT / "outputs/hand/s1/seed0"
+    assert one.weights == {**STRATEGY_WEIGHTS["S4"]}
+
+
+def test_parameters_win_over_the_base_and_lose_against_a_row(tmp_path):
+    plan = load_plan(write_plan(tmp_path), num_epochs=3, loc_warmup_ratio=0.25, experiment="other", seeds=[7])
+    assert plan.settings("S1", 7).num_epochs == 3
+    assert plan.settings("S1", 7).loc_warmup_ratio == 0.25
+    assert plan.settings("S4, no warm-up", 7).loc_warmup_ratio == 0.0
+    assert (plan.experiment, plan.seeds) == ("other", (7,))
+    written = load_plan(write_plan(tmp_path, parameters={"num_epochs": 5, "dropout": 0.25}), num_epochs=3)
+    assert (written.settings("S1", 0).num_epochs, written.settings("S1", 0).dropout) == (3, 0.25)
+
+
+def test_each_seed_has_data_of_its_own_where_asked(tmp_path):
+    plan = load_plan(write_plan(tmp_path, data_per_seed=True), data_root=tmp_path / "made")
+    for seed in (0, 3):
+        settings = {plan.settings(row, seed).data_root for row in plan.rows}
+        assert settings == {tmp_path / f"made-{seed}"}
+        assert plan.settings("S1", seed).synthetic_seed == seed
+    shared = load_plan(write_plan(tmp_path), data_root=tmp_path / "made")
+    assert {shared.settings("S1", seed).data_root for seed in (0, 3)} == {tmp_path / "made"}
+    assert shared.settings("S1", 3).synthetic_seed == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "strategy", "variant"),
+    [
+        ("S4", "S4", ""),
+        ("S4, no warm-up", "S4", "no-warm-up"),
+        ("s4 no warm-up", "S4", "no-warm-up"),
+        ("stride 8", "S5", "stride-8"),
+        ("S5, 5 % of the masks", "S5", "5-of-the-masks"),
+        ("S5, share 0.05", "S5", "share-0.05"),
+        ("S2, weights of S3", "S2", "weights-of-s3"),
+    ],
+)
+def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
+    assert variant_of(row, strategy) == variant
+
+
+ROWS = SMALL["rows"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": [["S1", "S8"]]}, "steps: 'S8' is no row of the plan; rows: S1; S4, no warm-up"),
+        ({"steps": [["S1", "S4, no warmup"]]}, "no row of the plan; did you mean 'S4, no warm-up'?; rows: S1;"),
+        ({"steps": [["S1", "S1"]]}, "steps: 'S1' is compared with itself"),
+        ({"steps": [["S1", "S4, no warm-up"]] * 2}, "steps: a pair is given twice"),
+        ({"steps": [["S1"]]}, "a step must be a pair of row names [before, after], got ['S1']"),
+        ({"steps": "S1"}, "steps must be a list of pairs"),
+        ({"rows": {}}, "rows must map names to parameters, at least one, got {}"),
+        ({"rows": {"S1": None}}, "row 'S1' must be a name with a mapping of parameters, got None"),
+        ({"rows": {"plain": {"dropout": 0.1}}}, "row 'plain' has no strategy; give one of S1, S2"),
+        ({"rows": {"S4": {"strategy": "S5"}}}, "row 'S4' has strategy 'S5'; name it otherwise"),
+        ({"rows": {"S5, a-b": {"strategy": "S5"}, "S5 A b": {"strategy": "S5"}}},
+         "rows 'S5, a-b' and 'S5 A b' would share the folder s5-a-b; rename one"),
+        ({"rows": {"S5 %": {"strategy": "S5"}}}, "row 'S5 %' needs a letter or digit beside its strategy"),
+        ({"rows": {"S1": {"strategy": "S1", "learnig_rate": 1.0}}},
+         "row 'S1': unknown parameter 'learnig_rate'; did you mean 'learning_rate'?"),
+        ({"rows": {"S8": {"strategy": "S8"}}}, "row 'S8': strategy must be 'S1', 'S2'"),
+        ({"rows": {"S1": {"strategy": "S1", "seed": 3}}}, "row 'S1': seed comes from the plan itself; leave it out"),
+        ({"parameters": {"strategy": "S1"}}, "parameters: strategy comes from the plan itself"),
+        ({"data_per_seed": True, "parameters": {"synthetic_seed": 1}}, "synthetic_seed comes from the plan itself"),
+        ({"data_per_seed": True, "base": []}, "row 'S1': data_per_seed needs dataset_type 'synthetic', got 'generic'"),
+        ({"rows": ROWS | {"S2": {"strategy": "S2", "shortcut": "none"}}},
+         "rows 'S1' and 'S2' differ in shortcut but share data_root"),
+        ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
+        ({"seeds": []}, "seeds must be"),
+        ({"seeds": ["a"]}, "seeds must be"),
+        ({"row": {}}, "unknown parameter 'row'; did you mean 'rows'?"),
+        ({"base": ["params/s3.yaml"], "steps": []}, "chooses a strategy, which the rows do; leave it out"),
+        ({"base": ["params/no.yaml"]}, "params/no.yaml: no such parameter file"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_the_file_and_the_key(tmp_path, changed, said):
+    path = write_plan(tmp_path, **{"steps": []} | changed)
+    assert f"{path}: " in message(path)
+    assert said in message(path)
+
+
+def test_mistakes_on_the_command_line_do_not_name_the_file(tmp_path):
+    path = write_plan(tmp_path)
+    assert message(path, num_epoch=3) == "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"
+    assert "row 'S1': num_epochs must be a whole number, got the text 'x'" in message(path, num_epochs="x")
+
+
+def test_files_that_are_no_plans(tmp_path):
+    assert "no such plan; a file, or one of ablation, annotation, map_stride" in message("ablations")
+    assert "did you mean 'ablation'?" in message("ablations")
+    path = tmp_path / "plan.yaml"
+    path.write_text("- a\n")
+    assert message(path) == f"{path}: expected 'name: value' lines, got list"
+    path.write_text("a: [\n")
+    assert f"{path}: not a YAML file" in message(path)
+
+
+def test_part_of_a_plan_keeps_the_steps_between_its_rows():
+    plan = load_plan("ablation").only(rows=["S1", "S2", "S3, no guide"], seeds=[4])
+    assert list(plan.rows) == ["S1", "S2", "S3, no guide"]
+    assert plan.seeds == (4,)
+    assert plan.steps == (("S1", "S2"),)
+    with pytest.raises(SettingsError, match="'S9' is no row of the plan"):
+        plan.only(rows=["S9"])
+    with pytest.raises(SettingsError, match="seed 0 is not in the plan, which has 4"):
+        plan.only(seeds=[0])
+
+
+def test_a_written_plan_is_the_same_plan(tmp_path):
+    plan = load_plan("ablation", num_epochs=2)
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(plan.plain(), sort_keys=False))
+    again = load_plan(path)
+    assert again == plan
+    assert again.settings("S5, zero", 1) == plan.settings("S5, zero", 1)
+    assert yaml.safe_load(path.read_text())["base"] == ["params/small.yaml"]
+
+
+def departures(plan, row, other):
+    names = [line.split(":")[0] for line in plan.settings(row, 0).differences(plan.settings(other, 0))]
+    return sorted(set(names) - {"variant"})
+
+
+def test_rows_of_the_ablation_depart_from_their_strategy_in_what_they_say():
+    plan = load_plan("ablation")
+    assert [row for row in plan.rows if "," not in row] == list(STRATEGY_WEIGHTS)
+    assert len(plan.seeds) == 5 and plan.data_per_seed
+    assert departures(plan, "S2, weights of S3", "S2") == ["lambda_cam_guide", "lambda_cls"]
+    assert departures(plan, "S3, weights of S2", "S3") == ["lambda_cam_guide", "lambda_cls"]
+    assert departures(plan, "S3, no guide", "S3") == ["lambda_guide"]
+    assert departures(plan, "S4, no warm-up", "S4") == ["loc_warmup_ratio"]
+    assert departures(plan, "S5, normal attention zero", "S5") == ["normal_attention"]
+    assert departures(plan, "S5, mean", "S5") == departures(plan, "S5, zero", "S5") == ["counterfactual_mode"]
+    assert departures(plan, "S1, resnet50", "S1") == ["backbone_arch", "use_mmpretrain"]
+    for row, other in (("S2, weights of S3", "S3"), ("S3, weights of S2", "S2")):
+        for term in ("cls", "cam_guide"):
+            assert plan.settings(row, 0).weights[term] == STRATEGY_WEIGHTS[other][term]
+    assert {after for _, after in plan.steps} == set(plan.rows) - {"S1"}
+
+
+def test_rows_of_the_map_study_differ_in_the_stride_alone():
+    plan = load_plan("map_stride")
+    assert {plan.settings(row, 0).map_stride for row in plan.rows} == {32, 16, 8, 4}
+    assert departures(plan, "stride 32", "stride 4") == ["map_stride"]
+
+
+def test_rows_of_the_annotation_study_hold_every_kind_but_an_edit_without_masks():
+    plan = load_plan("annotation")
+    kinds = [(one.strategy, one.mask_share, one.mask_quality) for one in (plan.settings(row, 0) for row in plan.rows)]
+    each = {(share, "exact") for share in (0.0, 0.05, 0.25, 1.0)} | {(1.0, q) for q in ("box", "dilated", "shifted")}
+    assert set(kinds) == {(s, *kind) for s in ("S5", "S7") for kind in each} - {("S7", 0.0, "exact")}
+    assert len(kinds) == len(set(kinds))
