@@ -7,12 +7,13 @@ import pytest
 from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng
 
 from gainmtl_lib.data.edits import HEAL_METHODS, NEEDS_NORMAL, PASTE_METHODS, EditError, heal, moved_mask, paste
-from gainmtl_lib.data.edits.blending import clone, grain, inner_weights, matched, outer_weights
+from gainmtl_lib.data.edits.blending import clone, inner_weights, matched, outer_weights
 from gainmtl_lib.data.edits.edit import box_of, grown, rim, widened
 from gainmtl_lib.data.edits.healing import filled
 from gainmtl_lib.data.edits.pasting import changed, cut, stands_out
 from gainmtl_lib.data.edits.placing import drawn_turn, halves, pieces, place, turned
 from gainmtl_lib.data.edits.sources import near, patchwork
+from gainmtl_lib.data.edits.texture import aligning_turn, direction, grain
 from gainmtl_lib.data.surfaces import TEXTURES
 from gainmtl_lib.data.synthetic import draw_surface
 
@@ -381,8 +382,39 @@ def test_brightness_is_matched_on_the_rings():
 def test_grain_is_the_step_between_neighbours():
     image = plain(100, (2, 4))
     image[:, ::2] = 104
-    assert grain(image) == pytest.approx(np.sqrt(6 * 16 / 10))  # 4 steps of 0 down, 6 of 4 across
+    assert grain(image) == pytest.approx(np.sqrt(3 * 16 / 6))  # three steps of 4 across, three of 0 down
     assert grain(image, np.zeros((2, 4), np.bool_)) == 0
+    image[:, 3] = 0
+    assert grain(image, box((0, 2), (0, 3), (2, 4))) == pytest.approx(np.sqrt(2 * 16 / 4))
+
+
+def stripes(angle):
+    rows, columns = np.mgrid[:64, :64]
+    grey = 120 + 40 * np.sin((columns * np.cos(angle) + rows * np.sin(angle)) / 4)
+    return np.repeat(grey[..., None], 3, 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(0, (1, 0)), (90, (-1, 0)), (45, (0, 1)), (135, (0, -1))])
+def test_direction_of_stripes(degrees, expected):
+    assert direction(stripes(np.deg2rad(degrees))) == pytest.approx(expected, abs=0.06)
+
+
+def test_noise_has_no_direction():
+    assert np.hypot(*direction(noisy())) < 0.6  # right and down share a pixel, which counts as a little of a diagonal
+    assert (direction(plain()) == 0).all()
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_a_turned_texture_is_turned_back(turn):
+    image = stripes(0.35)
+    shown = turned(image, turn)
+    found = aligning_turn(direction(image), direction(shown))
+    assert direction(turned(shown, found)) == pytest.approx(direction(image), abs=0.1)
+
+
+def test_a_texture_without_direction_stays_upright():
+    assert aligning_turn(direction(noisy(0)), direction(noisy(1))) == 0
+    assert aligning_turn(direction(stripes(0.0)), direction(stripes(0.1))) == 0
 
 
 def test_rim_grows_with_the_picture():
@@ -455,7 +487,7 @@ def test_a_patch_at_the_corner_knows_what_it_does_not_know():
 def test_patchwork_leaves_the_rest_as_it_is():
     hole = box((20, 50), (20, 50))
     image = dented(hole)
-    result = patchwork(image, hole, hole, [(image, hole, 1.0)], longest=16, rng=rng())
+    result = patchwork(image, hole, hole, image, hole, longest=16, rng=rng())
     away = ~grown(hole, 4)
     assert (result[away] == image[away]).all() and result[hole].min() > 60
 

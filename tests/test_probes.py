@@ -240,6 +240,15 @@ def test_sorts_are_compared_apart():
     assert np.isnan(auroc_by_part(np.array([0, 1]), np.array([1.0, 2.0]), np.arange(2), apart=np.array([0, 1])).value)
 
 
+def test_one_part_without_a_label_does_not_cost_the_interval():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 2)
+    labels = np.tile([0, 1], 20)
+    labels[1] = 0  # the first part shows normal pictures only
+    estimate = auroc_by_part(labels, labels + rng.normal(size=40), groups)
+    assert estimate.has_interval and estimate.low < estimate.value < estimate.high
+
+
 def result(question, low, high=0.9, groups=50):
     value = Estimate((low + high) / 2, low, high, 100, groups)
     return ProbeResult(value, score_table([("all", "all", 50, value)]), 100, question)
@@ -248,7 +257,7 @@ def result(question, low, high=0.9, groups=50):
 @pytest.mark.parametrize("question", ["edited", "class from the border"])
 def test_the_sentence_says_what_came_out(question):
     found, guessed = result(question, 0.7), result(question, 0.4, 0.6)
-    assert found.finds and "0.80 (95 % interval 0.70 to 0.90)" in found.sentence and "guessing" not in found.sentence
+    assert found.finds and "0.80 (95 % interval 0.70 to 0.90)" in found.sentence and "no better" not in found.sentence
     assert not guessed.finds and "no better than by guessing" in guessed.sentence and "0.50 (95 %" in guessed.sentence
     few = result(question, 0.7, groups=9)
     assert (
@@ -256,7 +265,7 @@ def test_the_sentence_says_what_came_out(question):
     )
     nothing = float("nan")
     perfect = ProbeResult(Estimate(1.0, nothing, nothing, 100, 50), few.table, 100, question)
-    assert perfect.finds and "AUROC 1.00:" in perfect.sentence
+    assert perfect.finds and "AUROC 1.00, where" in perfect.sentence
     assert not ProbeResult(Estimate(0.5, nothing, nothing, 100, 50), few.table, 100, question).finds
     assert told(Estimate(0.8)) == "0.80"
 

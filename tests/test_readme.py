@@ -13,8 +13,10 @@ import gainmtl_lib
 from gainmtl_lib.cli import main
 from gainmtl_lib.efficientad.distill_settings import Distillation
 from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
 from gainmtl_lib.parameters import ParameterRecord, read_parameters, repository_root
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
+from gainmtl_lib.plans import load_plan
+from gainmtl_lib.settings import IMAGE_COUNTERFACTUAL, STRATEGY_WEIGHTS, Settings
 
 ROOT = repository_root()
 LANGUAGES = ("README.md", "README.ko.md")
@@ -44,6 +46,12 @@ FIELDS = {
     "logging": "use_tensorboard tensorboard_dir use_wandb",
 }
 """Every flag and config field that the README specification shows."""
+RECORDS: dict[tuple[str, ...], type[ParameterRecord]] = {
+    ("efficientad", "train"): EfficientADSettings,
+    ("efficientad", "distill"): Distillation,
+    ("shortcut",): ShortcutStudySettings,
+}
+"""By command the parameters that ``-p`` and ``-f`` give; those of all others are `Settings`."""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -65,6 +73,12 @@ def mapping_rows(text: str, name: str = "mapping") -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+def plan_rows(text: str) -> list[list[str]]:
+    """Cells of the table of plans: name, rows, number of runs."""
+    lines = [line for line in text.splitlines() if re.match(r"\| `\w+` \|.*\| \d+ \|$", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def shell_lines(program: str) -> list[str]:
     lines = [line for language, body in blocks(ENGLISH) if language == "bash" for line in body.splitlines()]
     return [line for line in lines if line.split(" ")[0] == program]
@@ -81,6 +95,11 @@ def parsed(arguments: list[str]) -> click.Context:
     return context
 
 
+def command_of(context: click.Context) -> tuple[str, ...]:
+    """Its name, led by its group's."""
+    return tuple(context.command_path.split()[1:])
+
+
 def parameters_of(pairs: list[tuple[str, str]], files: list[str], record: type[ParameterRecord] = Settings) -> None:
     for file in files:
         assert set(read_parameters(ROOT / file)) <= set(record.model_fields), file
@@ -91,18 +110,28 @@ def parameters_of(pairs: list[tuple[str, str]], files: list[str], record: type[P
 @pytest.mark.parametrize("line", shell_lines("gainmtl"))
 def test_gainmtl_lines_parse(line):
     context = parsed(shlex.split(line, comments=True)[1:])
-    of_efficientad = {"train": EfficientADSettings, "distill": Distillation}
-    above = context.parent.info_name if context.parent else None
-    record = of_efficientad.get(str(context.info_name), Settings) if above == "efficientad" else Settings
+    record = RECORDS.get(command_of(context), Settings)
     parameters_of(context.params.get("pairs", ()), [str(file) for file in context.params.get("files", ())], record)
     if context.info_name == "run":
         assert context.params["what"] in {"all", *(name.lower() for name in STRATEGY_WEIGHTS)}
+    if context.info_name == "ablation":
+        assert set(context.params["rows"]) <= set(load_plan(context.params["plan_file"]).rows)
+
+
+def test_parameters_are_checked_against_the_record_of_their_command():
+    of_study = parsed(["shortcut", "-p", "cues", "lighting"])
+    assert RECORDS[command_of(of_study)] is ShortcutStudySettings
+    assert RECORDS[command_of(parsed(["efficientad", "train", "-p", "teacher", "random"]))] is EfficientADSettings
+    assert command_of(parsed(["train"])) not in RECORDS
+    with pytest.raises(AssertionError, match="cues"):
+        parameters_of([("cues", "lighting")], [])
 
 
 def test_every_command_has_a_line():
     shown = "\n".join(shell_lines("gainmtl"))
-    plain = ("run", "train", "evaluate", "compare", "explain", "browse", "report", "data check", "data synth")
-    for command in (*plain, "efficientad train", "efficientad predict", "efficientad distill"):
+    plain = ("run", "train", "evaluate", "compare", "ablation", "shortcut", "explain", "browse", "report")
+    data = ("data check", "data synth", "data plant")
+    for command in (*plain, *data, "efficientad train", "efficientad predict", "efficientad distill"):
         assert f"gainmtl {command} " in shown, command
 
 
@@ -173,10 +202,28 @@ def test_mapped_parameters_and_options_exist(row):
 
 def test_the_table_of_weights_is_the_strategies_own():
     rows = {
-        match[1]: [float(cell) for cell in match[2].split("|")[:6]]
+        match[1]: [float(cell) for cell in match[2].split("|")[: len(STRATEGY_WEIGHTS)]]
         for match in re.finditer(r"^\| `lambda_(\w+)` \| (.*)$", ENGLISH, re.MULTILINE)
     }
     assert rows == {term: [weights[term] for weights in STRATEGY_WEIGHTS.values()] for term in STRATEGY_WEIGHTS["S1"]}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_the_table_of_weights_has_the_strategies_as_columns_and_their_share_of_edits(name):
+    head = re.search(r"^\| \| (S1 \| .*?) \| [^|]* \|$\n\|[-|]*$", TEXTS[name], re.MULTILINE)
+    assert head and head[1].split(" | ") == list(STRATEGY_WEIGHTS)
+    shares = re.search(r"^\| `image_counterfactual` \| (.*)$", TEXTS[name], re.MULTILINE)
+    assert shares
+    stated = [float(cell) for cell in shares[1].split("|")[: len(STRATEGY_WEIGHTS)]]
+    assert stated == [Settings(strategy=strategy).image_counterfactual for strategy in STRATEGY_WEIGHTS]
+    assert stated[-1] == IMAGE_COUNTERFACTUAL
+
+
+@pytest.mark.parametrize("row", plan_rows(ENGLISH), ids=lambda row: row[0])
+def test_the_table_of_plans_counts_their_runs(row):
+    name, _, runs = row
+    plan = load_plan(spans(name)[0])
+    assert int(runs) == len(plan.rows) * len(plan.seeds)
 
 
 @pytest.mark.parametrize("name", LANGUAGES)

@@ -26,7 +26,7 @@ def planted(folder: Path, **values) -> Path:
 
 def test_small_grid_is_the_default():
     assert ShortcutStudySettings.from_yaml(STUDIES / "shortcut.yaml") == ShortcutStudySettings()
-    assert len(ShortcutStudySettings().cells()) == 16
+    assert len(ShortcutStudySettings().cells()) == 9
 
 
 def test_whole_grid_has_112_runs():
@@ -67,7 +67,9 @@ def test_what_is_given_wins_over_the_base(tmp_path):
 
 
 def test_strategies_of_a_cell_follow_each_other():
-    settings = ShortcutStudySettings(seeds=[0, 1], strategies=["S1", "S7"])
+    settings = ShortcutStudySettings(
+        seeds=[0, 1], strategies=["S1", "S7"], cues=["mark", "border"], correlations=[0.5, 0.95]
+    )
     names = [cell.name for cell in settings.cells()]
     assert names[:3] == ["mark 0.5, S1, seed 0", "mark 0.5, S7, seed 0", "mark 0.95, S1, seed 0"]
     assert [name[-1] for name in names] == ["0"] * 8 + ["1"] * 8
@@ -106,7 +108,7 @@ def test_data_without_a_planted_cue_is_refused(tmp_path):
         ({"seeds": []}, "seeds must"),
         ({"seeds": [0, 0]}, "seeds names a value twice: 0, 0"),
         ({"num_epoch": 3}, "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"),
-        ({"data_root": "here"}, "data_root holds one cue at one correlation, but cues are mark, border and"),
+        ({"data_root": "here"}, "data_root holds one cue at one correlation, but cues are mark, lighting, border and"),
     ],
 )
 def test_what_cannot_be_used(values, message):

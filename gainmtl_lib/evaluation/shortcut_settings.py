@@ -65,9 +65,9 @@ class ShortcutStudySettings(ParameterRecord):
     # study
     experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "shortcut"
     base: AnyPath = Field(default=Path("params/small.yaml"), validate_default=True)
-    cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "border")
-    correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.5, 0.95)
-    strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S5", "S7")
+    cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "lighting", "border")
+    correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
+    strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S7")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Several, AtLeastOne] = (0,)
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
     data_root: AnyPath | None = None

@@ -56,19 +56,6 @@ def matched(
     return (patch - there) * gain + here
 
 
-def grain(picture: Picture, known: Mask | None = None) -> float:
-    """Root mean square of the steps between neighbouring pixels of the same row or column, in grey levels.
-
-    Args:
-        picture: (h, w, 3).
-        known: pixels to look at, (h, w); None is all.
-    """
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    known = np.ones(grey.shape, dtype=np.bool_) if known is None else known
-    down, right = np.diff(grey, axis=0)[known[1:] & known[:-1]], np.diff(grey, axis=1)[known[:, 1:] & known[:, :-1]]
-    return float(np.sqrt((float(down @ down) + float(right @ right)) / max(1, down.size + right.size)))
-
-
 def blend(patch: NDArray, target: Picture, weights: NDArray[np.float32]) -> Picture:
     """Weighted mean of patch and target, rounded to uint8."""
     mixed = target + weights * (patch.astype(np.float32) - target)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from gainmtl_lib.data.edits.blending import GAIN, blend, clone, grain, outer_weights
+from gainmtl_lib.data.edits.blending import GAIN, blend, clone, outer_weights
 from gainmtl_lib.data.edits.edit import (
     Edit,
     EditError,
@@ -30,7 +30,8 @@ from gainmtl_lib.data.edits.edit import (
     widened,
 )
 from gainmtl_lib.data.edits.placing import pieces, turned
-from gainmtl_lib.data.edits.sources import REACH, Source, near, patchwork
+from gainmtl_lib.data.edits.sources import REACH, near, patchwork
+from gainmtl_lib.data.edits.texture import aligning_turn, direction, grain
 
 CONTEXT = 12
 """Pixels around a piece that inpainting and cloning look at."""
@@ -38,8 +39,6 @@ PARTS = 4
 """A source is at most the picture's shorter side / 4 long: larger ones seldom fit on all sides."""
 COARSE = (2.0, 10.0)
 """Least and largest standard deviation in pixels of the Gaussian that tells the grain from the shading."""
-TURNED = 1.2
-"""A turned normal picture is taken from where its squared difference is that much smaller."""
 INPAINT_RADIUS = 3
 
 
@@ -68,25 +67,26 @@ class Hole:
 
     def from_same(self, rng: Generator) -> NDArray[np.float32]:
         """The window filled from other places of the same picture."""
-        return self._filled([(self.image, self.taken, 1.0)], rng)
+        return self._filled(self.image, self.taken, 1.0, rng)
 
     def from_normal(self, rng: Generator) -> NDArray[np.float32]:
-        """The window filled from the normal picture, turned as fits best."""
+        """The window filled from the normal picture, its texture turned and strengthened to match."""
         if self.normal is None:
             raise EditError("no normal picture", "this method takes its source from one; pass normal=…")
-        window, nothing = self.window, np.zeros(self.normal.shape[:2], dtype=np.bool_)
-        ratio = grain(self.image[window], ~self.taken[window]) / max(grain(self.normal), 1.0)
-        sources = [(turned(self.normal, turn), turned(nothing, turn), TURNED if turn else 1.0) for turn in range(4)]
-        return self._filled(sources, rng, contrast=float(np.clip(ratio, 1 / GAIN, GAIN)))
+        here, known = self.image[self.window], ~self.taken[self.window]
+        ratio = grain(here, known) / max(grain(self.normal), 1.0)
+        normal = turned(self.normal, aligning_turn(direction(here, known), direction(self.normal)))
+        nothing = np.zeros(normal.shape[:2], dtype=np.bool_)
+        return self._filled(normal, nothing, float(np.clip(ratio, 1 / GAIN, GAIN)), rng)
 
     def inpainted(self, flag: int) -> Picture:
         """The window with all its unknown pixels inpainted from the known ones."""
         unknown = self.taken[self.window].astype(np.uint8)
         return cast(Picture, cv2.inpaint(self.image[self.window], unknown, INPAINT_RADIUS, flag))
 
-    def _filled(self, sources: list[Source], rng: Generator, contrast: float = 1.0) -> NDArray[np.float32]:
+    def _filled(self, source: Picture, taken: Mask, contrast: float, rng: Generator) -> NDArray[np.float32]:
         result = patchwork(
-            self.image, self.piece, self.taken, sources, longest=self.longest, rng=rng, contrast=contrast
+            self.image, self.piece, self.taken, source, taken, longest=self.longest, rng=rng, contrast=contrast
         )
         return result[self.window]
 

@@ -21,14 +21,9 @@ REACH = 64
 """Pixels around a part of a hole within which a picture is searched for a source."""
 BEST = 6
 """Sources to draw from: the best few, so that one picture is not always healed alike."""
-FITS = 0.5
-"""A place fits whose squared difference is at most this share of the ring's own variation; a flat patch reaches 1."""
 SMALLEST = 8
 """Parts of a hole with no longer side than this are not cut again."""
 
-Source = tuple[NDArray, Mask, float]
-"""A picture to take from, its pixels that must not be shown, and a factor on its difference: above 1 for a turned one,
-because light and texture of photographs have a direction."""
 Window = tuple[slice, slice]
 
 
@@ -36,13 +31,14 @@ def patchwork(
     image: NDArray,
     hole: Mask,
     unknown: Mask,
-    sources: Sequence[Source],
+    source: NDArray,
+    taken: Mask,
     *,
     longest: int,
     rng: Generator,
     contrast: float | None = None,
 ) -> NDArray[np.float32]:
-    """Fill a hole with patches of the sources, part by part, each in the surroundings' brightness.
+    """Fill a hole with patches of a source, part by part, each in the surroundings' brightness.
 
     A part is found by what surrounds it, filled parts included, as in exemplar-based inpainting (Criminisi, Perez and
     Toyama 2004, doi:10.1109/TIP.2004.833105). A part without a source is cut in two.
@@ -51,7 +47,8 @@ def patchwork(
         image: (H, W, 3).
         hole: pixels to fill, (H, W).
         unknown: pixels that must not be compared with, (H, W): the hole and every defect.
-        sources: pictures to take from, the best of them for each part.
+        source: picture to take from, (H', W', 3).
+        taken: its pixels that must not be shown, (H', W').
         longest: side in pixels of the largest part.
         rng: draws among the best few.
         contrast: as for `matched`.
@@ -70,7 +67,7 @@ def patchwork(
         window = widened(box_of(part), RING, image.shape)
         inside, ring = part[window], ring_around(part[window], unknown[window])
         try:
-            patch = _best(seen[window], inside, ring, sources, window, rng)
+            patch = _best(seen[window], inside, ring, source, taken, window, rng)
         except EditError:
             if longer_side(part) <= SMALLEST:
                 raise
@@ -111,25 +108,24 @@ def _most_surrounded(parts: Sequence[Mask], unknown: Mask) -> int:
 
 
 def _best(
-    target: NDArray, inside: Mask, ring: Mask, sources: Sequence[Source], window: Window, rng: Generator
+    target: NDArray, inside: Mask, ring: Mask, source: NDArray, taken: Mask, window: Window, rng: Generator
 ) -> NDArray:
-    """The patch (h, w, 3), among all places of the sources, that resembles the target most on the ring.
-
-    Sources are looked at in turn until one fits.
-    """
-    enough = FITS * float(_grey(target)[ring].var() * ring.sum()) if ring.any() else 0.0
-    found: list[tuple[float, NDArray]] = []
-    around = widened(window, REACH, (window[0].stop + REACH, window[1].stop + REACH))
-    for picture, taken, factor in sources:
-        there = near(around, taken.shape)
-        place = _search(target, inside | ring, ring, picture[there], taken[there], rng)
-        if place is not None:
-            found.append((place[0] * factor, place[1]))
-            if place[0] <= enough:
-                break
-    if not found:
-        raise EditError("no free place", f"no other {inside.shape[0]}x{inside.shape[1]} pixels to take from")
-    return min(found, key=lambda each: each[0])[1]
+    """One of the patches (h, w, 3) of a source that resemble the target most on the ring and show nothing taken."""
+    there = near(widened(window, REACH, (window[0].stop + REACH, window[1].stop + REACH)), taken.shape)
+    picture, taken, (height, width) = source[there], taken[there], inside.shape
+    if height > taken.shape[0] or width > taken.shape[1]:
+        raise EditError("no free place", f"a hole of {height}x{width} pixels, a source of {taken.shape}")
+    score = _difference(_grey(target), ring, _grey(picture))
+    if taken.any():
+        score[overlap(taken, inside | ring) > 0.5] = np.inf
+    flat = score.ravel()
+    count = min(BEST, int(np.isfinite(flat).sum()))
+    if not count:
+        raise EditError("no free place", f"no other {height}x{width} pixels to take from")
+    best = np.argpartition(flat, count - 1)[:count]
+    best = best[np.lexsort((best, flat[best]))]
+    top, left = divmod(int(best[rng.integers(count)]), score.shape[1])
+    return picture[top : top + height, left : left + width]
 
 
 def near(window: Window, size: tuple[int, ...]) -> Window:
@@ -140,26 +136,6 @@ def near(window: Window, size: tuple[int, ...]) -> Window:
         start = min(side.start, length - extent)
         sides.append(slice(start, start + extent))
     return sides[0], sides[1]
-
-
-def _search(
-    target: NDArray, support: Mask, ring: Mask, picture: NDArray, taken: Mask, rng: Generator
-) -> tuple[float, NDArray] | None:
-    """The least difference on the ring and one of the places with the least, where the support shows nothing taken."""
-    height, width = support.shape
-    if height > taken.shape[0] or width > taken.shape[1]:
-        return None
-    score = _difference(_grey(target), ring, _grey(picture))
-    if taken.any():
-        score[overlap(taken, support) > 0.5] = np.inf
-    flat = score.ravel()
-    count = min(BEST, int(np.isfinite(flat).sum()))
-    if not count:
-        return None
-    best = np.argpartition(flat, count - 1)[:count]
-    best = best[np.lexsort((best, flat[best]))]
-    top, left = divmod(int(best[rng.integers(count)]), score.shape[1])
-    return float(flat[best[0]]), picture[top : top + height, left : left + width]
 
 
 def _difference(target: NDArray, ring: Mask, picture: NDArray) -> NDArray[np.float32]:

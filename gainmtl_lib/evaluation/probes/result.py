@@ -56,16 +56,17 @@ TOO_FEW = {
 }
 _SENTENCES = {
     ("edited", True): (
-        "Shown the place, a small network tells edits from what was there before, AUROC {number}: edits leave traces. "
-        "They mislead only where they go along with the class, which the probe of the border asks."
+        "Shown the place, a small network tells edits from what was there before, AUROC {number}, where 0.5 is "
+        "guessing: edits leave traces. They mislead only where they go along with the class, which the probe of the "
+        "border asks."
     ),
     ("edited", False): (
         "Shown the place, a small network tells edits from what was there before no better than by guessing, AUROC "
         "{number}. A larger one, or one trained for longer, may."
     ),
     ("class from the border", True): (
-        "A small network tells the class from the border of an edit, AUROC {number}: in training, this can stand in "
-        "for the defect."
+        "A small network tells the class from the border of an edit, AUROC {number}, where 0.5 is guessing: to that "
+        "extent the border can stand in for the defect in training."
     ),
     ("class from the border", False): (
         "A small network tells the class from the border of an edit no better than by guessing, AUROC {number}."
@@ -94,7 +95,8 @@ def auroc_by_part(labels: NDArray, scores: NDArray, groups: NDArray, *, apart: N
     def statistic(chosen: NDArray) -> float:
         return _auroc_apart(labels[chosen], scores[chosen], sorts[chosen])
 
-    return resampled(statistic, groups, strata=labels)
+    # Most parts show pictures of both labels: drawn apart, the few that do not could be too few for an interval.
+    return resampled(statistic, groups)
 
 
 def _auroc_apart(labels: NDArray, scores: NDArray, sorts: NDArray) -> float:
