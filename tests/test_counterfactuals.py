@@ -15,6 +15,7 @@ from gainmtl_lib.data.edits import counterfactuals as module
 from gainmtl_lib.data.edits.counterfactuals import HEALING, ImageCounterfactuals, edit_odds
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.loading import Picture
+from gainmtl_lib.data.transforms import inside
 
 SIDE = 40
 PASTING = ("paste", "paste_clean", "repaste")
@@ -237,6 +238,93 @@ def test_a_single_normal_picture_has_no_other_to_take_from():
 def test_what_is_missing_is_named(options, message):
     with pytest.raises(DataError, match=message):
         edits(**options)
+
+
+# letterboxed pictures
+
+INNER = {0: (SIDE, SIDE), 1: (24, SIDE), 2: (SIDE, 18)}
+"""Size by row, modulo 3: whole, with bars above and below, with bars on both sides."""
+
+
+@cache
+def letterboxed(row: int, defective: bool) -> Picture:
+    """A grainy surface with a dark square of 7 pixels at its own border, beside bright bars."""
+    height, width = INNER[row % 3]
+    place = inside((height, width), (SIDE, SIDE))
+    image, mask = np.full((SIDE, SIDE, 3), 250, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+    surface = np.random.default_rng(row).normal(150, 6, (height, width, 1)).repeat(3, axis=2)
+    if defective:
+        surface[:7, -7:] -= 70
+        mask[place][:7, -7:] = 1
+    image[place] = surface.clip(0, 255)
+    return Picture(image, mask if defective else None, place)
+
+
+def letterboxed_edits(normals: int = 12, defectives: int = 12) -> ImageCounterfactuals:
+    labels = np.array([0] * normals + [1] * defectives)
+    return ImageCounterfactuals(
+        labels=labels,
+        annotated=labels == 1,
+        rows=range(len(labels)),
+        picture=lambda row: letterboxed(row, bool(labels[row])),
+        share=1.0,
+        seed=0,
+    )
+
+
+def test_bars_are_never_edited_and_edits_never_reach_them():
+    found = [each for each in drawn(letterboxed_edits(), 16) if each.edit is not None]
+    for each in found:
+        before, edit = letterboxed(each.row, each.row >= 12), each.edit
+        bars = np.ones((SIDE, SIDE), bool)
+        bars[before.place] = False
+        assert edit.image.shape == before.image.shape and edit.mask.shape == edit.region.shape == bars.shape
+        assert np.array_equal(edit.image[bars], before.image[bars])
+        assert not (edit.region & bars).any() and not (edit.mask & bars).any()
+        assert np.array_equal(edit.image[~edit.region], before.image[~edit.region])
+        assert not np.array_equal(edit.image, before.image)
+        assert edit.mask.any() == bool(edit.label)
+    assert {(each.kind, each.row % 3) for each in found} == {(k, n) for k in (*HEALING, *PASTING) for n in INNER}
+
+
+def test_the_bars_colour_is_not_carried_into_the_picture():
+    """Bars of 250 beside a surface of 150: a spot of a bar, healed or pasted, would be brighter than any grain."""
+    for each in drawn(letterboxed_edits(), 16):
+        if each.edit is not None:
+            assert each.edit.image[letterboxed(each.row, each.row >= 12).place].max() < 200
+
+
+def test_a_defect_larger_than_the_other_picture_is_counted():
+    """Square pictures hold a scratch of 34 pixels; those of 24 x 40 take it lying only, those of 18 x 18 never."""
+    labels = np.array([0, 0, 0, 1])
+    sizes = [(SIDE, SIDE), (24, SIDE), (18, 18), (SIDE, SIDE)]
+
+    def picture(row: int) -> Picture:
+        place = inside(sizes[row], (SIDE, SIDE))
+        image = np.random.default_rng(row).normal(150, 4, (SIDE, SIDE, 1)).repeat(3, axis=2)
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[3:37, 18:21] = row == 3
+        image[mask > 0] -= 70
+        return Picture(image.clip(0, 255).astype(np.uint8), mask if row == 3 else None, place)
+
+    of = ImageCounterfactuals(
+        labels=labels, annotated=labels == 1, rows=range(4), picture=picture, share=1.0, seed=0
+    )  # fmt: skip
+    found = [(row, each) for epoch in range(20) for row in range(3) if (each := of.draw(epoch, row))]
+    pasted = {row: [each.edit for at, each in found if at == row and each.kind == "paste"] for row in range(3)}
+    assert all(edit is not None for edit in pasted[0] + pasted[1]) and len(pasted[1]) > 1
+    for edit in pasted[1]:
+        rows, columns = np.nonzero(edit.region)
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (3, 34)
+    assert pasted[2] and set(pasted[2]) == {None}
+    reasons = {reason for row, each in found if row == 2 for reason in each.failures}
+    assert reasons == {"larger than the picture"}
+
+
+def test_an_example_shows_the_whole_input():
+    example = letterboxed_edits().example("heal", "patch_normal", number=1)
+    assert example.before.shape == example.edit.image.shape == (SIDE, SIDE, 3)
+    assert np.array_equal(example.mask_before, letterboxed(example.row, True).mask > 0)
 
 
 # what there is to look at

@@ -243,13 +243,51 @@ def test_pictures_of_any_size_and_kind_share_a_batch(tmp_path):
     assert next(iter(data.loader("train"))).images.shape == (7, 3, *SIZE)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_where_a_letterboxed_picture_lies_is_known(tmp_path, cached):
+    write_generic(tmp_path)
+    write_picture(tmp_path / "images/train/normal/large.jpg", size=(100, 50))
+    truncate_file(tmp_path / "images/train/normal/train_n1.png")
+    data = module(tmp_path, resize="letterbox", cache_images=cached, skip_unreadable=True)
+    for row, path in enumerate(data.dataset.paths):
+        # 100 x 50 in 24 x 32 is 24 x 12, in the middle; 12 x 16 fills it.
+        columns = slice(10, 22) if path.endswith("large.jpg") else slice(0, 32)
+        picture = data.dataset.stored(row)
+        assert picture.place == data.dataset.places[row] == (slice(0, 24), columns)
+        image, mask = picture.without_bars
+        assert np.array_equal(image, picture.image[:, columns]) and mask.shape == image.shape[:2]
+        assert mask.any() == (picture.mask is not None)
+    assert "large" in "".join(data.dataset.paths) and len(data.dataset.paths) == 18
+    squashed = module(tmp_path, cache_images=cached, skip_unreadable=True).dataset
+    assert {squashed.stored(row).image[squashed.places[row]].shape for row in range(18)} == {(*SIZE, 3)}
+
+
+@pytest.mark.parametrize("quality", ["box", "dilated", "shifted"])
+def test_coarser_masks_stay_off_the_bars(tmp_path, quality):
+    """Pictures of 12 x 16 fill the rows 4 to 27 of 32; their defects lie in the upper left quarter."""
+    write_generic(tmp_path)
+    exact, coarse = (
+        module(tmp_path, resize="letterbox", image_size=(32, 32), mask_quality=each).dataset
+        for each in ("exact", quality)
+    )
+    rows = [row for row in range(len(exact)) if exact.has_mask[row]]
+    assert len(rows) == 9
+    for row in rows:
+        mask = coarse.stored(row).mask
+        assert mask.dtype == np.uint8 and mask.any() and not mask[:4].any() and not mask[28:].any()
+        if quality != "box" and exact.in_training[row]:
+            assert not np.array_equal(mask, exact.stored(row).mask)
+
+
 # edited training pictures
 
 
-def write_surface(path: Path, *, seed: int, box: tuple[slice, slice] | None = None) -> None:
-    """A grainy grey surface of 40 pixels, with a dark box."""
+def write_surface(
+    path: Path, *, seed: int, box: tuple[slice, slice] | None = None, size: tuple[int, int] = (40, 40)
+) -> None:
+    """A grainy grey surface, with a dark box."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).normal(150, 6, (40, 40, 1)).repeat(3, axis=2)
+    pixels = np.random.default_rng(seed).normal(150, 6, (*size, 1)).repeat(3, axis=2)
     if box is not None:
         pixels[box] -= 70
     cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8))
@@ -438,3 +476,27 @@ def test_external_masks_that_are_missing_ambiguous_or_do_not_fit(tmp_path):
     write_picture(tmp_path / "data/images/test/normal/test_d0.png")
     with pytest.raises(DataError, match=r"several images have the stem test_d0; .* as defective/test_d0.png"):
         module(tmp_path / "data").external_masks("test", tmp_path / "maps")
+
+
+def test_bars_of_edited_letterboxed_pictures_stay_as_they_are(tmp_path):
+    for number in range(6):
+        size, box = ((20, 40), (40, 20))[number % 2], (slice(8, 14), slice(6, 12))
+        write_surface(tmp_path / f"images/train/normal/n{number}.png", seed=number, size=size)
+        write_surface(tmp_path / f"images/train/defective/d{number}.png", seed=50 + number, box=box, size=size)
+        write_mask(tmp_path / f"masks/train/defective/d{number}.png", size=size, box=box)
+    cached, on_disk = (edited(tmp_path, **STILL, resize="letterbox", cache_images=keep) for keep in (True, False))
+    for data in (cached, on_disk):
+        data.setup("fit")  # which prepares the edits
+    changed = 0
+    for row in cached.rows("train"):
+        for epoch in range(4):
+            shown = cached.dataset[(epoch, row)]
+            assert equal([shown], [on_disk.dataset[(epoch, row)]])
+            place = cached.dataset.places[int(shown.index)]
+            before = cached.dataset[int(shown.index)].images
+            bars = torch.ones(40, 40, dtype=torch.bool)
+            bars[place] = False
+            assert bars.sum() == 800
+            assert torch.equal(shown.images[..., bars], before[..., bars]) and not shown.masks[..., bars].any()
+            changed += not torch.equal(shown.images, before)
+    assert changed > 40

@@ -56,10 +56,10 @@ def test_what_is_missing_is_trained_and_the_time_left_is_told(tmp_path, by_hand,
     with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
         run_plan(plan)
     assert trained == BOTH[1:]
-    # Three are missing and the one that is known took five minutes; then its written neighbours take no time.
+    # Three are missing and the one that is known took five minutes; written neighbours take no time.
     assert caplog.messages[0] == "run 2 of 4: S5, seed 0, about 15 min left"
     assert caplog.messages[1] == "run 3 of 4: S1, seed 1, about 5 min left"
-    assert caplog.messages[2] == "run 4 of 4: S5, seed 1, about 2 min left"
+    assert caplog.messages[2] == "run 4 of 4: S5, seed 1, less than a minute left"  # as S5 with seed 0
 
 
 def test_the_first_run_of_all_has_no_time_left(tmp_path, by_hand, caplog):

@@ -215,15 +215,18 @@ def test_the_table_of_weights_has_the_strategies_as_columns_and_their_share_of_e
     shares = re.search(r"^\| `image_counterfactual` \| (.*)$", TEXTS[name], re.MULTILINE)
     assert shares
     stated = [float(cell) for cell in shares[1].split("|")[: len(STRATEGY_WEIGHTS)]]
-    assert stated == [Settings(strategy=strategy).image_counterfactual for strategy in STRATEGY_WEIGHTS]
+    assert stated == [Settings.from_yaml(strategy=strategy).image_counterfactual for strategy in STRATEGY_WEIGHTS]
     assert stated[-1] == IMAGE_COUNTERFACTUAL
 
 
-@pytest.mark.parametrize("row", plan_rows(ENGLISH), ids=lambda row: row[0])
-def test_the_table_of_plans_counts_their_runs(row):
-    name, _, runs = row
-    plan = load_plan(spans(name)[0])
-    assert int(runs) == len(plan.rows) * len(plan.seeds)
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_the_runs_of_the_studies_are_counted(name):
+    stated = {spans(plan)[0]: int(runs) for plan, _, runs in plan_rows(TEXTS[name])}
+    plans = {plan: load_plan(plan) for plan in ("ablation", "map_stride", "annotation")}
+    assert stated == {plan_name: len(plan.rows) * len(plan.seeds) for plan_name, plan in plans.items()}
+    for grid in ("shortcut", "shortcut_full"):
+        runs = len(ShortcutStudySettings.from_yaml(ROOT / "params" / "studies" / f"{grid}.yaml").cells())
+        assert re.search(rf"\({runs} runs\)|\(실행 {runs}개\)", TEXTS[name]), grid
 
 
 @pytest.mark.parametrize("name", LANGUAGES)

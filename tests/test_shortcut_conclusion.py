@@ -23,8 +23,8 @@ def table(runs, *, control=0.0):
     return pd.DataFrame(rows)
 
 
-def step(name, difference, verdict, low=-0.1, high=0.1, pairs=4):
-    ends = {"low": low, "high": high, "drawn_low": nan, "drawn_high": nan}
+def step(name, difference, verdict, low=-0.1, high=0.1, pairs=4, p_holm=0.02):
+    ends = {"low": low, "high": high, "drawn_low": nan, "drawn_high": nan, "p_holm": p_holm}
     return {"step": name, "difference": difference, "verdict": verdict, "seeds": pairs} | ends
 
 
@@ -103,7 +103,8 @@ def test_control(control, words):
 @pytest.mark.parametrize(
     ("difference", "verdict", "words", "map_words"),
     [
-        (0.4, BETTER, "helped: accuracy with the cue reversed +0.400 (95 % interval +0.300 to +0.500; 4 pairs of runs).",
+        (0.4, BETTER, "helped: accuracy with the cue reversed +0.400 (95 % interval +0.300 to +0.500; 4 pairs of "
+         "runs; p 0.020 with Holm's correction over the steps).",
          "The map moved onto the defect with it (CAM-IoU 0.02 → 0.25)."),
         (-0.4, WORSE, "did harm: accuracy with the cue reversed −0.400",
          "Yet the map moved onto the defect (CAM-IoU 0.02 → 0.25): a better picture is no proof of a better reason."),
@@ -152,7 +153,14 @@ def test_one_training_each_is_not_tested():
 
 def test_an_interval_of_accuracies_ends_at_one():
     answer = said(FOOLED, [step("S5→S7", 0.5, NOT_DISTINGUISHABLE, low=-3, high=4, pairs=2)])
-    assert any("(95 % interval −1.000 to +1.000; 2 pairs of runs)" in s for s in answer)
+    assert any("(95 % interval −1.000 to +1.000; 2 pairs of runs; p" in s for s in answer)
+
+
+def test_an_interval_without_zero_and_a_verdict_that_holds_back_are_told_apart():
+    row = step("S1→S7", 0.49, NOT_DISTINGUISHABLE, low=0.19, high=0.8, p_holm=0.07)
+    answer = said(FOOLED, [row])
+    assert any("made no difference that can be told from chance" in s and "p 0.070 with Holm's" in s for s in answer)
+    assert any("p < 0.001 with Holm's" in s for s in said(FOOLED, [row | {"p_holm": 1e-5, "verdict": BETTER}]))
 
 
 def test_a_step_that_the_study_lacks_is_not_mentioned():

@@ -6,10 +6,12 @@ B images of a batch, H x W network input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from gainmtl_lib.data.annotation import STREAM, MaskQuality, coarser_mask
@@ -23,9 +25,10 @@ Key = int | tuple[int, int]
 
 
 class Shown(NamedTuple):
-    """What one place of a batch shows: a picture with the label that it has there, and the row that it comes from."""
+    """What one place of a batch shows: pixels and mask as in `Picture`, the label there, and the row of the picture."""
 
-    picture: Picture
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
     label: int
     row: int
 
@@ -57,7 +60,7 @@ class SampleDataset(Dataset[Batch]):
         mask_quality: MaskQuality = "exact",
         mask_seed: int = 0,
     ) -> None:
-        self.images, self.masks = loaded.images, loaded.masks
+        self.images, self.masks, self.places = loaded.images, loaded.masks, loaded.places
         self.image_size = image_size
         self.resize: Resize = resize
         self.augmentation, self.seed = augmentation, seed
@@ -81,54 +84,57 @@ class SampleDataset(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these keys; PyTorch's loaders call this instead of collecting single items."""
         shown = [self._shown(key) for key in keys]
-        images = torch.from_numpy(np.stack([each.picture.image for each in shown]))
+        images = torch.from_numpy(np.stack([each.image for each in shown]))
         masks = torch.zeros((len(keys), 1, *self.image_size))
         for mask, each in zip(masks, shown, strict=True):
-            if each.picture.mask is not None:
-                mask[0] = torch.from_numpy(each.picture.mask)
+            if each.mask is not None:
+                mask[0] = torch.from_numpy(each.mask)
         # (B, H, W, 3) -> (B, 3, H, W) as a view: the memory stays channels-last, which convolutions like best.
         images = images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
         labels = torch.tensor([each.label for each in shown])
-        has_mask = torch.tensor([each.picture.mask is not None for each in shown])
+        has_mask = torch.tensor([each.mask is not None for each in shown])
         return Batch(images, labels, masks, has_mask, torch.tensor([each.row for each in shown]))
 
     def _shown(self, key: Key) -> Shown:
         if isinstance(key, int):
-            return Shown(self.stored(key), int(self.labels[key]), key)
+            return self._unedited(key)
         epoch, row = key
-        shown = self._edited(epoch, row)
-        if self.augmentation is None:
-            return shown
-        # By the position's row: a picture that takes the turn of several is augmented differently each time.
-        return shown._replace(picture=self._augmented(shown.picture, epoch, row))
+        return self._augmented(self._edited(epoch, row), epoch, row)
+
+    def _unedited(self, row: int) -> Shown:
+        picture = self.stored(row)
+        return Shown(picture.image, picture.mask, int(self.labels[row]), row)
 
     def _edited(self, epoch: int, row: int) -> Shown:
         drawn = self.counterfactuals.draw(epoch, row) if self.counterfactuals is not None else None
         if drawn is None or drawn.edit is None:
-            return Shown(self.stored(row), int(self.labels[row]), row)
+            return self._unedited(row)
         mask = drawn.edit.mask.astype(np.uint8) if drawn.edit.mask.any() else None
-        return Shown(Picture(drawn.edit.image, mask), drawn.edit.label, drawn.row)
+        return Shown(drawn.edit.image, mask, drawn.edit.label, drawn.row)
 
-    def _augmented(self, picture: Picture, epoch: int, index: int) -> Picture:
-        assert self.augmentation is not None  # `_shown` saw to it
-        mask = np.zeros(self.image_size, dtype=np.uint8) if picture.mask is None else picture.mask
-        image, mask = self.augmentation(picture.image, mask, seed=self.seed, epoch=epoch, index=index)
-        return Picture(image, mask if picture.mask is not None else None)
+    def _augmented(self, shown: Shown, epoch: int, position: int) -> Shown:
+        """By the position's row: a picture that takes the turn of several is augmented differently each time."""
+        if self.augmentation is None:
+            return shown
+        mask = np.zeros(self.image_size, dtype=np.uint8) if shown.mask is None else shown.mask
+        image, mask = self.augmentation(shown.image, mask, seed=self.seed, epoch=epoch, index=position)
+        return shown._replace(image=image, mask=None if shown.mask is None else mask)
 
     def stored(self, row: int) -> Picture:
-        """The picture of a row, neither edited nor augmented, with the mask that training uses."""
+        """The picture of a row, neither edited nor augmented, with the mask that training uses, off the bars."""
         picture = self._loaded(row)
         if picture.mask is None or self.mask_quality == "exact" or not self.in_training[row]:
             return picture
         rng = np.random.default_rng([self.mask_seed, row, STREAM])
-        mask = coarser_mask(picture.mask > 0, self.mask_quality, rng)
-        return Picture(picture.image, mask.astype(np.uint8))
+        mask = np.zeros_like(picture.mask)
+        mask[picture.place] = coarser_mask(picture.without_bars[1], self.mask_quality, rng)
+        return replace(picture, mask=mask)
 
     def _loaded(self, row: int) -> Picture:
         if self.images is None or self.masks is None:
             return load_picture(self.paths[row], self.mask_paths[row], image_size=self.image_size, resize=self.resize)
         mask = self.masks[self.mask_slots[row]].numpy() if self.has_mask[row] else None
-        return Picture(self.images[row].numpy(), mask)
+        return Picture(self.images[row].numpy(), mask, self.places[row])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -20,19 +20,37 @@ from torch import Tensor
 
 from gainmtl_lib.data.findings import DataError, Finding, raise_errors
 from gainmtl_lib.data.images import UnreadableError, read_image, read_mask
-from gainmtl_lib.data.transforms import Resize, resize_image, resize_mask, same_aspect
+from gainmtl_lib.data.transforms import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOG_LINES = 5.0
 
+Place = tuple[slice, slice]
+WHOLE: Place = (slice(None), slice(None))
+
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded sample: image uint8 (H, W, 3), mask uint8 (H, W) of 0 and 1, None when it is missing or empty."""
+    """One decoded sample at the network's size.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W) of 0 and 1; None when it is missing or empty.
+        place: rows and columns that the picture fills; beside them lie the bars of a letterboxed one.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None
+    place: Place = WHOLE
+
+    @property
+    def without_bars(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The picture itself (h, w, 3), and its defect pixels (h, w): none without a mask."""
+        image = self.image[self.place]
+        if self.mask is None:
+            return image, np.zeros(image.shape[:2], dtype=np.bool_)
+        return image, self.mask[self.place].astype(np.bool_)
 
 
 @dataclass(frozen=True)
@@ -43,11 +61,13 @@ class Loaded:
         samples: the rows that can be used, `mask` None where the file holds no defect pixel.
         images: uint8 (N, H, W, 3), or None when they stay on disk.
         masks: uint8 (N', H, W) of 0 and 1, the masks that exist, in the order of rows; or None.
+        places: of each sample, see `Picture`.
     """
 
     samples: pd.DataFrame
     images: Tensor | None
     masks: Tensor | None
+    places: list[Place]
 
 
 def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], resize: Resize) -> Picture:
@@ -59,19 +79,20 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
     """
     pixels = read_image(image)
     resized = resize_image(pixels, image_size, resize)
-    if mask is None:
-        return Picture(resized, None)
-    defect = read_mask(mask)
     height, width = pixels.shape[:2]
+    place = inside(inner_size((height, width), image_size, resize), image_size)
+    if mask is None:
+        return Picture(resized, None, place)
+    defect = read_mask(mask)
     if not same_aspect((defect.shape[0], defect.shape[1]), (height, width)):
         raise DataError(
             f"{mask}: mask is {defect.shape[0]}x{defect.shape[1]} (height x width), its image {image} "
             f"{height}x{width}; expected the same aspect ratio"
         )
     if not defect.any():
-        return Picture(resized, None)
+        return Picture(resized, None, place)
     fitted = resize_mask(defect, image_size, resize, image_size=(height, width))
-    return Picture(resized, fitted.astype(np.uint8))
+    return Picture(resized, fitted.astype(np.uint8), place)
 
 
 def load_samples(
@@ -97,6 +118,7 @@ def load_samples(
     masks = torch.zeros((int(annotated.sum()) if keep else 0, *image_size), dtype=torch.uint8)
     image_pixels, mask_pixels = images.numpy(), masks.numpy()
     has_mask = np.zeros(len(samples), dtype=bool)
+    places = [WHOLE] * len(samples)
     findings: list[Finding | None] = [None] * len(samples)
 
     def load(row: int) -> None:
@@ -110,7 +132,7 @@ def load_samples(
         except DataError as error:
             findings[row] = Finding("error", "", str(error))
             return
-        has_mask[row] = picture.mask is not None
+        has_mask[row], places[row] = picture.mask is not None, picture.place
         if keep:
             image_pixels[row] = picture.image
         if keep and picture.mask is not None:
@@ -124,12 +146,12 @@ def load_samples(
             logger.warning("left out: %s", finding)
     for row in np.flatnonzero(annotated & usable & ~has_mask):
         logger.warning("%s: mask holds no defect pixel; treated as missing", mask_files[row])
-    kept = torch.from_numpy(has_mask[annotated])
+    kept, places = torch.from_numpy(has_mask[annotated]), [places[row] for row in np.flatnonzero(usable)]
     found = [file if there else None for file, there in zip(mask_files, has_mask, strict=True)]
     samples = samples.assign(mask=pd.Series(found, dtype=object)).iloc[np.flatnonzero(usable)].reset_index(drop=True)
     if not keep:
-        return Loaded(samples, None, None)
-    return Loaded(samples, _select(images, torch.from_numpy(usable)), _select(masks, kept))
+        return Loaded(samples, None, None, places)
+    return Loaded(samples, _select(images, torch.from_numpy(usable)), _select(masks, kept), places)
 
 
 def _select(pixels: Tensor, chosen: Tensor) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from gainmtl_lib.data.datamodule import share_with_workers, whole_batches
 from gainmtl_lib.data.dataset import EpochSampler, SampleDataset
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import read_image
 from gainmtl_lib.data.loading import load_samples
 from gainmtl_lib.data.samples import SPLITS, data_digest
-from gainmtl_lib.data.transforms import inner_size, inside
 from gainmtl_lib.efficientad.anomalies import Image, NormalsAndAnomalies, Region, kind_of
 from gainmtl_lib.efficientad.protocol import check_good_parts, samples_in_use
 from gainmtl_lib.efficientad.settings import EfficientADSettings
@@ -177,17 +173,8 @@ class SplitProvider(DatasetProvider):
         return NormalsAndAnomalies(pictures, seed=self.settings.seed_of_split, rows=rows, regions=self._regions(rows))
 
     def _regions(self, rows: list[int]) -> list[Region] | None:
-        """Where each picture lies on its letterbox, which takes the sizes on disk."""
-        size, resize = self.settings.image_size, self.settings.resize
-        if resize == "squash":
-            return None
-
-        def region(row: int) -> Region:
-            height, width = read_image(self._load().paths[row]).shape[:2]
-            return inside(inner_size((height, width), size, resize), size)
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            return list(pool.map(region, rows))
+        """Where each picture lies on its letterbox."""
+        return None if self.settings.resize == "squash" else [self._load().places[row] for row in rows]
 
     def _load(self) -> SampleDataset:
         """All samples by row.

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.edits import Edit, EditError, heal, heal_beside, paste, paste_clean
-from gainmtl_lib.data.images import read_image
+from gainmtl_lib.data.edits.framing import framed
 from gainmtl_lib.data.loading import Picture
-from gainmtl_lib.data.transforms import inner_size, inside
 from gainmtl_lib.devices import checked_device
 from gainmtl_lib.evaluation.intervals import Estimate, group_codes, mean_score, paired_difference
 from gainmtl_lib.evaluation.mask_source import MaskSource
@@ -135,17 +134,14 @@ class Editor:
                     yield asked
 
     def _asked(self, position: int, row: int, kind: str, turn: int) -> Asked | None:
-        picture, place = self._picture(row), self._place(row)
-        image, mask = picture.image[place], _defect(picture)[place]
+        picture = self._picture(row)
         rng = np.random.default_rng([SEED, position, KINDS.index(kind) // 2])
         try:
-            edit = self._edit(row, image, mask, kind, turn, rng)
+            edit = framed(self._edit(row, *picture.without_bars, kind, turn, rng), picture.image, picture.place)
         except EditError as error:
             self.impossible[f"{kind}: {error.reason}"] += 1
             return None
-        whole, defect = picture.image.copy(), np.zeros(picture.image.shape[:2], dtype=np.bool_)
-        whole[place], defect[place] = edit.image, edit.mask
-        return Asked(position, row, kind, whole, defect, edit.label)
+        return Asked(position, row, kind, edit.image, edit.mask, edit.label)
 
     def _edit(
         self,
@@ -167,14 +163,12 @@ class Editor:
         donors = self._others(row, label=1)
         reason: EditError | None = None
         for donor in rng.permutation(donors)[:TRIES]:
-            shown, place = self._picture(int(donor)), self._place(int(donor))
+            shown, shape = self._picture(int(donor)).without_bars
             try:
                 if kind == "paste":
-                    return paste(image, shown.image[place], _defect(shown)[place], method=method, rng=rng)
-                clean = int(rng.choice(self._others(row, label=0)))
-                return paste_clean(
-                    image, self._picture(clean).image[self._place(clean)], _defect(shown)[place], method=method, rng=rng
-                )
+                    return paste(image, shown, shape, method=method, rng=rng)
+                clean, _ = self._picture(int(rng.choice(self._others(row, label=0)))).without_bars
+                return paste_clean(image, clean, shape, method=method, rng=rng)
             except EditError as error:
                 reason = error
         assert reason is not None  # there is at least one donor
@@ -194,17 +188,6 @@ class Editor:
 
     def _picture(self, row: int) -> Picture:
         return self.data.dataset.stored(row)
-
-    def _place(self, row: int) -> tuple[slice, slice]:
-        """Where the picture lies in the input: not in the bars beside a letterboxed one."""
-        if self.data.resize == "squash":
-            return slice(None), slice(None)
-        height, width = read_image(self.data.dataset.paths[row]).shape[:2]
-        return inside(inner_size((height, width), self.data.image_size, self.data.resize), self.data.image_size)
-
-
-def _defect(picture: Picture) -> NDArray[np.bool_]:
-    return np.zeros(picture.image.shape[:2], np.bool_) if picture.mask is None else np.asarray(picture.mask) > 0
 
 
 def _probabilities(

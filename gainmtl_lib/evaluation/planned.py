@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.devices import DeviceError
 from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.files import FileError
-from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.parameters import SettingsError
+from gainmtl_lib.evaluation.runner import Job, run_jobs
 from gainmtl_lib.plans import Plan
 from gainmtl_lib.runs import Run, RunError, run_status
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.training.fit import fit
-from gainmtl_lib.training.module import TrainingDivergedError
-
-logger = logging.getLogger(__name__)
-
-REASONS = (
-    RunError, DataError, ModelError, DeviceError, FileError, SettingsError, TrainingDivergedError,
-    torch.OutOfMemoryError,
-)  # fmt: skip
-"""What ends one run and lets the others go on; anything else is a mistake in the library."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +46,13 @@ def run_plan(plan: Plan, *, failures: list[FailedRun] | None = None) -> list[Pla
     Returns:
         The runs that are finished, in the plan's order.
     """
-    planned = {place: plan.settings(*place) for place in plan.runs()}
-    waiting = {place for place, settings in planned.items() if not is_done(settings)}
-    seconds = [_training_seconds(settings) for place, settings in planned.items() if place not in waiting]
-    finished = []
-    for number, ((row, seed), settings) in enumerate(planned.items(), start=1):
-        if (row, seed) in waiting:
-            left = _time_left(seconds, len(waiting))
-            logger.info("run %d of %d: %s, seed %d%s", number, len(planned), row, seed, left)
-        started = time.monotonic()
-        try:
-            run = fit(settings)
-            evaluate(run)
-        except REASONS as error:
-            if failures is None:
-                raise
-            failures.append(FailedRun(row, seed, str(error)))
-            logger.warning("run %d of %d failed: %s", number, len(planned), failures[-1])
-        else:
-            finished.append(PlannedRun(row, seed, Run(run.folder)))  # read anew: `run` holds its model in memory
-            if (row, seed) in waiting:
-                seconds.append(time.monotonic() - started)
-        waiting.discard((row, seed))
-    return finished
+    places = {f"{row}, seed {seed}": (row, seed) for row, seed in plan.runs()}
+    jobs = [_job(name, plan, *place) for name, place in places.items()]
+    reasons: dict[str, str] = {}
+    runs = run_jobs(jobs, _evaluated, failures=None if failures is None else reasons)
+    if failures is not None:
+        failures += [FailedRun(*places[name], reason) for name, reason in reasons.items()]
+    return [PlannedRun(*places[name], run) for name, run in runs.items()]
 
 
 def finished_runs(plan: Plan) -> list[PlannedRun]:
@@ -115,27 +83,32 @@ def is_done(settings: Settings) -> bool:
 def split_tables(runs: Sequence[PlannedRun], split: str) -> dict[str, dict[int, pd.DataFrame]]:
     """The predictions of one split by row and seed; runs whose data lacks the split are left out.
 
-    Names of pictures and groups are led by their dataset's folder: the synthetic pictures of two seeds have the same
-    names and are not the same pictures.
+    Names of pictures and groups are led by their dataset's folder.
     """
     tables: dict[str, dict[int, pd.DataFrame]] = {}
     for planned in runs:
-        table = planned.run.predictions
-        table = table[table["split"] == split].reset_index(drop=True)
+        table = split_table(planned.run, split, lead=planned.run.settings.dataset_folder.name)
         if len(table):
-            dataset = planned.run.settings.dataset_folder.name
-            named = {name: dataset + "/" + table[name].astype("string") for name in ("image", "group")}
-            tables.setdefault(planned.row, {})[planned.seed] = table.assign(**named)
+            tables.setdefault(planned.row, {})[planned.seed] = table
     return tables
 
 
-def _training_seconds(settings: Settings) -> float:
-    return float(Run(settings.run_dir).manifest.get("duration_s", 0))
+def split_table(run: Run, split: str, *, lead: str) -> pd.DataFrame:
+    """A run's predictions of one split, names of pictures and groups led by `lead`.
+
+    Synthetic pictures of two datasets have the same names and are not the same pictures.
+    """
+    table = run.predictions
+    table = table[table["split"] == split].reset_index(drop=True)
+    return table.assign(**{name: f"{lead}/" + table[name].astype("string") for name in ("image", "group")})
 
 
-def _time_left(seconds: Sequence[float], left: int) -> str:
-    """``, about 14 min left``, from the mean of the runs that are known; nothing where none is."""
-    if not seconds:
-        return ""
-    minutes = sum(seconds) / len(seconds) * left / 60
-    return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+def _job(name: str, plan: Plan, row: str, seed: int) -> Job:
+    settings = plan.settings(row, seed)
+    return Job(name, row, settings, is_done(settings))
+
+
+def _evaluated(settings: Settings) -> Run:
+    run = fit(settings)
+    evaluate(run)
+    return run

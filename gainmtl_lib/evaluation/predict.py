@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.images import read_image
-from gainmtl_lib.data.transforms import inner_size, inside
 from gainmtl_lib.evaluation.mask_source import MaskSource
 from gainmtl_lib.evaluation.pooled import PooledScores
 from gainmtl_lib.metrics import (
@@ -130,9 +128,8 @@ def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
     places = torch.ones_like(batch.masks, dtype=torch.bool)
     for place, row in zip(places[:, 0], batch.index.tolist(), strict=True):
         if data.dataset.has_mask[row]:
-            height, width = read_image(data.dataset.paths[row]).shape[:2]
             place.fill_(False)
-            place[inside(inner_size((height, width), data.image_size, data.resize), data.image_size)] = True
+            place[data.dataset.places[row]] = True
     return places
 
 

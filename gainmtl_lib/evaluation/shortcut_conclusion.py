@@ -198,13 +198,19 @@ def _number(row: Mapping[Any, Any]) -> str:
     number = _signed(row["difference"])
     if row["low"] == row["low"]:
         low, high = max(row["low"], -1), min(row["high"], 1)  # accuracies differ by no more
+        # The interval is of this step alone, the verdict of all steps together: both numbers are told.
         return (
-            f"{number} (95 % interval {_signed(low)} to {_signed(high)}; {_count(int(row['seeds']), 'pair')} of runs)"
+            f"{number} (95 % interval {_signed(low)} to {_signed(high)}; {_count(int(row['seeds']), 'pair')} of runs; "
+            f"p {_p(row['p_holm'])} with Holm's correction over the steps)"
         )
     if row["drawn_low"] != row["drawn_low"]:
         return f"{number} (one training each)"
     ends = f"{_signed(row['drawn_low'])} to {_signed(row['drawn_high'])}"
     return f"{number} ({ends} over other pictures; one training each, so that other seeds are unknown)"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _signed(value: float, digits: int = 3) -> str:

@@ -6,24 +6,21 @@ interrupted study goes on where it stopped.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import mean
 
 import pandas as pd
 
 from gainmtl_lib.evaluation.evaluate import evaluate
 from gainmtl_lib.evaluation.indicators import NAMES, measure_indicators, stored_indicators
 from gainmtl_lib.evaluation.paired import steps_table
-from gainmtl_lib.evaluation.planned import REASONS, is_done
+from gainmtl_lib.evaluation.planned import is_done, split_table
+from gainmtl_lib.evaluation.runner import Job, run_jobs
 from gainmtl_lib.evaluation.shortcut_settings import NO_SHORTCUT, PlannedCell, ShortcutStudySettings
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.runs import Run
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.training.fit import fit
-
-logger = logging.getLogger(__name__)
 
 KEYS = ("cue", "correlation", "seed", "strategy")
 TABLE_FILE = "study.csv"
@@ -74,24 +71,10 @@ def run_study(settings: ShortcutStudySettings) -> Study:
     Raises:
         SettingsError: settings of some run cannot be used; nothing has been trained then.
     """
-    cells, study, spent = settings.cells(), Study(settings), []
-    ahead = [cell.strategy for cell in cells if not _is_done(cell)]
-    for number, cell in enumerate(cells, start=1):
-        done = _is_done(cell)
-        logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left_over(spent, ahead))
-        started = time.monotonic()
-        try:
-            run = fit(cell.settings)
-            evaluate(run)
-            measure_indicators(run)
-        except REASONS as error:
-            study.failed[cell.name] = str(error)
-            logger.warning("%s failed: %s", cell.name, error)
-        else:
-            study.runs.append((cell, Run(run.folder)))  # anew: this one holds a model
-        if not done:
-            ahead.remove(cell.strategy)
-            spent.append((cell.strategy, time.monotonic() - started))
+    cells, study = {cell.name: cell for cell in settings.cells()}, Study(settings)
+    jobs = [Job(name, cell.strategy, cell.settings, _is_done(cell)) for name, cell in cells.items()]
+    runs = run_jobs(jobs, _asked, failures=study.failed)
+    study.runs += [(cells[name], run) for name, run in runs.items()]
     write_table(study)
     return study
 
@@ -127,13 +110,10 @@ def study_steps(study: Study, split: str) -> pd.DataFrame:
     numbers: dict[tuple[str, float, int], int] = {}
     for cell, run in study.runs:
         if cell.correlation > NO_SHORTCUT:
-            table = run.predictions
-            table = table[table["split"] == split].reset_index(drop=True)
             number = numbers.setdefault((cell.cue, cell.correlation, cell.seed), len(numbers))
+            table = split_table(run, split, lead=str(number))
             if len(table):
-                # Pictures of two cells have the same names and are not the same pictures.
-                names = {name: f"{number}/" + table[name].astype("string") for name in ("image", "group")}
-                rows.setdefault(cell.strategy, {})[number] = table.assign(**names)
+                rows.setdefault(cell.strategy, {})[number] = table
     strategies = sorted({cell.strategy for cell, _ in study.runs})
     steps = [("S1", other) for other in strategies if other != "S1" and "S1" in strategies]
     steps += [("S5", "S7")] if {"S5", "S7"} <= set(strategies) else []
@@ -146,19 +126,11 @@ def write_table(study: Study) -> None:
         study.table.to_csv(path, index=False, float_format="%.4f")
 
 
-def left_over(spent: Sequence[tuple[str, float]], ahead: Sequence[str]) -> str:
-    """``; about 31 min left``, from what runs took so far; empty before the first.
-
-    Args:
-        spent: strategy and seconds of each run made in this call.
-        ahead: strategy of each run still to be made; one that has not been timed counts as the mean of all.
-    """
-    if not spent or not ahead:
-        return ""
-    overall = mean(seconds for _, seconds in spent)
-    by_strategy = {name: mean(s for other, s in spent if other == name) for name, _ in spent}
-    minutes = sum(by_strategy.get(name, overall) for name in ahead) / 60
-    return f"; about {minutes:.0f} min left" if minutes >= 1 else "; less than a minute left"
+def _asked(settings: Settings) -> Run:
+    run = fit(settings)
+    evaluate(run)
+    measure_indicators(run)
+    return run
 
 
 def _is_done(cell: PlannedCell) -> bool:

@@ -157,7 +157,8 @@ class PartDraws:
         self._counts = np.zeros((resamples, len(self.strata)), dtype=np.uint16)
         for kind in np.unique(self.strata):
             parts = np.flatnonzero(self.strata == kind)
-            self._counts[:, parts] = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=resamples)
+            for row in range(resamples):  # several times as fast for thousands of parts as one multinomial draw
+                self._counts[row, parts] = np.bincount(rng.integers(len(parts), size=len(parts)), minlength=len(parts))
 
     def scores(self, place: int, found: Scorer) -> NDArray:
         """The score of the table at this place in every resample, (R,)."""

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.data.edits.controls import heal_beside, heal_spot, paste_clean, repaste
 from gainmtl_lib.data.edits.edit import Edit, EditError
+from gainmtl_lib.data.edits.framing import framed
 from gainmtl_lib.data.edits.healing import HEAL_METHODS, NEEDS_NORMAL, heal
 from gainmtl_lib.data.edits.pasting import PASTE_METHODS, paste
 from gainmtl_lib.data.findings import DataError
@@ -107,7 +108,7 @@ class ImageCounterfactuals:
         labels: of all samples by row.
         annotated: which of them have a mask.
         rows: the training rows.
-        picture: pixels and mask of a row at the network's size, not augmented.
+        picture: of a row at the network's size, not augmented. The bars of a letterboxed one are never edited.
         share: p of the module's docstring, in (0, 1].
         seed: of all draws.
 
@@ -196,8 +197,9 @@ class ImageCounterfactuals:
             row = source[int(rng.integers(len(source)))]
             drawn = self._try(kind, row, rng, method=method)
             if drawn.edit is not None:
-                image, mask = self._pixels(drawn.row)
-                return Example(image, mask, drawn.edit, drawn.row)
+                before = self._picture(drawn.row)
+                mask = np.zeros_like(drawn.edit.mask) if before.mask is None else before.mask.astype(np.bool_)
+                return Example(before.image, mask, drawn.edit, drawn.row)
             failures |= set(drawn.failures)
         how = f"{kind} ({method})" if method else kind
         raise DataError(f"no training picture could be edited by {how}: {', '.join(sorted(failures))}")
@@ -249,30 +251,29 @@ class ImageCounterfactuals:
         return Drawn(kind, shown, None, tuple(failures))
 
     def _edit(self, kind: str, row: int, method: str, rng: np.random.Generator) -> Edit:
-        image, mask = self._pixels(row)
+        picture = self._picture(row)
+        return framed(self._inner_edit(kind, row, picture, method, rng), picture.image, picture.place)
+
+    def _inner_edit(self, kind: str, row: int, picture: Picture, method: str, rng: np.random.Generator) -> Edit:
+        """The edit of the picture without its bars, which may be of another size than its donors and sources."""
+        image, mask = picture.without_bars
         if kind == "heal":
             return heal(image, mask, method=method, rng=rng, normal=self._normal(method, row, rng))
         if kind == "heal_beside":
             return heal_beside(image, mask, method=method, rng=rng, normal=self._normal(method, row, rng))
         if kind == "repaste":
             return repaste(image, mask, method=method, rng=rng)
-        donor_image, donor_mask = self._pixels(self._one_of(self.annotated, rng))
+        donor_image, donor_mask = self._picture(self._one_of(self.annotated, rng)).without_bars
         if kind == "paste":
             return paste(image, donor_image, donor_mask, method=method, rng=rng)
         if kind == "heal_spot":
             return heal_spot(image, donor_mask, method=method, rng=rng, normal=self._normal(method, row, rng))
-        clean, _ = self._pixels(self._other_normal(row, rng))
+        clean, _ = self._picture(self._other_normal(row, rng)).without_bars
         return paste_clean(image, clean, donor_mask, method=method, rng=rng)
-
-    def _pixels(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        picture = self._picture(row)
-        if picture.mask is None:
-            return picture.image, np.zeros(picture.image.shape[:2], dtype=bool)
-        return picture.image, picture.mask.astype(bool)
 
     def _normal(self, method: str, row: int, rng: np.random.Generator) -> NDArray[np.uint8] | None:
         """A normal picture for the methods that take from one; others need not decode it."""
-        return self._pixels(self._other_normal(row, rng))[0] if method in NEEDS_NORMAL else None
+        return self._picture(self._other_normal(row, rng)).without_bars[0] if method in NEEDS_NORMAL else None
 
     def _other_normal(self, row: int, rng: np.random.Generator) -> int:
         others = len(self.normals) - (self._labels[row] == 0)
