@@ -56,4 +56,4 @@ execute: $(READY)
 	$(BIN)/gainmtl notebooks
 
 clean:
-	rm -rf outputs/quick outputs/data .pytest_cache .ruff_cache
+	rm -rf outputs/quick outputs/shortcut outputs/data .pytest_cache .ruff_cache

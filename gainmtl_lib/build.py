@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -72,9 +73,10 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
     Labels from outside the dataset's folder describe its own pictures, and are never taken for others.
     """
     labels = settings.box_labels
-    if labels is None or not labels.is_relative_to(settings.data_root):
+    if labels is None:
         return None
-    return data_root / labels.relative_to(settings.data_root)
+    place, own = Path(os.path.abspath(labels)), Path(os.path.abspath(settings.data_root))
+    return data_root / place.relative_to(own) if place.is_relative_to(own) else None
 
 
 def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:

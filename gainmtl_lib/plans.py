@@ -93,6 +93,7 @@ class Plan(ParameterRecord):
         _check_steps(self.steps, self.rows)
         self._check_reserved("parameters", self.parameters, {"strategy"})
         folders: dict[str, str] = {}
+        pictures: dict[str, str] = {}
         data: dict[Path, tuple[str, dict[str, Any]]] = {}
         for row, values in self.rows.items():
             self._check_reserved(f"row {row!r}", values)
@@ -101,6 +102,8 @@ class Plan(ParameterRecord):
             if same != row:
                 raise ValueError(f"rows {same!r} and {row!r} would share the folder {settings.run_name}; rename one")
             _check_data(row, settings, data)
+            pictures[row] = settings.dataset_folder.name
+        _check_pictures(self.steps, pictures)
         return self
 
     def settings(self, row: str, seed: int) -> Settings:
@@ -186,8 +189,9 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
         raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
     own = {name: value for name, value in overrides.items() if name in PLAN_NAMES}
     parameters = {name: value for name, value in overrides.items() if name not in PLAN_NAMES}
-    if parameters:
-        own["parameters"] = (content.get("parameters") or {}) | parameters
+    written = content.get("parameters", {})
+    if parameters and isinstance(written, dict):  # what is none, `Plan` complains about
+        own["parameters"] = written | parameters
     try:
         return Plan(**content | own)
     except SettingsError as error:
@@ -198,6 +202,19 @@ def variant_of(row: str, strategy: str) -> str:
     """A row's name as part of a folder's: ``S4, no warm-up`` of S4 is ``no-warm-up``, ``S4`` itself is empty."""
     rest = row[len(strategy) :] if row.lower().startswith(strategy.lower()) else row
     return re.sub(r"[^\w.]+", "-", rest.lower()).strip("-.")
+
+
+class _OneOfEachName(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping: of two rows YAML would keep the last, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; YAMLError with the place where a name is repeated."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
 def _plan_file(path: str | Path) -> Path:
@@ -211,7 +228,7 @@ def _plan_file(path: str | Path) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_OneOfEachName)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not a YAML file: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -241,6 +258,16 @@ def _check_data(row: str, settings: Settings, data: dict[Path, tuple[str, dict[s
             f"rows {first!r} and {row!r} differ in {_listed(differing)} but share data_root {settings.data_root}; "
             "give each its own"
         )
+
+
+def _check_pictures(steps: Sequence[tuple[str, str]], pictures: Mapping[str, str]) -> None:
+    """Rows of a step are compared picture by picture; pictures are known by their dataset's folder and their names."""
+    for before, after in steps:
+        if pictures[before] != pictures[after]:
+            raise ValueError(
+                f"steps: {before!r} and {after!r} are judged on different pictures, of {pictures[before]} and "
+                f"{pictures[after]}; give both the same data_root, or leave the step out"
+            )
 
 
 def _no_row(name: str, rows: Iterable[str]) -> str:

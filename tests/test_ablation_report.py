@@ -11,6 +11,7 @@ from rich.console import Console
 from written_runs import write_planned, written_plan
 
 from gainmtl_lib.cli import main
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.evaluation import planned
 from gainmtl_lib.evaluation.study_tables import (
     readable_rows,
@@ -108,6 +109,23 @@ def test_notes_of_steps_are_said_once(tmp_path):
         write_planned(plan, row, 0)
     text = printed(plan, only_report=True)[1]
     assert text.count("one seed") == 1 and "not tested" in text
+
+
+def test_a_note_about_one_score_names_it(tmp_path):
+    plan = written_plan(tmp_path)
+    runs = [write_planned(plan, row, seed, cam_iou=NAN if seed else 0.5) for row in plan.rows for seed in plan.seeds]
+    remarks = StudyReport(plan, runs).remarks()
+    assert "one seed; left out: seed 1 (without an answer): S1→S5 (CAM-IoU, test)" in remarks
+    assert len(remarks) == 2  # and the backbone's weights
+
+
+def test_rows_on_other_pictures_end_in_a_message(tmp_path):
+    rows = {"S1": {"strategy": "S1"}, "S5": {"strategy": "S5"}}
+    plan = written_plan(tmp_path, rows=rows)
+    elsewhere = written_plan(tmp_path / "other", parameters=plan.parameters | {"data_root": str(tmp_path / "else")})
+    runs = [write_planned(plan, "S1", 0), write_planned(elsewhere, "S5", 0)]
+    with pytest.raises(DataError, match="S1→S5, seed 0: the two runs were evaluated on different pictures"):
+        StudyReport(plan, runs).sections()
 
 
 def test_the_export_is_small_and_can_be_run_again(study, tmp_path):

@@ -231,6 +231,24 @@ def test_which_pictures_a_label_can_mean(name, by_stem, expected):
     assert Pictures([str(root / image) for image in IMAGES], root).find(name, by_stem=by_stem) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("images/train/defective/a.png", [0]),
+        ("/elsewhere/images/train/defective/crack/a.png", [1]),
+        ("train/defective/a.png", [0]),
+        ("crack/a.png", [1]),
+        ("train/crack/a.png", [1]),
+        ("train/a.png", [0, 1]),
+        ("a.png", [0, 1]),
+    ],
+)
+def test_the_same_name_above_and_in_a_folder_of_a_defect_type(name, expected):
+    images = ["/data/images/train/defective/a.png", "/data/images/train/defective/crack/a.png"]
+    assert Pictures(images, Path("/data")).find(name, by_stem=False) == expected
+    assert Pictures(images, Path("/data")).find(name.removesuffix(".png"), by_stem=True) == expected
+
+
 def test_decomposed_file_names_meet_composed_labels():
     root = Path("/data")
     image = unicodedata.normalize("NFD", "/data/images/불량/균열.png")
@@ -269,6 +287,16 @@ def test_yolo_class_names(tmp_path, names, folder):
     boxed = scan_boxes(read_samples(root, dataset_type="generic"), root, source(root))
     assert boxed.findings == []
     assert boxed.classes.index.tolist() == ["cracks"]
+
+
+@pytest.mark.parametrize("lines", ["\n\ncracks\n\n", "dents\n\n cracks \n \n"])
+def test_a_blank_line_among_yolo_class_names_is_a_class_without_a_name(tmp_path, lines):
+    root = boxed_data(tmp_path / "data")
+    write_label(root, "labels/classes.txt", lines)
+    write_label(root, "labels/train_d0.txt", "1 .5 .5 .25 .25\n2 .25 .25 .25 .25")
+    boxed = scan_boxes(read_samples(root, dataset_type="generic"), root, source(root))
+    assert boxed.findings == []
+    assert boxed.classes.index.tolist() == ["1", "cracks"]
 
 
 def test_yolo_without_names_calls_classes_by_number(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from box_files import SIZE, boxed_data, coco, drawn, stored, voc, write_coco, write_label, write_voc, write_yolo
 from drawn_data import write_picture
 
+from gainmtl_lib.data.boxes.formats import EXPECTED
 from gainmtl_lib.data.boxes.labels import Boxed, BoxSource, read_boxes, scan_boxes
 from gainmtl_lib.data.boxes.records import KINDS
 from gainmtl_lib.data.samples import DataError, read_samples
@@ -155,6 +156,20 @@ def test_labels_that_mean_no_picture_at_all_are_an_error(root):
     assert errors(root) == f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
 
 
+NO_BOX = "expected boxes for some defective pictures; without any, set label_kind: mask"
+
+
+def test_labels_without_a_box_that_can_be_drawn_are_an_error(root):
+    file = write_coco(root, coco(annotations=[]))
+    assert errors(root) == f"{root}: the labels of 3 pictures hold no box that can be drawn; {NO_BOX}"
+    write_coco(root, {"images": [], "annotations": [], "categories": []})
+    assert errors(root, file) == f"{file}: the labels of 0 pictures hold no box that can be drawn; {NO_BOX}"
+    ids_as_text = [one | {"image_id": str(one["image_id"])} for one in coco()["annotations"]]
+    write_coco(root, coco([*ids_as_text, box(2, 1, 0, 3)]))
+    lost = "left out: 5 of an unknown image, 1 without area"
+    assert errors(root) == f"{root}: the labels of 3 pictures hold no box that can be drawn; {lost}; {NO_BOX}"
+
+
 def test_a_box_on_a_normal_picture_is_an_error(root):
     content = coco()
     content["images"][0]["file_name"] = "train_n0.png"
@@ -187,7 +202,9 @@ def test_another_size_in_the_file(root):
     np.testing.assert_array_equal(stored(boxed.samples["mask"].dropna().iloc[0]), drawn("train_d0"))
 
 
-@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+@pytest.mark.parametrize(
+    "size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1, "height": -1}]
+)
 def test_a_size_that_is_not_told_is_not_compared(root, size):
     content = coco()
     content["images"] = [{"id": image["id"], "file_name": image["file_name"]} | size for image in content["images"]]
@@ -332,7 +349,7 @@ def test_broken_class_names(root, text, message):
     assert message in found
 
 
-@pytest.mark.parametrize("text", ["nc: 1", "names: {0: crack, 4: dent}", "[1, 2]"])
+@pytest.mark.parametrize("text", ["nc: 1", "names: {0: crack, 4: dent}", "names: []", "[1, 2]", ""])
 def test_class_names_of_other_forms(root, text):
     write_yolo(root)
     write_label(root, "data.yaml", text)
@@ -428,7 +445,7 @@ def test_a_run_logs_each_kind_once_with_its_count(root, caplog):
     lost = [box(2, 1, 0, 3, id=k) for k in range(20)]
     write_coco(root, coco([WELL, *lost, box(9, 9, 2, 2, image_id=99)]))
     read(root)
-    assert len(caplog.records) == 2
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 2
     assert "boxes, without area: 20, such as" in caplog.text
     assert "boxes, of an unknown image: 1, such as" in caplog.text
 
@@ -461,4 +478,4 @@ def test_box_labels_in_several_places(root):
     write_yolo(root)
     write_voc(root)
     names = "annotations/boxes.json, annotations/more.json, labels, Annotations"
-    assert errors(root) == f"{root}: box labels lie in 4 places ({names}); choose one by box_labels"
+    assert errors(root) == f"{root}: box labels lie in 4 places ({names}); choose by box_labels: {EXPECTED}"

@@ -171,6 +171,11 @@ def test_labels_from_outside_are_not_taken_for_other_data(root, tmp_path):
     assert build_samples(_elsewhere(settings, other))["mask"].notna().sum() == 3
 
 
+def test_a_place_below_the_data_is_so_however_it_is_written(root, tmp_path):
+    settings = settings_of(root, box_labels=tmp_path / "other" / ".." / "data" / "boxes")
+    assert box_labels_of(settings, tmp_path / "b") == tmp_path / "b" / "boxes"
+
+
 def test_efficientad_scores_its_maps_against_boxes(root, tmp_path):
     write_coco(root)
     labels = write_coco(tmp_path, coco([dict(coco()["annotations"][0])], images=[

@@ -58,6 +58,15 @@ def test_no_file_an_empty_one_and_a_picture_elsewhere_are_no_cue(tmp_path):
     assert cue_file(tmp_path / "elsewhere.png", root=tmp_path / "data") is None
 
 
+def test_a_cue_is_found_where_a_path_goes_up_and_down(tmp_path):
+    image = with_cue(tmp_path / "data")
+    (tmp_path / "beside").mkdir()
+    roundabout = tmp_path / "beside" / ".." / "data"
+    assert read_cue(image, root=roundabout, image_size=(12, 16), resize="squash") is not None
+    again = roundabout / image.relative_to(tmp_path / "data")
+    assert read_cue(again, root=tmp_path / "data", image_size=(12, 16), resize="squash") is not None
+
+
 def test_a_broken_cue_is_named(tmp_path):
     image = with_cue(tmp_path)
     truncate_file(tmp_path / "cues" / "train" / "defective" / "dent" / "a.png")

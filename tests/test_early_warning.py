@@ -79,6 +79,12 @@ def test_auroc_tells_drops_of_a_tenth_from_smaller_ones():
     assert found.loc["cue_energy", "auroc"] == 1
 
 
+def test_a_drop_of_a_tenth_counts_whatever_its_rounding():
+    drops = [57 / 60 - 51 / 60, 0.0, 0.0, 0.0]
+    assert drops[0] < 0.10
+    assert warnings_table(study(drops, cells=1, cam_iou=[0.1, 0.9, 0.8, 0.7])).loc["cam_iou", "auroc"] == 1
+
+
 def test_few_cells_or_runs_have_no_interval():
     for table in (study(DROPS, cells=2, cam_iou=1 - DROPS), study(DROPS[:6], cells=3, cam_iou=1 - DROPS[:6])):
         row = warnings_table(table).loc["cam_iou"]

@@ -8,7 +8,14 @@ from gainmtl_lib.build import build_samples
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.data.edits import HEAL_METHODS, PASTE_METHODS
 from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.explain.edit_figures import LEVELS, ROWS, edit_kinds_figure, edit_methods_figure, magnified_part
+from gainmtl_lib.explain.edit_figures import (
+    LEVELS,
+    PARTS,
+    WHOLE,
+    edit_kinds_figure,
+    edit_methods_figure,
+    magnified_part,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def shown(figure, row, column, columns):
 
 def test_one_column_for_each_kind(edits):
     figure = edit_kinds_figure(edits)
-    assert len(figure.axes) == len(ROWS) * 6
+    assert len(figure.axes) == (1 + len(PARTS)) * 6
     titles = [axis.get_title() for axis in figure.axes[:6]]
     assert [title.split(",")[0] for title in titles] == [
         "heal", "heal_beside", "repaste", "paste", "heal_spot", "paste_clean"
@@ -34,7 +41,7 @@ def test_one_column_for_each_kind(edits):
         "defective → normal", "defective → defective", "defective → defective",
         "normal → defective", "normal → normal", "normal → normal",
     ]  # fmt: skip
-    assert [axis.get_ylabel() for axis in figure.axes[::6]] == list(ROWS)
+    assert [axis.get_ylabel() for axis in figure.axes[::6]] == [WHOLE, *PARTS]
     assert "cyan: defect mask" in figure.get_supxlabel()
 
 
@@ -57,7 +64,8 @@ def test_one_column_for_each_method_of_the_kind(edits):
     healing, pasting = edit_methods_figure(edits, "heal"), edit_methods_figure(edits, "paste")
     assert [axis.get_title().split("\n")[0] for axis in healing.axes[: len(HEAL_METHODS)]] == list(HEAL_METHODS)
     assert [axis.get_title().split("\n")[0] for axis in pasting.axes[: len(PASTE_METHODS)]] == list(PASTE_METHODS)
-    before = [shown(pasting, 1, column, len(PASTE_METHODS)) for column in range(len(PASTE_METHODS))]
+    assert [axis.get_ylabel() for axis in pasting.axes[:: len(PASTE_METHODS)]] == list(PARTS)
+    before = [shown(pasting, 0, column, len(PASTE_METHODS)) for column in range(len(PASTE_METHODS))]
     assert all(np.array_equal(part, before[0]) for part in before)
     with pytest.raises(ValueError, match=r"kind must be one of heal, heal_beside, repaste, paste, .*, got 'cut'"):
         edit_methods_figure(edits, "cut")

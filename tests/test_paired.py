@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.evaluation.drawn_seeds import contrast, draw_seeds
 from gainmtl_lib.evaluation.intervals import FEWEST_GROUPS
 from gainmtl_lib.evaluation.paired import compare_rows, rows_table, steps_table
@@ -367,14 +368,12 @@ def test_the_parts_of_the_lesser_row_count():
 
 def test_other_pictures_in_a_pair_are_an_error():
     rows = study()
-    with pytest.raises(ValueError, match=r"S1→S2, seed 0: .*different pictures \(20 and 18, 18 of them in both\)"):
+    with pytest.raises(DataError, match=r"S1→S2, seed 0: .*different pictures \(20 and 18, 18 of them in both\)"):
         compare_rows(rows["S1"], {0: predictions(9).head(18)}, "accuracy", names=("S1", "S2"))
-    with pytest.raises(ValueError, match=r"different pictures \(20 and 20, 0 of them in both\); compare runs of the"):
+    with pytest.raises(DataError, match=r"different pictures \(20 and 20, 0 of them in both\); compare runs of the"):
         compare_rows(rows["S1"], {0: predictions(9, prefix="b")}, "accuracy")
     turned = predictions(9).assign(label=np.repeat([1, 0], 10))
-    with pytest.raises(
-        ValueError, match=r"seed 0: 20 pictures have another label in the second run, the first is a000"
-    ):
+    with pytest.raises(DataError, match=r"seed 0: 20 pictures have another label in the second run, the first is a000"):
         compare_rows(rows["S1"], {0: turned}, "accuracy")
 
 

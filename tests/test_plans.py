@@ -113,6 +113,9 @@ ROWS = SMALL["rows"]
         ({"seeds": ["a"]}, "seeds must be"),
         ({"row": {}}, "unknown parameter 'row'; did you mean 'rows'?"),
         ({"base": ["params/s3.yaml"], "steps": []}, "chooses a strategy, which the rows do; leave it out"),
+        ({"rows": ROWS | {"S1 elsewhere": {"strategy": "S1", "data_root": "made"}}, "steps": [["S1", "S1 elsewhere"]]},
+         "steps: 'S1' and 'S1 elsewhere' are judged on different pictures, of small and made; give both the same data"),
+        ({"parameters": 3}, "parameters must be"),
         ({"base": ["params/no.yaml"]}, "params/no.yaml: no such parameter file"),
     ],
 )  # fmt: skip
@@ -136,6 +139,21 @@ def test_files_that_are_no_plans(tmp_path):
     assert message(path) == f"{path}: expected 'name: value' lines, got list"
     path.write_text("a: [\n")
     assert f"{path}: not a YAML file" in message(path)
+
+
+def test_a_row_given_twice_is_refused_and_not_lost(tmp_path):
+    path = tmp_path / "plan.yaml"
+    head = "experiment: hand\nbase: [params/small.yaml]\nseeds: [0]\nrows:\n"
+    path.write_text(head + "  S5: {strategy: S5}\n  S5: {strategy: S5, dropout: 0.1}\n")
+    assert f"{path}: not a YAML file: 'S5' is given twice" in message(path) and "line 6" in message(path)
+    path.write_text(head + "  S5: {strategy: S5}\n  S5, less: {strategy: S5, dropout: 0.1}\n")
+    assert len(load_plan(path).rows) == 2
+
+
+def test_parameters_that_are_no_mapping_are_named_whatever_the_command_line_adds(tmp_path):
+    path = write_plan(tmp_path, parameters=[1])
+    assert message(path, num_epochs=3) == message(path)
+    assert f"{path}: parameters must be" in message(path)
 
 
 def test_part_of_a_plan_keeps_the_steps_between_its_rows():

@@ -121,6 +121,7 @@ def test_names_read_back_as_many_groups_as_there_were():
         "A_b",
         "_a",
         "shift-x",
+        "shift-shift-x",
         "x",
         "train/good/000.png",
         "test/good/000.png",
@@ -136,6 +137,14 @@ def test_names_read_back_as_many_groups_as_there_were():
     assert len(set(names)) == len(names)  # two pictures of the group x have the same stem
     twins = [re.search(GROUP_PATTERN, shifted(name))[1] for name in names]
     assert not {name.casefold() for name in twins} & {name.casefold() for name in found}
+
+
+@pytest.mark.parametrize("letter", ["a", "가"])
+def test_long_names_of_any_script_stay_within_what_file_systems_take(letter):
+    stems = [letter * (246 // len(letter.encode())) + end for end in ("1", "2")]
+    names = planted_names([f"images/train/defective/{stem}.png" for stem in stems], stems)
+    assert len(set(names)) == len({re.search(GROUP_PATTERN, name)[1] for name in names}) == 2
+    assert max(len(f"{shifted(name)}.png".encode()) for name in names) <= 255
 
 
 def test_a_mvtec_category_is_planted(tmp_path):
@@ -309,6 +318,19 @@ def test_the_command_plants_and_says_how_to_read_it(tmp_path):
     assert (record["cue"], record["correlation"], record["seed"]) == ("border", 0.9, 0)
     result = CliRunner().invoke(main, [*words[:4], "--cue", "texture"])
     assert result.exit_code == 1 and "cannot be planted" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--seed", "-1"], 2, "-1 is not in the range x>=0"),
+        (["-p", "dataset_type", "synthetic"], 1, "dataset_type is 'synthetic', and planting takes photographs"),
+    ],
+)
+def test_what_the_command_refuses_before_it_writes_anything(tmp_path, words, code, message):
+    result = CliRunner().invoke(main, ["data", "plant", str(tmp_path / "in"), str(tmp_path / "out"), *words])
+    assert result.exit_code == code and message in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():

@@ -125,6 +125,12 @@ def test_attention_that_does_not_even_move_the_map():
     assert sentence.endswith("Nor did it move the map onto the defect (CAM-IoU 0.20 → 0.22).")
 
 
+def test_a_map_that_moved_in_an_untested_step_proves_nothing():
+    row = step("S1→S3", 0.6, NOT_TESTED, low=nan, high=nan, pairs=1)
+    sentence = said(FOOLED, [row])[2]
+    assert sentence.endswith("(one training each). The map moved onto the defect (CAM-IoU 0.02 → 0.25).")
+
+
 def test_edits_and_their_price():
     shifted = [step("S5→S7", 0.7, BETTER), step("S1→S7", 0.73, BETTER)]
     answer = said(FOOLED, shifted, [step("S1→S7", -0.1, WORSE)])

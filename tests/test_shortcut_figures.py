@@ -41,6 +41,15 @@ def test_numbers_in_the_cells_of_the_heatmap():
     assert np.allclose(image.to_rgba(np.array([0.5]))[0, :3], 0.97, atol=0.02)  # white is a coin's
 
 
+def test_cells_of_a_cue_stand_together_whatever_the_order_of_the_runs():
+    first = table()
+    first = first[(first["cue"] != "mark") | (first["correlation"] != 0.95)]  # failed with the first seed
+    figure = reversed_heatmap(pd.concat([first, table().assign(seed=1)]))
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "0.95", "0.5", "0.95"]
+    assert [(text.get_text(), text.get_position()[0]) for text in axis.texts[-2:]] == [("mark", 0.5), ("border", 2.5)]
+
+
 def test_a_run_that_is_missing_is_a_dash():
     rows = table().drop(index=1)
     assert "–" in texts(reversed_heatmap(rows).axes[0])

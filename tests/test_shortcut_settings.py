@@ -99,12 +99,30 @@ def test_data_without_a_planted_cue_is_refused(tmp_path):
         settings.cells()
 
 
+def test_planted_data_is_read_as_its_record_says(tmp_path):
+    read_with = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": "^(.+?)__"}
+    root = planted(tmp_path / "tiles", read_with=read_with)
+    base = base_file(tmp_path, val_ratio=0.2)
+    settings = ShortcutStudySettings(base=base, data_root=root, cues="mark", correlations=0.95, strategies="S1")
+    run = settings.cells()[0].settings
+    assert (run.val_ratio, run.group_pattern, run.data_root) == (0.0, "^(.+?)__", root)
+
+
+@pytest.mark.parametrize("content", ["cue: [", "- mark", ""])
+def test_a_damaged_record_of_planted_data_is_named(tmp_path, content):
+    (tmp_path / "planted.yaml").write_text(content)
+    settings = ShortcutStudySettings(base=base_file(tmp_path), data_root=tmp_path, cues="mark", correlations=0.95)
+    with pytest.raises(SettingsError, match=r"planted\.yaml: is damaged, .*; plant the data again"):
+        settings.cells()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"cues": ["marks"]}, "cues must be 'mark', 'lighting', 'texture' or 'border', got the text 'marks'"),
         ({"strategies": ["S8"]}, "strategies must be"),
         ({"correlations": [1.5]}, "correlations must be less than or equal to 1, got 1.5"),
+        ({"correlations": [0.95, 0.2]}, "correlations must be at least 0.5, at which the cue says nothing"),
         ({"seeds": []}, "seeds must"),
         ({"seeds": [0, 0]}, "seeds names a value twice: 0, 0"),
         ({"num_epoch": 3}, "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"),

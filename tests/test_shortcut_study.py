@@ -1,6 +1,7 @@
 """The shortcut study run on the smallest grid: resumed, reported, exported."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,19 @@ def study(settings):
     return run_study(settings)
 
 
+@pytest.fixture
+def s1_fails(monkeypatch):
+    """S1 cannot be trained; the others can."""
+    real = module.fit
+
+    def fails(asked):
+        if asked.strategy == "S1":
+            raise DataError("no picture")
+        return real(asked)
+
+    monkeypatch.setattr(module, "fit", fails)
+
+
 def command(settings, *arguments):
     pairs = {"base": settings.base, "outputs_dir": settings.outputs_dir, "cues": "mark", "correlations": 0.8}
     words = [word for name, value in pairs.items() for word in ("-p", name, str(value))]
@@ -49,9 +63,9 @@ def command(settings, *arguments):
 
 
 def test_nothing_is_there_before(tmp_path):
-    settings = ShortcutStudySettings(outputs_dir=tmp_path)
-    study = read_study(settings)
-    assert len(study.missing) == 16 and study.state == "0 of 16 runs, 16 not made yet"
+    grid = {"cues": ["mark", "border"], "correlations": 0.8, "strategies": ["S1", "S3"], "seeds": [0, 1]}
+    study = read_study(ShortcutStudySettings(outputs_dir=tmp_path, **grid))
+    assert len(study.missing) == 8 and study.state == "0 of 8 runs, 8 not made yet"
     assert study.table.empty and list(study.table)[:4] == ["cue", "correlation", "seed", "strategy"]
 
 
@@ -103,15 +117,7 @@ def test_runs_with_other_settings_are_named(study, settings):
     assert other.state.startswith("0 of 2 runs, 2 failed; mark 0.8, S1, seed 0: ")
 
 
-def test_a_failure_is_counted_and_the_others_go_on(study, settings, monkeypatch):
-    real = module.fit
-
-    def fails(asked):
-        if asked.strategy == "S1":
-            raise DataError("no picture")
-        return real(asked)
-
-    monkeypatch.setattr(module, "fit", fails)
+def test_a_failure_is_counted_and_the_others_go_on(study, settings, s1_fails):
     found = run_study(settings)
     assert found.failed == {"mark 0.8, S1, seed 0": "no picture"} and len(found.runs) == 1
     assert found.state == "1 of 2 runs, 1 failed; mark 0.8, S1, seed 0: no picture"
@@ -140,6 +146,16 @@ def test_steps_pair_the_runs_of_a_cell(study):
     assert steps["verdict"][0] == "not tested"
     same = study_steps(study, "test")
     assert same["difference"][0] == pytest.approx(table["accuracy"][1] - table["accuracy"][0])
+
+
+def test_cells_of_one_seed_show_the_same_parts_and_other_seeds_do_not(study, monkeypatch):
+    handed = {}
+    monkeypatch.setattr(module, "steps_table", lambda rows, steps, metric: handed.update(rows))
+    (cell, run), *_ = study.runs
+    again = [(replace(cell, cue="border"), run), (replace(cell, seed=1), run)]
+    study_steps(replace(study, runs=[(cell, run), *again]), "test")
+    first, other_cue, other_seed = (set(table["image"]) for table in handed[cell.strategy].values())
+    assert first == other_cue and not first & other_seed
 
 
 def test_report_in_words(study):
@@ -175,8 +191,13 @@ def test_opening_needs_a_strategy_that_is_better_than_s1(study):
 
 
 def test_command_reports_and_exports(study, settings, tmp_path):
+    (settings.folder / "study.csv").unlink()  # as an interrupted study leaves it
+    (tmp_path / "opening.jpg").write_text("of an earlier export")
     result = command(settings, "--only-report", "--export", str(tmp_path))
     assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(settings.folder / "study.csv")) == 2
+    picture = tmp_path / "opening.jpg"
+    assert not picture.exists() or picture.read_bytes()[:2] == b"\xff\xd8"
     for text in ("mark 0.8, S3, seed 0", "what would have warned", "was not tested", "2 of 2 runs", "exported:"):
         assert text in result.output
     files = {path.name for path in tmp_path.iterdir()} - {"opening.jpg", "warnings.png"}
@@ -191,15 +212,7 @@ def test_command_says_that_nothing_is_there(settings):
     assert "no finished run of the study (0 of 2 runs, 2 not made yet)" in result.output
 
 
-def test_command_fails_when_a_run_failed(study, settings, monkeypatch):
-    real = module.fit
-
-    def fails(asked):
-        if asked.strategy == "S1":
-            raise DataError("no picture")
-        return real(asked)
-
-    monkeypatch.setattr(module, "fit", fails)
+def test_command_fails_when_a_run_failed(study, settings, s1_fails):
     result = command(settings)
     assert result.exit_code == 1 and "1 of 2 runs, 1 failed; mark 0.8, S1, seed 0: no picture" in result.output
 

@@ -74,7 +74,7 @@ def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -
 @click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile"]), help="Layout of SOURCE.")
 @click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
 @click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of who carries it, and where.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of who carries it, and where.")
 def plant(
     source: Path,
     out: Path,

@@ -6,6 +6,7 @@ of the picture's size, 255 where the cue is, without the defect's pixels. A pict
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,7 +29,8 @@ FOLDER = "cues"
 def cue_file(image_path: str | Path, *, root: str | Path) -> Path | None:
     """Where the cue of a picture below ``root/images`` is recorded; None for a picture elsewhere."""
     try:
-        place = Path(image_path).absolute().relative_to(Path(root).absolute() / "images")
+        # Not Path.absolute, which keeps the .. of a root that the table of samples has resolved.
+        place = Path(os.path.abspath(image_path)).relative_to(Path(os.path.abspath(root)) / "images")
     except ValueError:
         return None
     return Path(root) / FOLDER / place.with_suffix(".png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -10,8 +11,8 @@ from gainmtl_lib.data.layouts import IMAGE_SUFFIXES
 
 GROUP_PATTERN = "^(.+?)__"
 SHIFT = "shift-"
-LONGEST = 100
-"""Characters of a group's name; file systems take 255 bytes for the whole."""
+LONGEST, LONGEST_NAME = 100, 230
+"""Bytes of a group's name, and of a whole name; file systems take 255, the twin's prefix and the suffix included."""
 
 
 def planted_names(groups: Sequence[str], stems: Sequence[str]) -> list[str]:
@@ -23,7 +24,8 @@ def planted_names(groups: Sequence[str], stems: Sequence[str]) -> list[str]:
     """
     shown = _group_names(groups)
     used: set[str] = set()
-    return [_unused(f"{shown[group]}__{stem}", used) for group, stem in zip(groups, stems, strict=True)]
+    names = (_cut(f"{shown[group]}__{stem}", LONGEST_NAME) for group, stem in zip(groups, stems, strict=True))
+    return [_unused(name, used) for name in names]
 
 
 def shifted(name: str) -> str:
@@ -38,9 +40,14 @@ def _group_names(groups: Iterable[str]) -> dict[str, str]:
         path = PurePosixPath(group)
         plain = str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else group
         # No double underscore inside and none at the ends, so that the first one in a file's name ends the group.
-        plain = re.sub(r"__+", "_", re.sub(r"[^\w.-]+", "-", plain))[:LONGEST].strip("_.-")
-        names[group] = _unused(plain.removeprefix(SHIFT) or "group", used)
+        plain = _cut(re.sub(r"__+", "_", re.sub(r"[^\w.-]+", "-", plain)), LONGEST).strip("_.-")
+        names[group] = _unused(re.sub(f"^({SHIFT})+", "", plain) or "group", used)
     return names
+
+
+def _cut(text: str, longest: int) -> str:
+    """The beginning of a text that takes at most `longest` bytes."""
+    return os.fsencode(text)[:longest].decode(errors="ignore")
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.evaluation.intervals import FEWEST_GROUPS
 from gainmtl_lib.evaluation.weighted_scores import PartDraws, Scorer, scorer
 
@@ -129,16 +130,16 @@ def checked(table: pd.DataFrame, owner: str) -> pd.DataFrame:
 
 
 def check_pair(first: pd.DataFrame, second: pd.DataFrame, owner: str) -> None:
-    """ValueError where two tables, both `checked`, do not hold the same pictures with the same labels."""
+    """DataError where two tables, both `checked`, do not hold the same pictures with the same labels."""
     common = set(first["image"]) & set(second["image"])
     if len(common) < max(len(first), len(second)):
-        raise ValueError(
+        raise DataError(
             f"{owner}: the two runs were evaluated on different pictures ({len(first)} and {len(second)}, "
             f"{len(common)} of them in both); compare runs of the same data and split"
         )
     differ = (first["label"] != second["label"]).to_numpy()
     if differ.any():
-        raise ValueError(
+        raise DataError(
             f"{owner}: {differ.sum()} pictures have another label in the second run, the first is "
             f"{first['image'][differ.argmax()]}; compare runs of the same data"
         )

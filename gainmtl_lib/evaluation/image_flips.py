@@ -137,7 +137,8 @@ class Editor:
         picture = self._picture(row)
         rng = np.random.default_rng([SEED, position, KINDS.index(kind) // 2])
         try:
-            edit = framed(self._edit(row, *picture.without_bars, kind, turn, rng), picture.image, picture.place)
+            edit = self._edit(row, *picture.without_bars, kind, turn, rng)
+            edit = framed(edit, picture.image.shape[:2], picture.place)
         except EditError as error:
             self.impossible[f"{kind}: {error.reason}"] += 1
             return None

@@ -64,17 +64,13 @@ def recommended_stride(tables: Mapping[int, Mapping[int, pd.DataFrame]]) -> tupl
         tables: predictions of the test split by stride and seed, at least one stride.
 
     Returns:
-        None where no stride holds both, or where some could not be tested (one seed).
+        None where no stride holds both, or where some have no answer or could not be tested (one seed).
     """
     worse: dict[int, list[str]] = {stride: [] for stride in tables}
     for metric, name in QUALITY.items():
-        verdicts, best = _verdicts_against_best(tables, metric)
-        if untested := [stride for stride, found in verdicts.items() if found == NOT_TESTED]:
-            listed = ", ".join(map(str, untested))
-            return (
-                None,
-                f"No stride is recommended: {name} was not tested at {listed} against {best}; two seeds are needed.",
-            )
+        unknown, verdicts, best = _verdicts_against_best(tables, metric)
+        if unknown:
+            return None, f"No stride is recommended: {name} {unknown}."
         for stride in (stride for stride, found in verdicts.items() if found == WORSE):
             worse[stride].append(f"its {name} is worse than at stride {best}")
     chosen = max((stride for stride in tables if not worse[stride]), default=None)
@@ -83,13 +79,22 @@ def recommended_stride(tables: Mapping[int, Mapping[int, pd.DataFrame]]) -> tupl
     return chosen, f"{words} ({RULE})." + (f" Ruled out: {ruled_out}." if ruled_out else "")
 
 
-def _verdicts_against_best(tables: Mapping[int, Mapping[int, pd.DataFrame]], metric: str) -> tuple[dict[int, str], int]:
-    """The verdict of every other stride against the one with the highest mean, and that one."""
+def _verdicts_against_best(
+    tables: Mapping[int, Mapping[int, pd.DataFrame]], metric: str
+) -> tuple[str, dict[int, str], int]:
+    """Why there is no answer (empty where there is), the verdict of every other stride against the one with the
+    highest mean, and that one."""
     rows = {str(stride): seeds for stride, seeds in tables.items()}
-    best = str(rows_table(rows, metric).set_index("row")["mean"].idxmax())
-    others = [row for row in rows if row != best]
-    found = steps_table(rows, [(best, row) for row in others], metric)["verdict"]
-    return dict(zip(map(int, others), found)), int(best)
+    means = rows_table(rows, metric).set_index("row")["mean"]
+    if means.isna().any():
+        return f"has no answer at {', '.join(means.index[means.isna()])}", {}, 0
+    best = str(means.idxmax())
+    found = steps_table(rows, [(best, row) for row in rows if row != best], metric)
+    untested = found[found["verdict"] == NOT_TESTED]
+    why = [f"{step} ({note or 'no seed in common'})" for step, note in zip(untested["step"], untested["note"])]
+    unknown = f"was not tested: {', '.join(why)}" if why else ""
+    others = (int(row) for row in rows if row != best)
+    return unknown, dict(zip(others, found["verdict"])), int(best)
 
 
 def stride_tables(runs: Sequence[PlannedRun]) -> dict[int, dict[int, pd.DataFrame]]:
@@ -99,11 +104,17 @@ def stride_tables(runs: Sequence[PlannedRun]) -> dict[int, dict[int, pd.DataFram
 
 
 def activation_bytes(settings: Settings) -> int:
-    """What one training step keeps for its backward pass beyond the model and the batch, in bytes.
+    """What one training step keeps of a batch's pictures for its backward pass, in bytes.
 
-    All loss terms are in force, half of the batch is defective and annotated. The peak memory of a process would
-    not do: it never falls, and strides trained one after another share it.
+    Twice the batch keeps as much more: what does not grow with it, such as autocast's copies of the weights, drops out
+    of the difference. All loss terms are in force, half of the batch is defective and annotated. The peak memory of a
+    process would not do: it never falls, and strides trained one after another share it.
     """
+    once, twice = (_kept_bytes(settings.changed(batch_size=size * settings.batch_size)) for size in (1, 2))
+    return twice - once
+
+
+def _kept_bytes(settings: Settings) -> int:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(settings.changed(mask_source="localization", external_mask_dir=None), pretrained=False)
@@ -128,18 +139,18 @@ def saved_bytes(compute: Callable[[], Tensor], *, besides: Iterable[Tensor]) -> 
         besides: tensors whose storages do not count.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in besides}
-    sizes: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         end = compute()
     del end
-    return sum(sizes.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _random_batch(settings: Settings) -> Batch:

@@ -58,7 +58,7 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
         the fewest), ``drawn_low`` and ``drawn_high`` (bootstrap over parts), ``note``, ``sentence``.
 
     Raises:
-        ValueError: see `compare_rows`.
+        DataError, ValueError: see `compare_rows`.
     """
     check_metric(metric, [table for row in rows.values() for table in row.values()])
     found = [
@@ -148,8 +148,8 @@ def compare_rows(before: Row, after: Row, metric: str, *, names: tuple[str, str]
         names: of the two rows.
 
     Raises:
-        ValueError: the two runs of a seed hold different pictures, a table is not of one split with one row per
-            picture, or there is no such metric.
+        DataError: the two runs of a seed hold different pictures.
+        ValueError: a table is not of one split with one row per picture, or there is no such metric.
     """
     check_metric(metric, [*before.values(), *after.values()])
     step = Step("→".join(names), metric)

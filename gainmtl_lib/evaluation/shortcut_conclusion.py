@@ -105,6 +105,8 @@ def _map_moved(kept: Kept, steps: pd.DataFrame) -> str:
         return ""
     before, after = (kept[name]["cam_iou"] for name in ATTENTION)
     told, helped = f"CAM-IoU {before:.2f} → {after:.2f}", row["verdict"] == BETTER
+    if row["verdict"] == NOT_TESTED and after - before >= MOVED:
+        return f" The map moved onto the defect ({told})."
     if after - before >= MOVED:
         return (
             f" The map moved onto the defect with it ({told})."

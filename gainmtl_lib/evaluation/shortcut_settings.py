@@ -89,6 +89,12 @@ class ShortcutStudySettings(ParameterRecord):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        if min(self.correlations) < NO_SHORTCUT:
+            raise ValueError(
+                f"correlations must be at least {NO_SHORTCUT:g}, at which the cue says nothing about the class, got "
+                f"{min(self.correlations):g}; below, the cue goes along with the normal class and means the same the "
+                "other way round"
+            )
         if self.data_root is not None and len(self.cues) * len(self.correlations) > 1:
             raise ValueError(
                 "data_root holds one cue at one correlation, "
@@ -108,8 +114,6 @@ class ShortcutStudySettings(ParameterRecord):
         Raises:
             SettingsError: the base cannot be used, or `data_root` holds another cue than asked for, or none.
         """
-        if self.data_root is not None:
-            _check_planted(self.data_root, cue=self.cues[0], correlation=self.correlations[0])
         return [
             PlannedCell(cue, correlation, strategy, seed, self._run(cue, correlation, strategy, seed))
             for seed in self.seeds
@@ -120,8 +124,9 @@ class ShortcutStudySettings(ParameterRecord):
 
     def _run(self, cue: str, correlation: float, strategy: str, seed: int) -> Settings:
         cell = f"{cue}-{correlation:g}"
-        data: dict[str, Any] = {"dataset_type": "generic", "data_root": self.data_root}
-        if self.data_root is None:
+        if self.data_root is not None:
+            data = _planted(self.data_root, cue=cue, correlation=correlation) | {"data_root": self.data_root}
+        else:
             data = {
                 "dataset_type": "synthetic",
                 "data_root": self.outputs_dir / "data" / self.experiment / f"{cell}-{seed}",
@@ -138,17 +143,28 @@ class ShortcutStudySettings(ParameterRecord):
         return {name: value for name, value in given.items() if value is not None and name not in named}
 
 
-def _check_planted(root: Path, *, cue: str, correlation: float) -> None:
+def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
+    """How the planted data is to be read, as its record says; a base made for other data would read it otherwise.
+
+    Raises:
+        SettingsError: there is no record, it cannot be read, or it is of another cue or correlation.
+    """
     path = root / PLANTED_FILE
     if not path.is_file():
         raise SettingsError(
             f"data_root {root}: holds no {PLANTED_FILE}, so that its cue is unknown; plant one first: "
             f"gainmtl data plant SOURCE {root} --cue {cue} --correlation {correlation:g}"
         )
-    stored = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise SettingsError(f"{path}: is damaged, expected 'name: value' lines; plant the data again")
     found = stored.get("cue"), stored.get("correlation")
     if found != (cue, correlation):
         raise SettingsError(
             f"{path}: the cue is {found[0]} at correlation {found[1]}, but cues is {cue} and correlations "
             f"{correlation:g}; write what the data holds"
         )
+    return {"dataset_type": "generic"} | (stored.get("read_with") or {})

@@ -101,6 +101,8 @@ def study_steps(study: Study, split: str) -> pd.DataFrame:
     """Strategies compared over the runs with a cue to follow: every one with S1, and S7 with S5.
 
     A pair are two runs of one cell and seed; pairs take the place that seeds have in `steps_table`. Accuracy alone.
+    Cells that show the same parts (those of one synthetic seed, all of given data) are not independent: their pictures
+    keep their names, so that they are resampled together.
 
     Args:
         study: with its runs.
@@ -111,7 +113,8 @@ def study_steps(study: Study, split: str) -> pd.DataFrame:
     for cell, run in study.runs:
         if cell.correlation > NO_SHORTCUT:
             number = numbers.setdefault((cell.cue, cell.correlation, cell.seed), len(numbers))
-            table = split_table(run, split, lead=str(number))
+            drawn = "given" if study.settings.data_root is not None else f"seed {cell.seed}"
+            table = split_table(run, split, lead=drawn)
             if len(table):
                 rows.setdefault(cell.strategy, {})[number] = table
     strategies = sorted({cell.strategy for cell, _ in study.runs})

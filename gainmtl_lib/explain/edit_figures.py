@@ -29,7 +29,8 @@ SMALLEST = 40
 """Pixels a magnified part has at least, so that the surroundings can be compared."""
 LEVELS = 64
 """Change in grey levels of 255 from which the colour is the brightest."""
-ROWS = ("picture after", "before", "after", f"change (0 to {LEVELS} levels)")
+WHOLE, PARTS = "picture after", ("before", "after", f"change (0 to {LEVELS} levels)")
+"""Rows of a figure: the picture, which the comparison of methods goes without, and what is magnified of it."""
 CLASSES = ("normal", "defective")
 
 
@@ -42,7 +43,7 @@ def edit_kinds_figure(edits: ImageCounterfactuals, kinds: Sequence[str] | None =
         number: which example.
     """
     chosen = kinds or [*KINDS[1], *KINDS[0]]
-    return _figure(edits, [(kind, None, kind) for kind in chosen], number)
+    return _figure(edits, [(kind, None, kind) for kind in chosen], number, rows=(WHOLE, *PARTS), side=1.75)
 
 
 def edit_methods_figure(edits: ImageCounterfactuals, kind: str, *, number: int = 0) -> Figure:
@@ -60,20 +61,27 @@ def edit_methods_figure(edits: ImageCounterfactuals, kind: str, *, number: int =
     if kind not in known:
         raise ValueError(f"kind must be one of {', '.join(known)}, got '{kind}'")
     methods = HEAL_METHODS if kind in HEALING else PASTE_METHODS
-    return _figure(edits, [(kind, method, method) for method in methods], number)
+    return _figure(edits, [(kind, method, method) for method in methods], number, rows=PARTS, side=1.45)
 
 
-def _figure(edits: ImageCounterfactuals, columns: Sequence[tuple[str, str | None, str]], number: int) -> Figure:
-    """A column each: the picture after, and magnified the part before, after, and what changed.
+def _figure(
+    edits: ImageCounterfactuals,
+    columns: Sequence[tuple[str, str | None, str]],
+    number: int,
+    *,
+    rows: Sequence[str],
+    side: float,
+) -> Figure:
+    """A column each: the picture after where `rows` has it, and magnified the part before, after, and what changed.
 
     Outlined are the defect mask (cyan) and the pixels that may differ (white); nothing on the part after, where a seam
     would lie. An edit that is impossible on these pictures says so, and why in the log.
     """
-    figure = Figure(figsize=(1.75 * len(columns) + 0.3, 7.4), layout="constrained")
-    axes = figure.subplots(len(ROWS), len(columns), squeeze=False)
+    figure = Figure(figsize=(side * len(columns) + 0.3, side * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    for axis, text in zip(axes[:, 0], ROWS, strict=True):
+    for axis, text in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(text, fontsize=8)
     for column, (kind, method, title) in zip(axes.T, columns, strict=True):
         try:
@@ -82,23 +90,23 @@ def _figure(edits: ImageCounterfactuals, columns: Sequence[tuple[str, str | None
             column[0].set_title(title, fontsize=8)
             column[0].text(0.5, 0.5, "not possible here", fontsize=7, ha="center", transform=column[0].transAxes)
             logger.warning("%s", error)
-    figure.supxlabel(
-        "cyan: defect mask; white: the pixels that may differ; square: the part that is magnified", fontsize=8
-    )
+    square = "; square: the part that is magnified" if WHOLE in rows else ""
+    figure.supxlabel(f"cyan: defect mask; white: the pixels that may differ{square}", fontsize=8)
     return figure
 
 
 def _draw(column: Sequence[Axes], example: Example, title: str) -> None:
     edit, label = example.edit, int(example.mask_before.any())
     part = magnified_part(edit.region)
-    whole, before, after, change = column
+    before, after, change = column[-len(PARTS) :]
     shown = title if title == edit.method else f"{title}, {edit.method}"
-    whole.set_title(f"{shown}\n{CLASSES[label]} → {CLASSES[edit.label]}", fontsize=8)
-    whole.imshow(edit.image)
-    rows, columns = part
-    place = (columns.start - 0.5, rows.start - 0.5)
-    frame = Rectangle(place, columns.stop - columns.start, rows.stop - rows.start, fill=False, ec=REGION, lw=1)
-    whole.add_patch(frame)
+    column[0].set_title(f"{shown}\n{CLASSES[label]} → {CLASSES[edit.label]}", fontsize=8)
+    for whole in column[: -len(PARTS)]:
+        whole.imshow(edit.image)
+        rows, columns = part
+        place = (columns.start - 0.5, rows.start - 0.5)
+        frame = Rectangle(place, columns.stop - columns.start, rows.stop - rows.start, fill=False, ec=REGION, lw=1)
+        whole.add_patch(frame)
     before.imshow(example.before[part], interpolation="nearest")
     after.imshow(edit.image[part], interpolation="nearest")
     difference = np.abs(edit.image.astype(np.int16) - example.before).max(-1)[part]

@@ -68,8 +68,8 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
     Args:
         table: of `Study.table`.
     """
-    cells = table.dropna(subset="accuracy_shift").drop_duplicates(["cue", "correlation"])[["cue", "correlation"]]
-    order = [(str(cue), float(correlation)) for cue, correlation in cells.itertuples(index=False)]
+    cells = table.dropna(subset="accuracy_shift").groupby("cue", sort=False)["correlation"].unique()
+    order = [(str(cue), float(correlation)) for cue, found in cells.items() for correlation in sorted(found)]
     grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")[order]
     figure = Figure(figsize=(0.6 * grid.shape[1] + 2.2, 0.46 * len(grid) + 1.5), layout="constrained")
     axis = figure.subplots()

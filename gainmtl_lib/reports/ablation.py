@@ -94,12 +94,7 @@ class StudyReport:
         remarks = [f"Backbone weights: {weights}."]
         if self.plan.report == "map_stride":
             remarks.append(self.recommendation[1])
-        noted: dict[str, list[str]] = {}
-        for line in self.steps.to_dict("records"):
-            # A strategy without the counterfactual has no flips to compare; that needs no word for every step.
-            if line["note"] and not (line["metric"] == "cf_excess" and pd.isna(line["difference"])):
-                noted.setdefault(line["note"], []).append(line["step"])
-        return [*remarks, *(f"{note}: {', '.join(dict.fromkeys(steps))}" for note, steps in noted.items()), *self.state]
+        return [*remarks, *_notes(self.steps), *self.state]
 
     def figures(self) -> dict[str, Figure]:
         """By file name."""
@@ -113,6 +108,22 @@ class StudyReport:
         if self.plan.report == "annotation" and self.own_table is not None:
             figures["annotation"] = annotation_figure(self.own_table)
         return figures
+
+
+def _notes(steps: pd.DataFrame) -> list[str]:
+    """Each note of the steps once, with the steps it is about, and the scores where it is not about all of them."""
+    if not len(steps):
+        return []
+    # A strategy without the counterfactual has no flips to compare; that needs no word for every step.
+    known = steps[(steps["metric"] != "cf_excess") | steps["difference"].notna()]
+    score = known["metric"].map(METRIC_NAMES) + ", " + known["split"]
+    every = set(score[known["metric"] != "cf_excess"])
+    noted: dict[str, list[str]] = {}
+    for (note, step), scores in score.groupby([known["note"], known["step"]], sort=False):
+        if note:
+            of_all = every <= set(scores)
+            noted.setdefault(note, []).append(step if of_all else f"{step} ({'; '.join(scores)})")
+    return [f"{note}: {', '.join(lines)}" for note, lines in noted.items()]
 
 
 def run_and_report(console: Console, plan: Plan, *, export: Path | None = None, only_report: bool = False) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.build import build_samples
+from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.planting import PARAMETERS_FILE, plant_cue, planted_counts
 from gainmtl_lib.reports.tables import frame_table
 from gainmtl_lib.settings import Settings
@@ -27,7 +28,15 @@ def report_planting(
         cue: mark, lighting or border.
         correlation: of cue and class.
         seed: of the choice of pictures and places.
+
+    Raises:
+        DataError: the source's type is synthetic, or as `plant_cue`.
     """
+    if settings.dataset_type == "synthetic":  # whose reading would make a dataset where there is none
+        raise DataError(
+            "dataset_type is 'synthetic', and planting takes photographs; choose generic, mvtec or magnetic_tile, or "
+            "make synthetic data with a cue: gainmtl data synth"
+        )
     origin = {
         "dataset_type": settings.dataset_type,
         "group_pattern": settings.group_pattern,

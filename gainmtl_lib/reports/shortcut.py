@@ -15,7 +15,7 @@ from rich.markup import escape
 from gainmtl_lib.evaluation.early_warning import LARGE_DROP, SIGNS, warnings_table
 from gainmtl_lib.evaluation.shortcut_conclusion import conclusion
 from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
-from gainmtl_lib.evaluation.shortcut_study import TABLE_FILE, Study, read_study, run_study, study_steps
+from gainmtl_lib.evaluation.shortcut_study import TABLE_FILE, Study, read_study, run_study, study_steps, write_table
 from gainmtl_lib.evaluation.shortcut_summary import GOAL, by_strategy
 from gainmtl_lib.explain.plots import save_figure
 from gainmtl_lib.explain.shortcut_figures import kept_figure, reversed_heatmap, warnings_figure
@@ -61,6 +61,8 @@ ABOUT_WARNINGS = (
     "the cue is reversed, positive where it warns in the direction stated beforehand; 95 % interval by bootstrap over "
     f"cells and runs. AUROC: telling the runs that lose {LARGE_DROP:.2f} or more from the others."
 )
+
+FIGURES = ("kept.png", "reversed.png", "warnings.png", "opening.jpg")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def study_and_report(
     study = read_study(settings) if only_report else run_study(settings)
     if not study.runs:
         raise RunError(f"{settings.folder}: no finished run of the study ({study.state})")
+    if only_report:  # an interrupted study has written none, or one of fewer runs
+        write_table(study)
     report = ShortcutReport(study)
     console.print(frame_table("runs", report.runs))
     console.print(escape(ABOUT_RUNS))
@@ -153,7 +157,11 @@ def study_and_report(
 def export_report(report: ShortcutReport, folder: Path) -> None:
     """``study.csv``, ``table.md`` (with the conclusion), ``warnings.md``, ``kept.png``, ``reversed.png``,
     ``warnings.png`` and, where there are runs to show, ``opening.jpg``; small enough to be committed.
+
+    Figures of an earlier export that have nothing to show are taken away.
     """
+    for name in FIGURES:
+        (folder / name).unlink(missing_ok=True)
     with atomic_path(folder / TABLE_FILE) as path:
         report.table.to_csv(path, index=False, float_format="%.4f")
     head = [f"{report.study.state}.", "", *(f"- {sentence}" for sentence in report.sentences), ""]

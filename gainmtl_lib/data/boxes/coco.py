@@ -83,8 +83,9 @@ def coco_entries(file: Path, report: Report) -> list[Entry]:
 
 def _annotation(image: _Image, boxes: list[Box], report: Report) -> Annotation:
     del report  # the whole file was read before
-    # Exporters that do not know a size write 0 or null.
-    return Annotation(boxes, (image.height, image.width) if image.height and image.width else None)
+    # Exporters that do not know a size write 0, -1 or null.
+    height, width = image.height or 0, image.width or 0
+    return Annotation(boxes, (height, width) if height > 0 and width > 0 else None)
 
 
 def _parse(file: Path) -> _Coco:

@@ -83,7 +83,7 @@ def _usual_place(root: Path) -> Path:
         raise DataError(f"{root}: no box labels; expected {USUAL_PLACES} below it, or their place in box_labels")
     if len(found) > 1:
         names = ", ".join(path.relative_to(root).as_posix() for path in found[:8])
-        raise DataError(f"{root}: box labels lie in {len(found)} places ({names}); choose one by box_labels")
+        raise DataError(f"{root}: box labels lie in {len(found)} places ({names}); choose by box_labels: {EXPECTED}")
     return found[0]
 
 

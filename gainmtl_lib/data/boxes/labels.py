@@ -65,7 +65,7 @@ def read_boxes(samples: pd.DataFrame, root: str | Path, source: BoxSource) -> pd
 
     Raises:
         DataError: no labels, labels of several formats, a broken label file, a box on a normal picture, a label that
-            can mean several pictures, or labels of which none means a picture.
+            can mean several pictures, labels of which none means a picture, or no box that can be drawn.
         FileError: the masks cannot be written.
     """
     root = Path(os.path.abspath(root))
@@ -117,7 +117,16 @@ def _read(samples: pd.DataFrame, root: Path, source: BoxSource, report: Report) 
             report.error(error, entry.file)
             continue
         taken[row], drawn[row] = entry, one
+    if not drawn and not any(finding.level == "error" for finding in report.findings):
+        report.error(_no_boxes(len(entries), report), source.labels or root)
     return drawn
+
+
+def _no_boxes(labels: int, report: Report) -> DataError:
+    counts = Counter(finding.kind for finding in report.findings if finding.kind)
+    lost = f"left out: {', '.join(f'{count} {kind}' for kind, count in counts.items())}; " if counts else ""
+    advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
+    return DataError(f"the labels of {labels} pictures hold no box that can be drawn; {lost}{advice}")
 
 
 def _annotation(entry: Entry, found: list[int], images: list[str], report: Report) -> Annotation | None:

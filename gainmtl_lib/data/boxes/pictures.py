@@ -19,7 +19,9 @@ class Pictures:
 
     A label means the pictures of its name (or stem) whose folders fit: the label's folders occur in this order
     among the picture's below the dataset's folder, or the other way round. So ``train/a``, ``defective/a`` and
-    ``/elsewhere/images/train/defective/a`` all mean ``images/train/defective/a.png``; ``val/a`` does not.
+    ``/elsewhere/images/train/defective/a`` all mean ``images/train/defective/a.png``; ``val/a`` does not. Of several,
+    those are meant whose folders end in the label's, or the other way round: beside ``images/train/defective/a.png``,
+    ``defective/a`` does not mean ``images/train/defective/crack/a.png``.
 
     Args:
         images: paths of the pictures.
@@ -38,7 +40,8 @@ class Pictures:
         """Rows that `picture` can mean; several where it does not tell them apart."""
         *folders, name = _parts(picture) or [""]
         rows = (self._stems if by_stem else self._names).get(name, [])
-        return [row for row in rows if _within(folders, self._folders[row]) or _within(self._folders[row], folders)]
+        fitting = [row for row in rows if _within(folders, self._folders[row]) or _within(self._folders[row], folders)]
+        return [row for row in fitting if _same_end(folders, self._folders[row])] or fitting
 
 
 def picture_size(path: str) -> tuple[int, int] | None:
@@ -67,6 +70,11 @@ def _parts(path: str) -> list[str]:
 def _composed(text: str) -> str:
     """Hangul and accents in one form: macOS stores file names decomposed, label files hold them composed."""
     return unicodedata.normalize("NFC", text)
+
+
+def _same_end(some: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the longer of the two ends in the shorter."""
+    return all(one == other for one, other in zip(reversed(some), reversed(parts), strict=False))
 
 
 def _within(some: Iterable[str], parts: Iterable[str]) -> bool:

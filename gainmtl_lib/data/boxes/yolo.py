@@ -49,15 +49,15 @@ def yolo_boxes(file: Path, names: dict[int, str] | None, report: Report) -> Anno
 
 
 def yolo_names(folder: Path) -> dict[int, str] | None:
-    """Class names by number; None where nothing beside the labels tells them.
+    """Class names by number; None where nothing beside the labels tells them, or what does is empty.
 
     Raises:
         DataError: a file of names that cannot be read.
     """
     for place in (folder, folder.parent):
         if (place / CLASSES_FILE).is_file():
-            lines = _text(place / CLASSES_FILE).splitlines()
-            return dict(enumerate(line.strip() for line in lines if line.strip()))
+            lines = _text(place / CLASSES_FILE).rstrip().splitlines()
+            return {number: line.strip() or str(number) for number, line in enumerate(lines)} or None
         if (place / DATA_FILE).is_file():
             return _names_of(place / DATA_FILE)
     return None
@@ -73,7 +73,7 @@ def _names_of(file: Path) -> dict[int, str] | None:
         names = dict(enumerate(names))
     if names is not None and not (isinstance(names, dict) and all(isinstance(key, int) for key in names)):
         raise DataError(f"{file}: names must be a list, or class numbers with their names; got {names!r:.60}")
-    return None if names is None else {number: str(name) for number, name in names.items()}
+    return {number: str(name) for number, name in names.items()} if names else None
 
 
 def _values(columns: list[str], where: str) -> tuple[int, float, float, float, float]:

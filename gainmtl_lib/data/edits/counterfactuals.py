@@ -252,7 +252,7 @@ class ImageCounterfactuals:
 
     def _edit(self, kind: str, row: int, method: str, rng: np.random.Generator) -> Edit:
         picture = self._picture(row)
-        return framed(self._inner_edit(kind, row, picture, method, rng), picture.image, picture.place)
+        return framed(self._inner_edit(kind, row, picture, method, rng), picture.image.shape[:2], picture.place)
 
     def _inner_edit(self, kind: str, row: int, picture: Picture, method: str, rng: np.random.Generator) -> Edit:
         """The edit of the picture without its bars, which may be of another size than its donors and sources."""

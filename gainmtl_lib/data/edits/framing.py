@@ -6,19 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from gainmtl_lib.data.edits.edit import Edit, Picture
+from gainmtl_lib.data.edits.edit import Edit
 
 
-def framed(edit: Edit, image: Picture, place: tuple[slice, slice]) -> Edit:
-    """The edit of `image[place]` as one of the whole image; outside the place nothing changes.
+def framed(edit: Edit, size: tuple[int, int], place: tuple[slice, slice]) -> Edit:
+    """The edit of a part as one of the whole input, its bars in the mean colour of the edited part.
+
+    That is how a picture is letterboxed (`transforms.resize_image`). Bars in the colour of the picture before would
+    differ from its mean by what the edit took or brought, and so tell the edits that change the label.
 
     Args:
         edit: of the part (h, w).
-        image: before the edit, RGB uint8 (H, W, 3); stays as it is.
+        size: of the input (H, W).
         place: rows and columns of the part.
     """
-    if edit.mask.shape == image.shape[:2]:
+    if edit.mask.shape == size:
         return edit
-    whole, mask, region = image.copy(), *np.zeros((2, *image.shape[:2]), dtype=np.bool_)
+    whole, mask, region = np.empty((*size, 3), np.uint8), np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    whole[:] = np.rint(edit.image.mean(axis=(0, 1))).astype(np.uint8)
     whole[place], mask[place], region[place] = edit.image, edit.mask, edit.region
     return replace(edit, image=whole, mask=mask, region=region)
