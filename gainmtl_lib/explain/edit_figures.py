@@ -61,7 +61,7 @@ def edit_methods_figure(edits: ImageCounterfactuals, kind: str, *, number: int =
     if kind not in known:
         raise ValueError(f"kind must be one of {', '.join(known)}, got '{kind}'")
     methods = HEAL_METHODS if kind in HEALING else PASTE_METHODS
-    return _figure(edits, [(kind, method, method) for method in methods], number, rows=PARTS, side=1.45)
+    return _figure(edits, [(kind, method, method) for method in methods], number, rows=PARTS, side=1.35)
 
 
 def _figure(
