@@ -284,7 +284,7 @@ def make_output(size: int, strategy: str = "S5") -> GainOutput:
         cls_cam=cls_cam,
         attended_cls_logits=attended,
         attention_logits=leaf(1, 2, 4),
-        cf_logits=leaf(2) if strategy in ("S5", "S6") else None,
+        cf_logits=leaf(2) if strategy >= "S5" else None,
         localization_logits=leaf(1, 8, 16) if strategy >= "S4" else None,
     )
 

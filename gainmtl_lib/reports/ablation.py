@@ -122,7 +122,7 @@ def _notes(steps: pd.DataFrame) -> list[str]:
     for (note, step), scores in score.groupby([known["note"], known["step"]], sort=False):
         if note:
             of_all = every <= set(scores)
-            noted.setdefault(note, []).append(step if of_all else f"{step} ({'; '.join(scores)})")
+            noted.setdefault(str(note), []).append(str(step) if of_all else f"{step} ({'; '.join(scores)})")
     return [f"{note}: {', '.join(lines)}" for note, lines in noted.items()]
 
 
