@@ -45,7 +45,8 @@ class Edit:
         label: 0 normal, 1 defective, after the edit.
         kind: heal, paste, heal_spot, paste_clean, repaste or heal_beside.
         method: one of `HEAL_METHODS` or `PASTE_METHODS`.
-        region: (H, W), the only pixels that may differ from the picture before.
+        region: (H, W), the only pixels that may differ from the picture before; bars of a letterboxed one besides, see
+            `framed`.
     """
 
     image: Picture
