@@ -40,7 +40,7 @@ def test_whole_grid_has_112_runs():
 def test_tiles_are_one_cell_of_every_strategy():
     settings = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_tiles.yaml")
     assert (settings.cues, settings.correlations, len(settings.strategies)) == (("mark",), (0.95,), 7)
-    assert settings.base.name == "magnetic_tile_planted.yaml"
+    assert [path.name for path in settings.base] == ["magnetic_tile_planted.yaml", "synthetic_start.yaml"]
     assert settings.data_root == repository_root() / "outputs/data/magnetic_tile_planted"
 
 
@@ -64,6 +64,13 @@ def test_what_is_given_wins_over_the_base(tmp_path):
     settings = ShortcutStudySettings(base=base, num_epochs=2, image_size=96, strategies="S1")
     run = settings.cells()[0].settings
     assert (run.num_epochs, run.image_size, run.batch_size) == (2, (96, 96), 4)
+
+
+def test_later_base_files_win(tmp_path):
+    first, second = base_file(tmp_path, num_epochs=9, batch_size=4), tmp_path / "second.yaml"
+    second.write_text("num_epochs: 3\n")
+    run = ShortcutStudySettings(base=[first, second], strategies="S1").cells()[0].settings
+    assert (run.num_epochs, run.batch_size) == (3, 4)
 
 
 def test_strategies_of_a_cell_follow_each_other():

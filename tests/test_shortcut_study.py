@@ -57,7 +57,7 @@ def s1_fails(monkeypatch):
 
 
 def command(settings, *arguments):
-    pairs = {"base": settings.base, "outputs_dir": settings.outputs_dir, "cues": "mark", "correlations": 0.8}
+    pairs = {"base": settings.base[0], "outputs_dir": settings.outputs_dir, "cues": "mark", "correlations": 0.8}
     words = [word for name, value in pairs.items() for word in ("-p", name, str(value))]
     return CliRunner().invoke(main, ["shortcut", *words, "-p", "strategies", "[S1, S3]", *arguments])
 

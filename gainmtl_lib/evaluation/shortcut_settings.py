@@ -59,12 +59,15 @@ class PlannedCell:
 class ShortcutStudySettings(ParameterRecord):
     """Parameters of the study. Strict: unknown names and wrong types raise `SettingsError`.
 
-    Those of the training are the file's that `base` names; what is given here besides wins over it (None leaves it).
+    Those of the training are in the file that `base` names, or the files, of which later ones win; what is given here
+    besides wins over them (None leaves it).
     """
 
     # study
     experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "shortcut"
-    base: AnyPath = Field(default=Path("params/small.yaml"), validate_default=True)
+    base: Annotated[tuple[AnyPath, ...], Several, Field(min_length=1, validate_default=True)] = (
+        Path("params/small.yaml"),
+    )
     cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "lighting", "border")
     correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
     strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S7")
@@ -135,7 +138,7 @@ class ShortcutStudySettings(ParameterRecord):
                 "shortcut_correlation": correlation,
             }
         own = {"strategy": strategy, "seed": seed, "experiment": cell, "outputs_dir": self.folder}
-        return Settings.from_yaml(self.base, **self._departures(), **data, **own)
+        return Settings.from_yaml(*self.base, **self._departures(), **data, **own)
 
     def _departures(self) -> dict[str, Any]:
         named = ("experiment", "outputs_dir", "data_root")
