@@ -55,6 +55,21 @@ def test_drop_is_what_the_reversed_cue_costs():
     assert found["drop"].low < 0 < found["drop"].high and found["accuracy"].count == 4
 
 
+def test_parts_in_both_splits_widen_the_drop():
+    def drop(prefix):
+        rows = [
+            row(split, label, prob, group=f"{prefix[split]}tile{number}")
+            for split in ("test", "test_shift")
+            for number in range(12)
+            for label, prob in ((1, 0.9), (0, 0.6))
+        ]
+        return verdict_indicators(table_of(rows))["drop"]
+
+    apart, shared = drop({"test": "", "test_shift": "other "}), drop({"test": "", "test_shift": ""})
+    assert apart.value == shared.value == 0
+    assert shared.low == pytest.approx(apart.low * 2**0.5) and shared.high == pytest.approx(apart.high * 2**0.5)
+
+
 def test_without_a_shifted_split_there_is_no_drop():
     found = verdict_indicators(table_of([row("test", 1, 0.9), row("test", 0, 0.1)]))
     assert set(found) == {"accuracy", "auroc"}

@@ -18,6 +18,7 @@ from gainmtl_lib.evaluation.intervals import (
     paired_difference,
     proportion,
     resampled,
+    share_parts,
     tango,
     wilson,
 )
@@ -132,7 +133,8 @@ def test_a_kind_with_one_part_cannot_be_resampled():
 
 def test_the_difference_of_two_shares_is_newcombes():
     # Newcombe 1998, table II, (a): 56/70 and 48/80, method 10
-    gap = difference(proportion(np.arange(70) < 56, np.arange(70)), proportion(np.arange(80) < 48, np.arange(80)))
+    shares = (proportion(np.arange(70) < 56, np.arange(70)), proportion(np.arange(80) < 48, np.arange(80)))
+    gap = difference(*shares, independent=True)
     assert gap.value == pytest.approx(0.2)
     assert (gap.low, gap.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
 
@@ -171,7 +173,7 @@ def test_many_opposite_differences_widen_a_paired_difference():
     # As many as of independent pictures would narrow it: the two shares vary against each other.
     gap, alone = (
         paired(0, 30, 20, 0),
-        difference(*(proportion(np.arange(50) < hits, np.arange(50)) for hits in (30, 20))),
+        difference(*(proportion(np.arange(50) < hits, np.arange(50)) for hits in (30, 20)), independent=True),
     )
     assert gap.low < 0 < alone.low
 
@@ -199,8 +201,23 @@ def test_gains_are_never_taken_for_a_share():
 
 
 def test_a_difference_needs_both_intervals():
-    gap = difference(Estimate(0.9, 0.8, 1.0), Estimate(0.5))
+    gap = difference(Estimate(0.9, 0.8, 1.0), Estimate(0.5), independent=True)
     assert gap.value == pytest.approx(0.4) and not gap.has_interval
+
+
+def test_a_difference_of_the_same_parts_allows_for_the_worst_correlation():
+    gap = difference(Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.3, 0.6), independent=False)
+    assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.1 - 0.1), pytest.approx(0.4 + 0.05 + 0.2))
+    # Opposite answers on the same pictures: the interval holds that of the pairs themselves.
+    shares = [proportion(np.arange(50) < 30, np.arange(50)), proportion(np.arange(50) >= 30, np.arange(50))]
+    worst, pairs = difference(*shares, independent=False), paired(0, 30, 20, 0)
+    assert worst.low <= pairs.low + 0.01 and worst.high >= pairs.high - 0.01
+
+
+def test_parts_shown_in_both_tables():
+    first, second = (pd.DataFrame({"group": groups}) for groups in (["a", "b", None], ["c", None]))
+    assert not share_parts(first, second)
+    assert share_parts(first, pd.DataFrame({"group": ["b"]}))
 
 
 def test_a_picture_without_a_group_is_its_own():

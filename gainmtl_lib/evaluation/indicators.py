@@ -19,7 +19,15 @@ from gainmtl_lib.data.cues import read_cue
 from gainmtl_lib.data.datamodule import GainDataModule
 from gainmtl_lib.evaluation.evaluate import evaluated_data
 from gainmtl_lib.evaluation.image_flips import FLIP_SETTINGS, flip_indicators, image_flips
-from gainmtl_lib.evaluation.intervals import Estimate, difference, group_codes, mean_score, proportion, resampled
+from gainmtl_lib.evaluation.intervals import (
+    Estimate,
+    difference,
+    group_codes,
+    mean_score,
+    proportion,
+    resampled,
+    share_parts,
+)
 from gainmtl_lib.evaluation.pairing import rows_of
 from gainmtl_lib.evaluation.scores import auroc, flip_scores
 from gainmtl_lib.evaluation.stored import file_digest, stored_maps, stored_tables
@@ -28,7 +36,7 @@ from gainmtl_lib.runs import Run, RunError, read_json, write_json
 
 FILE = "indicators.json"
 KEYS = {"predictions", "settings", "indicators", "left_out"}
-MEASURED = 1
+MEASURED = 2
 """Raised when the same run would be measured otherwise."""
 
 OF_PICTURES = ("cam_iou", "grid_iou", "energy_inside", "point_game", "attention_iou", "loc_iou")
@@ -128,8 +136,10 @@ def verdict_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
             found[f"accuracy{ending}"] = proportion(labels == rows["predicted"].to_numpy(), groups)
             found[f"auroc{ending}"] = resampled(_auroc_of(labels, prob), groups, strata=labels)
     if "accuracy_shift" in found:
-        found["drop"] = difference(found["accuracy"], found["accuracy_shift"])
-        found["auroc_drop"] = difference(found["auroc"], found["auroc_shift"])
+        independent = not share_parts(table[table["split"] == "test"], table[table["split"] == "test_shift"])
+        for name in ("accuracy", "auroc"):
+            drop = difference(found[name], found[f"{name}_shift"], independent=independent)
+            found["drop" if name == "accuracy" else "auroc_drop"] = drop
     return found
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import hypot, nan, sqrt
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,11 @@ class Estimate:
 def group_codes(table: pd.DataFrame) -> NDArray[np.intp]:
     """Which part each row shows, (N,). A row without a group is a part of its own."""
     return pd.factorize(table["group"].fillna(table["image"]))[0]
+
+
+def share_parts(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Whether some part is shown in both tables, as in a test split and its copy with a planted cue reversed."""
+    return bool(set(first["group"].dropna()) & set(second["group"].dropna()))
 
 
 def wilson(hits: float, count: float) -> tuple[float, float]:
@@ -254,14 +260,21 @@ class _RowsOfGroups:
         return tuple(kind for kind in (np.flatnonzero(marked), np.flatnonzero(~marked)) if len(kind))
 
 
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """`first` − `second` of two independent sets of pictures, from their intervals (MOVER, Zou and Donner 2008).
+def difference(first: Estimate, second: Estimate, *, independent: bool) -> Estimate:
+    """`first` − `second` of two sets of pictures, from their intervals (MOVER, Zou and Donner 2008).
 
-    For two shares with Wilson's intervals this is Newcombe's interval.
+    For two independent shares with Wilson's intervals this is Newcombe's interval.
+
+    Args:
+        first: of one set.
+        second: of the other.
+        independent: whether no part is in both; see `share_parts`. Otherwise the interval is that of the worst
+            correlation, −1, and at most √2 times as wide.
     """
     value = first.value - second.value
     if not (first.has_interval and second.has_interval):
         return Estimate(value)
-    down = sqrt((first.value - first.low) ** 2 + (second.high - second.value) ** 2)
-    up = sqrt((first.high - first.value) ** 2 + (second.value - second.low) ** 2)
+    joined = hypot if independent else add
+    down = joined(first.value - first.low, second.high - second.value)
+    up = joined(first.high - first.value, second.value - second.low)
     return Estimate(value, value - down, value + up)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gainmtl_lib.evaluation.intervals import difference
+from gainmtl_lib.evaluation.intervals import difference, share_parts
 from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit, Rule
 from gainmtl_lib.explain.audit_report.wording import interval, join_words, of_count, percent, sentence
 
@@ -120,7 +120,9 @@ def calm_on_defects(evidence: Evidence) -> Limit | None:
     found = []
     for split in evidence.audit.tests:
         normal, defective = evidence.audit.calm(split, 0), evidence.audit.calm(split, 1)
-        if difference(normal, defective).low <= 0:
+        pictures = evidence.audit.rows(split)
+        apart = not share_parts(*(pictures[pictures["label"] == label] for label in (0, 1)))
+        if difference(normal, defective, independent=apart).low <= 0:
             found.append(f"on {split} on {of_count(defective)} defective and {of_count(normal)} normal pictures")
     if not found:
         return None

@@ -178,7 +178,7 @@ def shift_rows(audit: Audit) -> list[ShiftRow]:
         if name in audit.drops
     ]
     before, after = (audit.chosen[split].overkill for split in ("test", "test_shift"))
-    rows.insert(1, ShiftRow("overkill", before, after, difference(before, after)))
+    rows.insert(1, ShiftRow("overkill", before, after, difference(before, after, independent=audit.shifted_apart)))
     return [row for row in rows if row.drop.value == row.drop.value]
 
 
