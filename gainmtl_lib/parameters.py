@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gainmtl_lib.wording import readable_errors, with_origin
 
@@ -37,6 +37,8 @@ def as_path(value: Any) -> Any:
 
 
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
+FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+"""Of one folder: neither a path nor ``..`` nor hidden."""
 
 
 class ParameterRecord(BaseModel):
@@ -102,17 +104,30 @@ class ParameterRecord(BaseModel):
         return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 
+class OneOfEachName(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; YAMLError with the place where a name is repeated."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_parameters(path: str | Path) -> dict[str, Any]:
     """One parameter file as a flat mapping.
 
     Raises:
-        SettingsError: the file is missing, is not YAML, or is not a mapping at its top level.
+        SettingsError: the file is missing, is not YAML, gives a name twice, or is not a mapping at its top level.
     """
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path}: no such parameter file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OneOfEachName)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a YAML file: {error}") from None
     if content is None:

@@ -23,7 +23,15 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from gainmtl_lib.parameters import AnyPath, ParameterRecord, SettingsError, read_parameters, repository_root
+from gainmtl_lib.parameters import (
+    AnyPath,
+    FolderName,
+    OneOfEachName,
+    ParameterRecord,
+    SettingsError,
+    read_parameters,
+    repository_root,
+)
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 from gainmtl_lib.wording import closest
 
@@ -74,7 +82,7 @@ class Plan(ParameterRecord):
         report: what beside rows and steps is shown of the finished runs.
     """
 
-    experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    experiment: FolderName
     base: Annotated[tuple[AnyPath, ...], BeforeValidator(_as_tuple)] = ()
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     data_per_seed: bool = False
@@ -204,19 +212,6 @@ def variant_of(row: str, strategy: str) -> str:
     return re.sub(r"[^\w.]+", "-", rest.lower()).strip("-.")
 
 
-class _OneOfEachName(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping: of two rows YAML would keep the last, without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; YAMLError with the place where a name is repeated."""
-        names: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in names:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
-            names.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
 def _plan_file(path: str | Path) -> Path:
     folder = repository_root() / "params" / "studies"
     for file in (Path(path), repository_root() / path, folder / f"{path}.yaml"):
@@ -228,7 +223,7 @@ def _plan_file(path: str | Path) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_OneOfEachName)
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=OneOfEachName)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not a YAML file: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from gainmtl_lib.parameters import AnyPath, ParameterRecord
+from gainmtl_lib.parameters import AnyPath, FolderName, ParameterRecord
 
 
 def _as_size(value: Any) -> Any:
@@ -31,7 +31,7 @@ class RunSettings(ParameterRecord):
     """The fields, and the places that follow from them."""
 
     # run
-    experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "gainmtl"
+    experiment: FolderName = "gainmtl"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
 

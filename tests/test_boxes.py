@@ -61,6 +61,14 @@ def test_each_format_gives_the_hand_drawn_masks(tmp_path, name):
         assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
 
 
+@pytest.mark.parametrize("outline", [[[2, 1, 5, 1, 5, 4]], {"counts": "abc", "size": [12, 16]}, []])
+def test_an_outline_beside_a_coco_box_changes_nothing(tmp_path, outline):
+    root = boxed_data(tmp_path / "data")
+    write_coco(root, coco([one | {"segmentation": outline, "iscrowd": 0} for one in coco()["annotations"]]))
+    for stem, mask in masks(read(root)).items():
+        np.testing.assert_array_equal(stored(mask), drawn(stem))
+
+
 def test_formats_share_one_stored_folder_and_other_boxes_get_another(tmp_path):
     root = boxed_data(tmp_path / "data")
     folders = set()

@@ -109,7 +109,7 @@ def test_the_data_check_lists_and_counts_what_is_wrong_with_boxes(root):
     assert report.usable
     assert report.masks["masks"]["ok"] == 3 and report.masks["masks"]["missing"] == 6
     counted = {name: count for name, count in report.masks["masks"].items() if count and "boxes" in str(name)}
-    assert counted == {"boxes: without area": 1, "boxes: crowd or RLE": 1}
+    assert counted == {"boxes: without area": 1, "boxes: crowd": 1}
     assert report.boxes["boxes"].to_dict() == {"crack": 5}
     assert report.boxes["images"].to_dict() == {"crack": 3}
     # The pictures' own share: 9, 14 and 36 + 30 - 9 of 192 pixels.

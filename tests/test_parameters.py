@@ -66,6 +66,7 @@ def test_a_namespace_of_another_kind_of_value_is_left_alone():
     [
         ("- 1\n", "expected 'name: value' lines, got list"),
         ("a: [1\n", "not a YAML file"),
+        ("rate: 1\nrate: 2\n", "'rate' is given twice"),
         ("1: 2\n", "expected 'name: value' lines, got dict"),
         ("model:\n  rate: 1\n", "model holds a nested mapping; parameters are flat"),
     ],

@@ -139,6 +139,7 @@ def test_messages(values, expected):
         ({"device": "gpu"}, ["device", "'gpu'"]),
         ({"val_ratio": 1.0}, ["val_ratio", "less than 1", "1.0"]),
         ({"experiment": "a/b"}, ["experiment", "'a/b'"]),
+        ({"experiment": ".."}, ["experiment", "'..'"]),
         ({"data_root": 3}, ["data_root", "3"]),
         ({"pretrained": 3}, ["pretrained must be true, false, auto or the path", "3"]),
         ({"map_stride": 7}, ["map_stride", "4, 8, 16 or 32", "7"]),

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from gainmtl_lib.data.cues import Cue
 from gainmtl_lib.data.planting import PARAMETERS_FILE as PLANTED_FILE
-from gainmtl_lib.parameters import AnyPath, ParameterRecord, SettingsError
+from gainmtl_lib.parameters import AnyPath, FolderName, ParameterRecord, SettingsError
 from gainmtl_lib.run_settings import ImageSize, Probability
 from gainmtl_lib.settings import Settings, Strategy
 
@@ -64,7 +64,7 @@ class ShortcutStudySettings(ParameterRecord):
     """
 
     # study
-    experiment: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "shortcut"
+    experiment: FolderName = "shortcut"
     base: Annotated[tuple[AnyPath, ...], Several, Field(min_length=1, validate_default=True)] = (
         Path("params/small.yaml"),
     )

@@ -144,7 +144,8 @@ def run_and_report(console: Console, plan: Plan, *, export: Path | None = None, 
     failures: list[FailedRun] = []
     runs = finished_runs(plan) if only_report else run_plan(plan, failures=failures)
     total = len(plan.rows) * len(plan.seeds)
-    state = [f"{len(runs)} of {total} runs are finished, {len(failures)} failed", *(f"failed: {f}" for f in failures)]
+    failed = f", {len(failures)} failed" if failures else ""
+    state = [f"{len(runs)} of {total} runs are finished{failed}", *(f"failed: {f}" for f in failures)]
     if not runs:
         raise RunError("\n  ".join([*state, "there is nothing to report"]))
     report = StudyReport(plan, runs, state)

@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,7 +38,6 @@ class _Annotation(BaseModel):
     category_id: Id
     bbox: tuple[float, float, float, float]
     iscrowd: int | None = 0
-    segmentation: Any = None
 
 
 class _Coco(BaseModel):
@@ -51,7 +49,8 @@ class _Coco(BaseModel):
 def coco_entries(file: Path, report: Report) -> list[Entry]:
     """The pictures that a COCO file lists.
 
-    Left out and counted: annotations of an image or a category that the file does not list, crowds and RLE.
+    Left out and counted: annotations of an image or a category that the file does not list, and crowds. A
+    segmentation beside the box is not read.
 
     Raises:
         DataError: no JSON, no COCO file of detections, or an image or category listed twice.
@@ -69,8 +68,8 @@ def coco_entries(file: Path, report: Report) -> list[Entry]:
         elif annotation.category_id not in names:
             message = f"{place}: category_id {annotation.category_id} is not among the file's categories; left out"
             report.warn(UNKNOWN_CLASS, file, message)
-        elif annotation.iscrowd or isinstance(annotation.segmentation, dict):
-            report.warn(CROWD, file, f"{place}: a crowd or run-length mask, not one object's box; left out")
+        elif annotation.iscrowd:
+            report.warn(CROWD, file, f"{place}: a crowd, not one object's box; left out")
         else:
             x, y, width, height = annotation.bbox
             box = Box(x, y, x + width, y + height, names[annotation.category_id], place)
