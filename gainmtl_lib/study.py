@@ -43,8 +43,7 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
     """
     settings = notebook_settings(strategy, files, overrides)
     if force:
-        with claim(settings, force=True):
-            logger.info("dropped what %s held", settings.run_dir)
+        _drop(settings)
     parameters = read_parameters(_own_files(strategy)[-1]) | _given(files, overrides)
     return execute(STRATEGY_NOTEBOOKS[strategy], settings.run_dir / "notebook.ipynb", parameters)
 
@@ -52,7 +51,7 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
     """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
 
-    Finished runs stay. EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's
+    Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's
     own. The shortcut study has parameters and synthetic data of its own, so that data that is not synthetic goes
     without it.
 
@@ -65,7 +64,8 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
     for strategy in STRATEGY_NOTEBOOKS:
         notebook_settings(strategy, files, overrides)
     anomaly_settings(given)
-    ShortcutStudySettings.from_yaml(repository_root() / "params" / "studies" / "shortcut.yaml", **_outputs(given))
+    shortcuts = repository_root() / "params" / "studies" / "shortcut.yaml"
+    cells = ShortcutStudySettings.from_yaml(shortcuts, **_outputs(given)).cells()
     settings = notebook_settings(None, files, overrides)
     experiment = settings.outputs_dir / settings.experiment
     execute(INSPECTION, experiment / f"{INSPECTION}.ipynb", given)
@@ -76,10 +76,11 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
         execute(name, experiment / f"{name}.ipynb", given)
     anomalies = anomaly_settings(given)
     if force:
-        with claim(anomalies, force=True):
-            logger.info("dropped what %s held", anomalies.run_dir)
+        _drop(anomalies)
     execute(ANOMALIES, experiment / f"{ANOMALIES}.ipynb", _shared(given))
     if settings.dataset_type == "synthetic":
+        for cell in cells if force else ():
+            _drop(cell.settings)
         execute(SHORTCUTS, experiment / f"{SHORTCUTS}.ipynb", _outputs(given))
     else:
         logger.info("left out: %s, which draws synthetic data; see gainmtl shortcut --help", SHORTCUTS)
@@ -89,6 +90,11 @@ def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool 
 def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
     """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
     return EfficientADSettings.from_yaml(repository_root() / "params" / "efficientad_synthetic.yaml", **_shared(given))
+
+
+def _drop(settings: RunSettings) -> None:
+    with claim(settings, force=True):
+        logger.info("dropped what %s held", settings.run_dir)
 
 
 def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
