@@ -51,9 +51,9 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
     """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
 
-    Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`); what is left is its notebook's
-    own. The shortcut study has parameters and synthetic data of its own, so that data that is not synthetic goes
-    without it.
+    Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`); what is
+    left is its notebook's own. The shortcut study has parameters and synthetic data of its own, so that data that is
+    not synthetic goes without it.
 
     Returns:
         The experiment's folder.

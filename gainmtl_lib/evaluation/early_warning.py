@@ -44,7 +44,7 @@ class Sign:
 
 
 SIGNS: dict[str, Sign] = {
-    "accuracy": Sign("accuracy", "low", "the baseline: what is looked at when nothing else is measured"),
+    "accuracy": Sign("accuracy", "low", "the baseline: often all that is looked at"),
     "auroc": Sign("AUROC", "low", "likewise"),
     "cam_iou": Sign("CAM-IoU", "low", "the deciding map does not cover the defect"),
     "energy_inside": Sign("energy inside", "low", "its energy lies elsewhere"),
@@ -52,12 +52,8 @@ SIGNS: dict[str, Sign] = {
     "attention_iou": Sign("attention IoU", "low", "the attention does not cover the defect"),
     "loc_iou": Sign("Loc-IoU", "low", "the localization does not cover the defect"),
     "wrong_reason_rate": Sign("found with the map elsewhere", "high", "defects are found with the map off them"),
-    "cf_excess": Sign(
-        "flips, features suppressed", "low", "suppressing the defect's features does not turn the verdict"
-    ),
-    "image_flip_excess": Sign(
-        "flips, defect healed", "low", "healing the defect in the picture does not turn the verdict"
-    ),
+    "cf_excess": Sign("flips, features suppressed", "low", "the verdict stands without the defect's features"),
+    "image_flip_excess": Sign("flips, defect healed", "low", "healing the defect does not turn the verdict"),
     "paste_flip_excess": Sign("flips, defect pasted", "low", "pasting a defect does not turn the verdict"),
     "counterfactual_accuracy": Sign("accuracy on edited pictures", "low", "verdicts do not follow the edited defects"),
     "cue_energy": Sign("energy on the cue", "high", "the map lies on the cue; needs to know the cue"),

@@ -271,10 +271,10 @@ def difference(first: Estimate, second: Estimate, *, independent: bool) -> Estim
         independent: whether no part is in both; see `share_parts`. Otherwise the interval is that of the worst
             correlation, −1, and at most √2 times as wide.
     """
-    value = first.value - second.value
+    value, count = first.value - second.value, first.count + second.count
     if not (first.has_interval and second.has_interval):
-        return Estimate(value)
+        return Estimate(value, count=count)
     joined = hypot if independent else add
     down = joined(first.value - first.low, second.high - second.value)
     up = joined(first.high - first.value, second.value - second.low)
-    return Estimate(value, value - down, value + up)
+    return Estimate(value, value - down, value + up, count)

@@ -59,7 +59,8 @@ STRATEGY_COLUMNS = {
 ABOUT_WARNINGS = (
     "Rank correlation (Spearman) of what is measured on the distribution of the training with the accuracy lost when "
     "the cue is reversed, positive where it warns in the direction stated beforehand; 95 % interval by bootstrap over "
-    f"cells and runs. AUROC: telling the runs that lose {LARGE_DROP:.2f} or more from the others."
+    f"cells and runs. AUROC: telling the runs that lose {LARGE_DROP:.2f} or more from the others. "
+    "About other strategies than the study's it says nothing."
 )
 
 FIGURES = ("kept.png", "reversed.png", "warnings.png", "opening.jpg")
