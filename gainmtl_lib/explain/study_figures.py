@@ -37,14 +37,14 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
         metric: what the difference is of, for the axis.
     """
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * max(len(steps), 1)), layout="constrained")
-    axis, words = figure.subplots(1, 2, width_ratios=[1, 1.15], sharey=True)
+    axis, words = figure.subplots(1, 2, width_ratios=[1, 1.3], sharey=True)
     for place, (verdict, *ends) in enumerate(steps[["verdict", "difference", "low", "high"]].to_numpy()):
         style = VERDICT_STYLES[verdict]
         axis.plot(ends[1:], [place, place], color=style["color"], lw=2, solid_capstyle="butt")
         axis.plot(ends[0], place, ms=7, ls="", **style)
         note = {"va": "center", "fontsize": 8, "color": style["color"]}
         words.text(0, place, signed_interval(*ends), **note)
-        words.text(0.58, place, verdict, **note)
+        words.text(1, place, verdict, ha="right", **note)
     words.set_axis_off()
     axis.axvline(0, color="k", lw=0.8)
     axis.set_yticks(range(len(steps)), [textwrap.shorten(str(step), 46, placeholder=" …") for step in steps["step"]])
