@@ -71,7 +71,7 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
     cells = table.dropna(subset="accuracy_shift").groupby("cue", sort=False)["correlation"].unique()
     order = [(str(cue), float(correlation)) for cue, found in cells.items() for correlation in sorted(found)]
     grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")[order]
-    figure = Figure(figsize=(0.6 * grid.shape[1] + 2.2, 0.46 * len(grid) + 1.5), layout="constrained")
+    figure = Figure(figsize=(max(0.6 * grid.shape[1] + 2.2, 3.4), 0.46 * len(grid) + 1.5), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(CHANCE, 0, 1), aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy()):
@@ -87,7 +87,7 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
 def _cell_labels(axis: Axes, order: Sequence[tuple[str, float]]) -> None:
     """Correlations below, the cue once above its columns, a line between two cues."""
     axis.set_xticks(range(len(order)), [f"{correlation:g}" for _, correlation in order])
-    axis.set_xlabel(f"correlation of the cue with the class ({NO_SHORTCUT:g}: nothing to follow)")
+    axis.set_xlabel(f"correlation of the cue with the class\n({NO_SHORTCUT:g}: nothing to follow)")
     axis.tick_params(length=0)
     for cue in dict.fromkeys(cue for cue, _ in order):
         columns = [place for place, (other, _) in enumerate(order) if other == cue]
