@@ -67,6 +67,7 @@ class ShortcutStudySettings(ParameterRecord):
     experiment: FolderName = "shortcut"
     base: Annotated[tuple[AnyPath, ...], Several, Field(min_length=1, validate_default=True)] = (
         Path("params/small.yaml"),
+        Path("params/few_pictures.yaml"),
     )
     cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "lighting", "border")
     correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
