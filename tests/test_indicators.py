@@ -127,7 +127,7 @@ def test_every_indicator_of_a_run_with_a_cue(run, measured):
     assert 0.005 < measured["indicators"]["cue_area"]["value"] < 0.02
     assert measured["indicators"]["cue_area"]["count"] == 3
     assert measured["settings"] == {
-        "measured": 1,
+        "measured": module.MEASURED,
         "heals": ["telea", "patch_same"],
         "pastes": ["copy", "clone"],
         "seed": 0,
@@ -161,7 +161,7 @@ def test_damaged_files_are_nothing(run, measured, tmp_path, content):
 
 
 def test_other_methods_make_them_out_of_date(run, measured, monkeypatch):
-    monkeypatch.setattr(module, "MEASURED", 2)
+    monkeypatch.setattr(module, "MEASURED", module.MEASURED + 1)
     assert stored_indicators(run) is None
 
 
