@@ -137,9 +137,8 @@ def verdict_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
             found[f"auroc{ending}"] = resampled(_auroc_of(labels, prob), groups, strata=labels)
     if "accuracy_shift" in found:
         independent = not share_parts(table[table["split"] == "test"], table[table["split"] == "test_shift"])
-        for name in ("accuracy", "auroc"):
-            drop = difference(found[name], found[f"{name}_shift"], independent=independent)
-            found["drop" if name == "accuracy" else "auroc_drop"] = drop
+        for drop, score in (("drop", "accuracy"), ("auroc_drop", "auroc")):
+            found[drop] = difference(found[score], found[f"{score}_shift"], independent=independent)
     return found
 
 
