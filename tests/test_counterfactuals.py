@@ -67,32 +67,45 @@ def test_the_odds_of_classes_of_equal_size():
 
 
 def test_the_odds_where_defects_are_rare():
-    odds = edit_odds(72, 28, 0.5)  # 0.4 x 0.5 x 28 = 5.6 of either change of label
-    assert odds[1] == pytest.approx({"heal": 5.6 / 28, "heal_beside": 0.25, "repaste": 0.25 - 5.6 / 28})
-    assert odds[0] == pytest.approx({"paste": 5.6 / 72, "heal_spot": 0.25 - 5.6 / 72, "paste_clean": 0.25})
+    odds = edit_odds(72, 28, 0.5)
+    assert odds[0] == pytest.approx({"paste": 0.8 * 0.5 * 0.28, "heal_spot": 0.2 * 0.5 * 0.28, "paste_clean": 0.36})
+    assert odds[1] == pytest.approx({"heal": 0.8 * 0.5 * 0.72, "heal_beside": 0.14, "repaste": 0.2 * 0.5 * 0.72})
 
 
 @pytest.mark.parametrize("normals, defectives", [(50, 50), (72, 28), (28, 72), (1000, 7)])
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_by_the_odds_an_edit_says_nothing_about_the_class(normals, defectives, share):
-    counts = {
-        kind: odds * size
-        for label, size in ((0, normals), (1, defectives))
-        for kind, odds in edit_odds(normals, defectives, share)[label].items()
-    }
+    odds = edit_odds(normals, defectives, share)
+    sizes = {0: normals, 1: defectives}
+    counts = {kind: chance * sizes[label] for label, kinds in odds.items() for kind, chance in kinds.items()}
     assert min(counts.values()) > 0
+    assert [sum(kinds.values()) for kinds in odds.values()] == pytest.approx([share, share])
     assert counts["heal"] == pytest.approx(counts["paste"]), "the classes stay as large as they are"
+    rare = defectives / (normals + defectives)
     for shown, size in (
         (("heal", "heal_spot", "paste_clean"), normals),
         (("heal_beside", "paste", "repaste"), defectives),
     ):
-        assert sum(counts[kind] for kind in shown if kind in HEALING) == pytest.approx(share * size / 2)
-        assert sum(counts[kind] for kind in shown if kind in PASTING) == pytest.approx(share * size / 2)
+        assert sum(counts[kind] for kind in shown if kind in HEALING) == pytest.approx(share * size * rare)
+        assert sum(counts[kind] for kind in shown if kind in PASTING) == pytest.approx(share * size * (1 - rare))
     if normals == defectives:
         controls = sum(counts[kind] for kind in counts if kind not in ("heal", "paste"))
         assert controls / sum(counts.values()) == pytest.approx(0.6)
         assert counts["heal_beside"] / (counts["heal_beside"] + counts["repaste"]) == pytest.approx(5 / 6)
         assert counts["heal_spot"] / (counts["heal_spot"] + counts["paste_clean"]) == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("normals, defectives", [(50, 50), (72, 28), (28, 72), (1000, 7)])
+@pytest.mark.parametrize("share, left", [(0.25, 0.8), (0.5, 0.6), (1.0, 0.2)])
+def test_of_a_cue_the_same_part_is_left_whatever_the_class_sizes(normals, defectives, share, left):
+    """A cue on 95 % of the defective and 5 % of the normal pictures, which an edit leaves where it is."""
+    odds = edit_odds(normals, defectives, share)
+    pasted, healed = odds[0]["paste"], odds[1]["heal"]
+    in_normals, in_defectives = 0.05 * normals, 0.95 * defectives
+    shown_defective = in_defectives * (1 - healed) + in_normals * pasted
+    shown_normal = in_normals * (1 - pasted) + in_defectives * healed
+    assert shown_defective / defectives - shown_normal / normals == pytest.approx(left * 0.9)
+    assert edits(6, 6, share=share).cue_left == pytest.approx(left)
 
 
 # what is drawn
@@ -111,7 +124,8 @@ def test_what_is_drawn_follows_the_odds(normals, defectives):
     shown = Counter((each.edit.label, each.kind in HEALING) for each in found)
     for label, size in ((0, normals), (1, defectives)):
         for healing in (True, False):
-            low, high = stats.binom.interval(0.998, size * epochs, 0.25)
+            share = defectives / (normals + defectives)
+            low, high = stats.binom.interval(0.998, size * epochs, 0.5 * (share if healing else 1 - share))
             assert low <= shown[label, healing] <= high
 
 

@@ -59,6 +59,13 @@ def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
     assert run.image_counterfactual == 0.5 and settings.cells()[0].settings.image_counterfactual == 0
 
 
+def test_the_share_of_edited_pictures_is_for_s7_alone(tmp_path):
+    settings = ShortcutStudySettings(base=base_file(tmp_path), image_counterfactual=1.0, strategies=["S1", "S6", "S7"])
+    assert [cell.settings.image_counterfactual for cell in settings.cells()[:3]] == [0, 0, 1]
+    with pytest.raises(SettingsError, match="image_counterfactual must be greater than 0, got 0"):
+        ShortcutStudySettings(base=base_file(tmp_path), image_counterfactual=0.0)
+
+
 def test_what_is_given_wins_over_the_base(tmp_path):
     base = base_file(tmp_path, num_epochs=9, batch_size=4)
     settings = ShortcutStudySettings(base=base, num_epochs=2, image_size=96, strategies="S1")

@@ -60,7 +60,7 @@ class ShortcutStudySettings(ParameterRecord):
     """Parameters of the study. Strict: unknown names and wrong types raise `SettingsError`.
 
     Those of the training are in the file that `base` names, or the files, of which later ones win; what is given here
-    besides wins over them (None leaves it).
+    besides wins over them (None leaves it). `image_counterfactual` is for S7 alone; the others edit nothing.
     """
 
     # study
@@ -72,6 +72,7 @@ class ShortcutStudySettings(ParameterRecord):
     cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "lighting", "border")
     correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
     strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S7")
+    image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Several, AtLeastOne] = (0,)
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
     data_root: AnyPath | None = None
@@ -139,10 +140,12 @@ class ShortcutStudySettings(ParameterRecord):
                 "shortcut_correlation": correlation,
             }
         own = {"strategy": strategy, "seed": seed, "experiment": cell, "outputs_dir": self.folder}
+        if strategy == "S7" and self.image_counterfactual is not None:
+            own["image_counterfactual"] = self.image_counterfactual
         return Settings.from_yaml(*self.base, **self._departures(), **data, **own)
 
     def _departures(self) -> dict[str, Any]:
-        named = ("experiment", "outputs_dir", "data_root")
+        named = ("experiment", "outputs_dir", "data_root", "image_counterfactual")
         given = {name: getattr(self, name) for name in type(self).model_fields if name in Settings.model_fields}
         return {name: value for name, value in given.items() if value is not None and name not in named}
 

@@ -3,20 +3,24 @@
 A network shown healed pictures as normal and pasted ones as defective could learn the traces of healing and of
 pasting in place of the defect. So every edit also occurs with the label unchanged, as often in either class.
 
-With n0 normal and n1 defective training pictures and a share p of edits, an epoch holds
+A cue that stays in the picture must not tell the label either. Of N training pictures a share w is defective. An epoch
+with a share p of edits holds
 
-    m = 0.4 p min(n0, n1)   healed defects, shown as normal, and as many pasted ones, shown as defective
+    m = 0.8 p w (1 - w) N   healed defects, shown as normal, and as many pasted ones, shown as defective
 
-so that the classes stay as large as they are. Heal, heal a spot and heal beside leave one kind of traces; paste, paste
-clean and repaste leave the other. Among the pictures *shown* with either label a share p is edited, half of them in
-either way, whatever the class sizes:
+so that the classes stay as large as they are, and so that the covariance between the label that is shown and whatever
+else the picture shows is 1 - 0.8 p of what it was, whatever the class sizes. Heal, heal a spot and heal beside leave
+one kind of traces; paste, paste clean and repaste leave the other. Among the pictures *shown* with either label a share
+p is edited, w of them by healing and 1 - w by pasting:
 
-    shown as            normal (n0 of them)             defective (n1 of them)
-    healed somewhere    heal m + heal spot   = p n0/2   heal beside        = p n1/2
-    pasted somewhere    paste clean          = p n0/2   paste m + repaste  = p n1/2
+    shown as            normal ((1 - w) N of them)          defective (w N of them)
+    healed somewhere    heal m + heal spot   = p w (1-w) N  heal beside        = p w w N
+    pasted somewhere    paste clean      = p (1-w) (1-w) N  paste m + repaste  = p (1-w) w N
 
 Divided by the size of the class whose picture is taken, these are the odds of a training position (`edit_odds`). With
-classes of equal size the controls are 60 % of the edits; of a defective's controls 5/6 heal, of a normal's 1/6.
+1 in place of 0.8 the label of an edited picture would say nothing about the picture that was taken, but no spot would
+be healed and no defect pasted back. With classes of equal size the controls are 60 % of the edits; of a defective's
+controls 5/6 heal, of a normal's 1/6.
 Methods are drawn evenly, with the same odds in both classes.
 """
 
@@ -45,8 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LABEL_CHANGES = 0.4
-"""Share of label-changing edits among all, with classes of equal size."""
+LABEL_CHANGES = 0.8
+"""Label-changing edits, relative to as many as would make the label independent of the picture that is edited."""
 TRIES = 4
 """Methods and donors tried before a picture is left as it is."""
 CHECKED = 200
@@ -62,12 +66,12 @@ KINDS = {0: ("paste", "heal_spot", "paste_clean"), 1: ("heal", "heal_beside", "r
 
 
 def edit_odds(normals: int, defectives: int, share: float) -> dict[int, dict[str, float]]:
-    """How likely each edit is for a training picture of either class, see above; together at most 1."""
-    changes = LABEL_CHANGES * share * min(normals, defectives)
-    paste_odds, heal_odds = changes / normals, changes / defectives
+    """How likely each edit is for a training picture of either class, see above; together `share`."""
+    rare = defectives / (normals + defectives)
+    heals, pastes = share * rare, share * (1 - rare)
     return {
-        0: {"paste": paste_odds, "heal_spot": share / 2 - paste_odds, "paste_clean": share / 2},
-        1: {"heal": heal_odds, "heal_beside": share / 2, "repaste": share / 2 - heal_odds},
+        0: {"paste": LABEL_CHANGES * heals, "heal_spot": (1 - LABEL_CHANGES) * heals, "paste_clean": pastes},
+        1: {"heal": LABEL_CHANGES * pastes, "heal_beside": heals, "repaste": (1 - LABEL_CHANGES) * pastes},
     }
 
 
@@ -102,7 +106,7 @@ class ImageCounterfactuals:
     """Edits of training pictures, each a function of (seed, epoch, row).
 
     Annotated defects are edited themselves. A defect without a mask cannot be: an annotated one drawn at random takes
-    its turn, so that few masks still give as many counterfactuals.
+    its turn, so that few masks still give as many counterfactuals; with a share of 1 it is never shown.
 
     Args:
         labels: of all samples by row.
@@ -140,6 +144,11 @@ class ImageCounterfactuals:
         """Edits of each kind in an epoch, on average."""
         sizes = {0: len(self.normals), 1: len(self.defectives)}
         return {kind: odds * sizes[label] for label, kinds in self.odds.items() for kind, odds in kinds.items()}
+
+    @property
+    def cue_left(self) -> float:
+        """Covariance of the label with whatever a picture shows beside the defect, relative to that without edits."""
+        return 1 - LABEL_CHANGES * self.share
 
     def draw(self, epoch: int, row: int) -> Drawn | None:
         """The edit that a training position shows in an epoch; None where it shows its picture as it is."""
