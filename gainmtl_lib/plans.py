@@ -89,7 +89,7 @@ class Plan(ParameterRecord):
     parameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_rows)]
     steps: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_as_steps)] = ()
-    report: Literal["steps", "map_stride", "annotation"] = "steps"
+    report: Literal["steps", "map_stride", "annotation", "edited_share"] = "steps"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -90,6 +90,24 @@ def test_evaluate_writes_and_prints_everything_asked_for(trained, tmp_path):
     assert (trained / "predictions.csv").is_file()
 
 
+def test_evaluate_asks_for_the_reasons_of_a_run_as_it_was_trained(trained, tmp_path):
+    exported = tmp_path / "r.json"
+    result = run("evaluate", str(trained), "--reasons", "--export-results", str(exported))
+    assert result.exit_code == 0, result.output
+    assert "what the verdicts rest on (test)" in result.output and "accuracy on edited pictures" in result.output
+    reasons = json.loads(exported.read_text())["reasons"]
+    assert reasons == json.loads((trained / "indicators.json").read_text())
+    assert reasons["indicators"]["counterfactual_accuracy"]["count"] > 0
+    for other in (
+        (str(trained), "--data-root", str(tmp_path)),
+        ("--checkpoint", str(trained / "checkpoints/last.ckpt")),
+    ):
+        refused = run("evaluate", "--reasons", *other)
+        assert refused.exit_code == 1 and "--reasons asks a run as it was trained" in refused.output
+    refused = run("evaluate", str(trained), "--reasons", "--mask-source", "all")
+    assert refused.exit_code == 1 and "leave --reasons out" in refused.output
+
+
 def test_evaluate_takes_a_run_and_other_data_with_the_runs_threshold(trained, tmp_path, study):
     assert run("evaluate", str(trained)).exit_code == 0
     threshold = json.loads((trained / "metrics.json").read_text())["threshold"]

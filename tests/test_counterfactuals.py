@@ -12,7 +12,7 @@ from scipy import stats
 
 from gainmtl_lib.data.edits import HEAL_METHODS, PASTE_METHODS, EditError
 from gainmtl_lib.data.edits import counterfactuals as module
-from gainmtl_lib.data.edits.counterfactuals import HEALING, ImageCounterfactuals, edit_odds
+from gainmtl_lib.data.edits.counterfactuals import HEALING, ImageCounterfactuals, cue_left, edit_odds
 from gainmtl_lib.data.findings import DataError
 from gainmtl_lib.data.loading import Picture
 from gainmtl_lib.data.transforms import inside
@@ -105,7 +105,7 @@ def test_of_a_cue_the_same_part_is_left_whatever_the_class_sizes(normals, defect
     shown_defective = in_defectives * (1 - healed) + in_normals * pasted
     shown_normal = in_normals * (1 - pasted) + in_defectives * healed
     assert shown_defective / defectives - shown_normal / normals == pytest.approx(left * 0.9)
-    assert edits(6, 6, share=share).cue_left == pytest.approx(left)
+    assert cue_left(share) == pytest.approx(left)
 
 
 # what is drawn

@@ -132,7 +132,7 @@ def test_mistakes_on_the_command_line_do_not_name_the_file(tmp_path):
 
 
 def test_files_that_are_no_plans(tmp_path):
-    assert "no such plan; a file, or one of ablation, annotation, map_stride" in message("ablations")
+    assert "no such plan; a file, or one of ablation, annotation, edited_share, map_stride" in message("ablations")
     assert "did you mean 'ablation'?" in message("ablations")
     path = tmp_path / "plan.yaml"
     path.write_text("- a\n")
@@ -211,3 +211,9 @@ def test_rows_of_the_annotation_study_hold_every_kind_but_an_edit_without_masks(
     each = {(share, "exact") for share in (0.0, 0.05, 0.25, 1.0)} | {(1.0, q) for q in ("box", "dilated", "shifted")}
     assert set(kinds) == {(s, *kind) for s in ("S5", "S7") for kind in each} - {("S7", 0.0, "exact")}
     assert len(kinds) == len(set(kinds))
+
+
+def test_rows_of_the_share_study_go_from_none_to_all():
+    plan = load_plan("edited_share")
+    shares = {row: plan.settings(row, 0).image_counterfactual for row in plan.rows}
+    assert shares == {"S5": 0, "S7, 25 % edited": 0.25, "S7": 0.5, "S7, 75 % edited": 0.75, "S7, all edited": 1}

@@ -222,7 +222,7 @@ def test_the_table_of_weights_has_the_strategies_as_columns_and_their_share_of_e
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_the_runs_of_the_studies_are_counted(name):
     stated = {spans(plan)[0]: int(runs) for plan, _, runs in plan_rows(TEXTS[name])}
-    plans = {plan: load_plan(plan) for plan in ("ablation", "map_stride", "annotation")}
+    plans = {plan: load_plan(plan) for plan in ("ablation", "map_stride", "annotation", "edited_share")}
     assert stated == {plan_name: len(plan.rows) * len(plan.seeds) for plan_name, plan in plans.items()}
     for grid in ("shortcut", "shortcut_full"):
         runs = len(ShortcutStudySettings.from_yaml(ROOT / "params" / "studies" / f"{grid}.yaml").cells())

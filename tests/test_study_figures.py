@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from gainmtl_lib.explain.plots import save_figure
-from gainmtl_lib.explain.study_figures import annotation_figure, map_stride_figure, steps_figure
+from gainmtl_lib.explain.study_figures import annotation_figure, edited_share_figure, map_stride_figure, steps_figure
 
 NAN = float("nan")
 
@@ -113,3 +113,21 @@ def test_without_changed_conditions_the_accuracy_is_that_of_test():
         "accuracy, test",
         "CAM-IoU (deciding), test",
     ]
+
+
+def test_the_share_figure_draws_both_distributions_over_the_shares(tmp_path):
+    table = pd.DataFrame(
+        {
+            "cue_left": [1.0, 0.6, 0.2],
+            **{name: [0.9, 0.9, 0.8] for name in ("accuracy", "accuracy_low", "accuracy_high")},
+            **{f"accuracy_shift{end}": [0.3, 0.8, 0.85] for end in ("", "_low", "_high")},
+        },
+        index=pd.Index([0.0, 0.5, 1.0], name="share"),
+    )
+    (axis,) = edited_share_figure(table).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0 %\n1.00", "50 %\n0.60", "100 %\n0.20"]
+    drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axis.containers}
+    assert drawn["accuracy, changed conditions"] == [[0, 0.3], [0.5, 0.8], [1, 0.85]]
+    assert len(edited_share_figure(table.drop(columns="accuracy_shift")).axes[0].containers) == 1
+    save_figure(edited_share_figure(table), tmp_path / "share.png")
+    assert (tmp_path / "share.png").stat().st_size < 100_000

@@ -30,8 +30,8 @@ def ablation(
 ) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
 
-    PLAN is a file, or the name of one in params/studies (ablation, map_stride, annotation). Runs that are there are
-    reused, and after an interruption the same command goes on. The exit status is 1 when a run failed.
+    PLAN is a file, or the name of one in params/studies (ablation, map_stride, annotation, edited_share). Runs that
+    are there are reused, and after an interruption the same command goes on. The exit status is 1 when a run failed.
     """
     plan = load_plan(plan_file, **dict(named_values(pairs)))
     plan = plan.only(rows=rows or None, seeds=None if seeds is None else _seeds(seeds))

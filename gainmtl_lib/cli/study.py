@@ -93,6 +93,9 @@ def train(
 @click.option("--visualize", is_flag=True, help="Write a picture of every test image with its maps.")
 @click.option("--vis-dir", type=Path, help="Where --visualize writes; the run's figures folder by default.")
 @click.option("--error-analysis", is_flag=True, help="List missed defects, then the right for the wrong reason.")
+@click.option(
+    "--reasons", is_flag=True, help="Ask what the verdicts rest on: test pictures with defects healed and pasted."
+)
 @click.option("--export-results", type=Path, help="Write the summary to this JSON file.")
 @click.option("--force", is_flag=True, help="Evaluate anew although results are stored.")
 def evaluate_command(**options: Any) -> None:

@@ -6,17 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from gainmtl_lib.evaluation.paired import rows_table
-from gainmtl_lib.evaluation.planned import PlannedRun, split_tables
+from gainmtl_lib.evaluation.planned import PlannedRun
+from gainmtl_lib.evaluation.study_tables import scores_of_rows
 from gainmtl_lib.settings import Settings
 
 QUALITY_NAMES = {"box": "boxes", "dilated": "dilated masks", "shifted": "shifted masks"}
-SCORES = {
-    "accuracy": ("accuracy", "test"),
-    "accuracy_shift": ("accuracy", "test_shift"),
-    "cam_iou": ("cam_iou", "test"),
-}
-"""Column to metric and split."""
 
 
 def kind_of(settings: Settings) -> str:
@@ -34,19 +28,13 @@ def annotation_table(runs: Sequence[PlannedRun]) -> pd.DataFrame:
     """One row per kind of annotation and strategy: few masks to all of them, then worse ones.
 
     Returns:
-        Index ``row``; ``kind``, ``strategy``, ``seeds`` and, of each name of `SCORES` whose split the data has, its
-        mean over seeds and the interval ``<name>_low``, ``<name>_high`` over other pictures.
+        Index ``row``; ``kind``, ``strategy``, and the columns of `scores_of_rows`.
     """
     settings = {run.row: run.run.settings for run in runs}
     order = sorted(settings, key=lambda row: _place(settings[row]))
-    table = pd.DataFrame({"kind": [kind_of(settings[row]) for row in order]}, index=pd.Index(order, name="row"))
-    table["strategy"] = [settings[row].strategy for row in order]
-    for name, (metric, split) in SCORES.items():
-        tables = split_tables(runs, split)
-        if tables:
-            scores = rows_table(tables, metric).set_index("row")
-            table[name], table[f"{name}_low"], table[f"{name}_high"] = scores["mean"], scores["low"], scores["high"]
-    table["seeds"] = pd.Series([run.row for run in runs]).value_counts()
+    table = scores_of_rows(runs).loc[order]
+    table.insert(0, "kind", [kind_of(settings[row]) for row in order])
+    table.insert(1, "strategy", [settings[row].strategy for row in order])
     return table
 
 

@@ -62,6 +62,31 @@ def steps_of_study(runs: Sequence[PlannedRun], steps: Iterable[Sequence[str]]) -
     return _led_by(parts, ["split", "metric"])
 
 
+SCORES = {
+    "accuracy": ("accuracy", "test"),
+    "accuracy_shift": ("accuracy", "test_shift"),
+    "cam_iou": ("cam_iou", "test"),
+}
+"""Of a row, in the tables of single studies: column to metric and split."""
+
+
+def scores_of_rows(runs: Sequence[PlannedRun]) -> pd.DataFrame:
+    """What each row reaches, over its seeds.
+
+    Returns:
+        Index ``row``, in the order of the runs; of each name of `SCORES` whose split the data has, its mean over seeds
+        and the interval ``<name>_low``, ``<name>_high`` over other pictures; ``seeds``, how many there are.
+    """
+    counts = pd.Series([run.row for run in runs]).value_counts(sort=False)
+    table = pd.DataFrame(index=pd.Index(counts.index, name="row"))
+    for name, (metric, split) in SCORES.items():
+        tables = split_tables(runs, split)
+        if tables:
+            scores = rows_table(tables, metric).set_index("row")
+            table[name], table[f"{name}_low"], table[f"{name}_high"] = scores["mean"], scores["low"], scores["high"]
+    return table.assign(seeds=counts)
+
+
 def readable_rows(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of one split as text: ``0.912 [0.874, 0.943]`` with an interval, a dash for no answer.
 

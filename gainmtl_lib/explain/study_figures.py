@@ -1,4 +1,5 @@
-"""Figures of a study with several seeds: what its steps changed, how fine the map should be, what masks are worth.
+"""Figures of a study with several seeds: what its steps changed, how fine the map should be, what masks are worth, how
+many pictures to edit.
 
 Every function takes a table and returns a figure; none is pyplot's, which a notebook would show a second time.
 Verdicts and rows differ in marker and colour (Okabe and Ito's, told apart by colour-blind eyes).
@@ -126,6 +127,31 @@ def annotation_figure(table: pd.DataFrame) -> Figure:
     axes[1].set_xticks(range(len(kinds)), [textwrap.fill(kind, 12) for kind in kinds])
     axes[0].legend(fontsize=8, loc="lower right", ncols=len(strategies))
     axes[0].set_title("mean over seeds, 95 % interval over pictures (dotted: a coin)", fontsize=9)
+    return figure
+
+
+def edited_share_figure(table: pd.DataFrame) -> Figure:
+    """Accuracy by share of edited training pictures, on the distribution of the training and under changed conditions.
+
+    Args:
+        table: of `edited_share_table`: index share; columns ``cue_left`` and, of each metric, ``<metric>``,
+            ``<metric>_low`` and ``<metric>_high``.
+    """
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axis = figure.subplots()
+    shares = table.index.to_numpy(dtype=float)
+    lines = {"accuracy": "accuracy, test", "accuracy_shift": "accuracy, changed conditions"}
+    for (name, label), (colour, marker) in zip(lines.items(), STYLES):
+        if name in table:
+            _with_intervals(axis, shares, table, name, color=colour, marker=marker, label=label)
+    axis.axhline(0.5, color="k", lw=0.7, ls=":")
+    axis.set(ylim=(0, 1.03))
+    ticks = [f"{100 * share:g} %\n{left:.2f}" for share, left in zip(shares, table["cue_left"])]
+    axis.set_xticks(shares, ticks)
+    axis.set_xlabel("training pictures edited; below, what is left of a cue's covariance with the label", fontsize=8)
+    axis.set_title("mean over seeds, 95 % interval over pictures (dotted: a coin)", fontsize=9)
+    _tidy(axis)
+    axis.legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.evaluation.annotation_worth import annotation_table
+from gainmtl_lib.evaluation.edited_share import edited_share_table
 from gainmtl_lib.evaluation.map_stride import map_stride_table, recommended_stride, stride_tables
 from gainmtl_lib.evaluation.planned import FailedRun, PlannedRun, finished_runs, run_plan
 from gainmtl_lib.evaluation.study_tables import (
@@ -27,13 +28,17 @@ from gainmtl_lib.evaluation.study_tables import (
 )
 from gainmtl_lib.explain.curves import SPLIT_NAMES
 from gainmtl_lib.explain.plots import save_figure
-from gainmtl_lib.explain.study_figures import annotation_figure, map_stride_figure, steps_figure
+from gainmtl_lib.explain.study_figures import annotation_figure, edited_share_figure, map_stride_figure, steps_figure
 from gainmtl_lib.files import atomic_path
 from gainmtl_lib.plans import Plan
 from gainmtl_lib.reports.tables import frame_table, markdown_table
 from gainmtl_lib.runs import RunError
 
-TITLES = {"map_stride": "map stride", "annotation": "what annotation is worth"}
+TITLES = {
+    "map_stride": "map stride",
+    "annotation": "what annotation is worth",
+    "edited_share": "share of edited pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,11 @@ class StudyReport:
     @cached_property
     def own_table(self) -> pd.DataFrame | None:
         """The table of the plan's `report`; None where that is the steps."""
-        makers = {"map_stride": map_stride_table, "annotation": annotation_table}
+        makers = {
+            "map_stride": map_stride_table,
+            "annotation": annotation_table,
+            "edited_share": edited_share_table,
+        }
         return makers[self.plan.report](self.runs) if self.plan.report in makers else None
 
     @cached_property
@@ -107,6 +116,8 @@ class StudyReport:
             figures["map_stride"] = map_stride_figure(self.own_table, self.recommendation[0])
         if self.plan.report == "annotation" and self.own_table is not None:
             figures["annotation"] = annotation_figure(self.own_table)
+        if self.plan.report == "edited_share" and self.own_table is not None:
+            figures["edited_share"] = edited_share_figure(self.own_table)
         return figures
 
 

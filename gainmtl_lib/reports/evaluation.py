@@ -1,4 +1,4 @@
-"""``gainmtl evaluate``: metrics of every split, novel pictures, errors, pictures."""
+"""``gainmtl evaluate``: metrics of every split, novel pictures, errors, reasons, pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
 from gainmtl_lib.efficientad.runs import EfficientADRun, open_run
 from gainmtl_lib.evaluation.errors import KINDS, error_analysis
 from gainmtl_lib.evaluation.evaluate import TEST_SPLITS, evaluate, evaluated_data
+from gainmtl_lib.evaluation.indicators import measure_indicators
 from gainmtl_lib.evaluation.mask_source import PLACES, MaskSource
 from gainmtl_lib.evaluation.novelty import OUT_OF_DATE, TABLE, Novelty, find_novel, is_stale, stored_novelty
 from gainmtl_lib.explain.curves import classification_figure
@@ -24,6 +25,7 @@ from gainmtl_lib.map_scale import MapScale
 from gainmtl_lib.reports.anomalies import print_evaluation
 from gainmtl_lib.reports.mask_sources import ALL, LEAKS, compare_mask_sources
 from gainmtl_lib.reports.novelty import print_novelty
+from gainmtl_lib.reports.reasons import print_reasons
 from gainmtl_lib.reports.tables import number
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, run_status, write_json
 from gainmtl_lib.settings import Settings
@@ -76,6 +78,7 @@ def _evaluate_strategy(
     visualize: bool,
     vis_dir: Path | None,
     error_analysis: bool,
+    reasons: bool,
     export_results: Path | None,
     force: bool,
 ) -> None:
@@ -83,13 +86,20 @@ def _evaluate_strategy(
 
     Raises:
         RunError: neither or both of a run and a checkpoint were given, one of them cannot be used, a mask source
-            that does not fit it, or novel pictures were asked for of what is no evaluation of a run as it was trained.
+            that does not fit it, or novel pictures or reasons were asked for of what is no evaluation of a run as it
+            was trained.
     """
     if (run_folder is None) == (checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
     run = load_run(run_folder) if run_folder else _run_of(checkpoint)
     if mask_source == ALL:
-        others = {"data-root": data_root, "visualize": visualize, "vis-dir": vis_dir, "error-analysis": error_analysis}
+        others = {
+            "data-root": data_root,
+            "visualize": visualize,
+            "vis-dir": vis_dir,
+            "error-analysis": error_analysis,
+            "reasons": reasons,
+        }
         _compare_sources(
             console,
             run,
@@ -113,6 +123,11 @@ def _evaluate_strategy(
         raise RunError(
             "--efficientad-run flags novel pictures of a run as it was trained; leave --checkpoint, --data-root, "
             "--mask-source and --external-mask-dir out, or give --mask-source efficientad to take its masks"
+        )
+    if reasons and not as_trained:
+        raise RunError(
+            "--reasons asks a run as it was trained; leave --checkpoint, --data-root, --mask-source and "
+            "--external-mask-dir out"
         )
     places = {"external_mask_dir": external_mask_dir, "efficientad_run": masks_from}
     if run is None and source.name in PLACES:
@@ -140,7 +155,12 @@ def _evaluate_strategy(
         console.print(f"novel pictures: not shown, {escape(OUT_OF_DATE.format(folder=run.folder))}")
     if error_analysis:
         _print_errors(console, table)
-    _export(console, summary | ({} if novelty is None else {"novelty": novelty.summary}), export_results)
+    besides: dict[str, Any] = {} if novelty is None else {"novelty": novelty.summary}
+    if run is not None and reasons:
+        measured = measure_indicators(run, device=device, reuse=not force)
+        print_reasons(console, measured)
+        besides["reasons"] = measured
+    _export(console, summary | besides, export_results)
     if visualize:
         folder = vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         data = evaluated_data(run, data)

@@ -75,6 +75,11 @@ def edit_odds(normals: int, defectives: int, share: float) -> dict[int, dict[str
     }
 
 
+def cue_left(share: float) -> float:
+    """Covariance of the shown label with whatever else a picture shows, relative to that without edits."""
+    return 1 - LABEL_CHANGES * share
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What was drawn for one training position.
@@ -144,11 +149,6 @@ class ImageCounterfactuals:
         """Edits of each kind in an epoch, on average."""
         sizes = {0: len(self.normals), 1: len(self.defectives)}
         return {kind: odds * sizes[label] for label, kinds in self.odds.items() for kind, odds in kinds.items()}
-
-    @property
-    def cue_left(self) -> float:
-        """Covariance of the label with whatever a picture shows beside the defect, relative to that without edits."""
-        return 1 - LABEL_CHANGES * self.share
 
     def draw(self, epoch: int, row: int) -> Drawn | None:
         """The edit that a training position shows in an epoch; None where it shows its picture as it is."""
