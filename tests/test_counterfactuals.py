@@ -379,11 +379,15 @@ def test_examples_that_cannot_be_had():
 # masks for strategy S6
 
 
-@pytest.mark.parametrize("options, expected", [({}, 5), ({"share": 1.0}, 13), ({"without": 16}, 2)])
+@pytest.mark.parametrize(
+    "options, expected",
+    [({}, 5), ({"share": 1.0}, 13), ({"without": 16}, 2), ({"normals": 36, "defectives": 14, "share": 1.0}, 19)],
+)
 def test_as_many_pasted_masks_as_a_training_shows(options, expected):
     """Of 20 + 20 pictures with p = 0.5 an epoch shows 4 pasted masks and 16 as they are stored: 20 stored ask for 5.
 
     With p = 1: 8 and 12, so 13.3. With 4 masks: 4 pasted, 4 / 2 unedited and 20 / 2 - 4 edited ones: 4 x 4 / 8 = 2.
+    Of 36 + 14 pictures with p = 1: 0.8 x 36 x 14 / 50 = 8.1 pasted and 14 - 8.1 as they are stored, so 14 x 8.1 / 5.9.
     """
     of = edits(**options)
     masks = list(of.pasted_masks())

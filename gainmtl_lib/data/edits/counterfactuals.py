@@ -20,8 +20,7 @@ p is edited, w of them by healing and 1 - w by pasting:
 Divided by the size of the class whose picture is taken, these are the odds of a training position (`edit_odds`). With
 1 in place of 0.8 the label of an edited picture would say nothing about the picture that was taken, but no spot would
 be healed and no defect pasted back. With classes of equal size the controls are 60 % of the edits; of a defective's
-controls 5/6 heal, of a normal's 1/6.
-Methods are drawn evenly, with the same odds in both classes.
+controls 5/6 heal, of a normal's 1/6. Methods are drawn evenly, with the same odds in both classes.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ TRIES = 4
 """Methods and donors tried before a picture is left as it is."""
 CHECKED = 200
 """Training positions whose edits are tried before training starts."""
-MOST_EPOCHS = 5
-"""Epochs gone through for the masks of pasted defects; less than two hold enough unless most of them fail."""
+MOST_EPOCHS = 10
+"""Epochs gone through for the masks of pasted defects; if no edit fails two hold enough, five with rare defects."""
 STREAM = 7
 """Sets these draws apart from the augmentation's. Not 0: NumPy takes the seeds [1, 2, 3] and [1, 2, 3, 0] for one."""
 
