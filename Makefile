@@ -3,14 +3,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 READY := .venv/.installed
 
+# Test files are dealt out to two processes; more of them need more memory, 2 GB each.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+# Small networks gain little from a second thread: two notebooks at once, each with one. FIRST takes longest, LATER need
+# what the others trained.
+NBVAL := OMP_NUM_THREADS=1 $(PYTEST) --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider
+FIRST := notebooks/11_shortcut_study.ipynb
+LATER := $(addprefix notebooks/,07_ablation_comparison.ipynb 08_cam_explanation.ipynb 09_efficientad.ipynb)
+
 SLOW := $(addprefix tests/,test_fit.py test_same_seed.py test_measured_faithfulness.py test_efficientad_fit.py test_distill.py)
 
-.PHONY: run test unit training lint types commands notebooks browser lab execute clean
+.PHONY: run test tests unit lint types notebooks browser lab execute clean
 
 run: $(READY)
 	$(BIN)/gainmtl run all -f params/quick.yaml
 
-test: lint types unit training commands notebooks
+test: lint types tests notebooks
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
@@ -28,20 +37,17 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/basedpyright
 
+tests: $(READY)
+	$(PYTEST) tests
+
+# Without the tests that train, the commands and the hygiene of the notebooks.
 unit: $(READY)
-	$(BIN)/pytest tests --ignore tests/test_commands.py --ignore tests/test_notebooks.py $(addprefix --ignore ,$(SLOW))
-
-# Tests that train and explain small networks again and again.
-training: $(READY)
-	$(BIN)/pytest $(SLOW)
-
-commands: $(READY)
-	$(BIN)/pytest tests/test_commands.py
+	$(PYTEST) tests --ignore tests/test_commands.py --ignore tests/test_notebooks.py $(addprefix --ignore ,$(SLOW))
 
 # Finished quick runs are reused; from an empty clone this trains them.
 notebooks: $(READY)
-	$(BIN)/pytest tests/test_notebooks.py
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider notebooks
+	$(NBVAL) $(FIRST) $(filter-out $(FIRST) $(LATER),$(sort $(wildcard notebooks/*.ipynb)))
+	$(NBVAL) $(LATER)
 
 # The CAM browser in JupyterLab and as a page of its own; after 'make run' also notebook 08 and both systems side by side.
 # Needs Chromium or Chrome, so that 'test' leaves it out.
