@@ -6,9 +6,9 @@ READY := .venv/.installed
 # Test files are dealt out to two processes; more of them need more memory, 2 GB each.
 WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
-# The strategies' small networks gain little from a second thread: two notebooks at once, each with one. FIRST takes
-# longest, LATER need what the others trained.
-NBVAL := $(PYTEST) --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider
+# Small networks gain little from a second thread: two notebooks at once, each with one. FIRST takes longest, LATER need
+# what the others trained.
+NBVAL := OMP_NUM_THREADS=1 $(PYTEST) --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider
 FIRST := notebooks/11_shortcut_study.ipynb
 LATER := $(addprefix notebooks/,07_ablation_comparison.ipynb 08_cam_explanation.ipynb 09_efficientad.ipynb)
 
@@ -46,7 +46,7 @@ unit: $(READY)
 
 # Finished quick runs are reused; from an empty clone this trains them.
 notebooks: $(READY)
-	OMP_NUM_THREADS=1 $(NBVAL) $(FIRST) $(filter-out $(FIRST) $(LATER),$(sort $(wildcard notebooks/*.ipynb)))
+	$(NBVAL) $(FIRST) $(filter-out $(FIRST) $(LATER),$(sort $(wildcard notebooks/*.ipynb)))
 	$(NBVAL) $(LATER)
 
 # The CAM browser in JupyterLab and as a page of its own; after 'make run' also notebook 08 and both systems side by side.
