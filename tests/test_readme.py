@@ -11,12 +11,18 @@ import pytest
 
 import gainmtl_lib
 from gainmtl_lib.cli import main
-from gainmtl_lib.efficientad.distill_settings import Distillation
-from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
-from gainmtl_lib.parameters import ParameterRecord, read_parameters, repository_root
-from gainmtl_lib.plans import load_plan
-from gainmtl_lib.settings import IMAGE_COUNTERFACTUAL, STRATEGY_WEIGHTS, Settings
+from gainmtl_lib.efficientad.distill import Distillation
+from gainmtl_lib.efficientad.model import EfficientADSettings
+from gainmtl_lib.settings import (
+    IMAGE_COUNTERFACTUAL,
+    STRATEGY_WEIGHTS,
+    ParameterRecord,
+    Settings,
+    read_parameters,
+    repository_root,
+)
+from gainmtl_lib.studies.plans import load_plan
+from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 ROOT = repository_root()
 LANGUAGES = ("README.md", "README.ko.md")
