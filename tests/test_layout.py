@@ -20,8 +20,8 @@ CORE = [
 """What a newcomer reads, in an order in which each file imports only those before it."""
 KITS = ["synthetic", "edits", "efficientad", "studies", "browser", "audit"]
 COMMANDS = ["notebooks", "console", "cli"]
-LAZY = {("dataset", "synthetic"), ("dataset", "edits"), ("evaluation", "efficientad")}
-"""Where the core loads a kit, inside a function, because a parameter asks for it."""
+LAZY = {("runs", "model"), ("dataset", "synthetic"), ("dataset", "edits"), ("evaluation", "efficientad")}
+"""Where the core loads a kit (results are read without loading a network), inside a function, because a parameter asks for it."""
 
 
 def imports():
