@@ -36,10 +36,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gainmtl_lib.data.images import read_image
-from gainmtl_lib.evaluation.summary import add_verdicts
-from gainmtl_lib.explain.browser import CamBrowser
-from gainmtl_lib.explain.browser.thumbnails import PAGE
+from gainmtl_lib.browser.app import PAGE, CamBrowser
+from gainmtl_lib.evaluation import add_verdicts
+from gainmtl_lib.readers import read_image
 from gainmtl_lib.runs import Run, write_json
 from gainmtl_lib.settings import Settings
 

@@ -201,8 +201,8 @@ def fastest(work: Callable[[], Any], times: int) -> float:
 
 def our_step(precision: str) -> Callable[[Path], dict[str, Any]]:
     def measure(folder: Path) -> dict[str, Any]:
-        from gainmtl_lib.efficientad.losses import total_loss
-        from gainmtl_lib.efficientad.module import EfficientADTraining
+        from gainmtl_lib.efficientad.model import total_loss
+        from gainmtl_lib.efficientad.train import EfficientADTraining
 
         model, pictures = our_model(folder)
         model.autoencoder.dropout = 0.0
@@ -276,7 +276,7 @@ def compare_aupro(what: str, pythons: dict[str, str], threads: int) -> dict[str,
 
 
 def our_aupro(folder: Path) -> dict[str, Any]:
-    from gainmtl_lib.pixel_metrics import Aupro
+    from gainmtl_lib.metrics import Aupro
 
     inputs = torch.load(folder / "inputs.pt", weights_only=True)
 

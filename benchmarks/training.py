@@ -27,13 +27,12 @@ from typing import Any
 
 import torch
 
-from gainmtl_lib.build import build_data, build_model
-from gainmtl_lib.parameters import read_parameters, repository_root
+from gainmtl_lib import train as fit_module
+from gainmtl_lib.dataset import Batch, build_data
+from gainmtl_lib.losses import GainLoss
+from gainmtl_lib.model import build_model
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.records import Batch
-from gainmtl_lib.settings import Settings
-from gainmtl_lib.training import fit as fit_module
-from gainmtl_lib.training.losses import GainLoss
+from gainmtl_lib.settings import Settings, read_parameters, repository_root
 
 QUICK_WIDTHS = ("out_indices", "fpn_channels", "attention_channels", "head_channels", "map_channels", "map_stride")
 

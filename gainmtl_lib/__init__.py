@@ -9,19 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gainmtl_lib.backbone import get_backbone
+    from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
     from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
-    from gainmtl_lib.efficientad.fit import fit_efficientad
-    from gainmtl_lib.efficientad.model import EfficientADModel
-    from gainmtl_lib.efficientad.provider import DatasetProvider, SplitProvider
-    from gainmtl_lib.efficientad.runs import EfficientADRun, load_efficientad
-    from gainmtl_lib.efficientad.settings import EfficientADSettings
-    from gainmtl_lib.evaluation.evaluate import evaluate
-    from gainmtl_lib.explain.explainer import DefectExplainer
-    from gainmtl_lib.models.backbone import get_backbone
-    from gainmtl_lib.models.gain_mtl import GAINMTLModel
+    from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings
+    from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
+    from gainmtl_lib.evaluation import evaluate
+    from gainmtl_lib.explain import DefectExplainer
+    from gainmtl_lib.model import GAINMTLModel
     from gainmtl_lib.runs import Run, load_run
     from gainmtl_lib.settings import Settings
-    from gainmtl_lib.training.fit import fit
+    from gainmtl_lib.train import fit
 
 __all__ = [
     "DatasetProvider",
@@ -44,20 +42,20 @@ __all__ = [
 
 _HOME = {
     "Settings": "settings",
-    "GAINMTLModel": "models.gain_mtl",
-    "get_backbone": "models.backbone",
-    "fit": "training.fit",
-    "evaluate": "evaluation.evaluate",
-    "DefectExplainer": "explain.explainer",
+    "GAINMTLModel": "model",
+    "get_backbone": "backbone",
+    "fit": "train",
+    "evaluate": "evaluation",
+    "DefectExplainer": "explain",
     "Run": "runs",
     "load_run": "runs",
     "EfficientADModel": "efficientad.model",
-    "EfficientADSettings": "efficientad.settings",
-    "EfficientADRun": "efficientad.runs",
-    "load_efficientad": "efficientad.runs",
-    "DatasetProvider": "efficientad.provider",
-    "SplitProvider": "efficientad.provider",
-    "fit_efficientad": "efficientad.fit",
+    "EfficientADSettings": "efficientad.model",
+    "EfficientADRun": "efficientad.train",
+    "load_efficientad": "efficientad.train",
+    "DatasetProvider": "efficientad.data",
+    "SplitProvider": "efficientad.data",
+    "fit_efficientad": "efficientad.train",
     "evaluate_efficientad": "efficientad.evaluate",
 }
 

@@ -9,14 +9,27 @@ Sizes: B images, H x W masks, h x w maps (h <= H, w <= W).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_average_precision,
+    binary_f1_score,
+    binary_precision,
+    binary_recall,
+)
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
 _FLAT = 1e-6
@@ -233,3 +246,275 @@ class Dice(PerImageMean):
 
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(partial(_dice_parts, threshold=threshold), **kwargs)
+
+
+MEANS = (
+    "cam_iou",
+    "grid_iou",
+    "point_game",
+    "energy_inside",
+    "attention_iou",
+    "attention_point_game",
+    "attention_energy_inside",
+    "loc_iou",
+    "loc_dice",
+    "loc_pixel_accuracy",
+)
+"""Columns whose mean over images with an answer is reported under the same name."""
+
+
+# --- How well scores tell defect pixels from others over a whole set of pictures, whatever threshold is t
+
+
+LEVELS = 2**20
+"""Scores that are told apart."""
+
+
+class PixelAuroc(Metric):
+    """Probability that a defect pixel scores higher than a defect-free one, ties half.
+
+    Off by at most half the probability that the two share a level.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    defect: Tensor
+    clean: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for state in ("defect", "clean"):
+            self.add_state(state, torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Tensor) -> None:
+        """Count the pixels of a batch. Shape: (B, 1, h, w), (B, 1, H, W), empty for normal images."""
+        level, defect = _level_and_defect(maps, masks)
+        inside = _count(level[defect])
+        self.defect += torch.from_numpy(inside).to(self.defect)
+        self.clean += torch.from_numpy(_count(level) - inside).to(self.clean)
+
+    def compute(self) -> Tensor:
+        """In [0, 1]; NaN without a defect pixel or without a defect-free one."""
+        defect, clean = (counts.cpu().double() for counts in (self.defect, self.clean))
+        below = clean.cumsum(0) - clean
+        return (defect @ (below + clean / 2) / defect.sum() / clean.sum()).float()
+
+
+class Aupro(Metric):
+    """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
+
+    Lowering one threshold over the whole set, the mean share of each defect region (8-connected) that is covered is
+    integrated over the share of defect-free pixels that are flagged.
+
+    The points of the curve are exact, only those between two levels are missing, so the area is off by at most half
+    the sum of (rate step x overlap step) / limit.
+
+    Args:
+        limit: false-positive rate at which integration ends, in (0, 1].
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    covered: Tensor
+    clean: Tensor
+    regions: Tensor
+
+    def __init__(self, limit: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < limit <= 1:
+            raise ValueError(f"limit must be a false-positive rate in (0, 1], got {limit}")
+        self.limit = limit
+        self.add_state("covered", torch.zeros(LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("clean", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("regions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Tensor) -> None:
+        """Count the pixels of a batch. Shape: (B, 1, h, w), (B, 1, H, W), empty for normal images."""
+        level, defect = _level_and_defect(maps, masks)
+        inside, (share, found) = level[defect], _region_shares(defect)
+        covered = np.bincount(inside, weights=share, minlength=LEVELS)
+        self.clean += torch.from_numpy(_count(level) - _count(inside)).to(self.clean)
+        self.covered += torch.from_numpy(covered).to(self.covered)
+        self.regions += found
+
+    def compute(self) -> Tensor:
+        """In [0, 1]; NaN when there is no defect region or no defect-free pixel."""
+        pixels = self.clean.sum()
+        if not self.regions or not pixels:
+            return torch.tensor(torch.nan)
+        rate = np.append(0.0, (self.clean.flip(0).cumsum(0) / pixels).cpu().numpy())  # equal scores come together
+        overlap = np.append(0.0, (self.covered.flip(0).cumsum(0) / self.regions).cpu().numpy())
+        end = int(np.searchsorted(rate, self.limit))  # first level to reach the limit
+        at_limit = np.interp(self.limit, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
+        area = np.trapezoid(np.append(overlap[:end], at_limit), np.append(rate[:end], self.limit))
+        return torch.tensor(area / self.limit)
+
+
+def _level_and_defect(maps: Tensor, masks: Tensor) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Level of each pixel's score and whether it is defect, (B, H, W) both."""
+    scores = resize_maps(maps, masks)[:, 0].cpu().numpy()
+    return _levels(scores), (masks[:, 0] > 0.5).cpu().numpy()
+
+
+def _levels(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Scores to whole numbers in [0, LEVELS) of the same order: their first 20 bits, negative ones reversed."""
+    bits = (scores + np.float32(0)).view(np.int32)  # there is no -0 in a sum
+    bits = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    return (bits >> 12) + np.int32(LEVELS // 2)
+
+
+def _count(level: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.bincount(level.ravel(), minlength=LEVELS)
+
+
+def _region_shares(defect: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+    """Which share of its region each defect pixel is, in the pixels' order, and how many regions there are."""
+    shares, regions = [np.zeros(0)], 0
+    for mask in defect[defect.any(axis=(1, 2))]:
+        count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+        region = labels[mask]
+        shares.append(1 / np.bincount(region)[region])
+        regions += count - 1  # without the background
+    return np.concatenate(shares), regions
+
+
+# --- From scores to decisions
+
+
+OFF_THE_DEFECT_IOU = 0.1
+"""A map whose maximum misses the defect and whose IoU is below this counts as off the defect."""
+
+FALSE_ALARMS = 0.05
+"""Share of new normal pictures that may be called unlike the normal ones."""
+
+_VERDICTS = {(1, 1): "TP", (0, 1): "FP", (1, 0): "FN", (0, 0): "TN"}
+
+
+def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0.5) -> float:
+    """Score from which an image is called defective: the highest F1.
+
+    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both.
+
+    Args:
+        labels: 0 or 1, (N,), of the validation split; never of a test split.
+        scores: (N,).
+        near: which of several equally good candidates is taken: the nearest to this value; None for scores without
+            a natural middle takes the one with the widest margin.
+
+    Returns:
+        Where there is nothing to choose (one class, or all scores equal): `near`, without it the highest score.
+    """
+    values = np.unique(scores)
+    if len(values) < 2 or labels.min() == labels.max():
+        return float(values[-1]) if near is None else near
+    candidates = (values[1:] + values[:-1]) / 2
+    predicted = scores[None, :] >= candidates[:, None]
+    hits = (predicted & (labels == 1)).sum(axis=1)
+    f1 = 2 * hits / (predicted.sum(axis=1) + (labels == 1).sum())
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    chosen = np.diff(values)[best].argmax() if near is None else np.abs(candidates[best] - near).argmin()
+    return float(candidates[best[chosen]])
+
+
+def novelty_threshold(normal_scores: NDArray, *, false_alarms: float = FALSE_ALARMS) -> float:
+    """Anomaly score above which a picture is unlike the normal ones: their conformal quantile.
+
+    A new normal picture exceeds it with a probability of at most `false_alarms`, whatever the scores' distribution,
+    once there are 1 / false_alarms - 1 of them (Vovk, Gammerman, Shafer 2005); with fewer it is the highest score.
+
+    Args:
+        normal_scores: of the normal validation pictures, (N,), at least one.
+        false_alarms: in (0, 1).
+    """
+    rank = math.ceil((len(normal_scores) + 1) * (1 - false_alarms))
+    return float(np.sort(normal_scores)[min(rank, len(normal_scores)) - 1])
+
+
+def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
+    """TP, FP, FN or TN of each image."""
+    return [_VERDICTS[int(label), int(call)] for label, call in zip(labels, predicted, strict=True)]
+
+
+def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
+    """Accuracy, precision, recall and F1 of the verdicts; AUROC and AP of the scores (NaN for one class).
+
+    Args:
+        labels: 0 or 1, (N,).
+        predicted: 0 or 1, (N,).
+        scores: (N,), of any range.
+    """
+    truth, calls = torch.tensor(labels), torch.tensor(predicted)
+    both = truth.min() != truth.max()
+    ranks = _ranks(scores)
+    return {
+        "accuracy": float(binary_accuracy(calls, truth)),
+        "precision": float(binary_precision(calls, truth)),
+        "recall": float(binary_recall(calls, truth)),
+        "f1": float(binary_f1_score(calls, truth)),
+        "auroc": float(binary_auroc(ranks, truth)) if both else float("nan"),
+        "average_precision": float(binary_average_precision(ranks, truth)) if both else float("nan"),
+    }
+
+
+def _ranks(scores: NDArray) -> torch.Tensor:
+    """The order of the scores as values in [0, 1]: torchmetrics puts others through a sigmoid, which makes ties."""
+    _, place = np.unique(scores, return_inverse=True)
+    return torch.as_tensor(place / max(int(place.max(initial=0)), 1), dtype=torch.float64)
+
+
+# --- One scale for all maps of a model, fixed on validation, so that a picture without a defect looks cal
+
+
+CALM_SHARE = 0.95
+"""Share of the normal validation pictures whose map finds nothing, by construction of the scale."""
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """Floor and ceiling of a map's absolute scale, in the map's own unit.
+
+    Attributes:
+        floor: what the peaks of 95 % of the normal validation pictures stay below; shown as 0.
+        ceiling: the median peak of the defective ones; shown as 1.
+    """
+
+    floor: float
+    ceiling: float
+
+    @property
+    def separates(self) -> bool:
+        """Whether defective pictures peak above normal ones at all; otherwise the map cannot tell them apart."""
+        return self.ceiling > self.floor
+
+    def apply(self, maps: NDArray) -> NDArray[np.float32]:
+        """Maps of any shape to [0, 1]. A scale that does not separate shows only whether a cell exceeds the floor."""
+        above = np.asarray(maps, dtype=np.float32) - self.floor
+        if not self.separates:
+            return (above > 0).astype(np.float32)
+        return np.clip(above / (self.ceiling - self.floor), 0, 1)
+
+    def finds(self, maps: NDArray) -> NDArray[np.bool_]:
+        """Whether a map rises above the floor anywhere: (..., h, w) -> (...)."""
+        return np.asarray(maps, dtype=np.float32).max(axis=(-2, -1)) > self.floor
+
+
+def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
+    """The scale of one kind of map.
+
+    Args:
+        maps: of the validation split, (N, h, w).
+        labels: 0 normal, 1 defective, (N,).
+
+    Returns:
+        None where a class is missing, because nothing says then what is calm or what is not.
+    """
+    peaks = np.asarray(maps, dtype=np.float32).max(axis=(1, 2))
+    normal, defective = peaks[labels == 0], peaks[labels == 1]
+    if not len(normal) or not len(defective):
+        return None
+    floor = float(np.quantile(normal, CALM_SHARE, method="higher"))
+    return MapScale(floor, float(np.median(defective)))

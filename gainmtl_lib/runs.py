@@ -1,18 +1,19 @@
-"""A run's folder: what is written there, and how it is read back.
-
-``outputs/<experiment>/<strategy>/seed<k>/`` holds ``settings.yaml``, ``manifest.json``, ``checkpoints/``,
-``model.safetensors``, ``tensorboard/``; evaluation adds ``predictions.csv``, ``maps/``, ``metrics.json``
-and ``figures/``. Nothing is executed when a run is read: settings are YAML, weights are safetensors.
-"""
+"""Files that are never half-written: a temporary neighbour takes the bytes, then takes the name."""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,86 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gainmtl_lib.build import build_model
-from gainmtl_lib.files import atomic_path
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
-from gainmtl_lib.run_settings import RunSettings
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import RunSettings, Settings
+
+if TYPE_CHECKING:
+    from gainmtl_lib.model import GAINMTLModel
+import yaml
+from filelock import FileLock, Timeout
+from scipy import stats
+
+from gainmtl_lib.settings import SettingsError
+
+FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
+
+RANDOM_LETTERS = 8
+"""That `tempfile` puts into a name."""
+
+
+class FileError(OSError):
+    """A file that could not be written; names it and why. What was there before is untouched."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends without an error.
+
+    The suffix is kept, for writers that choose a format by it.
+
+    Raises:
+        FileError: the disk is full or the folder cannot be written to.
+    """
+    temporary = _neighbour(path)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(_reason(path, error)) from error
+    except Exception as error:
+        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
+        if FAILED_WRITE.search(str(error)):
+            raise FileError(f"{path}: could not be written ({_free(path)} free): {error}") from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def remove_temporaries(*paths: Path) -> None:
+    """Remove the temporary neighbours of `paths` that killed writers left. Nobody may be writing there.
+
+    Args:
+        paths: what was to be written; names may hold wildcards.
+    """
+    for path in paths:
+        for left in path.parent.glob(f".{path.stem}-{'?' * RANDOM_LETTERS}{path.suffix}"):
+            left.unlink(missing_ok=True)
+
+
+def _neighbour(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise FileError(_reason(path, error)) from error
+    os.close(handle)
+    return Path(name)
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full ({_free(path)} free); make room and start again, the run goes on"
+    return f"{path}: could not be written: {error.strerror or error}"
+
+
+def _free(path: Path) -> str:
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return f"{shutil.disk_usage(there).free / 2**20:.0f} MB"
+
+
+# --- A run's folder
+
 
 EFFICIENTAD = "efficientad"
 """Stands in a manifest where runs of GAIN-MTL have their strategy."""
@@ -128,6 +204,8 @@ class Run(StoredRun[Settings]):
     @cached_property
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU. Never downloads."""
+        from gainmtl_lib.model import build_model  # results are read without loading a network
+
         model = build_model(self.settings, pretrained=False)
         model.load_state_dict(load_file(self.folder / "model.safetensors"))
         return model.eval()
@@ -238,9 +316,244 @@ def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
         raise RunError(
             f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
         )
+    from gainmtl_lib.model import build_model
+
     settings = Settings(**checkpoint["gainmtl_settings"])
     model = build_model(settings, pretrained=False)
     prefix = "model."
     weights = checkpoint["state_dict"]
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     return model.eval(), settings
+
+
+# --- Who may write to a run's folder, and what has to be there before
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run that is there.
+
+    Raises:
+        RunError: another process writes there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"{folder}: another process is writing to this run; wait for it or change 'experiment'"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claim(settings: RunSettings, *, force: bool = False) -> Iterator[Path]:
+    """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
+
+    A start that reached no checkpoint leaves nothing behind, so that a mistake in the settings, the data or
+    the surroundings can be corrected: there is nothing to go on from.
+
+    Args:
+        settings: decide the folder.
+        force: start anew, dropping what is there, and the run's event files where they lie elsewhere.
+
+    Raises:
+        RunError: another process writes there, or the stored settings differ (each named).
+    """
+    folder = settings.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / "settings.yaml"
+    with hold(folder):
+        remove_temporaries(
+            stored, folder / "manifest.json", folder / "model.safetensors", folder / "checkpoints/*.ckpt"
+        )
+        if force:
+            _empty(folder)
+            _remove_events(settings)
+        else:
+            _forget_vain_start(settings)  # one that was killed
+        if stored.is_file():
+            _check_same(stored, settings)
+        else:
+            with atomic_path(stored) as path:
+                path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            yield folder
+        except BaseException:
+            _forget_vain_start(settings)
+            raise
+
+
+def _check_same(stored: Path, settings: RunSettings) -> None:
+    try:
+        differing = type(settings).from_yaml(stored).differences(settings)
+    except SettingsError as error:
+        differing = [str(error)]
+    if differing:
+        raise RunError(
+            f"{stored.parent} holds a run with other settings (stored and asked for):\n  "
+            + "\n  ".join(differing)
+            + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove_events(settings: RunSettings) -> None:
+    for path in settings.tensorboard_folder.glob("events.out.*"):
+        path.unlink()
+
+
+def _forget_vain_start(settings: RunSettings) -> None:
+    """Remove what a start wrote that reached no checkpoint."""
+    folder = settings.run_dir
+    stored = folder / "settings.yaml"
+    reached = any((folder / "checkpoints").glob("[!.]*.ckpt"))  # a temporary file begins with a dot
+    if reached or not stored.is_file() or run_status(folder) == "complete":
+        return
+    _remove_events(settings)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    stored.unlink()
+
+
+# --- Runs side by side
+
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "recall": "recall",
+    "auroc": "AUROC",
+    "cam_iou": "CAM-IoU",
+    "grid_iou": "grid IoU",
+    "attention_iou": "attention IoU",
+    "point_game": "PointGame",
+    "energy_inside": "Energy-Inside",
+    "loc_iou": "Loc-IoU",
+    "cf_flip_rate": "flip",
+    "cf_control_flip_rate": "control flip",
+}
+"""Metrics of a comparison, and how its columns are headed. Without the grid IoU a CAM-IoU cannot be judged."""
+
+
+ORACLE_MARK = " (oracle: leaks the label)"
+"""Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
+TEACHER_MARK = " (masks of a random teacher)"
+"""Stands behind one whose attention was given masks of an EfficientAD run with an untrained teacher."""
+BUILT_ON = {"S7": "S5"}
+"""Strategies that are not built on the one before."""
+
+
+def row_name(settings: Settings) -> str:
+    """What a run's row is called: ``S5``, or ``S5-nowarmup`` for a variant."""
+    return settings.strategy + (f"-{settings.variant}" if settings.variant else "")
+
+
+def collect_runs(experiment: str | Path) -> list[Run]:
+    """Finished and evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed.
+
+    Raises:
+        RunError: there is none; the message says what was found.
+    """
+    experiment = Path(experiment)
+    started = sorted(path.parent for path in experiment.glob("*/seed*/manifest.json"))
+    folders = [folder for folder in started if system_of(folder) != EFFICIENTAD]
+    runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]
+    evaluated = [run for run in runs if run.is_evaluated]
+    if not evaluated:
+        raise RunError(
+            f"{experiment}: no evaluated run ({len(folders)} started, {len(runs)} finished); "
+            "run the strategies first: gainmtl run all"
+        )
+    return sorted(evaluated, key=lambda run: (row_name(run.settings), run.settings.seed))
+
+
+def compare(runs: list[Run]) -> pd.DataFrame:
+    """One row per run and split: ``strategy`` (see `row_name`), ``seed``, ``split`` and the metrics of `COLUMNS`.
+
+    Raises:
+        RunError: runs of one seed were trained on different data, so that their numbers cannot be compared.
+            (Between seeds the split may differ, where the data has none of its own and `split_seed` is null.)
+    """
+    for seed in sorted({run.settings.seed for run in runs}):
+        of_seed = [run for run in runs if run.settings.seed == seed]
+        digests = {run.manifest["data_digest"] for run in of_seed}
+        if len(digests) > 1:
+            raise RunError(
+                f"the runs of seed {seed} were trained on {len(digests)} different datasets or splits and cannot be "
+                "compared: " + ", ".join(str(run.folder) for run in of_seed)
+            )
+    rows = []
+    for run in runs:
+        metrics = run.metrics
+        name = row_name(run.settings) + (ORACLE_MARK if metrics.get("label_leaks") else "")
+        name += TEACHER_MARK if str(metrics.get("teacher", "")).startswith("random") else ""
+        for split in ("test", "test_shift"):
+            if split in metrics:
+                values = {column: metrics[split].get(column) for column in COLUMNS}
+                rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | values)
+    return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float))
+
+
+def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds per split and strategy, and the half-width of its 95 % t interval (NaN for one seed).
+
+    Returns:
+        Index (split, strategy); columns (metric, ``mean`` | ``half_width``) and (``seeds``, ``count``).
+    """
+    grouped = comparison.groupby(["split", "strategy"])[list(COLUMNS)]
+    mean, count, sem = grouped.mean(), grouped.count(), grouped.sem()
+    half_width = sem * stats.t.ppf(0.975, (count - 1).where(count > 1))
+    table = pd.concat({"mean": mean, "half_width": half_width}, axis=1).swaplevel(axis=1)
+    table = table[[(name, part) for name in COLUMNS for part in ("mean", "half_width")]]
+    table[("seeds", "count")] = comparison.groupby(["split", "strategy"]).size()
+    return table
+
+
+def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """`by_strategy` of one split as text: ``0.93`` for one seed, ``0.93 ± 0.02`` for several, a dash for none."""
+    part = table.loc[split]
+    columns = {}
+    for name, heading in COLUMNS.items():
+        mean, half_width = part[(name, "mean")], part[(name, "half_width")]
+        columns[heading] = [
+            "–" if np.isnan(m) else f"{m:.3f}" if np.isnan(w) else f"{m:.3f} ± {w:.3f}"
+            for m, w in zip(mean, half_width)
+        ]
+    return pd.DataFrame(columns, index=part.index)
+
+
+def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
+    """What each strategy changed against the one that it is built on, and each variant against its strategy.
+
+    Returns:
+        Index (split, step) with steps like ``S1→S2``, ``S5→S5-nowarmup``; the mean over the seeds that both have, one
+        column per metric.
+    """
+    means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
+    rows = {}
+    for split in comparison["split"].unique():
+        for before, after in _steps(sorted(comparison["strategy"].unique())):
+            first, second = (means.loc[split].xs(s, level="strategy") for s in (before, after))
+            rows[split, f"{before}→{after}"] = (second - first).mean()
+    return pd.DataFrame(rows).T.rename_axis(["split", "step"])
+
+
+def _steps(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs (before, after) of rows in their order; a variant whose strategy has no run is in none."""
+    plain = [name for name in names if not _is_variant(name)]
+    before = dict(zip(plain[1:], plain))
+    before |= {name: BUILT_ON[name] for name in plain if BUILT_ON.get(name) in plain}
+    before |= {name: name[:2] for name in names if _is_variant(name) and name[:2] in plain}
+    return [(before[name], name) for name in names if name in before]
+
+
+def _is_variant(name: str) -> bool:
+    return name[2:3] == "-"

@@ -1,19 +1,320 @@
-"""Every parameter of a GAIN-MTL run, in one frozen flat record, and the table of strategies.
-
-Flat, because papermill merges parameter files by top-level key only. Defaults are the setting of the
-method document (EfficientNetV2-S, 512 px, batch 16, 100 epochs, Adam 1e-4); the quick study's values
-live in ``params/quick.yaml``.
-"""
+"""Errors about parameters in plain words: which name, what was found, what was expected."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-from gainmtl_lib.parameters import AnyPath, as_path
-from gainmtl_lib.run_settings import Precision, Probability, RunSettings
+
+def readable_errors(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
+    """One sentence per parameter that cannot be used.
+
+    Args:
+        error: of a record's validation.
+        fields: of the record; a field's description says what is expected where pydantic's own words do not.
+    """
+    # A value that fits no member of a union is reported once per member: the first line says enough.
+    details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
+    return (_readable(detail, fields) for detail in reversed(details.values()))
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for a misspelt name, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _readable(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    value, kind = detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return f"unknown parameter '{name}'{closest(name, fields)}"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    described = fields[name].description if name in fields else None
+    expected = described or _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
+    if kind == "missing":
+        return f"{name} is missing; expected {described or 'a value'}"
+    got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
+    return f"{name} must be {expected}, got {got}{_hint(kind, value)}"
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def _hint(kind: str, value: Any) -> str:
+    if kind == "float_type" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
+        mantissa, exponent = re.split("[eE]", value)
+        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in {"true", "false"}:
+        return f"; with -p write {value.capitalize()}"
+    return ""
+
+
+def with_origin(line: str, origin: Mapping[str, str]) -> str:
+    """The sentence, led by the file that holds the first parameter it names; values given otherwise have none."""
+    for name in re.findall(r"\w+", line):
+        if name in origin:
+            return f"{origin[name]}: {line}" if origin[name] else line
+    return line
+
+
+# --- A flat record of parameters
+
+
+class SettingsError(ValueError):
+    """A parameter that cannot be used: names it, what was found, and what was expected."""
+
+
+def repository_root() -> Path:
+    """Folder that relative paths resolve against: the checkout, or the working directory outside one."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def as_path(value: Any) -> Any:
+    """Text and relative paths to absolute ones; anything else unchanged, for pydantic to judge."""
+    if isinstance(value, str) and value:
+        value = Path(value).expanduser()
+    if isinstance(value, Path) and not value.is_absolute():
+        value = repository_root() / value
+    return value
+
+
+AnyPath = Annotated[Path, BeforeValidator(as_path)]
+FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+"""Of one folder: neither a path nor ``..`` nor hidden."""
+
+
+class ParameterRecord(BaseModel):
+    """Base of the records of parameters. Frozen and strict: unknown names and wrong types raise `SettingsError`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(readable_errors(error, type(self).model_fields))) from None
+
+    @classmethod
+    def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
+        """Compose parameter files, later ones win, then overrides.
+
+        Raises:
+            SettingsError: a file that is missing or no flat mapping, or a value that cannot be used; the
+                message names the file that holds it.
+        """
+        origin: dict[str, str] = {}
+        values: dict[str, Any] = {}
+        for path in paths:
+            content = read_parameters(path)
+            origin |= dict.fromkeys(content, str(path))
+            values |= content
+        origin |= dict.fromkeys(overrides, "")
+        try:
+            return cls(**values | overrides)
+        except SettingsError as error:
+            raise SettingsError("\n".join(with_origin(line, origin) for line in str(error).split("\n"))) from None
+
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+        """Settings from a notebook's ``globals()``.
+
+        Every plain value there must be a field, so that a misspelt papermill parameter is an error
+        (papermill itself only warns). Under IPython other names count only if a cell of nothing but literal
+        assignments set them: variables of the cells below must not stop the notebook from running twice.
+        """
+        plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
+        history = namespace.get("In")
+        known = {*cls.model_fields, *_literal_names(history)} if isinstance(history, list) else set(namespace)
+        values = {
+            name: value
+            for name, value in namespace.items()
+            if isinstance(value, plain) and name in known and not name.startswith("_") and name not in {"In", "Out"}
+        }
+        return cls(**values)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as YAML and JSON can hold them; paths inside the repository are relative to it."""
+        return {name: _plain(value) for name, value in self.model_dump().items()}
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields replaced, validated anew."""
+        return type(self)(**self.model_dump() | values)
+
+    def differences(self, other: Self) -> list[str]:
+        """One line per field that differs: ``name: own value here, value in other``."""
+        mine, theirs = self.plain(), other.plain()
+        return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+class OneOfEachName(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; YAMLError with the place where a name is repeated."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_parameters(path: str | Path) -> dict[str, Any]:
+    """One parameter file as a flat mapping.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, gives a name twice, or is not a mapping at its top level.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"{path}: no such parameter file")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OneOfEachName)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a YAML file: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
+    nested = [key for key, value in content.items() if isinstance(value, dict)]
+    if nested:
+        raise SettingsError(
+            f"{path}: {', '.join(nested)} holds a nested mapping; parameters are flat, write them at the top level"
+        )
+    return content
+
+
+def _literal_names(cells: list[str]) -> set[str]:
+    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
+    names: set[str] = set()
+    for source in cells:
+        try:
+            statements = ast.parse(source).body
+            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
+        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
+            continue
+        names |= {name for name, _ in pairs}
+    return names
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        root = repository_root()
+        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- What the runs of both systems share
+
+
+def _as_size(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Side = Annotated[int, Field(ge=32)]
+ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+
+
+class RunSettings(ParameterRecord):
+    """The fields, and the places that follow from them."""
+
+    # run
+    experiment: FolderName = "gainmtl"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
+    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
+
+    # data
+    data_root: AnyPath = Field(default=Path("data"), validate_default=True)
+    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
+    image_size: ImageSize = (512, 512)
+    resize: Literal["squash", "letterbox"] = "squash"
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    group_pattern: str | None = None
+    label_kind: Literal["mask", "box"] = "mask"
+    box_labels: AnyPath | None = None
+    skip_unreadable: bool = False
+
+    # synthetic data (dataset_type: synthetic)
+    num_samples: Annotated[int, Field(ge=10)] = 1000
+    synthetic_seed: Annotated[int, Field(ge=0)] = 0
+    shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
+    shortcut_correlation: Probability = 0.95
+
+    # work
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    cache_images: bool = True
+
+    # logging
+    use_tensorboard: bool = True
+    tensorboard_dir: AnyPath | None = None
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"group_pattern is not a regular expression: {error}") from None
+        return pattern
+
+    @property
+    def run_name(self) -> str:
+        """The folder between experiment and seed."""
+        raise AttributeError(f"{type(self).__name__} names no run")
+
+    @property
+    def seed_of_split(self) -> int:
+        """`split_seed`, else `seed`."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The dataset's own folder, which the paths in a run's tables are below."""
+        return self.data_root
+
+    @property
+    def run_dir(self) -> Path:
+        """``outputs/<experiment>/<run_name>/seed<k>``."""
+        return self.outputs_dir / self.experiment / self.run_name / f"seed{self.seed}"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
+        if self.tensorboard_dir is None:
+            return self.run_dir / "tensorboard"
+        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+
+
+# --- Every parameter of a GAIN-MTL run, in one frozen flat record, and the table of strategies.
+
 
 Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 

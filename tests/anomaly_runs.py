@@ -6,10 +6,9 @@ from typing import Any
 import torch
 import yaml
 
-from gainmtl_lib.efficientad.model import EfficientADModel
-from gainmtl_lib.efficientad.provider import build_provider
-from gainmtl_lib.efficientad.runs import EfficientADRun, build_model
-from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.efficientad.data import build_provider
+from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings
+from gainmtl_lib.efficientad.train import EfficientADRun, build_model
 from gainmtl_lib.runs import save_weights, write_json
 
 TEACHER = {"kind": "random", "text": "random (untrained teacher: not the paper's method)", "seed": 42}

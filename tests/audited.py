@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from drawn_data import write_mask, write_picture
 
-from gainmtl_lib.evaluation.summary import add_verdicts
+from gainmtl_lib.evaluation import add_verdicts
 from gainmtl_lib.settings import Settings
 
 SCALES = {"cam": {"floor": 1.0, "ceiling": 3.0}}

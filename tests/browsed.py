@@ -11,9 +11,9 @@ from anomaly_runs import tiny_anomaly_settings
 from drawn_data import write_mask, write_picture
 from tiny import tiny_settings
 
-from gainmtl_lib.efficientad.runs import EfficientADRun
-from gainmtl_lib.evaluation.novelty import count_kinds, flag
-from gainmtl_lib.evaluation.stored import file_digest
+from gainmtl_lib.efficientad.evaluate import count_kinds, flag
+from gainmtl_lib.efficientad.train import EfficientADRun
+from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.runs import Run, write_json
 
 NAN = float("nan")

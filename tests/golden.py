@@ -1,7 +1,7 @@
 """Golden figures for the redesign: the same small studies before and after, on one thread.
 
-    python tests/golden.py write FOLDER     train S1 to S7 and EfficientAD, keep metrics and predictions
-    python tests/golden.py check FOLDER     train them again, print the largest difference of each
+python tests/golden.py write FOLDER     train S1 to S7 and EfficientAD, keep metrics and predictions
+python tests/golden.py check FOLDER     train them again, print the largest difference of each
 """
 
 from __future__ import annotations
@@ -61,8 +61,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             predictions, summary = results(name, Path(temporary))
-            predictions = predictions.drop(columns=[c for c in predictions if predictions[c].astype(str).str.contains("/tmp").any()])
-            now = flat({"metrics": summary, "predictions": json.loads(predictions.to_json(orient="list" if False else "columns", double_precision=12))})
+            predictions = predictions.drop(
+                columns=[c for c in predictions if predictions[c].astype(str).str.contains("/tmp").any()]
+            )
+            now = flat(
+                {
+                    "metrics": summary,
+                    "predictions": json.loads(
+                        predictions.to_json(orient="list" if False else "columns", double_precision=12)
+                    ),
+                }
+            )
             now = {k: v for k, v in json.loads(json.dumps(now, default=float)).items() if "digest" not in k}
             file = stored / f"{name}.json"
             if todo == "write":
@@ -74,8 +83,11 @@ def main() -> None:
             off = {k: difference(before[k], now[k]) for k in before if k in now}
             worst = max(off, key=off.__getitem__)
             bad += sum(v > 1e-6 for v in off.values())
-            print(f"{name}: {len(off)} figures, largest difference {off[worst]:.2g} ({worst}), "
-                  f"{sum(v > 1e-6 for v in off.values())} above 1e-6, {len(gone)} gone: {gone[:4]}", flush=True)
+            print(
+                f"{name}: {len(off)} figures, largest difference {off[worst]:.2g} ({worst}), "
+                f"{sum(v > 1e-6 for v in off.values())} above 1e-6, {len(gone)} gone: {gone[:4]}",
+                flush=True,
+            )
     sys.exit(bad > 0)
 
 

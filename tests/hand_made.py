@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gainmtl_lib.records import GainOutput
+from gainmtl_lib.model import GainOutput
 
 CORNER = (slice(0, 32), slice(0, 32))
 WHOLE = (slice(0, 64), slice(0, 64))

@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gainmtl_lib.records import Batch, GainOutput
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.model import GainOutput
 
 
 def patch_map(cells: slice) -> torch.Tensor:

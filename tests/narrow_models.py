@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.model import GAINMTLModel
 
 NARROW = {
     "backbone_arch": "b0",

@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from gainmtl_lib.evaluation.ablation import by_strategy, collect_runs, compare, readable, row_name, step_deltas
-from gainmtl_lib.runs import RunError, load_run
+from gainmtl_lib.runs import RunError, by_strategy, collect_runs, compare, load_run, readable, row_name, step_deltas
 from gainmtl_lib.settings import Settings
 
 

@@ -11,19 +11,21 @@ from rich.console import Console
 from written_runs import write_planned, written_plan
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation import planned
-from gainmtl_lib.evaluation.study_tables import (
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import RunError
+from gainmtl_lib.studies import plans as planned
+from gainmtl_lib.studies.ablation import (
+    StudyReport,
+    export_study,
     readable_rows,
     readable_steps,
     rows_of_study,
+    run_and_report,
     runs_table,
     signed_interval,
     steps_of_study,
 )
-from gainmtl_lib.plans import load_plan
-from gainmtl_lib.reports.ablation import StudyReport, export_study, run_and_report
-from gainmtl_lib.runs import RunError
+from gainmtl_lib.studies.plans import load_plan
 
 NAN = float("nan")
 SEEDS = [0, 1, 2, 3, 4]

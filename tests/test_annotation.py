@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gainmtl_lib.data.annotation import annotated_defects, coarser_mask, with_mask_share
+from gainmtl_lib.dataset import annotated_defects, coarser_mask, with_mask_share
 
 
 def table(scratches: int = 15, dents: int = 5) -> pd.DataFrame:

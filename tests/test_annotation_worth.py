@@ -3,9 +3,9 @@
 import pytest
 from written_runs import write_planned, written_plan
 
-from gainmtl_lib.evaluation.annotation_worth import annotation_table, kind_of
-from gainmtl_lib.plans import load_plan
 from gainmtl_lib.settings import Settings
+from gainmtl_lib.studies.ablation import annotation_table, kind_of
+from gainmtl_lib.studies.plans import load_plan
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gainmtl_lib.efficientad.anomalies import CUT_PASTE, KINDS, LEAST_CHANGE, NormalsAndAnomalies, kind_of, synthesise
+from gainmtl_lib.efficientad.data import CUT_PASTE, KINDS, LEAST_CHANGE, NormalsAndAnomalies, kind_of, synthesise
 
 SIZE = (64, 80)
 

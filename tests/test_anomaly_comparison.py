@@ -4,9 +4,9 @@ import pytest
 from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from rich.console import Console
 
+from gainmtl_lib.console import print_comparison
 from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
-from gainmtl_lib.reports.anomaly_comparison import anomaly_table, collect_efficientad
-from gainmtl_lib.reports.comparison import print_comparison
+from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad
 from gainmtl_lib.runs import RunError
 
 

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad.figures import anomaly_maps_figure, anomaly_training_figure, framed, score_figure
 from gainmtl_lib.efficientad.model import EfficientADModel
-from gainmtl_lib.explain.anomaly_figures import anomaly_maps_figure, anomaly_training_figure, framed, score_figure
-from gainmtl_lib.map_scale import MapScale
-from gainmtl_lib.records import Batch
+from gainmtl_lib.metrics import MapScale
 
 
 def batch(size=64):

@@ -3,14 +3,14 @@
 import pytest
 from audited import row, spread, write_audited
 
-from gainmtl_lib.evaluation.audit import audit_run
-from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.audit.numbers import audit_run
+from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.runs import load_run
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 100)
+    monkeypatch.setattr("gainmtl_lib.stats.RESAMPLES", 100)
 
 
 def audit(folder, rows, *, required_recall=0.9, **values):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gainmtl_lib.efficientad.augment import recoloured
+from gainmtl_lib.efficientad.data import recoloured
 
 GREY_WEIGHTS = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
 

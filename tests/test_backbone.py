@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gainmtl_lib.models import backbone as module
-from gainmtl_lib.models.backbone import get_backbone
-from gainmtl_lib.models.weights import ModelError, load_weights, renamed
+from gainmtl_lib import backbone as module
+from gainmtl_lib.backbone import ModelError, get_backbone, load_weights, renamed
 
 PROVIDERS = ("mmpretrain", "timm")
 

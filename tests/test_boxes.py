@@ -26,12 +26,20 @@ from box_files import (
 from drawn_data import write_mask, write_picture
 from PIL import Image
 
-from gainmtl_lib.data.boxes.labels import BoxSource, read_boxes, scan_boxes
-from gainmtl_lib.data.boxes.pictures import Pictures, picture_size
-from gainmtl_lib.data.boxes.raster import Target, draw, pixel_boxes
-from gainmtl_lib.data.boxes.records import Annotation, Box, Report
-from gainmtl_lib.data.images import read_image
-from gainmtl_lib.data.samples import DataError, read_samples
+from gainmtl_lib.labels import (
+    Annotation,
+    Box,
+    BoxSource,
+    Pictures,
+    Report,
+    Target,
+    draw,
+    picture_size,
+    pixel_boxes,
+    read_boxes,
+    scan_boxes,
+)
+from gainmtl_lib.readers import DataError, read_image, read_samples
 
 WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 

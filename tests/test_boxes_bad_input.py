@@ -9,10 +9,8 @@ import pytest
 from box_files import SIZE, boxed_data, coco, drawn, stored, voc, write_coco, write_label, write_voc, write_yolo
 from drawn_data import write_picture
 
-from gainmtl_lib.data.boxes.formats import EXPECTED
-from gainmtl_lib.data.boxes.labels import Boxed, BoxSource, read_boxes, scan_boxes
-from gainmtl_lib.data.boxes.records import KINDS
-from gainmtl_lib.data.samples import DataError, read_samples
+from gainmtl_lib.labels import EXPECTED, KINDS, Boxed, BoxSource, read_boxes, scan_boxes
+from gainmtl_lib.readers import DataError, read_samples
 
 
 @pytest.fixture

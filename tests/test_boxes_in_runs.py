@@ -10,13 +10,11 @@ from anomaly_runs import tiny_anomaly_settings
 from box_files import PIXELS, boxed_data, coco, voc, write_coco, write_label, write_voc, write_yolo
 from drawn_data import write_mask
 
-from gainmtl_lib.build import box_labels_of, build_data, build_samples
-from gainmtl_lib.data.boxes.store import name_in_store
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.samples import data_digest
-from gainmtl_lib.efficientad.protocol import samples_in_use
-from gainmtl_lib.evaluation.data_check import check_data_of
-from gainmtl_lib.reports.evaluation import _elsewhere
+from gainmtl_lib.console import _elsewhere
+from gainmtl_lib.data_check import check_data_of
+from gainmtl_lib.dataset import box_labels_of, build_data, build_samples
+from gainmtl_lib.efficientad.data import samples_in_use
+from gainmtl_lib.readers import DataError, data_digest, name_in_store
 from gainmtl_lib.settings import Settings
 
 

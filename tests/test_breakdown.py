@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from audited import row, table_of
 
-from gainmtl_lib.evaluation.breakdown import NOT_ANNOTATED, SizeBins, by_size, by_type, choose_bins
+from gainmtl_lib.audit.numbers import NOT_ANNOTATED, SizeBins, by_size, by_type, choose_bins
 
 
 def plain(names):

@@ -8,12 +8,9 @@ import torch
 from browsed import ROWS, peaked_maps, write_browsed_anomalies, write_browsed_run, write_novelty
 from ipywidgets import Widget
 
-from gainmtl_lib.build import build_model
-from gainmtl_lib.explain.browser import CamBrowser
-from gainmtl_lib.explain.browser.thumbnails import PAGE
-from gainmtl_lib.explain.browser.touch import PLACE, ROOT
-from gainmtl_lib.explain.browser.what_if import ask
-from gainmtl_lib.explain.library import PictureLibrary
+from gainmtl_lib.browser.app import PAGE, PLACE, ROOT, CamBrowser, ask
+from gainmtl_lib.browser.library import PictureLibrary
+from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import Run, RunError, save_weights
 
 

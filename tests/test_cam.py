@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gainmtl_lib.models.cam import class_activation_map
-from gainmtl_lib.models.heads import ClassificationHead
+from gainmtl_lib.model import ClassificationHead, class_activation_map
 
 
 def head(channels: int = 5, hidden: int = 16) -> ClassificationHead:

@@ -1,8 +1,7 @@
 import pytest
 from tiny import tiny_settings
 
-from gainmtl_lib.claims import claim
-from gainmtl_lib.runs import RunError, write_json
+from gainmtl_lib.runs import RunError, claim, write_json
 
 
 def begin(settings):

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_picture
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_model, build_samples
-from gainmtl_lib.cli import main
-from gainmtl_lib.cli.shared import value_of
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
+from gainmtl_lib.cli import main, value_of
+from gainmtl_lib.dataset import build_samples
+from gainmtl_lib.model import GAINMTLModel, build_model
 from gainmtl_lib.runs import save_weights
 from gainmtl_lib.settings import Settings
 
@@ -301,7 +300,7 @@ def test_browse_needs_a_run(tmp_path):
 def test_explain_computes_each_picture_once_and_on_the_device_asked_for(trained, study, tmp_path, monkeypatch):
     asked, sizes = [], []
     own = GAINMTLModel.forward
-    monkeypatch.setattr("gainmtl_lib.reports.explanations.checked_device", lambda name: asked.append(name) or "cpu")
+    monkeypatch.setattr("gainmtl_lib.console.checked_device", lambda name: asked.append(name) or "cpu")
     monkeypatch.setattr(GAINMTLModel, "forward", lambda *a, **k: sizes.append(len(a[1])) or own(*a, **k))
     pictures = sorted((study / "data/images/test").rglob("*.png"))[:4]
     for device in ((), ("--device", "cuda:3")):
@@ -336,14 +335,14 @@ def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):
 @pytest.mark.parametrize(
     ("place", "arguments", "goes_on"),
     [
-        ("gainmtl_lib.reports.evaluation.evaluate_and_report", ("evaluate", "run"), False),
-        ("gainmtl_lib.reports.explanations.explain_pictures", ("explain", "run", "a.png"), False),
-        ("gainmtl_lib.training.fit.fit", ("train", "--data-root", "x"), True),
-        ("gainmtl_lib.study.run_strategy", ("run", "s1"), True),
-        ("gainmtl_lib.reports.anomalies.train_and_report", ("efficientad", "train"), True),
+        ("gainmtl_lib.console.evaluate_and_report", ("evaluate", "run"), False),
+        ("gainmtl_lib.console.explain_pictures", ("explain", "run", "a.png"), False),
+        ("gainmtl_lib.train.fit", ("train", "--data-root", "x"), True),
+        ("gainmtl_lib.notebooks.run_strategy", ("run", "s1"), True),
+        ("gainmtl_lib.efficientad.figures.train_and_report", ("efficientad", "train"), True),
         ("gainmtl_lib.efficientad.distill.distill", ("efficientad", "distill", "pictures", "t.safetensors"), True),
         (
-            "gainmtl_lib.reports.anomaly_pictures.predict_and_report",
+            "gainmtl_lib.efficientad.figures.predict_and_report",
             ("efficientad", "predict", "run", "a.png", "--output", "x"),
             False,
         ),

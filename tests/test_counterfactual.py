@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gainmtl_lib.models.counterfactual import (
-    MODES,
-    Counterfactual,
-    as_at_inference,
-    control_masks,
-    dilated,
-    mask_cells,
-    surroundings,
-)
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.model import MODES, Counterfactual, as_at_inference, control_masks, dilated, mask_cells, surroundings
 
 
 def box(height: int, width: int, rows: slice, columns: slice) -> torch.Tensor:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gainmtl_lib.data.edits import HEAL_METHODS, PASTE_METHODS, EditError
-from gainmtl_lib.data.edits import counterfactuals as module
-from gainmtl_lib.data.edits.counterfactuals import HEALING, ImageCounterfactuals, cue_left, edit_odds
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.loading import Picture
-from gainmtl_lib.data.transforms import inside
+from gainmtl_lib.dataset import Picture
+from gainmtl_lib.edits import counterfactuals as module
+from gainmtl_lib.edits.counterfactuals import HEALING, ImageCounterfactuals, cue_left, edit_odds
+from gainmtl_lib.edits.heal import HEAL_METHODS, EditError
+from gainmtl_lib.edits.paste import PASTE_METHODS
+from gainmtl_lib.labels import inside
+from gainmtl_lib.readers import DataError
 
 SIDE = 40
 PASTING = ("paste", "paste_clean", "repaste")

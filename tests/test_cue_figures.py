@@ -1,7 +1,7 @@
 import numpy as np
 
-from gainmtl_lib.data.cues import CUE_KINDS
-from gainmtl_lib.explain.cue_figures import cues_figure
+from gainmtl_lib.synthetic.cues import CUE_KINDS
+from gainmtl_lib.synthetic.data import cues_figure
 
 
 def shown(axis):

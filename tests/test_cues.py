@@ -8,13 +8,12 @@ import pytest
 from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask
 
-from gainmtl_lib.cli import main
-from gainmtl_lib.cli.data import plant
-from gainmtl_lib.data import cue_drawing
-from gainmtl_lib.data.cues import CUE_KINDS, cue_file, has_cues, read_cue, require_cues
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.synthetic import make_synthetic
-from gainmtl_lib.run_settings import RunSettings
+from gainmtl_lib.cli import main, plant
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.settings import RunSettings
+from gainmtl_lib.synthetic import cues as cue_drawing
+from gainmtl_lib.synthetic.cues import CUE_KINDS, cue_file, has_cues, read_cue, require_cues
+from gainmtl_lib.synthetic.data import make_synthetic
 
 
 def with_cue(root, box=None, size=(12, 16)):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from drawn_data import write_generic, write_mask, write_picture
 
-from gainmtl_lib.build import build_samples
-from gainmtl_lib.data.samples import DataError
-from gainmtl_lib.data.synthetic import make_synthetic
-from gainmtl_lib.evaluation.data_check import DataReport, check_dataset, contact_sheet_samples
+from gainmtl_lib.data_check import DataReport, check_dataset, contact_sheet_samples
+from gainmtl_lib.dataset import build_samples
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import Settings
+from gainmtl_lib.synthetic.data import make_synthetic
 
 
 def check(root, **options) -> DataReport:

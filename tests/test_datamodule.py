@@ -10,10 +10,9 @@ import pytest
 import torch
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
-from gainmtl_lib.data.datamodule import EpochSampler, GainDataModule
-from gainmtl_lib.data.edits.counterfactuals import ImageCounterfactuals
-from gainmtl_lib.data.samples import DataError, read_samples
-from gainmtl_lib.records import Batch
+from gainmtl_lib.dataset import Batch, EpochSampler, GainDataModule
+from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
+from gainmtl_lib.readers import DataError, read_samples
 
 SIZE = (24, 32)
 STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_prob=0.0, gaussian_noise_prob=0.0)
@@ -229,7 +228,7 @@ def test_an_unknown_split_names_those_that_exist(generic):
 
 
 def test_long_loads_show_that_they_are_alive(generic, caplog, monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.data.loading.SECONDS_BETWEEN_LOG_LINES", 0.0)
+    monkeypatch.setattr("gainmtl_lib.dataset.SECONDS_BETWEEN_LOG_LINES", 0.0)
     with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
         module(generic).setup("fit")
     assert "decoded 9 of 18 images" in caplog.text

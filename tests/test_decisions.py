@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gainmtl_lib.decisions import choose_threshold, classification, novelty_threshold, verdicts
+from gainmtl_lib.metrics import choose_threshold, classification, novelty_threshold, verdicts
 
 
 def test_threshold_maximises_f1_with_a_margin():

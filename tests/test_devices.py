@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gainmtl_lib.devices import DeviceError, check_count, checked_device, inference_autocast, lightning_precision
+from gainmtl_lib.train import DeviceError, check_count, checked_device, inference_autocast, lightning_precision
 
 
 def test_a_device_that_is_there():

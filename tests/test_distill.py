@@ -13,19 +13,20 @@ from drawn_data import truncate_file, write_picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gainmtl_lib.data.findings import DataError
+from gainmtl_lib.backbone import Backbone, ModelError, get_backbone
 from gainmtl_lib.efficientad import distill as module
-from gainmtl_lib.efficientad.distill import distill
-from gainmtl_lib.efficientad.distill_settings import Distillation
-from gainmtl_lib.efficientad.picture_pairs import PicturePairs
-from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.efficientad.targets import BackboneTargets, even_shares
-from gainmtl_lib.efficientad.teacher_training import TeacherTraining
-from gainmtl_lib.efficientad.weights import teacher_of
-from gainmtl_lib.models.backbone import Backbone, get_backbone
-from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.parameters import SettingsError
-from gainmtl_lib.training.module import TrainingDivergedError
+from gainmtl_lib.efficientad.distill import (
+    BackboneTargets,
+    Distillation,
+    PicturePairs,
+    TeacherTraining,
+    distill,
+    even_shares,
+)
+from gainmtl_lib.efficientad.model import EfficientADSettings, teacher_of
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.settings import SettingsError
+from gainmtl_lib.train import TrainingDivergedError
 
 SMALL = {
     "backbone": "test_resnet",

@@ -4,7 +4,9 @@ import pytest
 from browsed import write_browsed_run
 from PIL import Image
 
-from gainmtl_lib.explain.drawing import (
+from gainmtl_lib.browser.library import PictureLibrary
+from gainmtl_lib.browser.panels import Look, map_panel, plain_panel
+from gainmtl_lib.figures import (
     BAND,
     CONTOUR,
     LETTER,
@@ -16,10 +18,7 @@ from gainmtl_lib.explain.drawing import (
     one_thread,
     with_band,
 )
-from gainmtl_lib.explain.library import PictureLibrary
-from gainmtl_lib.explain.panels import Look, map_panel, plain_panel
-from gainmtl_lib.map_scale import MapScale
-from gainmtl_lib.metrics import normalize_maps, resize_maps
+from gainmtl_lib.metrics import MapScale, normalize_maps, resize_maps
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gainmtl_lib.evaluation.early_warning import (
+from gainmtl_lib.stats import RESAMPLES
+from gainmtl_lib.studies.reasons import (
     BY_CHANCE,
     MISLED,
     SIGNS,
@@ -20,7 +21,6 @@ from gainmtl_lib.evaluation.early_warning import (
     verdict,
     warnings_table,
 )
-from gainmtl_lib.evaluation.intervals import RESAMPLES
 
 
 def study(drops, *, cells=4, **columns):
@@ -129,7 +129,7 @@ def test_verdicts(ends, word):
 
 
 def test_every_indicator_has_a_direction_and_a_reason():
-    from gainmtl_lib.evaluation.indicators import NAMES
+    from gainmtl_lib.studies.reasons import NAMES
 
     assert set(SIGNS) <= set(NAMES)
     assert all(sign.warns in ("low", "high") and sign.why for sign in SIGNS.values())

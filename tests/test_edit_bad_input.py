@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from drawn_edits import MASKS, SIZE, noisy, plain, rng
 
-from gainmtl_lib.data.edits import EditError, heal, paste
+from gainmtl_lib.edits.heal import EditError, heal
+from gainmtl_lib.edits.paste import paste
 
 
 @pytest.mark.parametrize("method", ["bleach", "copy"])

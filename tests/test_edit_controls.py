@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng
 
-from gainmtl_lib.data.edits import (
-    HEAL_METHODS,
-    PASTE_METHODS,
-    EditError,
-    heal_beside,
-    heal_spot,
-    paste_clean,
-    repaste,
-)
-from gainmtl_lib.data.edits.edit import box_of, grown
+from gainmtl_lib.edits.counterfactuals import heal_beside, heal_spot, paste_clean, repaste
+from gainmtl_lib.edits.heal import HEAL_METHODS, EditError, box_of, grown
+from gainmtl_lib.edits.paste import PASTE_METHODS
 
 
 @pytest.mark.parametrize("method", HEAL_METHODS)

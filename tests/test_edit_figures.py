@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_samples
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.edits import HEAL_METHODS, PASTE_METHODS
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.explain.edit_figures import (
+from gainmtl_lib.dataset import GainDataModule, build_samples
+from gainmtl_lib.edits.counterfactuals import (
     LEVELS,
     PARTS,
     WHOLE,
@@ -16,6 +13,9 @@ from gainmtl_lib.explain.edit_figures import (
     edit_methods_figure,
     magnified_part,
 )
+from gainmtl_lib.edits.heal import HEAL_METHODS
+from gainmtl_lib.edits.paste import PASTE_METHODS
+from gainmtl_lib.readers import DataError
 
 
 @pytest.fixture(scope="module")

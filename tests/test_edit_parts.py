@@ -4,13 +4,29 @@ import numpy as np
 import pytest
 from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng
 
-from gainmtl_lib.data.edits import EditError, moved_mask
-from gainmtl_lib.data.edits.blending import clone, inner_weights, matched, outer_weights
-from gainmtl_lib.data.edits.edit import box_of, grown, rim, widened
-from gainmtl_lib.data.edits.pasting import cut
-from gainmtl_lib.data.edits.placing import drawn_turn, halves, pieces, place, turned
-from gainmtl_lib.data.edits.sources import near, patchwork
-from gainmtl_lib.data.edits.texture import aligning_turn, direction, grain
+from gainmtl_lib.edits.heal import (
+    EditError,
+    aligning_turn,
+    box_of,
+    clone,
+    direction,
+    drawn_turn,
+    grain,
+    grown,
+    halves,
+    inner_weights,
+    matched,
+    moved_mask,
+    near,
+    outer_weights,
+    patchwork,
+    pieces,
+    place,
+    rim,
+    turned,
+    widened,
+)
+from gainmtl_lib.edits.paste import cut
 
 
 @pytest.mark.parametrize("rows", [(0, 9), (0, 10), (7, 20), (8, 20), (30, 41), (31, 41)])

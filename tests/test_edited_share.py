@@ -3,8 +3,8 @@
 import pytest
 from written_runs import write_planned, written_plan
 
-from gainmtl_lib.evaluation.edited_share import edited_share_table
-from gainmtl_lib.parameters import SettingsError
+from gainmtl_lib.settings import SettingsError
+from gainmtl_lib.studies.ablation import edited_share_table
 
 
 def written(folder, **shares):

@@ -13,17 +13,22 @@ from filelock import FileLock
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.decisions import choose_threshold, novelty_threshold
-from gainmtl_lib.efficientad import predictions as module
-from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import evaluate as module
+from gainmtl_lib.efficientad.data import DatasetProvider, build_provider
+from gainmtl_lib.efficientad.evaluate import (
+    SplitPredictions,
+    add_verdicts,
+    category_table,
+    decided_on,
+    evaluate_efficientad,
+    predict_split,
+    summarise,
+)
 from gainmtl_lib.efficientad.model import AnomalyOutput
-from gainmtl_lib.efficientad.predictions import SplitPredictions, predict_split
-from gainmtl_lib.efficientad.provider import DatasetProvider, build_provider
-from gainmtl_lib.efficientad.runs import EfficientADRun, load_efficientad
-from gainmtl_lib.efficientad.summary import add_verdicts, category_table, decided_on, summarise
-from gainmtl_lib.pixel_metrics import Aupro, PixelAuroc
-from gainmtl_lib.records import Batch
+from gainmtl_lib.efficientad.train import EfficientADRun, load_efficientad
+from gainmtl_lib.metrics import Aupro, PixelAuroc, choose_threshold, novelty_threshold
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError
 
 COLUMNS = [

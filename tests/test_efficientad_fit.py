@@ -11,22 +11,22 @@ import torch
 from anomaly_runs import tiny_anomaly_settings
 from torch.utils.data import DataLoader, TensorDataset
 
-from gainmtl_lib.claims import hold
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.devices import DeviceError, inference_autocast
-from gainmtl_lib.efficientad import fit as fit_module
-from gainmtl_lib.efficientad.augment import recoloured
-from gainmtl_lib.efficientad.fit import fit_efficientad
-from gainmtl_lib.efficientad.module import EfficientADTraining
-from gainmtl_lib.efficientad.penalty import build_penalty
-from gainmtl_lib.efficientad.provider import DatasetProvider, build_provider
-from gainmtl_lib.efficientad.runs import build_model, load_checkpoint, load_efficientad
-from gainmtl_lib.efficientad.stream import TrainStream
-from gainmtl_lib.efficientad.validation import Scores, Validation
-from gainmtl_lib.efficientad.weights import load_teacher, teacher_of
-from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.runs import RunError, load_run, read_checkpoint, save_weights
-from gainmtl_lib.training.module import TrainingDivergedError
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.efficientad import train as fit_module
+from gainmtl_lib.efficientad.data import DatasetProvider, TrainStream, build_penalty, build_provider, recoloured
+from gainmtl_lib.efficientad.model import load_teacher, teacher_of
+from gainmtl_lib.efficientad.train import (
+    EfficientADTraining,
+    Scores,
+    Validation,
+    build_model,
+    fit_efficientad,
+    load_checkpoint,
+    load_efficientad,
+)
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import RunError, hold, load_run, read_checkpoint, save_weights
+from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
 
 
 @pytest.fixture(scope="module")

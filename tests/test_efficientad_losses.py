@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gainmtl_lib.efficientad.losses import TERMS, distance_loss, hard_feature_loss, pretraining_penalty, total_loss
+from gainmtl_lib.efficientad.model import TERMS, distance_loss, hard_feature_loss, pretraining_penalty, total_loss
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
-from gainmtl_lib.efficientad.losses import distance_loss, hard_feature_loss, pretraining_penalty
-from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, LocalMaps, mean_square
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.efficientad.model import (
+    BORDER,
+    EfficientADModel,
+    LocalMaps,
+    distance_loss,
+    hard_feature_loss,
+    mean_square,
+    pretraining_penalty,
+)
 
 C = 8
 

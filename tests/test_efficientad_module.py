@@ -10,22 +10,28 @@ import torch
 from anomaly_runs import tiny_anomaly_settings
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.efficientad.checkpoints import History, StepCheckpoints, StepLog, history_of, stops_early
-from gainmtl_lib.efficientad.fit import total_steps
-from gainmtl_lib.efficientad.losses import (
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad.data import TrainBatch, as_raised
+from gainmtl_lib.efficientad.model import (
+    QUANTILES,
     TERMS,
+    EfficientADModel,
     distance_loss,
     hard_feature_loss,
     pretraining_penalty,
     total_loss,
 )
-from gainmtl_lib.efficientad.model import QUANTILES, EfficientADModel
-from gainmtl_lib.efficientad.module import EfficientADTraining
-from gainmtl_lib.efficientad.processes import as_raised
-from gainmtl_lib.efficientad.stream import TrainBatch
-from gainmtl_lib.records import Batch
-from gainmtl_lib.training.module import TrainingDivergedError
+from gainmtl_lib.efficientad.train import (
+    EfficientADTraining,
+    History,
+    StepCheckpoints,
+    StepLog,
+    history_of,
+    stops_early,
+    total_steps,
+)
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.train import TrainingDivergedError
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def test_a_step_follows_from_seed_and_number_alone(training):
 def test_a_loss_that_is_not_finite_names_its_term_and_step(training, monkeypatch, last):
     training.eval()
     monkeypatch.setattr(
-        "gainmtl_lib.efficientad.module.pretraining_penalty",
+        "gainmtl_lib.efficientad.train.pretraining_penalty",
         lambda student: student.square().mean() * (math.inf if training.trainer.global_step == 3 else 1),
     )
     with pytest.raises(TrainingDivergedError, match=r"became inf in penalty at step 4; .*learning_rate"):
@@ -129,7 +135,7 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step(training, monkeypatch
 
 
 def test_the_sum_alone_can_overflow(training, monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.efficientad.module.total_loss", lambda terms, **weights: terms["st"] * math.nan)
+    monkeypatch.setattr("gainmtl_lib.efficientad.train.total_loss", lambda terms, **weights: terms["st"] * math.nan)
     with pytest.raises(TrainingDivergedError, match="became nan in the sum at step 1"):
         step(training, 0, last=True)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from efficientad_reference import autoencoder, description_network, lively, sequential_names
 
-from gainmtl_lib.efficientad.networks import RECEPTIVE_FIELD, SMALLEST_IMAGE, AutoEncoder, PatchDescriptionNetwork
+from gainmtl_lib.efficientad.model import RECEPTIVE_FIELD, SMALLEST_IMAGE, AutoEncoder, PatchDescriptionNetwork
 
 SIZES = ("S", "M")
 CHANNELS = 8

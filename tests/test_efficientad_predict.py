@@ -12,15 +12,20 @@ from anomaly_runs import TEACHER, tiny_anomaly_settings, untrained, write_anomal
 from click.testing import CliRunner
 from drawn_data import truncate_file, write_picture
 
+from gainmtl_lib import figures as drawing
+from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.ground_truth import masks_of
-from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
-from gainmtl_lib.efficientad.inference import QUANTILE_NAME, QUANTILE_SCALE, Detector, picture_paths, score_pictures
-from gainmtl_lib.explain import drawing
-from gainmtl_lib.map_scale import MapScale
-from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.reports.anomaly_drawing import NARROWEST, SIDE, drawn
+from gainmtl_lib.efficientad.evaluate import (
+    QUANTILE_NAME,
+    QUANTILE_SCALE,
+    Detector,
+    evaluate_efficientad,
+    picture_paths,
+    score_pictures,
+)
+from gainmtl_lib.efficientad.figures import NARROWEST, SIDE, drawn
+from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.readers import DataError, masks_of
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_the_batch_follows_from_the_size(run, defective, monkeypatch):
     sizes = []
     own = run.model.forward
     monkeypatch.setattr(run.model, "forward", lambda images: sizes.append(len(images)) or own(images))
-    monkeypatch.setattr("gainmtl_lib.efficientad.inference.PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("gainmtl_lib.efficientad.evaluate.PIXELS_AT_ONCE", 2 * 64 * 64)
     list(score_pictures(run.model, defective[:3], image_size=(64, 64), device="cpu"))
     list(score_pictures(run.model, defective[:2], image_size=(128, 128), device="cpu"))
     assert sizes == [2, 1, 1, 1]
@@ -286,7 +291,7 @@ def test_an_interruption_leaves_no_half_written_file(run, defective, tmp_path, m
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gainmtl_lib.reports.anomaly_pictures.cv2.imencode", interrupted)
+    monkeypatch.setattr("gainmtl_lib.efficientad.figures.cv2.imencode", interrupted)
     result = predict(run.folder, defective[0], "--output", tmp_path / "o")
     assert result.exit_code == 1 and "interrupted" in result.output
     assert not list(tmp_path.rglob("*.*"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from anomaly_runs import TEACHER, tiny_anomaly_settings, untrained, write_anomaly_run, write_checkpoint
 
-from gainmtl_lib.efficientad.runs import EfficientADRun, load_checkpoint, load_efficientad, open_run
+from gainmtl_lib.efficientad.train import EfficientADRun, load_checkpoint, load_efficientad, open_run
 from gainmtl_lib.runs import Run, RunError, load_checkpoint_model, load_run, write_json
 
 

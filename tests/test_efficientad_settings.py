@@ -2,8 +2,8 @@
 
 import pytest
 
-from gainmtl_lib.efficientad.settings import MVTEC_CATEGORIES, EfficientADSettings
-from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
+from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
+from gainmtl_lib.settings import SettingsError, read_parameters, repository_root
 
 PARAMS = repository_root() / "params"
 

@@ -5,11 +5,17 @@ import math
 import pytest
 import torch
 
-from gainmtl_lib.efficientad.model import QUANTILES, EfficientADModel, LocalMaps
-from gainmtl_lib.efficientad.statistics import ChannelMoments, MapQuantiles, measure_teacher
-from gainmtl_lib.efficientad.validation import Validation
-from gainmtl_lib.models.weights import ModelError
-from gainmtl_lib.records import Batch
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad.model import (
+    QUANTILES,
+    ChannelMoments,
+    EfficientADModel,
+    LocalMaps,
+    MapQuantiles,
+    measure_teacher,
+)
+from gainmtl_lib.efficientad.train import Validation
 
 
 def test_moments_of_parts_are_those_of_the_whole():

@@ -11,10 +11,11 @@ import torch
 from efficientad_reference import autoencoder, description_network, sequential_names
 from safetensors.torch import save_file
 
-from gainmtl_lib.efficientad.model import EfficientADModel
-from gainmtl_lib.efficientad.networks import PatchDescriptionNetwork
-from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.efficientad.weights import (
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.efficientad.model import (
+    EfficientADModel,
+    EfficientADSettings,
+    PatchDescriptionNetwork,
     load_model,
     load_state,
     load_teacher,
@@ -22,7 +23,6 @@ from gainmtl_lib.efficientad.weights import (
     read_weights,
     teacher_of,
 )
-from gainmtl_lib.models.weights import ModelError
 
 C = 8
 

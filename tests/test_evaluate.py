@@ -16,18 +16,15 @@ from filelock import FileLock
 from PIL import Image
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_data, build_model
+from gainmtl_lib import evaluation as module
+from gainmtl_lib import evaluation as predict
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.samples import read_samples
-from gainmtl_lib.evaluation import evaluate as module
-from gainmtl_lib.evaluation import predict
-from gainmtl_lib.evaluation.errors import error_analysis
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.evaluation.mask_source import MaskSource
-from gainmtl_lib.evaluation.summary import add_verdicts
+from gainmtl_lib.dataset import GainDataModule, build_data
+from gainmtl_lib.evaluation import MaskSource, add_verdicts, error_analysis, evaluate
+from gainmtl_lib.model import build_model
+from gainmtl_lib.readers import read_samples
 from gainmtl_lib.runs import Run, RunError, load_run
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.train import fit
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +285,7 @@ def drawn(monkeypatch):
         pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
         return figure
 
-    monkeypatch.setattr("gainmtl_lib.reports.evaluation.save_figure", keep)
+    monkeypatch.setattr("gainmtl_lib.console.save_figure", keep)
     return pages
 
 
@@ -328,7 +325,7 @@ def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
 
 def test_brackets_in_paths_are_printed(run, evaluated, monkeypatch, tmp_path):
     drawn(monkeypatch)
-    monkeypatch.setattr("gainmtl_lib.reports.evaluation.explanation_pictures", lambda *_, **__: ())
+    monkeypatch.setattr("gainmtl_lib.console.explanation_pictures", lambda *_, **__: ())
     folder, results = tmp_path / "[x]", tmp_path / "[y].json"
     words = ("--visualize", "--vis-dir", folder, "--export-results", results)
     code, output = command("evaluate", run.folder, *words)

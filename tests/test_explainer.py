@@ -12,15 +12,14 @@ from hand_made import WHOLE, Looks
 from PIL import Image
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_model
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.explain import explainer as module
-from gainmtl_lib.explain.explainer import DefectExplainer
-from gainmtl_lib.explain.explanation import NotExplained
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib import explain as module
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.explain import DefectExplainer, NotExplained
+from gainmtl_lib.model import build_model
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.train import fit
 
 
 def picture(rows=slice(0, 24), columns=slice(0, 24), size=(64, 64), value=255):
@@ -248,7 +247,7 @@ def test_one_figure_shows_one_picture():
 
 
 def test_figures_fall_back_to_english_names(monkeypatch, caplog):
-    monkeypatch.setattr("gainmtl_lib.explain.fonts._family_with", lambda characters: None)
+    monkeypatch.setattr("gainmtl_lib.explain._family_with", lambda characters: None)
     explainer = explainer_of(class_names=("양품", "불량"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing
@@ -352,7 +351,7 @@ def test_a_figure_of_an_explanation_asks_the_model_nothing(tmp_path):
 
 
 def test_english_figures_leave_the_explanation_in_its_own_words(monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.explain.fonts._family_with", lambda characters: None)
+    monkeypatch.setattr("gainmtl_lib.explain._family_with", lambda characters: None)
     explainer = explainer_of(class_names=("양품", "불량"))
     explanation = explainer.explain(picture(), block())
     lines = explainer.figure_of(explanation).texts[1].get_text()

@@ -7,9 +7,8 @@ import pytest
 import torch
 from hand_made import Looks
 
-from gainmtl_lib.explain.explanation import NotExplained, Ready, describe
-from gainmtl_lib.explain.regions import Frame
-from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.explain import Frame, NotExplained, Ready, describe
+from gainmtl_lib.metrics import MapScale
 
 NAMES = ("normal", "defective")
 FRAME = Frame.of((64, 64), (64, 64), "squash")

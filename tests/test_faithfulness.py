@@ -3,11 +3,15 @@ import pytest
 import torch
 from looks_at_corner import CORNER, DEFECT, LooksAtCorner, Pictures, picture
 
-from gainmtl_lib.explain.faithfulness import faithfulness, found_defects, summarise_faithfulness
-from gainmtl_lib.explain.perturbation import deletion_insertion
-from gainmtl_lib.explain.road import road
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.studies.faithfulness import (
+    deletion_insertion,
+    faithfulness,
+    found_defects,
+    road,
+    summarise_faithfulness,
+)
 
 FEW_STEPS = {"steps": 8, "road_fractions": (0.1, 0.5)}
 

@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from gainmtl_lib.explain.faithfulness_summary import summarise_faithfulness
+from gainmtl_lib.studies.faithfulness import summarise_faithfulness
 
 
 def table(gains, **columns):

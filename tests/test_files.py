@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from gainmtl_lib.files import FileError, atomic_path, remove_temporaries
+from gainmtl_lib.runs import FileError, atomic_path, remove_temporaries
 
 
 def test_writes_whole_files_and_leaves_no_temporary(tmp_path):

@@ -13,14 +13,12 @@ from filelock import FileLock
 from lightning.pytorch.loggers import WandbLogger
 from tiny import tiny_settings
 
-from gainmtl_lib.data.samples import DataError
-from gainmtl_lib.files import FileError
-from gainmtl_lib.models import ModelError
-from gainmtl_lib.runs import RunError, load_checkpoint_model, load_run
-from gainmtl_lib.training import fit as fit_module
-from gainmtl_lib.training.fit import fit
-from gainmtl_lib.training.losses import GainLoss
-from gainmtl_lib.training.module import GainTraining, TrainingDivergedError
+from gainmtl_lib import train as fit_module
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.losses import GainLoss
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import FileError, RunError, load_checkpoint_model, load_run
+from gainmtl_lib.train import GainTraining, TrainingDivergedError, fit
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import pytest
 
-from gainmtl_lib.explain import fonts
-from gainmtl_lib.explain.fonts import drawable, drawable_names, fonts_for
+from gainmtl_lib import explain as fonts
+from gainmtl_lib.explain import drawable, drawable_names, fonts_for
 
 HANGUL = frozenset("양품불량")
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gainmtl_lib.models import GAINMTLModel, ModelError
-from gainmtl_lib.models.counterfactual import dilated, mask_cells
-from gainmtl_lib.models.layers import fuse_attention
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.model import GAINMTLModel, dilated, fuse_attention, mask_cells
 
 STRATEGIES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")
 NARROW = {

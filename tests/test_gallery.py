@@ -8,11 +8,10 @@ import pytest
 from audited import row, write_audited
 from matplotlib.figure import Figure
 
-from gainmtl_lib.data.loading import Picture
-from gainmtl_lib.explain.audit_report.gallery import SHOWN, galleries
-from gainmtl_lib.explain.audit_report.thumbnails import SIDE, figure_uri, map_uri, picture_uri, shown_size
-from gainmtl_lib.explain.drawing import BESIDE, OUTLINE
-from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.audit.report import SHOWN, SIDE, figure_uri, galleries, map_uri, picture_uri, shown_size
+from gainmtl_lib.dataset import Picture
+from gainmtl_lib.figures import BESIDE, OUTLINE
+from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.runs import load_run
 
 SCALE = MapScale(1.0, 3.0)

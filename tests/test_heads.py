@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gainmtl_lib.models.heads import AttentionHead, ClassificationHead, FeatureAdapter, LocalizationHead, MiningHead
+from gainmtl_lib.model import AttentionHead, ClassificationHead, FeatureAdapter, LocalizationHead, MiningHead
 
 
 def test_classification_by_hand():

@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng
 
-from gainmtl_lib.data.edits import HEAL_METHODS, NEEDS_NORMAL, EditError, heal
-from gainmtl_lib.data.edits.edit import grown
-from gainmtl_lib.data.edits.healing import filled
-from gainmtl_lib.data.edits.pasting import stands_out
-from gainmtl_lib.data.edits.placing import turned
-from gainmtl_lib.data.edits.texture import grain
-from gainmtl_lib.data.surfaces import TEXTURES
-from gainmtl_lib.data.synthetic import draw_surface
+from gainmtl_lib.edits.heal import HEAL_METHODS, NEEDS_NORMAL, EditError, filled, grain, grown, heal, turned
+from gainmtl_lib.edits.paste import stands_out
+from gainmtl_lib.synthetic.data import draw_surface
+from gainmtl_lib.synthetic.surfaces import TEXTURES
 
 
 @pytest.mark.parametrize("method", HEAL_METHODS)

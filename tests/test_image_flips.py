@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_settings
 from torch import nn
 
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.samples import read_samples
-from gainmtl_lib.evaluation.image_flips import FIXED_MASKS, KINDS, Editor, flip_indicators, image_flips
-from gainmtl_lib.records import GainOutput
+from gainmtl_lib.dataset import GainDataModule
+from gainmtl_lib.model import GainOutput
+from gainmtl_lib.readers import read_samples
+from gainmtl_lib.studies.reasons import FIXED_MASKS, KINDS, Editor, flip_indicators, image_flips
 
 GROUND, MARK, DEFECT = 100, 150, 230
 SIZE = 64

@@ -10,9 +10,10 @@ import pytest
 from audited import row, table_of
 from tiny import tiny_settings
 
-from gainmtl_lib.evaluation import indicators as module
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.evaluation.indicators import (
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.runs import Run, RunError
+from gainmtl_lib.studies import reasons as module
+from gainmtl_lib.studies.reasons import (
     FILE,
     NAMES,
     cue_indicators,
@@ -22,8 +23,7 @@ from gainmtl_lib.evaluation.indicators import (
     stored_indicators,
     verdict_indicators,
 )
-from gainmtl_lib.runs import Run, RunError
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.train import fit
 
 
 @pytest.fixture(scope="module")

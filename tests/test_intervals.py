@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from gainmtl_lib.evaluation.intervals import (
+from gainmtl_lib.stats import (
     FEWEST_GROUPS,
     Estimate,
     difference,

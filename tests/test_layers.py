@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gainmtl_lib.models.layers import CBAM, MapProjection, PyramidFusion, fuse_attention
+from gainmtl_lib.model import CBAM, MapProjection, PyramidFusion, fuse_attention
 
 
 def logit(*probabilities: float) -> torch.Tensor:

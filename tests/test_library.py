@@ -5,11 +5,9 @@ import torch
 from browsed import ROWS, TEACHER, write_browsed_anomalies, write_browsed_run, write_novelty
 from drawn_data import truncate_file, write_mask, write_picture
 
-from gainmtl_lib.evaluation.errors import error_analysis
-from gainmtl_lib.explain.drawing import GROUND
-from gainmtl_lib.explain.library import PictureLibrary
-from gainmtl_lib.explain.opened import Choice
-from gainmtl_lib.explain.picture_files import THUMBNAIL, PictureFiles, load_shown, thumbnail
+from gainmtl_lib.browser.library import Choice, PictureLibrary
+from gainmtl_lib.evaluation import error_analysis
+from gainmtl_lib.figures import GROUND, THUMBNAIL, PictureFiles, load_shown, thumbnail
 from gainmtl_lib.runs import Run, RunError
 
 

@@ -8,14 +8,23 @@ import pandas as pd
 import pytest
 from audited import MANIFEST, measured, row, spread, table_of, write_audited
 
-from gainmtl_lib.evaluation.audit import audit_run
-from gainmtl_lib.evaluation.intervals import Estimate
-from gainmtl_lib.evaluation.novelty import Kind, Novelty
-from gainmtl_lib.evaluation.operating_point import RecallChoice
-from gainmtl_lib.explain.audit_report import limits_of_data, limits_of_map, limits_of_model, limits_of_novelty
-from gainmtl_lib.explain.audit_report.evidence import Evidence
-from gainmtl_lib.explain.audit_report.limits import known_limits, marks
+from gainmtl_lib.audit import (
+    limits as limits_of_data,
+)
+from gainmtl_lib.audit import (
+    limits as limits_of_map,
+)
+from gainmtl_lib.audit import (
+    limits as limits_of_model,
+)
+from gainmtl_lib.audit import (
+    limits as limits_of_novelty,
+)
+from gainmtl_lib.audit.limits import known_limits, marks
+from gainmtl_lib.audit.numbers import Evidence, RecallChoice, audit_run
+from gainmtl_lib.efficientad.evaluate import Kind, Novelty
 from gainmtl_lib.runs import load_run
+from gainmtl_lib.stats import Estimate
 
 
 def sound_rows():
@@ -33,7 +42,7 @@ def sound_rows():
 def sound(tmp_path_factory):
     """Evidence that none of the rules but those on seeds, learned counterfactuals and few defects objects to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 200)
+        patch.setattr("gainmtl_lib.stats.RESAMPLES", 200)
         run = load_run(write_audited(tmp_path_factory.mktemp("sound"), sound_rows()))
         return Evidence(run.settings, run.manifest, audit_run(run, required_recall=0.9), faithfulness=measured())
 

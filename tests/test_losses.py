@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gainmtl_lib.records import Batch, GainOutput
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS
-from gainmtl_lib.training.losses import (
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.losses import (
     GainLoss,
     cam_guide_loss,
     consistency_loss,
@@ -22,6 +21,8 @@ from gainmtl_lib.training.losses import (
     normal_attention_loss,
     standardize,
 )
+from gainmtl_lib.model import GainOutput
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS
 
 LN2 = math.log(2)
 ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)

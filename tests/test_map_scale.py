@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gainmtl_lib.map_scale import MapScale, fit_scale
+from gainmtl_lib.metrics import MapScale, fit_scale
 
 
 def peaked(*peaks):

@@ -6,14 +6,14 @@ import torch
 from tiny import tiny_settings
 from written_runs import split_predictions, write_planned, written_plan
 
-from gainmtl_lib.evaluation.map_stride import (
+from gainmtl_lib.settings import SettingsError
+from gainmtl_lib.studies.ablation import (
     activation_bytes,
     map_stride_table,
     recommended_stride,
     saved_bytes,
     stride_tables,
 )
-from gainmtl_lib.parameters import SettingsError
 
 STRIDES = {"stride 32": 32, "stride 8": 8}
 

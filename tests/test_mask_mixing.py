@@ -10,13 +10,10 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from gainmtl_lib.data.transforms import Augmentation
-from gainmtl_lib.models import GAINMTLModel
-from gainmtl_lib.records import Batch
-from gainmtl_lib.training.losses import GainLoss
-from gainmtl_lib.training.mask_mixing import MaskMixer
-from gainmtl_lib.training.module import GainTraining
-from gainmtl_lib.training.schedule import Schedule
+from gainmtl_lib.dataset import Augmentation, Batch
+from gainmtl_lib.losses import GainLoss, Schedule
+from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.train import GainTraining, MaskMixer
 
 GRID = (4, 4)
 

@@ -12,16 +12,13 @@ from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from drawn_data import write_generic, write_mask
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_model, build_samples
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.samples import read_samples
-from gainmtl_lib.efficientad.inference import ScoredPicture
+from gainmtl_lib.console import _masks_from
+from gainmtl_lib.dataset import GainDataModule, build_samples
+from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask, check_unseen
 from gainmtl_lib.efficientad.model import AnomalyOutput
-from gainmtl_lib.evaluation.anomalies import anomaly_mask, check_unseen
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.evaluation.mask_source import MaskSource
-from gainmtl_lib.reports.evaluation import _masks_from
+from gainmtl_lib.evaluation import MaskSource, evaluate
+from gainmtl_lib.model import build_model
+from gainmtl_lib.readers import DataError, read_samples
 from gainmtl_lib.runs import RunError
 
 
@@ -122,7 +119,7 @@ class RedIsAnomalous(torch.nn.Module):
 
 def anomalous(folder, monkeypatch, **settings):
     """A source of masks whose run is made up, and which has seen no picture."""
-    monkeypatch.setattr("gainmtl_lib.evaluation.anomalies.check_unseen", lambda *_: None)
+    monkeypatch.setattr("gainmtl_lib.efficientad.evaluate.check_unseen", lambda *_: None)
     source = MaskSource("efficientad", folder)
     made = {"image_size": (64, 64), "resize": "squash", "precision": "32"} | settings
     source._outside.run = SimpleNamespace(model=RedIsAnomalous(), settings=SimpleNamespace(**made), teacher="a teacher")

@@ -13,16 +13,12 @@ from drawn_data import write_generic, write_mask
 from tiny import tiny_settings
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.samples import read_samples
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.evaluation.mask_source import MaskSource
-from gainmtl_lib.evaluation.mask_sources import SOURCES, known_sources, mask_source_table
-from gainmtl_lib.evaluation.other_masks import OtherMasks
-from gainmtl_lib.models.gain_mtl import MASK_SOURCES
+from gainmtl_lib.dataset import GainDataModule
+from gainmtl_lib.evaluation import SOURCES, MaskSource, OtherMasks, evaluate, known_sources, mask_source_table
+from gainmtl_lib.model import MASK_SOURCES
+from gainmtl_lib.readers import DataError, read_samples
 from gainmtl_lib.runs import Run, RunError
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.train import fit
 
 
 @pytest.fixture
@@ -152,7 +148,7 @@ def test_each_source_is_evaluated_once(run, monkeypatch):
     asked = []
     own = evaluate
     monkeypatch.setattr(
-        "gainmtl_lib.evaluation.mask_sources.evaluate",
+        "gainmtl_lib.evaluation.evaluate",
         lambda *a, **k: asked.append(k.get("mask_source")) or own(*a, **k),
     )
     mask_source_table(run, ["none", "localization", "other"])
@@ -160,7 +156,7 @@ def test_each_source_is_evaluated_once(run, monkeypatch):
 
 
 def test_what_cannot_be_compared_is_named_before_anything_is_evaluated(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.evaluation.mask_sources.evaluate", None)
+    monkeypatch.setattr("gainmtl_lib.evaluation.evaluate", None)
     with pytest.raises(RunError, match=r"mask_source must be one of localization, efficientad, .*, got 'guess'"):
         mask_source_table(run, ["none", "guess"])
     with pytest.raises(RunError, match="mask_source 'efficientad' needs efficientad_run"):

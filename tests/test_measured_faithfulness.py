@@ -11,12 +11,11 @@ from click.testing import CliRunner
 from drawn_data import write_picture
 from narrow_models import NARROW, built
 
+from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import read_image
-from gainmtl_lib.explain.measured_faithfulness import FILE, is_stale, measure_faithfulness, stored_faithfulness
-from gainmtl_lib.explain.report import write_report
+from gainmtl_lib.readers import DataError, read_image
 from gainmtl_lib.runs import RunError, load_run, save_weights
+from gainmtl_lib.studies.faithfulness import FILE, is_stale, measure_faithfulness, stored_faithfulness
 
 QUICK = {"steps": 2, "road_fractions": (0.5,), "draws": 1}
 DEFECTS = [f"images/test/defective/{number}.png" for number in range(5)]
@@ -70,7 +69,7 @@ def test_of_many_found_defects_some_are_drawn(tmp_path):
 
 
 def test_the_same_question_is_not_asked_twice(run, measured, monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.explain.measured_faithfulness.faithfulness", None)
+    monkeypatch.setattr("gainmtl_lib.studies.faithfulness.faithfulness", None)
     assert measure_faithfulness(run, **QUICK) == measured
 
 

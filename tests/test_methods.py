@@ -3,10 +3,10 @@ import torch
 from looks_at_corner import Pictures
 from narrow_models import NARROW, built, images
 
-from gainmtl_lib.explain.methods import CAM_METHODS, compute_cam, method_scores
+from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.metrics import cam_iou, energy_inside, grid_iou, point_game
-from gainmtl_lib.models.gain_mtl import GAINMTLModel
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.studies.faithfulness import CAM_METHODS, compute_cam, method_scores
 
 
 @pytest.mark.parametrize("strategy,map_stride", [("S1", 16), ("S2", 8), ("S3", 16), ("S6", 16)])

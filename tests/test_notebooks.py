@@ -7,8 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
+from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.notebooks import (
     ABLATION,
     ANOMALIES,
@@ -19,8 +18,8 @@ from gainmtl_lib.notebooks import (
     clean,
     notebook_path,
 )
-from gainmtl_lib.parameters import read_parameters, repository_root
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import Settings, read_parameters, repository_root
+from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 PARAMS = repository_root() / "params"
 OWN_PARAMETERS = {

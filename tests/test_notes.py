@@ -3,9 +3,9 @@ import csv
 import pytest
 from filelock import FileLock
 
-from gainmtl_lib.explain import notes as notes_module
-from gainmtl_lib.explain.notes import NOTHING_SAID, Notes, NotesError
-from gainmtl_lib.files import FileError
+from gainmtl_lib.browser import library as notes_module
+from gainmtl_lib.browser.library import NOTHING_SAID, Notes, NotesError
+from gainmtl_lib.runs import FileError
 
 
 @pytest.fixture

@@ -15,13 +15,20 @@ from drawn_data import write_generic
 from filelock import FileLock, Timeout
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_samples
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.samples import data_digest
-from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
-from gainmtl_lib.efficientad.runs import load_efficientad
-from gainmtl_lib.evaluation import novelty as module
-from gainmtl_lib.evaluation.novelty import Kind, count_kinds, find_novel, flag, is_stale, stored_novelty
+from gainmtl_lib.dataset import build_samples
+from gainmtl_lib.efficientad import evaluate as module
+from gainmtl_lib.efficientad.evaluate import (
+    Kind,
+    count_kinds,
+    evaluate_efficientad,
+    find_novel,
+    flag,
+    is_stale,
+    stored_novelty,
+)
+from gainmtl_lib.efficientad.train import load_efficientad
+from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import RunError, load_run, save_weights
 
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from audited import row, table_of
 
-from gainmtl_lib.evaluation.operating_point import (
-    choose_for_recall,
-    defects_needed,
-    defects_to_show,
-    operating_point,
-)
+from gainmtl_lib.audit.numbers import choose_for_recall, defects_needed, defects_to_show, operating_point
 
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0])
 SCORES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.2, 0.1])

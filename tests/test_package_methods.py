@@ -6,12 +6,12 @@ import torch
 from narrow_models import built, images
 from pytorch_grad_cam import EigenCAM, ScoreCAM
 
-from gainmtl_lib.explain import package_methods
-from gainmtl_lib.explain.methods import compute_cam
-from gainmtl_lib.explain.package_methods import (
+from gainmtl_lib.studies import faithfulness as package_methods
+from gainmtl_lib.studies.faithfulness import (
     DecidingLogits,
     RawEigenCAM,
     RawScoreCAM,
+    compute_cam,
     deciding_features,
     deciding_head,
 )

@@ -7,14 +7,26 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation.drawn_seeds import contrast, draw_seeds
-from gainmtl_lib.evaluation.intervals import FEWEST_GROUPS
-from gainmtl_lib.evaluation.paired import compare_rows, rows_table, steps_table
-from gainmtl_lib.evaluation.scores import split_scores
-from gainmtl_lib.evaluation.seeds_test import TTest, seeds_t_test
-from gainmtl_lib.evaluation.verdicts import holm, sentence, verdict
-from gainmtl_lib.evaluation.weighted_scores import NAMES, PartDraws, percentiles, score, scorer
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.stats import (
+    FEWEST_GROUPS,
+    NAMES,
+    PartDraws,
+    TTest,
+    compare_rows,
+    contrast,
+    draw_seeds,
+    holm,
+    percentiles,
+    rows_table,
+    score,
+    scorer,
+    seeds_t_test,
+    sentence,
+    split_scores,
+    steps_table,
+    verdict,
+)
 
 STILL = np.zeros((50, 5))
 """Resamples in which nothing changes: pictures add no variance."""

@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gainmtl_lib.evaluation.paired import steps_table
-from gainmtl_lib.evaluation.seeds_test import seeds_t_test
-from gainmtl_lib.evaluation.verdicts import holm
+from gainmtl_lib.stats import holm, seeds_t_test, steps_table
 
 SEEDS, PICTURES, RESAMPLES, STUDIES = 5, 104, 300, 800
 HIGH, MIDDLE = 1.3, 0.8

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from gainmtl_lib.parameters import AnyPath, ParameterRecord, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import AnyPath, ParameterRecord, SettingsError, read_parameters, repository_root
 
 
 class Small(ParameterRecord):

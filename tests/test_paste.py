@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from drawn_edits import MASKS, box, dented, noisy, plain, rng
 
-from gainmtl_lib.data.edits import PASTE_METHODS, EditError, paste
-from gainmtl_lib.data.edits.edit import box_of, grown
-from gainmtl_lib.data.edits.pasting import changed, stands_out
-from gainmtl_lib.data.edits.texture import grain
+from gainmtl_lib.edits.heal import EditError, box_of, grain, grown
+from gainmtl_lib.edits.paste import PASTE_METHODS, changed, paste, stands_out
 
 
 @pytest.mark.parametrize("method", PASTE_METHODS)

@@ -6,11 +6,9 @@ import pytest
 import torch
 from drawn_data import truncate_file, write_picture
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import UnreadableError
-from gainmtl_lib.efficientad.dead_leaves import draw_leaves
-from gainmtl_lib.efficientad.penalty import GREY_SHARE, DrawnImages, FolderImages, build_penalty
-from gainmtl_lib.efficientad.settings import EfficientADSettings
+from gainmtl_lib.efficientad.data import GREY_SHARE, DrawnImages, FolderImages, build_penalty, draw_leaves
+from gainmtl_lib.efficientad.model import EfficientADSettings
+from gainmtl_lib.readers import DataError, UnreadableError
 
 SIZE = (64, 96)
 

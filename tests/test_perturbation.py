@@ -2,7 +2,7 @@ import pytest
 import torch
 from looks_at_corner import CORNER, DEFECT, LooksAtCorner, picture
 
-from gainmtl_lib.explain.perturbation import blur, defect_probability, deletion_insertion, moved_map, relevance_places
+from gainmtl_lib.studies.faithfulness import blur, defect_probability, deletion_insertion, moved_map, relevance_places
 
 
 def test_deleting_what_the_decision_looks_at_drops_it_at_once():

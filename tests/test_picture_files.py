@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gainmtl_lib.explain.picture_files import resized_mask
+from gainmtl_lib.figures import resized_mask
 
 
 def drawn(*boxes):

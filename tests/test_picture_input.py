@@ -7,9 +7,8 @@ import torch
 from drawn_data import truncate_file
 from PIL import Image
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import UnreadableError
-from gainmtl_lib.explain.picture_input import pair, read_defect, read_picture
+from gainmtl_lib.explain import pair, read_defect, read_picture
+from gainmtl_lib.readers import DataError, UnreadableError
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from gainmtl_lib.pixel_metrics import Aupro, PixelAuroc
+from gainmtl_lib.metrics import Aupro, PixelAuroc
 
 # two defect pixels in a 2 x 4 picture
 MASK = torch.tensor([[[[1.0, 1, 0, 0], [0, 0, 0, 0]]]])

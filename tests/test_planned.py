@@ -7,10 +7,10 @@ import pytest
 from tiny import tiny_settings
 from written_runs import write_planned, written_plan
 
-from gainmtl_lib.evaluation import planned
-from gainmtl_lib.evaluation.planned import FailedRun, finished_runs, is_done, run_plan, split_tables
 from gainmtl_lib.runs import Run, RunError
-from gainmtl_lib.training.module import TrainingDivergedError
+from gainmtl_lib.studies import plans as planned
+from gainmtl_lib.studies.plans import FailedRun, finished_runs, is_done, run_plan, split_tables
+from gainmtl_lib.train import TrainingDivergedError
 
 BOTH = [("S1", 0), ("S5", 0), ("S1", 1), ("S5", 1)]
 

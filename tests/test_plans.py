@@ -3,9 +3,8 @@
 import pytest
 import yaml
 
-from gainmtl_lib.parameters import SettingsError, repository_root
-from gainmtl_lib.plans import load_plan, variant_of
-from gainmtl_lib.settings import STRATEGY_WEIGHTS
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
+from gainmtl_lib.studies.plans import load_plan, variant_of
 
 ROOT = repository_root()
 SMALL = {

@@ -12,16 +12,20 @@ from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.data import cue_drawing, planting
-from gainmtl_lib.data.cues import read_cue, require_cues
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import read_image, read_mask
-from gainmtl_lib.data.planted_names import GROUP_PATTERN, planted_names, shifted
-from gainmtl_lib.data.planters import NO_MASK, NO_PLACE
-from gainmtl_lib.data.planting import plant_cue, planted_counts
-from gainmtl_lib.data.samples import read_samples
-from gainmtl_lib.data.splits import split_samples
-from gainmtl_lib.evaluation.data_check import check_dataset
+from gainmtl_lib.data_check import check_dataset
+from gainmtl_lib.readers import DataError, read_image, read_mask, read_samples, split_samples
+from gainmtl_lib.synthetic import cues as cue_drawing
+from gainmtl_lib.synthetic import data as planting
+from gainmtl_lib.synthetic.cues import read_cue, require_cues
+from gainmtl_lib.synthetic.data import (
+    GROUP_PATTERN,
+    NO_MASK,
+    NO_PLACE,
+    plant_cue,
+    planted_counts,
+    planted_names,
+    shifted,
+)
 
 SIZE = (40, 60)
 MIDDLE = (slice(15, 25), slice(20, 40))

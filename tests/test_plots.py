@@ -9,18 +9,24 @@ from drawn_data import write_mask
 from matplotlib.figure import Figure
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_data, build_model
-from gainmtl_lib.evaluation.mask_source import MaskSource
-from gainmtl_lib.explain.curves import classification_figure, strategies_figure, training_figure
-from gainmtl_lib.explain.pictures import (
+from gainmtl_lib.dataset import build_data
+from gainmtl_lib.evaluation import MaskSource
+from gainmtl_lib.figures import (
+    classification_figure,
+    contact_sheet,
     explanation_figure,
     explanation_pictures,
     look,
+    map_grid,
+    overlay,
     pick_rows,
     same_pictures_figure,
+    save_figure,
+    strategies_figure,
+    training_figure,
 )
-from gainmtl_lib.explain.plots import contact_sheet, map_grid, overlay, save_figure
-from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import RunError
 
 

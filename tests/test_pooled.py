@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from gainmtl_lib.evaluation.pooled import PooledScores
-from gainmtl_lib.records import Batch, GainOutput
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.evaluation import PooledScores
+from gainmtl_lib.model import GainOutput
 
 LABELS = [1, 1, 0, 1]
 HAS_MASK = [True, True, False, False]  # the last is a defect that nobody annotated

@@ -8,17 +8,29 @@ import pytest
 import torch
 from tiny import tiny_settings
 
-from gainmtl_lib.build import build_samples
-from gainmtl_lib.data.datamodule import GainDataModule
-from gainmtl_lib.data.edits import Edit
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation.intervals import Estimate, group_codes
-from gainmtl_lib.evaluation.probes import ProbeResult, border_probe, draw_pairs, edit_pair, edited_probe
-from gainmtl_lib.evaluation.probes.border import ring_views
-from gainmtl_lib.evaluation.probes.edited import network_input
-from gainmtl_lib.evaluation.probes.network import CELL, PlaceNetwork, cells_of, largest, turned
-from gainmtl_lib.evaluation.probes.pairs import WINDOW, halves
-from gainmtl_lib.evaluation.probes.result import auroc_by_part, score_table, told
+from gainmtl_lib.dataset import GainDataModule, build_samples
+from gainmtl_lib.edits.heal import Edit
+from gainmtl_lib.edits.probes import (
+    CELL,
+    WINDOW,
+    PlaceNetwork,
+    ProbeResult,
+    auroc_by_part,
+    border_probe,
+    cells_of,
+    draw_pairs,
+    edit_pair,
+    edited_probe,
+    halves,
+    largest,
+    network_input,
+    ring_views,
+    score_table,
+    told,
+    turned,
+)
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.stats import Estimate, group_codes
 
 SIDE = 48
 

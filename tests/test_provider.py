@@ -9,18 +9,20 @@ import torch
 from drawn_data import truncate_file, write_mask, write_picture
 from torch.utils.data import DataLoader
 
-from gainmtl_lib.build import build_samples
-from gainmtl_lib.data.datamodule import whole_batches
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.samples import COLUMNS, data_digest, read_samples
-from gainmtl_lib.data.splits import split_samples
-from gainmtl_lib.efficientad.anomalies import NormalsAndAnomalies, kind_of
-from gainmtl_lib.efficientad.penalty import DrawnImages
-from gainmtl_lib.efficientad.protocol import found_categories
-from gainmtl_lib.efficientad.provider import DatasetProvider, SplitProvider, as_batch, build_provider
-from gainmtl_lib.efficientad.settings import EfficientADSettings
-from gainmtl_lib.efficientad.stream import TrainStream
-from gainmtl_lib.records import Batch
+from gainmtl_lib.dataset import Batch, build_samples, whole_batches
+from gainmtl_lib.efficientad.data import (
+    DatasetProvider,
+    DrawnImages,
+    NormalsAndAnomalies,
+    SplitProvider,
+    TrainStream,
+    as_batch,
+    build_provider,
+    found_categories,
+    kind_of,
+)
+from gainmtl_lib.efficientad.model import EfficientADSettings
+from gainmtl_lib.readers import COLUMNS, DataError, data_digest, read_samples, split_samples
 from gainmtl_lib.settings import Settings
 
 SIZE = (64, 96)

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from looks_at_corner import Pictures
 from narrow_models import built
 
-from gainmtl_lib.explain.methods import compute_cam
-from gainmtl_lib.explain.randomisation import (
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.studies.faithfulness import (
     cascade,
     compare_maps,
+    compute_cam,
     randomisation_check,
     shuffle_weights,
     summarise_randomisation,
 )
-from gainmtl_lib.models.weights import ModelError
 
 PICTURES = Pictures(4, size=64)
 

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from gainmtl_lib.reports.reasons import print_reasons, reasons_table
+from gainmtl_lib.console import print_reasons, reasons_table
 
 
 def estimate(value, low=None, high=None, count=20):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gainmtl_lib.explain.regions import Frame, defect_area, defect_boxes, marked
+from gainmtl_lib.explain import Frame, defect_area, defect_boxes, marked
 
 SQUASHED = Frame.of((20, 40), (10, 10), "squash")
 LETTERBOXED = Frame.of((20, 40), (8, 8), "letterbox")

@@ -11,19 +11,18 @@ from audited import measured, row, write_audited
 from browsed import TEACHER, write_novelty
 from click.testing import CliRunner
 
+from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.explain.report import write_report
-from gainmtl_lib.files import FileError
-from gainmtl_lib.runs import RunError, load_run
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import FileError, RunError, load_run
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Few resamples and no figures; the report that is looked at, `written`, has them."""
-    monkeypatch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 50)
+    monkeypatch.setattr("gainmtl_lib.stats.RESAMPLES", 50)
     drawn = {"classification": "data:image/svg+xml;base64,", "trade_off": "data:image/svg+xml;base64,"}
-    monkeypatch.setattr("gainmtl_lib.explain.report.report_figures", lambda audit: drawn)
+    monkeypatch.setattr("gainmtl_lib.audit.report.report_figures", lambda audit: drawn)
 
 
 def rows():
@@ -44,7 +43,7 @@ def run(tmp_path_factory):
 def written(run, tmp_path_factory):
     """The report with its figures, twice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 50)
+        patch.setattr("gainmtl_lib.stats.RESAMPLES", 50)
         folder = tmp_path_factory.mktemp("written")
         return [write_report(run, folder / "1.html"), write_report(load_run(run), folder / "2.html")]
 

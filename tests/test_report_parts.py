@@ -10,19 +10,35 @@ import pandas as pd
 import pytest
 from audited import MANIFEST, measured, row, spread, write_audited
 
-from gainmtl_lib.evaluation.audit import audit_run
-from gainmtl_lib.evaluation.intervals import Estimate
-from gainmtl_lib.explain.audit_report import wording, words
-from gainmtl_lib.explain.audit_report.evidence import Evidence, Limit
-from gainmtl_lib.explain.audit_report.figures import error_rates, report_figures, trade_off_figure
-from gainmtl_lib.explain.audit_report.head import file_digests, head_rows, run_name, settings_rows, started
-from gainmtl_lib.explain.audit_report.tables import ShiftRow, calm_rows, explanation_rows, faithfulness_rows, shift_rows
+from gainmtl_lib.audit import numbers as wording
+from gainmtl_lib.audit import report as words
+from gainmtl_lib.audit.numbers import (
+    Evidence,
+    Limit,
+    ShiftRow,
+    audit_run,
+    calm_rows,
+    explanation_rows,
+    faithfulness_rows,
+    shift_rows,
+)
+from gainmtl_lib.audit.report import (
+    error_rates,
+    file_digests,
+    head_rows,
+    report_figures,
+    run_name,
+    settings_rows,
+    started,
+    trade_off_figure,
+)
 from gainmtl_lib.runs import load_run
+from gainmtl_lib.stats import Estimate
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.evaluation.intervals.RESAMPLES", 100)
+    monkeypatch.setattr("gainmtl_lib.stats.RESAMPLES", 100)
     yield
     plt.close("all")
 

@@ -3,7 +3,7 @@ import torch
 from tiny import tiny_settings
 
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.training.resume import checkpoint_to_resume, forget_foreign_best
+from gainmtl_lib.train import checkpoint_to_resume, forget_foreign_best
 
 
 def checkpoint(path, settings, *, epochs=2):

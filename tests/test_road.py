@@ -4,7 +4,7 @@ import torch
 from looks_at_corner import CORNER, DEFECT, LooksAtCorner, picture
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-from gainmtl_lib.explain.road import impute, road
+from gainmtl_lib.studies.faithfulness import impute, road
 
 
 def filled(image, removed, noise=0.0):

@@ -5,9 +5,9 @@ import logging
 import pytest
 from tiny import tiny_settings
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation.runner import Job, run_jobs, time_left
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, write_json
+from gainmtl_lib.studies.plans import Job, run_jobs, time_left
 
 
 def job(folder, name, *, kind="S1", seconds=None):

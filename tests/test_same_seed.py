@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from tiny import tiny_settings
 
-from gainmtl_lib.evaluation.ablation import collect_runs, compare
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.runs import collect_runs, compare
+from gainmtl_lib.train import fit
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from drawn_data import write_generic, write_mask, write_picture
 
-from gainmtl_lib.data.samples import COLUMNS, DataError, data_digest, read_samples, scan_samples
+from gainmtl_lib.readers import COLUMNS, DataError, data_digest, read_samples, scan_samples
 
 
 def read(root: Path, dataset_type: str = "generic", **options):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from gainmtl_lib.losses import Schedule, mask_blend_alpha
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS
-from gainmtl_lib.training.schedule import Schedule, mask_blend_alpha
 
 # The method document's §3.3, column by column; S6 = S5, and S7 besides.
 DOCUMENT = {

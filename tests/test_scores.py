@@ -7,7 +7,7 @@ import pytest
 from audited import row, table_of
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from gainmtl_lib.evaluation.scores import auroc, average_precision, f1, split_scores
+from gainmtl_lib.stats import auroc, average_precision, f1, split_scores
 
 
 @pytest.mark.parametrize("decimals", [1, 6])

@@ -15,8 +15,7 @@ import nbformat
 import pytest
 from browsed import write_browsed_run
 
-from gainmtl_lib.runs import RunError
-from gainmtl_lib.serve import (
+from gainmtl_lib.browser.serve import (
     ADDRESS,
     NAME,
     ClosedVoila,
@@ -27,6 +26,7 @@ from gainmtl_lib.serve import (
     _redirect,
     serve_browser,
 )
+from gainmtl_lib.runs import RunError
 
 STARTED = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings, SettingsError, read_parameters, repository_root
 
 PARAMS = repository_root() / "params"
 

@@ -5,10 +5,9 @@ from math import nan
 import pandas as pd
 import pytest
 
-from gainmtl_lib.evaluation.early_warning import BY_CHANCE, MISLED, TOO_FEW, WARNED
-from gainmtl_lib.evaluation.shortcut_conclusion import conclusion
-from gainmtl_lib.evaluation.shortcut_summary import best_strategy, by_strategy, followed
-from gainmtl_lib.evaluation.verdicts import BETTER, NOT_DISTINGUISHABLE, NOT_TESTED, WORSE
+from gainmtl_lib.stats import BETTER, NOT_DISTINGUISHABLE, NOT_TESTED, WORSE
+from gainmtl_lib.studies.reasons import BY_CHANCE, MISLED, TOO_FEW, WARNED
+from gainmtl_lib.studies.shortcut import best_strategy, by_strategy, conclusion, followed
 
 
 def table(runs, *, control=0.0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from gainmtl_lib.evaluation.early_warning import BY_CHANCE, WARNED
-from gainmtl_lib.explain.shortcut_figures import kept_figure, reversed_heatmap, warnings_figure
+from gainmtl_lib.studies.reasons import BY_CHANCE, WARNED
+from gainmtl_lib.studies.shortcut import kept_figure, reversed_heatmap, warnings_figure
 
 
 def table():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
-from gainmtl_lib.parameters import SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import SettingsError, read_parameters, repository_root
+from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 STUDIES = repository_root() / "params" / "studies"
 

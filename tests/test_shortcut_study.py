@@ -11,15 +11,21 @@ from click.testing import CliRunner
 from tiny import tiny_settings
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.evaluation import shortcut_study as module
-from gainmtl_lib.evaluation.indicators import FILE, NAMES
-from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
-from gainmtl_lib.evaluation.shortcut_study import read_study, run_study, study_steps
-from gainmtl_lib.explain.shortcut_opening import opening_figure, opening_runs, shown_row
-from gainmtl_lib.parameters import SettingsError
-from gainmtl_lib.reports.shortcut import ShortcutReport
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError
+from gainmtl_lib.settings import SettingsError
+from gainmtl_lib.studies import shortcut as module
+from gainmtl_lib.studies.reasons import FILE, NAMES
+from gainmtl_lib.studies.shortcut import (
+    ShortcutReport,
+    ShortcutStudySettings,
+    opening_figure,
+    opening_runs,
+    read_study,
+    run_study,
+    shown_row,
+    study_steps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_runs_lie_below_their_cell(study, settings):
 
 
 def test_a_second_call_trains_nothing(study, settings, caplog, monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.training.fit._train", None)
+    monkeypatch.setattr("gainmtl_lib.train._train", None)
     with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
         again = run_study(settings)
     pd.testing.assert_frame_equal(again.table, study.table)

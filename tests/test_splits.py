@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gainmtl_lib.data.samples import COLUMNS, DataError
-from gainmtl_lib.data.splits import split_samples
+from gainmtl_lib.readers import COLUMNS, DataError, split_samples
 
 
 def table(rows: list[tuple[str, str, str | None]]) -> pd.DataFrame:

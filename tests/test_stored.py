@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from audited import row, write_audited
 
-from gainmtl_lib.evaluation.stored import stored_cams, stored_tables
+from gainmtl_lib.evaluation import stored_cams, stored_tables
 from gainmtl_lib.runs import RunError, load_run
 
 ROWS = (("val", 1, 0.9), ("val", 0, 0.1), ("test", 1, 0.8), ("test", 0, 0.6))

@@ -8,11 +8,8 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
-from gainmtl_lib.data.findings import DataError
-from gainmtl_lib.data.images import UnreadableError
-from gainmtl_lib.efficientad.penalty import DrawnImages, FolderImages
-from gainmtl_lib.efficientad.provider import DatasetProvider
-from gainmtl_lib.efficientad.stream import TrainStream
+from gainmtl_lib.efficientad.data import DatasetProvider, DrawnImages, FolderImages, TrainStream
+from gainmtl_lib.readers import DataError, UnreadableError
 
 SIZE = (32, 32)
 COUNT = 7

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gainmtl_lib import study
-from gainmtl_lib.evaluation.shortcut_settings import ShortcutStudySettings
+from gainmtl_lib import notebooks as study
 from gainmtl_lib.notebooks import ANOMALIES, SHORTCUTS, STRATEGY_NOTEBOOKS
+from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 
 @pytest.fixture()

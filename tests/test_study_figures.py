@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gainmtl_lib.explain.plots import save_figure
-from gainmtl_lib.explain.study_figures import annotation_figure, edited_share_figure, map_stride_figure, steps_figure
+from gainmtl_lib.figures import save_figure
+from gainmtl_lib.studies.ablation import annotation_figure, edited_share_figure, map_stride_figure, steps_figure
 
 NAN = float("nan")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hand_made import CORNER, Looks
 
-from gainmtl_lib.explain.suppression import NoCounterfactual, ask_counterfactual, ask_counterfactuals, why_no_path
+from gainmtl_lib.explain import NoCounterfactual, ask_counterfactual, ask_counterfactuals, why_no_path
 
 
 def bright(rows=slice(0, 24), columns=slice(0, 24)):

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from gainmtl_lib.data import cue_drawing, surfaces, synthetic
-from gainmtl_lib.data.images import read_image, read_mask, read_mask_values
-from gainmtl_lib.data.samples import DataError, data_digest, read_samples
-from gainmtl_lib.data.synthetic import draw_surface, make_synthetic, plan_samples, visible_defect
+from gainmtl_lib.readers import DataError, data_digest, read_image, read_mask, read_mask_values, read_samples
+from gainmtl_lib.synthetic import cues as cue_drawing
+from gainmtl_lib.synthetic import data as synthetic
+from gainmtl_lib.synthetic import surfaces
+from gainmtl_lib.synthetic.data import draw_surface, make_synthetic, plan_samples, visible_defect
 
 
 def make(root: Path, **changes):

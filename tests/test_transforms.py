@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from gainmtl_lib.data.images import UnreadableError, read_image, read_mask, to_8_bit
-from gainmtl_lib.data.transforms import Augmentation, resize_image, resize_mask, same_aspect
+from gainmtl_lib.dataset import Augmentation
+from gainmtl_lib.labels import resize_image, resize_mask, same_aspect
+from gainmtl_lib.readers import UnreadableError, read_image, read_mask, to_8_bit
 
 
 def test_shrinking_averages_by_area():

@@ -6,9 +6,8 @@ import pytest
 from hand_made import Looks
 from matplotlib.colors import to_rgba
 
-from gainmtl_lib.explain.explainer import DefectExplainer
-from gainmtl_lib.explain.verdict_figure import BOX, VERDICT_COLORS, verdict_figure
-from gainmtl_lib.map_scale import MapScale
+from gainmtl_lib.explain import BOX, VERDICT_COLORS, DefectExplainer, verdict_figure
+from gainmtl_lib.metrics import MapScale
 
 SCALES = {"cam": MapScale(0.0, 2.0), "attention": MapScale(0.5, 0.9), "localization": MapScale(0.6, 0.9)}
 

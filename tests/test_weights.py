@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gainmtl_lib.models import weights
-from gainmtl_lib.models.backbone import get_backbone
-from gainmtl_lib.models.weights import ModelError, fetch_weights, load_weights, naming, read_checkpoint, renamed
+from gainmtl_lib import backbone as weights
+from gainmtl_lib.backbone import ModelError, fetch_weights, get_backbone, load_weights, naming, read_checkpoint, renamed
 
 TIMM = {
     "conv_stem.weight": 0,

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gainmtl_lib.wording import closest, readable_errors, with_origin
+from gainmtl_lib.settings import closest, readable_errors, with_origin
 
 
 class Record(BaseModel):

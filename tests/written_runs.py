@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gainmtl_lib.evaluation.planned import PlannedRun
-from gainmtl_lib.plans import load_plan
 from gainmtl_lib.runs import Run
+from gainmtl_lib.studies.plans import PlannedRun, load_plan
 
 
 def written_plan(folder, **changed):

@@ -1,25 +1,420 @@
-"""Evaluate a run on its validation and test splits, and leave the results in the run's folder."""
+"""What the model says of a split: one row per image, the map of each, and how well pixels are told apart.
+
+B images, H x W network input, h x w cells of the stored map.
+"""
 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from gainmtl_lib.claims import hold
-from gainmtl_lib.devices import inference_autocast
-from gainmtl_lib.efficientad.predictions import FLOATS, SplitPredictions, computing_on, predict_split
-from gainmtl_lib.efficientad.provider import DatasetProvider, build_provider
-from gainmtl_lib.efficientad.runs import MAP, EfficientADRun
-from gainmtl_lib.efficientad.summary import add_verdicts, decided_on, summarise
-from gainmtl_lib.files import atomic_path, remove_temporaries
-from gainmtl_lib.runs import RunError, write_json
+from gainmtl_lib.dataset import Batch, GainDataModule
+from gainmtl_lib.efficientad.data import DatasetProvider, as_batch, build_provider
+from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel, EfficientADSettings, check_size
+from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
+from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, samples_as_trained, stored_tables
+from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_values
+from gainmtl_lib.metrics import (
+    FALSE_ALARMS,
+    OFF_THE_DEFECT_IOU,
+    Aupro,
+    MapScale,
+    PixelAuroc,
+    cam_iou,
+    choose_threshold,
+    classification,
+    energy_inside,
+    fit_scale,
+    grid_iou,
+    novelty_threshold,
+    point_game,
+    verdicts,
+)
+from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, image_files, read_image
+from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, remove_temporaries, run_status, write_json
+from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOG_LINES = 10.0
+
+FLOATS = "%.9g"
+"""How numbers are stored: enough to tell any two scores apart."""
+
+DESCRIBED = ("image", "mask", "split", "label", "defect_type", "group")
+"""Columns that the table of samples gives."""
+
+
+@dataclass(frozen=True)
+class SplitPredictions:
+    """What the model says of one split.
+
+    Attributes:
+        table: one row per image, in the loader's order.
+        maps: float16 (N, h, w), the anomaly map on the networks' own grid.
+        pixel_auroc: over images whose defect pixels are known; NaN without an answer, as the next.
+        aupro: up to a false-positive rate of 0.3.
+    """
+
+    table: pd.DataFrame
+    maps: NDArray[np.float16]
+    pixel_auroc: float
+    aupro: float
+
+
+@contextmanager
+def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]:
+    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had."""
+    own = next(model.parameters()).device
+    where = checked_device(device)
+    try:
+        model.eval().to(where).to(memory_format=torch.channels_last)
+        yield where
+    finally:
+        model.to(own)
+
+
+@torch.inference_mode()
+def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
+    """Run the model over one split, batch by batch.
+
+    Args:
+        model: in evaluation mode; its device decides where the work is done.
+        provider: of the data.
+        split: one of its splits; val with the anomalies synthesised on it.
+    """
+    pixel_auroc, aupro = PixelAuroc(), Aupro()
+    rows, maps = [], []
+    for batch, output in _forward(model, provider, split):
+        rows.append(_score_batch(batch, output))
+        maps.append(output.cells[:, 0].clamp(-6e4, 6e4).to(torch.float16).cpu().numpy())
+        known = batch.has_mask | (batch.labels == 0)
+        for metric in (pixel_auroc, aupro):
+            metric.update(output.anomaly_map[known], batch.masks[known])
+    if len(grids := {part.shape[1:] for part in maps}) > 1:
+        shown = " and ".join("x".join(map(str, grid)) for grid in sorted(grids))
+        raise DataError(
+            f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize to one"
+        )
+    table = pd.concat(rows, ignore_index=True)
+    described = _described(provider, split, table.pop("label"))
+    return SplitPredictions(
+        table=pd.concat([described, table], axis=1),
+        maps=np.concatenate(maps),
+        pixel_auroc=float(pixel_auroc.compute()),
+        aupro=float(aupro.compute()),
+    )
+
+
+def _forward(model: EfficientADModel, provider: DatasetProvider, split: str) -> Iterator[tuple[Batch, AnomalyOutput]]:
+    device = next(model.parameters()).device
+    loader = provider.loader(split)
+    started = said = time.monotonic()
+    done = 0
+    for item in loader:
+        batch = Batch(*(part.to(device) for part in as_batch(item, split=split)))
+        yield batch, model(batch.images)
+        done += len(batch.images)
+        if time.monotonic() - said > SECONDS_BETWEEN_LOG_LINES:
+            said = time.monotonic()
+            logger.info("%s: %d images scored (%.1f/s)", split, done, done / (said - started))
+    if not done:
+        raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
+    logger.info("%s: %d images scored in %.1f s", split, done, time.monotonic() - started)
+
+
+def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
+    masks = batch.masks * batch.has_mask[:, None, None, None]
+    columns: dict[str, Tensor] = {
+        "anomaly_score": output.score,
+        "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
+        "anomaly_iou": cam_iou(output.anomaly_map, masks),
+        "grid_iou": grid_iou(masks, (output.cells.shape[-2], output.cells.shape[-1])),
+        "anomaly_point_game": point_game(output.anomaly_map, masks),
+        "anomaly_energy_inside": energy_inside(output.anomaly_map, masks),
+    }
+    table = pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()})
+    # As they are stored, so that a threshold taken from them decides the same on what is read back.
+    scores = [float(FLOATS % score) for score in table["anomaly_score"]]
+    return table.assign(anomaly_score=scores, label=batch.labels.cpu().numpy())
+
+
+def _described(provider: DatasetProvider, split: str, labels: pd.Series) -> pd.DataFrame:
+    """Where each image comes from; the images of a provider that does not say go by number."""
+    known = provider.table(split)
+    if known is None:
+        names = [f"{split} {number}" for number in range(len(labels))]
+        kinds = ["defective" if label else "normal" for label in labels]
+        known = pd.DataFrame({"image": names, "mask": None, "label": labels, "defect_type": kinds, "group": names})
+    elif len(known) != len(labels):
+        raise DataError(f"the loader of split '{split}' yields {len(labels)} images, its table has {len(known)} rows")
+    elif missing := [name for name in DESCRIBED if name != "split" and name not in known]:
+        raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
+    elif (wrong := known["label"].to_numpy() != labels.to_numpy()).any():
+        raise DataError(
+            f"the table of split '{split}' has other labels than its loader's images, first in row {wrong.argmax()}; "
+            "whoever replaces a loader replaces its table as well"
+        )
+    return known.assign(split=split)[list(DESCRIBED)].reset_index(drop=True)
+
+
+# --- What validation decides, and from one row per image the numbers of a split.
+
+
+MEANS = ("anomaly_iou", "grid_iou", "anomaly_point_game", "anomaly_energy_inside")
+"""Columns whose mean over images with an answer is reported under the same name."""
+
+SHOWN = {
+    "auroc": "image AUROC",
+    "average_precision": "AP",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "f1": "F1",
+}
+"""Metrics of a table of categories, and how its columns are headed."""
+
+
+def decided_on(val: SplitPredictions) -> dict[str, Any]:
+    """Threshold, novelty threshold and absolute scale of the map, from validation with its anomalies."""
+    labels, scores = (val.table[name].to_numpy() for name in ("label", "anomaly_score"))
+    scale = fit_scale(val.maps, labels)
+    return {
+        "threshold": choose_threshold(labels, scores, near=None),
+        "threshold_from": "validation with its anomalies, highest F1",
+        "novelty_threshold": novelty_threshold(scores[labels == 0]),
+        "map_scales": {} if scale is None else {MAP: asdict(scale)},
+    }
+
+
+def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Columns ``predicted``, ``verdict`` and ``wrong_reason``: a defect that was found, by a map that lies off it."""
+    predicted = (table["anomaly_score"] >= threshold).astype(int)
+    verdict = pd.Series(verdicts(table["label"].to_numpy(), predicted.to_numpy()), index=table.index, dtype=object)
+    off = (table["anomaly_iou"] < OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
+    decided = {"predicted": predicted, "verdict": verdict, "wrong_reason": (verdict == "TP") & off}
+    place = list(table.columns).index("anomaly_score") + 1
+    columns = [*table.columns[:place], *decided, *table.columns[place:]]
+    return table.assign(**decided)[columns]
+
+
+def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
+    """The numbers of one split; one without an answer is NaN.
+
+    Args:
+        table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
+        predictions: of the same split, for what its table cannot say.
+    """
+    counts = table["verdict"].value_counts()
+    answered = table["anomaly_iou"].notna()
+    found = (table["verdict"] == "TP") & answered
+    return {
+        "images": len(table),
+        "normal": int((table["label"] == 0).sum()),
+        "defective": int((table["label"] == 1).sum()),
+        "annotated": int(answered.sum()),
+        "skipped": int(((table["label"] == 1) & ~answered).sum()),
+        **{name: int(counts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
+        **classification(*(table[name].to_numpy() for name in ("label", "predicted", "anomaly_score"))),
+        "pixel_auroc": predictions.pixel_auroc,
+        "aupro": predictions.aupro,
+        **{name: float(table[name].mean()) for name in MEANS},
+        "wrong_reason": int(table["wrong_reason"].sum()),
+        "wrong_reason_rate": float(table.loc[found, "wrong_reason"].mean()),
+    }
+
+
+def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
+    """Test metrics of evaluated runs, one row per category (where there is none, per experiment), then their ``mean``.
+
+    A metric that one category has no answer for is the mean over the others.
+    """
+    names = [run.settings.category or run.settings.experiment for run in runs]
+    values = [{heading: run.metrics["test"][name] for name, heading in SHOWN.items()} for run in runs]
+    table = pd.DataFrame(values, index=pd.Index(names, name="category"), dtype=float)
+    table.loc["mean"] = table.mean()
+    return table
+
+
+# --- Pictures from anywhere through a model
+
+
+QUANTILE_SCALE = MapScale(0.0, 0.1)
+"""Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts."""
+QUANTILE_NAME = "90 % to 99.5 % of normal parts"
+
+PIXELS_AT_ONCE = 8 * 256 * 256
+"""Of one batch: the widest layer takes up to a kilobyte for each."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model and what its validation decided.
+
+    Attributes:
+        model: in evaluation mode.
+        settings: those it was trained with.
+        teacher: where its teacher came from; to be shown with every result.
+        threshold: score from which a picture is called defective; None before the run is evaluated.
+        novelty_threshold: score above which a picture is unlike the normal ones; None likewise.
+        scale: absolute scale of its anomaly map.
+        scale_name: what that scale is.
+    """
+
+    model: EfficientADModel
+    settings: EfficientADSettings
+    teacher: str
+    threshold: float | None = None
+    novelty_threshold: float | None = None
+    scale: MapScale = QUANTILE_SCALE
+    scale_name: str = QUANTILE_NAME
+
+    @classmethod
+    def of_run(cls, run: EfficientADRun) -> Detector:
+        """With the decisions of the run's evaluation, if there is one."""
+        if not run.is_evaluated:
+            return cls(run.model, run.settings, run.teacher)
+        metrics = run.metrics
+        decided = (metrics["threshold"], metrics["novelty_threshold"])
+        if run.scale is None:
+            return cls(run.model, run.settings, run.teacher, *decided)
+        return cls(run.model, run.settings, run.teacher, *decided, run.scale, "absolute scale")
+
+    @classmethod
+    def open(cls, place: Path) -> Detector:
+        """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run.
+
+        Raises:
+            RunError: neither is there, or it is not EfficientAD's.
+        """
+        if not place.is_file():
+            return cls.of_run(load_efficientad(place))
+        folder = place.absolute().parent.parent
+        if place.name == "best.ckpt" and run_status(folder) == "complete":
+            return cls.of_run(load_efficientad(folder))
+        return cls(*load_checkpoint(place))
+
+    def verdict(self, score: float) -> str | None:
+        """``defective`` or ``normal``; None without a threshold."""
+        if self.threshold is None:
+            return None
+        return DEFECTIVE if score >= self.threshold else NORMAL
+
+    def anomalous(self, score: float) -> bool | None:
+        """Whether a picture of that score is unlike the normal ones; None without a threshold."""
+        return None if self.novelty_threshold is None else score > self.novelty_threshold
+
+
+@dataclass(frozen=True)
+class ScoredPicture:
+    """What the model says of one picture.
+
+    Attributes:
+        path: of its file.
+        size: (h, w) on disk.
+        score: how unlike normal parts it is, of any range.
+        anomaly_map: float32 (H, W), the bars of a letterbox included.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    score: float
+    anomaly_map: NDArray[np.float32]
+
+
+def picture_paths(places: Sequence[Path]) -> list[Path]:
+    """The pictures at some places: files as they are, of folders those at any depth.
+
+    Raises:
+        DataError: a place that is missing, or a folder without pictures.
+    """
+    paths: list[Path] = []
+    for place in places:
+        found = image_files(place) if place.is_dir() else [place]
+        if not found:
+            raise DataError(
+                f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp files"
+            )
+        if not place.exists():
+            raise DataError(f"{place}: no such picture or folder")
+        paths += found
+    return paths
+
+
+def score_pictures(
+    model: EfficientADModel,
+    paths: Sequence[Path],
+    *,
+    image_size: tuple[int, int],
+    resize: Resize = "squash",
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "32",
+) -> Iterator[ScoredPicture | DataError]:
+    """Score pictures in order, batch by batch; one that cannot be read gives its error, and the others go on.
+
+    Args:
+        model: trained.
+        paths: of picture files.
+        image_size: network input (H, W), at least `SMALLEST_IMAGE` a side; not only that of the training.
+        resize: squash or letterbox.
+        batch_size: B; None follows from the image size.
+        device: where to compute, see `checked_device`.
+        precision: of the networks, best that of the run's settings, which its scale was measured in; maps and scores
+            are float32 in any.
+
+    Raises:
+        ModelError: an image size below the smallest.
+        DeviceError: the device is not there.
+    """
+
+    check_size(*image_size)
+
+    def read(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int]] | DataError:
+        try:
+            pixels = read_image(path)
+        except DataError as error:
+            return error
+        return resize_image(pixels, image_size, resize), (pixels.shape[0], pixels.shape[1])
+
+    size = batch_size or max(1, PIXELS_AT_ONCE // (image_size[0] * image_size[1]))
+    with computing_on(model, device) as where, ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), size):
+            chunk = paths[start : start + size]
+            decoded = list(pool.map(read, chunk))
+            inputs = [item[0] for item in decoded if not isinstance(item, DataError)]
+            with inference_autocast(precision, where):  # never while the caller has its turn
+                outputs = iter(_scores_and_maps(model, inputs, where))
+            for path, item in zip(chunk, decoded, strict=True):
+                yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(outputs))
+
+
+@torch.inference_mode()
+def _scores_and_maps(
+    model: EfficientADModel, pictures: list[NDArray[np.uint8]], device: torch.device
+) -> list[tuple[float, NDArray[np.float32]]]:
+    if not pictures:
+        return []
+    images = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255)
+    output = model(images)
+    return list(zip(output.score.tolist(), output.anomaly_map[:, 0].cpu().numpy(), strict=True))
+
+
+# --- Evaluate a run on its validation and test splits, and leave the results in the run's folder.
+
 
 DECIDED = ("threshold", "novelty_threshold", "map_scales")
 """What is chosen once, on the data that the run was trained with."""
@@ -113,3 +508,347 @@ def _relative(path: str | None, folder: Path) -> str | None:
     if not isinstance(path, str):  # None, or pandas' NaN in a table that somebody else made
         return None
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else str(path)
+
+
+# --- What an EfficientAD run says of the pictures that a strategy is evaluated on
+
+
+LEARNT_FROM = ("train", "val")
+"""EfficientAD's student sees the first; quantiles and thresholds are of the second."""
+
+
+class AnomalyMasks:
+    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checked: GainDataModule | None = None
+
+    @cached_property
+    def run(self) -> EfficientADRun:
+        """The run, read at first use.
+
+        Raises:
+            RunError: no finished run of EfficientAD.
+        """
+        return load_efficientad(self.folder)
+
+    def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
+        """Masks of a batch's pictures, float32 (B, 1, H, W) in [0, 1], see `anomaly_mask`.
+
+        Raises:
+            RunError: no finished run, or one that learnt from the data's test pictures.
+            DataError: pictures that cannot be read.
+        """
+        if self._checked is not data:
+            check_unseen(self.run, data.samples)
+            self._checked = data
+        paths = [data.dataset.paths[row] for row in batch.index.tolist()]
+        own = self.run.settings.resize
+        masks = [
+            anomaly_mask(one, own, size=data.image_size, resize=data.resize)
+            for one in scored(self.run, paths, device=str(batch.images.device))
+        ]
+        return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
+
+
+def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], resize: Resize) -> NDArray[np.float32]:
+    """An anomaly map through its quantiles, on a strategy's input: 0 up to the 90 % quantile of normal parts, 1 from
+    the 99.5 % quantile on, and 0 in the bars beside a letterboxed picture.
+
+    Args:
+        picture: of EfficientAD.
+        own: how EfficientAD put the picture on its input.
+        size: of the strategy's input (H, W).
+        resize: how the strategy puts the picture there.
+
+    Returns:
+        In [0, 1], (H, W).
+    """
+    plane = (picture.anomaly_map.shape[0], picture.anomaly_map.shape[1])
+    rows, columns = inside(inner_size(picture.size, plane, own), plane)
+    share = QUANTILE_SCALE.apply(picture.anomaly_map[rows, columns])
+    return resize_values(share, size, resize, image_size=picture.size)
+
+
+def scored(run: EfficientADRun, paths: Sequence[str | Path], *, device: str) -> Iterator[ScoredPicture]:
+    """What the run's model says of each picture, in order, at its own input size.
+
+    Raises:
+        DataError: a picture that cannot be read.
+    """
+    files, settings = [Path(path) for path in paths], run.settings
+    for one in score_pictures(
+        run.model,
+        files,
+        image_size=settings.image_size,
+        resize=settings.resize,
+        device=device,
+        precision=settings.precision,
+    ):
+        if isinstance(one, DataError):
+            raise one
+        yield one
+
+
+def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
+    """Refuse a run that learnt from pictures which a strategy is tested on: it would give their labels away.
+
+    Pictures are compared by path; a copy elsewhere is not noticed. A run whose data moved is looked up where the
+    strategy's lie.
+
+    Args:
+        run: of EfficientAD.
+        samples: table of the strategy's samples.
+
+    Raises:
+        RunError: it did, or its own pictures are not known.
+        DataError: its data cannot be read.
+    """
+    moved = not run.settings.dataset_folder.is_dir()
+    provider = build_provider(_elsewhere(run.settings, samples) if moved else run.settings)
+    if provider.digest != run.manifest["data_digest"]:
+        raise RunError(
+            f"{run.folder}: which pictures it learnt from is not known, because its data changed since or came from a "
+            "provider of its own; so whether it has seen the test pictures is not known either: train it anew"
+        )
+    own = provider.samples
+    learnt = {os.path.realpath(path) for path in own.loc[own["split"].isin(LEARNT_FROM), "image"]}
+    tests = samples.loc[~samples["split"].isin(LEARNT_FROM), "image"]
+    seen = [path for path in tests if os.path.realpath(path) in learnt]
+    if seen:
+        raise RunError(
+            f"{run.folder}: learnt from {len(seen)} of the {len(tests)} test pictures, such as {seen[0]}; what it says "
+            "of those is no result. Train EfficientAD on the same split: the same data_root, val_ratio, test_ratio and "
+            "split_seed (without one, seed)"
+        )
+
+
+def _elsewhere(settings: EfficientADSettings, samples: pd.DataFrame) -> EfficientADSettings:
+    """The same reading of the folder that a strategy's samples lie in; synthetic data as it is, not made anew."""
+    files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
+    root = os.path.commonpath([os.path.dirname(path) for path in files])
+    layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
+    return settings.changed(data_root=Path(root), dataset_type=layout, category=None)
+
+
+# --- Defects of kinds that a strategy never saw
+
+
+TABLE, SUMMARY = "novelty.csv", "novelty.json"
+COLUMNS = {"image": str, "split": str, "anomaly_score": float, "anomalous": bool, "novel": bool}
+KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "splits"}
+NORMAL_KIND = "normal"
+OUT_OF_DATE = (
+    "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
+    "gainmtl evaluate {folder} --efficientad-run FOLDER"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The normal pictures of a split, or its defects of one type.
+
+    Attributes:
+        name: of the type, or `NORMAL_KIND`.
+        count: pictures.
+        called_defective: those that the verdict finds; of normal ones, its false alarms.
+        anomalous: those whose anomaly score is above the threshold.
+        novel: anomalous ones that the verdict calls normal.
+        unseen: a type that no training picture shows.
+    """
+
+    name: str
+    count: int
+    called_defective: int
+    anomalous: int
+    novel: int
+    unseen: bool = False
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Which pictures of an evaluation are flagged as novel.
+
+    Attributes:
+        table: one row per prediction, in their order: ``image``, ``split``, ``anomaly_score``, ``anomalous`` (above the
+            threshold) and ``novel`` (anomalous, although the verdict is normal).
+        summary: ``predictions`` and ``weights``, SHA-256 of what it belongs to; ``efficientad_run``, its ``teacher``,
+            ``threshold`` and ``threshold_from``; ``splits``, see `kinds`.
+    """
+
+    table: pd.DataFrame
+    summary: dict[str, Any]
+
+    @property
+    def threshold(self) -> float:
+        """Anomaly score above which a picture is unlike the good ones."""
+        return float(self.summary["threshold"])
+
+    @property
+    def teacher(self) -> str:
+        """Where the EfficientAD run's teacher came from; stands wherever the flag is shown."""
+        return str(self.summary["teacher"])
+
+    @property
+    def source(self) -> str:
+        """The folder of the EfficientAD run."""
+        return str(self.summary["efficientad_run"])
+
+    @property
+    def kinds(self) -> dict[str, list[Kind]]:
+        """By test split: the normal pictures first, then the defects by type."""
+        return {split: [Kind(**kind) for kind in kinds] for split, kinds in self.summary["splits"].items()}
+
+
+def find_novel(
+    run: Run, efficientad: EfficientADRun | str | Path, *, device: str | None = None, reuse: bool = True
+) -> Novelty:
+    """Flag the pictures of an evaluated run that EfficientAD finds unlike the good parts although they passed.
+
+    The threshold is that of the EfficientAD run, from its own normal validation pictures; where that run is not
+    evaluated, it is evaluated first. Nothing that the strategy's evaluation stored is touched.
+
+    Args:
+        run: finished and evaluated.
+        efficientad: a finished run of EfficientAD, or its folder.
+        device: where to compute, see `checked_device`; None is where EfficientAD was trained.
+        reuse: take what is stored where it was found with this EfficientAD run for these predictions.
+
+    Raises:
+        RunError: a run that is not evaluated or whose data changed, no finished run of EfficientAD, one that learnt
+            from the test pictures, or another process writes to the run.
+        DataError: pictures that cannot be read.
+    """
+    other = efficientad if isinstance(efficientad, EfficientADRun) else load_efficientad(efficientad)
+    stored = _stored(run) if reuse and other.is_evaluated else None
+    if stored is not None and stored.summary.items() >= _origin(run, other).items():
+        return stored
+    with hold(run.folder):
+        table, _ = stored_tables(run)
+        samples = samples_as_trained(run)
+        check_unseen(other, samples)
+        evaluate_efficientad(other, device=device)
+        origin = _origin(run, other)
+        files = [run.settings.dataset_folder / image for image in table["image"]]
+        scores = [one.score for one in scored(other, files, device=device or other.settings.accelerator)]
+        flagged = flag(table, scores, origin["threshold"])
+        known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
+        _store_novelty(run, flagged, origin | {"splits": count_kinds(table, flagged, set(known))})
+    return Novelty(*_read(run))  # as a later call reads it
+
+
+def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
+    """What the flags are of and from, `other` evaluated."""
+    return {
+        "predictions": file_digest(run.folder / "predictions.csv"),
+        "efficientad_run": str(other.folder.resolve()),
+        "weights": file_digest(other.folder / "model.safetensors"),
+        "teacher": other.teacher,
+        "threshold": float(other.metrics["novelty_threshold"]),
+        "threshold_from": f"normal validation pictures of that run, {FALSE_ALARMS:.0%} false alarms allowed",
+    }
+
+
+def flag(table: pd.DataFrame, scores: Collection[float], threshold: float) -> pd.DataFrame:
+    """The columns of `Novelty.table`.
+
+    Args:
+        table: of predictions, N rows.
+        scores: anomaly score of each row, (N,).
+        threshold: above it a picture is anomalous.
+    """
+    flagged = table[["image", "split"]].assign(anomaly_score=list(scores))
+    flagged["anomalous"] = flagged["anomaly_score"] > threshold
+    return flagged.assign(novel=flagged["anomalous"] & (table["predicted"] == 0))
+
+
+def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the flag does on each test split, as `Novelty.kinds` reads it.
+
+    Args:
+        table: of predictions.
+        flagged: of `flag`, its rows in the same order.
+        known: defect types of the training pictures.
+    """
+    rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"])
+    rows["kind"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL_KIND)
+    counted: dict[str, list[dict[str, Any]]] = {}
+    for split in TEST_SPLITS:
+        for (label, name), part in rows[rows["split"] == split].groupby(["label", "kind"]):
+            kind = Kind(
+                name=str(name),
+                count=len(part),
+                called_defective=int(part["predicted"].sum()),
+                anomalous=int(part["anomalous"].sum()),
+                novel=int(part["novel"].sum()),
+                unseen=bool(label == 1 and name not in known),
+            )
+            counted.setdefault(split, []).append(asdict(kind))
+    return counted
+
+
+def stored_novelty(run: Run) -> Novelty | None:
+    """What `find_novel` left in the run's folder; None where nothing is, or where it is out of date: of other
+    predictions, or of an EfficientAD run that was trained anew since.
+
+    Raises:
+        RunError: its files are damaged.
+    """
+    if not (run.folder / SUMMARY).is_file():
+        return None
+    table, summary = _read(run)
+    if not _is_current(run, summary):
+        return None
+    if table["image"].tolist() != run.predictions["image"].tolist():
+        raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {_again(run)}")
+    return Novelty(table, summary)
+
+
+def is_stale(run: Run) -> bool:
+    """Whether what is stored is out of date, see `stored_novelty`."""
+    return (run.folder / SUMMARY).is_file() and stored_novelty(run) is None
+
+
+def _is_current(run: Run, summary: dict[str, Any]) -> bool:
+    """An EfficientAD run that is not there any more is taken to be as it was."""
+    weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
+    return summary["predictions"] == file_digest(run.folder / "predictions.csv") and weights in ("", summary["weights"])
+
+
+def _stored(run: Run) -> Novelty | None:
+    """Damaged files are made anew."""
+    try:
+        return stored_novelty(run)
+    except RunError:
+        return None
+
+
+def _store_novelty(run: Run, flagged: pd.DataFrame, summary: dict[str, Any]) -> None:
+    # Written last and removed first: an interruption leaves no flags, never a mixture of two.
+    (run.folder / SUMMARY).unlink(missing_ok=True)
+    remove_temporaries(run.folder / TABLE, run.folder / SUMMARY)
+    with atomic_path(run.folder / TABLE) as path:
+        flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
+    write_json(run.folder / SUMMARY, summary)
+
+
+def _read(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+    summary = read_json(run.folder / SUMMARY)
+    if not isinstance(summary, dict) or not summary.keys() >= KEYS:
+        raise RunError(f"{run.folder / SUMMARY}: lacks what belongs there; {_again(run)}")
+    try:
+        table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run.folder / TABLE}: cannot be read: {' '.join(str(error).split())}; {_again(run)}") from None
+    if tuple(table) != tuple(COLUMNS):
+        raise RunError(f"{run.folder / TABLE}: expected the columns {', '.join(COLUMNS)}; {_again(run)}")
+    return table, summary
+
+
+def _again(run: Run) -> str:
+    return f"remove novelty.json, or flag anew: gainmtl evaluate {run.folder} --efficientad-run FOLDER"

@@ -1,28 +1,254 @@
-"""EfficientAD's model: from an image to its anomaly map and score, in one call (arXiv 2303.14535, section 3).
+"""The networks of EfficientAD (arXiv 2303.14535, appendix A.1): patch description network and autoencoder.
 
-A frozen teacher describes patches, a student that saw good parts only imitates it, and an autoencoder predicts the
-teacher through a bottleneck. Where the student differs from the teacher a patch is unusual, where it differs from the
-autoencoder the arrangement is.
-
-B images, H x W pixels, C channels, h x w cells. A map is the mean squared difference over channels, per cell.
+Images come normalised. Sizes: B images, H x W pixels, C channels of a description, h x w its cells.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Field, model_validator
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from gainmtl_lib.efficientad.networks import (
-    SMALLEST_IMAGE,
-    AutoEncoder,
-    ModelSize,
-    PatchDescriptionNetwork,
-)
-from gainmtl_lib.models.weights import ModelError
+from gainmtl_lib.backbone import ModelError, StateDict, read_checkpoint
+from gainmtl_lib.runs import EFFICIENTAD
+from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
+
+ModelSize = Literal["S", "M"]
+
+SMALLEST_IMAGE = 64
+"""Pixels a side. Of these a description without padding has 8 cells, and the encoder's last grid 2."""
+
+RECEPTIVE_FIELD = 33
+"""Pixels a side that one cell of a description sees."""
+
+BOTTLENECK = 8
+"""Kernel of the encoder's last convolution; at 256 pixels it covers the whole grid."""
+
+
+class _Layer(NamedTuple):
+    """A convolution, the padding that a padded network gives it, and whether average pooling follows."""
+
+    channels: int
+    kernel: int
+    padding: int
+    pooled: bool = False
+
+
+_HIDDEN: dict[ModelSize, tuple[_Layer, ...]] = {
+    "S": (_Layer(128, 4, 3, pooled=True), _Layer(256, 4, 3, pooled=True), _Layer(256, 3, 1)),
+    "M": (_Layer(256, 4, 3, pooled=True), _Layer(512, 4, 3, pooled=True), _Layer(512, 1, 0), _Layer(512, 3, 1)),
+}
+
+
+class PatchDescriptionNetwork(nn.Module):
+    """Describes every patch of `RECEPTIVE_FIELD` pixels in one pass (PDN): S has four convolutions, M six.
+
+    The convolutions are ``convolutions.0`` onwards.
+
+    Args:
+        model_size: S or M.
+        out_channels: C.
+        padding: whether convolutions and poolings pad with zeros. The description then covers the whole image,
+            otherwise it ends four cells before each border.
+    """
+
+    def __init__(self, *, model_size: ModelSize, out_channels: int, padding: bool = False) -> None:
+        super().__init__()
+        last = (_Layer(out_channels, 4, 0), _Layer(out_channels, 1, 0))[: 2 if model_size == "M" else 1]
+        self.padding = padding
+        self._layers = (*_HIDDEN[model_size], *last)
+        channels = (3, *(layer.channels for layer in self._layers))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, layer.kernel, padding=layer.padding if padding else 0)
+            for layer, (before, after) in zip(self._layers, pairwise(channels), strict=True)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shape: (B, 3, H, W) -> (B, C, h, w), unbounded."""
+        return self.convolutions[-1](self.hidden(images))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """What the last convolution reads, (B, C', h', w'), for `part`."""
+        features = images
+        for layer, convolution in zip(self._layers[:-1], self.convolutions):
+            features = F.relu(convolution(features), inplace=True)
+            if layer.pooled:
+                features = F.avg_pool2d(features, 2, padding=1 if self.padding else 0)
+        return features
+
+    def part(self, hidden: Tensor, channels: slice) -> Tensor:
+        """Some channels of the description alone, at their share of the last convolution's cost."""
+        last = self.convolutions[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        return F.conv2d(hidden, last.weight[channels], last.bias[channels])
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Cells (h, w) of the description of an image (H, W)."""
+        height, width = (self._cells(side) for side in image_size)
+        return height, width
+
+    def _cells(self, side: int) -> int:
+        pad = 1 if self.padding else 0
+        for layer in self._layers:
+            side += 2 * layer.padding * pad - layer.kernel + 1
+            if layer.pooled:
+                side = (side + 2 * pad) // 2
+        return side
+
+
+class AutoEncoder(nn.Module):
+    """Reproduces the teacher's description through a bottleneck, so that it keeps to the global structure.
+
+    The decoder's grids follow from the image: one less than an even share and the even share in turn, 3, 8, 15, 32, 63
+    and 127 cells at 256 pixels. Where the encoder's grid is smaller than the bottleneck's kernel (images below 256
+    pixels) it is padded with zeros around, so that one set of weights serves every size.
+
+    Args:
+        out_channels: C.
+        dropout: of the decoder's first six convolutions, while training (the paper's 0.2).
+    """
+
+    def __init__(self, *, out_channels: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.dropout = dropout
+        widths = (3, 32, 32, 64, 64, 64)
+        strided = [nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)]
+        self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, BOTTLENECK)])
+        mixing = [nn.Conv2d(64, 64, 4, padding=2) for _ in range(6)]
+        self.decoder = nn.ModuleList(
+            [*mixing, nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, out_channels, 3, padding=1)]
+        )
+
+    def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Shape: (B, 3, H, W) -> (B, C, h, w) on the teacher's grid."""
+        features = images
+        *strided, bottleneck = self.encoder
+        for convolution in strided:
+            features = F.relu(convolution(features), inplace=True)
+        features = bottleneck(_at_least(features, BOTTLENECK))
+        *mixing, joining, last = self.decoder
+        for convolution, size in zip(mixing, _decoder_grids((images.shape[-2], images.shape[-1])), strict=True):
+            features = F.relu(convolution(_resized(features, size)), inplace=True)
+            features = F.dropout(features, self.dropout, self.training)
+        return last(F.relu(joining(_resized(features, grid)), inplace=True))
+
+
+def _at_least(features: Tensor, side: int) -> Tensor:
+    height, width = (max(0, side - cells) for cells in features.shape[-2:])
+    return F.pad(features, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def _decoder_grids(image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    steps = ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1))
+    height, width = image_size
+    return [(max(1, height // part - less), max(1, width // part - less)) for part, less in steps]
+
+
+def _resized(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+# --- Every parameter of an EfficientAD run, in one frozen flat record
+
+
+RANDOM = "random"
+
+MVTEC_CATEGORIES = (
+    "carpet", "grid", "leather", "tile", "wood",
+    "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
+)  # fmt: skip
+"""Categories of MVTec AD: five textures, ten objects."""
+
+
+def _as_teacher(value: Any) -> Any:
+    return value if value == RANDOM else as_path(value)
+
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class EfficientADSettings(RunSettings):
+    """Parameters of one EfficientAD run. Strict: unknown names and wrong types raise `SettingsError`.
+
+    `teacher` has no default: without pretrained features the method is another one, so that `random` must be asked
+    for.
+    """
+
+    # model
+    model_size: ModelSize = "S"
+    out_channels: Annotated[int, Field(gt=0)] = 384
+    padding: bool = False
+    teacher: Annotated[
+        Literal["random"] | Path,
+        BeforeValidator(_as_teacher),
+        Field(description="the path of a weights file, or random"),
+    ]
+
+    # data
+    image_size: ImageSize = (256, 256)
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    category: str | None = None
+    penalty_images: AnyPath | None = None
+
+    # loss
+    st_weight: Weight = 1.0
+    penalty_weight: Weight = 1.0
+    ae_weight: Weight = 1.0
+    hard_quantile: Probability = 0.999
+
+    # training
+    max_steps: Annotated[int, Field(gt=0)] = 70_000
+    max_epochs: Annotated[int, Field(gt=0)] | None = None
+    train_batch_size: Annotated[int, Field(gt=0)] = 1
+    eval_batch_size: Annotated[int, Field(gt=0)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
+    val_every_n_steps: Annotated[int, Field(gt=0)] = 1000
+    early_stopping: bool = True
+    patience: Annotated[int, Field(gt=0)] = 10
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Annotated[int, Field(gt=0)] = 1
+    precision: Precision = "32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if min(self.image_size) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"image_size must be at least {SMALLEST_IMAGE} pixels a side (the networks' strides), "
+                f"got {list(self.image_size)}"
+            )
+        if self.category is not None and self.dataset_type != "mvtec":
+            raise ValueError(f"category is for dataset_type mvtec, got {self.dataset_type} and {self.category!r}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """``efficientad``, below it the category where there is one."""
+        return EFFICIENTAD if self.category is None else f"{EFFICIENTAD}/{self.category}"
+
+    @property
+    def dataset_folder(self) -> Path:
+        """`data_root`, of MVTec AD its category's folder."""
+        return self.data_root if self.category is None else self.data_root / self.category
+
+
+# --- EfficientAD's model
+
 
 BORDER = 4
 """Cells before each border that a description without padding leaves out."""
@@ -174,3 +400,379 @@ def check_size(height: int, width: int) -> None:
 def mean_square(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared difference over channels, (B, C, h, w) twice -> float32 (B, 1, h, w)."""
     return (first.float() - second.float()).square().mean(dim=1, keepdim=True)
+
+
+# --- The four terms of EfficientAD's training (arXiv 2303.14535, sections 3.2 and 3.3; algorithm 1).
+
+
+TERMS = ("st", "penalty", "ae", "stae")
+"""Student-teacher, pretraining penalty, teacher-autoencoder, student-autoencoder; logged as ``<term>_loss``."""
+
+
+def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999) -> Tensor:
+    """Mean of the largest squared differences: ``mean(d | d >= q-quantile of d)``.
+
+    Taken over all images, channels and cells together, so that the student is pulled where it imitates worst and not
+    where it imitates well already.
+
+    Args:
+        student: its teacher half, (B, C, h, w).
+        teacher: standardised description, (B, C, h, w).
+        quantile: share of the differences left out, p_hard; 0 takes the mean of all.
+    """
+    difference = (teacher.float() - student.float()).square()
+    hardest = difference.detach().flatten().kthvalue(_rank(difference.numel(), quantile)).values
+    chosen = difference >= hardest
+    return (difference * chosen).sum() / chosen.sum()
+
+
+def _rank(count: int, quantile: float) -> int:
+    """From 1: the smallest value that is not below the quantile, which lies between two values."""
+    return min(count, int(-(-quantile * (count - 1) // 1)) + 1)
+
+
+def pretraining_penalty(student: Tensor) -> Tensor:
+    """Keep the student from imitating the teacher beyond good parts: mean square on natural images.
+
+    Args:
+        student: its teacher half on images that show something else, (B, C, h, w).
+    """
+    return student.float().square().mean()
+
+
+def distance_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared difference; of teacher and autoencoder, and of student and autoencoder. (B, C, h, w) twice."""
+    return (first.float() - second.float()).square().mean()
+
+
+def total_loss(terms: dict[str, Tensor], *, st_weight: float, penalty_weight: float, ae_weight: float) -> Tensor:
+    """The weighted sum; `ae_weight` scales both terms of the autoencoder."""
+    weights = {"st": st_weight, "penalty": penalty_weight, "ae": ae_weight, "stae": ae_weight}
+    return torch.stack([weights[name] * terms[name] for name in TERMS]).sum()
+
+
+# --- What EfficientAD measures once over many images
+
+
+logger = logging.getLogger(__name__)
+
+LARGEST_SAMPLE = 2**24
+"""Values that quantiles are taken from at most; `torch.quantile` sorts no more."""
+
+SECONDS_BETWEEN_LOG_LINES = 15.0
+
+
+class ChannelMoments:
+    """Mean and standard deviation of each channel over any number of descriptions.
+
+    Each part's moments join the others' in float64 (Chan, Golub, LeVeque 1979), so that neither many images nor a mean
+    far above the deviation cost precision.
+    """
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, described: Tensor) -> None:
+        """Shape: (B, C, h, w), on any device."""
+        variance, mean = torch.var_mean(described.float(), dim=(0, 2, 3), correction=0)
+        cells = described.numel() // described.shape[1]
+        mean, squares = mean.cpu().double(), variance.cpu().double() * cells
+        total = self.cells + cells
+        away = mean - self._mean
+        self._mean = self._mean + away * (cells / total)
+        self._squares = self._squares + squares + away.square() * (self.cells * cells / total)
+        self.cells = total
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (over all cells, not corrected), float32 (C,) each."""
+        return self._mean.float(), (self._squares / self.cells).sqrt().float()
+
+
+@torch.no_grad()
+def measure_teacher(model: EfficientADModel, batches: Iterable[Tensor]) -> None:
+    """Take the teacher's channel statistics over the training images and set them in the model.
+
+    Args:
+        model: its teacher describes, where the model lies.
+        batches: images (B, 3, H, W) in [0, 1], one pass.
+
+    Raises:
+        ModelError: see `EfficientADModel.set_teacher_statistics`.
+    """
+    moments, images = ChannelMoments(), 0
+    device = model.teacher_mean.device
+    started = said = time.monotonic()
+    for batch in batches:
+        pixels = model.normalized(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        moments.update(model.teacher(pixels))
+        images += len(batch)
+        if time.monotonic() - said > SECONDS_BETWEEN_LOG_LINES:
+            said = time.monotonic()
+            logger.info("statistics of the teacher: %d images (%.1f/s)", images, images / (said - started))
+    model.set_teacher_statistics(*moments.compute())
+    logger.info("statistics of the teacher from %d images in %.1f s", images, time.monotonic() - started)
+
+
+class MapQuantiles:
+    """`QUANTILES` of both maps over the normal images, from a uniform random sample where they are many.
+
+    Args:
+        seed: of the sample.
+        largest: values of a map that are kept at most.
+    """
+
+    def __init__(self, *, seed: int, largest: int = LARGEST_SAMPLE) -> None:
+        self.images = 0
+        self._largest = largest
+        self._share = 1.0  # of all values, that is kept: halved whenever they become too many
+        self._generator = torch.Generator().manual_seed(seed)
+        self._kept = torch.zeros(2, 0)
+
+    def update(self, maps: LocalMaps) -> None:
+        """Shape: (B, 1, h, w) each, of normal images."""
+        self.images += len(maps.student_teacher)
+        values = torch.stack([one.detach().float().cpu().flatten() for one in maps])  # (2, B h w)
+        self._kept = torch.cat([self._kept, self._thinned(values, self._share)], dim=1)
+        while self._kept.shape[1] > self._largest:
+            self._share /= 2
+            self._kept = self._thinned(self._kept, 0.5)
+
+    def _thinned(self, values: Tensor, share: float) -> Tensor:
+        if share == 1:
+            return values
+        return values[:, torch.rand(values.shape[1], generator=self._generator) < share]
+
+    def compute(self) -> Tensor:
+        """(2, 2), as `EfficientADModel.set_quantiles` takes them; linear between neighbouring values."""
+        return torch.quantile(self._kept, torch.tensor(QUANTILES), dim=1).T.contiguous()
+
+
+# --- Files of weights, ours and published ones
+
+
+RECORD = "gainmtl_teacher"
+"""Key of a teacher file's metadata under which `distill` tells, as JSON, how the teacher was made."""
+
+
+def read_weights(path: str | Path) -> StateDict:
+    """The tensors in a file under the file's names; nothing in it is run.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` or Lightning wrote.
+
+    Raises:
+        ModelError: no such file, no tensors in it, or a network pickled as a whole.
+    """
+    path = Path(path)
+    unknown = [] if path.suffix == ".safetensors" else _unknown_classes(path)
+    if any(name.startswith("torch.nn.modules.") for name in unknown):
+        raise ModelError(
+            f"{path}: a network pickled as a whole, which cannot be read without running code; where it was made, save "
+            "its tensors instead: torch.save(network.state_dict(), 'weights.pth')"
+        )
+    # anomalib's checkpoints name the class of their model_size among the hyperparameters.
+    with safe_globals([(_Placeholder, name) for name in unknown]):
+        return read_checkpoint(path)
+
+
+def teacher_record(path: Path) -> dict[str, Any] | None:
+    """How `distill` made a teacher file; None for a file from elsewhere."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(RECORD, "null"))
+    except (SafetensorError, OSError):
+        return None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Placeholder:
+    """Stands where a checkpoint names a class beside its tensors: takes everything, does nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _unknown_classes(path: Path) -> list[str]:
+    with suppress(Exception):  # whatever a foreign file raises, `read_checkpoint` words it
+        return get_unsafe_globals_in_checkpoint(path)
+    return []
+
+
+# --- Weights of EfficientAD from files
+
+
+_LAYER = re.compile(r"(encoder\.|decoder\.)?(?:convolutions\.|conv|enconv|deconv)?(\d+)\.(weight|bias)")
+_KINDS = {
+    4: "a patch description network of size S",
+    6: "a patch description network of size M",
+    14: "an autoencoder",
+}
+
+
+def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
+    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it.
+
+    The description has ``kind`` (``random`` or ``file``) and ``text``; of a file also ``file``, its ``digest``
+    (SHA-256) and, when `distill` made it, ``distilled``: how.
+
+    Raises:
+        ModelError: see `read_weights`; the teacher has another size or other channels than the settings.
+    """
+    if settings.teacher == RANDOM:
+        state = random_teacher(settings.model_size, settings.out_channels, seed=settings.seed)
+        return state, {
+            "kind": "random",
+            "text": "random (untrained teacher: not the paper's method)",
+            "seed": settings.seed,
+        }
+    path = Path(settings.teacher)
+    network = PatchDescriptionNetwork(model_size=settings.model_size, out_channels=settings.out_channels)
+    _fill(network, _teacher_in(read_weights(path)), source=str(path))
+    description = {
+        "kind": "file",
+        "text": f"weights file {path.name}",
+        "file": settings.plain()["teacher"],
+        "digest": digest(path),
+    }
+    if record := teacher_record(path):
+        text = f"distilled from {record['backbone']} ({record['weights']}) on {record['images']}"
+        description |= {"text": text, "distilled": record}
+    return network.state_dict(), description
+
+
+def random_teacher(model_size: ModelSize, out_channels: int, *, seed: int) -> StateDict:
+    """An untrained teacher that follows from the seed alone; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PatchDescriptionNetwork(model_size=model_size, out_channels=out_channels).state_dict()
+
+
+def load_teacher(model: EfficientADModel, state: StateDict, *, source: str = "the teacher's weights") -> None:
+    """Fill the model's teacher in place, from a teacher's tensors or those of a whole model, in any naming.
+
+    Args:
+        model: its channel statistics stay as they are.
+        state: of the teacher.
+        source: begins the error's message.
+
+    Raises:
+        ModelError: a teacher of another size or with other channels.
+    """
+    _fill(model.teacher, _teacher_in(state), source=source)
+
+
+def load_state(model: EfficientADModel, state: StateDict, *, source: str = "the weights") -> None:
+    """Fill teacher, student, autoencoder and their statistics in place, in any naming.
+
+    Statistics that anomalib has not set yet, all zero, leave descriptions and maps unchanged, there and here.
+
+    Raises:
+        ModelError: a model of another size or with other channels, or a part that is missing.
+    """
+    state = _without_wrapper(state)
+    for name, network in _networks(model).items():
+        _fill(network, _part(state, name), source=f"{source}: {name}")
+    statistics = _statistics(state)
+    buffers = {name: getattr(model, name) for name in ("teacher_mean", "teacher_std", "quantiles")}
+    missing = [n for n, buffer in buffers.items() if n not in statistics or statistics[n].numel() != buffer.numel()]
+    if missing:
+        raise ModelError(f"{source}: no fitting {', '.join(missing)}; give a whole model, saved with its statistics")
+    for name, buffer in buffers.items():
+        buffer.copy_(statistics[name].reshape(buffer.shape))
+
+
+def load_model(path: str | Path, *, padding: bool = False) -> EfficientADModel:
+    """A whole model from a file, on the CPU, in evaluation mode; the tensors say its size and channels.
+
+    Args:
+        path: see `read_weights`.
+        padding: of the networks, which weights do not tell.
+
+    Raises:
+        ModelError: see `read_weights` and `load_state`.
+    """
+    state = read_weights(path)
+    layers = _in_order(_teacher_in(state), source=f"{path}: teacher")
+    sizes: dict[int, ModelSize] = {8: "S", 12: "M"}  # tensors, two to a convolution
+    if len(layers) not in sizes:
+        raise ModelError(f"{path}: no model of EfficientAD; its teacher is {_words(layers)}, expected size S or M")
+    model = EfficientADModel(sizes[len(layers)], len(layers[-1]), padding=padding)
+    load_state(model, state, source=str(path))
+    return model.eval()
+
+
+def _networks(model: EfficientADModel) -> dict[str, nn.Module]:
+    return {"teacher": model.teacher, "student": model.student, "autoencoder": model.autoencoder}
+
+
+def _without_wrapper(state: StateDict) -> StateDict:
+    """Without the prefix under which a Lightning module has its model."""
+    prefix = "model."
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return inside or state
+
+
+def _part(state: StateDict, network: str) -> StateDict:
+    """One network's tensors; anomalib's name of the autoencoder is ``ae``."""
+    prefixes = ("autoencoder.", "ae.") if network == "autoencoder" else (f"{network}.",)
+    for prefix in prefixes:
+        if part := {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}:
+            return part
+    return {}
+
+
+def _teacher_in(state: StateDict) -> StateDict:
+    """The teacher's tensors, in a file of its own or of a whole model."""
+    state = _without_wrapper(state)
+    return _part(state, "teacher") or state
+
+
+def _statistics(state: StateDict) -> StateDict:
+    """Channel statistics and quantiles under our names."""
+    found = {name.replace("mean_std.", "teacher_"): tensor for name, tensor in state.items()}
+    if "mean_std.std" in state and not state["mean_std.std"].any():
+        found["teacher_std"] = torch.ones_like(found["teacher_std"])
+    ends = ("qa_st", "qb_st", "qa_ae", "qb_ae")
+    if all(f"quantiles.{end}" in state for end in ends):
+        quantiles = torch.stack([state[f"quantiles.{end}"].float() for end in ends]).view(2, 2)
+        found["quantiles"] = quantiles if quantiles.any() else torch.tensor([[0.0, 0.1], [0.0, 0.1]])
+    return found
+
+
+def _fill(network: nn.Module, state: StateDict, *, source: str) -> None:
+    expected = network.state_dict()
+    given = _in_order(state, source=source)
+    found, wanted = [[tuple(t.shape) for t in tensors] for tensors in (given, expected.values())]
+    if found != wanted:
+        theirs, ours = _words(given), _words(list(expected.values()))
+        if theirs == ours:
+            ours = f"its tensors to be {wanted}, got {found}"
+        raise ModelError(
+            f"{source}: {theirs}, expected {ours}; set model_size and out_channels to those of the weights"
+        )
+    network.load_state_dict(dict(zip(expected, given, strict=True)))
+
+
+def _in_order(state: StateDict, *, source: str) -> list[Tensor]:
+    """The tensors of a network from its input to its output, each convolution's weight before its bias."""
+    places = {}
+    for name in state:
+        layer = _LAYER.fullmatch(name)
+        if layer is None:
+            raise ModelError(f"{source}: no network of EfficientAD, '{name}' is none of its layers")
+        places[name] = (layer[1] == "decoder.", int(layer[2]), layer[3] == "bias")
+    if not places:
+        raise ModelError(f"{source}: no weights of it in the file; give a whole model")
+    return [state[name] for name in sorted(places, key=places.__getitem__)]
+
+
+def _words(tensors: list[Tensor]) -> str:
+    kind = _KINDS.get(len(tensors) // 2, f"a network of {len(tensors) / 2:g} convolutions")
+    return f"{kind} with {len(tensors[-1])} channels"

@@ -15,10 +15,10 @@ from looking import MAP_PICTURE, SLOW, changes, close, pixels
 from playwright.sync_api import expect
 from servers import Started
 
-from gainmtl_lib.efficientad.runs import open_run
-from gainmtl_lib.evaluation.novelty import find_novel
-from gainmtl_lib.parameters import repository_root
+from gainmtl_lib.efficientad.evaluate import find_novel
+from gainmtl_lib.efficientad.train import open_run
 from gainmtl_lib.runs import load_run
+from gainmtl_lib.settings import repository_root
 
 PARTS = "efficientad", "s5"
 

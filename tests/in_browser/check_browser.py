@@ -21,8 +21,8 @@ from playwright.sync_api import Page, Request, expect
 from servers import Started, jupyterlab
 from tiny import tiny_settings
 
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.train import fit
 
 SIZES = ((1440, 900), (1024, 768))
 STOPPED_BY_THE_PAGE = "csp"

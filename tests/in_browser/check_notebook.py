@@ -15,8 +15,8 @@ from looking import MAP_PICTURE, changes, close, drag_to_the_left, pixels, run_a
 from playwright.sync_api import expect
 from servers import jupyterlab
 
-from gainmtl_lib.parameters import repository_root
 from gainmtl_lib.runs import load_run
+from gainmtl_lib.settings import repository_root
 
 NOTEBOOK = "08_cam_explanation.ipynb"
 MINUTES = 8 * 60_000  # ms; on two idle cores it takes less than one

@@ -12,10 +12,10 @@ import pytest
 from playwright.sync_api import Browser
 from tiny import tiny_settings
 
-from gainmtl_lib.evaluation.evaluate import evaluate
-from gainmtl_lib.explain.measured_faithfulness import measure_faithfulness
-from gainmtl_lib.explain.report import write_report
-from gainmtl_lib.training.fit import fit
+from gainmtl_lib.audit.report import write_report
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.studies.faithfulness import measure_faithfulness
+from gainmtl_lib.train import fit
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The CAM browser and its page."""

@@ -1,0 +1,532 @@
+"""What all commands share: parameters on the command line, the console, and errors without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from gainmtl_lib.progress import show_progress
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, read_parameters, repository_root
+
+# In a file or a pipe there is no width to fit: tables keep theirs.
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+TRAINING = ("run", "train", "distill", "ablation", "shortcut")
+"""Commands that a second call continues where an interruption left them."""
+
+
+class Commands(click.Group):
+    """Takes underscores for hyphens, and turns the library's errors into one message and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that is meant for the user becomes a message without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except _known_errors() as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            goes_on = "; the same command goes on from where it was last saved"
+            raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is meant for the user. Imported late: `gainmtl --help` should not load torch."""
+    errors: list[type[Exception]] = [SettingsError]
+    for module, name in (
+        ("gainmtl_lib.runs", "FileError"),
+        ("gainmtl_lib.train", "DeviceError"),
+        ("gainmtl_lib.readers", "DataError"),
+        ("gainmtl_lib.backbone", "ModelError"),
+        ("gainmtl_lib.runs", "RunError"),
+        ("gainmtl_lib.train", "TrainingDivergedError"),
+        ("gainmtl_lib.notebooks", "NotebookError"),
+        ("gainmtl_lib.browser.serve", "ServeError"),
+    ):
+        if module in sys.modules:
+            errors.append(getattr(sys.modules[module], name))
+    return tuple(errors)
+
+
+def _hyphens(token: str) -> str:
+    return token.replace("_", "-")
+
+
+SPELLING = {"token_normalize_func": _hyphens, "help_option_names": ["-h", "--help"]}
+
+
+def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``-f FILE`` and ``-p NAME VALUE``, both repeatable."""
+    files = click.option("-f", "--config", "files", multiple=True, type=Path, help="Parameter file; later ones win.")
+    pairs = click.option(
+        "-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files."
+    )
+    return files(pairs(command))
+
+
+def named_values(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+    """The ``-p`` pairs with their values read."""
+    return [(name, value_of(text)) for name, text in pairs]
+
+
+def value_of(text: str) -> Any:
+    """A command line's value as YAML reads it, except that 1e-4 is a number; text that is no YAML is itself."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date, 2024-13-01
+        return text
+
+
+# --- Commands about the strategies
+
+
+@click.command()
+@click.argument("what", metavar="s1…s7|all")
+@parameter_options
+@click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
+def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], force: bool) -> None:
+    """Execute a strategy's notebook, or the whole collection, headless.
+
+    Parameters that are not given are those of the notebook, which are the quick study's.
+    """
+    from gainmtl_lib import notebooks as study
+    from gainmtl_lib.console import print_comparison
+
+    overrides = dict(named_values(pairs))
+    if what.lower() == "all":
+        experiment = study.run_all(files, overrides, force=force)
+        print_comparison(console, experiment)
+        return
+    if what.upper() not in STRATEGY_WEIGHTS:
+        raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
+    executed = study.run_strategy(what.upper(), files, overrides, force=force)
+    console.print(f"executed notebook: {escape(str(executed))}")
+
+
+@click.command()
+@parameter_options
+@click.option("--strategy", help="S1 … S7; takes the strategy's loss weights along.")
+@click.option("--data-root", help="Folder of the data.")
+@click.option("--backbone", "backbone_arch", help="b0-b3, s, m, l, xl, or a timm model name.")
+@click.option("--batch-size", type=int)
+@click.option("--epochs", "num_epochs", type=int)
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>.")
+@click.option("--seed", type=int)
+@click.option("--val-ratio", type=float, help="Share of the training data used for validation.")
+@click.option("--wandb", "use_wandb", is_flag=True, default=None, help="Log to Weights & Biases.")
+@click.option("--no-tensorboard", is_flag=True, help="Do not write TensorBoard logs.")
+@click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
+@click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
+def train(
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    no_tensorboard: bool,
+    resume: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Train one strategy without a notebook. An unfinished run goes on; a finished one is reported."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for path in files:
+        named = read_parameters(path).get("strategy")
+        if None not in (named, options["strategy"]) and named != options["strategy"]:
+            raise SettingsError(f"{path}: strategy is {named!r}, but --strategy is {options['strategy']!r}; give one")
+    settings = Settings.from_yaml(
+        *files, **dict(named_values(pairs)) | given | ({"use_tensorboard": False} if no_tensorboard else {})
+    )
+    from gainmtl_lib.train import fit
+
+    finished = fit(settings, resume=resume, force=force)
+    console.print(f"run: {escape(str(finished.folder))}")
+
+
+@click.command("evaluate")
+@click.argument("run_folder", metavar="[RUN]", required=False, type=Path)
+@click.option("--checkpoint", type=Path, help="A checkpoint file, in place of RUN.")
+@click.option("--data-root", type=Path, help="Other data than the run was trained on.")
+@click.option(
+    "--mask-source",
+    type=click.Choice(["localization", "efficientad", "external", "none", "other", "oracle", "all"]),
+    help="S6 only; other is another picture's mask, oracle leaks the label, all compares the sources.",
+)
+@click.option("--external-mask-dir", type=Path, help="Masks for --mask-source external, found by stem.")
+@click.option(
+    "--efficientad-run",
+    type=Path,
+    help="A finished EfficientAD run: flags novel pictures; makes the masks of --mask-source efficientad.",
+)
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
+@click.option("--visualize", is_flag=True, help="Write a picture of every test image with its maps.")
+@click.option("--vis-dir", type=Path, help="Where --visualize writes; the run's figures folder by default.")
+@click.option("--error-analysis", is_flag=True, help="List missed defects, then the right for the wrong reason.")
+@click.option(
+    "--reasons", is_flag=True, help="Ask what the verdicts rest on: test pictures with defects healed and pasted."
+)
+@click.option("--export-results", type=Path, help="Write the summary to this JSON file.")
+@click.option("--force", is_flag=True, help="Evaluate anew although results are stored.")
+def evaluate_command(**options: Any) -> None:
+    """Evaluate a run of either system, or a checkpoint of a strategy, on its test splits."""
+    from gainmtl_lib.console import evaluate_and_report
+
+    evaluate_and_report(console, **options)
+
+
+@click.command("compare")
+@click.argument("experiment", type=Path, default=Path("outputs/quick"))
+@click.option("--export", type=Path, help="Write the table (CSV, Markdown) and the figures to this folder.")
+def compare_command(experiment: Path, export: Path | None) -> None:
+    """Print the comparison of the strategies of an experiment's folder."""
+    from gainmtl_lib.console import print_comparison
+
+    print_comparison(console, experiment, export=export)
+
+
+# --- The command that runs a study's plan and reports it.
+
+
+@click.command("ablation")
+@click.argument("plan_file", metavar="[PLAN]", default="ablation")
+@click.option("-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="A parameter of all runs.")
+@click.option("--seeds", help="These seeds of the plan only, with commas: 0,1.")
+@click.option("--rows", multiple=True, metavar="NAME", help="This row of the plan only; repeatable.")
+@click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
+@click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
+def ablation(
+    plan_file: str,
+    pairs: Sequence[tuple[str, str]],
+    seeds: str | None,
+    rows: Sequence[str],
+    export: Path | None,
+    only_report: bool,
+) -> None:
+    """Run a study's plan, compare its rows, and say which steps made a difference.
+
+    PLAN is a file, or the name of one in params/studies (ablation, map_stride, annotation, edited_share). Runs that
+    are there are reused, and after an interruption the same command goes on. The exit status is 1 when a run failed.
+    """
+    from gainmtl_lib.studies.plans import load_plan
+
+    plan = load_plan(plan_file, **dict(named_values(pairs)))
+    plan = plan.only(rows=rows or None, seeds=None if seeds is None else _seeds(seeds))
+    from gainmtl_lib.studies.ablation import run_and_report
+
+    failed = run_and_report(console, plan, export=export, only_report=only_report)
+    sys.exit(1 if failed else 0)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--seeds must be whole numbers with commas between, got {text!r}") from None
+
+
+# --- The command of the shortcut study.
+
+
+@click.command()
+@parameter_options
+@click.option("--export", type=Path, help="Write table, warnings, conclusion and figures to this folder.")
+@click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
+def shortcut(files: Sequence[Path], pairs: Sequence[tuple[str, str]], export: Path | None, only_report: bool) -> None:
+    """Train under cues that go along with the class, and ask which strategy follows them.
+
+    Parameters that are not given are those of params/studies/shortcut.yaml. What is there already is reused; a
+    second call goes on where the first was interrupted. The exit status is 1 when a run failed.
+    """
+    from gainmtl_lib.studies.shortcut import ShortcutStudySettings, study_and_report
+
+    settings = ShortcutStudySettings.from_yaml(*files, **dict(named_values(pairs)))
+    sys.exit(0 if study_and_report(console, settings, export=export, only_report=only_report) else 1)
+
+
+# --- Commands that show what a run decided and why
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=Path)
+@click.argument("images", metavar="IMAGE…", nargs=-1, required=True, type=Path)
+@click.option("--mask", "masks", multiple=True, type=Path, help="Where the defect is; one for each image, in order.")
+@click.option("--class-names", nargs=2, default=("normal", "defective"), show_default=True)
+@click.option("--mask-source", type=click.Choice(["localization", "none"]), help="S6 only; the run's own by default.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
+@click.option("--output", "folder", type=Path, help="Where the figures go; RUN/explanations by default.")
+@click.option("--export-results", type=Path, help="Write the answers to this JSON file.")
+def explain(run_folder: Path, images: Sequence[Path], **options: Any) -> None:
+    """Explain pictures: verdict, where the model looked, and whether it says so without the defect."""
+    from gainmtl_lib.console import explain_pictures
+
+    sys.exit(0 if explain_pictures(console, run_folder, images, **options) else 1)
+
+
+@click.command()
+@click.argument("run_folders", metavar="RUN…", nargs=-1, required=True, type=Path)
+@click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
+@click.option("--port", type=int, help="A free one by default.")
+@click.option("--no-browser", is_flag=True, help="Print the address only.")
+def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None, no_browser: bool) -> None:
+    """Open the CAM browser as a page of its own, on this machine only, behind a token."""
+    from gainmtl_lib.browser.serve import serve_browser
+
+    serve_browser(run_folders, port=port, open_browser=not no_browser, data_root=data_root)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=Path)
+@click.option("--output", type=Path, help="HTML file; RUN/report.html by default.")
+@click.option(
+    "--required-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of defects to be found.",
+)
+@click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
+@click.option(
+    "--faithfulness/--no-faithfulness",
+    default=False,
+    show_default=True,
+    help="Measure first, unless it is stored, whether the decision follows the map; takes the model and minutes.",
+)
+def report(
+    run_folder: Path, output: Path | None, required_recall: float, data_root: Path | None, faithfulness: bool
+) -> None:
+    """Write a run's audit report: one HTML file that opens offline and prints."""
+    from gainmtl_lib.audit.report import write_report
+    from gainmtl_lib.runs import load_run
+    from gainmtl_lib.studies.faithfulness import measure_faithfulness
+
+    finished = load_run(run_folder)
+    if faithfulness:
+        measure_faithfulness(finished, data_root=data_root)
+    path = write_report(finished, output, required_recall=required_recall, data_root=data_root)
+    console.print(f"report: {escape(str(path))}")
+
+
+# --- The group of commands of the second system
+
+
+@click.group(cls=Commands)
+def efficientad() -> None:
+    """EfficientAD: find anomalies from good parts alone."""
+
+
+@efficientad.command("train")
+@parameter_options
+@click.option("--category", metavar="NAME|all", help="Of MVTec AD; all: each one in data_root, a run of its own.")
+@click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
+@click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
+def train_efficientad(
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    category: str | None,
+    resume: Path | None,
+    force: bool,
+) -> None:
+    """Train and evaluate. An unfinished run goes on; a finished one is reported."""
+    from gainmtl_lib.efficientad.figures import train_and_report
+
+    if category == "all" and resume is not None:
+        raise click.UsageError("--resume is for one run; give --category NAME")
+    train_and_report(console, files, dict(named_values(pairs)), category=category, resume=resume, force=force)
+
+
+@efficientad.command()
+@click.argument("places", metavar="[RUN|CHECKPOINT] [PICTURE|FOLDER]…", nargs=-1, type=Path)
+@click.option("--model-path", type=Path, help="The run's folder or checkpoint file, in place of the first argument.")
+@click.option("--image-path", "image_paths", multiple=True, type=Path, help="One more picture or folder of pictures.")
+@click.option(
+    "--is-synthetic",
+    type=bool,
+    default=False,
+    help="True: the pictures are the run's own synthetic test pictures, with their ground truth.",
+)
+@click.option(
+    "--output",
+    "--output-path",
+    "output",
+    required=True,
+    type=Path,
+    help="Folder for the pictures and scores.csv; or the file of one picture, its scores beside it.",
+)
+@click.option("--image-size", type=int, nargs=2, help="Height and width to compute at; the training's by default.")
+@click.option("--mask", "masks", multiple=True, type=Path, help="Ground truth; one for each picture, in order.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; the run's accelerator by default.")
+def predict(
+    places: Sequence[Path], model_path: Path | None, image_paths: Sequence[Path], is_synthetic: bool, **options: Any
+) -> None:
+    """Score pictures, and draw each beside its heat map and its ground truth, where there is one.
+
+    Ground truth is found for the pictures of a dataset whose masks lie where a training would find them.
+    """
+    from gainmtl_lib.efficientad.figures import predict_and_report
+
+    if model_path is None and not places:
+        raise click.UsageError("give the folder of a run or a checkpoint file, first or as --model-path")
+    model, *pictures = places if model_path is None else (model_path, *places)
+    pictures += image_paths
+    if bool(pictures) == is_synthetic:
+        raise click.UsageError("give either pictures or --is-synthetic True")
+    sys.exit(0 if predict_and_report(console, model, pictures, **options) else 1)
+
+
+@efficientad.command()
+@click.argument("images", metavar="IMAGES", type=Path)
+@click.argument("output", metavar="OUTPUT", type=Path)
+@parameter_options
+@click.option("--backbone", help="Any timm name; wide_resnet101_2 by default.")
+@click.option("--backbone-weights", type=Path, help="File of its weights; by default those that go by its name.")
+@click.option("--model-size", type=click.Choice(["S", "M"]), help="Of the teacher; S by default.")
+@click.option("--steps", type=int, help="60000 by default.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; auto by default.")
+@click.option("--force", is_flag=True, help="Start anew, dropping OUTPUT and unfinished work.")
+def distill(
+    images: Path, output: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]], force: bool, **options: Any
+) -> None:
+    """Make a teacher: distill a backbone on the pictures in the folder IMAGES into the file OUTPUT.
+
+    Interrupted work goes on with the same command. OUTPUT (.safetensors) is what the parameter 'teacher' names.
+    """
+    values = {name: value for file in files for name, value in read_parameters(file).items()}
+    values |= dict(named_values(pairs)) | {name: value for name, value in options.items() if value is not None}
+    if own := sorted({"images", "output", "force"} & values.keys()):
+        raise click.UsageError(
+            f"'{own[0]}' is no parameter here; IMAGES and OUTPUT are arguments, --force is an option"
+        )
+    from gainmtl_lib.efficientad.distill import distill as distilled
+
+    path = distilled(images, output, force=force, **values)
+    console.print(f"teacher: {escape(str(path))}")
+
+
+# --- The group of commands about data
+
+
+@click.group(cls=Commands)
+def data() -> None:
+    """Check a dataset, make a synthetic one, or plant a cue into photographs."""
+
+
+@data.command()
+@click.argument("path", type=Path)
+@parameter_options
+@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"]))
+@click.option("--image-size", type=int, nargs=2, help="Height and width; 512 512 by default.")
+@click.option("--val-ratio", type=float, help="0.2 by default, unless the data has a validation folder.")
+@click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
+@click.option("--contact-sheet", type=Path, help="Write a picture of samples with mask outlines to this file.")
+def check(
+    path: Path,
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    dataset_type: str | None,
+    contact_sheet: Path | None,
+    **options: Any,
+) -> None:
+    """Lint the dataset in PATH, split as a training with the same parameters would split it.
+
+    The exit status is 1 when a training would refuse the data. Warnings, about what could mislead one, leave it 0.
+    """
+    options["dataset_type"] = None if dataset_type is None else dataset_type.replace("-", "_")
+    given = dict(named_values(pairs)) | {name: value for name, value in options.items() if value is not None}
+    settings = Settings.from_yaml(*files, **given | {"data_root": path.absolute()})
+    has_val_ratio = "val_ratio" in given or any("val_ratio" in read_parameters(file) for file in files)
+    from gainmtl_lib.console import report_data_check
+
+    val_ratio = settings.val_ratio if has_val_ratio else None
+    ok = report_data_check(console, settings, val_ratio=val_ratio, contact_sheet_path=contact_sheet)
+    sys.exit(0 if ok else 1)
+
+
+@data.command()
+@click.argument("path", type=Path)
+@parameter_options
+def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -> None:
+    """Make synthetic surfaces in PATH, in the generic layout."""
+    place = {"data_root": path.absolute(), "dataset_type": "synthetic"}
+    settings = Settings.from_yaml(*files, **dict(named_values(pairs)) | place)
+    from gainmtl_lib.dataset import build_samples
+
+    samples = build_samples(settings)
+    console.print(
+        f"{escape(str(path))}: {len(samples)} pictures, "
+        + ", ".join(f"{k} {v}" for k, v in samples["split"].value_counts().items())
+    )
+
+
+@data.command()
+@click.argument("source", type=Path)
+@click.argument("out", type=Path)
+@parameter_options
+@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile"]), help="Layout of SOURCE.")
+@click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
+@click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of who carries it, and where.")
+def plant(
+    source: Path,
+    out: Path,
+    files: Sequence[Path],
+    pairs: Sequence[tuple[str, str]],
+    dataset_type: str | None,
+    cue: str,
+    correlation: float,
+    seed: int,
+) -> None:
+    """Plant a cue into the photographs in SOURCE, and write them to OUT in the generic layout.
+
+    SOURCE is split as a training with the same parameters would split it. The cue goes along with the defects in
+    train, val and test, and against them in test_shift, which shows the same test photographs once more.
+    """
+    given = dict(named_values(pairs)) | {"data_root": source.absolute()}
+    if dataset_type is not None:
+        given["dataset_type"] = dataset_type.replace("-", "_")
+    settings = Settings.from_yaml(*files, **given)
+    from gainmtl_lib.console import report_planting
+
+    report_planting(console, settings, out, cue=cue, correlation=correlation, seed=seed)
+
+
+# --- The command that refreshes the notebooks.
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+def notebooks(names: Sequence[str]) -> None:
+    """Execute the committed notebooks in place with their own parameters, and clean them."""
+    from gainmtl_lib.notebooks import refresh
+
+    folder = repository_root() / "notebooks"
+    for path in sorted(folder.glob("*.ipynb")):
+        if not names or path.stem in names or path.stem[:2] in names:
+            refresh(path)
+
+
+# --- The command ``gainmtl``
+
+
+COMMANDS = (
+    run, train, evaluate_command, compare_command, ablation, shortcut, explain, browse, report, efficientad, data,
+    notebooks,
+)  # fmt: skip
+
+
+@click.group(cls=Commands, commands=COMMANDS, context_settings=SPELLING)
+def main() -> None:
+    """Defect classification that is right for the right reason."""
+    show_progress()
+
+
+if __name__ == "__main__":
+    main()

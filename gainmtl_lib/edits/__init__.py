@@ -1,0 +1,1 @@
+"""Image counterfactuals: a defect taken away or added, with controls."""

@@ -1,1 +1,0 @@
-"""Figures: pictures with maps, curves, strategies side by side."""

@@ -1,0 +1,367 @@
+"""The seven loss terms of the method document §3, and their weighted sum.
+
+Terms are pure functions of logits, computed in float32 whatever the precision around them. Spatial terms
+reduce per image first, then average over the images they apply to; when there is none they return an exact
+zero that is attached to the graph.
+
+Sizes: B images, H x W network input, h x w feature grid.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.model import GainOutput
+from gainmtl_lib.settings import TERMS
+
+CamGuideTarget = Literal["cls", "deciding", "both"]
+NormalAttention = Literal["entropy", "zero"]
+P = ParamSpec("P")
+
+# A CAM flatter than this is not blown up further: the guidance gradient stays within 1 / 0.01 of the CAM's own.
+MIN_CAM_STD = 1e-2
+
+
+def in_float32(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run a loss outside autocast, on float32 copies of its half-precision arguments."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with torch.autocast(device_type=tensors[0].device.type, enabled=False):
+            named = {name: _as_float(value) for name, value in kwargs.items()}
+            return function(*map(_as_float, args), **named)  # pyright: ignore[reportCallIssue]
+
+    return wrapped
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@in_float32
+def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) -> Tensor:
+    """FL = -α_t (1 - p_t)^γ log p_t over two classes (Lin et al. 2017), mean over images.
+
+    Serves `cls` on path 1 and `am` (attention mining) on the attended logits.
+
+    Args:
+        logits: (B, 2).
+        labels: (B,), 0 or 1.
+        gamma: focus on hard images; 0 is weighted cross-entropy.
+        alpha: weight of class 1; class 0 has 1 - alpha.
+    """
+    labels = labels.long()[:, None]
+    log_prob = logits.log_softmax(dim=1)
+    log_true, log_other = log_prob.gather(1, labels), log_prob.gather(1, 1 - labels)
+    # 1 - p_t is the other class's probability; through its logarithm the power has a gradient even at 0.
+    weight = torch.where(labels == 1, alpha, 1 - alpha)
+    return -(weight * (gamma * log_other).exp() * log_true).mean()
+
+
+def focal_alpha(normals: int, defectives: int) -> float:
+    """α for `focal_loss` from the training counts: the share of normals, so that the rarer class weighs more."""
+    if min(normals, defectives) < 1:
+        raise ValueError(
+            f"focal alpha needs training images of both classes, got {normals} normal and {defectives} defective; "
+            "check the split"
+        )
+    return normals / (normals + defectives)
+
+
+@in_float32
+def guided_attention_loss(attention_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
+    """Pull attention onto the annotated defect: BCE + Dice + soft IoU at mask resolution.
+
+    Args:
+        attention_logits: (B, 1, h, w).
+        masks: (B, 1, H, W) in [0, 1].
+        has_mask: bool (B,).
+    """
+    if not has_mask.any():
+        return attention_logits.sum() * 0.0
+    logits, masks = _upsample(attention_logits[has_mask], masks), masks[has_mask]
+    return (_bce(logits, masks) + _dice(logits, masks) + _soft_iou(logits, masks)).mean()
+
+
+@in_float32
+def normal_attention_loss(attention_logits: Tensor, normal: Tensor, *, kind: NormalAttention = "entropy") -> Tensor:
+    """Keep attention on normal images from settling anywhere.
+
+    `entropy`: 1 - H(softmax over space) / log(h w), 0 when attention is even, 1 when it is one cell.
+    `zero`: BCE towards no attention at all.
+
+    Args:
+        attention_logits: (B, 1, h, w).
+        normal: bool (B,), the images it applies to.
+        kind: which of the two.
+    """
+    if kind not in ("entropy", "zero"):
+        raise ValueError(f"normal attention must be entropy or zero, got {kind!r}")
+    cells = attention_logits.shape[-2] * attention_logits.shape[-1]
+    if not normal.any() or (kind == "entropy" and cells == 1):  # a single cell is always even
+        return attention_logits.sum() * 0.0
+    logits = attention_logits[normal].flatten(1)  # (B', h w)
+    if kind == "zero":
+        return F.softplus(logits).mean()
+    log_prob = logits.log_softmax(dim=1)
+    entropy = -(log_prob.exp() * log_prob).sum(dim=1)
+    return (1 - entropy / math.log(cells)).mean()
+
+
+@in_float32
+def cam_guide_loss(cam: Tensor, masks: Tensor, has_mask: Tensor, *, gain: Tensor, offset: Tensor) -> Tensor:
+    """Pull a CAM onto the annotated defect: BCE + Dice of its standardised shape.
+
+    A CAM has no scale of its own: it is standardised per image, then `gain * z + offset` are its logits.
+    The term therefore moves where the CAM is high, not how high it is (that is the decision's margin).
+
+    Args:
+        cam: (B, 1, h, w), unbounded.
+        masks: (B, 1, H, W) in [0, 1].
+        has_mask: bool (B,).
+        gain: positive scalar.
+        offset: scalar.
+    """
+    if not has_mask.any():
+        return (cam.sum() + gain + offset) * 0.0
+    logits, masks = _upsample(gain * standardize(cam[has_mask]) + offset, masks), masks[has_mask]
+    return (_bce(logits, masks) + _dice(logits, masks)).mean()
+
+
+def standardize(cam: Tensor) -> Tensor:
+    """Zero mean and unit deviation per image, (B, 1, h, w); a CAM flatter than `MIN_CAM_STD` stays flatter."""
+    centered = cam - cam.mean(dim=(1, 2, 3), keepdim=True)
+    variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
+    return centered / variance.clamp_min(MIN_CAM_STD**2).sqrt()
+
+
+@in_float32
+def localization_loss(localization_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
+    """Segment the annotated defect: Dice + BCE.
+
+    Args:
+        localization_logits: (B, 1, H, W).
+        masks: (B, 1, H, W) in [0, 1].
+        has_mask: bool (B,).
+    """
+    if not has_mask.any():
+        return localization_logits.sum() * 0.0
+    logits, masks = _upsample(localization_logits[has_mask], masks), masks[has_mask]
+    return (_dice(logits, masks) + _bce(logits, masks)).mean()
+
+
+@in_float32
+def counterfactual_loss(cf_logits: Tensor, has_mask: Tensor) -> Tensor:
+    """Without its defect an image is normal: cross-entropy of cf_logits (B, 2) to class 0, where has_mask (B,)."""
+    if not has_mask.any():
+        return cf_logits.sum() * 0.0
+    return -cf_logits[has_mask].log_softmax(dim=1)[:, 0].mean()
+
+
+@in_float32
+def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_mask: Tensor) -> Tensor:
+    """MSE of the attention map and the localization map, the latter pooled by area to attention's grid.
+
+    Args:
+        attention_logits: (B, 1, h, w).
+        localization_logits: (B, 1, H, W).
+        has_mask: bool (B,).
+    """
+    if not has_mask.any():
+        return attention_logits.sum() * 0.0 + localization_logits.sum() * 0.0
+    attention = attention_logits[has_mask].sigmoid()
+    grid = (attention.shape[-2], attention.shape[-1])
+    localization = F.adaptive_avg_pool2d(localization_logits[has_mask].sigmoid(), grid)
+    return (attention - localization).square().mean()
+
+
+class GainLoss(nn.Module):
+    """All terms of a batch and their weighted sum.
+
+    Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start
+    at 2 and -2, a border one deviation above the CAM's mean: a defect is a small part of its image, and
+    at common learning rates they move slowly.
+
+    Args:
+        focal_gamma, focal_alpha: of `focal_loss`.
+        cam_guide_target: the CAM of path 1, of the deciding head, or the mean over both. In S1 and S2 they are one.
+        normal_attention: what `guide` asks of normal images, see `normal_attention_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_gamma: float,
+        focal_alpha: float,
+        cam_guide_target: CamGuideTarget = "both",
+        normal_attention: NormalAttention = "entropy",
+    ) -> None:
+        super().__init__()
+        if cam_guide_target not in ("cls", "deciding", "both"):
+            raise ValueError(f"cam_guide_target must be cls, deciding or both, got {cam_guide_target!r}")
+        self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
+        self.cam_guide_target = cam_guide_target
+        self.normal_attention: NormalAttention = normal_attention
+        self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
+        self.cam_offset = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, output: GainOutput, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum.
+
+        Raises:
+            ValueError: a weight for a term that does not exist, or for one whose output the model did not give.
+        """
+        unknown = sorted(set(weights) - set(TERMS))
+        if unknown:
+            raise ValueError(f"unknown loss term {', '.join(unknown)}; there are {', '.join(TERMS)}")
+        terms = {term: getattr(self, f"_{term}")(output, batch) for term in TERMS if weights.get(term, 0) > 0}
+        total = sum((weights[term] * value for term, value in terms.items()), start=output.logits.float().sum() * 0.0)
+        return {**terms, "total": total}
+
+    def _cls(self, output: GainOutput, batch: Batch) -> Tensor:
+        return self.focal(output.cls_logits, batch.labels)
+
+    def _am(self, output: GainOutput, batch: Batch) -> Tensor:
+        return self.focal(_need(output, "attended_cls_logits", "am"), batch.labels)
+
+    def _cam_guide(self, output: GainOutput, batch: Batch) -> Tensor:
+        cams = {"cls": [output.cls_cam], "deciding": [output.cam]}.get(self.cam_guide_target)
+        if cams is None:
+            one_head = output.attended_cls_logits is None  # S1 and S2: both are the same map
+            cams = [output.cls_cam] if one_head else [output.cls_cam, output.cam]
+        gain, offset = self.cam_log_gain.exp(), self.cam_offset
+        losses = [cam_guide_loss(cam, batch.masks, _annotated(batch), gain=gain, offset=offset) for cam in cams]
+        return torch.stack(losses).mean()
+
+    def _loc(self, output: GainOutput, batch: Batch) -> Tensor:
+        return localization_loss(_need(output, "localization_logits", "loc"), batch.masks, _annotated(batch))
+
+    def _guide(self, output: GainOutput, batch: Batch) -> Tensor:
+        logits = _need(output, "attention_logits", "guide")
+        on_defects = guided_attention_loss(logits, batch.masks, _annotated(batch))
+        return on_defects + normal_attention_loss(logits, batch.labels == 0, kind=self.normal_attention)
+
+    def _cf(self, output: GainOutput, batch: Batch) -> Tensor:
+        return counterfactual_loss(_need(output, "cf_logits", "cf"), _annotated(batch))
+
+    def _consist(self, output: GainOutput, batch: Batch) -> Tensor:
+        attention = _need(output, "attention_logits", "consist")
+        return consistency_loss(attention, _need(output, "localization_logits", "consist"), _annotated(batch))
+
+
+def _annotated(batch: Batch) -> Tensor:
+    return batch.has_mask & (batch.labels == 1)
+
+
+def _need(output: GainOutput, field: str, term: str) -> Tensor:
+    value = output[field]
+    if value is None:
+        raise ValueError(
+            f"loss term {term} needs the model's {field}, which is None; set its weight to 0, "
+            "or use a strategy that has it (cf_logits also need masks in forward)"
+        )
+    return value
+
+
+def _upsample(logits: Tensor, masks: Tensor) -> Tensor:
+    if logits.shape[-2:] == masks.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+
+
+# Per image: (B, 1, H, W) logits and masks -> (B,).
+
+
+def _bce(logits: Tensor, masks: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=(1, 2, 3))
+
+
+def _overlap(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft intersection, and the sum of both areas."""
+    prob = logits.sigmoid()
+    return (prob * masks).sum(dim=(1, 2, 3)), (prob + masks).sum(dim=(1, 2, 3))
+
+
+def _dice(logits: Tensor, masks: Tensor) -> Tensor:
+    shared, both = _overlap(logits, masks)
+    return 1 - 2 * shared / both.clamp_min(1e-6)
+
+
+def _soft_iou(logits: Tensor, masks: Tensor) -> Tensor:
+    shared, both = _overlap(logits, masks)
+    return 1 - shared / (both - shared).clamp_min(1e-6)
+
+
+# --- Which loss terms are in force at what point of the training
+
+
+FIRST_STAGE = {"cls": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
+"""The stage from which each term counts."""
+
+# Sums such as 0.1 + 0.2 may lie an ulp above the step that should open the next stage.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Four stages that multiply the strategy's λ by 0 or 1, `loc` by a linear warm-up.
+
+    Attributes:
+        lambdas: the strategy's λ by term; a term left out counts as 0.
+        ratios: the stages' shares of the training, summing to 1; a stage may have length 0.
+        loc_warmup_ratio: share of stage 3 over which λ_loc rises from 0 to its value.
+    """
+
+    lambdas: Mapping[str, float]
+    ratios: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
+    loc_warmup_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.lambdas) - set(TERMS))
+        if unknown:
+            raise ValueError(f"unknown loss term {', '.join(unknown)}; there are {', '.join(TERMS)}")
+        if len(self.ratios) != 4 or min(self.ratios) < 0 or not math.isclose(sum(self.ratios), 1, abs_tol=1e-6):
+            raise ValueError(f"ratios must be four shares that sum to 1, got {list(self.ratios)}")
+        if not 0 <= self.loc_warmup_ratio <= 1:
+            raise ValueError(f"loc_warmup_ratio must lie in [0, 1], got {self.loc_warmup_ratio}")
+
+    @property
+    def starts(self) -> tuple[float, float, float, float]:
+        """Progress at which each stage begins."""
+        first, second, third, _ = accumulate(self.ratios)
+        return 0.0, first, second, third
+
+    @property
+    def final_stage_start(self) -> float:
+        """Progress at which the last stage that has any length begins; "best" is chosen from there on."""
+        return max(start for start, ratio in zip(self.starts, self.ratios, strict=True) if ratio > 0)
+
+    def stage(self, progress: float) -> int:
+        """The stage in force, 1 to 4. At the very end of the training, progress 1, the last one with any length."""
+        reached = min(progress + _TOLERANCE, 1 - _TOLERANCE)
+        return sum(start <= reached for start in self.starts)
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """λ in force, for every one of `TERMS`; 0 where a term does not count yet."""
+        stage = self.stage(progress)
+        weights = {term: self.lambdas.get(term, 0.0) if stage >= FIRST_STAGE[term] else 0.0 for term in TERMS}
+        warmup = self.loc_warmup_ratio * self.ratios[2]
+        if stage == 3 and warmup > 0:
+            weights["loc"] *= min(max((progress - self.starts[2]) / warmup, 0.0), 1.0)
+        return weights
+
+
+def mask_blend_alpha(progress: float) -> float:
+    """Share of the plain mask in S6's attention: from 0.5 down to 0 over the training, linear."""
+    return 0.5 * (1 - min(max(progress, 0.0), 1.0))

@@ -1,0 +1,715 @@
+"""What the model says.
+
+Sizes: B images, H x W network input, h x w feature grid (H / map_stride).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision.ops import FeaturePyramidNetwork
+
+from gainmtl_lib.backbone import LEVEL_STRIDES, ModelError, checked_levels, get_backbone
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
+
+
+@dataclass
+class GainOutput:
+    """What the model says; readable by attribute and by key. Fields the strategy lacks are None.
+
+    Attributes:
+        logits: the strategy's decision, (B, 2): `cls_logits` for S1-S2, `attended_cls_logits` from S3 on.
+        cam: class activation map of the deciding head, (B, 1, h, w), unbounded margin.
+        cls_logits: path 1, (B, 2).
+        cls_cam: CAM of path 1, (B, 1, h, w).
+        attended_cls_logits: path 2, (B, 2).
+        attention_logits: (B, 1, h, w), mining averaged in.
+        attention_map: sigmoid of `attention_logits`.
+        effective_attention: what gates the features: `attention_map`, in S6 its fusion with the mask.
+        cf_logits: decision with the defect suppressed, (B, 2); needs masks.
+        localization_logits: (B, 1, H, W).
+        localization_map: sigmoid of `localization_logits`.
+    """
+
+    logits: Tensor
+    cam: Tensor
+    cls_logits: Tensor
+    cls_cam: Tensor
+    attended_cls_logits: Tensor | None = None
+    attention_logits: Tensor | None = None
+    attention_map: Tensor | None = None
+    effective_attention: Tensor | None = None
+    cf_logits: Tensor | None = None
+    localization_logits: Tensor | None = None
+    localization_map: Tensor | None = None
+
+    def __getitem__(self, key: str) -> Tensor | None:
+        if key not in self.keys():
+            raise KeyError(f"no output '{key}'; there are {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def keys(self) -> list[str]:
+        """Names of all fields, those that are None included."""
+        return [field.name for field in fields(self)]
+
+
+# --- Layers shared by the paths
+
+
+def conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    """Convolution that keeps the grid, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class CBAM(nn.Module):
+    """Channel, then spatial attention (Woo et al., ECCV 2018).
+
+    As the paper's equations have it: no batch norm on the spatial gate, which some implementations add.
+
+    Args:
+        channels: feature channels C.
+        reduction: C divided by the width of the shared MLP, which is at least 8: fewer rectified units can all
+            be off, and then never come back.
+        kernel_size: of the spatial convolution.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, kernel_size: int = 7) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, C, h, w)."""
+        gate = self.mlp(features.mean((2, 3))) + self.mlp(features.amax((2, 3)))  # (B, C)
+        features = features * gate.sigmoid()[:, :, None, None]
+        pooled = torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)  # (B, 2, h, w)
+        return features * self.spatial(pooled).sigmoid()
+
+
+class PyramidFusion(nn.Module):
+    """Feature pyramid (Lin et al., 2017) whose levels are resized to the finest and summed.
+
+    Args:
+        in_channels: of each level, finest first.
+        channels: of the pyramid.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(list(in_channels), channels)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Levels, finest first, to (B, channels, h, w) on the finest grid."""
+        named = OrderedDict((str(index), level) for index, level in enumerate(levels))
+        fused, *coarser = self.pyramid(named).values()
+        for level in coarser:
+            fused = fused + F.interpolate(level, size=fused.shape[2:], mode="bilinear")
+        return fused
+
+
+class MapProjection(nn.Module):
+    """Features for maps finer than stride 32: conv_head and one level, summed on the level's grid and mixed.
+
+    Args:
+        head_channels: of conv_head.
+        level_channels: of the backbone level whose stride the maps shall have.
+        channels: of the result.
+    """
+
+    def __init__(self, head_channels: int, level_channels: int, channels: int) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(head_channels, channels, 1)
+        self.level = nn.Conv2d(level_channels, channels, 1)
+        self.mix = conv_bn_relu(channels, channels, 3)
+
+    def forward(self, head: Tensor, level: Tensor) -> Tensor:
+        """Shape: (B, _, h / k, w / k), (B, _, h, w) -> (B, channels, h, w)."""
+        coarse = F.interpolate(self.head(head), size=level.shape[2:], mode="bilinear")
+        return self.mix(coarse + self.level(level))
+
+
+def fuse_attention(
+    attention_logits: Tensor,
+    mask: Tensor | None = None,
+    has_mask: Tensor | None = None,
+    *,
+    alpha: float = 0.0,
+    norm: str = "sigmoid",
+) -> Tensor:
+    """What gates the features: own attention, confirmed by a mask where there is one.
+
+    alpha * mask + (1 - alpha) * mask * sigma(logits); without a mask sigma(logits). A product of two numbers in
+    [0, 1], so that low attention stays low whatever the mask says.
+
+    Args:
+        attention_logits: (B, 1, h, w).
+        mask: in [0, 1], (B, 1, h, w).
+        has_mask: which images have one, bool (B,); None means all.
+        alpha: share of the mask taken as it is.
+        norm: ``"product"`` divides mask * sigma by its maximum per image. It turns a uniform 0.01 into 1 and is
+            kept for comparison only.
+    """
+    attention = attention_logits.sigmoid()
+    if mask is None:
+        return attention
+    fused = mask * attention
+    if norm == "product":
+        fused = fused / fused.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    fused = alpha * mask + (1 - alpha) * fused
+    return fused if has_mask is None else torch.where(has_mask[:, None, None, None], fused, attention)
+
+
+# --- The heads
+
+
+class ClassificationHead(nn.Module):
+    """Average pooling and two linear layers, normal against defective.
+
+    Args:
+        channels: feature channels C.
+        hidden: width between the layers.
+        dropout: share of hidden units dropped in training.
+    """
+
+    def __init__(self, channels: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, 2), logits."""
+        return self.out(self.dropout(F.relu(self.hidden(features.mean((2, 3))))))
+
+
+class AttentionHead(nn.Module):
+    """One attention logit per feature cell, sharpened by a learned temperature.
+
+    Args:
+        channels: feature channels C.
+        hidden: width of the two 3x3 convolutions.
+    """
+
+    def __init__(self, channels: int, *, hidden: int) -> None:
+        super().__init__()
+        self.body = _map_convolutions(channels, hidden)
+        self.log_temperature = nn.Parameter(torch.zeros(()))  # learned as a logarithm: it cannot reach zero
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
+        return self.body(features) / self.log_temperature.exp()
+
+
+class MiningHead(nn.Module):
+    """A second attention head on the raw features; its logits are averaged with the first one's.
+
+    "Attention mining" as in the method document. It is not the erasing loss of the GAIN paper.
+    """
+
+    def __init__(self, channels: int, *, hidden: int) -> None:
+        super().__init__()
+        self.body = _map_convolutions(channels, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
+        return self.body(features)
+
+
+class FeatureAdapter(nn.Module):
+    """1x1 convolution, batch norm, ReLU: from attended features to what the head classifies."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = conv_bn_relu(channels, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, C, h, w)."""
+        return self.body(features)
+
+
+class LocalizationHead(nn.Module):
+    """Defect logits per pixel from the fused pyramid.
+
+    Args:
+        channels: of the fused pyramid, and of the two convolutions.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = _map_convolutions(channels, channels)
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, 1, *size), upsampled fourfold and then to `size`."""
+        logits = F.interpolate(self.body(features), scale_factor=4.0, mode="bilinear")
+        if logits.shape[2:] == size:
+            return logits
+        return F.interpolate(logits, size=size, mode="bilinear")
+
+
+def _map_convolutions(channels: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv_bn_relu(channels, hidden, 3),
+        conv_bn_relu(hidden, hidden, 3),
+        nn.Conv2d(hidden, 1, 1),
+    )
+
+
+# --- Exact, differentiable class activation map of a two-layer head.
+
+
+def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Tensor, Tensor]:
+    """Where the head sees its margin: mean(cam) + bias = logit1 - logit0, exact without dropout.
+
+    Dropout is left out, also in training: the map is of the head as it decides. Computed in float32.
+
+    Args:
+        features: what the head classifies, (B, C, h, w).
+        head: the head whose decision is explained.
+
+    Returns:
+        The map (B, 1, h, w) and the effective bias (B,).
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        w1, b1 = head.hidden.weight.float(), head.hidden.bias.float()
+        margin = head.out.weight[1].float() - head.out.weight[0].float()  # (hidden,)
+        hidden = features.mean((2, 3)) @ w1.T + b1  # (B, hidden)
+        gated = (hidden > 0) * margin
+        weight = gated @ w1  # (B, C)
+        bias = gated @ b1 + (head.out.bias[1] - head.out.bias[0]).float()
+        cam = weight[:, None] @ features.flatten(2)  # (B, 1, h * w)
+        return cam.unflatten(2, features.shape[2:]), bias
+
+
+# --- What the features would be without the defect, and the control that moves the mask off it.
+
+
+MODES = ("learned", "mean", "zero")
+
+
+class Counterfactual(nn.Module):
+    """Replace the features of the defect region and leave every other cell as it is.
+
+    Args:
+        channels: feature channels C.
+        mode: ``learned`` (suppression, replacement and refinement by convolutions), ``mean`` (the surrounding
+            features; nothing to learn, so no loophole) or ``zero``.
+    """
+
+    def __init__(self, channels: int, *, mode: str = "learned") -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ModelError(f"counterfactual_mode must be one of {', '.join(MODES)}, got '{mode}'")
+        self.mode = mode
+        if mode == "learned":
+            hidden = max(8, channels // 4)
+            self.suppressor = nn.Sequential(
+                conv_bn_relu(1, hidden, 3), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, channels, 1)
+            )
+            nn.init.constant_(self.suppressor[-1].bias, 2.0)  # type: ignore[arg-type]  # start by suppressing 88 %
+            self.replacer = _bottleneck(channels, hidden)
+            self.refiner = _bottleneck(channels, hidden)
+
+    def forward(self, features: Tensor, masks: Tensor) -> Tensor:
+        """Shape: (B, C, h, w), (B, 1, H, W) -> (B, C, h, w)."""
+        cells = mask_cells(masks, features.shape[2:])
+        region = dilated(cells, 1).to(features.dtype)
+        if self.mode == "zero":
+            return features * (1 - region)
+        if self.mode == "mean":
+            return features * (1 - region) + surroundings(features, region) * region
+        suppression = self.suppressor(cells.to(features.dtype)).sigmoid() * region  # (B, C, h, w)
+        features = features + (self.replacer(features) - features) * suppression
+        return features + self.refiner(features) * region
+
+
+def mask_cells(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Cells of the feature grid that hold a defect pixel: float {0, 1}, (B, 1, *size)."""
+    return F.adaptive_max_pool2d((masks > 0.5).float(), tuple(size))  # type: ignore[arg-type]
+
+
+def dilated(masks: Tensor, margin: int) -> Tensor:
+    """Binary masks (B, 1, H, W) grown by a square of `margin` cells to each side."""
+    size = 2 * margin + 1
+    rows = F.max_pool2d(masks, (size, 1), stride=1, padding=(margin, 0))
+    return F.max_pool2d(rows, (1, size), stride=1, padding=(0, margin))
+
+
+def surroundings(features: Tensor, region: Tensor) -> Tensor:
+    """Mean feature of the two cells around the region, (B, C, 1, 1); zero where the region fills the grid."""
+    ring = dilated(region.float(), 2).to(region.dtype) - region
+    return (features * ring).sum((2, 3), keepdim=True) / ring.sum((2, 3), keepdim=True).clamp(min=1)
+
+
+@contextmanager
+def as_at_inference(module: nn.Module) -> Iterator[None]:
+    """Run a module with its batch norms' running statistics, which stay as they are, and without dropout."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same masks moved off the defect: suppressing there must not change the decision.
+
+    Where to is drawn among all places inside the picture from the mask itself: the same every time, and not always
+    the same corner.
+
+    Args:
+        masks: defect masks, (B, 1, H, W).
+        margin: pixels to keep between the defect and its moved copy; None is a sixteenth of the shorter side.
+            ``2 * map_stride`` keeps the copy's dilated region clear of the defect's cells.
+        inside: where the pictures lie, bool (B, 1, H, W); None is everywhere. A copy in the flat bars beside a
+            letterboxed picture would be a control that hardly ever changes anything.
+
+    Returns:
+        The moved masks, all zero where there is no place, and which were placed, bool (B,). An empty mask has no
+        place.
+    """
+    if margin is None:
+        margin = min(masks.shape[2:]) // 16
+    defects = (masks > 0.5).float()
+    forbidden = dilated(defects, margin)
+    if inside is not None:
+        forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
+    moved = torch.zeros_like(masks)
+    placed = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
+    for index in range(len(masks)):
+        shift = _free_shift(defects[index, 0], forbidden[index, 0])
+        if shift is not None:
+            moved[index, 0] = torch.roll(defects[index, 0], shift, (0, 1))
+            placed[index] = True
+    return moved, placed
+
+
+def _free_shift(defect: Tensor, forbidden: Tensor) -> tuple[int, int] | None:
+    """A shift of `defect` (H, W) that stays inside the image and off `forbidden` (H, W)."""
+    defect, forbidden = defect.cpu().double(), forbidden.cpu().double()  # float32 sums of large masks are not exact
+    height, width = defect.shape
+    rows, columns = defect.any(1).nonzero()[:, 0], defect.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    # overlap[dy, dx] = sum of forbidden * defect rolled by (dy, dx): a circular correlation.
+    spectrum = torch.fft.rfft2(forbidden) * torch.fft.rfft2(defect).conj()
+    overlap = torch.fft.irfft2(spectrum, s=(height, width)).round()
+    dy = torch.arange(-int(rows[0]), height - int(rows[-1]))
+    dx = torch.arange(-int(columns[0]), width - int(columns[-1]))
+    free = (overlap[dy % height][:, dx % width] == 0).nonzero()
+    if not len(free):
+        return None
+    drawn = (int(rows.sum()) * 7919 + int(columns.sum()) * 104729 + int(defect.sum())) % len(free)
+    return int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])
+
+
+def _bottleneck(channels: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv_bn_relu(channels, hidden, 1), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, channels, 1)
+    )
+
+
+# --- GAIN-MTL
+
+
+MASK_SOURCES = ("localization", "efficientad", "external", "none", "other", "oracle")
+OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
+"""Those of them whose masks the model must be given."""
+FUSION_NORMS = ("sigmoid", "product")
+
+
+class AttentionPath(nn.Module):
+    """Path 2: where to look, and the decision on what is seen there."""
+
+    def __init__(self, channels: int, *, attention_channels: int, head_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.cbam = CBAM(channels)
+        self.attention_head = AttentionHead(channels, hidden=attention_channels)
+        self.mining_head = MiningHead(channels, hidden=attention_channels)
+        self.adapter = FeatureAdapter(channels)
+        self.attended_cls_head = ClassificationHead(channels, hidden=head_channels, dropout=dropout)
+
+    def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) to refined ones, same shape, and attention logits (B, 1, h, w)."""
+        refined = self.cbam(features)
+        return refined, (self.attention_head(refined) + self.mining_head(features)) / 2
+
+    def adapt(self, refined: Tensor, effective_attention: Tensor) -> Tensor:
+        """What the deciding head classifies, (B, C, h, w)."""
+        return self.adapter(refined * effective_attention)
+
+
+class _Gate:
+    """Attention logits to effective attention, with S6's mask where there is one."""
+
+    def __init__(self, mask: Tensor | None, has_mask: Tensor | None, *, alpha: float, norm: str) -> None:
+        self.mask, self.has_mask, self.alpha, self.norm = mask, has_mask, alpha, norm
+
+    def __call__(self, attention_logits: Tensor) -> Tensor:
+        return fuse_attention(attention_logits, self.mask, self.has_mask, alpha=self.alpha, norm=self.norm)
+
+    def of(self, selected: Tensor) -> _Gate:
+        """The gate of some of the images."""
+        mask = None if self.mask is None else self.mask[selected]
+        has_mask = None if self.has_mask is None else self.has_mask[selected]
+        return _Gate(mask, has_mask, alpha=self.alpha, norm=self.norm)
+
+
+class GAINMTLModel(nn.Module):
+    """Classifier of normal against defective surfaces that shows, and is taught, where it looks.
+
+    Only the parts that the strategy uses exist.
+
+    Args:
+        backbone_arch, pretrained, out_indices, use_mmpretrain: see `get_backbone`.
+        num_classes: 2; the CAM is a two-class margin.
+        fpn_channels: width of the feature pyramid.
+        attention_channels: width inside the attention and mining heads.
+        use_counterfactual: False leaves path 3 out of S5 to S7.
+        strategy: S1 to S7; S7 is the model of S5, trained on edited pictures besides.
+        freeze_backbone_stages: see `Backbone.freeze`.
+        head_channels, dropout: of the two classification heads.
+        map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
+        counterfactual_mode: see `Counterfactual`.
+        fusion_norm: see `fuse_attention`.
+        mask_source: where S6's mask comes from when forward is given none: the model's own ``localization``,
+            ``none``, or one of `OUTSIDE_SOURCES`, which must be given.
+
+    Raises:
+        ModelError: a value that cannot be used; see also `get_backbone`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone_arch: str = "s",
+        num_classes: int = 2,
+        pretrained: bool | str | Path = True,
+        fpn_channels: int = 256,
+        attention_channels: int = 512,
+        use_counterfactual: bool = True,
+        strategy: str = "S5",
+        *,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        use_mmpretrain: bool = True,
+        freeze_backbone_stages: int = -1,
+        head_channels: int = 512,
+        dropout: float = 0.5,
+        map_stride: int = 32,
+        map_channels: int = 256,
+        counterfactual_mode: str = "learned",
+        fusion_norm: str = "sigmoid",
+        mask_source: str = "localization",
+    ) -> None:
+        super().__init__()
+        if num_classes != 2:
+            raise ModelError(f"num_classes must be 2 (the CAM is a two-class margin), got {num_classes}")
+        _one_of("strategy", strategy, tuple(STRATEGY_WEIGHTS))
+        _one_of("fusion_norm", fusion_norm, FUSION_NORMS)
+        _one_of("mask_source", mask_source, MASK_SOURCES)
+        if map_stride not in LEVEL_STRIDES.values():
+            raise ModelError(f"map_stride must be one of {list(LEVEL_STRIDES.values())}, got {map_stride}")
+        levels = checked_levels(out_indices)
+        self.strategy, self.map_stride = strategy, map_stride
+        self.fusion_norm, self.mask_source = fusion_norm, mask_source
+
+        map_level = [level for level, stride in LEVEL_STRIDES.items() if stride == map_stride < 32]
+        self.backbone = get_backbone(
+            backbone_arch,
+            pretrained,
+            sorted({*levels, *map_level}),
+            use_mmpretrain,
+            freeze_backbone_stages,
+        )
+        strides, channels = self.backbone.strides, self.backbone.channels
+        self._pyramid_levels = [strides.index(LEVEL_STRIDES[level]) for level in levels]
+        self._map_level = strides.index(map_stride)
+        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.backbone.std).view(1, 3, 1, 1))
+
+        width = map_channels if map_level else channels[-1]
+        self.projection = MapProjection(channels[-1], channels[self._map_level], width) if map_level else None
+        self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
+        self.attention: AttentionPath | None = None
+        self.localization: nn.ModuleDict | None = None
+        self.counterfactual: Counterfactual | None = None
+        if strategy >= "S3":
+            self.attention = AttentionPath(
+                width, attention_channels=attention_channels, head_channels=head_channels, dropout=dropout
+            )
+        if strategy >= "S4":
+            pyramid = PyramidFusion([channels[index] for index in self._pyramid_levels], fpn_channels)
+            self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
+        if strategy >= "S5" and use_counterfactual:
+            self.counterfactual = Counterfactual(width, mode=counterfactual_mode)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts this strategy has, by name; together they hold every parameter once."""
+        named = {
+            "backbone": self.backbone,
+            "projection": self.projection,
+            "cls": self.cls_head,
+            "attention": self.attention,
+            "localization": self.localization,
+            "counterfactual": self.counterfactual,
+        }
+        return {name: part for name, part in named.items() if part is not None}
+
+    def forward(
+        self,
+        images: Tensor,
+        masks: Tensor | None = None,
+        *,
+        attention_masks: Tensor | None = None,
+        has_attention_mask: Tensor | None = None,
+        attention_alpha: float = 0.0,
+    ) -> GainOutput:
+        """Decide and explain; the same record in training and evaluation.
+
+        Args:
+            images: RGB in [0, 1], (B, 3, H, W).
+            masks: where the defect is, for path 3, (B, 1, H, W); ground truth in training, the predicted mask at
+                inference. Images whose mask is empty keep their `logits` in `cf_logits`.
+            attention_masks: S6's masks in [0, 1], (B, 1, any, any), area-pooled to the feature grid.
+            has_attention_mask: which images have one, bool (B,); None means all.
+            attention_alpha: share of the mask that gates as it is.
+
+        Raises:
+            ModelError: masks of a wrong shape, for a strategy without them, or missing where they must be given.
+        """
+        self._check(images, masks, attention_masks)
+        features, levels = self.features(images)
+        cls_logits = self.cls_head(features)
+        cls_cam, _ = class_activation_map(features, self.cls_head)
+        if self.attention is None:
+            return GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
+
+        localization_logits = localization_map = None
+        if self.localization is not None:
+            fused = self.localization["pyramid"]([levels[index] for index in self._pyramid_levels])
+            localization_logits = self.localization["head"](fused, images.shape[2:])  # (B, 1, H, W)
+            localization_map = localization_logits.sigmoid()
+
+        if self.strategy == "S6" and attention_masks is None and self.mask_source == "localization":
+            assert localization_map is not None
+            attention_masks = localization_map.detach()
+        if attention_masks is not None:
+            attention_masks = F.adaptive_avg_pool2d(attention_masks, (features.shape[2], features.shape[3])).to(
+                features.dtype
+            )
+        gate = _Gate(attention_masks, has_attention_mask, alpha=attention_alpha, norm=self.fusion_norm)
+
+        refined, attention_logits = self.attention.attend(features)
+        effective = gate(attention_logits)  # (B, 1, h, w)
+        adapted = self.attention.adapt(refined, effective)
+        logits = self.attention.attended_cls_head(adapted)
+        cam, _ = class_activation_map(adapted, self.attention.attended_cls_head)
+        return GainOutput(
+            logits=logits,
+            cam=cam,
+            cls_logits=cls_logits,
+            cls_cam=cls_cam,
+            attended_cls_logits=logits,
+            attention_logits=attention_logits,
+            attention_map=attention_logits.sigmoid(),
+            effective_attention=effective,
+            cf_logits=self._decide_without_defect(features, masks, gate, logits),
+            localization_logits=localization_logits,
+            localization_map=localization_map,
+        )
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
+        levels = self.backbone((images - self.mean) / self.std)
+        if self.projection is None:
+            return levels[-1], levels
+        return self.projection(levels[-1], levels[self._map_level]), levels
+
+    def _decide_without_defect(
+        self, features: Tensor, masks: Tensor | None, gate: _Gate, logits: Tensor
+    ) -> Tensor | None:
+        """Path 3: the decision of path 2 on features without the defect, (B, 2).
+
+        The deciding head takes part with detached weights: seeing only the answer "normal" here, it would learn to
+        give it always. Path 2 runs as at inference, because the question is about the decision it would make, and
+        because these features must not enter its batch norms' statistics.
+        """
+        if masks is None or self.counterfactual is None or self.attention is None:
+            return None
+        selected = (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]
+        cf_logits = logits.detach().clone()
+        if not len(selected):
+            return cf_logits
+        suppressed = self.counterfactual(features[selected], masks[selected])
+        with as_at_inference(self.attention):
+            refined, attention_logits = self.attention.attend(suppressed)
+            adapted = self.attention.adapt(refined, gate.of(selected)(attention_logits))
+            head = self.attention.attended_cls_head
+            detached = {name: parameter.detach() for name, parameter in head.named_parameters()}
+            decided = functional_call(head, detached, (adapted,))
+        return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
+
+    def _check(self, images: Tensor, masks: Tensor | None, attention_masks: Tensor | None) -> None:
+        for name, given in (("masks", masks), ("attention_masks", attention_masks)):
+            if given is not None and (given.ndim != 4 or given.shape[:2] != (len(images), 1)):
+                raise ModelError(f"{name} must be ({len(images)}, 1, height, width), got {tuple(given.shape)}")
+        if self.strategy != "S6":
+            if attention_masks is not None:
+                raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
+        elif attention_masks is None and self.mask_source in OUTSIDE_SOURCES:
+            raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ModelError(f"{name} must be one of {', '.join(known)}, got '{value}'")
+
+
+# --- Settings to a model.
+
+
+def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
+    """The strategy's model.
+
+    Args:
+        settings: its architecture.
+        pretrained: in place of the settings' own; False when weights are loaded afterwards.
+    """
+    return GAINMTLModel(
+        backbone_arch=settings.backbone_arch,
+        num_classes=settings.num_classes,
+        pretrained=settings.pretrained if pretrained is None else pretrained,
+        fpn_channels=settings.fpn_channels,
+        attention_channels=settings.attention_channels,
+        use_counterfactual=settings.use_counterfactual,
+        strategy=settings.strategy,
+        out_indices=settings.out_indices,
+        use_mmpretrain=settings.use_mmpretrain,
+        freeze_backbone_stages=settings.freeze_backbone_stages,
+        head_channels=settings.head_channels,
+        dropout=settings.dropout,
+        map_stride=settings.map_stride,
+        map_channels=settings.map_channels,
+        counterfactual_mode=settings.counterfactual_mode,
+        fusion_norm=settings.fusion_norm,
+        mask_source=settings.mask_source,
+    )

@@ -1,0 +1,665 @@
+"""What is wrong with a dataset: one finding per problem, and the error that stops a run."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Level = Literal["error", "warning", "info"]
+
+
+class DataError(ValueError):
+    """Data that cannot be used: names the path, what was found, and what was expected."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of a dataset.
+
+    Attributes:
+        level: `error` stops a run, `warning` changes what it learns or measures, `info` is good to know.
+        file: the file or folder concerned, empty for the dataset as a whole.
+        message: what was found and what was expected.
+    """
+
+    level: Level
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}" if self.file else self.message
+
+
+def raise_errors(findings: Iterable[Finding], *, limit: int = 20) -> None:
+    """Raise one `DataError` that lists every finding of level `error`, at most `limit` of them in full."""
+    errors = [str(finding) for finding in findings if finding.level == "error"]
+    if errors:
+        more = [f"… and {len(errors) - limit} more"] if len(errors) > limit else []
+        raise DataError("\n".join(errors[:limit] + more))
+
+
+# --- Decoding
+
+
+MASK_THRESHOLD = 127
+"""Mask values above it are defect: published masks have grey edges."""
+
+
+class UnreadableError(DataError):
+    """A file that cannot be decoded: the one error that a run may be asked to step over."""
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an image to (H, W, 3) RGB. Grey becomes three equal channels, an alpha channel is dropped.
+
+    Orientation tags are followed.
+
+    Raises:
+        UnreadableError: the file is missing, truncated, or not an image.
+    """
+    # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
+    image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
+    """Decode a mask to its 8-bit values, (H, W).
+
+    Raises:
+        UnreadableError: the file is missing, truncated, or not an image.
+    """
+    return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
+
+
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
+    """Defect pixels of a mask file, (H, W)."""
+    return read_mask_values(path) > MASK_THRESHOLD
+
+
+def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
+    """Scale integer images by their type: 16 bits are divided by 257, whatever the image holds.
+
+    A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
+    could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable: scale
+    such files to 16 bits first.
+
+    Raises:
+        UnreadableError: pixels that are not 8- or 16-bit integers.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
+    return cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
+
+
+def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
+    """As `to_8_bit`, but a mask whose values all fit 8 bits keeps them: it has two values and no brightness.
+
+    Raises:
+        UnreadableError: pixels that are not 8- or 16-bit integers.
+    """
+    if mask.dtype == np.uint16 and mask.max(initial=0) <= 255:
+        return mask.astype(np.uint8)
+    return to_8_bit(mask, path)
+
+
+def _decode(path: str | Path, flags: int, what: str) -> NDArray:
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        state = "is empty" if not data.size else "is truncated or not an image"
+        raise UnreadableError(f"{path}: {what} {state}; replace the file")
+    return image
+
+
+# --- Readers of the folder layouts
+
+
+SPLITS = ("train", "val", "test", "test_shift")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+NORMAL, DEFECTIVE = "normal", "defective"
+
+SAME_TILE_STEP = 150
+"""Steps of the magnetic tiles' counter within which a second series shows the same tile: compared picture by
+picture, 30 of the 53 neighbouring series this near agree, 3 of the 201 further apart. Zero gives the 255 series."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image; `split` is None where the layout does not say, `group` where the reader does not know."""
+
+    image: Path
+    label: int
+    mask: Path | None = None
+    defect_type: str = NORMAL
+    group: str | None = None
+    split: str | None = None
+
+
+@dataclass
+class Scan:
+    """Rows and findings of one dataset folder."""
+
+    root: Path
+    rows: list[Row] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def report(self, level: Level, path: Path, message: str) -> None:
+        """Add a finding about a file or folder."""
+        self.findings.append(Finding(level, str(path), message))
+
+
+def scan_generic(root: Path) -> Scan:
+    """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
+
+    Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
+    or without the suffix ``_mask``.
+    """
+    scan = Scan(root)
+    images = root / "images"
+    _report_unread(scan, images, SPLITS)
+    shared: dict[str, dict[str, Path]] = {}
+    for split in SPLITS:
+        _report_unread(scan, images / split, (NORMAL, DEFECTIVE))
+        scan.rows += [Row(path, 0, split=split) for path in image_files(images / split / NORMAL)]
+        defective = _by_key(scan, images / split / DEFECTIVE)
+        mask_folder = root / "masks" / split / DEFECTIVE
+        if not mask_folder.is_dir():
+            shared[split] = defective
+            continue
+        masks = _match_masks(scan, defective, mask_folder)
+        scan.rows += _defective_rows(defective, masks, split)
+    masks = _shared_masks(scan, shared, root / "masks" / DEFECTIVE)
+    for split, defective in shared.items():
+        scan.rows += _defective_rows(defective, masks, split)
+    if not scan.rows:
+        scan.report(
+            "error", root, f"no images; expected images/{{{','.join(SPLITS)}}}/{{normal,defective}}, {_found(root)}"
+        )
+    return scan
+
+
+def scan_synthetic(root: Path) -> Scan:
+    """The generic layout, with the defect types that ``samples.csv`` of `make_synthetic` records."""
+    scan = scan_generic(root)
+    table = root / "samples.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            kinds = {line["image"]: line["defect_type"] for line in csv.DictReader(file)}
+        scan.rows = [
+            Row(row.image, row.label, row.mask, kinds.get(row.image.relative_to(root).as_posix(), row.defect_type),
+                split=row.split)
+            for row in scan.rows
+        ]  # fmt: skip
+    return scan
+
+
+def scan_mvtec(root: Path) -> Scan:
+    """One category of MVTec AD: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``.
+
+    All defects are in ``test``; their split is left open (None), so that `split_samples` can share them
+    between train, val and test. Good images keep their folder's split.
+    """
+    scan = Scan(root)
+    scan.rows += [Row(path, 0, split="train") for path in image_files(root / "train" / "good")]
+    for folder in _folders(root / "test"):
+        if folder.name == "good":
+            scan.rows += [Row(path, 0, split="test") for path in image_files(folder)]
+            continue
+        defective = _by_key(scan, folder)
+        masks = _match_masks(scan, defective, root / "ground_truth" / folder.name)
+        scan.rows += [Row(path, 1, masks.get(key), folder.name) for key, path in defective.items()]
+    if not scan.rows:
+        categories = [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]
+        expected = "no images; expected train/good, test/<defect> and ground_truth/<defect>"
+        hint = f"data_root is one category's folder, choose among {', '.join(categories)}" if categories else ""
+        scan.report("error", root, f"{expected}; {hint or _found(root)}")
+    return scan
+
+
+def scan_magnetic_tile(root: Path) -> Scan:
+    """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them.
+
+    `group` is the tile. One tile was photographed at up to six exposures, with k rising along the counter n:
+    a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
+    `SAME_TILE_STEP`: then the same tile was mostly photographed again.
+    """
+    scan = Scan(root)
+    shots: list[tuple[int, int, Row]] = []
+    for folder in _folders(root):
+        if not folder.name.startswith("MT_"):
+            continue
+        defect = folder.name.removeprefix("MT_").lower()
+        for path in image_files(folder / "Imgs"):
+            if path.suffix.lower() == ".png":
+                continue
+            name = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
+            if name is None:
+                scan.report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
+                continue
+            mask = path.with_suffix(".png")
+            row = Row(path, 0) if defect == "free" else Row(path, 1, mask if mask.is_file() else None, defect)
+            shots.append((int(name[2]), int(name[1]), row))
+    shots.sort(key=lambda shot: (shot[0], shot[1], str(shot[2].image)))
+    tile, last_number, last_exposure = -1, 0, 0
+    for number, exposure, row in shots:
+        step = number - last_number
+        if tile < 0 or step > 400 or (exposure <= last_exposure and step > SAME_TILE_STEP):
+            tile += 1
+        last_number, last_exposure = number, exposure
+        scan.rows.append(Row(row.image, row.label, row.mask, row.defect_type, f"tile{tile:04d}"))
+    if not scan.rows:
+        scan.report("error", root, f"no images; expected MT_<class>/Imgs/exp<k>_num_<n>.jpg, {_found(root)}")
+    return scan
+
+
+LAYOUTS: dict[str, Callable[[Path], Scan]] = {
+    "generic": scan_generic,
+    "mvtec": scan_mvtec,
+    "magnetic_tile": scan_magnetic_tile,
+    "synthetic": scan_synthetic,
+}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Pictures below a folder, sorted; hidden files and other kinds are left out, a missing folder is empty."""
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _found(root: Path) -> str:
+    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
+
+
+def _report_unread(scan: Scan, folder: Path, expected: Iterable[str]) -> None:
+    """Pictures in a folder whose name the layout does not know would be left out without a word."""
+    for other in _folders(folder):
+        if other.name not in expected and image_files(other):
+            scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
+
+
+def _by_key(scan: Scan, folder: Path) -> dict[str, Path]:
+    """Files by their path below the folder without suffix; two files of one key are an error."""
+    files: dict[str, Path] = {}
+    for path in image_files(folder):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            scan.report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
+        files.setdefault(key, path)
+    return files
+
+
+def _match_masks(scan: Scan, images: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """The mask of each image key, of the same key or with the suffix ``_mask``."""
+    files = _by_key(scan, folder)
+    masks: dict[str, Path] = {}
+    for key in images:
+        candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
+        if len(candidates) == 2:
+            scan.report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
+        if candidates:
+            masks[key] = files.pop(candidates[0])
+            for name in candidates[1:]:
+                files.pop(name)
+    for path in files.values():
+        scan.report("warning", path, "mask without an image; it is not used")
+    return masks
+
+
+def _shared_masks(scan: Scan, splits: dict[str, dict[str, Path]], folder: Path) -> dict[str, Path]:
+    """Masks of a folder without split level: a stem in two splits has a mask that cannot be told apart."""
+    images: dict[str, Path] = {}
+    clashes: list[tuple[str, Path, Path]] = []
+    for defective in splits.values():
+        clashes += [(key, images[key], path) for key, path in defective.items() if key in images]
+        images = defective | images
+    masks = _match_masks(scan, images, folder)
+    for key, first, second in clashes:
+        if key in masks:
+            scan.report(
+                "error", second,
+                f"has the same stem as {first}, and {masks[key]} can be the mask of only one; "
+                "use masks/<split>/defective/",
+            )  # fmt: skip
+    return masks
+
+
+def _defective_rows(images: dict[str, Path], masks: dict[str, Path], split: str) -> list[Row]:
+    def defect_type(key: str) -> str:
+        return key.split("/")[0] if "/" in key else DEFECTIVE
+
+    return [Row(path, 1, masks.get(key), defect_type(key), split=split) for key, path in images.items()]
+
+
+# --- The table of samples, the contract between the readers of `layouts` and the rest.
+
+
+logger = logging.getLogger(__name__)
+
+STORE = "box_masks"
+"""Name of the folder that holds the masks drawn from boxes, of all datasets."""
+
+COLUMNS = ("image", "label", "mask", "defect_type", "group", "split")
+
+
+def read_samples(
+    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
+) -> pd.DataFrame:
+    """Read a dataset's folder into the table of samples. No picture is decoded here: the loaders do that.
+
+    Args:
+        root: the dataset's folder; for `mvtec` that of one category.
+        dataset_type: generic, mvtec, magnetic_tile or synthetic.
+        group_pattern: regular expression searched in the file name; its first group, or the whole match,
+            names the part that the picture shows. Without one each image is its own group, except where
+            the reader knows better (magnetic_tile).
+        both_classes: whether a single class is an error.
+
+    Raises:
+        DataError: the folder is missing, has no images or a single class, two files claim one stem, a name
+            does not match the pattern, or a group lies in two splits.
+    """
+    samples, findings = scan_samples(
+        root, dataset_type=dataset_type, group_pattern=group_pattern, both_classes=both_classes
+    )
+    raise_errors(findings)
+    for finding in findings:
+        logger.warning("%s", finding)
+    return samples
+
+
+def scan_samples(
+    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """`read_samples` that reports instead of raising: the table so far, and every finding."""
+    if dataset_type not in LAYOUTS:
+        raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
+    root = Path(os.path.abspath(root))
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        return _table(Scan(root)), [Finding("error", str(root), f"data_root {what}; expected the dataset's folder")]
+    scan = LAYOUTS[dataset_type](root)
+    samples = _table(scan)
+    if both_classes and len(set(samples["label"])) == 1:
+        only = "normal" if samples["label"].iloc[0] == 0 else "defective"
+        scan.report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
+    samples["group"] = _groups(scan, samples, group_pattern)
+    scan.findings += crossing_groups(samples)
+    return samples, scan.findings
+
+
+def crossing_groups(samples: pd.DataFrame) -> list[Finding]:
+    """An error for each group whose images lie in more than one split."""
+    firsts: dict[str, dict[str, str]] = {}
+    for row in samples.to_dict("records"):
+        if isinstance(row["split"], str):
+            firsts.setdefault(row["group"], {}).setdefault(row["split"], row["image"])
+    return [
+        Finding(
+            "error",
+            group,
+            f"group lies in {len(files)} splits: " + " and ".join(f"{file} ({split})" for split, file in files.items()),
+        )
+        for group, files in sorted(firsts.items())
+        if len(files) > 1
+    ]
+
+
+def name_in_store(mask: str | Path) -> Path | None:
+    """A stored mask's path below its dataset's folder in the store; None for any other file."""
+    parts = Path(mask).parts
+    if STORE not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index(STORE)
+    return Path(*parts[last + 2 :]) if len(parts) > last + 2 else None
+
+
+def data_digest(samples: pd.DataFrame) -> str:
+    """SHA-256 over each sample's label, split, file bytes and path below the common folder.
+
+    Independent of the order of rows and of where the dataset lies.
+    """
+    files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
+    files = [path for path in files if name_in_store(path) is None]  # masks of boxes lie beside the runs
+    base = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
+    total = hashlib.sha256()
+    for row in samples.sort_values("image").to_dict("records"):
+        total.update(f"{row['label']} {row['split']}\n".encode())
+        for path in (row["image"], row["mask"]):
+            if isinstance(path, str):
+                name = name_in_store(path) or Path(path).relative_to(base)
+                total.update(f"{name.as_posix()}\n".encode())
+                total.update(_file_digest(path))
+    return total.hexdigest()
+
+
+def _file_digest(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _table(scan: Scan) -> pd.DataFrame:
+    rows = sorted(scan.rows, key=lambda row: row.image)
+    columns = {
+        "image": [str(row.image) for row in rows],
+        "label": [row.label for row in rows],
+        "mask": [None if row.mask is None else str(row.mask) for row in rows],
+        "defect_type": [row.defect_type for row in rows],
+        "group": [row.group for row in rows],
+        "split": [row.split for row in rows],
+    }
+    # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
+    return pd.DataFrame(columns, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
+
+
+def _groups(scan: Scan, samples: pd.DataFrame, pattern: str | None) -> list[str]:
+    groups = []
+    for row in samples.to_dict("records"):
+        path = Path(row["image"])
+        match = re.search(pattern, path.name) if pattern is not None else None
+        if pattern is not None and match is None:
+            scan.report("error", path, f"group_pattern {pattern!r} does not match the file name")
+        own = row["group"] if isinstance(row["group"], str) else path.relative_to(scan.root).as_posix()
+        # A group that did not take part in the match is None: then the whole match names the part.
+        groups.append(own if match is None else (match.groups() or (None,))[0] or match[0])
+    return groups
+
+
+# --- Train, validation and test
+
+
+OPEN = "open"
+MAX_KINDS_FOR_SWAPS = 300
+"""Above it the search takes single steps only: pairs would cost memory, and so many kinds leave little to mend."""
+
+
+def split_samples(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
+    """`assign_splits` for training on both classes.
+
+    Raises:
+        DataError: see there, or a split that would lack a class.
+    """
+    assigned = assign_splits(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
+    _check_classes(assigned["split"].to_numpy(dtype=object), assigned["label"].to_numpy(dtype=np.int64))
+    return assigned
+
+
+def assign_splits(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
+    """Fill the column `split` with train, val, test (and test_shift where its folder exists).
+
+    What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
+    set, give `test_ratio` of themselves to test; then `val_ratio` of the training data goes to val.
+
+    Args:
+        samples: table of `read_samples`; not changed.
+        val_ratio: share of the training data; 0 where the layout has its own validation folder.
+        test_ratio: share of the images whose split is open.
+        seed: another seed, another split; the same seed, the same split.
+
+    Raises:
+        DataError: no validation data or two sources of it, or a group that would cross splits.
+    """
+    raise_errors(crossing_groups(samples))
+    groups = samples["group"].to_numpy(dtype=object)
+    split = _follow_group(groups, samples["split"].to_numpy(dtype=object))
+    label = samples["label"].to_numpy(dtype=np.int64)
+    strata = np.array([f"{row['label']} {row['defect_type']}" for row in samples.to_dict("records")])
+
+    def hold_out(rows: NDArray[np.intp], ratio: float, part: int) -> NDArray[np.intp]:
+        rng = np.random.default_rng([seed, part])
+        return rows[_held_rows(groups[rows].astype(str), strata[rows], label[rows], ratio, rng)]
+
+    open_rows = np.flatnonzero(split == OPEN)
+    if not len(open_rows) and not (split == "test").any():
+        logger.info("no test folder: %g of the training images become the test split", test_ratio)
+        open_rows = np.flatnonzero(split == "train")
+    if len(open_rows):
+        split[open_rows] = "train"
+        split[hold_out(open_rows, test_ratio, 0)] = "test"
+    in_val = int((split == "val").sum())
+    if in_val and val_ratio > 0:
+        raise DataError(
+            f"val_ratio is {val_ratio:g}, but the data has a validation folder of its own ({in_val} "
+            "images); set val_ratio to 0 to use it, or remove the folder"
+        )
+    if not in_val and val_ratio == 0:
+        raise DataError(
+            "val_ratio is 0, but the data has no validation folder (images/val); set val_ratio to the share of the "
+            "training images to validate on, usually 0.2"
+        )
+    if not in_val:
+        split[hold_out(np.flatnonzero(split == "train"), val_ratio, 1)] = "val"
+    return samples.reset_index(drop=True).assign(split=pd.Series(split, dtype=object))
+
+
+def _follow_group(groups: NDArray, split: NDArray) -> NDArray:
+    """A copy of `split` in which open rows take over the split that their group already has, if any."""
+    placed = {group: name for group, name in zip(groups, split, strict=True) if isinstance(name, str)}
+    pairs = zip(groups, split, strict=True)
+    return np.array([name if isinstance(name, str) else placed.get(group, OPEN) for group, name in pairs], dtype=object)
+
+
+def _held_rows(
+    groups: NDArray, strata: NDArray, label: NDArray[np.int64], ratio: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Which rows to hold out: whole groups, close to `ratio` of every stratum and of both classes."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    stratum_names, stratum_of = np.unique(strata, return_inverse=True)
+    # The classes themselves count as two more strata, so that many small defect types cannot all round one way.
+    counts = np.zeros((len(names), len(stratum_names) + 2), dtype=np.int64)
+    np.add.at(counts, (group_of, stratum_of), 1)
+    np.add.at(counts, (group_of, len(stratum_names) + label), 1)
+    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
+    kind_of = kind_of.reshape(-1)
+    held = np.zeros(len(names), dtype=np.bool_)
+    for kind, number in enumerate(_held_per_kind(kinds, np.bincount(kind_of), ratio, rng)):
+        held[rng.permutation(np.flatnonzero(kind_of == kind))[:number]] = True
+    return held[group_of]
+
+
+def _held_per_kind(
+    kinds: NDArray[np.int64], available: NDArray[np.int64], ratio: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """How many groups of each kind to hold out so that every stratum comes near its share.
+
+    Groups with the same counts are interchangeable, so the search runs over the few kinds of groups instead
+    of over the groups: random rounding of the share of each kind, then single steps and swaps downhill.
+
+    Args:
+        kinds: images per stratum of one group of each kind, the two classes last, (K, S + 2).
+        available: number of groups of each kind, (K,).
+        ratio: share to hold out.
+        rng: decides the rounding.
+    """
+    totals = available @ kinds
+    weights = 1 / np.maximum(totals, 1)
+    weights[-2:] *= len(weights) - 2  # the classes count as much as all their defect types together
+    held = np.floor(ratio * available + rng.random(len(available))).astype(np.int64).clip(0, available)
+    # A step moves one group of a kind in or out: (kind, sign). A move is a step or, unless kinds are many, two.
+    kind = np.tile(rng.permutation(len(kinds)), 2)
+    sign = np.repeat([1, -1], len(kinds))
+    first = second = np.arange(len(kind))
+    if len(kinds) <= MAX_KINDS_FOR_SWAPS:
+        first, second = np.triu_indices(len(kind))
+    steps = sign[:, None] * kinds[kind]
+    changes = steps[first] + np.where((first == second)[:, None], 0, steps[second])
+    while True:
+        deviation = held @ kinds - ratio * totals
+        gain = (weights * deviation**2).sum() - (weights * (deviation + changes) ** 2).sum(axis=1)
+        possible = (held[kind] + sign >= 0) & (held[kind] + sign <= available[kind])
+        gain[~(possible[first] & possible[second])] = 0
+        best = int(np.argmax(gain))
+        if gain[best] <= 1e-9:
+            return held
+        for step in {int(first[best]), int(second[best])}:
+            held[kind[step]] += sign[step]
+
+
+def _check_classes(split: NDArray, label: NDArray[np.int64]) -> None:
+    for name in ("train", "val", "test"):
+        labels = label[split == name]
+        for value, kind in enumerate(("normal", "defective")):
+            if value not in labels:
+                raise DataError(
+                    f"split '{name}' has no {kind} image among {len(labels)}; expected both classes in each split: "
+                    "add images, or choose other val_ratio, test_ratio or split_seed"
+                )
+
+
+# --- The annotation of a picture that lies in a dataset's folder, found as a training would find it.
+
+
+def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Pictures that a dataset around them has a mask for, and that mask. Nothing is decoded.
+
+    Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
+    """
+    absolute = {picture: picture.absolute() for picture in pictures}
+    datasets = {found for path in absolute.values() if (found := _dataset_around(path)) is not None}
+    masks: dict[Path, Path] = {}
+    for layout, root in sorted(datasets):
+        masks |= {row.image: row.mask for row in LAYOUTS[layout](root).rows if row.mask is not None}
+    return {picture: masks[path] for picture, path in absolute.items() if path in masks}
+
+
+def _dataset_around(picture: Path) -> tuple[str, Path] | None:
+    """Layout and root of the dataset that a picture lies in, if it lies in one."""
+    for folder in picture.parents:
+        if folder.name == "images" and (folder.parent / "masks").is_dir():
+            return "generic", folder.parent
+        if folder.name == "test" and (folder.parent / "ground_truth").is_dir():
+            return "mvtec", folder.parent
+        if folder.name == "Imgs" and folder.parent.name.startswith("MT_"):
+            return "magnetic_tile", folder.parent.parent
+    return None

@@ -1,1 +1,0 @@
-"""What the commands print and write, a file per command."""

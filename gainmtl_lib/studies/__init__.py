@@ -1,0 +1,1 @@
+"""Rows by seeds: the ablation, the shortcut study, faithfulness."""

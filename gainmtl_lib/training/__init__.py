@@ -1,1 +1,0 @@
-"""Losses, their schedule, and the training of a run."""
