@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def show_progress(level: int = logging.INFO) -> None:
@@ -22,3 +27,38 @@ def show_progress(level: int = logging.INFO) -> None:
     # Loader workers are measured, not guessed (benchmarks/training.py); Lightning's advice to use more is wrong here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+
+
+def every(seconds: float) -> Callable[[], bool]:
+    """A question to ask inside a loop: whether it is time for another log line.
+
+    Args:
+        seconds: that pass from here, and from each yes, to the next yes.
+    """
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return due
+
+
+def counted(items: Iterable[T], total: int, what: str, *, log: logging.Logger, seconds: float = 5.0) -> Iterator[T]:
+    """The same items, with a log line every few seconds: ``what: 120 of 700``.
+
+    Args:
+        items: passed on one by one.
+        total: how many there are.
+        what: what is done to them, in words.
+        log: of the module that does it.
+        seconds: between two lines; work that is done before says nothing.
+    """
+    due = every(seconds)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if due():
+            log.info("%s: %d of %d", what, done, total)
