@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
 import multiprocessing
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from gainmtl_lib.labels import BoxSource, load_external_masks, read_boxes
-from gainmtl_lib.readers import read_samples, split_samples
+from gainmtl_lib.readers import data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
 
 
@@ -99,6 +100,18 @@ class Augmentation:
                 A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=color_jitter_prob),
                 A.GaussNoise(std_range=(0.01, 0.05), p=gaussian_noise_prob),
             ]
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The augmentation that settings ask for."""
+        return cls(
+            image_size=settings.image_size,
+            hflip_prob=settings.hflip_prob,
+            vflip_prob=settings.vflip_prob,
+            rotate90_prob=settings.rotate90_prob,
+            color_jitter_prob=settings.color_jitter_prob,
+            gaussian_noise_prob=settings.gaussian_noise_prob,
         )
 
     def __call__(
@@ -522,66 +535,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class GainDataModule(L.LightningDataModule):
-    """Loaders of all splits over one table of samples.
+    """Loaders of all splits over one table of samples, every file decoded once.
 
     Args:
-        samples: table with its split filled (`split_samples`).
-        image_size: network input (H, W).
-        resize: squash or letterbox.
-        batch_size: B.
-        seed: of shuffling and augmentation.
-        hflip_prob: probability of an augmentation, training only; likewise the other four.
-        vflip_prob: see `Augmentation`.
-        rotate90_prob: see `Augmentation`.
-        color_jitter_prob: see `Augmentation`.
-        gaussian_noise_prob: see `Augmentation`.
-        image_counterfactual: share of training pictures that are edited, see `ImageCounterfactuals`.
-        mask_share: share of training defects that keep their masks, see `with_mask_share`.
-        mask_quality: what training masks are made into, see `coarser_mask`.
-        mask_seed: of the masks that are kept and of the shifts.
-        num_workers: loader processes; 0 makes batches in the training process.
-        cache_images: keep all decoded pictures in memory instead of decoding them each epoch.
-        skip_unreadable: go on without the files that cannot be decoded.
+        settings: of the run: input size, batches, augmentation, edits, masks and workers.
+        samples: table with its split filled (`split_samples`); None: read as the settings say.
+
+    Raises:
+        DataError: no samples are given, and those of the settings cannot be read.
     """
 
-    def __init__(
-        self,
-        samples: pd.DataFrame,
-        *,
-        image_size: tuple[int, int],
-        resize: Resize = "squash",
-        batch_size: int = 16,
-        seed: int = 0,
-        hflip_prob: float = 0.5,
-        vflip_prob: float = 0.5,
-        rotate90_prob: float = 0.5,
-        color_jitter_prob: float = 0.3,
-        gaussian_noise_prob: float = 0.2,
-        image_counterfactual: float = 0.0,
-        mask_share: float = 1.0,
-        mask_quality: MaskQuality = "exact",
-        mask_seed: int = 0,
-        num_workers: int = 0,
-        cache_images: bool = True,
-        skip_unreadable: bool = False,
-    ) -> None:
+    def __init__(self, settings: Settings, samples: pd.DataFrame | None = None) -> None:
         super().__init__()
-        self._samples = samples.reset_index(drop=True)
-        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
-        self.resize: Resize = resize
-        self.num_workers, self.cache_images, self.skip_unreadable = num_workers, cache_images, skip_unreadable
-        self._augmentation = Augmentation(
-            image_size=image_size,
-            hflip_prob=hflip_prob,
-            vflip_prob=vflip_prob,
-            rotate90_prob=rotate90_prob,
-            color_jitter_prob=color_jitter_prob,
-            gaussian_noise_prob=gaussian_noise_prob,
-        )
-        self.image_counterfactual, self.mask_share, self.mask_seed = image_counterfactual, mask_share, mask_seed
-        self.mask_quality: MaskQuality = mask_quality
+        self.settings = settings
+        self._given = build_samples(settings) if samples is None else samples.reset_index(drop=True)
+        self._samples = self._given
         self._dataset: SampleDataset | None = None
         self._edits_checked = False
+
+    @cached_property
+    def digest(self) -> str:
+        """`data_digest` of the table that the module was made of: by it a run knows its data again."""
+        return data_digest(self._given)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -623,7 +598,7 @@ class GainDataModule(L.LightningDataModule):
             DataError: the training split lacks a class or has no mask.
         """
         dataset = self._load()
-        if dataset.counterfactuals is None and self.image_counterfactual > 0:
+        if dataset.counterfactuals is None and self.settings.image_counterfactual > 0:
             from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7
 
             dataset.counterfactuals = ImageCounterfactuals(
@@ -631,8 +606,8 @@ class GainDataModule(L.LightningDataModule):
                 annotated=dataset.has_mask.numpy(),
                 rows=np.flatnonzero(dataset.in_training).tolist(),
                 picture=dataset.stored,
-                share=self.image_counterfactual,
-                seed=self.seed,
+                share=self.settings.image_counterfactual,
+                seed=self.settings.seed,
             )
         return dataset.counterfactuals
 
@@ -669,13 +644,13 @@ class GainDataModule(L.LightningDataModule):
             DataError: a mask is missing or does not fit, see `load_external_masks`.
         """
         images = [self.dataset.paths[row] for row in self.rows(split)]
-        return load_external_masks(images, folder, image_size=self.image_size, resize=self.resize)
+        return load_external_masks(images, folder, image_size=self.settings.image_size, resize=self.settings.resize)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""
         _ = self.counterfactuals  # in place before workers copy the dataset
-        sampler = EpochSampler(self.rows("train"), seed=self.seed)
-        single = self.batch_size > 1 and len(sampler) % self.batch_size == 1
+        sampler = EpochSampler(self.rows("train"), seed=self.settings.seed)
+        single = self.settings.batch_size > 1 and len(sampler) % self.settings.batch_size == 1
         return self._loader(sampler, drop_last=single)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -698,23 +673,23 @@ class GainDataModule(L.LightningDataModule):
         if self._dataset is None:
             loaded = load_samples(
                 self._samples,
-                image_size=self.image_size,
-                resize=self.resize,
-                keep=self.cache_images,
-                skip_unreadable=self.skip_unreadable,
+                image_size=self.settings.image_size,
+                resize=self.settings.resize,
+                keep=self.settings.cache_images,
+                skip_unreadable=self.settings.skip_unreadable,
             )
-            loaded = _with_fewer_masks(loaded, self.mask_share, seed=self.mask_seed)
+            loaded = _with_fewer_masks(loaded, self.settings.mask_share, seed=self.settings.seed_of_split)
             self._samples = loaded.samples
-            if self.num_workers > 0:
+            if self.settings.num_workers > 0:
                 share_with_workers(loaded)
             self._dataset = SampleDataset(
                 loaded,
-                image_size=self.image_size,
-                resize=self.resize,
-                augmentation=self._augmentation,
-                seed=self.seed,
-                mask_quality=self.mask_quality,
-                mask_seed=self.mask_seed,
+                image_size=self.settings.image_size,
+                resize=self.settings.resize,
+                augmentation=Augmentation.of(self.settings),
+                seed=self.settings.seed,
+                mask_quality=self.settings.mask_quality,
+                mask_seed=self.settings.seed_of_split,
             )
         return self._dataset
 
@@ -722,10 +697,10 @@ class GainDataModule(L.LightningDataModule):
         return whole_batches(
             self.dataset,
             sampler,
-            batch_size=self.batch_size,
+            batch_size=self.settings.batch_size,
             drop_last=drop_last,
-            num_workers=self.num_workers,
-            seed=self.seed,
+            num_workers=self.settings.num_workers,
+            seed=self.settings.seed,
         )
 
 
@@ -846,22 +821,4 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
 
 def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:
     """Loaders over the samples, at the network's input size."""
-    return GainDataModule(
-        build_samples(settings) if samples is None else samples,
-        image_size=settings.image_size,
-        resize=settings.resize,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        hflip_prob=settings.hflip_prob,
-        vflip_prob=settings.vflip_prob,
-        rotate90_prob=settings.rotate90_prob,
-        color_jitter_prob=settings.color_jitter_prob,
-        gaussian_noise_prob=settings.gaussian_noise_prob,
-        image_counterfactual=settings.image_counterfactual,
-        mask_share=settings.mask_share,
-        mask_quality=settings.mask_quality,
-        mask_seed=settings.seed_of_split,
-        num_workers=settings.num_workers,
-        cache_images=settings.cache_images,
-        skip_unreadable=settings.skip_unreadable,
-    )
+    return GainDataModule(settings, samples)

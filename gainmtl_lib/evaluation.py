@@ -389,7 +389,7 @@ def _counterfactual_columns(
 
 def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
     """Where the annotated pictures of a batch lie in the input, bool (B, 1, H, W); None where they fill it."""
-    if data.resize == "squash":
+    if data.settings.resize == "squash":
         return None
     places = torch.ones_like(batch.masks, dtype=torch.bool)
     for place, row in zip(places[:, 0], batch.index.tolist(), strict=True):

@@ -29,7 +29,6 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import CamIoU
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
-from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import (
     Run,
     RunError,
@@ -664,7 +663,7 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
     with claim(settings, force=force) as folder:
         finished = is_finished(folder, resume=resume)
         data = build_data(settings)
-        digest = data_digest(data.samples)
+        digest = data.digest
         previous = previous_manifest(folder, digest=digest)
         if finished:
             logger.info("reusing the finished run in %s", folder)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
+from tiny import tiny_data
 
 from gainmtl_lib.dataset import Batch, EpochSampler, GainDataModule
 from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
@@ -20,7 +21,7 @@ STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_pro
 
 def module(root: Path, **options) -> GainDataModule:
     samples = read_samples(root, dataset_type="generic")
-    return GainDataModule(samples, **{**dict(image_size=SIZE, batch_size=4, seed=7), **options})
+    return tiny_data(samples, **{**dict(image_size=SIZE, batch_size=4, seed=7), **options})
 
 
 def epoch_of(data: GainDataModule, epoch: int) -> list[Batch]:
@@ -449,7 +450,7 @@ def test_shifted_masks_follow_the_seed_of_masks_and_the_row(marked):
 
     first = shifted()
     assert torch.equal(shifted(cache_images=False, seed=9), first)
-    assert not torch.equal(shifted(mask_seed=1), first)
+    assert not torch.equal(shifted(split_seed=1), first)
 
 
 def test_external_masks_keep_their_values_and_the_order_of_the_loader(generic, tmp_path):

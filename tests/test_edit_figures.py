@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 
-from gainmtl_lib.dataset import GainDataModule, build_samples
+from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.edits.counterfactuals import (
     LEVELS,
     PARTS,
@@ -21,7 +21,7 @@ from gainmtl_lib.readers import DataError
 @pytest.fixture(scope="module")
 def edits(tmp_path_factory):
     samples = build_samples(tiny_settings(tmp_path_factory.mktemp("edits"), "S1"))
-    data = GainDataModule(samples, image_size=(64, 64), image_counterfactual=0.5)
+    data = tiny_data(samples, image_size=(64, 64), image_counterfactual=0.5)
     data.setup()
     return data.counterfactuals
 

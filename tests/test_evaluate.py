@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from drawn_data import write_generic
 from filelock import FileLock
 from PIL import Image
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 
 from gainmtl_lib import evaluation as module
 from gainmtl_lib import evaluation as predict
 from gainmtl_lib.cli import main
-from gainmtl_lib.dataset import GainDataModule, build_data
+from gainmtl_lib.dataset import build_data
 from gainmtl_lib.evaluation import MaskSource, add_verdicts, error_analysis, evaluate
 from gainmtl_lib.model import build_model
 from gainmtl_lib.readers import read_samples
@@ -181,7 +181,7 @@ def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
     samples = read_samples(write_generic(tmp_path), dataset_type="generic")
     model = build_model(tiny_settings(tmp_path, "S5"))
     for resize in ("letterbox", "squash"):
-        data = GainDataModule(samples, image_size=(64, 64), resize=resize, batch_size=8)
+        data = tiny_data(samples, image_size=(64, 64), resize=resize, batch_size=8)
         predict.predict_split(model, data, "test", source=MaskSource.of(model))
     letterboxed, squashed = given
     assert squashed is None

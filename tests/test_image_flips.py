@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 from torch import nn
 
-from gainmtl_lib.dataset import GainDataModule
 from gainmtl_lib.model import GainOutput
 from gainmtl_lib.readers import read_samples
 from gainmtl_lib.studies.reasons import FIXED_MASKS, KINDS, Editor, flip_indicators, image_flips
@@ -71,7 +70,7 @@ def data_of(root, *, count=4, masks=True, size=(SIZE, SIZE), resize="squash"):
         for number in range(count):
             write(root, split, "normal", number, marked=False, size=size)
             write(root, split, "defective", number, marked=True, mask=masks or split == "train", size=size)
-    data = GainDataModule(read_samples(root, dataset_type="generic"), image_size=(SIZE, SIZE), resize=resize)
+    data = tiny_data(read_samples(root, dataset_type="generic"), image_size=(SIZE, SIZE), resize=resize)
     data.setup("test")
     return data
 

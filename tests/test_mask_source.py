@@ -10,7 +10,7 @@ import pytest
 import torch
 from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from drawn_data import write_generic, write_mask
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 
 from gainmtl_lib.console import _masks_from
 from gainmtl_lib.dataset import GainDataModule, build_samples
@@ -29,7 +29,7 @@ def model(strategy="S6", mask_source="localization"):
 @pytest.fixture
 def data(tmp_path):
     samples = read_samples(write_generic(tmp_path / "data"), dataset_type="generic")
-    data = GainDataModule(samples, image_size=(8, 8), batch_size=4)
+    data = tiny_data(samples, image_size=(8, 8), batch_size=4)
     data.setup()
     return data
 
@@ -140,7 +140,7 @@ def halves(tmp_path):
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_anomaly_masks_lie_where_the_picture_lies(halves, tmp_path, monkeypatch, own, resize):
     """Whatever way either system puts the picture on its input: the right half is anomalous, and no bar is."""
-    data = GainDataModule(halves, image_size=(32, 32), resize=resize)
+    data = tiny_data(halves, image_size=(32, 32), resize=resize)
     source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
     (mask,) = source.masks(data, data.dataset.__getitems__([0]))
     rows = slice(0, 32) if resize == "squash" else slice(8, 24)
@@ -200,7 +200,7 @@ def study(tmp_path):
 
 def test_s6_is_evaluated_with_masks_of_an_efficientad_run(study):
     s6, samples, run = study
-    data = GainDataModule(samples, image_size=(64, 64), batch_size=8)
+    data = tiny_data(samples, image_size=(64, 64), batch_size=8)
     table, summary = evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
     assert summary["mask_source"] == "efficientad" and summary["teacher"] == TEACHER["text"]
     assert summary["efficientad_run"] == str(run.folder) and summary["label_leaks"] is False
@@ -211,7 +211,7 @@ def test_s6_is_evaluated_with_masks_of_an_efficientad_run(study):
 def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
     s6, samples, run = study
     swapped = samples.assign(split=samples["split"].replace({"train": "test", "test": "train"}))
-    data = GainDataModule(swapped, image_size=(64, 64))
+    data = tiny_data(swapped, image_size=(64, 64))
     with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
         evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
 

@@ -10,10 +10,9 @@ import yaml
 from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from click.testing import CliRunner
 from drawn_data import write_generic, write_mask
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.dataset import GainDataModule
 from gainmtl_lib.evaluation import SOURCES, MaskSource, OtherMasks, evaluate, known_sources, mask_source_table
 from gainmtl_lib.model import MASK_SOURCES
 from gainmtl_lib.readers import DataError, read_samples
@@ -34,12 +33,12 @@ def samples(tmp_path):
 
 def columns_given(samples, rows, seed=0):
     """How many columns the mask has that each row is given."""
-    data = GainDataModule(samples, image_size=(8, 8))
+    data = tiny_data(samples, image_size=(8, 8))
     return data, (OtherMasks(seed).masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
 
 
 def test_every_picture_is_given_another_ones_mask_of_its_split(samples):
-    data = GainDataModule(samples, image_size=(8, 8))
+    data = tiny_data(samples, image_size=(8, 8))
     rows = data.rows("test")
     seen = set()
     for seed in range(30):
@@ -83,7 +82,7 @@ def test_a_split_without_another_mask_is_named(samples):
 def test_other_needs_no_place_and_leaks_nothing(samples):
     source = MaskSource("other")
     assert source.summary == {"mask_source": "other", "label_leaks": False} and source.place is None
-    data = GainDataModule(samples, image_size=(8, 8))
+    data = tiny_data(samples, image_size=(8, 8))
     batch = data.dataset.__getitems__([6, 9])
     masks = source.masks(data, batch)
     assert masks.shape == (2, 1, 8, 8) and masks.dtype == torch.float32 and set(masks.unique().tolist()) == {0.0, 1.0}

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_settings
+from tiny import tiny_data, tiny_settings
 
-from gainmtl_lib.dataset import GainDataModule, build_samples
+from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.edits.heal import Edit
 from gainmtl_lib.edits.probes import (
     CELL,
@@ -195,7 +195,7 @@ def data(tmp_path_factory):
     settings = tiny_settings(tmp_path_factory.mktemp("probes"), "S1", num_samples=80, shortcut="none")
     samples = build_samples(settings)
     samples["group"] = [f"part {number // 2}" for number in range(len(samples))]  # two pictures of each
-    data = GainDataModule(samples, image_size=(64, 64))
+    data = tiny_data(samples, image_size=(64, 64))
     data.setup()
     return data
 
@@ -225,7 +225,7 @@ def test_drawing_is_seeded_and_takes_as_many_pictures_as_asked_for(data):
 def test_data_that_is_too_small_is_named(data):
     bare = data.samples.assign(mask=None)
     with pytest.raises(DataError, match=r"half of the training pictures \(\d+\) are too few to probe edits: .*mask"):
-        draw_pairs(GainDataModule(bare, image_size=(64, 64)))
+        draw_pairs(tiny_data(bare, image_size=(64, 64)))
     pairs = with_rectangles(4)
     with pytest.raises(DataError, match="a probe needs edits in both halves, got 2 to train on and 0 held out"):
         edited_probe([one for one in pairs if not one.held_out])

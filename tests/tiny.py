@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from gainmtl_lib.dataset import GainDataModule
 from gainmtl_lib.settings import Settings
 
 
@@ -32,3 +35,9 @@ def tiny_settings(folder: Path, strategy: str = "S6", **values: Any) -> Settings
         }
         | values
     )
+
+
+def tiny_data(samples: pd.DataFrame, **values: Any) -> GainDataModule:
+    """Loaders over a table; sizes that only a network would refuse are fine."""
+    settings = Settings(strategy="S1", seed=0, split_seed=0)
+    return GainDataModule(settings.model_copy(update=values), samples)

@@ -550,7 +550,7 @@ class AnomalyMasks:
         paths = [data.dataset.paths[row] for row in batch.index.tolist()]
         own = self.run.settings.resize
         masks = [
-            anomaly_mask(one, own, size=data.image_size, resize=data.resize)
+            anomaly_mask(one, own, size=data.settings.image_size, resize=data.settings.resize)
             for one in scored(self.run, paths, device=str(batch.images.device))
         ]
         return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
