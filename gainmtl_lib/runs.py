@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from scipy import stats
 
 from gainmtl_lib.settings import SettingsError
+from gainmtl_lib.wording import COMPARED, METRICS
 
 FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
 
@@ -427,21 +428,8 @@ def _forget_vain_start(settings: RunSettings) -> None:
 # --- Runs side by side
 
 
-COLUMNS = {
-    "accuracy": "accuracy",
-    "recall": "recall",
-    "auroc": "AUROC",
-    "cam_iou": "CAM-IoU",
-    "grid_iou": "grid IoU",
-    "attention_iou": "attention IoU",
-    "point_game": "PointGame",
-    "energy_inside": "Energy-Inside",
-    "loc_iou": "Loc-IoU",
-    "cf_flip_rate": "flip",
-    "cf_control_flip_rate": "control flip",
-}
-"""Metrics of a comparison, and how its columns are headed. Without the grid IoU a CAM-IoU cannot be judged."""
-
+COLUMNS = {name: METRICS[name] for name in COMPARED}
+"""Metrics of a comparison, and how its columns are headed."""
 
 ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""

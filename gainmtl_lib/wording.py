@@ -1,35 +1,151 @@
-"""Numbers and tables as the console shows them."""
+"""What a metric is called, and how a number and a table are written: the same on the console, in notebooks and reports.
+
+An estimate is anything with ``value``, ``low`` and ``high``: a `gainmtl_lib.stats.Estimate`, or a row of a table.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
+METRICS = {
+    # the verdict
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    # the map that decides
+    "cam_iou": "CAM-IoU",
+    "cam_iou_pooled": "CAM-IoU, pooled",
+    "grid_iou": "grid IoU",
+    "point_game": "PointGame",
+    "energy_inside": "Energy-Inside",
+    "wrong_reason_rate": "wrong-reason rate",
+    # the other maps
+    "attention_iou": "attention IoU",
+    "attention_point_game": "attention PointGame",
+    "attention_energy_inside": "attention Energy-Inside",
+    "loc_iou": "Loc-IoU",
+    "loc_iou_pooled": "Loc-IoU, pooled",
+    "loc_dice": "Dice",
+    "loc_pixel_accuracy": "pixel accuracy",
+    "loc_aupro": "AUPRO",
+    "anomaly_iou": "map IoU",
+    "anomaly_point_game": "map PointGame",
+    "anomaly_energy_inside": "map Energy-Inside",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    # the verdict without the defect
+    "cf_flip_rate": "flip",
+    "cf_control_flip_rate": "control flip",
+    "cf_excess": "flip − control flip",
+    # the verdict on edited pictures
+    "image_flip": "healed flip",
+    "image_flip_control": "healed control flip",
+    "image_flip_excess": "healed flip − control",
+    "paste_flip": "pasted flip",
+    "paste_flip_control": "pasted control flip",
+    "paste_flip_excess": "pasted flip − control",
+    "counterfactual_accuracy": "accuracy, edited",
+    # changed conditions, and a cue
+    "accuracy_shift": "accuracy, test_shift",
+    "drop": "drop",
+    "auroc_shift": "AUROC, test_shift",
+    "auroc_drop": "AUROC drop",
+    "cue_energy": "energy on the cue",
+    "cue_area": "area of the cue",
+    "cue_excess": "energy on the cue − its area",
+}
+"""Every metric's name in words."""
 
-def number(value: Any) -> str:
-    """Three decimals; whole numbers as they are; a dash for what has no answer."""
-    return "–" if value is None or value != value else str(value) if isinstance(value, int) else f"{value:.3f}"
+COMPARED = (
+    "accuracy", "recall", "auroc", "cam_iou", "grid_iou", "attention_iou", "point_game", "energy_inside", "loc_iou",
+    "cf_flip_rate", "cf_control_flip_rate",
+)  # fmt: skip
+"""What runs are compared by. Without the grid IoU a CAM-IoU cannot be judged."""
+
+SPLIT_NAMES = {"val": "validation", "test": "test", "test_shift": "test_shift"}
+NOTHING = "–"
+MINUS = "\u2212"
+PERCENT = "\u00a0%"  # with a space that does not break
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """``0.123``, ``−0.500``; whole numbers as they are; a dash for what has no answer (None, NaN)."""
+    if value is None or value != value:
+        return NOTHING
+    if isinstance(value, int):
+        return str(value)
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)  # adding 0 leaves no sign on what rounds to 0
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    """``+0.021`` or ``−0.021``; without a sign where it rounds to zero."""
+    written = number(value, digits)
+    return f"+{written}" if value is not None and round(value, digits) > 0 else written
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent, one decimal where it is not whole; a dash for no answer."""
+    return NOTHING if value is None or value != value else f"{100 * value:.1f}".removesuffix(".0") + PERCENT
+
+
+def interval(estimate: Any, show: Callable[[float], str] = number) -> str:
+    """``0.942 (0.844 to 0.980)``; the number alone where no interval can be given.
+
+    Args:
+        estimate: with ``value``, ``low`` and ``high``.
+        show: how a number is written: `number`, `signed` or `percent`.
+    """
+    if estimate.low != estimate.low or estimate.value != estimate.value:
+        return show(estimate.value)
+    return f"{show(estimate.value)} ({show(estimate.low)} to {show(estimate.high)})"
+
+
+def of_count(estimate: Any) -> str:
+    """``3 of 52``, for a share; it has ``hits`` and ``count``."""
+    return NOTHING if estimate.hits is None else f"{estimate.hits} of {estimate.count}"
+
+
+def probability(p: float) -> str:
+    """A p-value: ``0.042``, ``< 0.001``, a dash for none."""
+    return "< 0.001" if p < 0.0005 else number(p)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def frame_table(title: str, rows: pd.DataFrame) -> Table:
-    """A data frame with its index as the first column."""
-    table = Table(title=title, title_justify="left")
+    """A data frame for the console, its index as the first column."""
+    table = Table(title=escape(title), title_justify="left")
     table.add_column(str(rows.index.name or ""))
     for column in rows.columns:
-        table.add_column(str(column), justify="right")
-    for name, row in rows.iterrows():
-        table.add_row(str(name), *(_short(value) for value in row))
+        table.add_column(escape(str(column)), justify="right")
+    for name, *values in rows.itertuples(name=None):
+        table.add_row(escape(str(name)), *(escape(_cell(value)) for value in values))
     return table
 
 
 def markdown_table(rows: pd.DataFrame) -> list[str]:
     """The lines of a Markdown table, the frame's index as the first column."""
     header = [str(rows.index.name or ""), *map(str, rows.columns)]
-    body = [[str(name), *map(str, row)] for name, row in zip(rows.index, rows.to_numpy())]
+    body = [list(map(_cell, row)) for row in rows.itertuples(name=None)]
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> str:
+    """Four digits: a table holds shares and sizes beside each other."""
+    return NOTHING if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)

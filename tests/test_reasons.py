@@ -35,7 +35,7 @@ def test_what_may_warn_is_listed_with_its_direction(measured):
     assert list(table.index) == ["accuracy", "flips, defect healed", "accuracy on edited pictures"]
     assert table.loc["flips, defect healed"].to_dict() == {
         "value": "0.050",
-        "95 % interval": "-0.100 to 0.200",
+        "95 % interval": "−0.100 to 0.200",
         "pictures": 20,
         "warns when": "low",
         "because": "healing the defect does not turn the verdict",
