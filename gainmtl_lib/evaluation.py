@@ -43,7 +43,7 @@ from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
 from gainmtl_lib.readers import DataError, data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, remove_temporaries, write_json
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.train import checked_device
+from gainmtl_lib.train import EVALUATED, checked_device, data_differences
 
 
 def rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64]:
@@ -624,12 +624,12 @@ def evaluate(
     """Decide, score and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
     The decision threshold is chosen on ``val``. A run evaluated as it was trained keeps its results
-    (``predictions.csv``, ``maps/``, ``metrics.json``) and is not evaluated twice; with other data, another
-    mask source, place of its masks or threshold the results are returned only.
+    (``predictions.csv``, ``maps/``, ``metrics.json``) and is not evaluated twice; with data other than it was trained
+    on, another mask source, place of its masks or threshold the results are returned only.
 
     Args:
         run_or_model: a finished run, or a model (which needs `data`).
-        data: in place of the run's own.
+        data: in place of the run's own, or the run's own where the caller has it already.
         mask_source: S6 only, in place of the settings' own. ``oracle`` hands it the ground truth, which
             leaks the label: its results are marked.
         external_mask_dir: one mask per image, found by stem, for ``external``; in place of the settings' own.
@@ -648,8 +648,8 @@ def evaluate(
             EfficientAD run learnt from the test pictures, or another process writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    otherwise = (data, mask_source, external_mask_dir, efficientad_run, threshold)
-    as_trained = run is not None and all(asked is None for asked in otherwise)
+    otherwise = (mask_source, external_mask_dir, efficientad_run, threshold)
+    as_trained = run is not None and all(asked is None for asked in otherwise) and _is_own(run, data)
     if run is not None and as_trained and reuse and run.is_evaluated:
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
@@ -666,6 +666,13 @@ def evaluate(
             _store(run, table, summary, predictions)
             return run.predictions, run.metrics  # as a later call reads them
     return table, summary
+
+
+def _is_own(run: Run, data: GainDataModule | None) -> bool:
+    """Whether the data, where it is given, is what the run was trained on, seen in the same way."""
+    if data is None:
+        return True
+    return not data_differences(data, run.settings, EVALUATED) and data.digest == run.manifest["data_digest"]
 
 
 def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainDataModule:

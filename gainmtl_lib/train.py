@@ -642,7 +642,29 @@ def fit_interruptibly(
 # --- From settings to a finished run
 
 
-def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = False) -> Run:
+EVALUATED = ("image_size", "resize", "skip_unreadable")
+"""Settings by which data shows validation and test pictures in another way."""
+TRAINED = (
+    *EVALUATED,
+    "batch_size", "seed", "seed_of_split", "image_counterfactual", "mask_share", "mask_quality",
+    "hflip_prob", "vflip_prob", "rotate90_prob", "color_jitter_prob", "gaussian_noise_prob",
+)  # fmt: skip
+"""Those that training pictures depend on."""
+
+
+def data_differences(data: GainDataModule, settings: Settings, names: tuple[str, ...]) -> list[str]:
+    """One line for each of the named settings that `data` was built with another value of."""
+    pairs = ((name, getattr(data.settings, name), getattr(settings, name)) for name in names)
+    return [f"{name}: {own!r} and {asked!r}" for name, own, asked in pairs if own != asked]
+
+
+def fit(
+    settings: Settings,
+    *,
+    data: GainDataModule | None = None,
+    resume: str | Path | None = None,
+    force: bool = False,
+) -> Run:
     """Train one strategy, or return its finished run.
 
     A finished run with equal settings on equal data is returned as it is. An unfinished one goes on from
@@ -650,11 +672,13 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
 
     Args:
         settings: of the run; they decide its folder.
+        data: what `build_data(settings)` gave, where the caller has it already.
         resume: checkpoint to go on from, in place of the folder's own last one.
         force: start anew, dropping what the folder holds.
 
     Raises:
-        RunError: the folder is in use or holds a run with other settings or data; the run is finished already;
+        RunError: the folder is in use or holds a run with other settings or data; `data` was built with other
+            settings; the run is finished already;
             the checkpoint is none or of another training (see `checkpoint_to_resume`), or both `resume` and
             `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
@@ -662,7 +686,10 @@ def fit(settings: Settings, *, resume: str | Path | None = None, force: bool = F
     check_intent(settings.run_dir, resume=resume, force=force)
     with claim(settings, force=force) as folder:
         finished = is_finished(folder, resume=resume)
-        data = build_data(settings)
+        if data is None:
+            data = build_data(settings)
+        elif differing := data_differences(data, settings, TRAINED):
+            raise RunError("the data was built with other settings (data's and run's): " + "; ".join(differing))
         digest = data.digest
         previous = previous_manifest(folder, digest=digest)
         if finished:

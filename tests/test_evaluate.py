@@ -71,6 +71,14 @@ def test_evaluating_anew_gives_the_same_numbers(run, evaluated):
     assert summary == evaluated[1]
 
 
+def test_the_runs_own_data_counts_as_the_data_it_was_trained_on(run, evaluated):
+    own = build_data(run.settings)
+    assert evaluate(run, data=own)[1] == evaluated[1] == evaluate(run, data=own, reuse=False)[1] == run.metrics
+    samples = own.samples.drop(index=own.samples.index[own.samples["split"] == "test"][:1])
+    _, other = evaluate(run, data=build_data(run.settings, samples))
+    assert other["test"]["images"] == 5 and run.metrics == evaluated[1]
+
+
 def test_a_model_is_evaluated_on_the_data_it_is_given(run, evaluated):
     table, summary = evaluate(run.model, data=build_data(run.settings))
     assert summary["test"]["auroc"] == pytest.approx(evaluated[1]["test"]["auroc"])

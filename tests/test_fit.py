@@ -150,6 +150,14 @@ def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(shared):
     assert full.manifest["edits_per_epoch"] == {}
 
 
+def test_data_that_is_there_is_not_built_again(shared, monkeypatch):
+    settings = tiny_settings(shared, "S1", experiment="given", num_epochs=1)
+    data = fit_module.build_data(settings)
+    monkeypatch.setattr(fit_module, "build_data", None)
+    run = fit(settings, data=data)
+    assert fit(settings, data=data).folder == run.folder
+
+
 def test_edits_without_masks_leave_no_half_run(shared):
     settings = tiny_settings(shared, "S7", experiment="no_masks", mask_share=0.0)
     with pytest.raises(DataError, match=r"image_counterfactual is 0\.5, but none of the 12 defective training images"):
