@@ -32,8 +32,7 @@ from torch import Tensor
 
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import stored_maps
-from gainmtl_lib.figures import OUTLINE_PLOTS as OUTLINE
-from gainmtl_lib.figures import enlarged_share, overlay, save_figure
+from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
 from gainmtl_lib.metrics import MapScale, cam_iou, energy_inside, grid_iou, point_game
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, GainOutput, as_at_inference, control_masks
@@ -745,9 +744,8 @@ def verdict_figure(
         _draw_absolute(axes(left, height + TITLE, width, height), explanation, name, scales.get(name))
         _draw_per_image(axes(left, 0, width, height), explanation, name)
     for axis in figure.axes:
-        axis.set(xticks=[], yticks=[], aspect="auto")
+        axis.set_aspect("auto")
         axis.title.set_fontsize(9)
-        _draw_mask(axis, explanation)
     _write(figure, explanation, title, lines)
     return figure
 
@@ -763,7 +761,7 @@ def _has_bars(explanation: Explanation) -> bool:
 
 
 def _draw_picture(axis: Axes, explanation: Explanation, scale: MapScale | None) -> None:
-    axis.imshow(explanation["image"])
+    draw_overlay(axis, explanation["image"], mask=explanation.get("mask"))
     for place, box in enumerate(explanation.get("boxes", [])):
         x0, y0, x1, y1 = explanation.frame.to_input(box)
         style = {"lw": 1.0 if place else 2.0, "ls": "--" if _is_unsure(explanation, box, scale) else "-"}
@@ -781,40 +779,31 @@ def _is_unsure(explanation: Explanation, box: Box, scale: MapScale | None) -> bo
 
 
 def _draw_absolute(axis: Axes, explanation: Explanation, name: str, scale: MapScale | None) -> None:
-    image = explanation["image"] / 255
+    image, mask = explanation["image"], explanation.get("mask")
     if scale is not None:
-        size = (image.shape[0], image.shape[1])
-        overlay(axis, image, enlarged_share(explanation.stored[name], scale, size), unit=True)
+        draw_overlay(axis, image, enlarged_share(explanation.stored[name], scale, image.shape[:2]), mask)
         limits = f"{scale.floor:.2f} to {scale.ceiling:.2f}" if scale.separates else f"above {scale.floor:.2f} or not"
         axis.set_title(f"{HEADINGS[name]}\nabsolute, {limits}")
         if not explanation["found"][name]:
             _note(axis, "nothing found")
     elif name == "cam":
-        axis.imshow(np.ones_like(image))
+        draw_overlay(axis, np.full_like(image, 255), mask=mask)
         axis.set_title(f"{HEADINGS[name]}\nno absolute scale")
         _note(axis, "unknown", color="0.4")
     else:
-        overlay(axis, image, explanation[name], unit=True)
+        draw_overlay(axis, image, explanation[name], mask)
         axis.set_title(f"{HEADINGS[name]}\n0 to 1, no absolute scale")
 
 
 def _draw_per_image(axis: Axes, explanation: Explanation, name: str) -> None:
     values = explanation[name]
-    overlay(axis, explanation["image"] / 255, values)
+    image = explanation["image"]
+    draw_overlay(axis, image, enlarged_share(values, None, image.shape[:2]), explanation.get("mask"))
     axis.set_title(f"{HEADINGS[name]}\nper image, {values.min():.2f} to {values.max():.2f}")
 
 
 def _note(axis: Axes, text: str, color: str = "white") -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=color, fontsize=11)
-
-
-def _draw_mask(axis: Axes, explanation: Explanation) -> None:
-    if "mask" not in explanation:
-        return
-    axis.autoscale(False)
-    mask = np.pad(explanation["mask"], 1)  # so that a mask at the border is closed
-    places = [np.arange(-1, size - 1) for size in mask.shape]
-    axis.contour(places[1], places[0], mask, levels=[0.5], colors=[OUTLINE], linewidths=1.0)
 
 
 def _write(figure: Figure, explanation: Explanation, title: str, lines: Sequence[str]) -> None:

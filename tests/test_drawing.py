@@ -11,11 +11,10 @@ from gainmtl_lib.figures import (
     CONTOUR,
     LETTER,
     OUTLINE,
-    compose,
     encode,
     enlarged_share,
     inferno,
-    one_thread,
+    overlay,
     with_band,
 )
 from gainmtl_lib.metrics import MapScale, normalize_maps, resize_maps
@@ -36,18 +35,18 @@ def decoded(jpeg):
 
 def test_without_a_map_the_picture_keeps_its_colours(picture):
     before = picture.copy()
-    assert np.array_equal(compose(picture), before)
+    assert np.array_equal(overlay(picture), before)
 
 
 def test_a_calm_map_leaves_the_picture_grey_and_otherwise_as_it_is(picture):
-    assert np.array_equal(compose(picture, np.zeros((60, 80), np.float32), level=0.5), grey(picture))
+    assert np.array_equal(overlay(picture, np.zeros((60, 80), np.float32), level=0.5), grey(picture))
 
 
 def test_colours_follow_the_value_and_the_strength(picture):
     full = np.ones((60, 80), np.float32)
-    assert np.array_equal(compose(picture, full, strength=1.0), np.broadcast_to(inferno()[255], picture.shape))
-    assert np.array_equal(compose(picture, full, strength=0.0), grey(picture))
-    half = compose(picture, full, strength=0.5).astype(int)
+    assert np.array_equal(overlay(picture, full, strength=1.0), np.broadcast_to(inferno()[255], picture.shape))
+    assert np.array_equal(overlay(picture, full, strength=0.0), grey(picture))
+    half = overlay(picture, full, strength=0.5).astype(int)
     assert np.abs(half - (grey(picture).astype(int) + inferno()[255]) / 2).max() <= 2
 
 
@@ -61,15 +60,15 @@ def test_inferno_is_the_one_of_the_figures():
 def test_the_contour_runs_where_the_map_reaches_the_level(picture):
     heat = np.zeros((60, 80), np.float32)
     heat[20:40, 30:60] = 0.6
-    lit = np.abs(compose(picture, heat, strength=0, level=0.5).astype(int) - CONTOUR).sum(axis=2) < 150
+    lit = np.abs(overlay(picture, heat, strength=0, level=0.5).astype(int) - CONTOUR).sum(axis=2) < 150
     assert lit[20, 35:55].all() and lit[39, 35:55].all() and not lit[25:35, 35:55].any() and not lit[:15].any()
-    assert np.array_equal(compose(picture, heat, strength=0, level=0.7), grey(picture))
+    assert np.array_equal(overlay(picture, heat, strength=0, level=0.7), grey(picture))
 
 
 def test_the_outline_runs_beside_the_defect_and_leaves_it_visible(picture):
     mask = np.zeros((60, 80), bool)
     mask[30:32, 10:70] = True  # a scratch of two pixels
-    drawn = compose(picture, mask=mask)
+    drawn = overlay(picture, mask=mask)
     assert np.array_equal(drawn[30:32, 12:68], picture[30:32, 12:68])
     cyan = np.abs(drawn.astype(int) - OUTLINE).sum(axis=2) < 250
     assert cyan[25:29, 30:50].all(axis=1).any() and cyan[33:37, 30:50].all(axis=1).any()
@@ -114,18 +113,6 @@ def test_a_cell_far_above_the_ceiling_spreads_as_far_as_it_is_high():
     shown = enlarged_share(np.array([[0.0, 10.0]], np.float32), MapScale(0.0, 1.0), (1, 16))[0]
     assert np.flatnonzero(shown >= 0.5).tolist() == list(range(4, 16))
     assert shown[4] == pytest.approx(10 * 0.5 / 8)
-
-
-def test_opencv_gets_its_threads_back_when_the_last_is_done():
-    before = cv2.getNumThreads()
-    with one_thread():
-        with one_thread():
-            assert cv2.getNumThreads() == 1
-        assert cv2.getNumThreads() == 1
-    assert cv2.getNumThreads() == before
-    with pytest.raises(ZeroDivisionError), one_thread():
-        1 / 0  # noqa: B018
-    assert cv2.getNumThreads() == before
 
 
 @pytest.fixture(scope="module")

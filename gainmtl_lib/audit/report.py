@@ -52,12 +52,11 @@ from gainmtl_lib.efficientad.evaluate import is_stale as novelty_is_stale
 from gainmtl_lib.evaluation import KINDS, error_analysis, stored_cams
 from gainmtl_lib.figures import (
     classification_figure,
-    compose,
     encode,
     enlarged_share,
     fitted,
     inferno,
-    one_thread,
+    overlay,
     resized,
     resized_mask,
 )
@@ -81,14 +80,12 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-@one_thread()
 def picture_uri(picture: Picture) -> str:
     """The part as the network sees it, with its mask's outline."""
     pixels, mask = _small(picture)
-    return _jpeg(compose(pixels, mask=mask))
+    return _jpeg(overlay(pixels, mask=mask))
 
 
-@one_thread()
 def map_uri(share: NDArray[np.float32], picture: Picture | None) -> str:
     """A map in colour over the greyed part, or alone.
 
@@ -100,7 +97,7 @@ def map_uri(share: NDArray[np.float32], picture: Picture | None) -> str:
     if picture is None:
         return _jpeg(inferno()[np.rint(small * 255).astype(np.uint8)])
     pixels, mask = _small(picture)
-    return _jpeg(compose(pixels, small, mask=mask))
+    return _jpeg(overlay(pixels, small, mask=mask))
 
 
 def figure_uri(figure: Figure) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
 from gainmtl_lib.explain import Frame
-from gainmtl_lib.figures import Shown, compose, encode, enlarged_share, fitted, one_thread, with_band
+from gainmtl_lib.figures import Shown, encode, enlarged_share, overlay, with_band
 from gainmtl_lib.metrics import MapScale
 
 
@@ -44,17 +44,15 @@ class Panel:
     words: tuple[str, ...]
 
 
-@one_thread()
 def plain_panel(shown: Shown, *, outline: bool) -> Panel:
     """The picture in its own colours."""
     text = "picture not found" if shown.problem else "picture"
     if outline and shown.mask is not None:
         text += " · outline: annotated defect"
-    drawn = compose(shown.pixels, mask=shown.mask if outline else None)
+    drawn = overlay(shown.pixels, mask=shown.mask if outline else None)
     return Panel(encode(with_band(drawn, text, bar=False)), (shown.problem,) if shown.problem else ())
 
 
-@one_thread()
 def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     """The picture with a run's map over it; a map that the run lacks is said instead."""
     mask = shown.mask if look.outline else None
@@ -62,14 +60,13 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     if kind is None or kind not in opened.maps:
         words = () if kind is None else (opened.why_no_map(kind),)
         text = f"{opened.name} · " + ("no map" if kind is None else f"no {MAPS[kind].name}")
-        return Panel(encode(with_band(compose(shown.pixels, mask=mask), text, bar=False)), words)
+        return Panel(encode(with_band(overlay(shown.pixels, mask=mask), text, bar=False)), words)
     values = np.asarray(opened.maps[kind][row], dtype=np.float32)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
     frame = Frame.of(shown.size, size, opened.run.settings.resize)
     heat = frame.crop(enlarged_share(values, scale, size))
-    over = fitted(heat, (shown.pixels.shape[0], shown.pixels.shape[1]))
-    drawn = compose(shown.pixels, over, strength=look.strength, level=look.level, mask=mask)
+    drawn = overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
     text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + (
         " · nothing found" if nothing else ""

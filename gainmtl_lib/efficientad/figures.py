@@ -36,10 +36,9 @@ from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_
 from gainmtl_lib.explain import Frame, read_defect
 from gainmtl_lib.figures import (
     SPLIT_NAMES,
-    compose,
     enlarged_share,
-    fitted,
     map_grid,
+    overlay,
     pick_rows,
     resized,
     resized_mask,
@@ -255,10 +254,10 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     scale = SIDE / max(scored.size)
     shape = max(1, round(scored.size[0] * scale)), max(1, round(scored.size[1] * scale))
     picture, region = resized(read_image(scored.path), shape), resized_mask(defect, shape)
-    heat = fitted(_share(detector, scored), shape)
+    heat = _share(detector, scored)
     panels = [
         _panel(picture, _words(detector, scored)),
-        _panel(compose(picture, heat, mask=region), f"anomaly map · {detector.scale_name}", bar=True),
+        _panel(overlay(picture, heat, mask=region), f"anomaly map · {detector.scale_name}", bar=True),
     ]
     if region is not None:
         white = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2)

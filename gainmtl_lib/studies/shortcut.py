@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.evaluation import evaluate
-from gainmtl_lib.figures import compose, enlarged_share, save_figure
+from gainmtl_lib.figures import enlarged_share, overlay, save_figure
 from gainmtl_lib.labels import resize_image, resize_mask
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import read_image, read_mask
@@ -800,7 +800,7 @@ def _picture(axis: Axes, run: Run, split: str) -> None:
         mask = resize_mask(read_mask(settings.data_root / row["mask"]), (SIDE, SIDE), settings.resize)
     scale = run.metrics.get("map_scales", {}).get("cam")
     heat = enlarged_share(run.maps["cam"][position], MapScale(**scale) if scale else None, (SIDE, SIDE))
-    axis.imshow(compose(image, heat, level=CONTOUR_AT, mask=mask))
+    axis.imshow(overlay(image, heat, level=CONTOUR_AT, mask=mask))
     axis.set(xticks=[], yticks=[])
     if row["wrong_reason"]:
         axis.set_xlabel("but the map that decides is off the defect", fontsize=9)
