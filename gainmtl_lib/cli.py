@@ -95,24 +95,29 @@ def value_of(text: str) -> Any:
 @click.command()
 @click.argument("what", metavar="s1…s7|all")
 @parameter_options
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Notebooks of 'all' at once; by default what suits the machine."
+)
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
-def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], force: bool) -> None:
+def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], workers: int | None, force: bool) -> None:
     """Execute a strategy's notebook, or the whole collection, headless.
 
-    Parameters that are not given are those of the notebook, which are the quick study's.
+    Parameters that are not given are those of the notebook, which are the quick study's. Notebooks that do not need
+    each other's results run side by side, each with its share of the cores.
     """
-    from gainmtl_lib import notebooks as study
-    from gainmtl_lib.console import print_comparison
+    from gainmtl_lib.notebooks import run_all, run_strategy
 
     overrides = dict(named_values(pairs))
     if what.lower() == "all":
-        experiment = study.run_all(files, overrides, force=force)
-        print_comparison(console, experiment)
+        from gainmtl_lib.console import print_comparison
+
+        print_comparison(console, run_all(files, overrides, workers=workers, force=force))
         return
     if what.upper() not in STRATEGY_WEIGHTS:
         raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
-    executed = study.run_strategy(what.upper(), files, overrides, force=force)
-    console.print(f"executed notebook: {escape(str(executed))}")
+    if workers is not None:
+        raise click.UsageError("--workers is for 'all': one strategy is one notebook")
+    console.print(f"executed notebook: {escape(str(run_strategy(what.upper(), files, overrides, force=force)))}")
 
 
 @click.command()
@@ -501,16 +506,15 @@ def plant(
 # --- The command that refreshes the notebooks.
 
 
-@click.command()
+@click.command("notebooks")
 @click.argument("names", nargs=-1)
-def notebooks(names: Sequence[str]) -> None:
+@click.option("--workers", type=click.IntRange(min=1), help="At once; by default what suits the machine.")
+def notebooks(names: Sequence[str], workers: int | None) -> None:
     """Execute the committed notebooks in place with their own parameters, and clean them."""
     from gainmtl_lib.notebooks import refresh
 
-    folder = repository_root() / "notebooks"
-    for path in sorted(folder.glob("*.ipynb")):
-        if not names or path.stem in names or path.stem[:2] in names:
-            refresh(path)
+    paths = sorted((repository_root() / "notebooks").glob("*.ipynb"))
+    refresh([path.stem for path in paths if not names or {path.stem, path.stem[:2]} & set(names)], workers=workers)
 
 
 # --- The command ``gainmtl``

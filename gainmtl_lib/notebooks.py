@@ -1,11 +1,17 @@
-"""Notebooks without a browser: which there are, how one is executed, how a committed one is kept clean."""
+"""The collection run headless: which notebooks there are, how they run side by side, how committed ones stay clean."""
 
 from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +20,14 @@ import papermill
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from gainmtl_lib.progress import show_progress
 from gainmtl_lib.runs import atomic_path, claim
 from gainmtl_lib.settings import RunSettings, Settings, SettingsError, read_parameters, repository_root
 
 if TYPE_CHECKING:
-    from gainmtl_lib.efficientad.model import EfficientADSettings
+    from collections.abc import Iterator
 
+    from gainmtl_lib.efficientad.model import EfficientADSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,83 +46,39 @@ EXPLANATION = "08_cam_explanation"
 ANOMALIES = "09_efficientad"
 SHORTCUTS = "11_shortcut_study"
 
+AFTER = {
+    ANOMALIES: tuple(STRATEGY_NOTEBOOKS[strategy] for strategy in ("S1", "S5", "S6")),
+    ABLATION: tuple(STRATEGY_NOTEBOOKS.values()),
+    EXPLANATION: tuple(STRATEGY_NOTEBOOKS.values()),
+}
+"""Notebooks that read the runs of others."""
+
 KEPT_METADATA = ("kernelspec", "language_info")
+
+MEMORY_OF_A_NOTEBOOK = 3 * 2**30
+"""Bytes that a notebook of the quick study takes at most, rounded up."""
 
 
 class NotebookError(RuntimeError):
     """A notebook that stopped: names it, the cell and the error."""
 
 
-def notebook_path(name: str) -> Path:
-    """Where a notebook of the collection lies."""
-    return repository_root() / "notebooks" / f"{name}.ipynb"
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute.
 
-
-def execute(name: str, output: Path, parameters: Mapping[str, Any]) -> Path:
-    """Run a notebook headless; its log lines appear on stderr as it goes.
-
-    Args:
+    Attributes:
         name: of the notebook, without suffix.
         output: the executed copy; kept up to the failing cell when the notebook stops.
         parameters: injected after its parameters cell.
-
-    Raises:
-        NotebookError: a cell raised an error.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    source = notebook_path(name)
-    logger.info("notebook %s -> %s", source.name, output)
-    try:
-        _papermill(source, output, dict(parameters))
-    except PapermillExecutionError as error:
-        raise NotebookError(
-            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"the notebook up to there: {output}"
-        ) from None
-    return output
+
+    name: str
+    output: Path
+    parameters: Mapping[str, Any]
 
 
-def refresh(path: Path) -> None:
-    """Execute a committed notebook in place with its own parameters, and clean it. Running it twice changes nothing."""
-    with atomic_path(path) as temporary:
-        _papermill(path, temporary, {})
-        notebook = clean(nbformat.read(temporary, as_version=4))
-        temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + os.linesep, "utf-8")
-
-
-def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """With the cells' log lines on stderr, and without the kernel's advice on network encryption."""
-    papermill.execute_notebook(
-        source,
-        output,
-        parameters=parameters,
-        cwd=str(source.parent),
-        progress_bar=False,
-        log_output=True,
-        extra_arguments=["--log-level=ERROR"],
-    )
-
-
-def clean(notebook: NotebookNode) -> NotebookNode:
-    """Keep tags, outputs and counts; drop stderr, widget views and metadata that change; number the cell ids."""
-    notebook.metadata = NotebookNode({key: notebook.metadata[key] for key in KEPT_METADATA if key in notebook.metadata})
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number:02d}"
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = NotebookNode({"tags": tags} if tags else {})
-        if cell.cell_type == "code":
-            cell.outputs = [_clean_output(output) for output in cell.outputs if output.get("name") != "stderr"]
-    return notebook
-
-
-def _clean_output(output: NotebookNode) -> NotebookNode:
-    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    if "metadata" in output:
-        output.metadata = NotebookNode()
-    return output
-
-
-# --- The collection run headless
+# --- What is run
 
 
 def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Mapping[str, Any]) -> Settings:
@@ -134,6 +98,13 @@ def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Ma
     return Settings.from_yaml(*_own_files(strategy), *files, **overrides)
 
 
+def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
+    """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
+    from gainmtl_lib.efficientad.model import EfficientADSettings  # a kit
+
+    return EfficientADSettings.from_yaml(repository_root() / "params" / "efficientad_synthetic.yaml", **_shared(given))
+
+
 def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
     """Execute one strategy's notebook into its run's folder.
 
@@ -143,56 +114,61 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
     settings = notebook_settings(strategy, files, overrides)
     if force:
         _drop(settings)
-    parameters = read_parameters(_own_files(strategy)[-1]) | _given(files, overrides)
-    return execute(STRATEGY_NOTEBOOKS[strategy], settings.run_dir / "notebook.ipynb", parameters)
+    job = _strategy_job(strategy, settings, _given(files, overrides))
+    execute([job], workers=1)
+    return job.output
 
 
-def run_all(files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
+def run_all(
+    files: Sequence[Path], overrides: Mapping[str, Any], *, workers: int | None = None, force: bool = False
+) -> Path:
     """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
 
     Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`); what is
     left is its notebook's own. The shortcut study has parameters and synthetic data of its own, so that data that is
     not synthetic goes without it.
 
+    Args:
+        files: parameter files, later ones win.
+        overrides: values that win over files.
+        workers: notebooks at once, each with its share of the cores; None for `default_workers`.
+        force: start anew.
+
     Returns:
         The experiment's folder.
     """
+    from gainmtl_lib.dataset import make_data
     from gainmtl_lib.studies.shortcut import ShortcutStudySettings  # a kit
 
     given = _given(files, overrides)
     if "strategy" in given:
         raise SettingsError("'all' runs every strategy; leave 'strategy' out of the parameters")
-    for strategy in STRATEGY_NOTEBOOKS:
-        notebook_settings(strategy, files, overrides)
-    anomaly_settings(given)
-    shortcuts = repository_root() / "params" / "studies" / "shortcut.yaml"
-    cells = ShortcutStudySettings.from_yaml(shortcuts, **_outputs(given)).cells()
-    settings = notebook_settings(None, files, overrides)
-    experiment = settings.outputs_dir / settings.experiment
-    execute(INSPECTION, experiment / f"{INSPECTION}.ipynb", given)
-    for number, strategy in enumerate(STRATEGY_NOTEBOOKS, start=1):
-        logger.info("strategy %d of %d: %s", number, len(STRATEGY_NOTEBOOKS), strategy)
-        run_strategy(strategy, files, overrides, force=force)
-    for name in (ABLATION, EXPLANATION):
-        execute(name, experiment / f"{name}.ipynb", given)
-    anomalies = anomaly_settings(given)
+    strategies = {strategy: notebook_settings(strategy, files, overrides) for strategy in STRATEGY_NOTEBOOKS}
+    anomalies, settings = anomaly_settings(given), notebook_settings(None, files, overrides)
+    outputs = {name: given[name] for name in ("outputs_dir",) if name in given}
+    shortcuts = ShortcutStudySettings.from_yaml(repository_root() / "params" / "studies" / "shortcut.yaml", **outputs)
+    synthetic = settings.dataset_type == "synthetic"
     if force:
-        _drop(anomalies)
-    execute(ANOMALIES, experiment / f"{ANOMALIES}.ipynb", _shared(given))
-    if settings.dataset_type == "synthetic":
-        for cell in cells if force else ():
-            _drop(cell.settings)
-        execute(SHORTCUTS, experiment / f"{SHORTCUTS}.ipynb", _outputs(given))
-    else:
+        cells = shortcuts.cells() if synthetic else []
+        for each in (*strategies.values(), anomalies, *(cell.settings for cell in cells)):
+            _drop(each)
+    make_data(settings)
+    experiment = settings.outputs_dir / settings.experiment
+
+    jobs = [_strategy_job(strategy, own, given) for strategy, own in strategies.items()]
+    beside = {ANOMALIES: _shared(given), EXPLANATION: given, ABLATION: given, INSPECTION: given}
+    if synthetic:
+        beside[SHORTCUTS] = outputs
+    jobs += [Job(name, experiment / f"{name}.ipynb", parameters) for name, parameters in beside.items()]
+    execute(jobs, workers=workers or default_workers())
+    if not synthetic:
         logger.info("left out: %s, which draws synthetic data; see gainmtl shortcut --help", SHORTCUTS)
     return experiment
 
 
-def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
-    """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
-    from gainmtl_lib.efficientad.model import EfficientADSettings  # a kit
-
-    return EfficientADSettings.from_yaml(repository_root() / "params" / "efficientad_synthetic.yaml", **_shared(given))
+def _strategy_job(strategy: str, settings: Settings, given: Mapping[str, Any]) -> Job:
+    parameters = read_parameters(_own_files(strategy)[-1]) | dict(given)
+    return Job(STRATEGY_NOTEBOOKS[strategy], settings.run_dir / "notebook.ipynb", parameters)
 
 
 def _drop(settings: RunSettings) -> None:
@@ -202,10 +178,6 @@ def _drop(settings: RunSettings) -> None:
 
 def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in RunSettings.model_fields}
-
-
-def _outputs(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in ("outputs_dir",) if name in given}
 
 
 def _given(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,3 +190,179 @@ def _given(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any
 def _own_files(strategy: str | None) -> list[Path]:
     params = repository_root() / "params"
     return [params / "quick.yaml", *([params / f"{strategy.lower()}.yaml"] if strategy else [])]
+
+
+# --- Side by side
+
+
+def default_workers() -> int:
+    """As many notebooks at once as there are cores, as far as the memory reaches; one where a GPU does the work."""
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(_cores(), memory // MEMORY_OF_A_NOTEBOOK))
+
+
+def execute(jobs: Sequence[Job], *, workers: int) -> None:
+    """Run notebooks headless, several at once, each in a process of its own; their log lines appear on stderr.
+
+    Small networks gain little from a second thread, so that cores are divided among the notebooks: of two cores, two
+    notebooks with one thread each make more of them than one with two. After one that stopped no other begins.
+
+    Args:
+        jobs: begun in their order, but for the shortcut study, the longest, which comes first, and those of `AFTER`.
+        workers: notebooks at once.
+
+    Raises:
+        NotebookError: a cell raised an error.
+    """
+    waiting, failed = sorted(jobs, key=lambda job: job.name != SHORTCUTS), []
+    missing = {job.name for job in jobs}
+    running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection, Job]] = {}
+    workers = min(workers, len(jobs))
+    with _threads(max(1, _cores() // workers)):
+        try:
+            while running or (waiting and not failed):
+                ready = [job for job in waiting if not failed and missing.isdisjoint(AFTER.get(job.name, ()))]
+                for job in ready[: workers - len(running)]:
+                    waiting.remove(job)
+                    process, answer = _started(job)
+                    running[process.sentinel] = process, answer, job
+                for sentinel in wait(list(running)):
+                    process, answer, job = running.pop(sentinel)
+                    process.join()
+                    error = answer.recv() if answer.poll() else f"{job.name}.ipynb: its process ended unexpectedly"
+                    failed += [] if error is None else [error]
+                    missing.remove(job.name)
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+            for process, _, _ in running.values():
+                process.join()
+    if failed:
+        raise NotebookError("\n".join(failed))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Processes that start here compute with so many threads, unless the user said otherwise."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _started(job: Job) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    answer, told = context.Pipe(duplex=False)
+    process = context.Process(target=_execute, args=(job, told))
+    process.start()
+    told.close()
+    return process, answer
+
+
+def _execute(job: Job, told: Connection) -> None:
+    """One notebook, in a process of its own; tells None, or the error in words."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
+    signal.signal(signal.SIGTERM, _leave)
+    show_progress()
+    _log_lines_of(job.name[:2])
+    source = notebook_path(job.name)
+    logger.info("notebook %s -> %s", source.name, job.output)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _papermill(source, job.output, dict(job.parameters))
+    except PapermillExecutionError as error:
+        told.send(
+            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the notebook up to there: {job.output}"
+        )
+    else:
+        told.send(None)
+
+
+def _leave(*_: Any) -> None:
+    """Quietly, but not before the kernel is stopped, which papermill sees to."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    raise SystemExit(1)
+
+
+class _KernelLines(logging.Formatter):
+    """What a notebook writes to stderr, line by line, led by the notebook's number."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__()
+        self.number = number
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(f"{self.number}  {line}" for line in record.getMessage().splitlines() if line.strip())
+
+
+def _log_lines_of(number: str) -> None:
+    """Papermill's own remarks stay out: parameters are checked here, before a kernel starts."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_KernelLines(number))
+    handler.addFilter(lambda record: record.funcName == "log_output_message" and bool(record.getMessage().strip()))
+    papermill_logger = logging.getLogger("papermill")
+    papermill_logger.addHandler(handler)
+    papermill_logger.propagate = False
+
+
+def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """With the cells' log lines on stderr, and without the kernel's advice on network encryption."""
+    papermill.execute_notebook(
+        source,
+        output,
+        parameters=parameters,
+        cwd=str(source.parent),
+        progress_bar=False,
+        log_output=True,
+        extra_arguments=["--log-level=ERROR"],
+    )
+
+
+# --- Committed notebooks
+
+
+def notebook_path(name: str) -> Path:
+    """Where a notebook of the collection lies."""
+    return repository_root() / "notebooks" / f"{name}.ipynb"
+
+
+def refresh(names: Sequence[str], *, workers: int | None = None) -> None:
+    """Execute committed notebooks in place with their own parameters, and clean them. Twice changes nothing."""
+    with ExitStack() as stack:
+        copies = {name: stack.enter_context(atomic_path(notebook_path(name))) for name in names}
+        execute([Job(name, copy, {}) for name, copy in copies.items()], workers=workers or default_workers())
+        for copy in copies.values():
+            notebook = clean(nbformat.read(copy, as_version=4))
+            text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+            copy.write_text(text + os.linesep, "utf-8")
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Keep tags, outputs and counts; drop stderr, widget views and metadata that change; number the cell ids."""
+    notebook.metadata = NotebookNode({key: notebook.metadata[key] for key in KEPT_METADATA if key in notebook.metadata})
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = NotebookNode({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [_clean_output(output) for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook
+
+
+def _clean_output(output: NotebookNode) -> NotebookNode:
+    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    if "metadata" in output:
+        output.metadata = NotebookNode()
+    return output

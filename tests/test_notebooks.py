@@ -1,12 +1,15 @@
-"""Hygiene of the committed notebooks, and cleaning. Their execution is nbval's part."""
+"""Hygiene of the committed notebooks, and which run when. Their content is nbval's part."""
 
 import ast
 import re
+from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from gainmtl_lib import notebooks
 from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.notebooks import (
     ABLATION,
@@ -15,7 +18,10 @@ from gainmtl_lib.notebooks import (
     INSPECTION,
     SHORTCUTS,
     STRATEGY_NOTEBOOKS,
+    Job,
+    NotebookError,
     clean,
+    execute,
     notebook_path,
 )
 from gainmtl_lib.settings import Settings, read_parameters, repository_root
@@ -130,3 +136,80 @@ def test_cleaning_keeps_tags_outputs_and_counts_and_drops_what_changes():
     assert cleaned.metadata == {"tags": ["x"]} and cleaned.execution_count == 1 and cleaned.id == "cell-00"
     assert [output.get("data") for output in cleaned.outputs] == [{"text/plain": "w"}, {"text/plain": "1"}]
     assert cleaned.outputs[0].metadata == {}
+
+
+# --- Side by side
+
+
+@pytest.fixture()
+def begun(monkeypatch):
+    """Notebooks in the order in which they begin; each ends at once, with the error that `fails` has for it."""
+    told = SimpleNamespace(order=[], running=0, at_once=0, fails={})
+
+    def ended():
+        told.running -= 1
+
+    def started(job):
+        told.order.append(job.name)
+        told.running += 1
+        told.at_once = max(told.at_once, told.running)
+        answer, end = Pipe(duplex=False)
+        end.send(told.fails.get(job.name))
+        return SimpleNamespace(sentinel=answer, terminate=lambda: None, join=ended), answer
+
+    monkeypatch.setattr(notebooks, "_started", started)
+    monkeypatch.setattr(notebooks, "default_workers", lambda: 3)
+    return told
+
+
+def jobs(*names):
+    return [Job(name, None, {}) for name in names]
+
+
+def test_notebooks_wait_for_the_runs_that_they_read(begun):
+    execute(jobs(EXPLANATION, ANOMALIES, *STRATEGY_NOTEBOOKS.values(), SHORTCUTS), workers=2)
+    place = {name: begun.order.index(name) for name in begun.order}
+    assert len(place) == 10 and place[SHORTCUTS] == 0  # the longest comes first
+    assert place[EXPLANATION] > max(place[name] for name in STRATEGY_NOTEBOOKS.values())
+    assert place[ANOMALIES] > max(place[STRATEGY_NOTEBOOKS[name]] for name in ("S1", "S5", "S6"))
+
+
+def test_a_notebook_alone_waits_for_none(begun):
+    execute(jobs(EXPLANATION), workers=4)
+    assert begun.order == [EXPLANATION]
+
+
+def test_after_one_that_stopped_no_other_begins_and_each_is_named(begun):
+    s1, s2, s3 = list(STRATEGY_NOTEBOOKS.values())[:3]
+    begun.fails = {s1: "01 stopped in cell 3: ValueError: x", s2: "02 stopped"}
+    with pytest.raises(NotebookError, match=r"(?s)01 stopped in cell 3: ValueError: x.*02 stopped"):
+        execute(jobs(s1, s2, s3), workers=2)
+    assert begun.order == [s1, s2]
+
+
+def earlier_files(outputs):
+    """One in every run's folder that `run_all` would make."""
+    given = {"outputs_dir": outputs}
+    runs = [notebooks.notebook_settings(strategy, [], given).run_dir for strategy in STRATEGY_NOTEBOOKS]
+    runs += [notebooks.anomaly_settings(given).run_dir]
+    runs += [cell.settings.run_dir for cell in ShortcutStudySettings(outputs_dir=outputs).cells()]
+    for folder in runs:
+        folder.mkdir(parents=True)
+        (folder / "predictions.csv").touch()
+    return [folder / "predictions.csv" for folder in runs]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_all_keeps_earlier_runs_unless_forced(tmp_path, begun, monkeypatch, force):
+    monkeypatch.setattr("gainmtl_lib.dataset.make_data", lambda settings: None)
+    files = earlier_files(tmp_path)
+    assert notebooks.run_all([], {"outputs_dir": tmp_path}, force=force) == tmp_path / "quick"
+    assert {file.exists() for file in files} == {not force}
+    assert sorted(begun.order) == NAMES and begun.at_once == 3
+
+
+def test_all_leaves_the_shortcut_study_to_synthetic_data(tmp_path, begun):
+    files = earlier_files(tmp_path)
+    notebooks.run_all([], {"outputs_dir": tmp_path, "dataset_type": "generic"}, force=True)
+    assert SHORTCUTS not in begun.order
+    assert [file.exists() for file in files] == [False] * 8 + [True] * 9
