@@ -1,80 +1,17 @@
-"""Errors about parameters in plain words: which name, what was found, what was expected."""
+"""Every parameter of a run: flat frozen records, their YAML files, and errors that say what was found and expected."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-
-
-def readable_errors(error: ValidationError, fields: Mapping[str, FieldInfo]) -> Iterator[str]:
-    """One sentence per parameter that cannot be used.
-
-    Args:
-        error: of a record's validation.
-        fields: of the record; a field's description says what is expected where pydantic's own words do not.
-    """
-    # A value that fits no member of a union is reported once per member: the first line says enough.
-    details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
-    return (_readable(detail, fields) for detail in reversed(details.values()))
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for a misspelt name, or nothing when no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _readable(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    value, kind = detail["input"], detail["type"]
-    if kind == "extra_forbidden":
-        return f"unknown parameter '{name}'{closest(name, fields)}"
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    described = fields[name].description if name in fields else None
-    expected = described or _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
-    if kind == "missing":
-        return f"{name} is missing; expected {described or 'a value'}"
-    got = f"the text {value!r}" if isinstance(value, str) else f"{value!r}"
-    return f"{name} must be {expected}, got {got}{_hint(kind, value)}"
-
-
-_EXPECTED = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-}
-
-
-def _hint(kind: str, value: Any) -> str:
-    if kind == "float_type" and isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
-        mantissa, exponent = re.split("[eE]", value)
-        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
-    if kind == "bool_type" and isinstance(value, str) and value.lower() in {"true", "false"}:
-        return f"; with -p write {value.capitalize()}"
-    return ""
-
-
-def with_origin(line: str, origin: Mapping[str, str]) -> str:
-    """The sentence, led by the file that holds the first parameter it names; values given otherwise have none."""
-    for name in re.findall(r"\w+", line):
-        if name in origin:
-            return f"{origin[name]}: {line}" if origin[name] else line
-    return line
-
-
-# --- A flat record of parameters
 
 
 class SettingsError(ValueError):
@@ -87,18 +24,7 @@ def repository_root() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
-def as_path(value: Any) -> Any:
-    """Text and relative paths to absolute ones; anything else unchanged, for pydantic to judge."""
-    if isinstance(value, str) and value:
-        value = Path(value).expanduser()
-    if isinstance(value, Path) and not value.is_absolute():
-        value = repository_root() / value
-    return value
-
-
-AnyPath = Annotated[Path, BeforeValidator(as_path)]
-FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
-"""Of one folder: neither a path nor ``..`` nor hidden."""
+# --- A flat record of parameters
 
 
 class ParameterRecord(BaseModel):
@@ -110,7 +36,7 @@ class ParameterRecord(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("\n".join(readable_errors(error, type(self).model_fields))) from None
+            raise SettingsError("\n".join(_sentences(error, type(self).model_fields))) from None
 
     @classmethod
     def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
@@ -130,7 +56,7 @@ class ParameterRecord(BaseModel):
         try:
             return cls(**values | overrides)
         except SettingsError as error:
-            raise SettingsError("\n".join(with_origin(line, origin) for line in str(error).split("\n"))) from None
+            raise SettingsError("\n".join(_with_origin(line, origin) for line in str(error).split("\n"))) from None
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -162,6 +88,299 @@ class ParameterRecord(BaseModel):
         """One line per field that differs: ``name: own value here, value in other``."""
         mine, theirs = self.plain(), other.plain()
         return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def _literal_names(cells: list[str]) -> set[str]:
+    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
+    names: set[str] = set()
+    for source in cells:
+        try:
+            statements = ast.parse(source).body
+            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
+        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
+            continue
+        names |= {name for name, _ in pairs}
+    return names
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        root = repository_root()
+        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- Values as YAML and notebooks write them
+
+
+def as_path(value: Any) -> Any:
+    """Text and relative paths to absolute ones; anything else unchanged, for pydantic to judge."""
+    if isinstance(value, str) and value:
+        value = Path(value).expanduser()
+    if isinstance(value, Path) and not value.is_absolute():
+        value = repository_root() / value
+    return value
+
+
+def as_tuple(value: Any) -> Any:
+    """A list to a tuple; anything else unchanged."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_size(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else as_tuple(value)
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _compiling(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group_pattern is not a regular expression: {error}") from None
+    return pattern
+
+
+AnyPath = Annotated[Path, BeforeValidator(as_path)]
+FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+"""Of one folder: neither a path nor ``..`` nor hidden."""
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], BeforeValidator(as_tuple)]
+Side = Annotated[int, Field(ge=32)]
+ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
+Count = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+
+
+# --- What the runs of both systems share
+
+
+class RunSettings(ParameterRecord):
+    """The fields, and the places that follow from them."""
+
+    # run
+    experiment: FolderName = "gainmtl"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
+    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
+
+    # data
+    data_root: AnyPath = Field(default=Path("data"), validate_default=True)
+    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
+    image_size: ImageSize = (512, 512)
+    resize: Literal["squash", "letterbox"] = "squash"
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    group_pattern: Annotated[str, AfterValidator(_compiling)] | None = None
+    label_kind: Literal["mask", "box"] = "mask"
+    box_labels: AnyPath | None = None
+    skip_unreadable: bool = False
+
+    # synthetic data (dataset_type: synthetic)
+    num_samples: Annotated[int, Field(ge=10)] = 1000
+    synthetic_seed: Annotated[int, Field(ge=0)] = 0
+    shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
+    shortcut_correlation: Probability = 0.95
+
+    # work
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    cache_images: bool = True
+
+    # logging
+    use_tensorboard: bool = True
+    tensorboard_dir: AnyPath | None = None
+
+    @property
+    def run_name(self) -> str:
+        """The folder between experiment and seed."""
+        raise AttributeError(f"{type(self).__name__} names no run")
+
+    @property
+    def seed_of_split(self) -> int:
+        """`split_seed`, else `seed`."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    @property
+    def dataset_folder(self) -> Path:
+        """The dataset's own folder, which the paths in a run's tables are below."""
+        return self.data_root
+
+    @property
+    def run_dir(self) -> Path:
+        """``outputs/<experiment>/<run_name>/seed<k>``."""
+        return self.outputs_dir / self.experiment / self.run_name / f"seed{self.seed}"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
+        if self.tensorboard_dir is None:
+            return self.run_dir / "tensorboard"
+        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+
+
+# --- GAIN-MTL: the strategies and every parameter
+
+
+Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
+
+TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
+"""The seven loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
+
+STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
+    "S1": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
+    "S2": dict(cls=1.0, am=0.0, cam_guide=0.3, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
+    "S3": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.0, guide=0.5, cf=0.0, consist=0.0),
+    "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2),
+    "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+    "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+    "S7": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+}
+"""λ per strategy: the method document §3.3; S6 and S7 take S5's row."""
+
+PART_OF_TERM = {
+    "am": ("attention", "S3"),
+    "guide": ("attention", "S3"),
+    "loc": ("localization", "S4"),
+    "consist": ("localization", "S4"),
+    "cf": ("counterfactual", "S5"),
+}
+"""Which part of the model a loss term needs, and the first strategy that has it."""
+
+
+class Settings(RunSettings):
+    """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
+
+    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`; `image_counterfactual`, the share of
+    edited training samples, is 0.5 for S7 and 0 for the others.
+    """
+
+    # run
+    strategy: Strategy = "S5"
+    variant: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+
+    # model
+    backbone_arch: str = "s"
+    use_mmpretrain: bool = True
+    out_indices: Several[int] = (1, 2, 3, 4)
+    num_classes: int = 2
+    pretrained: Annotated[
+        bool | Literal["auto"] | Path,
+        BeforeValidator(lambda value: value if value == "auto" else as_path(value)),
+        Field(description="true, false, auto or the path of a weights file"),
+    ] = True
+    freeze_backbone_stages: Annotated[int, Field(ge=-1, le=4)] = -1
+    fpn_channels: Count = 256
+    attention_channels: Count = 512
+    head_channels: Count = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    map_stride: Literal[4, 8, 16, 32] = 32
+    map_channels: Count = 256
+    use_counterfactual: bool = True
+    counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
+    fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
+    mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
+    external_mask_dir: AnyPath | None = None
+    efficientad_run: AnyPath | None = None
+
+    # data
+    hflip_prob: Probability = 0.5
+    vflip_prob: Probability = 0.5
+    rotate90_prob: Probability = 0.5
+    color_jitter_prob: Probability = 0.3
+    gaussian_noise_prob: Probability = 0.2
+    image_counterfactual: Probability
+    mask_share: Probability = 1.0
+    mask_quality: Literal["exact", "box", "dilated", "shifted"] = "exact"
+
+    # loss
+    lambda_cls: Weight
+    lambda_am: Weight
+    lambda_cam_guide: Weight
+    lambda_loc: Weight
+    lambda_guide: Weight
+    lambda_cf: Weight
+    lambda_consist: Weight
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    cam_guide_target: Literal["cls", "deciding", "both"] = "both"
+    normal_attention: Literal["entropy", "zero"] = "entropy"
+
+    # training
+    num_epochs: Count = 100
+    batch_size: Count = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    stage1_ratio: Probability = 0.25
+    stage2_ratio: Probability = 0.25
+    stage3_ratio: Probability = 0.25
+    stage4_ratio: Probability = 0.25
+    loc_warmup_ratio: Probability = 0.5
+    own_mask_prob: Probability = 0.6
+    other_mask_prob: Probability = 0.2
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    precision: Precision = "auto"
+    save_every_n_epochs: Count = 10
+
+    # logging
+    use_wandb: bool = False
+    wandb_project: str = "gain-mtl"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_strategy(cls, values: dict[str, Any]) -> dict[str, Any]:
+        strategy = str(values.get("strategy"))
+        row = STRATEGY_WEIGHTS.get(strategy, STRATEGY_WEIGHTS["S5"])
+        own = {f"lambda_{term}": weight for term, weight in row.items()}
+        return own | {"image_counterfactual": 0.5 if strategy == "S7" else 0.0} | values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problem := self._problem():
+            raise ValueError(problem)
+        return self
+
+    def _problem(self) -> str:
+        levels, masks = list(self.out_indices), self.own_mask_prob + self.other_mask_prob
+        ratios = [self.stage1_ratio, self.stage2_ratio, self.stage3_ratio, self.stage4_ratio]
+        if self.num_classes != 2:
+            return f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}"
+        if abs(sum(ratios) - 1) > 1e-6:
+            given = " + ".join(map(str, ratios))
+            return f"stage1_ratio … stage4_ratio must sum to 1, got {given} = {sum(ratios):g}"
+        if sorted(set(levels) & {1, 2, 3, 4}) != levels:
+            return f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}"
+        if any(side % 32 for side in self.image_size):
+            return f"image_size must be multiples of 32 (the coarsest stride), got {list(self.image_size)}"
+        if masks > 1:
+            given = f"{self.own_mask_prob:g} + {self.other_mask_prob:g}"
+            return f"own_mask_prob + other_mask_prob must not exceed 1, got {given}"
+        if self.mask_source == "external" and self.external_mask_dir is None:
+            return "mask_source 'external' needs external_mask_dir, the folder with one mask per image"
+        if self.mask_source == "efficientad" and self.efficientad_run is None:
+            return "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"
+        for term, (part, first) in PART_OF_TERM.items():
+            weight, strategy = getattr(self, f"lambda_{term}"), self.strategy
+            if weight > 0 and strategy < first:
+                lack = f"strategy {strategy} has no {part} ({first} adds it)"
+                return f"lambda_{term} is {weight:g}, but {lack}; set it to 0"
+        return ""
+
+    @property
+    def run_name(self) -> str:
+        """The strategy, and the name of what departs from it."""
+        return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """λ by term; ``use_counterfactual=False`` removes the counterfactual one."""
+        weights = {term: getattr(self, f"lambda_{term}") for term in TERMS}
+        return weights if self.use_counterfactual else weights | {"cf": 0.0}
+
+
+# --- Parameter files
 
 
 class OneOfEachName(yaml.SafeLoader):
@@ -202,289 +421,54 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _literal_names(cells: list[str]) -> set[str]:
-    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
-    names: set[str] = set()
-    for source in cells:
-        try:
-            statements = ast.parse(source).body
-            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
-        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
-            continue
-        names |= {name for name, _ in pairs}
-    return names
+# --- Errors in plain words
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        root = repository_root()
-        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
-    return list(value) if isinstance(value, tuple) else value
-
-
-# --- What the runs of both systems share
-
-
-def _as_size(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Side = Annotated[int, Field(ge=32)]
-ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
-
-
-class RunSettings(ParameterRecord):
-    """The fields, and the places that follow from them."""
-
-    # run
-    experiment: FolderName = "gainmtl"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
-    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
-
-    # data
-    data_root: AnyPath = Field(default=Path("data"), validate_default=True)
-    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
-    image_size: ImageSize = (512, 512)
-    resize: Literal["squash", "letterbox"] = "squash"
-    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    split_seed: Annotated[int, Field(ge=0)] | None = None
-    group_pattern: str | None = None
-    label_kind: Literal["mask", "box"] = "mask"
-    box_labels: AnyPath | None = None
-    skip_unreadable: bool = False
-
-    # synthetic data (dataset_type: synthetic)
-    num_samples: Annotated[int, Field(ge=10)] = 1000
-    synthetic_seed: Annotated[int, Field(ge=0)] = 0
-    shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
-    shortcut_correlation: Probability = 0.95
-
-    # work
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    cache_images: bool = True
-
-    # logging
-    use_tensorboard: bool = True
-    tensorboard_dir: AnyPath | None = None
-
-    @field_validator("group_pattern")
-    @classmethod
-    def _pattern_compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"group_pattern is not a regular expression: {error}") from None
-        return pattern
-
-    @property
-    def run_name(self) -> str:
-        """The folder between experiment and seed."""
-        raise AttributeError(f"{type(self).__name__} names no run")
-
-    @property
-    def seed_of_split(self) -> int:
-        """`split_seed`, else `seed`."""
-        return self.seed if self.split_seed is None else self.split_seed
-
-    @property
-    def dataset_folder(self) -> Path:
-        """The dataset's own folder, which the paths in a run's tables are below."""
-        return self.data_root
-
-    @property
-    def run_dir(self) -> Path:
-        """``outputs/<experiment>/<run_name>/seed<k>``."""
-        return self.outputs_dir / self.experiment / self.run_name / f"seed{self.seed}"
-
-    @property
-    def tensorboard_folder(self) -> Path:
-        """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
-        if self.tensorboard_dir is None:
-            return self.run_dir / "tensorboard"
-        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
-
-
-# --- Every parameter of a GAIN-MTL run, in one frozen flat record, and the table of strategies.
-
-
-Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
-
-TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
-"""The seven loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
-
-STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
-    "S1": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
-    "S2": dict(cls=1.0, am=0.0, cam_guide=0.3, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
-    "S3": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.0, guide=0.5, cf=0.0, consist=0.0),
-    "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2),
-    "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
-    "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
-    "S7": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+_EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
 }
-"""λ per strategy: the method document §3.3; S6 and S7 take S5's row."""
-
-IMAGE_COUNTERFACTUAL = 0.5
-"""S7's share of edited training samples, see `image_counterfactual`; the other strategies edit none unless asked to."""
-
-PART_OF_TERM = {
-    "am": ("attention", "S3"),
-    "guide": ("attention", "S3"),
-    "loc": ("localization", "S4"),
-    "consist": ("localization", "S4"),
-    "cf": ("counterfactual", "S5"),
-}
-"""Which part of the model a loss term needs, and the first strategy that has it."""
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for a misspelt name, or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _as_pretrained(value: Any) -> Any:
-    return value if value == "auto" else as_path(value)
+def _sentences(error: ValidationError, fields: Mapping[str, FieldInfo]) -> list[str]:
+    """One sentence per parameter that cannot be used."""
+    # A value that fits no member of a union is reported once per member: the first line says enough.
+    details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
+    return [_sentence(detail, fields) for detail in reversed(details.values())]
 
 
-Weight = Annotated[float, Field(ge=0)]
+def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    value, kind = detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return f"unknown parameter '{name}'{closest(name, fields)}"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    described = fields[name].description if name in fields else None
+    if kind == "missing":
+        return f"{name} is missing; expected {described or 'a value'}"
+    expected = described or _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
+    got, hint = f"{value!r}", ""
+    if isinstance(value, str):
+        got = f"the text {value!r}"
+        if kind == "float_type" and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
+            hint = f"; YAML reads {value} as text, write {'.0e'.join(re.split('[eE]', value))}"
+        if kind == "bool_type" and value.lower() in {"true", "false"}:
+            hint = f"; with -p write {value.capitalize()}"
+    return f"{name} must be {expected}, got {got}{hint}"
 
 
-class Settings(RunSettings):
-    """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
-
-    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`, and `image_counterfactual` is
-    S7's alone unless given.
-    """
-
-    # run
-    strategy: Strategy = "S5"
-    variant: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
-
-    # model
-    backbone_arch: str = "s"
-    use_mmpretrain: bool = True
-    out_indices: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = (1, 2, 3, 4)
-    num_classes: int = 2
-    pretrained: Annotated[
-        bool | Literal["auto"] | Path,
-        BeforeValidator(_as_pretrained),
-        Field(description="true, false, auto or the path of a weights file"),
-    ] = True
-    freeze_backbone_stages: Annotated[int, Field(ge=-1, le=4)] = -1
-    fpn_channels: Annotated[int, Field(gt=0)] = 256
-    attention_channels: Annotated[int, Field(gt=0)] = 512
-    head_channels: Annotated[int, Field(gt=0)] = 512
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    map_stride: Literal[4, 8, 16, 32] = 32
-    map_channels: Annotated[int, Field(gt=0)] = 256
-    use_counterfactual: bool = True
-    counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
-    fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
-    mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
-    external_mask_dir: AnyPath | None = None
-    efficientad_run: AnyPath | None = None
-
-    # data
-    hflip_prob: Probability = 0.5
-    vflip_prob: Probability = 0.5
-    rotate90_prob: Probability = 0.5
-    color_jitter_prob: Probability = 0.3
-    gaussian_noise_prob: Probability = 0.2
-    image_counterfactual: Probability
-    mask_share: Probability = 1.0
-    mask_quality: Literal["exact", "box", "dilated", "shifted"] = "exact"
-
-    # loss
-    lambda_cls: Weight
-    lambda_am: Weight
-    lambda_cam_guide: Weight
-    lambda_loc: Weight
-    lambda_guide: Weight
-    lambda_cf: Weight
-    lambda_consist: Weight
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
-    focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
-    cam_guide_target: Literal["cls", "deciding", "both"] = "both"
-    normal_attention: Literal["entropy", "zero"] = "entropy"
-
-    # training
-    num_epochs: Annotated[int, Field(gt=0)] = 100
-    batch_size: Annotated[int, Field(gt=0)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
-    stage1_ratio: Probability = 0.25
-    stage2_ratio: Probability = 0.25
-    stage3_ratio: Probability = 0.25
-    stage4_ratio: Probability = 0.25
-    loc_warmup_ratio: Probability = 0.5
-    own_mask_prob: Probability = 0.6
-    other_mask_prob: Probability = 0.2
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    precision: Precision = "auto"
-    save_every_n_epochs: Annotated[int, Field(gt=0)] = 10
-
-    # logging
-    use_wandb: bool = False
-    wandb_project: str = "gain-mtl"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_the_strategy(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        strategy = str(values.get("strategy"))
-        row = STRATEGY_WEIGHTS.get(strategy, STRATEGY_WEIGHTS["S5"])
-        own = {f"lambda_{term}": weight for term, weight in row.items()}
-        own["image_counterfactual"] = IMAGE_COUNTERFACTUAL if strategy == "S7" else 0.0
-        return own | values
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.num_classes != 2:
-            raise ValueError(f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}")
-        ratios = [getattr(self, f"stage{k}_ratio") for k in (1, 2, 3, 4)]
-        if abs(sum(ratios) - 1) > 1e-6:
-            raise ValueError(
-                f"stage1_ratio … stage4_ratio must sum to 1, got {' + '.join(map(str, ratios))} = {sum(ratios):g}"
-            )
-        if not set(self.out_indices) <= {1, 2, 3, 4} or sorted(set(self.out_indices)) != list(self.out_indices):
-            raise ValueError(
-                f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {list(self.out_indices)}"
-            )
-        if any(side % 32 for side in self.image_size):
-            raise ValueError(f"image_size must be multiples of 32 (the coarsest stride), got {list(self.image_size)}")
-        if self.own_mask_prob + self.other_mask_prob > 1:
-            raise ValueError(
-                "own_mask_prob + other_mask_prob must not exceed 1, got "
-                f"{self.own_mask_prob:g} + {self.other_mask_prob:g}"
-            )
-        if self.mask_source == "external" and self.external_mask_dir is None:
-            raise ValueError("mask_source 'external' needs external_mask_dir, the folder with one mask per image")
-        if self.mask_source == "efficientad" and self.efficientad_run is None:
-            raise ValueError(
-                "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"
-            )
-        for term, (part, first) in PART_OF_TERM.items():
-            if getattr(self, f"lambda_{term}") > 0 and self.strategy < first:
-                raise ValueError(
-                    f"lambda_{term} is {getattr(self, f'lambda_{term}'):g}, but strategy {self.strategy} has no "
-                    f"{part} ({first} adds it); set it to 0"
-                )
-        return self
-
-    @property
-    def run_name(self) -> str:
-        """The strategy, and the name of what departs from it."""
-        return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """λ by term; ``use_counterfactual=False`` removes the counterfactual one."""
-        weights = {term: getattr(self, f"lambda_{term}") for term in TERMS}
-        return weights if self.use_counterfactual else weights | {"cf": 0.0}
+def _with_origin(line: str, origin: Mapping[str, str]) -> str:
+    """The sentence, led by the file that holds the first parameter it names; values given otherwise have none."""
+    named = next((name for name in re.findall(r"\w+", line) if name in origin), None)
+    return f"{origin[named]}: {line}" if named and origin[named] else line
