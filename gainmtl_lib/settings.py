@@ -194,6 +194,14 @@ class RunSettings(ParameterRecord):
     use_tensorboard: bool = True
     tensorboard_dir: AnyPath | None = None
 
+    @model_validator(mode="after")
+    def _labels_are_asked_for(self) -> Self:
+        if self.label_kind == "mask" and self.box_labels is not None:
+            raise ValueError(
+                "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"
+            )
+        return self
+
     @property
     def run_name(self) -> str:
         """The folder between experiment and seed."""
