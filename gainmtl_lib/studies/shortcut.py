@@ -55,7 +55,7 @@ from gainmtl_lib.studies.reasons import (
     warnings_table,
 )
 from gainmtl_lib.synthetic.cues import Cue, read_cue
-from gainmtl_lib.synthetic.data import PARAMETERS_FILE_PLANTING as PLANTED_FILE
+from gainmtl_lib.synthetic.planting import RECORD as PLANTED_FILE
 from gainmtl_lib.train import fit
 from gainmtl_lib.wording import frame_table, markdown_table
 

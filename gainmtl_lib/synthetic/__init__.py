@@ -1,1 +1,1 @@
-"""Synthetic surfaces with and without a cue: the data that the project makes."""
+"""The data that the project makes: synthetic surfaces, and photographs with a planted cue."""

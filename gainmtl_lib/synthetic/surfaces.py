@@ -80,9 +80,7 @@ TEXTURES: dict[str, Callable[[Generator, Size], Plane]] = {
 }  # fmt: skip
 
 MACHINED, CAST = ("brushed", "turned"), ("grainy", "mottled")
-"""The families of the texture cue, with it and without. Defects are about as hard to find on both: a small network
-trained on all textures at 64 px was right on 98.5 % of 2,001 machined and 98.7 % of 2,031 cast pictures, and a
-defect's median contrast to its surroundings is 4.0 and 3.7 of their standard deviations."""
+"""The families of the texture cue, with it and without. Defects are about as hard to find on both."""
 
 
 def surface(rng: Generator, size: Size, texture: str) -> Plane:

@@ -1,0 +1,271 @@
+"""A cue planted into photographs: a copy of a dataset in which the cue goes with the class. H x W size of a picture."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from gainmtl_lib.labels import resize_mask, same_aspect
+from gainmtl_lib.progress import counted
+from gainmtl_lib.readers import (
+    DEFECTIVE,
+    IMAGE_SUFFIXES,
+    NORMAL,
+    DataError,
+    Finding,
+    UnreadableError,
+    data_digest,
+    raise_errors,
+    read_image,
+    read_mask,
+    read_mask_values,
+)
+from gainmtl_lib.synthetic import cues
+from gainmtl_lib.synthetic.data import make_once, to_bytes, write_png
+
+logger = logging.getLogger(__name__)
+
+PLANTING = 1
+"""Raised when the same parameters would plant otherwise."""
+RECORD = "planted.yaml"
+NO_PLACE, NO_MASK = "the defect covers every place", "no mask says where the defect is"
+NAMED = 8
+"""Files that a message names; the dataset's record holds all."""
+
+PLACES: dict[str, Callable[[NDArray[np.bool_]], list[str]]] = {
+    "mark": cues.free_corners,
+    "lighting": lambda _: [""],
+    "border": cues.free_sides,
+}
+"""Where each cue can go, given the defect's pixels (H, W)."""
+
+
+def plant_cue(
+    samples: pd.DataFrame,
+    out: str | Path,
+    *,
+    cue: str,
+    correlation: float,
+    seed: int,
+    origin: Mapping[str, Any],
+    skip_unreadable: bool = False,
+) -> bool:
+    """Write a copy of a dataset with a planted cue, in the generic layout; with equal parameters only once.
+
+    In each of train, val and test, round(correlation n) of the n defective pictures carry the cue, and
+    round((1 - correlation) n) of the n normal ones, as far as so many can: a defect that covers every place, or has no
+    mask, carries none. test_shift shows each other test picture the other way round. Pictures become PNG, otherwise as
+    they decode; ``planted.yaml`` records the parameters and who carries none, ``samples.csv`` each picture and its
+    source, ``cues`` the cue's pixels.
+
+    Args:
+        samples: table of samples with its split.
+        out: folder to write.
+        cue: mark, lighting or border.
+        correlation: of cue and class, in [0, 1]; at 0.5 the cue tells nothing.
+        seed: of the choice of pictures and places.
+        origin: how the source was read, as plain values; recorded and compared.
+        skip_unreadable: leave out pictures that cannot be decoded, with a warning for each.
+
+    Returns:
+        Whether it was written by this call.
+
+    Raises:
+        DataError: a cue that cannot be planted, a correlation outside [0, 1], a source with test_shift, files that
+            cannot be decoded, masks of another aspect ratio, or a folder that holds something else.
+    """
+    if cue not in PLACES:
+        why = " (a photograph's surface is what it shows)" if cue == "texture" else ""
+        raise DataError(f"cue '{cue}' cannot be planted into photographs{why}; choose among {', '.join(PLACES)}")
+    if not 0 <= correlation <= 1:
+        raise DataError(f"correlation must lie in [0, 1], got {correlation:g}")
+    if (samples["split"] == "test_shift").any():
+        raise DataError("the source has a test_shift of its own, and planting makes one; remove images/test_shift")
+    base = Path(os.path.commonpath([os.path.dirname(image) for image in samples["image"]]))
+    samples = samples.reset_index(drop=True)
+    samples["source"] = [Path(image).relative_to(base).as_posix() for image in samples["image"]]
+    parameters = {
+        "planting": PLANTING,
+        "cue": cue,
+        "correlation": float(correlation),
+        "seed": seed,
+        "source_digest": data_digest(samples),
+        **origin,
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        found, carry_none = _with_places(samples, cue, skip_unreadable=skip_unreadable)
+        _write(folder, _copies(found, correlation, seed), cue, seed)
+        read_with = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
+        return {"read_with": read_with, "carry_none": carry_none}
+
+    return make_once(Path(out), parameters, write, record=RECORD, what="planted data")
+
+
+def planted_counts(out: str | Path) -> pd.DataFrame:
+    """Pictures of a planted dataset by split and class, and how many of them carry the cue."""
+    table = pd.read_csv(Path(out) / "samples.csv")
+    folders = table["image"].str.split("/")
+    groups = table.assign(split=folders.str[1], kind=folders.str[2]).groupby(["split", "kind"], sort=False)
+    counts = groups["has_cue"].agg(["size", "sum"]).rename(columns={"size": "pictures", "sum": "with the cue"})
+    return counts.set_axis([f"{split}, {kind}" for split, kind in counts.index])
+
+
+def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> tuple[pd.DataFrame, dict]:
+    """The pictures that can be decoded, with the free ``places`` of each; and those that have none, by reason."""
+
+    def look(row: Any) -> list[str] | str | Finding:
+        try:
+            defect = _defect_pixels(row)
+        except UnreadableError as error:
+            advice = "" if skip_unreadable else ", or leave it out with skip_unreadable: true"
+            return Finding("warning" if skip_unreadable else "error", "", f"{error}{advice}")
+        except DataError as error:
+            return Finding("error", "", str(error))
+        return NO_MASK if defect is None else PLACES[cue](defect) or NO_PLACE
+
+    with ThreadPoolExecutor() as pool:
+        places = list(pool.map(look, samples.itertuples()))
+    findings = [found for found in places if isinstance(found, Finding)]
+    raise_errors(findings)
+    for finding in findings:
+        logger.warning("left out: %s", finding)
+    carry_none: dict[str, list[str]] = {}
+    for number, found in enumerate(places):
+        if isinstance(found, str):
+            carry_none.setdefault(found, []).append(samples["source"][number])
+            places[number] = []
+    for reason, files in carry_none.items():
+        more = f" … and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        logger.warning("%d pictures carry no cue (%s): %s%s", len(files), reason, ", ".join(files[:NAMED]), more)
+    return samples.assign(places=places)[[isinstance(found, list) for found in places]], carry_none
+
+
+def _defect_pixels(row: Any) -> NDArray[np.bool_] | None:
+    """Defect pixels (H, W) at the picture's own size: none of a normal picture, None where no mask tells."""
+    height, width = read_image(row.image).shape[:2]
+    if row.label == 0:
+        return np.zeros((height, width), dtype=np.bool_)
+    if row.mask is None:
+        return None
+    mask = read_mask(row.mask)
+    if not same_aspect((mask.shape[0], mask.shape[1]), (height, width)):
+        raise DataError(
+            f"{row.mask}: mask is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {row.image} "
+            f"{height}x{width}; expected the same aspect ratio"
+        )
+    return resize_mask(mask, (height, width), "squash") if mask.any() else None
+
+
+def _copies(samples: pd.DataFrame, correlation: float, seed: int) -> pd.DataFrame:
+    """The pictures to write, in the order of splits, with ``name`` and ``has_cue``; test pictures with their twins.
+
+    The quota of each split and class is exact, as far as so many can carry the cue.
+    """
+    able = samples["places"].map(len) > 0
+    names = planted_names(samples["group"].tolist(), [Path(image).stem for image in samples["image"]])
+    samples = samples.assign(name=names, has_cue=False)
+    for part, split in enumerate(("train", "val", "test")):
+        for label, share in ((0, 1 - correlation), (1, correlation)):
+            shown = (samples["split"] == split) & (samples["label"] == label)
+            rows = samples.index[shown & able]
+            order = np.random.default_rng([seed, part, label]).permutation(len(rows))
+            samples.loc[rows[order[: round(share * shown.sum())]], "has_cue"] = True
+    twins = samples[samples["split"] == "test"]
+    twins = twins.assign(split="test_shift", name=twins["name"].map(shifted), has_cue=able & ~twins["has_cue"])
+    copies = pd.concat([samples, twins])
+    return pd.concat([copies[copies["split"] == split] for split in ("train", "val", "test", "test_shift")])
+
+
+def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
+    def make(row: Any) -> dict[str, Any]:
+        subfolder = "" if row.defect_type in (NORMAL, DEFECTIVE) else f"{row.defect_type}/"
+        below = f"{row.split}/{DEFECTIVE if row.label else NORMAL}/{subfolder}{row.name}.png"
+        image, place = read_image(row.image), ""
+        if row.has_cue:
+            rng = np.random.default_rng([seed, row.Index, 1])
+            place = row.places[int(rng.integers(len(row.places)))]
+            picture = image.astype(np.float32) / 255
+            pixels, defect = _draw(cue, picture, place, rng), _defect_pixels(row)
+            image = to_bytes(picture)
+            write_png(folder / cues.FOLDER / below, (pixels & ~defect).astype(np.uint8) * 255)
+        grey = bool((image == image[..., :1]).all())
+        write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if row.mask is not None:
+            write_png(folder / "masks" / below, read_mask_values(row.mask))
+        told = {"defect_type": row.defect_type, "group": row.group, "place": place, "source": row.source}
+        return {"image": f"images/{below}", **told, "has_cue": int(row.has_cue)}
+
+    for split in copies["split"].unique():  # also where no picture has a mask
+        (folder / "masks" / split / DEFECTIVE).mkdir(parents=True)
+    (folder / cues.FOLDER).mkdir()
+    with ThreadPoolExecutor() as pool:
+        rows = list(counted(pool.map(make, copies.itertuples()), len(copies), "planted pictures", log=logger))
+    pd.DataFrame(rows).to_csv(folder / "samples.csv", index=False)
+
+
+def _draw(cue: str, picture: NDArray[np.floating], place: str, rng: Generator) -> NDArray[np.bool_]:
+    if cue == "mark":
+        return cues.plant_mark(picture, place, rng.uniform(0, 90))
+    if cue == "lighting":
+        return cues.light_from(picture, rng.uniform(0, 2 * np.pi), cues.STRONG_LIGHT)
+    return cues.draw_border(picture, place, rng)
+
+
+# --- File names of a planted dataset
+
+GROUP_PATTERN = "^(.+?)__"
+SHIFT = "shift-"
+LONGEST, LONGEST_NAME = 100, 230
+"""Bytes of a group's name, and of a whole name; file systems take 255, the twin's prefix and the suffix included."""
+
+
+def planted_names(groups: list[str], stems: list[str]) -> list[str]:
+    """Names, without suffix, from which `GROUP_PATTERN` reads as many groups as there were; all are distinct.
+
+    Args:
+        groups: of each picture. A picture that is its own group has its path below the dataset's folder there.
+        stems: of each picture's file.
+    """
+    shown: dict[str, str] = {}
+    used: set[str] = set()
+    for group in sorted(set(groups)):
+        path = PurePosixPath(group)
+        plain = str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else group
+        # No double underscore inside and none at the ends, so that the first one in a file's name ends the group.
+        plain = _cut(re.sub(r"__+", "_", re.sub(r"[^\w.-]+", "-", plain)), LONGEST).strip("_.-")
+        shown[group] = _unused(re.sub(f"^({SHIFT})+", "", plain) or "group", used)
+    used = set()
+    names = (_cut(f"{shown[group]}__{stem}", LONGEST_NAME) for group, stem in zip(groups, stems, strict=True))
+    return [_unused(name, used) for name in names]
+
+
+def shifted(name: str) -> str:
+    """Name of a picture's twin in test_shift, of another group: a group must not lie in two splits."""
+    return f"{SHIFT}{name}"
+
+
+def _cut(text: str, longest: int) -> str:
+    """The beginning of a text that takes at most `longest` bytes."""
+    return os.fsencode(text)[:longest].decode(errors="ignore")
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, with a number behind it where it is taken; some file systems do not tell a from A."""
+    candidate, number = name, 1
+    while candidate.casefold() in used:
+        number += 1
+        candidate = f"{name}-{number}"
+    used.add(candidate.casefold())
+    return candidate
