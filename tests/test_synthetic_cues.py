@@ -1,6 +1,6 @@
-from __future__ import annotations
+"""Cues as they are drawn, and as a dataset records them."""
 
-import shutil
+from __future__ import annotations
 
 import cv2
 import numpy as np
@@ -11,9 +11,8 @@ from drawn_data import truncate_file, write_generic, write_mask
 from gainmtl_lib.cli import main, plant
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import RunSettings
-from gainmtl_lib.synthetic import cues as cue_drawing
-from gainmtl_lib.synthetic.cues import CUE_KINDS, cue_file, has_cues, read_cue, require_cues
-from gainmtl_lib.synthetic.data import make_synthetic
+from gainmtl_lib.synthetic import cues
+from gainmtl_lib.synthetic.cues import read_cue
 
 
 def with_cue(root, box=None, size=(12, 16)):
@@ -25,36 +24,30 @@ def with_cue(root, box=None, size=(12, 16)):
 
 def test_the_kinds_are_those_of_the_settings_and_of_the_command():
     kinds = RunSettings.model_json_schema()["properties"]["shortcut"]["enum"]
-    assert set(kinds) == {"none", *CUE_KINDS}
+    assert set(kinds) == {"none", *cues.CUE_KINDS}
     option = next(option for option in plant.params if option.name == "cue")
-    assert list(option.type.choices) == list(CUE_KINDS)
+    assert list(option.type.choices) == list(cues.CUE_KINDS)
 
 
-def test_a_cue_is_read_at_the_networks_size(tmp_path):
-    image = with_cue(tmp_path, box=(slice(0, 6), slice(0, 8)))
-    cue = read_cue(image, root=tmp_path, image_size=(24, 32), resize="squash")
-    assert cue is not None and cue.dtype == np.bool_ and cue.shape == (24, 32)
-    assert cue[:12, :16].all() and cue.sum() == 12 * 16
-
-
-def test_a_letterboxed_cue_lies_where_the_picture_lies(tmp_path):
-    image = with_cue(tmp_path, box=(slice(0, 12), slice(0, 8)))
-    cue = read_cue(image, root=tmp_path, image_size=(16, 16), resize="letterbox")
-    # 12 x 16 fills the rows 2 to 13 of 16
-    assert cue is not None and cue[2:14, :8].all() and cue.sum() == 12 * 8
-
-
-def test_a_thin_cue_survives_shrinking(tmp_path):
-    image = with_cue(tmp_path, box=(slice(0, 1), slice(0, 16)))
-    cue = read_cue(image, root=tmp_path, image_size=(3, 4), resize="squash")
-    assert cue is not None and cue[0].all() and cue.sum() == 4
+@pytest.mark.parametrize(
+    ("box", "size", "resize", "place", "count"),
+    [
+        ((slice(0, 6), slice(0, 8)), (24, 32), "squash", (slice(0, 12), slice(0, 16)), 12 * 16),
+        # 12 x 16 fills the rows 2 to 13 of 16
+        ((slice(0, 12), slice(0, 8)), (16, 16), "letterbox", (slice(2, 14), slice(0, 8)), 12 * 8),
+        ((slice(0, 1), slice(0, 16)), (3, 4), "squash", (slice(0, 1), slice(0, 4)), 4),  # thin, and kept
+    ],
+)
+def test_a_cue_is_read_at_the_networks_size_where_its_picture_lies(tmp_path, box, size, resize, place, count):
+    cue = read_cue(with_cue(tmp_path, box=box), root=tmp_path, image_size=size, resize=resize)
+    assert cue is not None and cue.dtype == np.bool_ and cue.shape == size
+    assert cue[place].all() and cue.sum() == count
 
 
 def test_no_file_an_empty_one_and_a_picture_elsewhere_are_no_cue(tmp_path):
     image = with_cue(tmp_path / "data", box=(slice(0, 0), slice(0, 0)))
     for picture in (image, image.with_name("b.jpg"), tmp_path / "elsewhere.png"):
         assert read_cue(picture, root=tmp_path / "data", image_size=(12, 16), resize="squash") is None
-    assert cue_file(tmp_path / "elsewhere.png", root=tmp_path / "data") is None
 
 
 def test_a_cue_is_found_where_a_path_goes_up_and_down(tmp_path):
@@ -73,30 +66,12 @@ def test_a_broken_cue_is_named(tmp_path):
         read_cue(image, root=tmp_path, image_size=(12, 16), resize="squash")
 
 
-def test_data_without_cues_is_refused_where_cues_are_needed(tmp_path):
-    root = make_synthetic(tmp_path / "made", num_samples=10, image_size=(32, 32), seed=0)
-    require_cues(root)
-    assert has_cues(root)
-    shutil.rmtree(root / "cues")
-    assert not has_cues(root)
-    with pytest.raises(
-        DataError, match=r"made: no folder cues, .* made before cues were recorded.*; delete the folder"
-    ):
-        require_cues(root)
-    picture = next((root / "images" / "train" / "defective").iterdir())
-    assert read_cue(picture, root=root, image_size=(32, 32), resize="squash") is None
-    write_generic(tmp_path / "own")
-    with pytest.raises(DataError, match=r"own: no folder cues, .*: gainmtl data plant, or gainmtl data synth"):
-        require_cues(tmp_path / "own")
-
-
 @pytest.mark.parametrize("kind", ["texture", "border"])
 def test_the_commands_make_and_check_data_with_the_cue(tmp_path, kind):
     words = ["data", "synth", str(tmp_path / "data"), "-p", "num_samples", "20", "-p", "image_size", "64"]
     result = CliRunner().invoke(main, [*words, "-p", "shortcut", kind])
     assert result.exit_code == 0, result.output
     assert "20 pictures, train 10" in result.output
-    require_cues(tmp_path / "data")
     result = CliRunner().invoke(main, ["data", "check", str(tmp_path / "data"), "--image-size", "64", "64"])
     assert result.exit_code == 0, result.output
     assert "0 errors" in result.output and "not read" not in result.output
@@ -104,31 +79,25 @@ def test_the_commands_make_and_check_data_with_the_cue(tmp_path, kind):
 
 def test_free_corners_and_sides_are_those_without_defect():
     defect = np.zeros((100, 200), dtype=np.bool_)
-    assert cue_drawing.free_corners(defect) == list(cue_drawing.CORNERS)
-    assert cue_drawing.free_sides(defect) == list(cue_drawing.SIDES)
+    assert cues.free_corners(defect) == list(cues.CORNERS) and cues.free_sides(defect) == list(cues.SIDES)
     defect[5, 5] = True  # the mark's square is 3 to 13, the strip 0 to 8
-    assert cue_drawing.free_corners(defect) == [(0, 1), (1, 0), (1, 1)]
-    assert cue_drawing.free_sides(defect) == ["bottom", "right"]
+    assert cues.free_corners(defect) == ["01", "10", "11"] and cues.free_sides(defect) == ["bottom", "right"]
     defect[:, 50:] = True
-    assert cue_drawing.free_corners(defect) == [(1, 0)]
-    assert cue_drawing.free_sides(defect) == []
+    assert cues.free_corners(defect) == ["10"] and cues.free_sides(defect) == []
 
 
 def test_a_planted_mark_is_grey_follows_the_light_and_keeps_to_its_disc():
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 0.02, (80, 80, 1)).astype(np.float32)
+    grain = np.random.default_rng(0).normal(0, 0.02, (80, 80, 1)).astype(np.float32)
     levels = []
     for brightness in (0.25, 0.5):
         photograph = np.repeat(brightness + grain, 3, axis=2)
         picture = photograph.copy()
-        disc = cue_drawing.plant_mark(picture, (0, 1), 30.0)
-        assert (picture == picture[..., :1]).all()
-        assert np.array_equal(picture[~disc], photograph[~disc])
+        disc = cues.plant_mark(picture, "01", 30.0)
+        assert (picture == picture[..., :1]).all() and np.array_equal(picture[~disc], photograph[~disc])
         assert (picture != photograph).any(axis=-1)[disc].mean() > 0.9
         levels.append((float(picture[disc].min()), float(picture[disc].max())))
     (dark, bright), (dark_in_light, bright_in_light) = levels
-    assert bright_in_light / bright == pytest.approx(2, rel=0.25)
-    assert dark < dark_in_light < 0.2
+    assert bright_in_light / bright == pytest.approx(2, rel=0.25) and dark < dark_in_light < 0.2
 
 
 def test_a_planted_mark_has_the_grain_of_its_surroundings():
@@ -136,9 +105,8 @@ def test_a_planted_mark_has_the_grain_of_its_surroundings():
 
     def roughness(sigma):
         picture = np.full((400, 400, 3), 0.5, np.float32) + rng.normal(0, sigma, (400, 400, 1)).astype(np.float32)
-        cue_drawing.plant_mark(picture, (0, 0), 0.0)
-        region = cue_drawing.mark_region((400, 400), (0, 0))
-        grey = picture[region].mean(axis=-1)
+        cues.plant_mark(picture, "00", 0.0)
+        grey = picture[cues.mark_region((400, 400), "00")].mean(axis=-1)
         return float(np.median(np.abs(grey - cv2.medianBlur(grey, 3))))
 
     assert roughness(0.03) > 4 * roughness(0.003)
