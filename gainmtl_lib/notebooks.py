@@ -53,6 +53,9 @@ AFTER = {
 }
 """Notebooks that read the runs of others."""
 
+FIRST = {SHORTCUTS, *AFTER[ANOMALIES]}
+"""The longest, and those that another long one waits for."""
+
 KEPT_METADATA = ("kernelspec", "language_info")
 
 MEMORY_OF_A_NOTEBOOK = 3 * 2**30
@@ -212,17 +215,17 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     notebooks with one thread each make more of them than one with two. After one that stopped no other begins.
 
     Args:
-        jobs: begun in their order, but for the shortcut study, the longest, which comes first, and those of `AFTER`.
+        jobs: begun in their order, those of `FIRST` before the others, those of `AFTER` once they can.
         workers: notebooks at once.
 
     Raises:
         NotebookError: a cell raised an error.
     """
-    waiting, failed = sorted(jobs, key=lambda job: job.name != SHORTCUTS), []
+    waiting, failed = sorted(jobs, key=lambda job: job.name not in FIRST), []
     missing = {job.name for job in jobs}
     running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection, Job]] = {}
     workers = min(workers, len(jobs))
-    with _threads(max(1, _cores() // workers)):
+    with _threads(max(1, _cores() // workers)), _on(signal.SIGTERM, signal.default_int_handler):
         try:
             while running or (waiting and not failed):
                 ready = [job for job in waiting if not failed and missing.isdisjoint(AFTER.get(job.name, ()))]
@@ -250,6 +253,15 @@ def _cores() -> int:
 
 
 @contextmanager
+def _on(number: signal.Signals, handler: Any) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Processes that start here compute with so many threads, unless the user said otherwise."""
     before = os.environ.get("OMP_NUM_THREADS")
@@ -265,14 +277,14 @@ def _started(job: Job) -> tuple[multiprocessing.process.BaseProcess, Connection]
     context = multiprocessing.get_context("spawn")
     answer, told = context.Pipe(duplex=False)
     process = context.Process(target=_execute, args=(job, told))
-    process.start()
+    with _on(signal.SIGINT, signal.SIG_IGN):  # which it inherits: Ctrl-C is for this process, which ends that one
+        process.start()
     told.close()
     return process, answer
 
 
 def _execute(job: Job, told: Connection) -> None:
     """One notebook, in a process of its own; tells None, or the error in words."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     signal.signal(signal.SIGTERM, _leave)
     show_progress()
     _log_lines_of(job.name[:2])
@@ -292,7 +304,7 @@ def _execute(job: Job, told: Connection) -> None:
 
 def _leave(*_: Any) -> None:
     """Quietly, but not before the kernel is stopped, which papermill sees to."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     raise SystemExit(1)
 
 
