@@ -53,7 +53,7 @@ AFTER = {
 }
 """Notebooks that read the runs of others."""
 
-FIRST = {SHORTCUTS, *AFTER[ANOMALIES]}
+FIRST = (SHORTCUTS, *AFTER[ANOMALIES])
 """The longest, and those that another long one waits for."""
 
 KEPT_METADATA = ("kernelspec", "language_info")
@@ -221,7 +221,7 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     Raises:
         NotebookError: a cell raised an error.
     """
-    waiting, failed = sorted(jobs, key=lambda job: job.name not in FIRST), []
+    waiting, failed = sorted(jobs, key=lambda job: (*FIRST, job.name).index(job.name)), []
     missing = {job.name for job in jobs}
     running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection, Job]] = {}
     workers = min(workers, len(jobs))
