@@ -1,8 +1,10 @@
-"""Backbone weights: read from a file without running it, fetched by name, translated between naming schemes.
+"""The backbone: timm's or mmpretrain's network behind one contract, and its weights from a file or by name.
 
 timm and mmpretrain name the layers of the same EfficientNetV2 differently (``blocks.0.1.conv_pw`` and
 ``layers.1.1.expand_conv.conv``). Both follow Google's TensorFlow release, "same" padding and a batch-norm
 epsilon of 1e-3 included, so that translating the names is all there is to do.
+
+Sizes: B images, H x W pixels.
 """
 
 from __future__ import annotations
@@ -11,14 +13,11 @@ import difflib
 import logging
 import math
 import re
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub.constants
 import safetensors.torch
 import timm
 import torch
@@ -27,219 +26,9 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-StateDict = dict[str, Tensor]
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "backbone.", "net.")
-_CLASSIFIER = ("classifier.", "fc.", "head.", "head_fc.", "last_linear.")
-
-# The three kinds of block: mmpretrain's layer names, and timm's.
-_BLOCKS = (
-    {"conv": "conv", "bn": "bn1"},
-    {"conv1.conv": "conv_exp", "conv1.bn": "bn1", "conv2.conv": "conv_pwl", "conv2.bn": "bn2"},
-    {
-        "expand_conv.conv": "conv_pw",
-        "expand_conv.bn": "bn1",
-        "depthwise_conv.conv": "conv_dw",
-        "depthwise_conv.bn": "bn2",
-        "se.conv1.conv": "se.conv_reduce",
-        "se.conv2.conv": "se.conv_expand",
-        "linear_conv.conv": "conv_pwl",
-        "linear_conv.bn": "bn3",
-    },
-)
-
-
-class ModelError(ValueError):
-    """A model that cannot be built or used as asked: names the cause and what to do."""
-
-
-def read_checkpoint(path: str | Path) -> StateDict:
-    """The backbone's tensors in a file, without wrapper, prefix and classifier.
-
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote; bare, under ``state_dict``, or a whole model whose
-            backbone sits under ``backbone.``. Names stay those of the file.
-
-    Raises:
-        ModelError: there is no such file, or it is not a checkpoint of tensors. It is never executed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file makes the readers raise
-        raise ModelError(
-            f"{path}: not a checkpoint of tensors ({_first_line(error)}); nothing in it was run. "
-            "Give a .safetensors file or a state dict saved by torch.save"
-        ) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise ModelError(f"{path}: holds no tensors by name; give a state dict")
-    for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
-
-
-def naming(names: StateDict | set[str]) -> str:
-    """``"mmpretrain"`` or ``"timm"``: the EfficientNetV2 naming these parameter names follow, else ``"other"``."""
-    if any(name.startswith("layers.0.conv.") for name in names):
-        return "mmpretrain"
-    return "timm" if any(name.startswith("conv_stem.") for name in names) else "other"
-
-
-def renamed(state: StateDict, provider: str) -> StateDict:
-    """The same tensors under the names of `provider`; those of no EfficientNetV2 are returned as they are."""
-    scheme = naming(state)
-    if scheme in (provider, "other"):
-        return dict(state)
-    to_other = _to_timm(state) if scheme == "mmpretrain" else _to_mmpretrain(state)
-    translated = {}
-    for name, tensor in state.items():
-        layer, _, parameter = name.rpartition(".")
-        translated[f"{to_other.get(layer, layer)}.{parameter}"] = tensor
-    return translated
-
-
-def load_weights(network: torch.nn.Module, state: StateDict, *, provider: str, source: str) -> None:
-    """Fill `network` in place, whichever naming `state` has.
-
-    Raises:
-        ModelError: the tensors are not exactly those of this network; `source` says where they are from.
-    """
-    expected = network.state_dict()
-    state = renamed(state, provider)
-    # Files from before torch 0.4.1 lack this counter, which nothing here reads.
-    state = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | state
-    problems = []
-    if missing := [name for name in expected if name not in state]:
-        problems.append(f"{len(missing)} missing (first {missing[0]})")
-    if unknown := [name for name in state if name not in expected]:
-        problems.append(f"{len(unknown)} unknown (first {unknown[0]})")
-    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    if wrong:
-        found, needed = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
-        problems.append(f"{len(wrong)} of another shape (first {wrong[0]}: {found}, not {needed})")
-    if problems:
-        raise ModelError(
-            f"{source}: weights of another backbone, {', '.join(problems)}; set backbone_arch to that of the weights"
-        )
-    network.load_state_dict(state)
-
-
-def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
-    """ImageNet weights by name, from the provider's own host or, failing that, from timm's.
-
-    mmpretrain's files are conversions of timm's, so either source gives the same numbers.
-
-    Args:
-        arch: ``b0`` … ``xl`` or a timm name.
-        timm_name: timm's name of the weights, tag included.
-        provider: whose network is to be filled.
-
-    Raises:
-        ModelError: no source could be reached; the message says why, for each.
-    """
-    failures = []
-    sources = [("mmpretrain", _from_mmpretrain, arch)] if provider == "mmpretrain" else []
-    for host, fetch, name in [*sources, ("timm", _from_timm, timm_name)]:
-        try:
-            return fetch(name)
-        except Exception as error:  # network, host and library errors of every kind
-            failures.append(f"{host}: {_first_line(error)}")
-    raise ModelError(f"pretrained weights {timm_name} cannot be had ({'; '.join(failures)})")
-
-
-def _from_timm(name: str) -> StateDict:
-    config = timm.get_pretrained_cfg(name)
-    endpoint = huggingface_hub.constants.ENDPOINT
-    if config is not None and config.hf_hub_id and not _reachable(endpoint):
-        # The hub's client would go on trying for most of a minute; only its cache can help now.
-        file = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-        if not isinstance(file, str):
-            raise ConnectionError(f"{endpoint} does not answer, and the local cache has no copy")
-        state = safetensors.torch.load_file(file)
-    else:
-        state = timm.create_model(name, pretrained=True).state_dict()
-    return {key: tensor for key, tensor in state.items() if not key.startswith(_CLASSIFIER)}
-
-
-def _reachable(address: str) -> bool:
-    try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True  # it answered
-    except OSError:
-        return False
-    return True
-
-
-def _from_mmpretrain(arch: str) -> StateDict:
-    from mmpretrain.apis.model import ModelHub
-
-    name = f"efficientnetv2-{arch}_3rdparty_in1k" if arch != "xl" else "efficientnetv2-xl_in21k-pre_3rdparty_in1k"
-    url = ModelHub.get(name).weights
-    content = torch.hub.load_state_dict_from_url(
-        url, map_location="cpu", weights_only=True, check_hash=True, progress=False
-    )
-    state = content.get("state_dict", content)
-    return {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
-
-
-def _to_timm(state: StateDict) -> dict[str, str]:
-    """Layer names, mmpretrain's to timm's; a layer that fits no pattern is left out."""
-    layers = {name.rpartition(".")[0] for name in state}
-    last = max(int(layer.split(".")[1]) for layer in layers if re.match(r"layers\.\d+\.", layer))
-    table = _ends(last)
-    inner = {theirs: ours for kind in _BLOCKS for theirs, ours in kind.items()}
-    for layer in layers - set(table):
-        if (match := re.fullmatch(r"layers\.(\d+)\.(\d+)\.(.+)", layer)) and match[3] in inner:
-            table[layer] = f"blocks.{int(match[1]) - 1}.{match[2]}.{inner[match[3]]}"
-    return table
-
-
-def _to_mmpretrain(state: StateDict) -> dict[str, str]:
-    """Layer names, timm's to mmpretrain's; the same layer name means different things in different kinds of block."""
-    blocks: dict[tuple[int, str], set[str]] = {}
-    for name in state:
-        if match := re.match(r"blocks\.(\d+)\.(\d+)\.(.+)\.", name):
-            blocks.setdefault((int(match[1]), match[2]), set()).add(match[3])
-    table = {ours: theirs for theirs, ours in _ends(2 + max((stage for stage, _ in blocks), default=0)).items()}
-    for (stage, block), layers in blocks.items():
-        for kind in _BLOCKS:
-            if layers == set(kind.values()):
-                for theirs, ours in kind.items():
-                    table[f"blocks.{stage}.{block}.{ours}"] = f"layers.{stage + 1}.{block}.{theirs}"
-    return table
-
-
-def _ends(last: int) -> dict[str, str]:
-    """The stem and the head, mmpretrain's names to timm's."""
-    return {
-        "layers.0.conv": "conv_stem",
-        "layers.0.bn": "bn1",
-        f"layers.{last}.conv": "conv_head",
-        f"layers.{last}.bn": "bn2",
-    }
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-# --- The backbone
-
-
 logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
 
 LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 
@@ -247,6 +36,10 @@ LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1", "b2", "b3", "s", "m", "l")} | {
     "xl": "tf_efficientnetv2_xl.in21k_ft_in1k"
 }
+
+
+class ModelError(ValueError):
+    """A model that cannot be built or used as asked: names the cause and what to do."""
 
 
 class _Stage(NamedTuple):
@@ -320,30 +113,21 @@ class Backbone(nn.Module):
             raise ModelError(
                 f"freeze_backbone_stages must be -1 (none), 0 (stem) or a level 1 to 4, got {frozen_stages}"
             )
-        frozen = self._modules_up_to(frozen_stages)
+        modules = list(self.net.named_modules())  # in order of registration
+        if frozen_stages == 0:
+            stem = r"layers\.0\b" if self.provider == "mmpretrain" else self.net.group_matcher().get("stem")
+            if not isinstance(stem, str):
+                raise ModelError("this backbone does not name its stem; freeze a level, 1 to 4, or nothing (-1)")
+            frozen = [module for name, module in modules if re.match(stem, name)]
+        else:
+            stage = [stage.name for stage in self.stages if stage.stride <= LEVEL_STRIDES[frozen_stages]][-1]
+            last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{stage}."))
+            frozen = [module for _, module in modules[: last + 1]]
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         self._frozen_norms = [module for module in frozen if isinstance(module, _BatchNorm)]
         self.train(self.training)
-
-    def _modules_up_to(self, level: int) -> list[nn.Module]:
-        """The network's modules through a level, in order of registration; 0 is the stem alone."""
-        modules = list(self.net.named_modules())
-        if level == 0:
-            stem = self._stem_pattern()
-            return [module for name, module in modules if re.match(stem, name)]
-        stage = [stage.name for stage in self.stages if stage.stride <= LEVEL_STRIDES[level]][-1]
-        last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{stage}."))
-        return [module for _, module in modules[: last + 1]]
-
-    def _stem_pattern(self) -> str:
-        if self.provider == "mmpretrain":
-            return r"layers\.0\b"
-        pattern = self.net.group_matcher().get("stem")
-        if not isinstance(pattern, str):
-            raise ModelError("this backbone does not name its stem; freeze a level, 1 to 4, or nothing (-1)")
-        return pattern
 
     def train(self, mode: bool = True) -> Backbone:
         """Training or evaluation mode, frozen batch norms apart. (mmpretrain's own train and eval return None.)"""
@@ -377,7 +161,9 @@ def get_backbone(
     levels = checked_levels(out_indices)
     timm_name = EFFICIENTNET_V2.get(arch, arch)
     if not timm.is_model(timm_name):
-        raise ModelError(_unknown(arch))
+        near = difflib.get_close_matches(arch, [*EFFICIENTNET_V2, *timm.list_models()], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise ModelError(f"unknown backbone '{arch}'{hint} There are {', '.join(EFFICIENTNET_V2)}, and timm's")
     network_class = _mmpretrain_class() if use_mmpretrain and arch in EFFICIENTNET_V2 else None
     if network_class is not None:
         provider, (net, stages) = "mmpretrain", _mmpretrain_network(network_class, arch)
@@ -395,15 +181,47 @@ def get_backbone(
 
 
 def checked_levels(out_indices: Sequence[int]) -> list[int]:
-    """The levels as a list.
-
-    Raises:
-        ModelError: none, unknown ones, or not in ascending order.
-    """
+    """The levels as a list; ModelError where there are none, unknown ones, or they do not ascend."""
     levels = list(out_indices)
     if not levels or levels != sorted(set(levels) & set(LEVEL_STRIDES)):
         raise ModelError(f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}")
     return levels
+
+
+def _mmpretrain_class() -> type[nn.Module] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mmcv-lite announces each operator that it leaves out
+            from mmpretrain.models.backbones.efficientnet_v2 import EfficientNetV2
+    except Exception as error:  # it asserts on the versions of its companions, besides being absent
+        logger.info("timm provides the backbone; mmpretrain cannot be imported: %s", error)
+        return None
+    return EfficientNetV2
+
+
+def _mmpretrain_network(network_class: Any, arch: str) -> tuple[nn.Module, list[_Stage]]:
+    # frozen_stages stays at its default, which freezes nothing: mmpretrain rejects -1 and counts layers, not levels,
+    # so that `Backbone.freeze` does it for both providers. SiLU is its "Swish" in one fused operation.
+    net = network_class(arch, act_cfg={"type": "SiLU"})
+    # EfficientNet's start, as timm draws it: mmpretrain's ignores that a depthwise kernel feeds one channel only.
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    stages, stride = [], 2
+    for index, (_, _, stage_stride, _, _, channels, _, _) in enumerate(net.arch[:-1]):
+        stride *= stage_stride
+        stages.append(_Stage(f"layers.{index + 1}", stride, channels))
+    return net, stages
+
+
+def _timm_network(name: str) -> tuple[nn.Module, list[_Stage]]:
+    net: Any = timm.create_model(name, num_classes=0, global_pool="")
+    if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
+        raise ModelError(f"{name}: timm's {type(net).__name__} does not give intermediate features")
+    return net, [_Stage(stage["module"], stage["reduction"], stage["num_chs"]) for stage in net.feature_info]
 
 
 def _fill(backbone: Backbone, arch: str, pretrained: bool | str | Path, weights_name: str) -> None:
@@ -428,60 +246,161 @@ def _fill(backbone: Backbone, arch: str, pretrained: bool | str | Path, weights_
         # A file of tensors does not say how its images were normalised.
         backbone.weights = f"{pretrained} (mean and std of {weights_name})"
     state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
-    load_weights(backbone.net, state, provider=backbone.provider, source=backbone.weights.split(" (")[0])
+    load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
 
 
-def _mmpretrain_class() -> type[nn.Module] | None:
+# --- Weights, of files and by name
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "backbone.", "net.")
+_CLASSIFIER = ("classifier.", "fc.", "head.", "head_fc.", "last_linear.")
+
+
+def read_checkpoint(path: str | Path) -> StateDict:
+    """The backbone's tensors in a file, without wrapper, prefix and classifier.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` wrote; bare, under ``state_dict``, or a whole model whose
+            backbone sits under ``backbone.``. Names stay those of the file.
+
+    Raises:
+        ModelError: there is no such file, or it is not a checkpoint of tensors. It is never executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mmcv-lite announces each operator that it leaves out
-            from mmpretrain.models.backbones.efficientnet_v2 import EfficientNetV2
-    except Exception as error:  # it asserts on the versions of its companions, besides being absent
-        logger.info("timm provides the backbone; mmpretrain cannot be imported: %s", error)
-        return None
-    return EfficientNetV2
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a foreign file makes the readers raise
+        raise ModelError(
+            f"{path}: not a checkpoint of tensors ({_first_line(error)}); nothing in it was run. "
+            "Give a .safetensors file or a state dict saved by torch.save"
+        ) from None
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise ModelError(f"{path}: holds no tensors by name; give a state dict")
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
 
 
-def _mmpretrain_network(network_class: Any, arch: str) -> tuple[nn.Module, list[_Stage]]:
-    # frozen_stages stays at its default, which freezes nothing: mmpretrain rejects -1 and counts layers, not levels,
-    # so that `Backbone.freeze` does it for both providers. SiLU is its "Swish" in one fused operation.
-    net = network_class(arch, act_cfg={"type": "SiLU"})
-    _initialise(net)
-    stages, stride = [], 2
-    for index, (_, _, stage_stride, _, _, channels, _, _) in enumerate(net.arch[:-1]):
-        stride *= stage_stride
-        stages.append(_Stage(f"layers.{index + 1}", stride, channels))
-    return net, stages
+def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
+    """ImageNet weights by name, from the provider's own host or, failing that, from timm's, whose numbers are the same.
+
+    Args:
+        arch: ``b0`` … ``xl`` or a timm name.
+        timm_name: timm's name of the weights, tag included.
+        provider: whose network is to be filled.
+
+    Raises:
+        ModelError: no source could be reached; the message says why, for each.
+    """
+    failures = []
+    sources = [("mmpretrain", _from_mmpretrain, arch)] if provider == "mmpretrain" else []
+    for host, fetch, name in [*sources, ("timm", _from_timm, timm_name)]:
+        try:
+            return {key: tensor for key, tensor in fetch(name).items() if not key.startswith(_CLASSIFIER)}
+        except Exception as error:  # network, host and library errors of every kind
+            failures.append(f"{host}: {_first_line(error)}")
+    raise ModelError(f"pretrained weights {timm_name} cannot be had ({'; '.join(failures)})")
 
 
-def _timm_network(name: str) -> tuple[nn.Module, list[_Stage]]:
-    net: Any = timm.create_model(name, num_classes=0, global_pool="")
-    if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
-        raise ModelError(f"{name}: timm's {type(net).__name__} does not give intermediate features")
-    info = list(net.feature_info)
-    return net, [_Stage(stage["module"], stage["reduction"], stage["num_chs"]) for stage in info]
+def _from_timm(name: str) -> StateDict:
+    return timm.create_model(name, pretrained=True).state_dict()
 
 
-def _initialise(net: nn.Module) -> None:
-    """EfficientNet's start, as timm draws it: mmpretrain's ignores that a depthwise kernel feeds one channel only."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+def _from_mmpretrain(arch: str) -> StateDict:
+    from mmpretrain.apis.model import ModelHub
+
+    name = f"efficientnetv2-{arch}_3rdparty_in1k" if arch != "xl" else "efficientnetv2-xl_in21k-pre_3rdparty_in1k"
+    content = torch.hub.load_state_dict_from_url(
+        ModelHub.get(name).weights, map_location="cpu", weights_only=True, check_hash=True, progress=False
+    )
+    return {key.removeprefix("backbone."): tensor for key, tensor in content["state_dict"].items()}
 
 
-def _translate_names(module: Backbone, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
+    """Fill `network` in place, whichever naming `state` has.
+
+    Raises:
+        ModelError: the tensors are not exactly those of this network; `source` says where they are from.
+    """
+    expected = network.state_dict()
+    state = renamed(state, expected)
+    # Files from before torch 0.4.1 lack this counter, which nothing here reads.
+    state = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | state
+    faults = {
+        "missing": [name for name in expected if name not in state],
+        "unknown": [name for name in state if name not in expected],
+        "of another shape": [
+            f"{name}: {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    }
+    problems = [f"{len(names)} {fault} (first {names[0]})" for fault, names in faults.items() if names]
+    if problems:
+        raise ModelError(
+            f"{source}: weights of another backbone, {', '.join(problems)}; set backbone_arch to that of the weights"
+        )
+    network.load_state_dict(state)
+
+
+# --- The two namings
+
+
+_LAYERS = {
+    # mmpretrain's layers of the three kinds of block, and timm's
+    "conv": "conv",
+    "bn": "bn1",
+    "conv1.conv": "conv_exp",
+    "conv1.bn": "bn1",
+    "conv2.conv": "conv_pwl",
+    "conv2.bn": "bn2",
+    "expand_conv.conv": "conv_pw",
+    "expand_conv.bn": "bn1",
+    "depthwise_conv.conv": "conv_dw",
+    "depthwise_conv.bn": "bn2",
+    "se.conv1.conv": "se.conv_reduce",
+    "se.conv2.conv": "se.conv_expand",
+    "linear_conv.conv": "conv_pwl",
+    "linear_conv.bn": "bn3",
+}
+_STEM, _HEAD = {"conv": "conv_stem", "bn": "bn1"}, {"conv": "conv_head", "bn": "bn2"}
+
+
+def renamed(state: StateDict, names: Iterable[str]) -> StateDict:
+    """The same tensors under the names of the network that they are for, whichever provider's these are."""
+    own = {_timm_name(name): name for name in names}
+    return {own.get(_timm_name(name), name): tensor for name, tensor in state.items()}
+
+
+def _timm_name(name: str) -> str:
+    """timm's name for a parameter; one that is not mmpretrain's stays as it is."""
+    layer, _, parameter = name.rpartition(".")
+    if match := re.fullmatch(r"layers\.(\d+)\.(conv|bn)", layer):
+        return f"{(_HEAD if int(match[1]) else _STEM)[match[2]]}.{parameter}"
+    match = re.fullmatch(r"layers\.(\d+)\.(\d+)\.(.+)", layer)
+    if match and match[3] in _LAYERS:
+        return f"blocks.{int(match[1]) - 1}.{match[2]}.{_LAYERS[match[3]]}.{parameter}"
+    return name
+
+
+def _translate_names(module: Backbone, state: StateDict, prefix: str, *_: Any) -> None:
     """Let a model saved with one provider load where the other one is installed."""
-    start = f"{prefix}net."
-    mine = {name.removeprefix(start): name for name in state if name.startswith(start)}
-    if naming(set(mine)) not in ("other", module.provider):
-        own = {name: state.pop(full) for name, full in mine.items()}
-        state.update({start + name: tensor for name, tensor in renamed(own, module.provider).items()})
-
-
-def _unknown(arch: str) -> str:
-    near = difflib.get_close_matches(arch, [*EFFICIENTNET_V2, *timm.list_models()], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown backbone '{arch}'{hint} There are {', '.join(EFFICIENTNET_V2)} and the models of timm"
+    own = {name: state.pop(name) for name in list(state) if name.startswith(f"{prefix}net.")}
+    bare = {name.removeprefix(f"{prefix}net."): tensor for name, tensor in own.items()}
+    state.update({f"{prefix}net.{name}": tensor for name, tensor in renamed(bare, module.net.state_dict()).items()})

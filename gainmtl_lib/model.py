@@ -1,12 +1,12 @@
-"""What the model says.
+"""The GAIN-MTL network: the heads, the class activation map, the counterfactual, and what the whole says.
 
-Sizes: B images, H x W network input, h x w feature grid (H / map_stride).
+Sizes: B images, C channels, H x W network input, h x w feature grid (H / map_stride).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,7 +62,7 @@ class GainOutput:
         return [field.name for field in fields(self)]
 
 
-# --- Layers shared by the paths
+# --- Layers
 
 
 def conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
@@ -74,10 +74,14 @@ def conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Seque
     )
 
 
-class CBAM(nn.Module):
-    """Channel, then spatial attention (Woo et al., ECCV 2018).
+def _convolutions(channels: int, hidden: int, out_channels: int, *, first: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        conv_bn_relu(channels, hidden, first), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1)
+    )
 
-    As the paper's equations have it: no batch norm on the spatial gate, which some implementations add.
+
+class CBAM(nn.Module):
+    """Channel, then spatial attention (Woo et al., ECCV 2018), as its equations have it: no batch norm on the gate.
 
     Args:
         channels: feature channels C.
@@ -101,12 +105,7 @@ class CBAM(nn.Module):
 
 
 class PyramidFusion(nn.Module):
-    """Feature pyramid (Lin et al., 2017) whose levels are resized to the finest and summed.
-
-    Args:
-        in_channels: of each level, finest first.
-        channels: of the pyramid.
-    """
+    """Feature pyramid (Lin et al., 2017) of levels given finest first, resized to the finest and summed."""
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
@@ -114,21 +113,14 @@ class PyramidFusion(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels, finest first, to (B, channels, h, w) on the finest grid."""
-        named = OrderedDict((str(index), level) for index, level in enumerate(levels))
-        fused, *coarser = self.pyramid(named).values()
+        fused, *coarser = self.pyramid({str(index): level for index, level in enumerate(levels)}).values()
         for level in coarser:
             fused = fused + F.interpolate(level, size=fused.shape[2:], mode="bilinear")
         return fused
 
 
 class MapProjection(nn.Module):
-    """Features for maps finer than stride 32: conv_head and one level, summed on the level's grid and mixed.
-
-    Args:
-        head_channels: of conv_head.
-        level_channels: of the backbone level whose stride the maps shall have.
-        channels: of the result.
-    """
+    """Features for maps finer than stride 32: conv_head and the level of that stride, summed on its grid and mixed."""
 
     def __init__(self, head_channels: int, level_channels: int, channels: int) -> None:
         super().__init__()
@@ -196,37 +188,31 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(F.relu(self.hidden(features.mean((2, 3))))))
 
 
-class AttentionHead(nn.Module):
-    """One attention logit per feature cell, sharpened by a learned temperature.
-
-    Args:
-        channels: feature channels C.
-        hidden: width of the two 3x3 convolutions.
-    """
-
-    def __init__(self, channels: int, *, hidden: int) -> None:
-        super().__init__()
-        self.body = _map_convolutions(channels, hidden)
-        self.log_temperature = nn.Parameter(torch.zeros(()))  # learned as a logarithm: it cannot reach zero
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
-        return self.body(features) / self.log_temperature.exp()
-
-
 class MiningHead(nn.Module):
-    """A second attention head on the raw features; its logits are averaged with the first one's.
+    """One attention logit per feature cell, of the raw features; averaged with the attention head's.
 
     "Attention mining" as in the method document. It is not the erasing loss of the GAIN paper.
     """
 
     def __init__(self, channels: int, *, hidden: int) -> None:
         super().__init__()
-        self.body = _map_convolutions(channels, hidden)
+        self.body = _convolutions(channels, hidden, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
         return self.body(features)
+
+
+class AttentionHead(MiningHead):
+    """The same of the refined features, sharpened by a learned temperature."""
+
+    def __init__(self, channels: int, *, hidden: int) -> None:
+        super().__init__(channels, hidden=hidden)
+        self.log_temperature = nn.Parameter(torch.zeros(()))  # learned as a logarithm: it cannot reach zero
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
+        return self.body(features) / self.log_temperature.exp()
 
 
 class FeatureAdapter(nn.Module):
@@ -242,15 +228,11 @@ class FeatureAdapter(nn.Module):
 
 
 class LocalizationHead(nn.Module):
-    """Defect logits per pixel from the fused pyramid.
-
-    Args:
-        channels: of the fused pyramid, and of the two convolutions.
-    """
+    """Defect logits per pixel from the fused pyramid of `channels`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = _map_convolutions(channels, channels)
+        self.body = _convolutions(channels, channels, 1)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Shape: (B, C, h, w) -> (B, 1, *size), upsampled fourfold and then to `size`."""
@@ -260,25 +242,17 @@ class LocalizationHead(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear")
 
 
-def _map_convolutions(channels: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(
-        conv_bn_relu(channels, hidden, 3),
-        conv_bn_relu(hidden, hidden, 3),
-        nn.Conv2d(hidden, 1, 1),
-    )
-
-
-# --- Exact, differentiable class activation map of a two-layer head.
+# --- The class activation map
 
 
 def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Tensor, Tensor]:
-    """Where the head sees its margin: mean(cam) + bias = logit1 - logit0, exact without dropout.
+    """Where a two-layer head sees its margin: mean(cam) + bias = logit1 - logit0, exact and differentiable.
 
     Dropout is left out, also in training: the map is of the head as it decides. Computed in float32.
 
     Args:
         features: what the head classifies, (B, C, h, w).
-        head: the head whose decision is explained.
+        head: whose decision is explained.
 
     Returns:
         The map (B, 1, h, w) and the effective bias (B,).
@@ -295,7 +269,7 @@ def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Te
         return cam.unflatten(2, features.shape[2:]), bias
 
 
-# --- What the features would be without the defect, and the control that moves the mask off it.
+# --- The counterfactual: features without the defect, and the control that moves the mask off it
 
 
 MODES = ("learned", "mean", "zero")
@@ -304,10 +278,8 @@ MODES = ("learned", "mean", "zero")
 class Counterfactual(nn.Module):
     """Replace the features of the defect region and leave every other cell as it is.
 
-    Args:
-        channels: feature channels C.
-        mode: ``learned`` (suppression, replacement and refinement by convolutions), ``mean`` (the surrounding
-            features; nothing to learn, so no loophole) or ``zero``.
+    ``learned`` suppresses, replaces and refines by convolutions, ``mean`` takes the surrounding features (nothing to
+    learn, so no loophole), ``zero`` none.
     """
 
     def __init__(self, channels: int, *, mode: str = "learned") -> None:
@@ -317,12 +289,10 @@ class Counterfactual(nn.Module):
         self.mode = mode
         if mode == "learned":
             hidden = max(8, channels // 4)
-            self.suppressor = nn.Sequential(
-                conv_bn_relu(1, hidden, 3), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, channels, 1)
-            )
+            self.suppressor = _convolutions(1, hidden, channels)
             nn.init.constant_(self.suppressor[-1].bias, 2.0)  # type: ignore[arg-type]  # start by suppressing 88 %
-            self.replacer = _bottleneck(channels, hidden)
-            self.refiner = _bottleneck(channels, hidden)
+            self.replacer = _convolutions(channels, hidden, channels, first=1)
+            self.refiner = _convolutions(channels, hidden, channels, first=1)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Shape: (B, C, h, w), (B, 1, H, W) -> (B, C, h, w)."""
@@ -382,8 +352,7 @@ def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | 
             letterboxed picture would be a control that hardly ever changes anything.
 
     Returns:
-        The moved masks, all zero where there is no place, and which were placed, bool (B,). An empty mask has no
-        place.
+        The moved masks, all zero where there is no place or no defect, and which were placed, bool (B,).
     """
     if margin is None:
         margin = min(masks.shape[2:]) // 16
@@ -392,13 +361,11 @@ def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | 
     if inside is not None:
         forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
     moved = torch.zeros_like(masks)
-    placed = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
-    for index in range(len(masks)):
-        shift = _free_shift(defects[index, 0], forbidden[index, 0])
+    for place, defect, taken in zip(moved[:, 0], defects[:, 0], forbidden[:, 0], strict=True):
+        shift = _free_shift(defect, taken)
         if shift is not None:
-            moved[index, 0] = torch.roll(defects[index, 0], shift, (0, 1))
-            placed[index] = True
-    return moved, placed
+            place.copy_(torch.roll(defect, shift, (0, 1)))
+    return moved, moved.flatten(1).any(dim=1)
 
 
 def _free_shift(defect: Tensor, forbidden: Tensor) -> tuple[int, int] | None:
@@ -418,12 +385,6 @@ def _free_shift(defect: Tensor, forbidden: Tensor) -> tuple[int, int] | None:
         return None
     drawn = (int(rows.sum()) * 7919 + int(columns.sum()) * 104729 + int(defect.sum())) % len(free)
     return int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])
-
-
-def _bottleneck(channels: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(
-        conv_bn_relu(channels, hidden, 1), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, channels, 1)
-    )
 
 
 # --- GAIN-MTL
@@ -454,22 +415,6 @@ class AttentionPath(nn.Module):
     def adapt(self, refined: Tensor, effective_attention: Tensor) -> Tensor:
         """What the deciding head classifies, (B, C, h, w)."""
         return self.adapter(refined * effective_attention)
-
-
-class _Gate:
-    """Attention logits to effective attention, with S6's mask where there is one."""
-
-    def __init__(self, mask: Tensor | None, has_mask: Tensor | None, *, alpha: float, norm: str) -> None:
-        self.mask, self.has_mask, self.alpha, self.norm = mask, has_mask, alpha, norm
-
-    def __call__(self, attention_logits: Tensor) -> Tensor:
-        return fuse_attention(attention_logits, self.mask, self.has_mask, alpha=self.alpha, norm=self.norm)
-
-    def of(self, selected: Tensor) -> _Gate:
-        """The gate of some of the images."""
-        mask = None if self.mask is None else self.mask[selected]
-        has_mask = None if self.has_mask is None else self.has_mask[selected]
-        return _Gate(mask, has_mask, alpha=self.alpha, norm=self.norm)
 
 
 class GAINMTLModel(nn.Module):
@@ -523,9 +468,13 @@ class GAINMTLModel(nn.Module):
         super().__init__()
         if num_classes != 2:
             raise ModelError(f"num_classes must be 2 (the CAM is a two-class margin), got {num_classes}")
-        _one_of("strategy", strategy, tuple(STRATEGY_WEIGHTS))
-        _one_of("fusion_norm", fusion_norm, FUSION_NORMS)
-        _one_of("mask_source", mask_source, MASK_SOURCES)
+        for name, value, known in (
+            ("strategy", strategy, STRATEGY_WEIGHTS),
+            ("fusion_norm", fusion_norm, FUSION_NORMS),
+            ("mask_source", mask_source, MASK_SOURCES),
+        ):
+            if value not in known:
+                raise ModelError(f"{name} must be one of {', '.join(known)}, got '{value}'")
         if map_stride not in LEVEL_STRIDES.values():
             raise ModelError(f"map_stride must be one of {list(LEVEL_STRIDES.values())}, got {map_stride}")
         levels = checked_levels(out_indices)
@@ -533,13 +482,8 @@ class GAINMTLModel(nn.Module):
         self.fusion_norm, self.mask_source = fusion_norm, mask_source
 
         map_level = [level for level, stride in LEVEL_STRIDES.items() if stride == map_stride < 32]
-        self.backbone = get_backbone(
-            backbone_arch,
-            pretrained,
-            sorted({*levels, *map_level}),
-            use_mmpretrain,
-            freeze_backbone_stages,
-        )
+        wanted = sorted({*levels, *map_level})
+        self.backbone = get_backbone(backbone_arch, pretrained, wanted, use_mmpretrain, freeze_backbone_stages)
         strides, channels = self.backbone.strides, self.backbone.channels
         self._pyramid_levels = [strides.index(LEVEL_STRIDES[level]) for level in levels]
         self._map_level = strides.index(map_stride)
@@ -613,10 +557,12 @@ class GAINMTLModel(nn.Module):
             assert localization_map is not None
             attention_masks = localization_map.detach()
         if attention_masks is not None:
-            attention_masks = F.adaptive_avg_pool2d(attention_masks, (features.shape[2], features.shape[3])).to(
-                features.dtype
-            )
-        gate = _Gate(attention_masks, has_attention_mask, alpha=attention_alpha, norm=self.fusion_norm)
+            attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)  # type: ignore[arg-type]
+
+        def gate(attention_logits: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+            mask = None if attention_masks is None else attention_masks[which]
+            has_mask = None if has_attention_mask is None else has_attention_mask[which]
+            return fuse_attention(attention_logits, mask, has_mask, alpha=attention_alpha, norm=self.fusion_norm)
 
         refined, attention_logits = self.attention.attend(features)
         effective = gate(attention_logits)  # (B, 1, h, w)
@@ -645,7 +591,7 @@ class GAINMTLModel(nn.Module):
         return self.projection(levels[-1], levels[self._map_level]), levels
 
     def _decide_without_defect(
-        self, features: Tensor, masks: Tensor | None, gate: _Gate, logits: Tensor
+        self, features: Tensor, masks: Tensor | None, gate: Callable[[Tensor, Tensor], Tensor], logits: Tensor
     ) -> Tensor | None:
         """Path 3: the decision of path 2 on features without the defect, (B, 2).
 
@@ -662,7 +608,7 @@ class GAINMTLModel(nn.Module):
         suppressed = self.counterfactual(features[selected], masks[selected])
         with as_at_inference(self.attention):
             refined, attention_logits = self.attention.attend(suppressed)
-            adapted = self.attention.adapt(refined, gate.of(selected)(attention_logits))
+            adapted = self.attention.adapt(refined, gate(attention_logits, selected))
             head = self.attention.attended_cls_head
             detached = {name: parameter.detach() for name, parameter in head.named_parameters()}
             decided = functional_call(head, detached, (adapted,))
@@ -679,37 +625,12 @@ class GAINMTLModel(nn.Module):
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ModelError(f"{name} must be one of {', '.join(known)}, got '{value}'")
-
-
-# --- Settings to a model.
-
-
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
-    """The strategy's model.
+    """The model of a run's settings.
 
     Args:
-        settings: its architecture.
+        settings: its constructor's parameters are fields of theirs.
         pretrained: in place of the settings' own; False when weights are loaded afterwards.
     """
-    return GAINMTLModel(
-        backbone_arch=settings.backbone_arch,
-        num_classes=settings.num_classes,
-        pretrained=settings.pretrained if pretrained is None else pretrained,
-        fpn_channels=settings.fpn_channels,
-        attention_channels=settings.attention_channels,
-        use_counterfactual=settings.use_counterfactual,
-        strategy=settings.strategy,
-        out_indices=settings.out_indices,
-        use_mmpretrain=settings.use_mmpretrain,
-        freeze_backbone_stages=settings.freeze_backbone_stages,
-        head_channels=settings.head_channels,
-        dropout=settings.dropout,
-        map_stride=settings.map_stride,
-        map_channels=settings.map_channels,
-        counterfactual_mode=settings.counterfactual_mode,
-        fusion_norm=settings.fusion_norm,
-        mask_source=settings.mask_source,
-    )
+    given = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
+    return GAINMTLModel(**given if pretrained is None else given | {"pretrained": pretrained})

@@ -1,8 +1,12 @@
+"""One contract for both providers, the same features from the same weights, and weights of either naming."""
+
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gainmtl_lib import backbone as module
-from gainmtl_lib.backbone import ModelError, get_backbone, load_weights, renamed
+from gainmtl_lib.backbone import ModelError, fetch_weights, get_backbone, load_weights, read_checkpoint, renamed
 
 PROVIDERS = ("mmpretrain", "timm")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(provider: str, arch: str = "b0", **options):
@@ -29,6 +25,10 @@ def build(provider: str, arch: str = "b0", **options):
     built = get_backbone(arch, use_mmpretrain=provider == "mmpretrain", **options)
     assert built.provider == provider
     return built
+
+
+def equal(one, other) -> bool:
+    return all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
 def randomise(network: nn.Module) -> None:
@@ -73,14 +73,13 @@ def test_head_channels_are_read_from_the_network(provider, arch, channels, monke
 def test_providers_agree_with_the_same_weights(arch, size):
     ours, theirs = build("mmpretrain", arch).eval(), build("timm", arch).eval()
     randomise(ours)
-    load_weights(theirs.net, ours.net.state_dict(), provider="timm", source="test")
+    load_weights(theirs.net, ours.net.state_dict(), source="test")
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         for mine, other in zip(ours(images), theirs(images), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4 * float(mine.abs().max()))
-    back = renamed(theirs.net.state_dict(), "mmpretrain")
-    assert back.keys() == ours.net.state_dict().keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in ours.net.state_dict().items())
+    back = renamed(theirs.net.state_dict(), ours.net.state_dict())
+    assert back.keys() == ours.net.state_dict().keys() and equal(back, ours.net.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -105,8 +104,7 @@ def test_a_file_in_either_naming_loads_into_either(tmp_path, arch, saved_by, pro
         path = tmp_path / "weights.safetensors"
         save_file(source.net.state_dict() | {"classifier.bias": torch.zeros(1000)}, path)
     loaded = build(provider, arch, pretrained=path)
-    expected = renamed(source.net.state_dict(), provider)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in loaded.net.state_dict().items())
+    assert equal(renamed(source.net.state_dict(), loaded.net.state_dict()), loaded.net.state_dict())
     assert loaded.weights.startswith(f"{path} (mean and std of tf_efficientnetv2_{arch}.in1k)")
 
 
@@ -116,7 +114,7 @@ def test_a_model_saved_with_one_provider_loads_with_the_other():
     saved = nn.ModuleDict({"backbone": ours}).state_dict()
     fresh = build("timm")
     nn.ModuleDict({"backbone": fresh}).load_state_dict(saved)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), theirs.state_dict().values()))
+    assert equal(fresh.state_dict(), theirs.state_dict())
 
 
 def test_weights_of_another_size_are_refused(tmp_path):
@@ -128,7 +126,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
 @pytest.mark.parametrize("arch, millions", [("s", 21.5), ("m", 54.1), ("l", 118.5), ("xl", 208.1)])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_parameters_with_a_thousand_class_layer_match_the_table(provider, arch, millions, monkeypatch):
-    """The table counts the ImageNet classifier, 1280 x 1000 + 1000 parameters that the backbone does not have."""
+    """The published table counts the ImageNet classifier, 1280 x 1000 + 1000 parameters that the backbone does not have."""
     monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
     with torch.device("meta"):
         backbone = build(provider, arch)
@@ -229,7 +227,7 @@ def test_auto_takes_pretrained_weights_when_they_can_be_had(monkeypatch):
     monkeypatch.setattr(module, "fetch_weights", lambda *_: source.net.state_dict())
     backbone = get_backbone("b0", pretrained="auto", use_mmpretrain=False)
     assert backbone.weights == "imagenet:tf_efficientnetv2_b0.in1k"
-    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), source.state_dict().values()))
+    assert equal(backbone.state_dict(), source.state_dict())
 
 
 def test_timm_stands_in_for_a_missing_mmpretrain(monkeypatch, caplog):
@@ -243,7 +241,7 @@ def test_timm_stands_in_for_a_missing_mmpretrain(monkeypatch, caplog):
     "options, message",
     [
         ({"arch": "efficientnet_z9"}, "unknown backbone 'efficientnet_z9'; did you mean"),
-        ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl and the models"),
+        ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl, and timm's"),
         ({"out_indices": ()}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[\]"),
         ({"out_indices": (2, 1)}, r"out_indices must be .*, got \[2, 1\]"),
         ({"out_indices": (3, 5)}, r"out_indices must be .*, got \[3, 5\]"),
@@ -259,3 +257,154 @@ def test_what_cannot_be_built_is_named(options, message):
 
 def unreachable(arch, name, provider):
     raise ModelError(f"no way to {name}")
+
+
+# --- Weights
+
+
+NAMES = {
+    # timm's: mmpretrain's
+    "conv_stem.weight": "layers.0.conv.weight",
+    "bn1.bias": "layers.0.bn.bias",
+    "blocks.0.0.conv.weight": "layers.1.0.conv.weight",
+    "blocks.0.0.bn1.weight": "layers.1.0.bn.weight",
+    "blocks.1.2.conv_exp.weight": "layers.2.2.conv1.conv.weight",
+    "blocks.1.2.bn1.bias": "layers.2.2.conv1.bn.bias",
+    "blocks.1.2.conv_pwl.weight": "layers.2.2.conv2.conv.weight",
+    "blocks.1.2.bn2.running_var": "layers.2.2.conv2.bn.running_var",
+    "blocks.3.10.conv_pw.weight": "layers.4.10.expand_conv.conv.weight",
+    "blocks.3.10.bn1.bias": "layers.4.10.expand_conv.bn.bias",
+    "blocks.3.10.conv_dw.weight": "layers.4.10.depthwise_conv.conv.weight",
+    "blocks.3.10.bn2.bias": "layers.4.10.depthwise_conv.bn.bias",
+    "blocks.3.10.se.conv_reduce.bias": "layers.4.10.se.conv1.conv.bias",
+    "blocks.3.10.se.conv_expand.bias": "layers.4.10.se.conv2.conv.bias",
+    "blocks.3.10.conv_pwl.weight": "layers.4.10.linear_conv.conv.weight",
+    "blocks.3.10.bn3.bias": "layers.4.10.linear_conv.bn.bias",
+    "conv_head.weight": "layers.5.conv.weight",
+    "bn2.weight": "layers.5.bn.weight",
+}
+TIMM = {name: number for number, name in enumerate(NAMES)}
+MMPRETRAIN = {name: number for number, name in enumerate(NAMES.values())}
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def tensors(names: dict[str, int]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in names.items()}
+
+
+def test_names_translate_both_ways():
+    for state in (TIMM, MMPRETRAIN):
+        assert renamed(tensors(state), MMPRETRAIN) == tensors(MMPRETRAIN)
+        assert renamed(tensors(state), TIMM) == tensors(TIMM)
+    other = tensors({"layer1.0.conv1.weight": 1})
+    assert renamed(other, MMPRETRAIN) == renamed(other, TIMM) == other
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "backbone.net."])
+def test_wrapper_prefix_and_classifier_are_removed(tmp_path, wrapper, prefix):
+    state = {f"{prefix}conv_stem.weight": torch.ones(1), f"{prefix}classifier.weight": torch.ones(2)}
+    if prefix:
+        state[f"{prefix.replace('backbone.', 'head.')}fc.weight"] = torch.ones(3)
+    torch.save({wrapper: state, "meta": {"epoch": 3}} if wrapper else state, tmp_path / "weights.pth")
+    assert read_checkpoint(tmp_path / "weights.pth") == {"conv_stem.weight": torch.ones(1)}
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file({"conv_stem.weight": torch.ones(1)}, tmp_path / "weights.safetensors")
+    assert read_checkpoint(tmp_path / "weights.safetensors") == {"conv_stem.weight": torch.ones(1)}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere\.pth: no such weights file"):
+        read_checkpoint(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_garbage_is_not_a_checkpoint(tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is no checkpoint")
+    with pytest.raises(ModelError, match=f"{name}: not a checkpoint of tensors .*nothing in it was run"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+    mark = tmp_path / "executed"
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Trap(mark), protocol=2))
+    torch.save({"state_dict": Trap(mark)}, tmp_path / "saved.pth")
+    for name in ("bare.pkl", "saved.pth"):
+        with pytest.raises(ModelError, match="nothing in it was run"):
+            read_checkpoint(tmp_path / name)
+    assert not mark.exists()
+    pickle.loads((tmp_path / "bare.pkl").read_bytes())
+    assert mark.exists()  # the trap works
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
+def test_a_file_without_tensors_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=r"weights\.pth: holds no tensors by name"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
+def test_weights_of_another_backbone_are_named():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    state = network.state_dict()
+    state["0.weight"] = torch.zeros(3, 4)
+    state["2.weight"] = state.pop("0.bias")
+    with pytest.raises(ModelError) as caught:
+        load_weights(network, state, source="x.pth")
+    assert str(caught.value) == (
+        "x.pth: weights of another backbone, 1 missing (first 0.bias), 1 unknown (first 2.weight), "
+        "1 of another shape (first 0.weight: (3, 4), not (3, 2)); set backbone_arch to that of the weights"
+    )
+
+
+def test_batch_counters_may_be_missing():
+    network = torch.nn.BatchNorm1d(3)
+    state = {name: tensor + 1 for name, tensor in network.state_dict().items() if name != "num_batches_tracked"}
+    load_weights(network, state, source="x.pth")
+    assert network.weight.tolist() == [2, 2, 2]
+
+
+def test_sources_are_tried_in_turn_and_every_cause_is_told(monkeypatch):
+    def unreachable(name):
+        raise ConnectionError(f"no way to {name}\nand more lines")
+
+    monkeypatch.setattr(module, "_from_mmpretrain", unreachable)
+    monkeypatch.setattr(module, "_from_timm", lambda name: {name: torch.ones(1)})
+    assert set(fetch_weights("b0", "timm_b0", "mmpretrain")) == {"timm_b0"}
+    monkeypatch.setattr(module, "_from_timm", unreachable)
+    with pytest.raises(ModelError) as caught:
+        fetch_weights("b0", "timm_b0", "mmpretrain")
+    assert str(caught.value) == (
+        "pretrained weights timm_b0 cannot be had (mmpretrain: no way to b0; timm: no way to timm_b0)"
+    )
+    with pytest.raises(ModelError, match=r"cannot be had \(timm: no way to timm_b0\)"):
+        fetch_weights("b0", "timm_b0", "timm")
+
+
+def test_mmpretrains_own_file_loads(monkeypatch):
+    pytest.importorskip("mmpretrain")
+    source = get_backbone("b0")
+    published = {f"backbone.{k}": v for k, v in source.net.state_dict().items()} | {"head.fc.weight": torch.ones(1)}
+    asked = []
+
+    def download(url, **options):
+        asked.append((url, options["weights_only"]))
+        return {"meta": {}, "state_dict": published}
+
+    monkeypatch.setattr(module.torch.hub, "load_state_dict_from_url", download)
+    backbone = get_backbone("b0", pretrained=True)
+    (url, weights_only), *_ = asked
+    assert "efficientnetv2-b0_3rdparty_in1k" in url and weights_only
+    assert backbone.weights == "imagenet:tf_efficientnetv2_b0.in1k"
+    assert equal(backbone.state_dict(), source.state_dict())

@@ -1,3 +1,5 @@
+"""The network part by part on tensors counted by hand, then as a whole: its record, its gradients, S6's gate."""
+
 from __future__ import annotations
 
 import copy
@@ -9,7 +11,377 @@ import torch
 from torch import nn
 
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.model import GAINMTLModel, dilated, fuse_attention, mask_cells
+from gainmtl_lib.model import (
+    CBAM,
+    MODES,
+    AttentionHead,
+    ClassificationHead,
+    Counterfactual,
+    FeatureAdapter,
+    GAINMTLModel,
+    LocalizationHead,
+    MapProjection,
+    MiningHead,
+    PyramidFusion,
+    as_at_inference,
+    class_activation_map,
+    control_masks,
+    dilated,
+    fuse_attention,
+    mask_cells,
+    surroundings,
+)
+
+
+def logit(*probabilities: float) -> torch.Tensor:
+    """One image with a 1 x n grid."""
+    return torch.tensor(probabilities).logit()[None, None, None]
+
+
+def test_cbam_follows_its_equations():
+    cbam = CBAM(2, kernel_size=1)
+    with torch.no_grad():
+        for parameter in cbam.parameters():
+            parameter.zero_()
+        for name in ("mlp.0.weight", "mlp.2.weight"):
+            cbam.get_parameter(name)[0, 0] = 1
+        cbam.spatial.weight[0, 1] = 1
+    features = torch.tensor([[1.0, 3.0], [4.0, 4.0]]).view(1, 2, 1, 2)
+    # channel 0: MLP(mean 2) + MLP(max 3) = 5; channel 1: 0. Then the larger channel gates each cell.
+    channel = features * torch.tensor([5.0, 0.0]).sigmoid().view(1, 2, 1, 1)
+    expected = channel * channel.amax(1, keepdim=True).sigmoid()
+    torch.testing.assert_close(cbam(features), expected)
+
+
+@pytest.mark.parametrize("channels, hidden", [(1280, 80), (64, 8)])
+def test_width_of_the_shared_mlp(channels, hidden):
+    assert CBAM(channels).mlp[0].out_features == hidden
+
+
+def test_pyramid_sums_on_the_finest_grid():
+    fusion = PyramidFusion([3, 5, 7], 4)
+    levels = [torch.randn(2, 3, 8, 6), torch.randn(2, 5, 4, 3), torch.randn(2, 7, 2, 2)]
+    assert fusion(levels).shape == (2, 4, 8, 6)
+    with torch.no_grad():
+        for name, parameter in fusion.named_parameters():
+            parameter.fill_(float("layer_blocks" in name and name.endswith("bias")))
+    torch.testing.assert_close(fusion(levels), torch.full((2, 4, 8, 6), 3.0))
+
+
+def test_projection_sees_conv_head_and_level_on_the_levels_grid():
+    projection = MapProjection(6, 3, 4)
+    head, level = torch.randn(2, 6, 2, 2, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
+    maps = projection(head, level)
+    assert maps.shape == (2, 4, 8, 8)
+    (maps * torch.randn_like(maps)).sum().backward()
+    assert head.grad is not None and head.grad.abs().sum() > 0
+    assert level.grad is not None and level.grad.abs().sum() > 0
+
+
+def test_without_a_mask_attention_gates():
+    torch.testing.assert_close(fuse_attention(logit(0.2, 0.8)), torch.tensor([[[[0.2, 0.8]]]]))
+
+
+def test_a_mask_confirms_attention_and_alpha_lets_it_through():
+    mask = torch.tensor([1.0, 0.0, 0.5]).view(1, 1, 1, 3)
+    attention = logit(0.4, 0.4, 0.4)
+    torch.testing.assert_close(fuse_attention(attention, mask).flatten(), torch.tensor([0.4, 0.0, 0.2]))
+    # 0.5 * mask + 0.5 * mask * 0.4
+    torch.testing.assert_close(fuse_attention(attention, mask, alpha=0.5).flatten(), torch.tensor([0.7, 0.0, 0.35]))
+    torch.testing.assert_close(fuse_attention(attention, mask, alpha=1.0), mask)
+
+
+def test_uniformly_low_attention_stays_low_unless_divided_by_its_maximum():
+    low, mask = logit(0.01, 0.01), torch.ones(1, 1, 1, 2)
+    torch.testing.assert_close(fuse_attention(low, mask).flatten(), torch.tensor([0.01, 0.01]))
+    torch.testing.assert_close(fuse_attention(low, mask, norm="product").flatten(), torch.tensor([1.0, 1.0]))
+
+
+def test_the_literal_form_divides_per_image():
+    attention = torch.cat([logit(0.2, 0.4), logit(0.1, 0.1)])
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.5]]).view(2, 1, 1, 2)
+    fused = fuse_attention(attention, mask, norm="product").view(2, 2)
+    torch.testing.assert_close(fused, torch.tensor([[0.5, 1.0], [1.0, 0.5]]))
+
+
+@pytest.mark.parametrize("norm", ["sigmoid", "product"])
+def test_images_without_a_mask_keep_their_attention(norm):
+    attention = torch.cat([logit(0.3, 0.6), logit(0.3, 0.6)]).requires_grad_()
+    mask = torch.zeros(2, 1, 1, 2)
+    fused = fuse_attention(attention, mask, torch.tensor([True, False]), alpha=0.5, norm=norm).view(2, 2)
+    torch.testing.assert_close(fused, torch.tensor([[0.0, 0.0], [0.3, 0.6]]))
+    fused.sum().backward()
+    assert attention.grad is not None and attention.grad.isfinite().all() and attention.grad[1].abs().min() > 0
+
+
+def test_the_same_mask_and_attention_give_the_same_gate():
+    """Nothing but mask and attention decides: not the class, not the company in the batch."""
+    attention, mask = torch.randn(1, 1, 3, 3), torch.rand(1, 1, 3, 3)
+    alone = fuse_attention(attention, mask, alpha=0.3)
+    company = fuse_attention(
+        torch.cat([attention, torch.randn(1, 1, 3, 3)]),
+        torch.cat([mask, torch.zeros(1, 1, 3, 3)]),
+        torch.tensor([True, False]),
+        alpha=0.3,
+    )
+    assert torch.equal(alone[0], company[0])
+
+
+# --- Heads
+
+
+def test_classification_by_hand():
+    head = ClassificationHead(2, hidden=2, dropout=0.5).eval()
+    with torch.no_grad():
+        head.hidden.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        head.hidden.bias.copy_(torch.tensor([1.0, 1.0]))
+        head.out.weight.copy_(torch.tensor([[1.0, 1.0], [2.0, 3.0]]))
+        head.out.bias.copy_(torch.tensor([0.5, 0.0]))
+    features = torch.tensor([[1.0, 3.0], [4.0, 4.0]]).view(1, 2, 1, 2)
+    # means 2 and 4; hidden relu(2 + 1), relu(-4 + 1) = 3, 0
+    torch.testing.assert_close(head(features), torch.tensor([[3.5, 6.0]]))
+
+
+def test_dropout_acts_in_training_only():
+    head = ClassificationHead(4, hidden=64, dropout=0.5)
+    features = torch.randn(1, 4, 2, 2)
+    assert not torch.equal(head(features), head(features))
+    head.eval()
+    assert torch.equal(head(features), head(features))
+
+
+def test_temperature_starts_at_one_and_divides():
+    head = AttentionHead(4, hidden=3).eval()
+    features = torch.randn(2, 4, 5, 6)
+    logits = head(features)
+    assert logits.shape == (2, 1, 5, 6)
+    torch.testing.assert_close(logits, head.body(features))
+    with torch.no_grad():
+        head.log_temperature.fill_(math.log(4.0))
+    torch.testing.assert_close(head(features), logits / 4)
+
+
+def test_adapter_keeps_the_shape_and_ends_in_relu():
+    adapted = FeatureAdapter(4)(torch.randn(2, 4, 5, 6))
+    assert adapted.shape == (2, 4, 5, 6) and adapted.min() == 0
+
+
+@pytest.mark.parametrize("grid, size", [((16, 12), (64, 48)), ((8, 6), (64, 48)), ((16, 12), (61, 45))])
+def test_localization_reaches_the_input_size(grid, size):
+    assert LocalizationHead(3)(torch.randn(2, 3, *grid), size).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("head", [AttentionHead(4, hidden=3), MiningHead(4, hidden=3), LocalizationHead(4)])
+def test_map_heads_are_two_convolutions_and_a_1x1(head):
+    kernels = [module.kernel_size for module in head.modules() if isinstance(module, nn.Conv2d)]
+    assert kernels == [(3, 3), (3, 3), (1, 1)]
+
+
+# --- The class activation map
+
+
+def two_layers(channels: int = 5, hidden: int = 16) -> ClassificationHead:
+    torch.manual_seed(0)
+    return ClassificationHead(channels, hidden=hidden, dropout=0.5)
+
+
+def test_mean_and_bias_are_the_margin():
+    decider, features = two_layers().eval(), torch.randn(4, 5, 3, 7)
+    cam, bias = class_activation_map(features, decider)
+    logits = decider(features)
+    assert cam.shape == (4, 1, 3, 7) and bias.shape == (4,)
+    torch.testing.assert_close(cam.mean((1, 2, 3)) + bias, logits[:, 1] - logits[:, 0])
+
+
+def test_by_hand():
+    decider = ClassificationHead(2, hidden=2, dropout=0.5).eval()
+    with torch.no_grad():
+        decider.hidden.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+        decider.hidden.bias.copy_(torch.tensor([1.0, 1.0]))
+        decider.out.weight.copy_(torch.tensor([[1.0, 1.0], [3.0, 9.0]]))
+        decider.out.bias.copy_(torch.tensor([0.5, 0.0]))
+    features = torch.tensor([[1.0, 3.0], [4.0, 4.0]]).view(1, 2, 1, 2)
+    # The second hidden unit is off (-4 + 1), so the weight is (3 - 1) * (1, 2): 2 * F0 + 4 * F1.
+    cam, bias = class_activation_map(features, decider)
+    torch.testing.assert_close(cam.flatten(), torch.tensor([18.0, 22.0]))
+    torch.testing.assert_close(bias, torch.tensor([1.5]))  # 2 * 1 + 0 - 0.5
+
+
+def test_what_both_classes_share_changes_nothing():
+    decider, features = two_layers().eval(), torch.randn(2, 5, 3, 3)
+    before, _ = class_activation_map(features, decider)
+    with torch.no_grad():
+        decider.out.weight += torch.randn(16)
+    torch.testing.assert_close(class_activation_map(features, decider)[0], before)
+
+
+def test_dropout_plays_no_part():
+    decider, features = two_layers(), torch.randn(2, 5, 3, 3)
+    decider.train()
+    training, _ = class_activation_map(features, decider)
+    decider.eval()
+    assert torch.equal(training, class_activation_map(features, decider)[0])
+
+
+def test_the_gradient_reaches_features_and_weights_and_is_right():
+    decider = two_layers(channels=3, hidden=4).double()
+    features = torch.randn(2, 3, 2, 2, dtype=torch.double, requires_grad=True)
+
+    def margin(features):
+        logits = decider.eval()(features)
+        return (logits[:, 1] - logits[:, 0]).sum()
+
+    cam, bias = class_activation_map(features, decider.float())
+    (cam.mean((1, 2, 3)) + bias).sum().backward()
+    by_map = features.grad.clone()  # type: ignore[union-attr]
+    by_margin = torch.autograd.grad(margin(features.float()), features)[0]
+    torch.testing.assert_close(by_map, by_margin, rtol=1e-5, atol=1e-6)
+    for name in ("hidden.weight", "out.weight"):
+        assert decider.get_parameter(name).grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def test_float32_under_autocast():
+    decider, features = two_layers().eval(), torch.randn(2, 5, 3, 4)
+    expected, _ = class_activation_map(features, decider)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cam, bias = class_activation_map(features, decider)
+    assert cam.dtype == bias.dtype == torch.float32
+    assert torch.equal(cam, expected)
+
+
+# --- The counterfactual and its control
+
+
+def box(height: int, width: int, rows: slice, columns: slice) -> torch.Tensor:
+    mask = torch.zeros(1, 1, height, width)
+    mask[:, :, rows, columns] = 1
+    return mask
+
+
+def test_a_cell_counts_when_it_holds_one_defect_pixel():
+    mask = box(8, 8, slice(5, 6), slice(2, 3))
+    expected = torch.zeros(1, 1, 4, 4)
+    expected[0, 0, 2, 1] = 1
+    assert torch.equal(mask_cells(mask, (4, 4)), expected)
+    assert not mask_cells(mask * 0.5, (4, 4)).any()
+
+
+def test_dilation_grows_by_a_square():
+    assert torch.equal(dilated(box(7, 9, slice(3, 4), slice(0, 1)), 2), box(7, 9, slice(1, 6), slice(0, 3)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("training", [True, False])
+def test_features_outside_the_dilated_region_are_unchanged(mode, training):
+    torch.manual_seed(0)
+    suppress = Counterfactual(16, mode=mode).train(training)
+    features = torch.randn(2, 16, 8, 8)
+    masks = torch.cat([box(64, 64, slice(16, 20), slice(16, 40)), box(64, 64, slice(0, 8), slice(60, 64))])
+    region = dilated(mask_cells(masks, (8, 8)), 1).bool()
+    assert region[0].sum() == 3 * 5 and region[1].sum() == 2 * 2
+    changed = (suppress(features, masks) != features).any(1, keepdim=True)
+    assert torch.equal(changed, region)
+
+
+def test_zero_and_mean_by_hand():
+    features = torch.arange(49.0).view(1, 1, 7, 7)
+    mask = box(7, 7, slice(3, 4), slice(3, 4))  # the dilated region is the 3 x 3 in the middle, the ring the rest
+    region = box(7, 7, slice(2, 5), slice(2, 5)).bool()
+    assert (Counterfactual(1, mode="zero")(features, mask)[region] == 0).all()
+    features = torch.where(region, features, 2.0)
+    torch.testing.assert_close(Counterfactual(1, mode="mean")(features, mask), torch.full((1, 1, 7, 7), 2.0))
+
+
+def test_only_near_features_count_as_surroundings():
+    features = torch.zeros(1, 1, 1, 9)
+    features[..., 1:3] = 4.0
+    features[..., 7:] = 100.0
+    region = torch.zeros(1, 1, 1, 9)
+    region[..., 3:5] = 1
+    assert surroundings(features, region).item() == 2.0  # (4 + 4 + 0 + 0) / 4
+    assert surroundings(features, torch.ones_like(region)).item() == 0.0
+
+
+@pytest.mark.parametrize("mode, count", [("learned", True), ("mean", False), ("zero", False)])
+def test_only_the_learned_mode_has_parameters(mode, count):
+    assert bool(list(Counterfactual(8, mode=mode).parameters())) == count
+
+
+def test_an_unknown_mode_is_named():
+    with pytest.raises(ModelError, match="counterfactual_mode must be one of learned, mean, zero, got 'erase'"):
+        Counterfactual(8, mode="erase")
+
+
+def test_as_at_inference_leaves_statistics_and_modes_alone():
+    module = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9), nn.BatchNorm2d(2).eval())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    inputs = torch.randn(3, 2, 4, 4)
+    with as_at_inference(module):
+        torch.testing.assert_close(module(inputs), inputs, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert [part.training for part in module] == [True, True, False]
+
+
+def test_the_control_is_the_same_mask_elsewhere():
+    masks = torch.cat([box(48, 64, slice(2, 10), slice(5, 25)), box(48, 64, slice(30, 48), slice(60, 64))])
+    masks[0, 0, 4:6, 5:10] = 0  # not a plain rectangle
+    moved, placed = control_masks(masks, margin=5)
+    assert placed.tolist() == [True, True] and moved.shape == masks.shape
+    for before, after in zip(masks[:, 0], moved[:, 0]):
+        assert after.sum() == before.sum()
+        (r0, c0), (r1, c1) = before.nonzero()[0].tolist(), after.nonzero()[0].tolist()
+        assert torch.equal(torch.roll(before, (r1 - r0, c1 - c0), (0, 1)), after)
+        assert not (dilated(before[None, None], 5)[0, 0] * after).any()
+        rows, columns = before.any(1).sum(), before.any(0).sum()
+        span = after.nonzero().amax(0) - after.nonzero().amin(0) + 1
+        assert span[1] == columns and span[0] == rows  # in one piece, not wrapped around the border
+    again, _ = control_masks(masks, margin=5)
+    assert torch.equal(moved, again)
+
+
+def test_controls_of_different_defects_lie_in_different_places():
+    masks = torch.cat([box(64, 64, slice(20, 24), slice(k, k + 4)) for k in range(8, 48, 5)])
+    moved, placed = control_masks(masks)
+    assert placed.all()
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in moved[:, 0]}) > 4
+
+
+def test_what_cannot_be_placed_is_flagged():
+    masks = torch.cat([box(32, 32, slice(0, 20), slice(0, 20)), torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)])
+    moved, placed = control_masks(masks)
+    assert placed.tolist() == [False, False, False]
+    assert not moved.any()
+
+
+def test_the_default_margin_is_a_sixteenth():
+    # Of 32 columns, 15 + 2 + 15 are just enough, 16 + 2 + 16 too many.
+    assert control_masks(box(32, 32, slice(0, 32), slice(0, 15)))[1].item()
+    assert not control_masks(box(32, 32, slice(0, 32), slice(0, 16)))[1].item()
+
+
+def test_the_only_place_is_found():
+    moved, placed = control_masks(box(32, 32, slice(0, 32), slice(0, 15)))
+    assert placed.item() and torch.equal(moved, box(32, 32, slice(0, 32), slice(17, 32)))
+
+
+def test_the_control_stays_inside_a_letterboxed_picture():
+    inside = box(64, 64, slice(16, 48), slice(0, 64)).bool()
+    masks = torch.cat([box(64, 64, slice(20, 26), slice(k, k + 6)) for k in range(0, 56, 4)])
+    anywhere, _ = control_masks(masks)
+    assert (anywhere * ~inside).any()  # most places are in the bars
+    moved, placed = control_masks(masks, inside=inside.expand(len(masks), -1, -1, -1))
+    assert placed.all() and torch.equal(moved.sum((1, 2, 3)), masks.sum((1, 2, 3)))
+    assert not (moved * ~inside).any()
+
+
+def test_a_picture_without_room_has_no_control_though_its_bars_have():
+    mask, inside = box(64, 64, slice(16, 48), slice(0, 40)), box(64, 64, slice(16, 48), slice(0, 64)).bool()
+    assert control_masks(box(64, 64, slice(20, 26), slice(0, 40)))[1].item()
+    assert not control_masks(mask, inside=inside)[1].item()
+
+
+# --- The whole model
+
 
 STRATEGIES = ("S1", "S2", "S3", "S4", "S5", "S6", "S7")
 NARROW = {
@@ -23,14 +395,6 @@ NARROW = {
     "out_indices": (2, 3, 4),
     "head_channels": 16,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache
@@ -62,7 +426,7 @@ def moved(model: nn.Module, output: torch.Tensor) -> set[str]:
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
+# --- the record
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -139,7 +503,7 @@ def test_images_are_normalised_with_the_backbones_own_numbers():
     assert {"mean", "std"} <= model.state_dict().keys()
 
 
-# --- parts and gradients ---------------------------------------------------------------------------------------------
+# --- parts and gradients
 
 
 @pytest.mark.parametrize(
@@ -215,7 +579,7 @@ def test_every_parameter_is_moved_by_some_output(gradients):
     assert {name for name, _ in build().named_parameters()} - set().union(*gradients.values()) == set()
 
 
-# --- path 3 ----------------------------------------------------------------------------------------------------------
+# --- path 3
 
 
 def test_without_masks_there_is_no_counterfactual():
@@ -229,14 +593,6 @@ def test_images_with_an_empty_mask_keep_their_logits():
     assert output.cf_logits is not None
     assert torch.equal(output.cf_logits[1:], output.logits[1:])
     assert not torch.equal(output.cf_logits[0], output.logits[0])
-
-
-def test_without_any_defect_path_three_is_not_run():
-    model = build().train()
-    assert model.counterfactual is not None
-    model.counterfactual.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
-    output = model(images(), torch.zeros(2, 1, 64, 64))
-    assert output.cf_logits is not None and torch.equal(output.cf_logits, output.logits)
 
 
 def test_the_answer_does_not_depend_on_the_company():
@@ -256,20 +612,6 @@ def test_the_pass_leaves_path_twos_statistics_alone():
     assert all(part.training for part in second.modules())
 
 
-@pytest.mark.parametrize("mode", ["learned", "mean", "zero"])
-def test_features_are_replaced_in_the_dilated_region_only(mode):
-    model = build(counterfactual_mode=mode).eval()
-    assert model.counterfactual is not None
-    seen = []
-    model.counterfactual.register_forward_hook(lambda _, inputs, result: seen.append((*inputs, result)))
-    model(images(), defects())
-    ((features, masks, result),) = seen
-    region = dilated(mask_cells(masks, (8, 8)), 1).bool()
-    assert region.sum() == 4 * 4  # rows 2-3, columns 3-4 of the grid, and one cell around
-    assert torch.equal((result != features).any(1, keepdim=True) | ~region, torch.ones_like(region))
-    assert torch.equal(result.where(~region, 0), features.where(~region, 0))
-
-
 def test_the_deciding_head_takes_part_as_it_is():
     """cf_logits are path 2 on the replaced features: same attention, adapter and head."""
     model = build(counterfactual_mode="zero").eval()
@@ -282,7 +624,7 @@ def test_the_deciding_head_takes_part_as_it_is():
     torch.testing.assert_close(output.cf_logits[:1], expected)
 
 
-# --- S6 --------------------------------------------------------------------------------------------------------------
+# --- S6
 
 
 def test_the_same_mask_and_features_give_the_same_attention():
@@ -381,7 +723,7 @@ def test_path_three_of_s6_goes_through_the_same_gate():
     torch.testing.assert_close(output.cf_logits[:1], expected)
 
 
-# --- what cannot be --------------------------------------------------------------------------------------------------
+# --- What cannot be
 
 
 @pytest.mark.parametrize(
@@ -414,12 +756,7 @@ def test_masks_of_a_wrong_shape_are_named():
         model(images(), attention_masks=defects(1))
 
 
-def test_attention_masks_are_for_s6_only():
-    with pytest.raises(ModelError, match="attention_masks are for strategy S6, this model is S5"):
-        build("S5").eval()(images(), attention_masks=defects())
-
-
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats
 
 
 def test_channels_last_gives_the_same_answers():
