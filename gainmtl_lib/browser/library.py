@@ -1,187 +1,108 @@
-"""Notes of people on single pictures, in a CSV beside the run that anyone can open.
+"""What finished runs left behind, ready to be looked through, and what people noted on it.
 
-Saving adds a line and changes none: an earlier note is never lost. The last line of a picture counts. The file begins
-with a byte order mark, without which Excel takes Korean for another encoding.
+Sizes: N pictures, h x w cells of a map.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gainmtl_lib.efficientad.evaluate import OUT_OF_DATE, Novelty, is_stale, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import AnyRun, stored_tables
 from gainmtl_lib.evaluation import stored_maps_stored as stored_maps
-from gainmtl_lib.figures import PictureFiles, Shown
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.runs import FileError, Run, RunError, StoredRun, atomic_path, row_name
+from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
 
-COLUMNS = ("image", "check_label", "note", "time")
-YES = "yes"
-WAIT_SECONDS = 5.0
+# --- Notes
+
+
+NOTE_COLUMNS = ["image", "check_label", "note", "time"]
 
 
 class NotesError(ValueError):
     """A notes file that cannot be read; it is left as it is."""
 
 
-@dataclass(frozen=True)
-class Note:
-    """What was last said of a picture.
-
-    Attributes:
-        check_label: whether somebody should look at its label again.
-        text: free words.
-        time: when it was saved, ISO 8601 with the offset; empty for a picture that nobody spoke of.
-    """
+class Note(NamedTuple):
+    """What was last said of a picture: whether its label needs a check, free words, and when (ISO 8601)."""
 
     check_label: bool = False
     text: str = ""
     time: str = ""
 
 
-NOTHING_SAID = Note()
-
-
 class Notes:
-    """The notes of one run.
+    """Notes on the pictures of one run, in a CSV beside it that anyone can open.
 
-    Args:
-        path: the CSV; it appears with the first note.
+    Saving adds a line and changes none, so that no earlier note is lost; the last line of a picture counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read_at: tuple[int, int] | None = None
-        self._last: dict[str, Note] = {}
 
-    def of(self, image: str) -> Note:
-        """The last note on a picture.
+    def last(self) -> dict[str, Note]:
+        """The last note by picture, read anew each time.
 
         Raises:
             NotesError: the file cannot be read.
         """
-        return self._latest().get(image, NOTHING_SAID)
+        table = self._read().drop_duplicates("image", keep="last")
+        marked = table["check_label"].str.strip().str.lower().isin(["yes", "true", "1"])
+        return {image: Note(*said) for image, *said in zip(table["image"], marked, table["note"], table["time"])}
 
-    @property
-    def problem(self) -> str:
-        """Why the file cannot be read; empty where it can."""
+    def marked(self) -> list[str]:
+        """Pictures whose label needs a check; none where the file cannot be read, which the note's own field says."""
         try:
-            self._latest()
-        except NotesError as error:
-            return str(error)
-        return ""
+            return [image for image, note in self.last().items() if note.check_label]
+        except NotesError:
+            return []
 
-    def marked(self) -> set[str]:
-        """Pictures whose label somebody wants checked."""
-        return {image for image, note in self._latest().items() if note.check_label}
-
-    def save(self, image: str, *, check_label: bool | None = None, text: str | None = None) -> Note:
-        """Add a line, after reading again what others added meanwhile.
-
-        Args:
-            image: path of the picture.
-            check_label: None keeps what was last said, by whomever.
-            text: likewise.
+    def save(self, image: str, *, check_label: bool, text: str) -> Note:
+        """Add a line.
 
         Raises:
             NotesError: what is there cannot be read, so nothing is written over it.
             FileError: the file cannot be written.
         """
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            lock.acquire(timeout=WAIT_SECONDS)
-        except Timeout:
-            raise FileError(f"{self.path}: another program is writing notes here; try again") from None
-        except OSError as error:
-            raise FileError(f"{self.path}: could not be written: {error.strerror}") from None
-        try:
-            last = self.of(image)
-            note = Note(
-                last.check_label if check_label is None else check_label,
-                last.text if text is None else text.strip(),
-                datetime.now().astimezone().isoformat(timespec="seconds"),
-            )
-            self._append(image, note)
-        finally:
-            lock.release()
+        note = Note(check_label, text.strip(), datetime.now().astimezone().isoformat(timespec="seconds"))
+        line = [image, "yes" if check_label else "", note.text, note.time]
+        table = pd.concat([self._read(), pd.DataFrame([line], columns=NOTE_COLUMNS)]).fillna("")
+        with atomic_path(self.path) as temporary:
+            table.to_csv(temporary, index=False, encoding="utf-8-sig")  # Excel reads Korean by the mark alone
         return note
 
-    def _append(self, image: str, note: Note) -> None:
-        written, names = self._read()
-        added = io.StringIO()
-        writer = csv.DictWriter(added, names, lineterminator="\n")
-        if not written:
-            writer.writeheader()
-        elif not written.endswith("\n"):
-            added.write("\n")
-        mark = YES if note.check_label else ""
-        writer.writerow({"image": image, "check_label": mark, "note": note.text, "time": note.time})
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(written + added.getvalue(), encoding="utf-8-sig", newline="")
-
-    def _latest(self) -> dict[str, Note]:
-        """Last note by picture; the file is read again only when it changed."""
+    def _read(self) -> pd.DataFrame:
+        """Every line as text, columns of others included."""
         try:
-            state = self.path.stat()
-        except OSError:
-            return {}
-        if self._read_at != (state.st_mtime_ns, state.st_size):
-            text, names = self._read()
-            rows = csv.DictReader(io.StringIO(text, newline=""), names)
-            next(rows, None)
-            self._last = {row["image"]: _note(row) for row in rows}
-            self._read_at = state.st_mtime_ns, state.st_size
-        return self._last
-
-    def _read(self) -> tuple[str, list[str]]:
-        """The text as it stands, without a byte order mark, and its columns, others' own among them."""
-        if not self.path.exists():
-            return "", list(COLUMNS)
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotesError(f"{self.path}: cannot be read as UTF-8 text: {error}") from None
-        names = next(csv.reader(io.StringIO(text, newline="")), [])
-        if text and not set(COLUMNS) <= set(names):
+            table = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+        except FileNotFoundError:
+            return pd.DataFrame(columns=NOTE_COLUMNS)
+        except (OSError, ValueError) as error:
+            raise NotesError(f"{self.path}: cannot be read as a table: {error}; mend or rename it") from None
+        if not set(NOTE_COLUMNS) <= set(table) or not isinstance(table.index, pd.RangeIndex):
             raise NotesError(
-                f"{self.path}: expected the columns {', '.join(COLUMNS)} separated by commas, got {names}; "
-                "mend or rename the file: nothing is written over it"
+                f"{self.path}: expected the columns {', '.join(NOTE_COLUMNS)} separated by commas, got "
+                f"{list(table)}; mend or rename the file: nothing is written over it"
             )
-        return text, names or list(COLUMNS)
+        return table
 
 
-def _note(row: dict[str, str | None]) -> Note:
-    marked = (row["check_label"] or "").strip().lower() in {YES, "true", "1"}
-    return Note(marked, row["note"] or "", row["time"] or "")
+# --- What results are called
 
 
-# --- What the results of the two systems are called where people look at them
-
-
-@dataclass(frozen=True)
-class MapWords:
-    """A kind of map.
-
-    Attributes:
-        name: in a sentence.
-        short: where there is little room.
-        iou: what its overlap with the annotated defect is called.
-        column: of that overlap in the table of predictions.
-    """
+class MapWords(NamedTuple):
+    """A map's name, its short one, what its overlap with the defect is called, and that overlap's column."""
 
     name: str
     short: str
@@ -196,113 +117,44 @@ MAPS = {
     "localization": MapWords("localization", "localization", "localization IoU", "loc_iou"),
 }
 """Every kind by the name that its file has in a run's folder, the main ones first."""
+MAIN_MAPS = ("cam", "anomaly")
 
 
-@dataclass(frozen=True)
-class System:
-    """How one system's results are read.
+class System(NamedTuple):
+    """How the results of one of the two systems are read."""
 
-    Attributes:
-        name: of a run, as short as can be.
-        score: the column that the verdict is from; high is defective.
-        score_name: what it is called.
-        digits: behind the point, as many as it takes to tell scores of this kind apart.
-        main: kind of the map that shows where the verdict comes from.
-        energy: column of that map's energy inside the defect.
-        lacks: kind to why a run may have no such map.
-        confidence: of the verdicts of a table of predictions, (N,), given the threshold.
-    """
-
-    name: Callable[[AnyRun], str]
-    score: str
+    score: str  # the column that the verdict is from; high is defective
     score_name: str
-    digits: int
-    main: str
-    energy: str
-    lacks: Mapping[str, str]
-    confidence: Callable[[pd.DataFrame, float], pd.Series]
-
-    @property
-    def iou_name(self) -> str:
-        """What the main map's overlap with the annotated defect is called."""
-        return MAPS[self.main].iou
+    digits: int  # behind the point, as many as it takes to tell scores of this kind apart
+    main: str  # kind of the map that shows where the verdict comes from
+    energy: str  # column of that map's energy inside the defect
+    lacks: dict[str, str]  # kind to why a run may have no such map
 
     def rounded(self, score: float) -> str:
         """A score, or what it is compared with, as it is shown."""
         return f"{score:.{self.digits}f}"
 
 
-def _strategy(run: AnyRun) -> str:
-    assert isinstance(run, Run)
-    name = row_name(run.settings)
-    return f"{name} (oracle)" if run.metrics.get("label_leaks") else name
-
-
-def _efficientad(run: AnyRun) -> str:
-    assert isinstance(run, EfficientADRun)
-    return "EfficientAD" if run.settings.category is None else f"EfficientAD {run.settings.category}"
-
-
-def _probability_of_verdict(table: pd.DataFrame, threshold: float) -> pd.Series:
-    return table["probability"].where(table["predicted"] == 1, 1 - table["probability"])
-
-
-def _distance_to_threshold(table: pd.DataFrame, threshold: float) -> pd.Series:
-    return (table["anomaly_score"] - threshold).abs()
-
-
-GAIN_MTL = System(
-    name=_strategy,
-    score="probability",
-    score_name="p(defect)",
-    digits=2,
-    main="cam",
-    energy="energy_inside",
-    lacks={"attention": "from S3 on", "localization": "from S4 on"},
-    confidence=_probability_of_verdict,
-)
-EFFICIENTAD = System(
-    name=_efficientad,
-    score="anomaly_score",
-    score_name="anomaly score",
-    digits=3,
-    main="anomaly",
-    energy="anomaly_energy_inside",
-    lacks={"attention": "GAIN-MTL has one", "localization": "GAIN-MTL has one"},
-    confidence=_distance_to_threshold,
-)
-MAIN_MAPS = (GAIN_MTL.main, EFFICIENTAD.main)
-
-
-def system_of(run: AnyRun) -> System:
-    """The system that a run is of."""
-    return EFFICIENTAD if isinstance(run, EfficientADRun) else GAIN_MTL
-
-
-# --- One run's results, opened to be looked through
-
-
+_NO_HEADS = {"attention": "GAIN-MTL has one", "localization": "GAIN-MTL has one"}
+_LATER = {"attention": "from S3 on", "localization": "from S4 on"}
+GAIN_MTL = System("probability", "p(defect)", 2, "cam", "energy_inside", _LATER)
+EFFICIENTAD = System("anomaly_score", "anomaly score", 3, "anomaly", "anomaly_energy_inside", _NO_HEADS)
 VERDICTS = {"TP": "defect found", "FN": "defect missed", "FP": "false alarm", "TN": "normal passed"}
 
-ORDERS: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
-    "wrong_reason": ("right for the wrong reason first", (("wrong_reason", -1), ("found", -1), ("energy", 1))),
-    "unsure": ("least confident first", (("confidence", 1),)),
-    "sure": ("most confident first", (("confidence", -1),)),
-    "low_iou": ("lowest {iou} first", (("iou", 1),)),
-    "high_iou": ("highest {iou} first", (("iou", -1),)),
-    "large": ("largest defect first", (("defect_area", -1),)),
-    "small": ("smallest defect first", (("defect_area", 1),)),
-    "stored": ("as stored", ()),
+ORDERS: dict[str, tuple[str, dict[str, bool]]] = {
+    "wrong_reason": ("right for the wrong reason first", {"wrong_reason": False, "found": False, "energy": True}),
+    "unsure": ("least confident first", {"confidence": True}),
+    "sure": ("most confident first", {"confidence": False}),
+    "low_iou": ("lowest {iou} first", {"iou": True}),
+    "high_iou": ("highest {iou} first", {"iou": False}),
+    "large": ("largest defect first", {"defect_area": False}),
+    "small": ("smallest defect first", {"defect_area": True}),
+    "stored": ("as stored", {}),
 }
-"""Name, words, and the columns to sort by with their direction; rows without an answer come last.
-
-``iou`` and ``energy`` are those of the main map, whatever the run's system calls them.
-"""
-
-FLAGS = ["anomaly_score", "anomalous", "novel"]
-"""Columns of `Novelty.table` that a run's table takes over."""
-
+"""Name, words, and the columns to sort by (True: ascending); rows without an answer come last."""
 NEEDS_MASKS = ("wrong_reason", "low_iou", "high_iou", "large", "small")
+
+# --- One run
 
 
 @dataclass(frozen=True)
@@ -327,8 +179,9 @@ class OpenedRun:
         system: how its results are called.
         root: folder that the table's paths are below.
         table: the predictions with ``score``, ``iou`` and ``energy`` of the run's system, ``confidence`` (of the
-            verdict) and ``found`` (verdict TP) added, and where they are known those of `FLAGS`.
-        maps: name to (N, h, w), memory-mapped.
+            verdict) and ``found`` (verdict TP) added, and where they are known ``anomaly_score``, ``anomalous`` and
+            ``novel``.
+        maps: kind to (N, h, w), memory-mapped.
         scales: absolute scale by map; a map without one is shown per image.
         threshold: of the decision.
         notes: of people on its pictures.
@@ -351,29 +204,22 @@ class OpenedRun:
         """Row by the table's image path."""
         return {image: row for row, image in reversed(list(enumerate(self.table["image"])))}
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether any defect is annotated."""
-        return bool(self.table["iou"].notna().any())
-
     @cached_property
     def has_root(self) -> bool:
         """Whether the folder of the pictures is there."""
         return self.root.is_dir()
 
     @property
-    def data_digest(self) -> str | None:
-        """Of the samples it was trained with; EfficientAD leaves defects out, so that its digests are its own."""
-        return self.run.manifest.get("data_digest")
+    def has_masks(self) -> bool:
+        """Whether any defect is annotated."""
+        return bool(self.table["iou"].notna().any())
 
     @property
-    def orders(self) -> list[str]:
-        """Orders that have an answer here."""
-        return [order for order in ORDERS if self.has_masks or order not in NEEDS_MASKS]
-
-    def words_of(self, order: str) -> str:
-        """An order, as it is called here."""
-        return ORDERS[order][0].format(iou=self.system.iou_name)
+    def orders(self) -> dict[str, str]:
+        """Words to the order, of those that have an answer here."""
+        iou = MAPS[self.system.main].iou
+        known = [order for order in ORDERS if self.has_masks or order not in NEEDS_MASKS]
+        return {ORDERS[order][0].format(iou=iou): order for order in known}
 
     def image(self, row: int) -> str:
         """Path of a row's picture, as the table names it."""
@@ -394,22 +240,19 @@ class OpenedRun:
             if wanted is not None:
                 keep &= (self.table[column] == wanted).to_numpy(dtype=bool)
         if choice.marked_only:
-            marked = set() if self.notes.problem else self.notes.marked()
-            keep &= self.table["image"].isin(marked).to_numpy()
+            keep &= self.table["image"].isin(self.notes.marked()).to_numpy()
         if choice.novel_only:
-            keep &= np.zeros(1, dtype=bool) if self.novelty is None else self.table["novel"].to_numpy(dtype=bool)
-        rows = np.flatnonzero(keep)
+            keep &= self.novelty is not None and self.table["novel"].to_numpy(dtype=bool)
         columns = ORDERS[choice.order][1]
-        if not columns:
-            return rows
-        # The first column decides; lexsort reads its keys from the last. NaN sorts behind every number.
-        keys = [sign * self.table[name].to_numpy(dtype=float)[rows] for name, sign in reversed(columns)]
-        return rows[np.lexsort(keys)]
+        rows = self.table[keep]
+        if columns:
+            rows = rows.sort_values([*columns], ascending=[*columns.values()], kind="stable")
+        return rows.index.to_numpy()
 
     def counts(self, choice: Choice, column: str) -> dict[str, int]:
         """How many rows each value of a column would leave, the other filters as they are."""
         rows = self.choose(replace(choice, **{column: None, "order": "stored"}))
-        return {str(value): int(n) for value, n in self.table[column].iloc[rows].value_counts().items()}
+        return self.table[column].iloc[rows].value_counts().to_dict()
 
     def own_kind(self, kind: str) -> str:
         """The kind of map that stands here for `kind`: a system's main map answers to the other's."""
@@ -422,138 +265,18 @@ class OpenedRun:
         return f"{self.name} has no {MAPS[kind].name} map{reason}; it has: {have}"
 
 
-# --- What must be said of opened runs before anybody looks
-
-
-def notices(opened: Sequence[OpenedRun]) -> Iterable[str]:
-    """One sentence each."""
-    for root, runs in _by_root(opened).items():
-        if not runs[0].has_root:
-            yield (
-                f"The folder {root} of the pictures is missing: verdicts and maps are shown on a grey ground. "
-                "If the pictures moved, name their folder with data_root."
-            )
-    for one in opened:
-        if not one.has_masks:
-            yield (
-                f"{one.name}: no defect is annotated, so there is no outline, no {one.system.iou_name} and nothing to "
-                "call right for the wrong reason. Verdicts, confidence and maps are there."
-            )
-        if not one.scales:
-            yield f"{one.name}: no absolute scale (it needs a validation split); maps are shown per image."
-        if one.run.metrics.get("label_leaks"):
-            yield f"{one.name}: was given the ground truth as its mask; what it shows is no result."
-        yield from _teachers(one)
-        if isinstance(one.run, Run) and is_stale(one.run):
-            yield f"{one.name}: novel pictures are not marked: {OUT_OF_DATE.format(folder=one.run.folder)}."
-    first = opened[0]
-    for other in opened[1:]:
-        yield from _mismatch(first, other)
-
-
-def _teachers(one: OpenedRun) -> Iterable[str]:
-    """Wherever EfficientAD had a part in what is shown, its teacher stands beside it."""
-    if isinstance(one.run, EfficientADRun):
-        yield f"{one.name}: teacher {one.run.teacher}."
-    elif teacher := one.run.metrics.get("teacher"):
-        yield f"{one.name}: its attention takes masks from EfficientAD; teacher {teacher}."
-    if one.novelty is not None:
-        teacher = one.novelty.teacher
-        yield f"{one.name}: novel pictures are flagged by EfficientAD ({one.novelty.source}); teacher {teacher}."
-
-
-def _by_root(opened: Sequence[OpenedRun]) -> dict[Path, list[OpenedRun]]:
-    roots: dict[Path, list[OpenedRun]] = {}
-    for one in opened:
-        roots.setdefault(one.root, []).append(one)
-    return roots
-
-
-def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterable[str]:
-    common = len(first.row_of.keys() & other.row_of.keys())
-    if not common:
-        yield (
-            f"{first.name} and {other.name} have no picture in common: they cannot be shown side by side, "
-            "each can be browsed by itself."
-        )
-    elif common < len(first.row_of):
-        yield f"{other.name} has {common} of the {len(first.row_of)} pictures of {first.name}; the others are left out."
-    if common and (unlike := _unlike(first, other)):
-        yield f"{first.name} and {other.name} {unlike}: pictures are matched by path alone and may not be the same."
-
-
-def _unlike(first: OpenedRun, other: OpenedRun) -> str:
-    """Why pictures of the same path may be others; empty where nothing says so."""
-    if first.system is other.system:
-        return "were trained on different data" if first.data_digest != other.data_digest else ""
-    return "have their pictures in different folders" if first.root.resolve() != other.root.resolve() else ""
-
-
-# --- What finished runs left behind, ready to be looked through
-
-
-Runs = AnyRun | str | Path | Sequence[AnyRun | str | Path]
-
-
-class PictureLibrary:
-    """Several runs opened side by side, their pictures matched by path.
-
-    Args:
-        runs: one or several of either system, as `Run`, `EfficientADRun` or folders.
-        data_root: where the pictures lie now, when they moved since the runs were trained; of a category's run its own
-            folder, or the one that the categories are in.
-
-    Attributes:
-        runs: by name, in the order given.
-        notices: what is missing or does not fit, one sentence each.
-
-    Raises:
-        RunError: no run was given, one of them is unfinished or not evaluated, or its files do not fit together.
-    """
-
-    def __init__(self, runs: Runs, *, data_root: str | Path | None = None) -> None:
-        given = [runs] if isinstance(runs, StoredRun | str | Path) else list(runs)
-        if not given:
-            raise RunError("no run was given; give one or several, such as load_run('outputs/quick/s5/seed42')")
-        loaded = [open_run(run) if isinstance(run, str | Path) else run for run in given]
-        root = None if data_root is None else Path(data_root).expanduser().absolute()
-        self.runs = {name: _open(run, name, root) for name, run in zip(_names(loaded), loaded, strict=True)}
-        self.notices = list(notices(list(self.runs.values())))
-        self.pictures = PictureFiles()
-
-    def row_beside(self, name: str, image: str) -> int | None:
-        """Row of the same picture in another run; None where that run does not have it."""
-        return self.runs[name].row_of.get(image)
-
-    def shown(self, name: str, row: int, side: int) -> Shown:
-        """A picture with its mask, the longer side `side` pixels."""
-        opened = self.runs[name]
-        return self.pictures.load(*opened.files(row), side, opened.run.settings.image_size)
-
-    def prefetch(self, name: str, row: int, side: int) -> None:
-        """Decode a picture that is likely to be next."""
-        opened = self.runs[name]
-        self.pictures.prefetch(*opened.files(row), side, opened.run.settings.image_size)
-
-    def thumbnails(self, name: str, rows: Iterable[int]) -> list[bytes]:
-        """Small JPEGs of some rows."""
-        return self.pictures.thumbnails(self._images(name, rows))
-
-    def prefetch_thumbnails(self, name: str, rows: Iterable[int]) -> None:
-        """Decode a page that is likely to be next."""
-        self.pictures.prefetch_thumbnails(self._images(name, rows))
-
-    def _images(self, name: str, rows: Iterable[int]) -> list[Path | None]:
-        return [self.runs[name].files(row)[0] for row in rows]
-
-
 def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
     table, metrics = stored_tables(run, need_test=False)
-    maps = stored_maps(run, len(table))
-    system, threshold = system_of(run), float(metrics["threshold"])
-    novelty = stored_novelty(run) if isinstance(run, Run) else None
+    maps, threshold = stored_maps(run, len(table)), float(metrics["threshold"])
+    if isinstance(run, EfficientADRun):
+        system, novelty = EFFICIENTAD, None
+        confidence = (table["anomaly_score"] - threshold).abs()
+    else:
+        system, novelty = GAIN_MTL, stored_novelty(run)
+        confidence = table["probability"].where(table["predicted"] == 1, 1 - table["probability"])
     if novelty is not None:
-        table[FLAGS] = novelty.table[FLAGS]
+        flags = ["anomaly_score", "anomalous", "novel"]
+        table[flags] = novelty.table[flags]
     return OpenedRun(
         name=name,
         run=run,
@@ -563,7 +286,7 @@ def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
             score=table[system.score],
             iou=table[MAPS[system.main].column],
             energy=table[system.energy],
-            confidence=system.confidence(table, threshold),
+            confidence=confidence,
             found=table["verdict"] == "TP",
         ),
         maps={kind: maps[kind] for kind in MAPS if kind in maps},
@@ -582,18 +305,99 @@ def _root(run: AnyRun, data_root: Path | None) -> Path:
     return below if below.is_dir() else data_root
 
 
+# --- Several runs
+
+
+Runs = AnyRun | str | Path | Sequence[AnyRun | str | Path]
+
+
+def open_runs(runs: Runs, *, data_root: str | Path | None = None) -> dict[str, OpenedRun]:
+    """Open runs to be looked through side by side, by name, in the order given.
+
+    Args:
+        runs: one or several of either system, as `Run`, `EfficientADRun` or folders.
+        data_root: where the pictures lie now, when they moved since the runs were trained; of a category's run its own
+            folder, or the one that the categories are in.
+
+    Raises:
+        RunError: no run was given, one of them is unfinished or not evaluated, or its files do not fit together.
+    """
+    given = [runs] if isinstance(runs, StoredRun | str | Path) else list(runs)
+    if not given:
+        raise RunError("no run was given; give one or several, such as load_run('outputs/quick/s5/seed42')")
+    loaded = [open_run(run) if isinstance(run, str | Path) else run for run in given]
+    root = None if data_root is None else Path(data_root).expanduser().absolute()
+    return {name: _open(run, name, root) for name, run in zip(_names(loaded), loaded, strict=True)}
+
+
 def _names(runs: Sequence[AnyRun]) -> list[str]:
     """The strategy or system, and as much more as tells the runs apart."""
-    names = [system_of(run).name(run) for run in runs]
+    names = [_name(run) for run in runs]
     for more in (
         lambda run: f"seed {run.settings.seed}",
         lambda run: run.settings.experiment,
         lambda run: str(run.folder),
     ):
-        if len(set(names)) == len(names):
-            break
         twice = {name for name, count in Counter(names).items() if count > 1}
         names = [f"{name} {more(run)}" if name in twice else name for name, run in zip(names, runs)]
     if len(set(names)) < len(names):
         raise RunError(f"{runs[0].folder}: the same run was given twice")
     return names
+
+
+def _name(run: AnyRun) -> str:
+    if isinstance(run, EfficientADRun):
+        return "EfficientAD" if run.settings.category is None else f"EfficientAD {run.settings.category}"
+    return row_name(run.settings) + (" (oracle)" if run.metrics.get("label_leaks") else "")
+
+
+def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
+    """What is missing or does not fit, and must be said before anybody looks: one sentence each."""
+    for root in dict.fromkeys(one.root for one in opened if not one.has_root):
+        yield (
+            f"The folder {root} of the pictures is missing: verdicts and maps are shown on a grey ground. "
+            "If the pictures moved, name their folder with data_root."
+        )
+    for one in opened:
+        if not one.has_masks:
+            yield (
+                f"{one.name}: no defect is annotated, so there is no outline, no {MAPS[one.system.main].iou} and "
+                "nothing to call right for the wrong reason. Verdicts, confidence and maps are there."
+            )
+        if not one.scales:
+            yield f"{one.name}: no absolute scale (it needs a validation split); maps are shown per image."
+        if one.run.metrics.get("label_leaks"):
+            yield f"{one.name}: was given the ground truth as its mask; what it shows is no result."
+        # Wherever EfficientAD had a part in what is shown, its teacher stands beside it.
+        if isinstance(one.run, EfficientADRun):
+            yield f"{one.name}: teacher {one.run.teacher}."
+        elif teacher := one.run.metrics.get("teacher"):
+            yield f"{one.name}: its attention takes masks from EfficientAD; teacher {teacher}."
+        if one.novelty is not None:
+            source, teacher = one.novelty.source, one.novelty.teacher
+            yield f"{one.name}: novel pictures are flagged by EfficientAD ({source}); teacher {teacher}."
+        if isinstance(one.run, Run) and is_stale(one.run):
+            yield f"{one.name}: novel pictures are not marked: {OUT_OF_DATE.format(folder=one.run.folder)}."
+    for other in opened[1:]:
+        yield from _mismatch(opened[0], other)
+
+
+def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterator[str]:
+    """What keeps two runs from being compared picture by picture."""
+    common = len(first.row_of.keys() & other.row_of.keys())
+    if not common:
+        yield (
+            f"{first.name} and {other.name} have no picture in common: they cannot be shown side by side, "
+            "each can be browsed by itself."
+        )
+        return
+    if common < len(first.row_of):
+        yield f"{other.name} has {common} of the {len(first.row_of)} pictures of {first.name}; the others are left out."
+    unlike = ""
+    if first.system is not other.system:  # EfficientAD leaves defects out, so that its digests are its own
+        if first.root.resolve() != other.root.resolve():
+            unlike = "have their pictures in different folders"
+    elif first.run.manifest.get("data_digest") != other.run.manifest.get("data_digest"):
+        unlike = "were trained on different data"
+    if unlike:
+        yield f"{first.name} and {other.name} {unlike}: pictures are matched by path alone and may not be the same."

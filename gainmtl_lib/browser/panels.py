@@ -1,4 +1,4 @@
-"""One picture with one run's map as a drawing and its words: what a browser shows, without the browser.
+"""What is shown and said of one picture: the picture, a run's map over it, and the verdict without the defect.
 
 Sizes: H x W network input, h x w map cells.
 """
@@ -8,12 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
+from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
-from gainmtl_lib.explain import Frame
-from gainmtl_lib.figures import Shown, encode, enlarged_share, overlay, with_band
+from gainmtl_lib.dataset import load_picture
+from gainmtl_lib.explain import Frame, answer, ask_counterfactual, marked
+from gainmtl_lib.figures import Shown, encode, enlarged_share, fitted, overlay, with_band
 from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.model import OUTSIDE_SOURCES
+from gainmtl_lib.readers import DataError, read_image
+from gainmtl_lib.runs import Run
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,8 @@ class Look:
     outline: bool = True
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A drawing as JPEG, and what to say below it: short sentences."""
-
-    jpeg: bytes
-    words: tuple[str, ...]
+Panel = tuple[bytes, list[str]]
+"""A drawing as JPEG, and what to say below it: short sentences."""
 
 
 def plain_panel(shown: Shown, *, outline: bool) -> Panel:
@@ -50,7 +54,7 @@ def plain_panel(shown: Shown, *, outline: bool) -> Panel:
     if outline and shown.mask is not None:
         text += " · outline: annotated defect"
     drawn = overlay(shown.pixels, mask=shown.mask if outline else None)
-    return Panel(encode(with_band(drawn, text, bar=False)), (shown.problem,) if shown.problem else ())
+    return encode(with_band(drawn, text, bar=False)), [shown.problem] if shown.problem else []
 
 
 def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
@@ -58,34 +62,86 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     mask = shown.mask if look.outline else None
     kind = None if look.kind is None else opened.own_kind(look.kind)
     if kind is None or kind not in opened.maps:
-        words = () if kind is None else (opened.why_no_map(kind),)
         text = f"{opened.name} · " + ("no map" if kind is None else f"no {MAPS[kind].name}")
-        return Panel(encode(with_band(overlay(shown.pixels, mask=mask), text, bar=False)), words)
-    values = np.asarray(opened.maps[kind][row], dtype=np.float32)
+        drawn = with_band(overlay(shown.pixels, mask=mask), text, bar=False)
+        return encode(drawn), [] if kind is None else [opened.why_no_map(kind)]
+    values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
-    frame = Frame.of(shown.size, size, opened.run.settings.resize)
-    heat = frame.crop(enlarged_share(values, scale, size))
+    heat = Frame.of(shown.size, size, opened.run.settings.resize).crop(enlarged_share(values, scale, size))
     drawn = overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
-    text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + (
-        " · nothing found" if nothing else ""
-    )
-    words = tuple(_words(opened, row, look, scale, nothing, heat))
-    return Panel(encode(with_band(drawn, text, bar=True)), words)
+    text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + " · nothing found" * nothing
+    return encode(with_band(drawn, text, bar=True)), _words(look, scale, heat, nothing)
 
 
-def _words(opened: OpenedRun, row: int, look: Look, scale: MapScale | None, nothing: bool, heat: NDArray) -> list[str]:
+def _words(look: Look, scale: MapScale | None, heat: NDArray, nothing: bool) -> list[str]:
     words = []
-    if nothing and scale is not None:
-        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
-    if look.absolute and scale is None:
+    if scale is None and look.absolute:
         words.append("No absolute scale for this map (it needs a validation split); shown per image.")
+    if scale is not None and nothing:
+        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
     if scale is not None and not scale.separates:
         words.append("This map peaks no higher on defects than on normal parts: it shows only what exceeds the floor.")
     if look.level is not None and not nothing:
-        share = (heat >= look.level).mean()
+        share, above = (heat >= look.level).mean(), f"at or above {look.level:.2f}"
         covered = "Less than 0.1%" if share < 0.001 else f"{share:.1%}"
-        above = f"at or above {look.level:.2f}"
         words.append(f"{covered} of the picture is {above} (white line)." if share else f"Nothing is {above}.")
     return words
+
+
+# --- Would the verdict stand without the defect?
+
+
+def ask(opened: OpenedRun, row: int) -> list[str]:
+    """The answer in sentences, from the run's model where it is at hand, else from the stored evaluation."""
+    if not isinstance(opened.run, Run):
+        return [f"{opened.name}: this system has no counterfactual path; S5 to S7 of GAIN-MTL have one."]
+    settings = opened.run.settings
+    if settings.strategy < "S5":
+        return [f"{opened.name}: strategy {settings.strategy} has no counterfactual path; S5 to S7 have one."]
+    if not settings.use_counterfactual:
+        return [f"{opened.name}: trained without a counterfactual path (use_counterfactual: false)."]
+    try:
+        return _ask_model(opened, opened.run, row)
+    except (DataError, ModelError, OSError, RuntimeError, SafetensorError) as error:
+        return [*_read_stored(opened, row), f"Not asked of the model: {error}."]
+
+
+def _ask_model(opened: OpenedRun, run: Run, row: int) -> list[str]:
+    settings = run.settings
+    if settings.strategy == "S6" and settings.mask_source in OUTSIDE_SOURCES:
+        raise ModelError(f"its attention takes masks from outside ({settings.mask_source}), which are not at hand")
+    if not (run.folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
+    image, mask = opened.files(row)
+    if image is None:
+        raise FileNotFoundError(f"the folder {opened.root} of the pictures is missing")
+    size = settings.image_size
+    picture = load_picture(str(image), None if mask is None else str(mask), image_size=size, resize=settings.resize)
+    h, w = read_image(image).shape[:2]
+    frame = Frame.of((h, w), size, settings.resize)
+    region = np.zeros(size, dtype=np.bool_) if picture.mask is None else picture.mask > 0
+    if picture.mask is None and "localization" in opened.maps:  # where the model itself sees a defect
+        region = marked(fitted(np.asarray(opened.maps["localization"][row], dtype=np.float32), size), frame)
+    if not region.any():
+        return [f"{opened.name}: no defect is annotated or localized here, so there is nothing to take away."]
+    asked = ask_counterfactual(
+        run.model,
+        torch.from_numpy(picture.image).permute(2, 0, 1)[None].float() / 255,
+        torch.from_numpy(region)[None, None].float(),
+        opened.threshold,
+        mask_from="localization" if picture.mask is None else "annotation",
+        inside=torch.from_numpy(frame.plane(size))[None, None],
+    )
+    return [f"{opened.name}: {asked.message}", "Computed now, by the run's model."]
+
+
+def _read_stored(opened: OpenedRun, row: int) -> list[str]:
+    record = opened.table.iloc[row]
+    without, control = record.get("cf_probability"), record.get("cf_control_probability")
+    if pd.isna(without):
+        return [f"{opened.name}: the evaluation stored no answer for this picture (it has no annotated defect)."]
+    moved = None if pd.isna(control) else float(control)
+    stored = answer(float(record["probability"]), float(without), moved, opened.threshold)
+    return [f"{opened.name}: {stored.message}", "From the stored evaluation."]

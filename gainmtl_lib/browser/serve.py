@@ -1,8 +1,7 @@
 """The browser as a page of its own: Voilà on this machine only, behind a token.
 
-Voilà alone would offer a login form, answer with a user's own Jupyter settings, hand out pictures that lie beside the
-notebook it serves, and its own scripts to anybody. Here whoever lacks the token gets 403 for whatever is asked, and the
-folder that is served holds one made-up notebook and nothing else.
+Voilà asks for its token where it runs notebooks and kernels. Without the token it would still hand out what lies below
+``voila/static``, ``voila/templates``, ``voila/labextensions`` and ``voila/files``, and a form to log in with.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import nbformat
-from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_server.auth.identity import IdentityProvider, User
+from jupyter_core.utils import ensure_async
 from jupyter_server.base.handlers import JupyterHandler
 from tornado.ioloop import IOLoop
-from tornado.web import Finish, RequestHandler
+from tornado.web import RequestHandler
 from voila.app import Voila
 
 from gainmtl_lib.browser.library import PictureLibrary
@@ -45,49 +42,26 @@ class ServeError(RuntimeError):
     """The page cannot be served; says why and what to do."""
 
 
-class TokenOnly(IdentityProvider):
-    """Refuses every request without the token, also those that Voilà would answer with a login form."""
-
-    async def get_user(self, handler: RequestHandler) -> User:
-        """The holder of the token; anybody else gets 403."""
-        user = await self._get_user(handler)
-        if user is None:
-            handler.set_status(403)
-            handler.finish("This page needs the token of the address that was printed when it was started.")
-            raise Finish
-        return user
-
-    @property
-    def login_available(self) -> bool:
-        """There is no form to log in with."""
-        return False
-
-
 class ClosedVoila(Voila):
-    """Asks for the token also where Voilà hands out files without looking who asks."""
+    """Answers 403 to whoever lacks the token, whatever is asked."""
 
     def init_handlers(self) -> list[tuple[Any, ...]]:
         """Voilà's handlers of requests, each of them one that asks who is there."""
-        handlers = cast("list[tuple[Any, ...]]", super().init_handlers())
-        return [(pattern, _asking(handler), *options) for pattern, handler, *options in handlers]
+        return [(pattern, _closed(handler), *options) for pattern, handler, *options in super().init_handlers()]
 
 
-def _asking(handler: type[RequestHandler]) -> type[RequestHandler]:
-    if issubclass(handler, JupyterHandler):
-        return handler
-    return type(f"Asking{handler.__name__}", (JupyterHandler, handler), {})
+def _closed(handler: type[RequestHandler]) -> type[RequestHandler]:
+    bases = (handler,) if issubclass(handler, JupyterHandler) else (JupyterHandler, handler)
 
+    async def prepare(self: Any) -> None:
+        if await ensure_async(self.identity_provider.get_user(self)) is not None:
+            await ensure_async(super(closed, self).prepare())
+            return
+        self.set_status(403)
+        self.finish("This page needs the token of the address that was printed when it was started.")
 
-class ThisPython(KernelSpecManager):
-    """One kernel, the interpreter that runs now, whatever else is installed for Jupyter."""
-
-    def find_kernel_specs(self) -> dict[str, str]:
-        """Its name and the folder of its icons."""
-        return {"python3": RESOURCES}
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """How to start it."""
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--log-level=ERROR"]))
+    closed = type(f"Closed{handler.__name__}", bases, {"prepare": prepare})
+    return closed
 
 
 def serve_browser(
@@ -120,11 +94,20 @@ def serve_browser(
     port, token = _free_port(port), secrets.token_urlsafe(24)
     address = f"http://{ADDRESS}:{port}/?token={token}"
     with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as name:
-        served = Path(name) / "served"
-        served.mkdir()
-        app = _app(_notebook(served, runs, root), port, token)
-        opened = _redirect(Path(name), address) if open_browser else None
-        IOLoop.current().add_callback(_ready, address, opened, announce)
+        app = _app(_notebook(Path(name), runs, root), port, token)
+        # The web browser is given a file that only this user can read: the list of processes, which shows what it is
+        # given, is for all users of the machine.
+        page = Path(name) / "open.html"
+        page.touch(mode=0o600)
+        page.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={escape(address)}">\n', "utf-8")
+
+        def ready() -> None:
+            announce(f"{NAME}: {address}\nCtrl-C ends it.")
+            sys.stdout.flush()
+            if open_browser:
+                webbrowser.open(page.as_uri())
+
+        IOLoop.current().add_callback(ready)
         app.start()
 
 
@@ -135,13 +118,13 @@ def _app(notebook: Path, port: int, token: str) -> ClosedVoila:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a refused request is no news
     # After the files of the user's own Jupyter settings, so that none of them opens what is closed here.
     app.ip, app.port, app.port_retries, app.base_url, app.server_url = ADDRESS, port, 0, "/", "/"
-    app.root_dir, app.token, app.identity_provider_class = str(notebook.parent), token, TokenOnly
-    app.open_browser, app.tornado_settings = False, {"headers": {"Content-Security-Policy": NOTHING_FROM_OUTSIDE}}
+    app.root_dir, app.token, app.open_browser = str(notebook.parent), token, False
+    app.tornado_settings = {"headers": {"Content-Security-Policy": NOTHING_FROM_OUTSIDE}}
     app.config.MappingKernelManager.update(cull_idle_timeout=FORGOTTEN_AFTER, cull_interval=60, cull_connected=False)
     page = app.voila_configuration
     page.file_allowlist, page.template, page.theme = [], "lab", "light"
     page.allow_template_override = page.allow_theme_override = "NO"
-    page.kernel_spec_manager_class, page.show_tracebacks, page.preheat_kernel = ThisPython, True, False
+    page.show_tracebacks, page.preheat_kernel = True, False
     return app
 
 
@@ -150,32 +133,13 @@ def _notebook(folder: Path, runs: Sequence[Path], data_root: Path | None) -> Pat
     # Advice of libraries at import would stand above the page.
     source = (
         "import warnings\nwarnings.simplefilter('ignore')\n"
-        f"from gainmtl_lib.explain.browser import CamBrowser\nCamBrowser({arguments})"
+        f"from gainmtl_lib.browser.app import CamBrowser\nCamBrowser({arguments})"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = folder / f"{NAME}.ipynb"
     nbformat.write(notebook, path)
     return path
-
-
-def _redirect(folder: Path, address: str) -> Path:
-    """A page that leads to the address and that only this user can read.
-
-    The web browser is given its name instead of the address, whose token all users of the machine could read from the
-    list of processes.
-    """
-    path = folder / "open.html"
-    path.touch(mode=0o600)
-    path.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={escape(address)}">\n', "utf-8")
-    return path
-
-
-def _ready(address: str, opened: Path | None, announce: Callable[[str], Any]) -> None:
-    announce(f"{NAME}: {address}\nCtrl-C ends it.")
-    sys.stdout.flush()
-    if opened is not None:
-        webbrowser.open(opened.as_uri())
 
 
 def _free_port(port: int | None) -> int:
