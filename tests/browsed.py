@@ -54,6 +54,7 @@ def write_browsed_run(
     masks: bool = True,
     scales: dict[str, Any] | None = None,
     digest: str = "same",
+    threshold: float = THRESHOLD,
     **settings: Any,
 ) -> Run:
     """A run's folder as `evaluate` leaves it, and its pictures.
@@ -67,6 +68,7 @@ def write_browsed_run(
         masks: False for data without any annotation.
         scales: of the maps.
         digest: of the data.
+        threshold: that the summary names; the verdicts stay those of `ROWS`.
         settings: beside those of the tiny study.
     """
     made = tiny_settings(folder, strategy, **settings)
@@ -78,7 +80,7 @@ def write_browsed_run(
     table.to_csv(run / "predictions.csv", index=False)
     found = {"cam": SCALES["cam"]} if scales is None else scales
     counts = {split: part["verdict"].value_counts().to_dict() for split, part in table.groupby("split")}
-    write_json(run / "metrics.json", {"threshold": THRESHOLD, "map_scales": found, "label_leaks": False, **counts})
+    write_json(run / "metrics.json", {"threshold": threshold, "map_scales": found, "label_leaks": False, **counts})
     kinds = ["cam"] + ["attention"] * (strategy >= "S3") + ["localization"] * (strategy >= "S4")
     (run / "maps").mkdir()
     for kind in kinds:

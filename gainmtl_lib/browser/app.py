@@ -20,15 +20,16 @@ from gainmtl_lib.browser.library import (
     MAIN_MAPS,
     MAPS,
     VERDICTS,
-    Choice,
     Note,
     NotesError,
     OpenedRun,
-    PictureLibrary,
     Runs,
+    notices,
+    open_runs,
 )
 from gainmtl_lib.browser.panels import Look, Panel, ask, map_panel, plain_panel
 from gainmtl_lib.evaluation import SPLITS
+from gainmtl_lib.figures import PictureFiles
 from gainmtl_lib.runs import FileError
 
 PLACE = "data-gainmtl-place"
@@ -44,12 +45,7 @@ VERDICT_NAMES = {verdict: f"{verdict} · {text}" for verdict, text in VERDICTS.i
 
 
 class Touch(anywidget.AnyWidget):
-    """Arrow keys and clicks on thumbnails, heard in the page and told to the kernel. Takes no room.
-
-    Args:
-        on_step: called with -1 or 1 for the left and right arrow.
-        on_pick: called with the place of a clicked thumbnail.
-    """
+    """Arrow keys and clicks on thumbnails, heard in the page and told to the kernel. Takes no room."""
 
     _esm = Path(__file__).with_name("touch.js")
     _css = Path(__file__).with_name("browser.css")
@@ -71,35 +67,25 @@ class Touch(anywidget.AnyWidget):
 
 
 class FilterBar(widgets.HBox):
-    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave.
+    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave."""
 
-    Args:
-        library: what is looked through.
-        on_change: called after anything was chosen.
-    """
-
-    def __init__(self, library: PictureLibrary, on_change: Callable[[], None]) -> None:
-        self.library, self._on_change = library, on_change
+    def __init__(self, opened: dict[str, OpenedRun], on_change: Callable[[], None]) -> None:
+        self._opened, self._on_change = opened, on_change
         self._filling = False
-        names = list(library.runs)
+        names = list(opened)
         self.run, self.split, self.verdict, self.defect_type, self.order = (
             widgets.Dropdown(description=label, layout={"width": "auto"}).add_class("gainmtl-field")
             for label in ("Run", "Split", "Verdict", "Defect type", "Order")
         )
         self.run.options = names
         self.run.value = names[0]
-        self.beside = {
-            name: widgets.ToggleButton(description=name, tooltip=f"show {name} beside it", layout={"width": "auto"})
-            for name in names
-        }
+        self.beside = {name: widgets.ToggleButton(description=name, layout={"width": "auto"}) for name in names}
         self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
         self._fill(first=True)
-        chips = [
-            widgets.HTML("Beside it").add_class("gainmtl-label"),
-            widgets.HBox([*self.beside.values()]).add_class("gainmtl-chips"),
-        ]
-        several = [self.run, widgets.VBox(chips)] * (len(names) > 1)
-        boxes = [self.marked_only] + [self.novel_only] * any(opened.novelty for opened in library.runs.values())
+        label = widgets.HTML("Beside it").add_class("gainmtl-label")
+        chips = widgets.VBox([label, widgets.HBox([*self.beside.values()]).add_class("gainmtl-chips")])
+        several = [self.run, chips] * (len(names) > 1)
+        boxes = [self.marked_only] + [self.novel_only] * any(one.novelty for one in opened.values())
         super().__init__([*several, self.split, self.verdict, self.defect_type, self.order, *boxes])
         self.add_class("gainmtl-filters")
         lists = self.run, self.split, self.verdict, self.defect_type, self.order
@@ -117,16 +103,10 @@ class FilterBar(widgets.HBox):
         return [self.name, *(name for name, chip in self.beside.items() if chip.value and name != self.name)]
 
     @property
-    def choice(self) -> Choice:
-        """What is chosen."""
-        return Choice(
-            split=self.split.value or None,
-            verdict=self.verdict.value or None,
-            defect_type=self.defect_type.value or None,
-            marked_only=self.marked_only.value,
-            novel_only=self.novel_only.value,
-            order=str(self.order.value),
-        )
+    def choice(self) -> dict[str, Any]:
+        """What is chosen, as `OpenedRun.choose` takes it."""
+        names = "split", "verdict", "defect_type", "marked_only", "novel_only", "order"
+        return {name: getattr(self, name).value for name in names}
 
     def _changed(self, _: Any) -> None:
         if not self._filling:
@@ -136,7 +116,7 @@ class FilterBar(widgets.HBox):
     def _fill(self, *, first: bool = False) -> None:
         """Offer what the run has; a value that it has too stays chosen."""
         self._filling = True
-        opened = self.library.runs[self.name]
+        opened = self._opened[self.name]
         for name, chip in self.beside.items():
             chip.layout.display = "none" if name == self.name else None
             chip.disabled = not chip.value and len(self.names) >= MOST_RUNS
@@ -152,7 +132,7 @@ class FilterBar(widgets.HBox):
             (self.verdict, "verdict", VERDICT_NAMES),
             (self.defect_type, "defect_type", {name: name for name in types}),
         ):
-            counts = opened.counts(choice, column)
+            counts = opened.counts(column, **choice)
             offered = {f"{text} ({counts.get(value, 0)})": value for value, text in words.items()}
             _offer(field, {f"all ({sum(counts.values())})": ""} | offered)
         self._filling = False
@@ -169,8 +149,8 @@ def _box(label: str, value: bool = False) -> widgets.Checkbox:
     return widgets.Checkbox(value=value, description=label, indent=False, layout={"width": "auto"})
 
 
-def _button(text: str, act: Callable[[], None], tooltip: str = "") -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+def _button(text: str, act: Callable[[], None]) -> widgets.Button:
+    button = widgets.Button(description=text, layout={"width": "auto"})
     button.on_click(lambda _: act())
     return button
 
@@ -186,39 +166,30 @@ MARKS = {
 
 
 class Strip(widgets.HBox):
-    """One page of the chosen rows, the current one framed.
+    """One page of the chosen rows, the current one framed."""
 
-    Args:
-        library: what is looked through.
-        on_page: called with -1 or 1 by the buttons at its ends.
-    """
-
-    def __init__(self, library: PictureLibrary, on_page: Callable[[int], None]) -> None:
-        self.library = library
-        self.back = _button("‹", lambda: on_page(-1), "the thumbnails before these").add_class("gainmtl-arrow")
-        self.on = _button("›", lambda: on_page(1), "the thumbnails after these").add_class("gainmtl-arrow")
+    def __init__(self, pictures: PictureFiles, on_page: Callable[[int], None]) -> None:
+        self._files = pictures
+        self.back = _button("‹", lambda: on_page(-1)).add_class("gainmtl-arrow")
+        self.on = _button("›", lambda: on_page(1)).add_class("gainmtl-arrow")
         self.pictures = widgets.HTML().add_class("gainmtl-thumbnails")
         # A rule of its own moves the frame: stepping to the neighbour need not send a page of pictures again.
         self.frame = widgets.HTML(layout={"display": "none"})
         self._scope = f"gainmtl-{uuid4().hex[:8]}"
-        self._page: tuple[str, bytes] | None = None
         super().__init__([self.back, self.pictures, self.on, self.frame])
         self.add_class("gainmtl-strip").add_class(self._scope)
 
-    def show(self, name: str, rows: NDArray[np.intp], place: int) -> None:
+    def show(self, opened: OpenedRun, rows: NDArray[np.intp], place: int) -> None:
         """Show the page that holds a place among the chosen rows of a run."""
         start = place // PAGE * PAGE
-        on_page = rows[start : start + PAGE]
-        if self._page != (name, on_page.tobytes()):
-            self.pictures.value = self._html(name, on_page, start)
-            self._page = name, on_page.tobytes()
+        self.pictures.value = self._html(opened, rows[start : start + PAGE], start)
         self.frame.value = f"<style>.{self._scope} [{PLACE}='{place}'] {{ outline: 3px solid #1a73e8; }}</style>"
         self.back.disabled, self.on.disabled = start == 0, start + PAGE >= len(rows)
 
-    def _html(self, name: str, rows: NDArray[np.intp], start: int) -> str:
-        opened = self.library.runs[name]
+    def _html(self, opened: OpenedRun, rows: NDArray[np.intp], start: int) -> str:
         cells = []
-        for place, (row, jpeg) in enumerate(zip(rows, self.library.thumbnails(name, rows)), start=start):
+        jpegs = self._files.thumbnails([opened.files(row)[0] for row in rows])
+        for place, (row, jpeg) in enumerate(zip(rows, jpegs), start=start):
             record = opened.table.iloc[row]
             verdict, score = record["verdict"], opened.system.rounded(record["score"])
             found = [MARKS[column] for column in MARKS if record.get(column, False)]
@@ -243,45 +214,39 @@ FLAGS = {
 
 
 class Viewer(widgets.Box):
-    """Panels in a row that wraps: the picture, then one panel per run.
+    """Panels in a row that wraps: the picture, then one panel per run."""
 
-    Args:
-        library: what is looked at.
-    """
-
-    def __init__(self, library: PictureLibrary) -> None:
-        self.library = library
+    def __init__(self, pictures: PictureFiles) -> None:
+        self._files = pictures
         self.images = [widgets.Image(format="jpeg", value=b"") for _ in range(1 + MOST_RUNS)]
         self.words = [widgets.HTML() for _ in self.images]
         self.panels = [widgets.VBox(pair).add_class("gainmtl-panel") for pair in zip(self.images, self.words)]
         super().__init__(self.panels)
         self.add_class("gainmtl-stage")
 
-    def show(self, names: Sequence[str], row: int, look: Look) -> None:
+    def show(self, opened: Sequence[OpenedRun], row: int, look: Look) -> None:
         """Draw a row of the first run, and the same picture in the others."""
-        image = self.library.runs[names[0]].image(row)
-        shown = self.library.shown(names[0], row, side_of(names))
-        drawn: list[tuple[Panel, str]] = [(plain_panel(shown, outline=look.outline), "")]
-        for name in names:
-            opened = self.library.runs[name]
-            place = row if name == names[0] else self.library.row_beside(name, image)
+        first, several = opened[0], len(opened) > 1
+        shown = self._files.load(*first.files(row), side_of(opened), first.run.settings.image_size)
+        drawn: list[tuple[str, Panel]] = [("", plain_panel(shown, outline=look.outline))]
+        for one in opened:
+            place = one.row_of.get(first.image(row))
             if place is None:
-                absent = (f"{name} was not evaluated on this picture.",)
-                drawn.append((Panel(b"", absent), f"<b>{escape(name)}</b>"))
+                absent = [f"{one.name} was not evaluated on this picture."]
+                drawn.append((f"<b>{escape(one.name)}</b>", (b"", absent)))
             else:
-                caption = _caption(opened, place, look, with_verdict=len(names) > 1)
-                drawn.append((map_panel(opened, place, shown, look), caption))
+                drawn.append((_caption(one, place, look, with_verdict=several), map_panel(one, place, shown, look)))
         for number, panel in enumerate(self.panels):
             panel.layout.display = None if number < len(drawn) else "none"
-        for image_widget, words, (panel, caption) in zip(self.images, self.words, drawn):
-            image_widget.layout.display = None if panel.jpeg else "none"
-            image_widget.value = panel.jpeg
-            words.value = f"<div>{caption}</div>" + _paragraphs(panel.words)
+        for image, words, (caption, (jpeg, lines)) in zip(self.images, self.words, drawn):
+            image.layout.display = None if jpeg else "none"
+            image.value = jpeg
+            words.value = f"<div>{caption}</div>" + _paragraphs(lines)
 
 
-def side_of(names: Sequence[str]) -> int:
+def side_of(opened: Sequence[OpenedRun]) -> int:
     """How large the drawings are when these runs are shown."""
-    return SIDES.get(1 + len(names), 320)
+    return SIDES.get(1 + len(opened), 320)
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
@@ -349,12 +314,7 @@ NO_MAP = "none"
 
 
 class MapControls(widgets.VBox):
-    """Which map, on which scale, how strong, from which level on.
-
-    Args:
-        kinds: maps that any of the runs has; the main ones of two systems are one choice.
-        on_change: called after any of it was changed.
-    """
+    """Which map, on which scale, how strong, from which level on; the main maps of two systems are one choice."""
 
     def __init__(self, kinds: Collection[str], on_change: Callable[[], None]) -> None:
         look = Look()
@@ -400,11 +360,7 @@ def _slider(label: str, value: float) -> widgets.FloatSlider:
 
 
 class NoteForm(widgets.VBox):
-    """A mark and a note on the current picture, saved as soon as they are left.
-
-    Args:
-        on_save: called with the mark and the words; gives a line on where they lie.
-    """
+    """A mark and a note on the current picture, saved as soon as they are left."""
 
     def __init__(self, on_save: Callable[[bool, str], str]) -> None:
         self.mark = _box("check this label")
@@ -449,22 +405,30 @@ class CamBrowser(widgets.VBox):
     """
 
     def __init__(self, runs: Runs, *, data_root: str | Path | None = None) -> None:
-        self.library = PictureLibrary(runs, data_root=data_root)
+        self.opened = open_runs(runs, data_root=data_root)
+        self.pictures = PictureFiles()
         self.rows: NDArray[np.intp] = np.empty(0, dtype=np.intp)
         self.place = 0
-        self._choice: Choice | None = None
-        self._shown: str | None = None
+        self._choice: dict[str, Any] = {}
+        self._image = ""
         self.touch = Touch(self.step, self.go_to)
-        self.filters = FilterBar(self.library, self._choose)
-        self.strip = Strip(self.library, lambda by: self.go_to((self.place // PAGE + by) * PAGE))
+        self.filters = FilterBar(self.opened, self._choose)
+        self.strip = Strip(self.pictures, lambda by: self.go_to((self.place // PAGE + by) * PAGE))
         self.headline = widgets.HTML().add_class("gainmtl-headline")
         self.back, self.on = _button("‹ previous", lambda: self.step(-1)), _button("next ›", lambda: self.step(1))
-        self.viewer = Viewer(self.library)
-        kinds = {kind for opened in self.library.runs.values() for kind in opened.maps}
-        self.controls = MapControls(kinds, self._draw)
+        self.viewer = Viewer(self.pictures)
+        self.controls = MapControls({kind for one in self.opened.values() for kind in one.maps}, self._draw)
         self.what_if, self.answer = _button("What if the defect were not there?", self._ask), widgets.HTML()
         self.note = NoteForm(self._save)
-        super().__init__(self._arrange())
+        lines = list(notices(list(self.opened.values())))
+        self.notices = widgets.HTML(_paragraphs(lines), layout={"display": None if lines else "none"})
+        self.notices.add_class("gainmtl-notices")
+        top = widgets.HBox([self.headline, widgets.HBox([self.back, self.on])]).add_class("gainmtl-top")
+        left = widgets.VBox([top, self.viewer]).add_class("gainmtl-left")
+        asked = widgets.VBox([self.what_if, self.answer]).add_class("gainmtl-group")
+        right = widgets.VBox([self.controls, asked, self.note]).add_class("gainmtl-right")
+        body = widgets.HBox([left, right]).add_class("gainmtl-body")
+        super().__init__([self.touch, self.filters, self.notices, self.strip, body])
         self.add_class("gainmtl-browser")
         self._choose()
 
@@ -481,69 +445,60 @@ class CamBrowser(widgets.VBox):
 
     def close(self) -> None:
         """Take the widgets off the page and stop reading ahead."""
-        if "library" in self.__dict__:  # Python closes a widget too when it never came to be
-            self.library.pictures.close()
+        if "pictures" in self.__dict__:  # Python closes a widget too when it never came to be
+            self.pictures.close()
         super().close()
 
     @property
-    def _opened(self) -> OpenedRun:
-        return self.library.runs[self.filters.name]
-
-    def _arrange(self) -> list[widgets.Widget]:
-        notices = widgets.HTML(_paragraphs(self.library.notices)).add_class("gainmtl-notices")
-        notices.layout.display = None if self.library.notices else "none"
-        top = widgets.HBox([self.headline, widgets.HBox([self.back, self.on])]).add_class("gainmtl-top")
-        left = widgets.VBox([top, self.viewer]).add_class("gainmtl-left")
-        asked = widgets.VBox([self.what_if, self.answer]).add_class("gainmtl-group")
-        right = widgets.VBox([self.controls, asked, self.note]).add_class("gainmtl-right")
-        body = widgets.HBox([left, right]).add_class("gainmtl-body")
-        return [self.touch, self.filters, notices, self.strip, body]
+    def _beside(self) -> list[OpenedRun]:
+        """The run that leads, then those beside it."""
+        return [self.opened[name] for name in self.filters.names]
 
     def _choose(self) -> None:
         """Filter and sort anew, and begin at the first; with another run alone, stay at the picture."""
-        choice, image = self.filters.choice, self._shown if self._choice == self.filters.choice else None
-        self._choice, self.rows = choice, self._opened.choose(choice)
-        found = np.flatnonzero(self.rows == self._opened.row_of.get(image, -1)) if image else []
-        self.place = int(found[0]) if len(found) else 0
+        choice, first = self.filters.choice, self._beside[0]
+        stay = first.row_of.get(self._image, -1) if choice == self._choice else -1
+        self._choice, self.rows = choice, first.choose(**choice)
+        self.place = int(np.argmax(self.rows == stay)) if len(self.rows) else 0  # 0 where it is not among them
         self._show()
 
     def _show(self) -> None:
         """Everything that depends on the current picture."""
+        first, some = self._beside[0], len(self.rows) > 0
         self.answer.value = ""
-        self.what_if.disabled = not len(self.rows)
+        self.what_if.disabled = not some
         self.back.disabled, self.on.disabled = self.place == 0, self.place >= len(self.rows) - 1
-        self.strip.show(self.filters.name, self.rows, self.place)
-        self.viewer.layout.display = None if len(self.rows) else "none"
-        if not len(self.rows):
+        self.strip.show(first, self.rows, self.place)
+        self.viewer.layout.display = None if some else "none"
+        if not some:
             self.headline.value = "<b>No picture fits.</b> Choose fewer filters."
             self.note.show(None)
             return
         row = int(self.rows[self.place])
-        self._shown = self._opened.image(row)
+        self._image = first.image(row)
         count = f'<span class="gainmtl-count">{self.place + 1} of {len(self.rows)}</span> '
-        self.headline.value = count + _headline(self._opened, row)
+        self.headline.value = count + _headline(first, row)
         self._draw()
         try:
-            self.note.show(self._opened.notes.last().get(self._shown, Note()))
+            self.note.show(first.notes.last().get(self._image, Note()))
         except NotesError as error:
             self.note.show(None, str(error))
-        self._read_ahead()
+        self._read_ahead(first)
 
-    def _read_ahead(self) -> None:
-        name = self.filters.name
-        if self.place + 1 < len(self.rows):
-            self.library.prefetch(name, int(self.rows[self.place + 1]), side_of(self.filters.names))
+    def _read_ahead(self, first: OpenedRun) -> None:
+        for row in self.rows[self.place + 1 : self.place + 2]:
+            self.pictures.prefetch(*first.files(row), side_of(self._beside), first.run.settings.image_size)
         next_page = (self.place // PAGE + 1) * PAGE
-        self.library.prefetch_thumbnails(name, self.rows[next_page : next_page + PAGE])
+        self.pictures.prefetch_thumbnails([first.files(row)[0] for row in self.rows[next_page : next_page + PAGE]])
 
     def _draw(self) -> None:
         if len(self.rows):
-            self.viewer.show(self.filters.names, int(self.rows[self.place]), self.controls.look)
+            self.viewer.show(self._beside, int(self.rows[self.place]), self.controls.look)
 
     def _save(self, check_label: bool, text: str) -> str:
-        notes = self._opened.notes
+        notes = self._beside[0].notes
         try:
-            note = notes.save(str(self._shown), check_label=check_label, text=text)
+            note = notes.save(self._image, check_label=check_label, text=text)
         except (FileError, NotesError) as error:
             return f"not saved: {error}"
         return f"saved {note.time[11:19]} in {notes.path}"
@@ -553,9 +508,9 @@ class CamBrowser(widgets.VBox):
         self.answer.value = '<p class="gainmtl-quiet">asking the model …</p>'
         try:
             lines = []
-            for name in self.filters.names:
-                row = self.library.row_beside(name, str(self._shown))
-                lines += ask(self.library.runs[name], row) if row is not None else [f"{name} lacks this picture."]
+            for one in self._beside:
+                row = one.row_of.get(self._image)
+                lines += [f"{one.name} lacks this picture."] if row is None else ask(one, row)
             self.answer.value = _paragraphs(lines)
         finally:
             self.what_if.disabled = False

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -158,34 +158,18 @@ NEEDS_MASKS = ("wrong_reason", "low_iou", "high_iou", "large", "small")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which rows of a run, and in which order; None leaves a column free."""
-
-    split: str | None = None
-    verdict: str | None = None
-    defect_type: str | None = None
-    marked_only: bool = False
-    novel_only: bool = False
-    order: str = "stored"
-
-
-@dataclass(frozen=True)
 class OpenedRun:
     """One run's results.
 
     Attributes:
         name: as short as tells it from the others, such as ``S5`` or ``EfficientAD``.
-        run: where they came from.
-        system: how its results are called.
         root: folder that the table's paths are below.
-        table: the predictions with ``score``, ``iou`` and ``energy`` of the run's system, ``confidence`` (of the
-            verdict) and ``found`` (verdict TP) added, and where they are known ``anomaly_score``, ``anomalous`` and
-            ``novel``.
+        table: the predictions with ``score``, ``iou`` and ``energy`` of the run's system, ``confidence`` of the
+            verdict and ``found`` (TP) added, and the flags of `novelty`.
         maps: kind to (N, h, w), memory-mapped.
         scales: absolute scale by map; a map without one is shown per image.
         threshold: of the decision.
-        notes: of people on its pictures.
-        novelty: which pictures another system flags as novel; None where it was not asked.
+        novelty: which pictures EfficientAD flags as novel; None where it was not asked.
     """
 
     name: str
@@ -232,26 +216,31 @@ class OpenedRun:
         mask = self.table["mask"].iloc[row]
         return self.root / self.image(row), self.root / mask if isinstance(mask, str) else None
 
-    def choose(self, choice: Choice) -> NDArray[np.intp]:
-        """Rows that fit, in order."""
-        keep = np.ones(len(self.table), dtype=bool)
-        for column in ("split", "verdict", "defect_type"):
-            wanted = getattr(choice, column)
-            if wanted is not None:
-                keep &= (self.table[column] == wanted).to_numpy(dtype=bool)
-        if choice.marked_only:
-            keep &= self.table["image"].isin(self.notes.marked()).to_numpy()
-        if choice.novel_only:
-            keep &= self.novelty is not None and self.table["novel"].to_numpy(dtype=bool)
-        columns = ORDERS[choice.order][1]
-        rows = self.table[keep]
-        if columns:
+    def choose(
+        self,
+        *,
+        split: str = "",
+        verdict: str = "",
+        defect_type: str = "",
+        marked_only: bool = False,
+        novel_only: bool = False,
+        order: str = "stored",
+    ) -> NDArray[np.intp]:
+        """Rows that fit, in one of the `ORDERS`; an empty text leaves its column free."""
+        rows = self.table
+        for column, wanted in {"split": split, "verdict": verdict, "defect_type": defect_type}.items():
+            rows = rows[rows[column] == wanted] if wanted else rows
+        if marked_only:
+            rows = rows[rows["image"].isin(self.notes.marked())]
+        if novel_only:
+            rows = rows.iloc[:0] if self.novelty is None else rows[rows["novel"]]
+        if columns := ORDERS[order][1]:
             rows = rows.sort_values([*columns], ascending=[*columns.values()], kind="stable")
         return rows.index.to_numpy()
 
-    def counts(self, choice: Choice, column: str) -> dict[str, int]:
-        """How many rows each value of a column would leave, the other filters as they are."""
-        rows = self.choose(replace(choice, **{column: None, "order": "stored"}))
+    def counts(self, column: str, **choice: Any) -> dict[str, int]:
+        """How many rows each value of a column would leave, the other filters of `choose` as they are."""
+        rows = self.choose(**choice | {column: "", "order": "stored"})
         return self.table[column].iloc[rows].value_counts().to_dict()
 
     def own_kind(self, kind: str) -> str:

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
-from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.explain import Frame, answer, ask_counterfactual, marked
-from gainmtl_lib.figures import Shown, encode, enlarged_share, fitted, overlay, with_band
+from gainmtl_lib.explain import DefectExplainer, Frame, answer
+from gainmtl_lib.figures import Shown, encode, enlarged_share, overlay, with_band
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.model import OUTSIDE_SOURCES
-from gainmtl_lib.readers import DataError, read_image
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run
 
 
@@ -109,32 +106,17 @@ def ask(opened: OpenedRun, row: int) -> list[str]:
 
 
 def _ask_model(opened: OpenedRun, run: Run, row: int) -> list[str]:
-    settings = run.settings
-    if settings.strategy == "S6" and settings.mask_source in OUTSIDE_SOURCES:
-        raise ModelError(f"its attention takes masks from outside ({settings.mask_source}), which are not at hand")
     if not (run.folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
     image, mask = opened.files(row)
     if image is None:
         raise FileNotFoundError(f"the folder {opened.root} of the pictures is missing")
-    size = settings.image_size
-    picture = load_picture(str(image), None if mask is None else str(mask), image_size=size, resize=settings.resize)
-    h, w = read_image(image).shape[:2]
-    frame = Frame.of((h, w), size, settings.resize)
-    region = np.zeros(size, dtype=np.bool_) if picture.mask is None else picture.mask > 0
-    if picture.mask is None and "localization" in opened.maps:  # where the model itself sees a defect
-        region = marked(fitted(np.asarray(opened.maps["localization"][row], dtype=np.float32), size), frame)
-    if not region.any():
-        return [f"{opened.name}: no defect is annotated or localized here, so there is nothing to take away."]
-    asked = ask_counterfactual(
-        run.model,
-        torch.from_numpy(picture.image).permute(2, 0, 1)[None].float() / 255,
-        torch.from_numpy(region)[None, None].float(),
-        opened.threshold,
-        mask_from="localization" if picture.mask is None else "annotation",
-        inside=torch.from_numpy(frame.plane(size))[None, None],
-    )
-    return [f"{opened.name}: {asked.message}", "Computed now, by the run's model."]
+    explained = DefectExplainer.from_run(run).explain(image, mask)
+    asked = explained["counterfactual"]
+    if asked is not None:
+        return [f"{opened.name}: {asked['message']}", "Computed now, by the run's model."]
+    said = explained.get("counterfactual_missing") or "the verdict is normal, so there is no defect to take away"
+    return [f"{opened.name}: {said}."]
 
 
 def _read_stored(opened: OpenedRun, row: int) -> list[str]:

@@ -25,17 +25,14 @@ from tornado.ioloop import IOLoop
 from tornado.web import RequestHandler
 from voila.app import Voila
 
-from gainmtl_lib.browser.library import PictureLibrary
+from gainmtl_lib.browser.library import notices, open_runs
 
 ADDRESS = "127.0.0.1"
 NAME = "CAM browser"
 NOTHING_FROM_OUTSIDE = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; "
-    f"connect-src 'self' ws://{ADDRESS}:*; frame-ancestors 'self'"
+    f"default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; connect-src 'self' ws://{ADDRESS}:*"
 )
 """Voilà's page asks a public server for icons: behind a firewall that holds it up, elsewhere it tells of its use."""
-FORGOTTEN_AFTER = 3600
-"""Seconds after which the kernel of a page that was closed without saying so is ended."""
 
 
 class ServeError(RuntimeError):
@@ -87,9 +84,7 @@ def serve_browser(
     """
     runs = [Path(run).expanduser().absolute() for run in runs]
     root = None if data_root is None else Path(data_root).expanduser().absolute()
-    library = PictureLibrary(runs, data_root=root)
-    library.pictures.close()
-    for notice in library.notices:
+    for notice in notices(list(open_runs(runs, data_root=root).values())):
         announce(notice)
     port, token = _free_port(port), secrets.token_urlsafe(24)
     address = f"http://{ADDRESS}:{port}/?token={token}"
@@ -120,7 +115,8 @@ def _app(notebook: Path, port: int, token: str) -> ClosedVoila:
     app.ip, app.port, app.port_retries, app.base_url, app.server_url = ADDRESS, port, 0, "/", "/"
     app.root_dir, app.token, app.open_browser = str(notebook.parent), token, False
     app.tornado_settings = {"headers": {"Content-Security-Policy": NOTHING_FROM_OUTSIDE}}
-    app.config.MappingKernelManager.update(cull_idle_timeout=FORGOTTEN_AFTER, cull_interval=60, cull_connected=False)
+    # A page that was closed without saying so leaves a kernel: it ends after an hour.
+    app.config.MappingKernelManager.update(cull_idle_timeout=3600, cull_interval=60, cull_connected=False)
     page = app.voila_configuration
     page.file_allowlist, page.template, page.theme = [], "lab", "light"
     page.allow_template_override = page.allow_theme_override = "NO"

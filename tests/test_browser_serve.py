@@ -1,3 +1,5 @@
+"""The page of `gainmtl browse`: who lacks its token is refused, whatever is asked."""
+
 import ast
 import os
 import signal
@@ -9,28 +11,18 @@ import urllib.error
 import urllib.request
 import uuid
 import webbrowser
-from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
 from browsed import write_browsed_run
 
-from gainmtl_lib.browser.serve import (
-    ADDRESS,
-    NAME,
-    ClosedVoila,
-    ServeError,
-    ThisPython,
-    _notebook,
-    _ready,
-    _redirect,
-    serve_browser,
-)
+from gainmtl_lib.browser.serve import ADDRESS, NAME, ClosedVoila, ServeError, _notebook, serve_browser
 from gainmtl_lib.runs import RunError
 
 STARTED = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gainmtl_lib.serve import serve_browser\n"
+    "from gainmtl_lib.browser.serve import serve_browser\n"
     "serve_browser(sys.argv[1:], open_browser=False)\nprint('ended')"
 )
 
@@ -83,24 +75,21 @@ KERNEL = f"api/kernels/{uuid.UUID(int=1)}"
     "path", ["", "login", "logout", "any/path", KERNEL, f"{KERNEL}/channels", "voila/files/picture.png", "api/contents",
              "voila/labextensions/anywidget/package.json", "static/style.css", SCRIPT, f"{SCRIPT}.gone",
              "voila/templates/lab/static/voila.js", "voila/templates/none/static/none", "favicon.ico", "robots.txt",
-             "voila/api/themes/none/index.css"],
+             "voila/api/themes/none/index.css", "voila/api/shutdown/1"],
 )  # fmt: skip
 def test_without_the_token_everything_is_refused(page, path):
     assert page.status(path) == 403
     assert page.status(path, "token=guessed") == 403
     assert page.status(path, Authorization="token guessed") == 403
-
-
-def test_a_websocket_without_the_token_is_refused(page):
-    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
-    assert page.status(f"{KERNEL}/channels", **headers) == 403
+    websocket = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+                 "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    assert page.status(path, **websocket) == 403
 
 
 def test_with_the_token_requests_are_heard_but_no_file_is_handed_out(page):
     assert page.status(KERNEL, page.query) == 404  # no such kernel, which the holder of the token may know
     assert page.status(SCRIPT, page.query) == page.status("voila/templates/lab/static/voila.js", page.query) == 200
-    for file in (f"{NAME}.ipynb".replace(" ", "%20"), "picture.png", "../page.log", "%2e%2e/page.log"):
+    for file in (quote(f"{NAME}.ipynb"), "open.html", "../page.log", "%2e%2e/page.log"):
         assert page.status(f"voila/files/{file}", page.query) == 403
 
 
@@ -121,30 +110,19 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(page):
 
 
 def test_the_web_browser_is_given_a_file_that_only_this_user_can_read(tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    path = _redirect(tmp_path, "http://127.0.0.1:8/?token=se-cret")
-    said = []
-    _ready("the address", path, said.append)
-    assert opened == [path.as_uri()] and opened[0].startswith("file:///") and "the address" in said[0]
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert 'content="0; url=http://127.0.0.1:8/?token=se-cret"' in path.read_text()
-    _ready("the address", None, said.append)
-    assert len(opened) == 1
+    found = []
 
+    def look(uri):
+        path = next((tmp_path / "made").glob("*/open.html"))
+        found.append((uri == path.as_uri(), path.stat().st_mode & 0o777, "token=" in path.read_text()))
 
-def test_the_file_with_the_token_is_beside_what_is_served_and_goes_at_the_end(tmp_path, monkeypatch):
-    run = write_browsed_run(tmp_path, pictures=False)
-    found = {}
-
-    def look(app):
-        [page] = Path(app.root_dir).parent.glob("*.html")
-        found.update(page=page, served=[path.name for path in Path(app.root_dir).iterdir()], text=page.read_text())
-
-    monkeypatch.setattr(ClosedVoila, "start", look)
-    serve_browser([run.folder], announce=lambda _: None)
-    assert found["served"] == [f"{NAME}.ipynb"] and "token=" in found["text"]
-    assert not found["page"].parent.exists()
+    (tmp_path / "made").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "made"))
+    monkeypatch.setattr(webbrowser, "open", look)
+    monkeypatch.setattr(ClosedVoila, "start", lambda app: None)
+    monkeypatch.setattr("gainmtl_lib.browser.serve.IOLoop.add_callback", lambda loop, ready: ready())
+    serve_browser([write_browsed_run(tmp_path, pictures=False).folder], announce=lambda _: None)
+    assert found == [(True, 0o600, True)] and not any((tmp_path / "made").iterdir())
 
 
 def test_the_notebook_holds_one_cell_with_the_runs(tmp_path):
@@ -153,12 +131,6 @@ def test_the_notebook_holds_one_cell_with_the_runs(tmp_path):
     call = ast.parse(cell.source).body[-1].value
     assert ast.literal_eval(call.args[0]) == [str(tmp_path / "it's"), str(tmp_path / "b")]
     assert ast.literal_eval(call.keywords[0].value) == str(tmp_path / "data")
-
-
-def test_the_kernel_is_this_interpreter():
-    manager = ThisPython()
-    assert list(manager.get_all_specs()) == ["python3"]
-    assert manager.get_kernel_spec("anything").argv[0] == sys.executable
 
 
 def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path):
