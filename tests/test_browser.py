@@ -13,7 +13,7 @@ from drawn_data import truncate_file
 from ipywidgets import Widget
 
 from gainmtl_lib.browser.app import PAGE, PLACE, CamBrowser
-from gainmtl_lib.browser.library import Note, Notes, NotesError, notices, open_runs
+from gainmtl_lib.browser.library import Notes, NotesError, notices, open_runs
 from gainmtl_lib.browser.panels import Look, ask, map_panel, plain_panel
 from gainmtl_lib.evaluation import error_analysis
 from gainmtl_lib.figures import PictureFiles
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_read_is_never_written_over(tmp_path, content):
         notes.save("a.png", check_label=False, text="x")
     assert notes.path.read_bytes() == content and notes.marked() == []
     (tmp_path / "file").write_text("")
-    with pytest.raises((FileError, NotesError), match="file/notes.csv"):
+    with pytest.raises((FileError, NotesError), match=r"file/notes\.csv"):
         Notes(tmp_path / "file" / "notes.csv").save("a.png", check_label=False, text="x")
 
 

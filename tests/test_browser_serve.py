@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import uuid
 import webbrowser
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import nbformat
@@ -120,7 +121,8 @@ def test_the_web_browser_is_given_a_file_that_only_this_user_can_read(tmp_path, 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "made"))
     monkeypatch.setattr(webbrowser, "open", look)
     monkeypatch.setattr(ClosedVoila, "start", lambda app: None)
-    monkeypatch.setattr("gainmtl_lib.browser.serve.IOLoop.add_callback", lambda loop, ready: ready())
+    at_once = SimpleNamespace(add_callback=lambda ready: ready())
+    monkeypatch.setattr("gainmtl_lib.browser.serve.IOLoop.current", lambda: at_once)
     serve_browser([write_browsed_run(tmp_path, pictures=False).folder], announce=lambda _: None)
     assert found == [(True, 0o600, True)] and not any((tmp_path / "made").iterdir())
 

@@ -1,11 +1,8 @@
 import cv2
 import numpy as np
 import pytest
-from browsed import write_browsed_run
 from PIL import Image
 
-from gainmtl_lib.browser.library import PictureLibrary
-from gainmtl_lib.browser.panels import Look, map_panel, plain_panel
 from gainmtl_lib.figures import (
     BAND,
     CONTOUR,
@@ -113,61 +110,3 @@ def test_a_cell_far_above_the_ceiling_spreads_as_far_as_it_is_high():
     shown = enlarged_share(np.array([[0.0, 10.0]], np.float32), MapScale(0.0, 1.0), (1, 16))[0]
     assert np.flatnonzero(shown >= 0.5).tolist() == list(range(4, 16))
     assert shown[4] == pytest.approx(10 * 0.5 / 8)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    return PictureLibrary([write_browsed_run(folder, "S5"), write_browsed_run(folder, "S1", pictures=False)])
-
-
-def panel(library, row, look, name="S5"):
-    return map_panel(library.runs[name], row, library.shown(name, row, 200), look)
-
-
-def test_nothing_found_is_said_in_words_and_the_picture_stays_calm(library):
-    calm = panel(library, 0, Look())  # its peak of 1 is below the floor of 2
-    assert "Nothing found" in calm.words[0] and "2.00" in calm.words[0]
-    shown = library.shown("S5", 0, 200)
-    bare = panel(library, 0, Look(outline=False))
-    assert np.abs(decoded(bare.jpeg)[:150].astype(int) - grey(shown.pixels)).mean() < 4
-    glowing = panel(library, 0, Look(absolute=False))
-    assert not any("Nothing found" in line for line in glowing.words) and glowing.jpeg != calm.jpeg
-    found = panel(library, 3, Look())  # peak 4 is the ceiling
-    assert len(found.words) == 1 and "at or above 0.50 (white line)" in found.words[0]
-    assert panel(library, 2, Look(level=0.9)).words == ("Nothing is at or above 0.90.",)  # its peak is half-way
-    (tip,) = panel(library, 5, Look(absolute=False, level=1.0)).words  # four pixels of 4096
-    assert tip == "Less than 0.1% of the picture is at or above 1.00 (white line)."
-
-
-def test_missing_maps_and_scales_are_said(library):
-    lacking = panel(library, 0, Look(kind="attention"), name="S1")
-    assert lacking.words == ("S1 has no attention map (from S3 on); it has: deciding CAM",)
-    assert panel(library, 0, Look(kind=None)).words == ()
-    assert any("No absolute scale" in line for line in panel(library, 0, Look(kind="attention")).words)
-
-
-def test_a_scale_that_does_not_separate_is_said(tmp_path):
-    run = write_browsed_run(tmp_path, "S1", scales={"cam": {"floor": 3.0, "ceiling": 3.0}})
-    words = panel(PictureLibrary(run), 5, Look(), name="S1").words
-    assert "no higher on defects" in words[0]
-
-
-@pytest.mark.parametrize(("resize", "height"), [("squash", 24 / 64), ("letterbox", (24 - 8) / 48)])
-def test_a_map_lies_where_the_network_saw_it(tmp_path, resize, height):
-    """A picture of 32 x 24 fills rows 8 to 56 of a letterboxed input of 64; the map glows around row 24."""
-    run = write_browsed_run(tmp_path, "S1", resize=resize)
-    maps = np.zeros((8, 4, 4), np.float16)
-    maps[:, 1] = 9
-    np.save(run.folder / "maps" / "cam.npy", maps)
-    drawn = panel(PictureLibrary(run), 0, Look(outline=False, level=None, strength=1.0), name="S1").jpeg
-    coloured = np.ptp(decoded(drawn)[:150].astype(int), axis=2).mean(axis=1)
-    assert np.average(np.arange(150), weights=coloured > 30) == pytest.approx(150 * height, abs=2)
-
-
-def test_the_picture_by_itself_says_what_is_missing(library):
-    shown = library.shown("S5", 0, 200)
-    assert plain_panel(shown, outline=True).words == ()
-    assert plain_panel(shown, outline=True).jpeg != plain_panel(shown, outline=False).jpeg
-    absent = library.pictures.load(None, None, 100, (64, 64))
-    assert decoded(plain_panel(absent, outline=True).jpeg).shape == (100 + 2 * LETTER, 100, 3)
