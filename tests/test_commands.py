@@ -93,7 +93,7 @@ def test_evaluate_asks_for_the_reasons_of_a_run_as_it_was_trained(trained, tmp_p
     exported = tmp_path / "r.json"
     result = run("evaluate", str(trained), "--reasons", "--export-results", str(exported))
     assert result.exit_code == 0, result.output
-    assert "what the verdicts rest on (test)" in result.output and "accuracy on edited pictures" in result.output
+    assert "what the verdicts rest on (test)" in result.output and "accuracy, edited" in result.output
     reasons = json.loads(exported.read_text())["reasons"]
     assert reasons == json.loads((trained / "indicators.json").read_text())
     assert reasons["indicators"]["counterfactual_accuracy"]["count"] > 0
