@@ -20,7 +20,7 @@ from gainmtl_lib.audit.numbers import (
 from gainmtl_lib.efficientad.evaluate import NORMAL
 from gainmtl_lib.metrics import FALSE_ALARMS
 from gainmtl_lib.stats import difference, share_parts, wilson
-from gainmtl_lib.studies.faithfulness import DEPENDS_RANDOMISATION as DEPENDS
+from gainmtl_lib.studies.faithfulness import DEPENDS_ON_WEIGHTS as DEPENDS
 from gainmtl_lib.studies.faithfulness import FAITHFUL, NOT_DISTINGUISHABLE, WORSE
 
 WIDE_INTERVAL = 0.1

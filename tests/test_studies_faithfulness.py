@@ -1,0 +1,644 @@
+"""Other maps of a decision, deletion, insertion, ROAD, randomised weights, and what a run keeps of them."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from audited import row, write_audited
+from click.testing import CliRunner
+from drawn_data import write_picture
+from looks_at_corner import CORNER, DEFECT, LooksAtCorner, Pictures, picture
+from narrow_models import NARROW, built, images
+
+from gainmtl_lib.audit.report import write_report
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.cli import main
+from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.readers import DataError, read_image
+from gainmtl_lib.runs import RunError, load_run, save_weights
+from gainmtl_lib.studies import faithfulness as module
+from gainmtl_lib.studies.faithfulness import (
+    CAM_METHODS,
+    FILE,
+    area,
+    blur,
+    cascade,
+    compare_maps,
+    compute_cam,
+    deciding_features,
+    deciding_head,
+    defect_probability,
+    deletion_insertion,
+    faithfulness,
+    found_defects,
+    impute,
+    is_stale,
+    measure_faithfulness,
+    moved_map,
+    randomisation_check,
+    relevance_places,
+    road,
+    shuffle_weights,
+    stored_faithfulness,
+    summarise_faithfulness,
+    summarise_randomisation,
+)
+
+# --- Maps of the same decision by other methods
+
+
+@pytest.mark.parametrize(("strategy", "map_stride"), [("S1", 16), ("S2", 8), ("S3", 16), ("S6", 16)])
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_every_method_gives_raw_maps_on_the_grid(strategy, map_stride, method):
+    maps = compute_cam(built(strategy, map_stride), images(), method)
+    assert maps.shape == (2, 1, 64 // map_stride, 64 // map_stride)
+    assert maps.dtype == torch.float32 and maps.isfinite().all() and not maps.requires_grad
+
+
+@pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
+def test_hires_cam_is_our_map_by_the_number_of_cells_and_grad_cam_its_positive_part(strategy):
+    """The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w."""
+    model = built(strategy)
+    ours = compute_cam(model, images(), "ours") / 16
+    assert ours.min() < 0 < ours.max()
+    torch.testing.assert_close(compute_cam(model, images(), "hires_cam"), ours)
+    torch.testing.assert_close(compute_cam(model, images(), "grad_cam"), ours.relu())
+    torch.testing.assert_close(compute_cam(model, images(), "ours"), model(images()).cam)
+
+
+@pytest.mark.parametrize("strategy", ["S1", "S3"])
+def test_maps_are_of_what_the_deciding_head_classifies(strategy):
+    model = built(strategy)
+    features = deciding_features(model, images())
+    torch.testing.assert_close(deciding_head(model)(features), model(images()).logits)
+    # Cells count where the margin grows with them.
+    weight = compute_cam(model, images(), "hires_cam") / features.sum(1, keepdim=True)
+    assert weight.shape == (2, 1, 4, 4) and features.shape == (2, 8, 4, 4)
+
+
+def test_layer_cam_by_hand():
+    features, gradient = torch.tensor([[[[1.0, -2.0]], [[3.0, 4.0]]]]), torch.tensor([[[[0.5, 1.0]], [[-1.0, 0.25]]]])
+    maps = {name: module._from_gradient(features, gradient, name)[0, 0, 0].tolist() for name in CAM_METHODS[1:4]}
+    assert maps["layer_cam"] == [0.5, 0.0]  # 0.5 * 1 + 0; the second is -2 + 1, cut
+    assert maps["hires_cam"] == [-2.5, -1.0]
+    assert maps["grad_cam"] == [0.0, 0.0]  # 0.75 * 1 - 0.375 * 3 < 0, and 0.75 * -2 - 0.375 * 4
+
+
+def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():
+    features = torch.from_numpy(np.random.default_rng(0).random((2, 6, 5, 7), dtype=np.float32))
+    features[0, :, 2, 3] += 5  # one cell stands out: up, whatever the solver's sign
+    features[1, :, 2, 3] -= 5
+    maps = module._eigen_cam(features)[:, 0]
+    for ours, given in zip(maps, features):
+        cells = given.flatten(1) - given.flatten(1).mean(1, keepdim=True)
+        first = torch.linalg.svd(cells.T, full_matrices=False).Vh[0] @ cells
+        torch.testing.assert_close(ours.flatten().abs(), first.abs(), atol=1e-4, rtol=1e-4)
+        assert ours.argmax() == 2 * 7 + 3 and ours.max() >= -ours.min()
+    assert not module._eigen_cam(torch.ones(1, 4, 3, 3)).any()
+
+
+def test_score_cam_weighs_channels_by_the_margin_seen_through_them(monkeypatch):
+    model = built("S3")
+    features = deciding_features(model, images())
+    margins = torch.empty(2, 8)
+    for place in range(16):
+        (which, channel), whole = divmod(place, 8), images()[place // 8]
+        mask = F.interpolate(features[which, channel][None, None], (64, 64), mode="bilinear", align_corners=True)
+        mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
+        logits = model(model.mean + (whole - model.mean) * mask).logits[0]
+        margins[which, channel] = (logits[1] - logits[0]).detach()
+    expected = (margins.softmax(1)[..., None, None] * features).sum(1, keepdim=True).relu()
+    monkeypatch.setattr(module, "CHANNELS_AT_A_TIME", 3)
+    torch.testing.assert_close(compute_cam(model, images(), "score_cam"), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [name for name in CAM_METHODS if name != "score_cam"])
+def test_a_picture_has_its_map_whatever_the_batch_and_memory_format(method):
+    model, three = built("S3"), images(3)
+    together = compute_cam(model, three, method)
+    torch.testing.assert_close(compute_cam(model, three[1:2], method), together[1:2], atol=1e-5, rtol=1e-4)
+    last = three.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(compute_cam(model, last, method), together, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_the_model_is_left_as_it_was(method):
+    torch.manual_seed(0)
+    model = GAINMTLModel(**NARROW, strategy="S3", map_stride=16, freeze_backbone_stages=1).train()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    held = model.attention.attended_cls_head.out.weight
+    held.grad = torch.ones_like(held)
+    compute_cam(model, images(1), method)
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags and not all(flags)
+    assert torch.equal(held.grad, torch.ones_like(held))
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter is not held)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_frozen_weights_inference_mode_and_autocast_do_not_matter():
+    expected = compute_cam(built("S3"), images(), "layer_cam")
+    torch.manual_seed(0)
+    model = GAINMTLModel(**NARROW, strategy="S3", map_stride=16).requires_grad_(False)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        frozen = compute_cam(model, images().clone(), "layer_cam")
+    torch.testing.assert_close(frozen, expected)
+
+
+def test_hooks_are_gone_after_an_error():
+    model = built("S1")
+    with pytest.raises(RuntimeError):
+        compute_cam(model, torch.rand(1, 5, 64, 64), "grad_cam")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_attention_beside_the_methods_and_what_is_missing_is_named():
+    model = built("S3")
+    torch.testing.assert_close(compute_cam(model, images(), "attention"), model(images()).effective_attention)
+    known = "ours, grad_cam, layer_cam, hires_cam, eigen_cam, score_cam"
+    with pytest.raises(ModelError, match=f"method must be one of {known} or attention, got 'gradcam'"):
+        compute_cam(built("S1"), images(), "gradcam")
+    with pytest.raises(ModelError, match=f"strategy S1 has no attention, which begins with S3; there are {known}"):
+        compute_cam(built("S1"), images(), "attention")
+
+
+# --- Deletion and insertion
+
+
+def test_deleting_what_the_decision_looks_at_drops_it_at_once():
+    model = LooksAtCorner().train()
+    curves = deletion_insertion(model, picture(), CORNER, steps=16)
+    deletion, insertion = curves["deletion"].to_numpy(), curves["insertion"].to_numpy()
+    assert deletion[0] > 0.99 and deletion[1] < 0.05  # the corner is a sixteenth of the picture
+    assert insertion[0] < 0.05 and insertion[1] > 0.99
+    # A sixteenth of the way down in a straight line, then next to nothing.
+    assert area(curves["deletion"]) == pytest.approx(1 / 32, abs=0.02)
+    assert area(curves["insertion"]) == pytest.approx(1 - 1 / 32, abs=0.02)
+    assert model.training and model.dropout.training
+
+
+def test_deletion_by_the_reversed_map_is_insertion_read_backwards():
+    values = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    model, image = LooksAtCorner(), torch.rand(3, 32, 32)
+    there, back = (deletion_insertion(model, image, sign * values, steps=8) for sign in (1, -1))
+    np.testing.assert_allclose(back["deletion"], there["insertion"][::-1], atol=1e-3)
+
+
+def test_both_curves_have_the_picture_and_the_blurred_one_at_their_ends():
+    model, image = LooksAtCorner(), picture()
+    curves = deletion_insertion(model, image, DEFECT, steps=4)
+    ends = defect_probability(model, torch.stack([image, blur(image)])).tolist()
+    assert curves["deletion"].iloc[[0, -1]].tolist() == pytest.approx(ends)
+    assert curves["insertion"].iloc[[-1, 0]].tolist() == pytest.approx(ends)
+    assert curves.index.tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_equal_values_stand_in_random_order_not_in_that_of_rows():
+    image = picture()
+    flat = relevance_places(torch.full((8, 8), 0.3), image)
+    assert sorted(flat.flatten().tolist()) == list(range(32 * 32))
+    assert abs(flat[:16].double().mean() - flat[16:].double().mean()) < 150  # in the order of rows: 512
+    assert torch.equal(flat, relevance_places(torch.full((8, 8), -7.0), image))
+    assert not torch.equal(flat, relevance_places(torch.full((8, 8), 0.3), image, seed=1))
+    # Of a map with many zeros, or one that is not finite somewhere, only those cells are drawn.
+    broken = CORNER.clone()
+    broken[4, 4] = torch.nan
+    places = [relevance_places(values, image, seed)[:8, :8] for seed, values in enumerate((CORNER, CORNER, broken))]
+    assert all(place.max() == 63 for place in places)
+
+
+def test_a_moved_map_has_the_same_values_elsewhere():
+    values = torch.arange(12.0).view(3, 4)
+    moved = [moved_map(values, seed) for seed in range(6)]
+    assert all(sorted(one.flatten().tolist()) == list(range(12)) for one in moved)
+    assert len({tuple(one.flatten().tolist()) for one in moved}) > 3
+    assert torch.equal(moved_map(values, 3), moved[3])
+
+
+def test_the_blurred_picture_keeps_brightness_and_loses_detail():
+    image = torch.rand(3, 64, 48, generator=torch.Generator().manual_seed(0))
+    blurred = blur(image)
+    torch.testing.assert_close(blurred.mean(), image.mean(), atol=0.02, rtol=0)
+    assert blurred.std() < 0.1 * image.std()
+
+
+def test_wrong_shapes_and_numbers_are_named():
+    model = LooksAtCorner()
+    with pytest.raises(ValueError, match=r"one image \(3, H, W\) and one map \(h, w\), got \(1, 3, 32, 32\)"):
+        deletion_insertion(model, picture()[None], CORNER)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        deletion_insertion(model, picture(), CORNER, steps=0)
+    for fractions in ((), (0.0, 0.5), (1.0,)):
+        with pytest.raises(ValueError, match=r"fractions must lie in \(0, 1\)"):
+            road(model, picture(), CORNER, fractions=fractions)
+
+
+# --- ROAD
+
+
+def hole(height=16, width=20):
+    removed = torch.zeros(height, width, dtype=torch.bool)
+    removed[5:9, 6:12] = True
+    return removed
+
+
+def test_a_ramp_and_a_plain_picture_are_restored():
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 20), indexing="ij")
+    ramp = torch.stack([rows, columns, (rows + columns) / 2])
+    torch.testing.assert_close(impute(ramp, hole(), np.random.default_rng(0), noise=0), ramp)
+    at_the_edge = torch.zeros(16, 20, dtype=torch.bool)
+    at_the_edge[:4, :4] = True
+    plain = torch.full((3, 16, 20), 0.3)
+    torch.testing.assert_close(impute(plain, at_the_edge, np.random.default_rng(0), noise=0), plain)
+
+
+def test_a_pixel_is_the_weighted_mean_of_its_neighbours():
+    image = torch.arange(9.0).square().view(1, 3, 3).expand(3, 3, 3).clone()
+    removed = torch.zeros(3, 3, dtype=torch.bool)
+    removed[1, 1] = True
+    beside, across = image[0].flatten()[[1, 3, 5, 7]].sum() / 6, image[0].flatten()[[0, 2, 6, 8]].sum() / 12
+    assert float(impute(image, removed, np.random.default_rng(0), noise=0)[0, 1, 1]) == pytest.approx(beside + across)
+
+
+def test_noise_is_on_replaced_pixels_only_and_drawn_by_the_seed():
+    image = torch.full((3, 16, 20), 0.5)
+    noisy = impute(image, hole(), np.random.default_rng(0))
+    assert torch.equal(noisy[:, ~hole()], image[:, ~hole()])
+    assert noisy[:, hole()].std() == pytest.approx(0.01, rel=0.3)
+    assert torch.equal(noisy, impute(image, hole(), np.random.default_rng(0)))
+
+
+def test_road_of_the_map_the_reversed_one_and_one_of_something_else():
+    assert road(LooksAtCorner().train(), picture(), CORNER, fractions=(0.1, 0.5, 0.9)) == pytest.approx(1, abs=0.06)
+    model, values = LooksAtCorner(), torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
+    assert road(model, picture(), -values) == pytest.approx(-road(model, picture(), values), abs=0.02)
+    flat = [road(model, picture(), torch.zeros(8, 8), seed=k) for k in range(6)]
+    assert abs(sum(flat) / 6) < 0.35
+    assert road(model, picture(), DEFECT) < 0.35
+    assert road(LooksAtCorner(gain=0.0), picture(), DEFECT) == 0  # a decision that looks at nothing
+
+
+def test_as_many_pixels_are_replaced_as_asked_also_of_a_flat_map():
+    changed = []
+
+    class Counts(LooksAtCorner):
+        def forward(self, images):
+            changed.extend((images != picture()).any(1).flatten(1).sum(1).tolist())
+            return super().forward(images)
+
+    for values in (torch.zeros(8, 8), CORNER):
+        road(Counts(), picture(), values, fractions=(0.25, 0.5))
+    assert changed == [256, 512, 256, 512] * 2
+
+
+# --- Many pictures
+
+FEW_STEPS = {"steps": 8, "road_fractions": (0.1, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (LooksAtCorner(), {"faithful"}),
+        (LooksAtCorner(shown=-CORNER), {"worse than a random map"}),
+        (LooksAtCorner(shown=F.interpolate(DEFECT[None, None], 8)[0, 0], gain=0.0), {module.NOT_DISTINGUISHABLE}),
+    ],
+)
+def test_a_map_is_faithful_when_it_shows_what_the_decision_looks_at(model, expected):
+    summary = summarise_faithfulness(faithfulness(model, Pictures(10), range(10), **FEW_STEPS))
+    assert {summary[name]["verdict"] for name in ("deletion", "insertion", "road")} == expected
+
+
+@pytest.mark.parametrize("shown", [DEFECT, torch.zeros(8, 8)])
+def test_a_map_of_the_defect_fails_where_the_decision_ignores_it_and_so_does_a_flat_one(shown):
+    table = faithfulness(LooksAtCorner(shown=shown), Pictures(10), range(10), **FEW_STEPS)
+    summary = summarise_faithfulness(table)
+    assert "faithful" not in [summary[name]["verdict"] for name in ("deletion", "insertion", "road")]
+
+
+def test_one_row_per_picture_with_what_the_single_measures_say():
+    model = LooksAtCorner().train()
+    table = faithfulness(model, Pictures(5), [3, 1], **FEW_STEPS, seed=7)
+    assert table["row"].tolist() == [3, 1] and table["image"].tolist() == ["/data/3.png", "/data/1.png"]
+    curves = deletion_insertion(model, picture(3), CORNER, steps=8, seed=(7, 3))
+    first = table.iloc[0]
+    assert first["deletion_auc"] == pytest.approx(area(curves["deletion"]))
+    assert first["insertion_auc"] == pytest.approx(area(curves["insertion"]))
+    assert first["road"] == pytest.approx(road(model, picture(3), CORNER, fractions=(0.1, 0.5), seed=(7, 3)))
+    assert first["probability"] > 0.99 and first["baseline_probability"] < 0.05
+    assert model.training
+    alone = faithfulness(model, Pictures(5), [1], **FEW_STEPS, seed=7)
+    pd.testing.assert_frame_equal(alone, table.iloc[[1]].reset_index(drop=True))
+
+
+def predictions(**columns):
+    table = pd.DataFrame({"image": [f"images/{row}.png" for row in range(6)], "split": "test"})
+    return table.assign(**{"verdict": ["TP", "FN", "TP", "TP", "TP", "TN"]} | columns)
+
+
+def test_the_flips_of_the_run_stand_beside():
+    flips = predictions(cf_flip=[1.0, None, 0.0, 1, 1, None], cf_control_flip=[0.0, None, 0.0, 0, 1, None])
+    table = faithfulness(LooksAtCorner(), Pictures(6), [0, 2], steps=2, road_fractions=(), predictions=flips)
+    assert table["cf_flip"].tolist() == [1, 0] and table["cf_control_flip"].tolist() == [0, 0]
+    without = faithfulness(LooksAtCorner(), Pictures(6), [0], steps=2, road_fractions=(), predictions=predictions())
+    assert "cf_flip" not in without and not [name for name in without if "road" in name]
+
+
+def test_found_defects_are_those_called_defective_as_rows_of_the_table():
+    data = Pictures(8)
+    data.samples["split"] = ["train", "train", *["test"] * 6]
+    table = predictions(image=[f"images/{row}.png" for row in range(2, 8)])
+    assert found_defects(table, data) == [2, 4, 5, 6]
+    drawn = found_defects(table, data, limit=2)
+    assert len(drawn) == 2 and set(drawn) < {2, 4, 5, 6} and drawn == sorted(drawn)
+    assert drawn == found_defects(table, data, limit=2)
+    assert len({tuple(found_defects(table, data, limit=2, seed=seed)) for seed in range(9)}) > 1
+
+
+def test_what_cannot_be_tested_is_named():
+    data = Pictures(6)
+    with pytest.raises(ValueError, match=r"no defective picture of 'test' was found \(no TP\)"):
+        found_defects(predictions(verdict="FN"), data)
+    with pytest.raises(ValueError, match="hold 6 pictures of 'test', the data 4, and they are not the same"):
+        found_defects(predictions(), Pictures(4))
+    with pytest.raises(ValueError, match="rows is empty"):
+        faithfulness(LooksAtCorner(), data, [])
+
+
+def test_maps_of_a_method_by_name():
+    options = {"steps": 2, "road_fractions": ()}
+    named = faithfulness(built("S1"), Pictures(1, size=64), [0], explain="hires_cam", **options)
+    pd.testing.assert_frame_equal(named, faithfulness(built("S1"), Pictures(1, size=64), [0], **options), rtol=1e-4)
+    with pytest.raises(ModelError, match="strategy S1 has no attention"):
+        faithfulness(built("S1"), Pictures(1, size=64), [0], explain="attention")
+
+
+# --- What they allow to say
+
+
+def gained(gains, **columns):
+    """Scores in which ours is better than random by `gains`, on every measure."""
+    numbers = pd.DataFrame({"image": [f"{place}.png" for place in range(len(gains))], "group": None})
+    numbers = numbers.assign(probability=0.9, baseline_probability=0.1)
+    numbers["random_deletion_auc"] = numbers["random_insertion_auc"] = 0.5
+    numbers["deletion_auc"] = [0.5 - gain for gain in gains]
+    numbers["insertion_auc"] = [0.5 + gain for gain in gains]
+    numbers["road"], numbers["random_road"] = gains, 0.0
+    return numbers.assign(**columns)
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([0.1, 0.2, 0.3, 0.2, 0.1] * 2, "faithful"),
+        ([0.3, -0.3] * 5, "not distinguishable from a random map"),
+        ([-0.2, -0.1] * 5, "worse than a random map"),
+        ([1.0] + [0.0] * 11, "not distinguishable from a random map"),  # one gain among many is no share
+        ([0.0] * 10, "not distinguishable from a random map"),
+        ([0.2] * 10, "no interval: every picture gains the same"),
+        ([0.2, 0.3, 0.1] * 3, "too few pictures of different parts to say (9, at least 10)"),
+    ],
+)
+def test_the_interval_decides(gains, verdict):
+    summary = summarise_faithfulness(gained(gains))
+    for measure in ("deletion", "insertion", "road"):
+        found = summary[measure]
+        assert found["verdict"] == verdict and found["gain"] == pytest.approx(sum(gains) / len(gains))
+        assert math.isnan(found["low"]) or found["low"] - 1e-9 <= found["gain"] <= found["high"] + 1e-9
+    assert summary["pictures"] == len(gains) and summary["notes"] == []
+
+
+def test_means_the_reversed_map_and_the_same_interval_each_time():
+    summary = summarise_faithfulness(gained([0.1, 0.3] * 6))
+    deletion = summary["deletion"]
+    assert [deletion[name] for name in ("ours", "random", "reversed")] == pytest.approx([0.3, 0.5, 0.7])
+    assert summary["insertion"]["reversed"] == pytest.approx(0.3)
+    assert summary["road"]["reversed"] == pytest.approx(-0.2)
+    assert summary == summarise_faithfulness(gained([0.1, 0.3] * 6))
+
+
+def test_pictures_of_one_part_are_drawn_together():
+    gains = [0.6, -0.1, 0.5, -0.2, 0.4, 0.1, 0.3, -0.3, 0.4, 0.0, 0.2, 0.1]
+    alone = summarise_faithfulness(gained(gains * 4))
+    of_parts = summarise_faithfulness(gained(gains * 4, group=[f"part {place}" for place in range(12)] * 4))
+    assert (alone["parts"], of_parts["parts"], of_parts["pictures"]) == (48, 12, 48)
+    widths = [said["road"]["high"] - said["road"]["low"] for said in (alone, of_parts)]
+    assert widths[1] > 1.7 * widths[0]  # four copies are worth one
+    few = summarise_faithfulness(gained(gains, group=["a", "b", "c"] * 4))["road"]["verdict"]
+    assert few == "too few pictures of different parts to say (3, at least 10)"
+
+
+@pytest.mark.parametrize(
+    ("flip", "control", "verdict"),
+    [
+        ([1.0] * 9 + [None], [0.0] * 8 + [1.0, None], "the decision depends on the defect"),
+        ([1.0] * 10, [1.0] * 10, "removing the defect is not distinguishable from removing something else"),
+        ([1.0] + [0.0] * 9, [0.0] * 10, "removing the defect is not distinguishable from removing something else"),
+        ([0.0] * 10, [1.0] * 10, "removing something else flips more decisions than removing the defect"),
+        ([1.0] * 10, [None] * 10, "too few pictures of different parts to say (0, at least 10)"),
+    ],
+)
+def test_flips_against_their_control(flip, control, verdict):
+    table = gained([0.0] * 10, cf_flip=pd.Series(flip, dtype=float), cf_control_flip=pd.Series(control, dtype=float))
+    assert summarise_faithfulness(table)["counterfactual"]["verdict"] == verdict
+
+
+def test_a_blurred_picture_that_is_called_defective_is_noted():
+    (note,) = summarise_faithfulness(gained([0.0] * 9, baseline_probability=0.95))["notes"]
+    assert "(probability 0.95 and 0.90)" in note and "little to measure" in note
+
+
+# --- Randomised weights
+
+PICTURES = Pictures(4, size=64)
+
+
+def edges(model, images):
+    """A map that no weight has a part in."""
+    grey = images.mean(1, keepdim=True)
+    return F.adaptive_avg_pool2d((grey[..., 1:, 1:] - grey[..., :-1, :-1]).abs(), 8)
+
+
+@functools.cache
+def checked(strategy, explain="ours"):
+    return randomisation_check(built(strategy, 8), PICTURES, range(4), explain=explain, draws=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        ("S1", ["deciding head", "projection", "backbone"]),
+        ("S3", ["deciding head", "attention", "projection", "backbone"]),
+        ("S6", ["deciding head", "attention", "localization", "projection", "backbone"]),
+    ],
+)
+def test_a_real_map_passes(strategy, parts):
+    table = checked(strategy)
+    assert table["part"].unique().tolist() == parts
+    assert len(table) == len(parts) * 2 * 4 and table["row"].tolist() == [0, 1, 2, 3] * (2 * len(parts))
+    summary = summarise_randomisation(table)
+    assert summary["verdict"] == "depends on the learnt weights" and summary["similarity"] < 0.5
+    assert list(summary["parts"]) == parts and summary["parts"]["backbone"]["probability_change"] > 0
+
+
+def test_an_edge_detector_fails_also_upside_down_and_flat_maps_leave_nothing_to_check():
+    summary = summarise_randomisation(checked("S3", edges))
+    assert summary["verdict"] == "stays the same without the learnt weights: it explains nothing"
+    assert summary["similarity"] == pytest.approx(1) and summary["parts"]["attention"]["ssim"] == pytest.approx(1)
+    assert "it shows features, not the decision" in summary["notes"][0]
+    assert summarise_randomisation(checked("S3", edges).assign(spearman=-1.0))["verdict"].startswith("stays the same")
+    flat = randomisation_check(built("S1", 8), PICTURES, [0, 1], explain=lambda _, x: x[:, :1, :8, :8] * 0, draws=1)
+    assert summarise_randomisation(flat)["verdict"] == "every map is flat: there is nothing to check"
+
+
+def test_eigen_cam_does_not_follow_the_decision():
+    assert summarise_randomisation(checked("S1", "eigen_cam"))["notes"]
+    assert not summarise_randomisation(checked("S1"))["notes"]
+
+
+def test_the_model_stays_and_the_seed_decides():
+    model = built("S1", 8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = randomisation_check(model, PICTURES, range(4), draws=2)
+    pd.testing.assert_frame_equal(again, checked("S1"), rtol=1e-3, atol=1e-3)
+    other = randomisation_check(model, PICTURES, range(4), draws=2, seed=9)
+    assert not other["spearman"].equals(again["spearman"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_verdicts_are_compared_at_the_threshold():
+    table = checked("S1").query("part == 'backbone'")
+    low, high = sorted(table.loc[table.index[0], ["probability", "trained_probability"]])
+    between = randomisation_check(built("S1", 8), PICTURES, [0], draws=1, threshold=(low + high) / 2)
+    assert low < high and between["verdict_changed"].iloc[-1]
+    below = randomisation_check(built("S1", 8), PICTURES, [0], draws=1, threshold=0.0)
+    assert not below["verdict_changed"].any()
+
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere():
+    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    before = layer[0].weight.detach().clone()
+    shuffle_weights(layer, torch.Generator().manual_seed(0))
+    assert not torch.equal(layer[0].weight, before)
+    assert torch.equal(layer[0].weight.flatten().sort().values, before.flatten().sort().values)
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+
+
+def test_the_cascade_holds_all_that_the_decision_rests_on():
+    model = built("S6", 8)
+    named = {id(p) for modules in cascade(model).values() for part in modules for p in part.parameters()}
+    beside = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in named}
+    assert beside == {"cls_head", "counterfactual"}
+
+
+def test_maps_compared_by_hand():
+    before = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(4, 1, 2, 2)
+    after = torch.stack([before[0], -before[0], torch.full((1, 2, 2), 7.0), torch.tensor([[[2.0, 1.0], [3.0, 4.0]]])])
+    scores = compare_maps(before, after, torch.zeros(4, 3, 16, 16))
+    # One swap of neighbours among four: 1 - 6 * 2 / (4 * 15).
+    assert scores["spearman"].tolist() == pytest.approx([1, -1, 0, 0.8])
+    assert scores["ssim"][0] == pytest.approx(1) and scores["ssim"][1] < 0.5
+    flat = compare_maps(after[2:3], before[:1], torch.zeros(1, 3, 16, 16))
+    assert pd.isna(flat["spearman"][0]) and flat["ssim"].shape == (1,)
+
+
+def test_what_cannot_be_checked_is_named():
+    with pytest.raises(ValueError, match="got 0 rows and 3 draws"):
+        randomisation_check(built("S1"), PICTURES, [])
+    with pytest.raises(ModelError, match="strategy S1 has no attention"):
+        randomisation_check(built("S1"), PICTURES, [0], explain="attention")
+
+
+# --- A run's own map, measured, stored, shown in the report, and stale after a change
+
+QUICK = {"steps": 2, "road_fractions": (0.5,), "draws": 1}
+DEFECTS = [f"images/test/defective/{number}.png" for number in range(5)]
+
+
+def write_run(folder, *, found=DEFECTS, **values):
+    """A run of an untrained narrow model that called its defects defective: the threshold is low enough."""
+    rows = []
+    for name in DEFECTS:
+        pixels = torch.from_numpy(read_image(str(write_picture(folder / "data" / name, size=(64, 64)))))
+        rows.append(
+            row("test", 1, float(defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)), image=name)
+        )
+    threshold = min(entry["probability"] for entry in rows) - 0.01
+    rows = [entry for entry in rows if entry["image"] in found] + [row("test", 0, 0.0), row("val", 1, 0.9)]
+    settings = NARROW | {"out_indices": [3, 4], "strategy": "S1", "device": "cpu"}
+    run = write_audited(folder, rows, threshold=threshold, pictures=True, **settings, **values)
+    save_weights(built("S1"), run / "model.safetensors")
+    return load_run(run)
+
+
+def test_what_is_measured_is_stored_with_how_it_was_and_not_asked_twice(tmp_path, monkeypatch):
+    run = write_run(tmp_path)
+    measured = measure_faithfulness(run, **QUICK)
+    assert measured == json.loads((run.folder / FILE).read_text()) == stored_faithfulness(run)
+    assert (measured["split"], measured["found"], measured["pictures"]) == ("test", 5, DEFECTS)
+    assert measured["settings"] == {"limit": 24, "steps": 2, "road_fractions": [0.5], "draws": 1, "seed": 0}
+    assert measured["map"]["pictures"] == 5 and measured["map"]["deletion"]["low"] is None  # too few for an interval
+    assert -1 <= measured["map"]["road"]["gain"] <= 1
+    assert list(measured["randomisation"]["parts"]) == ["deciding head", "projection", "backbone"]
+    drawn = [measure_faithfulness(run, limit=2, seed=seed, **QUICK)["pictures"] for seed in range(4)]
+    assert len({tuple(pictures) for pictures in drawn}) > 1 and all(len(pictures) == 2 for pictures in drawn)
+    monkeypatch.setattr(module, "faithfulness", None)
+    assert measure_faithfulness(run, limit=2, seed=3, **QUICK)["pictures"] == drawn[3]
+
+
+def test_other_predictions_make_it_stale_and_the_report_says_so(tmp_path):
+    run = write_run(tmp_path)
+    assert "gainmtl report RUN --faithfulness does" in write_report(run).read_text("utf-8")
+    measure_faithfulness(run, **QUICK)
+    text = write_report(run).read_text("utf-8")
+    assert "The same map with shuffled weights" in text and "Faithfulness of the map not measured" not in text
+    table = pd.read_csv(run.folder / "predictions.csv")
+    table.assign(cam_iou=table["cam_iou"] / 2).to_csv(run.folder / "predictions.csv", index=False)
+    assert is_stale(run) and stored_faithfulness(run) is None
+    text = write_report(run).read_text("utf-8")
+    assert "it was measured for other predictions" in text and "The same map with shuffled weights" not in text
+    measure_faithfulness(run, **QUICK)
+    assert not is_stale(run)
+    for text, told in (("{", "cannot be read"), ("{}", "not what gainmtl report .* writes; remove it")):
+        (run.folder / FILE).write_text(text)
+        with pytest.raises(RunError, match=told):
+            write_report(run)
+
+
+def test_moved_and_other_pictures_are_named(tmp_path):
+    run = write_run(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "now")
+    with pytest.raises(DataError, match=r"5 of 5 pictures .* are not there, such as .*0\.png; if .* --data-root"):
+        measure_faithfulness(run, **QUICK)
+    assert measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)["pictures"] == DEFECTS
+    table = pd.read_csv(run.folder / "predictions.csv")
+    table.loc[1, "probability"] += 0.05
+    table.to_csv(run.folder / "predictions.csv", index=False)
+    with pytest.raises(RunError, match=r"1\.png: p\(defect\) is .* when the run was evaluated: the picture or"):
+        measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)
+
+
+def test_runs_with_nothing_to_measure(tmp_path):
+    with pytest.raises(RunError, match="no defect of 'test' was found"):
+        measure_faithfulness(write_run(tmp_path / "none", found=[]), **QUICK)
+    with pytest.raises(RunError, match=r"takes masks from outside \(oracle\)"):
+        measure_faithfulness(write_run(tmp_path / "told", metrics={"mask_source": "oracle"}), **QUICK)
+
+
+def test_the_command_measures_once(tmp_path):
+    run = write_run(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "now")
+    options = ["report", str(run.folder), "--faithfulness", "--data_root", str(tmp_path / "now")]
+    result = CliRunner().invoke(main, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    stored = stored_faithfulness(run)
+    assert stored is not None and stored["settings"]["steps"] == 16
+    assert math.isfinite(stored["map"]["insertion"]["gain"])
