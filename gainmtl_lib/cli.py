@@ -1,4 +1,9 @@
-"""What all commands share: parameters on the command line, the console, and errors without a traceback."""
+"""The command ``gainmtl``: thin commands over the library's functions.
+
+Options are spelt with hyphens or underscores. Parameters come from files (``-f``, later ones win) and from
+``-p NAME VALUE`` pairs, which win over files. (click and not typer: typer has no repeated pairs.) What a command needs
+is imported when it runs, so that ``--help`` does not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +94,7 @@ def value_of(text: str) -> Any:
         return text
 
 
-# --- Commands about the strategies
+# --- Strategies
 
 
 @click.command()
@@ -198,7 +203,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
     print_comparison(console, experiment, export=export)
 
 
-# --- The command that runs a study's plan and reports it.
+# --- Studies
 
 
 @click.command("ablation")
@@ -238,9 +243,6 @@ def _seeds(text: str) -> list[int]:
         raise SettingsError(f"--seeds must be whole numbers with commas between, got {text!r}") from None
 
 
-# --- The command of the shortcut study.
-
-
 @click.command()
 @parameter_options
 @click.option("--export", type=Path, help="Write table, warnings, conclusion and figures to this folder.")
@@ -257,7 +259,7 @@ def shortcut(files: Sequence[Path], pairs: Sequence[tuple[str, str]], export: Pa
     sys.exit(0 if study_and_report(console, settings, export=export, only_report=only_report) else 1)
 
 
-# --- Commands that show what a run decided and why
+# --- What a run decided, and why
 
 
 @click.command()
@@ -320,7 +322,7 @@ def report(
     console.print(f"report: {escape(str(path))}")
 
 
-# --- The group of commands of the second system
+# --- The second system
 
 
 @click.group(cls=Commands)
@@ -416,7 +418,7 @@ def distill(
     console.print(f"teacher: {escape(str(path))}")
 
 
-# --- The group of commands about data
+# --- Data
 
 
 @click.group(cls=Commands)
@@ -503,9 +505,6 @@ def plant(
     report_planting(console, settings, out, cue=cue, correlation=correlation, seed=seed)
 
 
-# --- The command that refreshes the notebooks.
-
-
 @click.command("notebooks")
 @click.argument("names", nargs=-1)
 @click.option("--workers", type=click.IntRange(min=1), help="At once; by default what suits the machine.")
@@ -515,9 +514,6 @@ def notebooks(names: Sequence[str], workers: int | None) -> None:
 
     paths = sorted((repository_root() / "notebooks").glob("*.ipynb"))
     refresh([path.stem for path in paths if not names or {path.stem, path.stem[:2]} & set(names)], workers=workers)
-
-
-# --- The command ``gainmtl``
 
 
 COMMANDS = (
