@@ -253,10 +253,12 @@ def shortcut(files: Sequence[Path], pairs: Sequence[tuple[str, str]], export: Pa
     Parameters that are not given are those of params/studies/shortcut.yaml. What is there already is reused; a
     second call goes on where the first was interrupted. The exit status is 1 when a run failed.
     """
-    from gainmtl_lib.studies.shortcut import ShortcutStudySettings, study_and_report
+    from gainmtl_lib.studies.ablation import run_and_report
+    from gainmtl_lib.studies.shortcut import ShortcutStudySettings, shortcut_report
 
     settings = ShortcutStudySettings.from_yaml(*files, **dict(named_values(pairs)))
-    sys.exit(0 if study_and_report(console, settings, export=export, only_report=only_report) else 1)
+    options = {"reasons": True, "export": export, "only_report": only_report}
+    sys.exit(1 if run_and_report(console, settings, shortcut_report, **options) else 0)
 
 
 # --- What a run decided, and why

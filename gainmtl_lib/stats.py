@@ -352,14 +352,15 @@ def score(rows: Mapping[str, Any] | pd.DataFrame, metric: str) -> float:
 
 
 def rows_table(rows: Mapping[str, Row], metric: str) -> pd.DataFrame:
-    """One line per row: ``row``, ``value`` (mean over seeds), ``low``, ``high``, ``seeds``, ``pictures``, ``note``.
+    """One line per row: ``row``, ``mean`` over seeds, ``low``, ``high``, ``seeds``, ``pictures``, ``note``.
 
     The interval is Student's over seeds; that of one seed is the bootstrap over its groups.
     """
     lines = []
     for name, row in rows.items():
         lines.append({"row": name} | _over_seeds({seed: [table] for seed, table in row.items()}, metric))
-    return pd.DataFrame(lines, columns=["row", "value", "low", "high", "seeds", "pictures", "note"])
+    table = pd.DataFrame(lines, columns=["row", "value", "low", "high", "seeds", "pictures", "note"])
+    return table.rename(columns={"value": "mean"})
 
 
 def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric: str) -> pd.DataFrame:
@@ -374,9 +375,8 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
         metric: of `score`; more is better.
 
     Returns:
-        ``step``, ``value`` (after − before), ``low``, ``high`` (of this step alone, so that they may exclude 0 where
-        the verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the seed with the fewest),
-        ``note``.
+        ``step``, ``difference`` (after − before), ``low``, ``high`` (of this step alone: they may exclude 0 where the
+        verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the seed with the fewest), ``note``.
 
     Raises:
         DataError: two runs of a seed hold different pictures.
@@ -393,7 +393,7 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
     table = pd.DataFrame(lines, columns=columns)
     table["p_holm"] = holm(table["p"])
     table["verdict"] = [verdict(value, p) for value, p in zip(table["value"], table["p_holm"])]
-    return table
+    return table.rename(columns={"value": "difference"})
 
 
 def _paired(first: pd.DataFrame, second: pd.DataFrame, owner: str) -> list[pd.DataFrame]:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gainmtl_lib.runs import Run
-from gainmtl_lib.studies.plans import PlannedRun, load_plan
+from gainmtl_lib.studies.plans import Cell, load_plan
 
 
 def written_plan(folder, **changed):
@@ -82,4 +81,4 @@ def write_planned(plan, row, seed, *, right=15, right_shift=10, seconds=60.0, **
     (folder / "metrics.json").write_text(json.dumps({"threshold": 0.5} | summary))
     (folder / "maps").mkdir()
     np.save(folder / "maps" / "cam.npy", np.zeros((len(tables) * 40, 2, 2), np.float16))
-    return PlannedRun(row, seed, Run(folder))
+    return Cell(row, seed, settings)

@@ -1,4 +1,4 @@
-"""A study's plan: which rows are trained with which seeds, and which of them are compared.
+"""A study: rows of settings, each trained with several seeds. What its runs are asked for, and how they are made.
 
 A plan is a YAML file, ``params/studies/<name>.yaml``::
 
@@ -11,6 +11,9 @@ A plan is a YAML file, ``params/studies/<name>.yaml``::
       S4: {strategy: S4}
       S4, no warm-up: {strategy: S4, loc_warmup_ratio: 0.0}
     steps: [[S1, S4], [S4, "S4, no warm-up"]]    # paired comparisons: before, after
+
+The shortcut study (`gainmtl_lib.studies.shortcut`) is another such record, whose rows are cues, correlations and
+strategies. Both are run by `run_study`.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal, Self
@@ -45,13 +50,13 @@ from gainmtl_lib.settings import (
     read_parameters,
     repository_root,
 )
+from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
 from gainmtl_lib.train import DeviceError, TrainingDivergedError, fit
+
+logger = logging.getLogger(__name__)
 
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
 """What synthetic data is made from: one folder holds one choice of them."""
-
-PLAN_NAMES = ("experiment", "seeds", "data_per_seed")
-"""Fields of a plan that `load_plan` replaces by name; any other name is a parameter of the runs."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -73,10 +78,49 @@ def _as_steps(value: Any) -> Any:
     for step in value:
         if not isinstance(step, list | tuple) or len(step) != 2 or not all(isinstance(name, str) for name in step):
             raise ValueError(f"a step must be a pair of row names [before, after], got {step!r}")
-    return tuple((before, after) for before, after in value)
+    return tuple(map(tuple, value))
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        row: of the plan.
+        seed: of training, and of synthetic data where each seed has its own.
+        settings: of the run.
+        cue: of the shortcut study.
+        correlation: of the cue with the class.
+    """
+
+    row: str
+    seed: int
+    settings: Settings
+    cue: str = ""
+    correlation: float = nan
+
+    @property
+    def name(self) -> str:
+        """As in ``S5, seed 1`` or ``lighting 0.95, S5, seed 1``."""
+        cell = f"{self.cue} {self.correlation:g}, " if self.cue else ""
+        return f"{cell}{self.row}, seed {self.seed}"
+
+    @cached_property
+    def run(self) -> Run:
+        """Its folder; read, never trained."""
+        return Run(self.settings.run_dir)
+
+    def predictions(self, split: str, lead: str | None = None) -> pd.DataFrame:
+        """Of one split, names of pictures and groups led by their dataset's folder, or by `lead`.
+
+        Synthetic pictures of two datasets have the same names and are not the same pictures.
+        """
+        table, lead = self.run.predictions, self.settings.dataset_folder.name if lead is None else lead
+        table = table[table["split"] == split].reset_index(drop=True)
+        return table.assign(**{name: f"{lead}/" + table[name].astype("string") for name in ("image", "group")})
 
 
 class Plan(ParameterRecord):
@@ -111,27 +155,25 @@ class Plan(ParameterRecord):
             if "strategy" in read_parameters(base):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
         _check_steps(self.steps, self.rows)
-        self._check_reserved("parameters", self.parameters, {"strategy"})
-        folders: dict[str, str] = {}
-        pictures: dict[str, str] = {}
-        data: dict[Path, tuple[str, dict[str, Any]]] = {}
+        self._check_reserved("parameters", self.parameters, "strategy")
+        checked: dict[str, Settings] = {}
         for row, values in self.rows.items():
             self._check_reserved(f"row {row!r}", values)
             settings = self._checked(row)
-            same = folders.setdefault(settings.run_name, row)
-            if same != row:
-                raise ValueError(f"rows {same!r} and {row!r} would share the folder {settings.run_name}; rename one")
-            _check_data(row, settings, data)
-            pictures[row] = settings.dataset_folder.name
-        _check_pictures(self.steps, pictures)
+            for other, before in checked.items():
+                _check_two_rows(other, before, row, settings)
+            checked[row] = settings
+        for before, after in self.steps:  # compared picture by picture, which are known by folder and name
+            first, second = (checked[row].dataset_folder.name for row in (before, after))
+            if first != second:
+                raise ValueError(
+                    f"steps: {before!r} and {after!r} are judged on different pictures, of {first} and {second}; give "
+                    "both the same data_root, or leave the step out"
+                )
         return self
 
     def settings(self, row: str, seed: int) -> Settings:
-        """The parameters of one run; its ``variant`` is the row's name where that is not the bare strategy.
-
-        Raises:
-            KeyError: no such row.
-        """
+        """The parameters of one run; its ``variant`` is the row's name where that is not the bare strategy."""
         values = self.parameters | self.rows[row]
         own = {"experiment": self.experiment, "seed": seed, "variant": variant_of(row, str(values.get("strategy")))}
         settings = Settings.from_yaml(*self.base, **values | own)
@@ -140,9 +182,9 @@ class Plan(ParameterRecord):
         root = settings.data_root
         return settings.changed(synthetic_seed=seed, data_root=root.with_name(f"{root.name}-{seed}"))
 
-    def runs(self) -> Iterator[tuple[str, int]]:
-        """Row and seed of every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
-        return ((row, seed) for seed in self.seeds for row in self.rows)
+    def cells(self) -> list[Cell]:
+        """Every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
+        return [Cell(row, seed, self.settings(row, seed)) for seed in self.seeds for row in self.rows]
 
     def plain(self) -> dict[str, Any]:
         """The plan as a YAML file can hold it, so that it can be run again."""
@@ -185,7 +227,7 @@ class Plan(ParameterRecord):
             )
         return settings
 
-    def _check_reserved(self, where: str, values: Mapping[str, Any], more: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    def _check_reserved(self, where: str, values: Mapping[str, Any], *more: str) -> None:
         reserved = {"seed", "variant", "experiment", *more} | ({"synthetic_seed"} if self.data_per_seed else set())
         if found := sorted(reserved & set(values)):
             raise ValueError(f"{where}: {_listed(found)} comes from the plan itself; leave it out")
@@ -204,11 +246,12 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
     """
     file = _plan_file(path)
     content = _read(file)
-    unknown = [name for name in overrides if name not in {*PLAN_NAMES, *Settings.model_fields}]
+    names = ("experiment", "seeds", "data_per_seed")
+    unknown = [name for name in overrides if name not in {*names, *Settings.model_fields}]
     if unknown:
         raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
-    own = {name: value for name, value in overrides.items() if name in PLAN_NAMES}
-    parameters = {name: value for name, value in overrides.items() if name not in PLAN_NAMES}
+    own = {name: value for name, value in overrides.items() if name in names}
+    parameters = {name: value for name, value in overrides.items() if name not in names}
     written = content.get("parameters", {})
     if parameters and isinstance(written, dict):  # what is none, `Plan` complains about
         own["parameters"] = written | parameters
@@ -244,37 +287,27 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_steps(steps: Sequence[tuple[str, str]], rows: Mapping[str, Any]) -> None:
-    for step in steps:
-        for name in step:
+    for before, after in steps:
+        for name in (before, after):
             if name not in rows:
                 raise ValueError(f"steps: {_no_row(name, rows)}")
-        if step[0] == step[1]:
-            raise ValueError(f"steps: {step[0]!r} is compared with itself")
+        if before == after:
+            raise ValueError(f"steps: {before!r} is compared with itself")
     if len(set(steps)) < len(steps):
         raise ValueError("steps: a pair is given twice")
 
 
-def _check_data(row: str, settings: Settings, data: dict[Path, tuple[str, dict[str, Any]]]) -> None:
-    """Synthetic data of one folder must be asked for with the same parameters by every row."""
-    if settings.dataset_type != "synthetic":
-        return
-    values = {name: getattr(settings, name) for name in DATA_PARAMETERS}
-    first, before = data.setdefault(settings.data_root, (row, values))
-    if differing := [name for name in values if values[name] != before[name]]:
+def _check_two_rows(first: str, before: Settings, second: str, settings: Settings) -> None:
+    """Two rows may share neither a run's folder, nor a folder of synthetic data that they would make differently."""
+    if before.run_name == settings.run_name:
+        raise ValueError(f"rows {first!r} and {second!r} would share the folder {settings.run_name}; rename one")
+    synthetic = before.dataset_type == settings.dataset_type == "synthetic"
+    differing = [name for name in DATA_PARAMETERS if getattr(before, name) != getattr(settings, name)]
+    if synthetic and before.data_root == settings.data_root and differing:
         raise ValueError(
-            f"rows {first!r} and {row!r} differ in {_listed(differing)} but share data_root {settings.data_root}; "
+            f"rows {first!r} and {second!r} differ in {_listed(differing)} but share data_root {settings.data_root}; "
             "give each its own"
         )
-
-
-def _check_pictures(steps: Sequence[tuple[str, str]], pictures: Mapping[str, str]) -> None:
-    """Rows of a step are compared picture by picture; pictures are known by their dataset's folder and their names."""
-    for before, after in steps:
-        if pictures[before] != pictures[after]:
-            raise ValueError(
-                f"steps: {before!r} and {after!r} are judged on different pictures, of {pictures[before]} and "
-                f"{pictures[after]}; give both the same data_root, or leave the step out"
-            )
 
 
 def _no_row(name: str, rows: Iterable[str]) -> str:
@@ -285,10 +318,8 @@ def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-# --- Several trainings one after the other
+# --- The runs
 
-
-logger = logging.getLogger(__name__)
 
 REASONS = (
     RunError, DataError, ModelError, DeviceError, FileError, SettingsError, TrainingDivergedError,
@@ -297,174 +328,85 @@ REASONS = (
 """What ends one run and lets the others go on; anything else is a mistake in the library."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to make.
+@dataclass
+class Study:
+    """What a study has so far.
 
     Attributes:
-        name: for the log and for what it returns, as in ``S5, seed 1``; no two of a list are the same.
-        kind: jobs of one kind are taken to last equally long.
-        settings: of the run.
-        done: nothing is left to do; the run is only read again.
+        runs: finished, in the plan's order.
+        failed: by the run's name the reason.
+        missing: names of runs that have not been made.
     """
 
-    name: str
-    kind: str
-    settings: Settings
-    done: bool
+    runs: list[Cell] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """How many runs there are, and the name and reason of each that failed."""
+        total = len(self.runs) + len(self.failed) + len(self.missing)
+        parts = [f"{len(self.runs)} of {total} runs"]
+        parts += [f"{len(self.missing)} not made yet"] if self.missing else []
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        return "; ".join([", ".join(parts), *(f"{name}: {reason}" for name, reason in self.failed.items())])
 
 
-def run_jobs(
-    jobs: Sequence[Job], make: Callable[[Settings], Run], *, failures: dict[str, str] | None = None
-) -> dict[str, Run]:
-    """Make every run, in order.
+def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool = False) -> Study:
+    """Train and evaluate what is missing. A run that fails is named and the others go on; a second call goes on where
+    the first was interrupted, and what another plan has trained with equal settings is taken as it is.
 
     Args:
-        jobs: what to make.
-        make: trains and evaluates a run, or reuses what is there.
-        failures: takes name and reason of the runs that failed, and the others go on; None: the first one is raised.
-
-    Returns:
-        The finished runs by name.
+        cells: the runs, in order.
+        reasons: ask each run for its reasons besides, see `measure_indicators`.
+        only_report: train and measure nothing.
     """
-    ahead = [job.kind for job in jobs if not job.done]
-    spent = [(job.kind, _training_seconds(job.settings)) for job in jobs if job.done]
-    finished: dict[str, Run] = {}
-    for number, job in enumerate(jobs, start=1):
-        if not job.done:
-            logger.info("run %d of %d: %s%s", number, len(jobs), job.name, time_left(spent, ahead))
-            ahead.remove(job.kind)
-        started = time.monotonic()
-        try:
-            run = make(job.settings)
-        except REASONS as error:
-            if failures is None:
-                raise
-            failures[job.name] = str(error)
-            logger.warning("run %d of %d failed: %s: %s", number, len(jobs), job.name, error)
-            continue
-        finished[job.name] = Run(run.folder)  # read anew: `run` holds its model in memory
-        if not job.done:
-            spent.append((job.kind, time.monotonic() - started))
-    return finished
+    study, ahead = Study(), [cell for cell in cells if not is_done(cell, reasons=reasons)]
+    spent = [(cell.row, float(cell.run.manifest.get("duration_s", 0))) for cell in cells if cell not in ahead]
+    for number, cell in enumerate(cells, start=1):
+        if cell not in ahead:
+            if differing := cell.run.settings.differences(cell.settings):
+                study.failed[cell.name] = (
+                    f"{cell.run.folder} holds a run with other settings (stored and planned): {'; '.join(differing)}"
+                )
+            else:
+                study.runs.append(cell)
+        elif only_report:
+            study.missing.append(cell.name)
+        else:
+            logger.info("run %d of %d: %s%s", number, len(cells), cell.name, time_left(spent, ahead))
+            started = time.monotonic()
+            ahead = ahead[1:]
+            try:
+                _make(cell.settings, reasons=reasons)
+            except REASONS as error:
+                study.failed[cell.name] = str(error)
+                logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
+                continue
+            spent.append((cell.row, time.monotonic() - started))
+            study.runs.append(cell)
+    return study
 
 
-def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[str]) -> str:
-    """``, about 14 min left``, from the runs whose time is known; empty where there are none.
+def _make(settings: Settings, *, reasons: bool) -> None:
+    run = fit(settings)
+    evaluate(run)
+    if reasons:
+        measure_indicators(run)
 
-    Args:
-        spent: kind and seconds of each run that is known.
-        ahead: kind of each run still to be made; one that is not known counts as the mean of all.
-    """
+
+def is_done(cell: Cell, *, reasons: bool = False) -> bool:
+    """Whether the run's folder says that it is finished, evaluated and, where wanted, asked for its reasons."""
+    if run_status(cell.settings.run_dir) != "complete" or not cell.run.is_evaluated:
+        return False
+    return not reasons or stored_indicators(cell.run) is not None
+
+
+def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[Cell]) -> str:
+    """``, about 14 min left``, from rows and seconds of the runs whose time is known; empty where there are none."""
     if not spent or not ahead:
         return ""
     overall = mean(seconds for _, seconds in spent)
-    by_kind = {kind: mean(seconds for other, seconds in spent if other == kind) for kind, _ in spent}
-    minutes = sum(by_kind.get(kind, overall) for kind in ahead) / 60
+    by_row = {row: mean(seconds for other, seconds in spent if other == row) for row, _ in spent}
+    minutes = sum(by_row.get(cell.row, overall) for cell in ahead) / 60
     return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-
-
-def _training_seconds(settings: Settings) -> float:
-    return float(Run(settings.run_dir).manifest.get("duration_s", 0))
-
-
-# --- The runs of a plan
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A finished and evaluated run, and its place in the plan."""
-
-    row: str
-    seed: int
-    run: Run
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    """A run of the plan that could not be finished, and why."""
-
-    row: str
-    seed: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.row}, seed {self.seed}: {self.reason}"
-
-
-def run_plan(plan: Plan, *, failures: list[FailedRun] | None = None) -> list[PlannedRun]:
-    """Train and evaluate every run of the plan. Finished ones are reused; after an interruption the same call goes on.
-
-    Args:
-        plan: what to run, in the order of `Plan.runs`.
-        failures: takes the runs that failed, and the others go on; None: the first failure is raised.
-
-    Returns:
-        The runs that are finished, in the plan's order.
-    """
-    places = {f"{row}, seed {seed}": (row, seed) for row, seed in plan.runs()}
-    jobs = [_job(name, plan, *place) for name, place in places.items()]
-    reasons: dict[str, str] = {}
-    runs = run_jobs(jobs, _evaluated, failures=None if failures is None else reasons)
-    if failures is not None:
-        failures += [FailedRun(*places[name], reason) for name, reason in reasons.items()]
-    return [PlannedRun(*places[name], run) for name, run in runs.items()]
-
-
-def finished_runs(plan: Plan) -> list[PlannedRun]:
-    """The runs of the plan that are finished and evaluated, read and not trained.
-
-    Raises:
-        RunError: a run was trained with other settings than the plan's; each difference is named.
-    """
-    found = []
-    for row, seed in plan.runs():
-        settings = plan.settings(row, seed)
-        if is_done(settings):
-            run = Run(settings.run_dir)
-            if differing := run.settings.differences(settings):
-                raise RunError(
-                    f"{run.folder} holds a run with other settings than the plan's (stored and planned):\n  "
-                    + "\n  ".join(differing)
-                )
-            found.append(PlannedRun(row, seed, run))
-    return found
-
-
-def is_done(settings: Settings) -> bool:
-    """Whether this run's folder says that it is finished and evaluated."""
-    return run_status(settings.run_dir) == "complete" and Run(settings.run_dir).is_evaluated
-
-
-def split_tables(runs: Sequence[PlannedRun], split: str) -> dict[str, dict[int, pd.DataFrame]]:
-    """The predictions of one split by row and seed; runs whose data lacks the split are left out.
-
-    Names of pictures and groups are led by their dataset's folder.
-    """
-    tables: dict[str, dict[int, pd.DataFrame]] = {}
-    for planned in runs:
-        table = split_table(planned.run, split, lead=planned.run.settings.dataset_folder.name)
-        if len(table):
-            tables.setdefault(planned.row, {})[planned.seed] = table
-    return tables
-
-
-def split_table(run: Run, split: str, *, lead: str) -> pd.DataFrame:
-    """A run's predictions of one split, names of pictures and groups led by `lead`.
-
-    Synthetic pictures of two datasets have the same names and are not the same pictures.
-    """
-    table = run.predictions
-    table = table[table["split"] == split].reset_index(drop=True)
-    return table.assign(**{name: f"{lead}/" + table[name].astype("string") for name in ("image", "group")})
-
-
-def _job(name: str, plan: Plan, row: str, seed: int) -> Job:
-    settings = plan.settings(row, seed)
-    return Job(name, row, settings, is_done(settings))
-
-
-def _evaluated(settings: Settings) -> Run:
-    run = fit(settings)
-    evaluate(run)
-    return run

@@ -1,10 +1,17 @@
-"""Plans of studies: what their runs are asked for, and what is refused."""
+"""Plans of studies: what their runs are asked for, what is refused, and how the runs are made."""
+
+import logging
+import shutil
 
 import pytest
 import yaml
+from tiny import tiny_settings
+from written_runs import write_planned, written_plan
 
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
-from gainmtl_lib.studies.plans import load_plan, variant_of
+from gainmtl_lib.studies import plans
+from gainmtl_lib.studies.plans import Cell, is_done, load_plan, run_study, time_left, variant_of
+from gainmtl_lib.train import TrainingDivergedError
 
 ROOT = repository_root()
 SMALL = {
@@ -30,7 +37,8 @@ def message(path, **overrides):
 
 def test_runs_go_seed_by_seed(tmp_path):
     plan = load_plan(write_plan(tmp_path))
-    assert list(plan.runs()) == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
+    places = [(cell.row, cell.seed) for cell in plan.cells()]
+    assert places == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
 
 
 def test_a_runs_settings_are_base_then_row_with_the_rows_name_as_variant(tmp_path):
@@ -216,3 +224,128 @@ def test_rows_of_the_share_study_go_from_none_to_all():
     plan = load_plan("edited_share")
     shares = {row: plan.settings(row, 0).image_counterfactual for row in plan.rows}
     assert shares == {"S5": 0, "S7, 25 % edited": 0.25, "S7": 0.5, "S7, 75 % edited": 0.75, "S7, all edited": 1}
+
+
+# --- The runs
+
+
+BOTH = ["S1, seed 0", "S5, seed 0", "S1, seed 1", "S5, seed 1"]
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """Training and evaluation replaced by written runs; what is returned takes the names of those that were trained."""
+
+    def replace(plan, broken=None):
+        cells = {cell.settings.run_dir: cell for cell in plan.cells()}
+        trained = []
+
+        def fit(settings):
+            cell = cells[settings.run_dir]
+            if cell.name in (broken or {}):
+                raise broken[cell.name]
+            trained.append(cell.name)
+            return write_planned(plan, cell.row, cell.seed).run
+
+        monkeypatch.setattr(plans, "fit", fit)
+        monkeypatch.setattr(plans, "evaluate", lambda run: None)
+        return trained
+
+    return replace
+
+
+def names(study):
+    return [cell.name for cell in study.runs]
+
+
+def test_every_row_is_trained_with_every_seed_and_only_once(tmp_path, by_hand):
+    plan = written_plan(tmp_path)
+    trained = by_hand(plan)
+    assert names(run_study(plan.cells())) == BOTH == trained
+    again = run_study(plan.cells())
+    assert names(again) == BOTH == trained and again.state == "4 of 4 runs"
+
+
+def test_what_is_missing_is_trained_and_the_time_left_is_told(tmp_path, by_hand, caplog):
+    plan = written_plan(tmp_path)
+    trained = by_hand(plan)
+    write_planned(plan, "S1", 0, seconds=300.0)
+    with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
+        run_study(plan.cells())
+    assert trained == BOTH[1:]
+    # Three are missing and the one that is known took five minutes; written neighbours take no time.
+    assert caplog.messages[:3] == [
+        "run 2 of 4: S5, seed 0, about 15 min left",
+        "run 3 of 4: S1, seed 1, about 5 min left",
+        "run 4 of 4: S5, seed 1, less than a minute left",  # as S5 with seed 0
+    ]
+
+
+def test_time_left_is_that_of_the_same_row_where_it_is_known():
+    def ahead(*rows):
+        return [Cell(row, 0, None) for row in rows]
+
+    known = [("S1", 60.0), ("S5", 240.0)]
+    assert time_left(known, ahead("S1", "S5", "S5")) == ", about 9 min left"
+    assert time_left(known, ahead("S3", "S3")) == ", about 5 min left"  # not known: the mean
+    assert time_left([], ahead("S1")) == time_left(known, []) == ""
+
+
+def test_a_failure_is_named_and_the_others_go_on(tmp_path, by_hand, caplog):
+    plan = written_plan(tmp_path)
+    by_hand(plan, {"S5, seed 0": TrainingDivergedError("the loss became nan in cls")})
+    study = run_study(plan.cells())
+    assert names(study) == [name for name in BOTH if name != "S5, seed 0"]
+    assert study.failed == {"S5, seed 0": "the loss became nan in cls"}
+    assert study.state == "3 of 4 runs, 1 failed; S5, seed 0: the loss became nan in cls"
+    assert "run 2 of 4 failed: S5, seed 0: the loss became nan in cls" in caplog.messages
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_mistakes_and_interruptions_are_passed_on_and_the_next_call_goes_on(tmp_path, by_hand, error):
+    plan = written_plan(tmp_path)
+    trained = by_hand(plan, {"S1, seed 1": error()})
+    with pytest.raises(error):
+        run_study(plan.cells())
+    assert trained == BOTH[:2]
+    assert by_hand(plan) == [] and len(run_study(plan.cells()).runs) == 4
+
+
+def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
+    plan = written_plan(tmp_path)
+    write_planned(plan, "S5", 1)
+    shutil.rmtree(write_planned(plan, "S1", 0).run.folder / "maps")
+    study = run_study(plan.cells(), only_report=True)
+    assert names(study) == ["S5, seed 1"] and study.missing == [name for name in BOTH if name != "S5, seed 1"]
+    assert study.state == "1 of 4 runs, 3 not made yet"
+
+
+def test_runs_of_other_settings_are_not_reported(tmp_path):
+    write_planned(written_plan(tmp_path), "S5", 1)
+    other = written_plan(tmp_path, rows={"S5": {"strategy": "S5", "dropout": 0.25}}, steps=[])
+    for only_report in (True, False):
+        cells = [cell for cell in other.cells() if cell.seed == 1]
+        study = run_study(cells, only_report=only_report)
+        assert not study.runs and "other settings (stored and planned): dropout: 0.5 and 0.25" in study.state
+
+
+def test_pictures_are_named_after_their_dataset(tmp_path):
+    cell = write_planned(written_plan(tmp_path), "S1", 1)
+    table = cell.predictions("test_shift")
+    assert table["image"].iloc[0] == "made-1/images/test_shift/000.png"
+    assert set(table["split"]) == {"test_shift"} and table["group"].isna().all()
+    assert cell.predictions("val").empty
+
+
+def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path):
+    small = tiny_settings(tmp_path, "S1", num_epochs=1).plain()
+    own = ("strategy", "seed", "variant", "experiment", "synthetic_seed", "image_counterfactual")
+    parameters = {name: value for name, value in small.items() if name not in own and not name.startswith("lambda")}
+    rows = {"S2, light": {"strategy": "S2", "lambda_cls": 0.5}}
+    plan = written_plan(tmp_path, base=[], seeds=[3], parameters=parameters, rows=rows, steps=[])
+    (cell,) = run_study(plan.cells()).runs
+    assert cell.run.folder == tmp_path / "outputs/hand/s2-light/seed3" and is_done(cell)
+    assert cell.run.settings.data_root == tmp_path / "data-3" and cell.run.settings.synthetic_seed == 3
+    weights = (cell.run.folder / "model.safetensors").stat().st_mtime_ns
+    assert len(run_study(plan.cells()).runs[0].predictions("test")) == 6
+    assert (cell.run.folder / "model.safetensors").stat().st_mtime_ns == weights

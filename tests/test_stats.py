@@ -1,0 +1,436 @@
+"""Intervals against published numbers, scores and tests counted by hand, pictures of one part that count as one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from audited import row, table_of
+from scipy import stats
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.stats import (
+    FEWEST_GROUPS,
+    Estimate,
+    auroc,
+    average_precision,
+    difference,
+    effective_count,
+    f1,
+    group_codes,
+    holm,
+    mean_gain,
+    mean_score,
+    paired_difference,
+    proportion,
+    resampled,
+    rows_table,
+    score,
+    share_parts,
+    split_scores,
+    steps_table,
+    tango,
+    verdict,
+    wilson,
+)
+
+TWELVE = np.arange(12)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"), [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)]
+)
+def test_wilson_against_known_values(hits, count, low, high):
+    assert wilson(hits, count) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 3), (3, 52), (49, 52), (52, 52), (1, 1000)])
+def test_wilson_is_scipys_for_whole_counts(hits, count):
+    expected = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson(hits, count) == pytest.approx((expected.low, expected.high))
+
+
+def test_wilson_without_pictures_has_no_answer():
+    assert all(math.isnan(end) for end in wilson(0, 0))
+
+
+def test_a_share_says_what_it_rests_on():
+    share = proportion(np.array([1, 0, 1, 1]), np.arange(4))
+    assert (share.value, share.hits, share.count, share.groups) == (0.75, 3, 4, 4)
+    assert (share.low, share.high) == pytest.approx(wilson(3, 4)) and share.has_interval
+    none = proportion(np.array([]), np.array([]))
+    assert math.isnan(none.value) and (none.hits, none.count) == (0, 0) and not none.has_interval
+
+
+def test_pictures_of_their_own_parts_are_independent():
+    assert effective_count(np.array([1, 0, 1, 1]), np.arange(4)) == 4
+
+
+def test_copies_of_a_picture_add_nothing():
+    values, groups = np.tile([1, 0, 1, 0, 0, 1], 2), np.tile(np.arange(6), 2)
+    # The variance between six parts would say 5 pictures, but no fewer than the parts there are.
+    assert effective_count(values, groups) == 6
+
+
+def test_parts_that_all_have_the_same_share_are_no_worse_than_independent_pictures():
+    assert effective_count(np.tile([1, 0], 6), np.repeat(np.arange(6), 2)) == 12
+
+
+def test_where_all_pictures_agree_only_parts_count():
+    # 4, 1 and 1 pictures of three parts: 6² / (16 + 1 + 1)
+    assert effective_count(np.ones(6), np.array([0, 0, 0, 0, 1, 2])) == 2
+    widened = proportion(np.ones(6), np.array([0, 0, 0, 0, 1, 2]))
+    assert widened.low == pytest.approx(wilson(2, 2)[0]) and widened.count == 6 and widened.groups == 3
+
+
+def test_the_mean_leaves_out_pictures_without_an_answer():
+    mean = mean_score(np.array([0.25, np.nan, 0.75]), np.arange(3))
+    assert (mean.value, mean.count, mean.hits) == (0.5, 2, None)
+    assert not mean.has_interval  # two parts
+    assert math.isnan(mean_score(np.array([np.nan]), np.arange(1)).value)
+
+
+def test_scores_of_zero_and_one_are_a_share():
+    assert mean_score(np.array([1.0, 0.0, np.nan]), np.arange(3)) == proportion(np.array([1, 0]), np.arange(2))
+
+
+def test_the_interval_of_a_mean_is_seeded_and_around_it():
+    values = np.linspace(0.1, 0.9, 30)
+    mean = mean_score(values, np.arange(30))
+    assert mean == mean_score(values, np.arange(30))
+    standard_error = values.std() / math.sqrt(30)
+    assert mean.low == pytest.approx(0.5 - 1.96 * standard_error, abs=0.02)
+    assert mean.high == pytest.approx(0.5 + 1.96 * standard_error, abs=0.02)
+
+
+def test_parts_are_drawn_whole_so_that_copies_do_not_narrow_the_interval():
+    values, groups = np.linspace(0.1, 0.9, 15), np.arange(15)
+    once, thrice = mean_score(values, groups), mean_score(np.tile(values, 3), np.tile(groups, 3))
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    assert (thrice.count, thrice.groups) == (45, 15)
+    drawn = resampled(lambda rows: float(np.tile(values, 3)[rows].mean()), np.tile(groups, 3))
+    assert (drawn.low, drawn.high) == pytest.approx((once.low, once.high))
+
+
+def test_too_few_parts_give_no_interval():
+    values = np.linspace(0, 1, FEWEST_GROUPS - 1)
+    assert not mean_score(values, np.arange(len(values))).has_interval
+    assert mean_score(np.append(values, 0.5), np.arange(len(values) + 1)).has_interval
+
+
+def test_a_statistic_that_never_changes_has_no_interval():
+    estimate = resampled(lambda rows: 1.0, TWELVE)
+    assert estimate.value == 1 and not estimate.has_interval
+
+
+def test_resamples_without_an_answer_are_left_out():
+    estimate = resampled(lambda rows: math.nan if 0 in rows else float(rows.mean()), TWELVE)
+    assert math.isnan(estimate.value) and estimate.has_interval
+
+
+def test_strata_keep_the_number_of_each_kind():
+    labels = (TWELVE < 5).astype(int)
+
+    def defects(rows):
+        return float(labels[rows].sum())
+
+    assert resampled(defects, TWELVE).has_interval
+    assert not resampled(defects, TWELVE, strata=labels).has_interval
+
+
+def test_a_kind_with_one_part_cannot_be_resampled():
+    assert not resampled(lambda rows: float(rows.mean()), TWELVE, strata=(TWELVE == 0).astype(int)).has_interval
+
+
+def test_the_difference_of_two_shares_is_newcombes():
+    # Newcombe 1998, table II, (a): 56/70 and 48/80, method 10
+    shares = (proportion(np.arange(70) < 56, np.arange(70)), proportion(np.arange(80) < 48, np.arange(80)))
+    gap = difference(*shares, independent=True)
+    assert (gap.value, gap.count) == (pytest.approx(0.2), 150)
+    assert (gap.low, gap.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def paired(both, only_first, only_second, neither):
+    """`paired_difference` of pictures counted by their two answers, each of a part of its own."""
+    pairs = np.repeat([(1, 1), (1, 0), (0, 1), (0, 0)], [both, only_first, only_second, neither], axis=0)
+    return paired_difference(pairs[:, 0], pairs[:, 1], np.arange(len(pairs)))
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_a_paired_difference_agrees_with_mcnemars_test(count):
+    critical = 1.959964**2  # of chi-squared with one degree of freedom
+    for first in range(count + 1):
+        for second in range(count + 1 - first):
+            gap = paired(0, first, second, count - first - second)
+            gain, differing = first - second, max(1, first + second)
+            assert gap.low <= gap.value <= gap.high and gap.value == pytest.approx(gain / count)
+            assert (not gap.low <= 0 <= gap.high) == (gain**2 / differing > critical), (first, second)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (1, 52), (2, 2), (10, 10)])
+def test_a_paired_difference_in_one_direction_ends_where_the_share_does(hits, count):
+    gap, mirrored = paired(0, hits, 0, count - hits), paired(0, 0, hits, count - hits)
+    assert gap.high == pytest.approx(wilson(hits, count)[1])
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-gap.high), pytest.approx(-gap.low))
+
+
+def test_one_picture_that_differs_shows_no_paired_difference():
+    for count in (1, 2, 52):
+        assert paired(0, 1, 0, count - 1).low < 0
+    assert paired(0, 2, 0, 0).low < 0 < paired(0, 12, 0, 0).low
+
+
+def test_many_opposite_differences_widen_a_paired_difference():
+    # As many as of independent pictures would narrow it: the two shares vary against each other.
+    gap, alone = (
+        paired(0, 30, 20, 0),
+        difference(*(proportion(np.arange(50) < hits, np.arange(50)) for hits in (30, 20)), independent=True),
+    )
+    assert gap.low < 0 < alone.low
+
+
+def test_copies_do_not_narrow_a_paired_difference():
+    first, second = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0])
+    once = paired_difference(first, second, np.arange(8))
+    thrice = paired_difference(np.tile(first, 3), np.tile(second, 3), np.tile(np.arange(8), 3))
+    assert (thrice.low, thrice.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert (thrice.count, thrice.groups, thrice.hits) == (24, 8, None)
+
+
+def test_no_pairs_have_no_difference():
+    none = paired_difference(np.array([]), np.array([]), np.array([]))
+    assert math.isnan(none.value) and none.count == 0 and not none.has_interval
+    assert all(math.isnan(end) for end in tango(0, 0, 0))
+
+
+def test_gains_are_never_taken_for_a_share():
+    gain = mean_gain(np.array([1.0] + [0.0] * 11), TWELVE)
+    assert gain.value == pytest.approx(1 / 12) and gain.low == 0 and gain.hits is None
+    assert not mean_gain(np.ones(12), TWELVE).has_interval
+    assert not mean_gain(np.linspace(0, 1, FEWEST_GROUPS - 1), np.arange(FEWEST_GROUPS - 1)).has_interval
+    assert math.isnan(mean_gain(np.array([]), np.array([])).value)
+
+
+def test_a_difference_needs_both_intervals():
+    gap = difference(Estimate(0.9, 0.8, 1.0), Estimate(0.5), independent=True)
+    assert gap.value == pytest.approx(0.4) and not gap.has_interval
+
+
+def test_a_difference_of_the_same_parts_allows_for_the_worst_correlation():
+    gap = difference(Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.3, 0.6), independent=False)
+    assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.1 - 0.1), pytest.approx(0.4 + 0.05 + 0.2))
+    # Opposite answers on the same pictures: the interval holds that of the pairs themselves.
+    shares = [proportion(np.arange(50) < 30, np.arange(50)), proportion(np.arange(50) >= 30, np.arange(50))]
+    worst, pairs = difference(*shares, independent=False), paired(0, 30, 20, 0)
+    assert worst.low <= pairs.low + 0.01 and worst.high >= pairs.high - 0.01
+
+
+def test_parts_shown_in_both_tables():
+    first, second = (pd.DataFrame({"group": groups}) for groups in (["a", "b", None], ["c", None]))
+    assert not share_parts(first, second)
+    assert share_parts(first, pd.DataFrame({"group": ["b"]}))
+
+
+def test_a_picture_without_a_group_is_its_own():
+    table = pd.DataFrame({"image": ["a", "b", "c", "d"], "group": ["p", None, "p", None]})
+    codes = group_codes(table)
+    assert codes[0] == codes[2] and len(set(codes)) == 3
+
+
+# --- Scores of one split
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_ranking_is_scikit_learns_ties_included(decimals):
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 2, 200), rng.random(200).round(decimals)
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
+    called = (scores > 0.4).astype(int)
+    assert f1(labels, called) == pytest.approx(f1_score(labels, called))
+
+
+def test_ranking_by_hand():
+    labels, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.6, 0.8])
+    assert auroc(labels, scores) == 0.75
+    assert average_precision(labels, scores) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_one_class_has_no_ranking():
+    ones = np.ones(3, dtype=int)
+    for labels in (ones, 1 - ones):
+        assert math.isnan(auroc(labels, np.arange(3))) and math.isnan(average_precision(labels, np.arange(3)))
+    assert math.isnan(f1(1 - ones, 1 - ones))
+
+
+def test_scores_of_a_split():
+    rows = [row("test", 1, 0.9), row("test", 1, 0.8, cam_iou=0.05, point_game=0.0), row("test", 1, 0.2)]
+    rows += [row("test", 0, 0.1), row("test", 0, 0.7)]
+    scores = split_scores(table_of(rows))
+    told = {name: (scores[name].hits, scores[name].count) for name in ("recall", "precision", "accuracy")}
+    assert told == {"recall": (2, 3), "precision": (2, 3), "accuracy": (3, 5)}
+    assert scores["auroc"].value == pytest.approx(5 / 6)
+    assert scores["cam_iou"].value == pytest.approx((0.5 + 0.05 + 0.5) / 3)
+    assert (scores["wrong_reason_rate"].hits, scores["wrong_reason_rate"].count) == (1, 2)
+    assert "loc_iou" not in scores and "cf_flip_rate" not in scores
+
+
+def test_flips_count_beyond_their_control():
+    rows = [row("test", 1, 0.9, cf_probability=p, cf_control_probability=c) for p, c in
+            ((0.1, 0.8), (0.2, 0.3), (0.7, 0.8), (0.1, np.nan))]  # fmt: skip
+    scores = split_scores(table_of([*rows, row("test", 0, 0.1)]))
+    assert (scores["cf_flip_rate"].hits, scores["cf_flip_rate"].count) == (3, 4)
+    assert (scores["cf_control_flip_rate"].hits, scores["cf_control_flip_rate"].count) == (1, 3)
+    # asked both: flips 1, 1, 0 and control flips 0, 1, 0
+    assert scores["cf_excess"].value == pytest.approx(1 / 3) and scores["cf_excess"].count == 3
+
+
+def test_one_flip_in_fifty_two_shows_nothing():
+    rows = [row("test", 1, 0.9, cf_probability=p, cf_control_probability=0.9) for p in [0.1] + [0.9] * 51]
+    excess = split_scores(table_of(rows))["cf_excess"]
+    assert (excess.value, excess.count, excess.hits) == (pytest.approx(1 / 52), 52, None)
+    assert excess.low == pytest.approx(-0.051, abs=5e-4) and excess.high == pytest.approx(0.101, abs=5e-4)
+
+
+def test_no_defect_was_found_so_that_nothing_was_asked():
+    rows = [row("test", 1, 0.1, cf_probability=0.1, cf_control_probability=0.1), row("test", 0, 0.1)]
+    scores = split_scores(table_of(rows))
+    assert math.isnan(scores["cf_excess"].value) and scores["cf_flip_rate"].count == 0
+    assert scores["precision"].count == 0 and math.isnan(scores["precision"].value)
+
+
+# --- Rows of a study and the steps between them
+
+
+def predictions(right, *, count=20, prefix="a", **columns):
+    """Half normal, half defective; the first `right` of each class are called rightly."""
+    half = count // 2
+    label = np.repeat([0, 1], half)
+    predicted = np.where(np.tile(np.arange(half) >= right, 2), 1 - label, label)
+    images = [f"{prefix}{number:03}.png" for number in range(count)]
+    table = pd.DataFrame({"image": images, "label": label, "group": None, "predicted": predicted})
+    return table.assign(probability=np.where(predicted == 1, 0.9, 0.1), **columns)
+
+
+def row_of(rights, **columns):
+    return {seed: predictions(right, prefix=f"{seed}/", **columns) for seed, right in enumerate(rights)}
+
+
+def step(before, after, metric="accuracy"):
+    return steps_table({"A": before, "B": after}, [("A", "B")], metric).iloc[0]
+
+
+def test_a_score_counted_by_hand():
+    table = pd.DataFrame({"image": list("abcd"), "label": [0, 0, 1, 1], "predicted": [0, 1, 1, 1]})
+    table["probability"] = [0.2, 0.6, 0.6, 0.9]
+    table["cf_flip"], table["cf_control_flip"] = [np.nan, np.nan, 1, 1], [np.nan, np.nan, 0, np.nan]
+    assert score(table, "accuracy") == 0.75 and score(table, "cf_flip_rate") == 1
+    assert score(table, "auroc") == 3.5 / 4  # one tie among four pairs
+    assert score(table, "cf_excess") == 1  # of the one picture that was asked both
+    assert math.isnan(score(table, "cam_iou")) and math.isnan(score(table.head(2), "auroc"))
+
+
+def test_steps_are_paired_t_tests_over_seeds():
+    before, after = [5, 6, 5, 7], [8, 8, 9, 9]
+    gain = (np.array(after) - before) / 10
+    found, expected = step(row_of(before), row_of(after)), stats.ttest_rel(np.array(after) / 10, np.array(before) / 10)
+    assert found["difference"] == pytest.approx(gain.mean()) and found["p"] == pytest.approx(expected.pvalue)
+    half = stats.t.ppf(0.975, 3) * gain.std(ddof=1) / 2
+    assert (found["low"], found["high"]) == (pytest.approx(gain.mean() - half), pytest.approx(gain.mean() + half))
+    assert (found["verdict"], found["seeds"], found["pictures"], found["note"]) == ("better", 4, 20, "")
+    assert step(row_of(after), row_of(before))["verdict"] == "worse"
+
+
+def test_the_correction_is_for_all_steps_of_the_table():
+    rows = {"A": row_of([5, 6, 5]), "B": row_of([7, 8, 8]), "C": row_of([7, 7, 9])}
+    table = steps_table(rows, [("A", "B"), ("B", "C")], "accuracy")
+    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
+    assert table["p_holm"][0] == pytest.approx(2 * table["p"][0])
+
+
+def test_one_seed_is_judged_over_its_pictures():
+    one = step(row_of([10], count=60), row_of([25], count=60))
+    assert one["difference"] == pytest.approx(0.5) and one["low"] > 0 and one["verdict"] == "better"
+    assert one["note"] == "one seed: judged over pictures" and one["seeds"] == 1
+    none = step(row_of([10], count=60), row_of([10], count=60))
+    assert none["difference"] == 0 and none["verdict"] == "not tested"
+    few = step(row_of([1], count=6), row_of([3], count=6))  # too few groups to resample
+    assert math.isnan(few["low"]) and few["verdict"] == "not tested"
+
+
+def test_copies_of_pictures_do_not_make_a_step_of_one_seed_surer():
+    def widths(copies):
+        tables = [
+            pd.concat([t.assign(image=t["image"] + str(k), group=t["image"]) for k in range(copies)])
+            for t in (predictions(10, count=60), predictions(15, count=60))
+        ]
+        found = step({0: tables[0]}, {0: tables[1]})
+        return found["high"] - found["low"]
+
+    assert widths(3) == pytest.approx(widths(1))
+
+
+def test_seeds_that_all_agree_leave_nothing_to_test_by():
+    assert step(row_of([5, 5, 5]), row_of([5, 5, 5]))[["p", "verdict"]].tolist() == [1, "not distinguishable"]
+    moved = step(row_of([5, 5, 5]), row_of([6, 6, 6]))
+    assert moved["difference"] == pytest.approx(0.1) and moved["verdict"] == "not tested"
+    assert moved["note"] == "the same in every seed"
+
+
+def test_what_cannot_be_compared_is_said():
+    both = {"A": row_of([5, 6, 5]), "B": row_of([7, 9])}
+    found = steps_table(both, [("A", "B"), ("A", "C")], "accuracy")
+    assert found["seeds"].tolist() == [2, 0] and found["note"][0] == "left out, without a partner: seed 2"
+    assert found["verdict"][1] == "not tested" and found["note"][1].startswith("no runs")
+    assert step(row_of([5, 6]), row_of([5, 6]), "cam_iou")["note"] == "no CAM-IoU"
+    assert steps_table({}, [], "accuracy").empty
+
+
+def test_runs_on_other_pictures_are_refused():
+    with pytest.raises(DataError, match=r"A→B, seed 0: .* different pictures \(20 and 20, 0 of them in both\)"):
+        step({0: predictions(5)}, {0: predictions(5, prefix="b")})
+    turned = predictions(5).assign(label=lambda table: 1 - table["label"])
+    with pytest.raises(DataError, match=r"20 pictures have another label in the second run, the first is a000\.png"):
+        step({0: predictions(5)}, {0: turned})
+
+
+def test_pairs_do_not_hang_on_the_order_of_the_pictures():
+    shuffled = {seed: table.sample(frac=1, random_state=1) for seed, table in row_of([8, 9, 7]).items()}
+    assert step(row_of([5, 6, 5]), shuffled).equals(step(row_of([5, 6, 5]), row_of([8, 9, 7])))
+
+
+def test_rows_have_the_mean_over_seeds_and_its_interval():
+    table = rows_table({"A": row_of([5, 7, 6]), "B": row_of([9])}, "accuracy").set_index("row")
+    values = np.array([0.5, 0.7, 0.6])
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert table.loc["A", ["mean", "low", "high"]].tolist() == pytest.approx([0.6, low, high])
+    assert table["seeds"].tolist() == [3, 1] and table.loc["B", "low"] < 0.9 <= table.loc["B", "high"]
+    assert rows_table({"A": row_of([5, 5])}, "cam_iou")["note"].tolist() == ["no CAM-IoU"]
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.6], [1, 1]),
+        ([0.02, math.nan, 0.01], [0.02, math.nan, 0.02]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p, adjusted):
+    assert holm(p) == pytest.approx(np.array(adjusted), nan_ok=True)
+
+
+def test_verdicts():
+    found = [verdict(value, p) for value, p in ((0.1, 0.01), (-0.1, 0.01), (0.1, 0.06), (0.1, math.nan))]
+    assert found == ["better", "worse", "not distinguishable", "not tested"]
+
+
+def test_six_steps_without_effect_hold_the_level_together():
+    """Simulated studies of five seeds; steps share rows, so that their p-values depend on each other."""
+    rng, studies, false_finds = np.random.default_rng(0), 2000, 0
+    for rows in rng.normal(0, 1, (studies, 7, 5)):
+        p = stats.ttest_1samp(np.diff(rows, axis=0), 0, axis=1).pvalue
+        false_finds += bool((holm(p) < 0.05).any())
+    assert 0.01 < false_finds / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
