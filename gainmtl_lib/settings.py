@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         root = repository_root()
         return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 # --- Values as YAML and notebooks write them

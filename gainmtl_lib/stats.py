@@ -375,7 +375,7 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
         metric: of `score`; more is better.
 
     Returns:
-        ``step``, ``difference`` (after − before), ``low``, ``high`` (of this step alone: they may exclude 0 where the
+        ``step``, ``difference`` (after − before), ``low``, ``high`` (of this step alone: they may exclude 0 though the
         verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the seed with the fewest), ``note``.
 
     Raises:

@@ -194,7 +194,7 @@ def test_the_runs_of_the_studies_are_counted():
             study = ShortcutStudySettings.from_yaml(ROOT / name)
             assert math.prod(map(len, (study.cues, study.correlations, study.strategies, study.seeds))) == int(runs)
         else:
-            assert len(list(load_plan(name).runs())) == int(runs)
+            assert len(list(load_plan(name).cells())) == int(runs)
 
 
 def figures(cells: list[str]) -> list[float]:

@@ -186,13 +186,6 @@ class Plan(ParameterRecord):
         """Every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
         return [Cell(row, seed, self.settings(row, seed)) for seed in self.seeds for row in self.rows]
 
-    def plain(self) -> dict[str, Any]:
-        """The plan as a YAML file can hold it, so that it can be run again."""
-        root = repository_root()
-        base = [path.relative_to(root) if path.is_relative_to(root) else path for path in self.base]
-        steps = [list(step) for step in self.steps]
-        return super().plain() | {"base": [path.as_posix() for path in base], "steps": steps}
-
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Plan:
         """The part of the plan with these rows and seeds, and the steps between the rows that are left.
 
