@@ -376,7 +376,7 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
 
     Returns:
         ``step``, ``difference`` (after − before), ``low``, ``high`` (of this step alone: they may exclude 0 though the
-        verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the seed with the fewest), ``note``.
+        verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the fewest), ``note``.
 
     Raises:
         DataError: two runs of a seed hold different pictures.
