@@ -126,4 +126,4 @@ def _read_stored(opened: OpenedRun, row: int) -> list[str]:
         return [f"{opened.name}: the evaluation stored no answer for this picture (it has no annotated defect)."]
     moved = None if pd.isna(control) else float(control)
     stored = answer(float(record["probability"]), float(without), moved, opened.threshold)
-    return [f"{opened.name}: {stored.message}", "From the stored evaluation."]
+    return [f"{opened.name}: {stored['message']}", "From the stored evaluation."]

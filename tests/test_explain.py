@@ -1,0 +1,800 @@
+"""One picture or many, of any kind, explained by models whose answer is known, and by a trained run."""
+
+import logging
+import pickle
+import shutil
+import warnings
+from types import SimpleNamespace
+
+import cv2
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from drawn_data import truncate_file
+from hand_made import WHOLE, Looks
+from matplotlib.colors import to_rgba
+from PIL import Image
+from tiny import tiny_settings
+
+from gainmtl_lib import explain as module
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.explain import (
+    BOX,
+    VERDICT_COLORS,
+    DefectExplainer,
+    Frame,
+    NotExplained,
+    answer,
+    defect_boxes,
+    fonts_for,
+    pair,
+    read_defect,
+    read_picture,
+)
+from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.model import build_model
+from gainmtl_lib.readers import DataError, UnreadableError
+from gainmtl_lib.runs import Run
+from gainmtl_lib.train import fit
+
+# --- Any kind of picture and mask to pixels
+
+RNG = np.random.default_rng(0)
+COLOR = RNG.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+GREY = RNG.integers(0, 256, (12, 16)).astype(np.uint8)
+ALPHA = RNG.integers(0, 256, (12, 16, 1)).astype(np.uint8)
+
+
+def tensor(pixels):
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+COLORED = {
+    "array": COLOR,
+    "array, read-only strides": COLOR[:, ::-1][:, ::-1],
+    "16 bits": COLOR.astype(np.uint16) * 257,
+    "16 bits, other byte order": (COLOR.astype(np.uint16) * 257).astype(">u2"),
+    "float": COLOR / 255,
+    "half": (COLOR / 255).astype(np.float16),
+    "alpha": np.dstack([COLOR, ALPHA]),
+    "alpha, 16 bits": np.dstack([COLOR, ALPHA]).astype(np.uint16) * 257,
+    "PIL": Image.fromarray(COLOR),
+    "PIL alpha": Image.fromarray(np.dstack([COLOR, ALPHA])),
+    "tensor": tensor(COLOR),
+    "tensor float": tensor(COLOR) / 255,
+    "tensor that learns": (tensor(COLOR) / 255).requires_grad_(),
+    "tensor alpha": tensor(np.dstack([COLOR, ALPHA])),
+}
+GREYS = {
+    "array": GREY,
+    "array (h, w, 1)": GREY[..., None],
+    "16 bits": GREY.astype(np.uint16) * 257,
+    "PIL": Image.fromarray(GREY),
+    "PIL alpha": Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA[..., 0])]),
+    "PIL 16 bits": Image.fromarray(GREY.astype(np.uint16) * 257),
+    "PIL 32 bits": Image.fromarray(GREY.astype(np.int32) * 257),
+    "PIL float": Image.fromarray((GREY / 255).astype(np.float32)),
+    "tensor (1, h, w)": torch.from_numpy(GREY)[None],
+    "tensor (h, w)": torch.from_numpy(GREY) / 255,
+    "tensor bfloat16": torch.from_numpy(GREY).to(torch.bfloat16)[None] / 255,
+}
+
+
+@pytest.mark.parametrize("kind", COLORED)
+def test_every_kind_of_colour_picture_gives_the_same_pixels(kind):
+    pixels = read_picture(COLORED[kind])
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, COLOR)
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_every_kind_of_grey_picture_gives_three_equal_channels(kind):
+    pixels = read_picture(GREYS[kind])
+    tolerance = 1 if "bfloat16" in kind else 0  # has 8 bits, of which one is the sign of the exponent
+    assert pixels.shape == (12, 16, 3) and np.abs(pixels.astype(int) - GREY[..., None]).max() <= tolerance
+
+
+def test_files_give_the_same_pixels(tmp_path):
+    for suffix in (".png", ".bmp", ".tif"):
+        Image.fromarray(COLOR).save(tmp_path / f"colour{suffix}")
+        assert np.array_equal(read_picture(str(tmp_path / f"colour{suffix}")), COLOR)
+    Image.fromarray(GREY).save(tmp_path / "still.gif")
+    assert np.array_equal(read_picture(tmp_path / "still.gif")[..., 0], GREY)
+    Image.fromarray(np.dstack([COLOR, ALPHA])).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_picture(tmp_path / "alpha.png"), COLOR)
+    dark = GREY.astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert np.array_equal(read_picture(dark), read_picture(tmp_path / "dark.png")) and read_picture(dark).max() <= 1
+    Image.fromarray(COLOR).quantize(16).save(tmp_path / "palette.png")
+    palette = read_picture(Image.open(tmp_path / "palette.png"))
+    assert np.array_equal(read_picture(tmp_path / "palette.png"), palette)
+
+
+def test_orientation_tags_are_followed_by_both_readers(tmp_path):
+    turned = Image.fromarray(COLOR)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    from_file = read_picture(tmp_path / "turned.png")
+    assert from_file.shape == (16, 12, 3)
+    assert np.array_equal(from_file, read_picture(Image.open(tmp_path / "turned.png")))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
+def test_several_frames_are_no_picture(tmp_path, suffix):
+    path = tmp_path / f"moving{suffix}"
+    frames = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    for given in (path, Image.open(path)):
+        with pytest.raises(UnreadableError, match=r"holds 3 frames \(.*\); expected one picture: save the frame"):
+            read_picture(given)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent.png: image cannot be read: No such file"):
+        read_picture(tmp_path / "absent.png")
+    Image.fromarray(COLOR).save(tmp_path / "cut.png")
+    truncate_file(tmp_path / "cut.png")
+    with pytest.raises(DataError, match=r"cut.png: image is truncated or not an image"):
+        read_picture(tmp_path / "cut.png")
+    with pytest.raises(DataError, match="shot: PIL cannot decode the picture: "):
+        read_picture(Image.open(tmp_path / "cut.png"), "shot")
+    with pytest.raises(DataError, match=r"absent.png: mask cannot be read"):
+        read_defect(tmp_path / "absent.png", (12, 16))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "image: got a int; expected a path, a PIL picture, an array"),
+        (np.zeros((3, 8, 8)), r"image: ndarray has shape \(3, 8, 8\); .* last in an array, \(h, w, C\)"),
+        (np.zeros((8, 8, 2)), r"image: ndarray has shape \(8, 8, 2\); expected 1, 3 or 4 channels"),
+        (np.zeros(8), r"image: ndarray has shape \(8,\)"),
+        (np.zeros((0, 8, 3)), r"image: ndarray has shape \(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3), r"image: Tensor has shape \(8, 8, 3\); .* first in a tensor, \(C, h, w\)"),
+        (torch.zeros(8), r"image: Tensor has shape \(8,\)"),
+        (np.zeros((8, 8), np.int64), "image: pixels are int64; expected uint8, uint16 or float in"),
+        (np.full((8, 8), np.nan), "image: 64 values are not finite"),
+        (np.full((8, 8), 200.0), "image: float values from 200 to 200; expected .* divide by the full scale"),
+        (torch.randn(3, 8, 8), "image: float values from -.* expected .* the model normalises by itself"),
+        (Image.fromarray(np.full((8, 8), -5, np.int32)), "image: values from -5 to -5; expected 8- or 16-bit pixels"),
+    ],
+)
+def test_what_is_no_picture_is_said(given, message):
+    with pytest.raises(DataError, match=message):
+        read_picture(given)
+
+
+def test_floats_may_overshoot_a_little():
+    assert read_picture(np.array([[1.0005, -0.0005]]))[0, :, 0].tolist() == [255, 0]
+
+
+MASK = np.zeros((12, 16), np.bool_)
+MASK[2:5, 3:9] = True
+MASKS = {
+    "booleans": MASK,
+    "0 and 1": MASK.astype(np.int64),
+    "0 and 255": MASK.astype(np.uint8) * 255,
+    "16 bits": MASK.astype(np.uint16) * 65535,
+    "8 bits in 16": MASK.astype(np.uint16) * 255,
+    "float": MASK * 0.8,
+    "(h, w, 1)": MASK[..., None],
+    "PIL": Image.fromarray(MASK.astype(np.uint8) * 255),
+    "PIL 1 bit": Image.fromarray(MASK),
+    "PIL colour": Image.fromarray(np.repeat(MASK.astype(np.uint8)[..., None] * 200, 3, axis=2)),
+    "tensor": torch.from_numpy(MASK),
+    "tensor (1, h, w)": torch.from_numpy(MASK)[None].float(),
+    "tensor (1, 1, h, w)": torch.from_numpy(MASK)[None, None].to(torch.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_every_kind_of_mask_gives_the_same_pixels(kind):
+    assert np.array_equal(read_defect(MASKS[kind], (12, 16)), MASK)
+
+
+def test_mask_files_empty_and_faint_masks(tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "m.png"), MASK.astype(np.uint8) * 255)
+    assert np.array_equal(read_defect(tmp_path / "m.png", (24, 32)), MASK)
+    assert read_defect(np.zeros((12, 16)), (12, 16)) is None and not caplog.text
+    assert read_defect(np.full((12, 16), 100, np.uint8), (12, 16), "m.png") is None
+    assert "m.png: no mask value exceeds 127; treated as no mask" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((12, 12)), r"mask: mask is 12x12 \(height x width\), its picture 12x16; expected the same aspect"),
+        (np.ones((12, 16, 3)), r"mask: mask has shape \(12, 16, 3\); expected \(h, w\)"),
+        (torch.ones(2, 12, 16), r"mask: mask has shape \(2, 12, 16\)"),
+        (np.full((12, 16), 255.0), "mask: float values from 255 to 255"),
+        (np.full((12, 16), np.nan), "mask: 192 values are not finite"),
+        (np.full((12, 16), 255), "mask: pixels are int64"),
+        (object(), "mask: got a object"),
+    ],
+)
+def test_what_is_no_mask_is_said(mask, message):
+    with pytest.raises(DataError, match=message):
+        read_defect(mask, (12, 16))
+
+
+def test_one_picture_is_one_and_a_list_or_a_batch_is_many():
+    asked, many = pair("a.png", "b.png")
+    assert not many and asked == [("a.png", "b.png", "a.png", "b.png")]
+    asked, many = pair(["a.png", COLOR], [None, MASK])
+    assert many and [one.name for one in asked] == ["a.png", "image[1]"]
+    assert [one.mask_name for one in asked] == ["mask[0]", "mask[1]"]
+    assert pair([]) == ([], True)
+    for batch in (torch.zeros(1, 3, 8, 8), np.zeros((1, 8, 8, 3))):
+        asked, many = pair(batch, torch.ones(1, 1, 8, 8))
+        assert many and len(asked) == 1 and asked[0].mask.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "message"),
+    [
+        (["a", "b"], ["m"], "mask: got 1 masks for 2 pictures; give one each, None where none is"),
+        (["a", "b"], "m", "mask: got one str for 2 pictures; give a list"),
+        ("a", ["m"], "mask: got a list of 1 for one picture; expected one mask"),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(3, 1, 8, 8), "mask: got 3 masks for 2 pictures"),
+    ],
+)
+def test_a_wrong_number_of_masks_is_said(images, masks, message):
+    with pytest.raises(DataError, match=message):
+        pair(images, masks)
+
+
+# --- Where the picture and its defects lie
+
+SQUASHED = Frame.of((20, 40), (10, 10), "squash")
+LETTERBOXED = Frame.of((20, 40), (8, 8), "letterbox")
+
+
+def marked(size, *boxes):
+    plane = np.zeros(size, np.bool_)
+    for x0, y0, x1, y1 in boxes:
+        plane[y0:y1, x0:x1] = True
+    return plane
+
+
+def test_a_box_is_in_the_pixels_of_the_given_picture():
+    assert defect_boxes(marked((10, 10), (1, 2, 3, 7)), SQUASHED) == [(4, 4, 12, 14)]
+    assert (LETTERBOXED.rows, LETTERBOXED.columns) == (slice(2, 6), slice(0, 8))
+    assert defect_boxes(marked((8, 8), (2, 3, 4, 5)), LETTERBOXED) == [(10, 5, 20, 15)]
+    plane = LETTERBOXED.plane((8, 8))
+    assert plane[2:6].all() and plane.sum() == 4 * 8
+    assert defect_boxes(np.ones((64, 64), bool), Frame.of((7, 5), (64, 64), "squash")) == [(0, 0, 5, 7)]
+
+
+def test_the_largest_region_comes_first_and_diagonals_connect():
+    plane = marked((10, 10), (0, 0, 1, 1), (5, 5, 7, 7), (7, 7, 9, 9))
+    assert defect_boxes(plane, SQUASHED) == [(20, 10, 36, 18), (0, 0, 4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "box", "drawn_at"),
+    [(SQUASHED, (4, 4, 20, 16), (1, 2, 5, 8)), (LETTERBOXED, (5, 5, 20, 15), (1, 3, 4, 5))],
+)
+def test_a_box_is_drawn_where_it_was_found(frame, box, drawn_at):
+    assert frame.to_input(box) == drawn_at
+    left, top = frame.columns.start, frame.rows.start
+    x0, y0, x1, y1 = drawn_at
+    assert frame.to_picture((x0 - left, y0 - top, x1 - left, y1 - top)) == box
+
+
+# --- The verdict without the defect
+
+
+@pytest.mark.parametrize(
+    ("after", "control", "flips", "control_flips", "sentence"),
+    [
+        (
+            0.01,
+            0.99,
+            True,
+            False,
+            "Without the annotated defect the verdict turns to normal (0.99 → 0.01), but not with an equal area "
+            "suppressed elsewhere (0.99): the decision rests on this region.",
+        ),
+        (0.98, 0.99, False, False, "the decision does not hang on this region alone."),
+        (
+            0.01,
+            0.02,
+            True,
+            True,
+            "but so it does with an equal area suppressed elsewhere (0.02): the flip proves nothing.",
+        ),
+        (0.98, 0.02, False, True, "stays defective (0.99 → 0.98), yet turns with an equal area"),
+        (0.01, None, True, None, "without a control the flip proves little."),
+        (0.98, None, False, None, "does not hang on this region alone; there was no room for a control."),
+    ],
+)
+def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sentence):
+    said = answer(0.99, after, control, 0.5)
+    assert sentence in said["message"] and (said["flips"], said["control_flips"]) == (flips, control_flips)
+    assert (said["probability"], said["without_defect"], said["control"]) == (0.99, after, control)
+
+
+def test_a_normal_verdict_has_nothing_to_question():
+    said = answer(0.02, 0.01, 0.02, 0.5)
+    assert not said["flips"] and said["control_flips"] is False
+    assert said["message"] == "The verdict is normal already (0.02), so there is no defective verdict to question."
+
+
+# --- Explanations
+
+
+def picture(rows=slice(0, 24), columns=slice(0, 24), size=(64, 64), value=255):
+    """Faint noise with a bright block."""
+    pixels = np.random.default_rng(0).integers(0, 20, (*size, 3)).astype(np.uint8)
+    pixels[rows, columns] = value
+    return pixels
+
+
+def block(rows=slice(0, 24), columns=slice(0, 24), size=(64, 64)):
+    mask = np.zeros(size, np.bool_)
+    mask[rows, columns] = True
+    return mask
+
+
+def explainer_of(model=None, **options):
+    return DefectExplainer(model or Looks(), **{"image_size": (64, 64)} | options)
+
+
+def same(one, other):
+    """Equal to float tolerance: a batch of another size may sum in another order."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_allclose(value, other[name], atol=1e-5)
+        elif isinstance(value, float):
+            assert value == pytest.approx(other[name], abs=1e-5)
+        elif name == "counterfactual" and value is not None:
+            same(value, other[name])
+        else:
+            assert value == other[name]
+
+
+def test_a_model_that_looks_at_one_corner():
+    explanation = explainer_of().explain(picture(), block())
+    assert explanation["prediction"] == 1 and explanation["prediction_name"] == "defective"
+    assert explanation["confidence"] == explanation["probability"] > 0.99
+    assert explanation["cam"].shape == (16, 16) and explanation["cam"][:6, :6].min() > 1 > explanation["cam"][6:].max()
+    assert explanation["cam_iou"] > 0.95 and explanation["point_game"] == 1.0 and explanation["grid_iou"] > 0.5
+    assert np.array_equal(explanation["mask"], block())
+    assert explanation["attention"][:8, :8].min() == 1 and explanation["attention"].sum() == 64
+    assert explanation["localization"].shape == (64, 64) and explanation["localization"].dtype == np.float32
+    assert explanation["box"] == (0, 0, 24, 24) and explanation["area"] == 576 / 4096
+    asked = explanation["counterfactual"]
+    assert asked["flips"] and asked["control_flips"] is False and asked["mask_from"] == "annotation"
+    elsewhere = explainer_of().explain(picture(slice(40, 64), slice(40, 64)))
+    assert elsewhere["prediction"] == 0 and elsewhere["counterfactual"] is None
+    assert elsewhere["confidence"] == 1 - elsewhere["probability"]
+
+
+@pytest.mark.parametrize(
+    ("without", "flips", "control_flips"), [("honest", True, False), ("ignores", False, False), ("fragile", True, True)]
+)
+def test_a_decision_that_rests_on_the_defect_ignores_it_or_turns_at_anything(without, flips, control_flips):
+    asked = explainer_of(Looks(without=without)).explain(picture(), block())["counterfactual"]
+    assert (asked["flips"], asked["control_flips"]) == (flips, control_flips)
+
+
+def test_a_verdict_that_only_the_control_turns():
+    """The moved mask, and only that, covers what the model looks at."""
+    model = Looks((slice(32, 64), slice(0, 64)), level=0.9)
+    image, mask = picture(slice(32, 64), slice(0, 64)), block(slice(0, 24), slice(0, 64))
+    asked = explainer_of(model).explain(image, mask)["counterfactual"]
+    assert not asked["flips"] and asked["control_flips"]
+    nowhere = explainer_of().explain(picture(), np.ones((64, 64)))["counterfactual"]
+    assert nowhere["control"] is None and nowhere["control_flips"] is None
+
+
+def test_a_wrong_region_is_not_the_reason():
+    """The annotation lies where the model does not look; its own localization does."""
+    wrong = explainer_of().explain(picture(), block(slice(40, 60), slice(40, 60)))
+    assert not wrong["counterfactual"]["flips"] and wrong["cam_iou"] == 0 and wrong["point_game"] == 0
+    own = explainer_of().explain(picture())
+    assert own["counterfactual"]["flips"] and own["counterfactual"]["mask_from"] == "localization"
+    assert "that the model itself localizes" in own["counterfactual"]["message"]
+
+
+def test_no_counterfactual_says_why():
+    for strategy in ("S1", "S4"):
+        explanation = explainer_of(Looks(strategy=strategy)).explain(picture(), block())
+        assert explanation["prediction"] == 1 and explanation["counterfactual"] is None
+        assert explanation["counterfactual_missing"].startswith(
+            f"strategy {strategy} has no counterfactual path to ask"
+        )
+    without_path = Looks(strategy="S5")
+    without_path.counterfactual = None
+    missing = explainer_of(without_path).explain(picture())["counterfactual_missing"]
+    assert missing == "this S5 model has no counterfactual path: it was built with use_counterfactual false"
+    dim = explainer_of(Looks(WHOLE, level=0.01)).explain(picture(value=100))
+    assert dim["prediction"] == 1 and dim["box"] is None and dim["boxes"] == [] and dim["area"] == 0
+    assert dim["counterfactual_missing"].startswith("the localization marks nothing and no mask was given")
+    annotated = explainer_of(Looks(WHOLE, level=0.01)).explain(picture(value=100), block())
+    assert annotated["counterfactual"] is not None and "counterfactual_missing" not in annotated
+
+
+def test_a_normal_verdict_asks_nothing():
+    model = Looks()
+    explanation = explainer_of(model).explain(picture(value=10), block())
+    assert explanation["counterfactual"] is None and "counterfactual_missing" not in explanation
+    assert model.batches == [1]
+
+
+def test_an_empty_mask_is_no_mask():
+    explanation = explainer_of().explain(picture(), np.zeros((64, 64)))
+    assert "cam_iou" not in explanation and explanation["counterfactual"]["mask_from"] == "localization"
+    assert explanation.get("cam_iou", "N/A") == "N/A"
+    assert not any(isinstance(value, float) and np.isnan(value) for value in explanation.values())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "reason"),
+    [
+        ("S1", "attention", "strategy S1 has no attention path; S3 to S7 have one"),
+        ("S3", "localization", "strategy S3 has no localization path; S4 to S7 have one"),
+        ("S3", "box", "strategy S3 has no localization path"),
+        ("S5", "cam_iou", "no mask was given, or it marks no pixel"),
+        ("S5", "found", "no absolute scale is known; DefectExplainer.from_run"),
+        ("S5", "counterfactual_missing", "the verdict is normal and asks for none"),
+        ("S5", "atention", "there are prediction, prediction_name, confidence"),
+    ],
+)
+def test_asking_for_what_is_absent_says_why(strategy, name, reason):
+    explanation = pickle.loads(pickle.dumps(explainer_of(Looks(strategy=strategy)).explain(picture())))
+    assert name not in explanation and explanation.get(name, "N/A") == "N/A"
+    with pytest.raises(NotExplained, match=f"^no '{name}' in this explanation: .*{reason}"):
+        explanation[name]
+
+
+def test_found_is_said_of_maps_with_a_scale_only():
+    scales = {"cam": MapScale(0.0, 1.0), "localization": MapScale(0.99, 1.5), "unknown": MapScale(0, 1)}
+    assert explainer_of(scales=scales).explain(picture())["found"] == {"cam": True, "localization": True}
+    assert explainer_of(scales=scales).explain(picture(value=200))["found"] == {"cam": True, "localization": False}
+    assert "localization" not in explainer_of(Looks(strategy="S1"), scales=scales).explain(picture())["found"]
+
+
+def test_a_normal_verdict_has_a_box_only_where_it_stands_out_from_normal_parts():
+    def box(value, scale):
+        scales = {} if scale is None else {"localization": scale}
+        explanation = explainer_of(Looks(level=0.9), scales=scales).explain(picture(value=value))
+        assert explanation["prediction"] == 0 and explanation["localization"].max() > 0.5
+        return explanation["box"]
+
+    assert box(255, None) is None
+    assert box(255, MapScale(0.6, 0.9)) == (0, 0, 24, 24)
+    assert box(180, MapScale(0.8, 0.9)) is None
+
+
+def test_every_kind_of_input_gives_the_same_answer(tmp_path):
+    pixels, mask = picture(), block()
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    own = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    kinds = [
+        (tmp_path / "p.png", tmp_path / "m.png"),
+        (Image.fromarray(pixels), Image.fromarray(mask)),
+        (pixels, mask),
+        (pixels.astype(np.uint16) * 257, mask.astype(np.uint8) * 255),
+        (own, torch.from_numpy(mask)[None].float()),
+    ]
+    first, *others = [explainer_of().explain(*given) for given in kinds]
+    others += explainer_of().explain(own[None], torch.from_numpy(mask)[None, None])
+    for other in others:
+        same(first, other)
+
+
+def test_many_are_explained_in_batches_as_one_by_one():
+    pictures = [picture(value=int(value)) for value in np.linspace(0, 255, 7)]
+    masks = [block() if number % 2 else None for number in range(7)]
+    model = Looks()
+    explained = explainer_of(model, batch_size=3).explain(pictures, masks)
+    assert model.batches[0] == 3 and max(model.batches) == 3
+    assert [one["prediction"] for one in explained] == [0, 0, 0, 1, 1, 1, 1]
+    for one, image, mask in zip(explained, pictures, masks):
+        same(one, explainer_of().explain(image, mask))
+    assert explainer_of().explain([]) == []
+
+
+def test_a_stream_stops_and_attempts_go_on_behind_a_picture_that_cannot_be_used(tmp_path):
+    stream = explainer_of(batch_size=1).stream([picture(), tmp_path / "absent.png"])
+    assert next(stream)["prediction"] == 1
+    with pytest.raises(DataError, match=r"absent.png: image cannot be read"):
+        next(stream)
+    model = Looks()
+    given = [picture(value=10), tmp_path / "absent.png", picture(value=20), picture(), tmp_path / "gone.png"]
+    first, absent, *others, gone = explainer_of(model, batch_size=3).attempts(given)
+    assert [one["prediction"] for one in (first, *others)] == [0, 0, 1]
+    assert isinstance(absent, DataError) and isinstance(gone, DataError)
+    assert "absent.png: image cannot be read" in str(absent) and model.batches[:2] == [2, 1]
+
+
+def test_boxes_and_masks_follow_a_letterboxed_picture():
+    wide = picture(slice(10, 20), slice(20, 40), size=(40, 80))
+    mask = block(slice(10, 20), slice(20, 40), size=(40, 80))
+    explanation = explainer_of(Looks(WHOLE, level=0.08), resize="letterbox").explain(wide, mask)
+    assert explanation["prediction"] == 1 and explanation["boxes"] == [(20, 10, 40, 20)]
+    assert explanation["area"] == 200 / 3200
+    assert np.array_equal(explanation["mask"], block(slice(24, 32), slice(16, 32)))
+    squashed = explainer_of(Looks(WHOLE, level=0.08)).explain(wide)
+    assert squashed["box"] == (20, 10, 40, 20) and squashed["area"] == 200 / 3200
+    with pytest.raises(DataError, match=r"mask\[1\]: mask is 64x64 .* its picture 40x80"):
+        explainer_of().explain([wide, wide], [mask, block()])
+
+
+class Remembers(Looks):
+    """Keeps the masks that it was asked to suppress."""
+
+    def __init__(self, **options):
+        super().__init__(WHOLE, level=0.01, **options)
+        self.masks = []
+
+    def forward(self, images, masks=None):
+        if masks is not None:
+            self.masks.append(masks)
+        return super().forward(images, masks)
+
+
+def test_the_control_lies_in_the_picture_and_not_in_the_bars_beside_it():
+    places = [(slice(4, 14), slice(k, k + 10)) for k in range(0, 72, 6)]
+    pictures = [picture(*place, size=(40, 80)) for place in places]
+    model = Remembers()
+    explainer_of(model, resize="letterbox").explain(pictures, [block(*place, size=(40, 80)) for place in places])
+    defects, controls = model.masks
+    assert len(controls) == len(places) and controls.flatten(1).any(1).all()
+    assert not controls[..., :16, :].any() and not controls[..., 48:, :].any()
+    assert not (controls * defects).any()
+
+
+def test_the_model_is_left_as_it_was():
+    model = Looks().train()
+    trained = explainer_of(model).explain(picture())
+    assert model.training and model.dropout.training
+    same(trained, explainer_of(model.eval()).explain(picture()))
+    assert trained["cam"].base is None  # not a view that keeps a whole batch in memory
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold must be a probability in \[0, 1\], got 1.5"),
+        ({"class_names": ("same", "same")}, "class_names must be two different names, normal first"),
+        ({"class_names": "ab"}, "class_names must be two different names"),
+        ({"resize": "crop"}, "resize must be squash or letterbox, got 'crop'"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        explainer_of(**options)
+
+
+@pytest.mark.parametrize("source", ["efficientad", "external", "other", "oracle"])
+def test_masks_from_outside_cannot_be_had_for_single_pictures(source):
+    told = f"mask_source '{source}' needs a mask from outside .* set model.mask_source, or give gainmtl explain --mask"
+    with pytest.raises(ModelError, match=told):
+        explainer_of(Looks(strategy="S6", mask_source=source)).explain(picture())
+
+
+@pytest.mark.parametrize("source", ["localization", "none"])
+def test_the_mask_source_of_a_real_model_is_respected(tmp_path, source):
+    model = build_model(tiny_settings(tmp_path, "S6", mask_source=source))
+    image = torch.from_numpy(picture()).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = model.eval()(image).effective_attention[0, 0].numpy()
+    np.testing.assert_allclose(explainer_of(model).explain(picture())["attention"], expected, atol=1e-6)
+
+
+# --- A trained run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = fit(tiny_settings(tmp_path_factory.mktemp("explainer"), "S5", num_epochs=1))
+    evaluate(run)
+    return run
+
+
+def test_a_run_is_explained_as_it_was_evaluated(run):
+    explainer = DefectExplainer.from_run(run)
+    assert explainer.threshold == run.metrics["threshold"] and set(explainer.scales) == set(run.metrics["map_scales"])
+    table, maps, root = run.predictions, run.maps, run.settings.data_root
+    masks = [root / mask if isinstance(mask, str) else None for mask in table["mask"]]
+    explained = explainer.explain([root / image for image in table["image"]], masks)
+    for number, (row, one) in enumerate(zip(table.to_dict("records"), explained)):
+        assert one["probability"] == pytest.approx(row["probability"], abs=1e-5)
+        assert one["prediction"] == row["predicted"]
+        for name, scale in explainer.scales.items():
+            assert one["found"][name] == bool(scale.finds(maps[name][number]))
+        scores = ("cam_iou", "grid_iou", "point_game", "energy_inside")
+        if row["label"] == 1:
+            assert [one[name] for name in scores] == pytest.approx([row[name] for name in scores], abs=1e-3)
+        else:
+            assert not set(scores) & set(one)
+
+
+def test_a_run_answers_counterfactuals_as_its_evaluation_did(run):
+    explainer = DefectExplainer.from_run(run)
+    explainer.threshold = 0.0  # every verdict is questioned
+    rows, root = run.predictions.query("label == 1"), run.settings.data_root
+    explained = explainer.explain([root / name for name in rows["image"]], [root / name for name in rows["mask"]])
+    asked = [one["counterfactual"] for one in explained]
+    assert [one["without_defect"] for one in asked] == pytest.approx(rows["cf_probability"].tolist(), abs=1e-4)
+    controls = [float("nan") if one["control"] is None else one["control"] for one in asked]
+    assert controls == pytest.approx(rows["cf_control_probability"].tolist(), abs=1e-4, nan_ok=True)
+
+
+def test_a_run_without_evaluation_works_with_less(run, tmp_path, caplog):
+    for name in ("settings.yaml", "manifest.json", "model.safetensors"):
+        shutil.copy(run.folder / name, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        explainer = DefectExplainer.from_run(Run(tmp_path))
+    assert "is not evaluated: the threshold is 0.5 and no map has an absolute scale" in caplog.text
+    assert explainer.threshold == 0.5 and "found" not in explainer.explain(picture())
+
+
+# --- Figures
+
+SCALES = {"cam": MapScale(0.0, 2.0), "attention": MapScale(0.5, 0.9), "localization": MapScale(0.6, 0.9)}
+
+
+def drawn(model=None, image=None, mask=None, title="", **options):
+    explainer = explainer_of(model, **{"scales": SCALES} | options)
+    return explainer.figure_of(explainer.explain(picture() if image is None else image, mask), title=title)
+
+
+def titles(figure):
+    return sorted(axis.get_title() for axis in figure.axes)
+
+
+def words(figure):
+    return figure.get_supxlabel().replace("\n", " ")
+
+
+def test_every_map_is_drawn_on_both_scales_and_says_which():
+    assert titles(drawn(image=picture(value=255) * (picture() == 255))) == [
+        "attention\nabsolute, 0.50 to 0.90",
+        "attention\nper image, 0.00 to 1.00",
+        "deciding CAM\nabsolute, 0.00 to 2.00",
+        "deciding CAM\nper image, -5.00 to 15.00",
+        "localization\nabsolute, 0.60 to 0.90",
+        "localization\nper image, 0.00 to 1.00",
+        "picture\n64 × 64 pixels",
+    ]
+    assert [title.split("\n")[0] for title in titles(drawn(Looks(strategy="S1")))] == ["deciding CAM"] * 2 + ["picture"]
+    assert not plt.get_fignums()  # shows nothing and leaks nothing
+
+
+def panel(figure, title):
+    return next(axis for axis in figure.axes if axis.get_title().startswith(title))
+
+
+def test_a_calm_map_says_that_nothing_was_found_and_stays_grey():
+    figure = drawn(image=picture(value=80))
+    calm, loud = panel(figure, "localization\nabsolute"), panel(figure, "localization\nper image")
+    assert [text.get_text() for text in (*calm.texts, *loud.texts)] == ["nothing found"]
+    assert np.ptp(calm.images[0].get_array(), axis=2).max() == 0 < np.ptp(loud.images[0].get_array(), axis=2).max()
+
+
+def test_scales_that_are_unknown_or_tell_little_are_said():
+    figure = drawn(scales=None)
+    assert [text.get_text() for text in panel(figure, "deciding CAM\nno absolute scale").texts] == ["unknown"]
+    assert "attention\n0 to 1, no absolute scale" in titles(figure)
+    figure = drawn(scales=SCALES | {"cam": MapScale(2.0, 1.0)})
+    assert "deciding CAM\nabsolute, above 2.00 or not" in titles(figure)
+    assert "The deciding CAM peaks as high on normal validation pictures as on defective ones" in words(figure)
+
+
+def test_verdict_numbers_and_counterfactual_stand_in_words():
+    figure = drawn(mask=block(), title="part_7.png", class_names=("good", "bad"))
+    assert figure.get_suptitle() == "part_7.png: bad, confidence 99.9%"
+    assert to_rgba(figure._suptitle.get_color()) == to_rgba(VERDICT_COLORS[1])
+    assert words(figure).startswith("p(bad) 0.999, threshold 0.500 · localized area 14.1% · CAM-IoU ")
+    assert "(grid 1.00) · PointGame 1.00 · Energy-Inside " in words(figure)
+    assert "Cyan outline: annotated defect. Orange box: localization ≥ 0.5." in words(figure)
+    assert "Without the annotated defect the verdict turns to good (1.00 → 0.01)" in words(figure)
+    long = drawn(title="x" * 100 + "_7.png").get_suptitle()
+    assert long.startswith("…xxx") and "_7.png: defective" in long and len(long) < 80
+
+
+def test_a_normal_verdict_is_green_and_says_what_its_localization_means():
+    figure = drawn(image=picture(value=25))
+    assert to_rgba(figure._suptitle.get_color()) == to_rgba(VERDICT_COLORS[0])
+    assert words(figure).endswith("The localization marks nothing beyond what it does on normal parts.")
+    assert "Orange box: localization ≥ 0.6." in words(drawn(Looks(level=2), image=picture(value=204)))
+    assert "absolute scale, which is unknown" in words(drawn(image=picture(value=25), scales=None))
+    assert "No counterfactual: strategy S1 has no counterfactual path" in words(drawn(Looks(strategy="S1")))
+    assert "The localization marks nothing." in words(drawn(Looks(level=0.01), image=picture(value=102)))
+
+
+def test_boxes_are_drawn_in_the_input_and_the_mask_on_every_panel():
+    image = picture()
+    image[40:48, 40:48] = 140
+    axis = panel(drawn(image=image), "picture")
+    assert [patch.get_bbox().bounds for patch in axis.patches] == [(-0.5, -0.5, 24, 24), (39.5, 39.5, 8, 8)]
+    assert all(patch.get_edgecolor() == to_rgba(BOX) for patch in axis.patches)
+    plain, outlined = drawn().axes, drawn(mask=block(slice(30, 50), slice(30, 50))).axes
+    assert all((one.images[0].get_array() != other.images[0].get_array()).any() for one, other in zip(plain, outlined))
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "ratio"),
+    [((64, 64), "squash", 1), ((32, 64), "squash", 0.5), ((64, 32), "squash", 2), ((32, 64), "letterbox", 1)],
+)
+def test_pictures_are_shown_in_their_own_proportions_and_nothing_overlaps(size, resize, ratio):
+    figure = drawn(image=picture(size=size), mask=block(size=size), resize=resize)
+    figure.draw_without_rendering()
+    boxes = [axis.get_window_extent() for axis in figure.axes]
+    assert all(box.height / box.width == pytest.approx(ratio, rel=0.02) for box in boxes)
+    placed = boxes + [axis.title.get_window_extent() for axis in figure.axes]
+    texts = [figure._suptitle.get_window_extent(), figure._supxlabel.get_window_extent()]
+    assert texts[0].y0 > max(box.y1 for box in placed) and texts[1].y1 < min(box.y0 for box in placed)
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in placed + texts)
+    assert not [(a, b) for k, a in enumerate(placed) for b in placed[k + 1 :] if a.overlaps(b)]
+
+
+def test_a_figure_is_written_and_nothing_is_asked_again(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "part_3.png")
+    figure = explainer_of().visualize(tmp_path / "part_3.png", block(), save_path=tmp_path / "new" / "e.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["e.png"]
+    assert figure.get_suptitle() == "part_3.png: defective, confidence 99.9%"
+    model = Looks()
+    explainer = explainer_of(model)
+    explanation = explainer.explain(picture(), block())
+    asked = len(model.batches)
+    assert explanation["counterfactual"]["message"] in words(explainer.figure_of(explanation))
+    assert len(model.batches) == asked and not plt.get_fignums()
+
+
+def test_one_figure_shows_one_picture_in_a_known_format(tmp_path):
+    for name in ("e", "e.txt", "e.pdf"):
+        with pytest.raises(ValueError, match=r"save_path must end in .png, .jpg, .jpeg, got '.*e"):
+            explainer_of().visualize("absent.png", save_path=tmp_path / name)  # before anything is computed
+    with pytest.raises(DataError, match="visualize draws one picture, got 2; call it for each"):
+        explainer_of().visualize([picture(), picture()])
+    assert explainer_of().visualize(torch.zeros(1, 3, 64, 64)).axes
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Installed fonts by name and characters, beside the default one."""
+
+    def install(**known):
+        entries = [SimpleNamespace(name=name) for name in known]
+        monkeypatch.setattr(module.font_manager, "fontManager", SimpleNamespace(ttflist=entries))
+        latin = frozenset(map(chr, range(32, 500))) | set("→…·×≥")
+        monkeypatch.setattr(module, "_characters", lambda family: known.get(family, latin))
+
+    return install
+
+
+def test_hangul_takes_a_font_that_has_it(installed):
+    default = list(mpl.rcParams["font.family"])
+    installed(NanumGothic=frozenset("양품불량"), Latin=frozenset("ab"))
+    assert fonts_for("양품, défectueux") == ([*default, "NanumGothic"], set())
+    installed(NanumGothic=frozenset("양품"))
+    assert fonts_for("양품불량") == ([*default, "NanumGothic"], {"불", "량"})
+
+
+def test_figures_fall_back_to_english_names_and_leave_the_explanation_in_its_own(installed, caplog):
+    installed()
+    explainer = explainer_of(class_names=("양품", "불량"))
+    explanation = explainer.explain(picture(), block())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that is missing
+        figure = explainer.figure_of(explanation, title="part_양품_1.png")
+        figure.draw_without_rendering()
+    assert figure.get_suptitle().startswith("part_??_1.png: defective")
+    assert explainer_of().explain(picture(), block())["counterfactual"]["message"] in words(figure)
+    assert "no font for '양품' and '불량'; figures say 'normal' and 'defective'" in caplog.text
+    assert explanation["prediction_name"] == "불량" and "turns to 양품" in explanation["counterfactual"]["message"]
+
+
+def test_figures_use_a_font_that_has_the_names(installed):
+    installed(NanumGothic=frozenset("양품불량"))
+    figure = explainer_of(class_names=("양품", "불량")).visualize(picture())
+    assert figure.get_suptitle().startswith("불량") and figure._suptitle.get_fontfamily()[-1] == "NanumGothic"
