@@ -1,67 +1,176 @@
-"""A run's numbers, from its files."""
+"""The audit of an evaluated run: numbers counted by hand, every limit, and the report as a reader sees it."""
 
+import hashlib
+import json
+import math
+import re
+from base64 import b64decode
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
-from audited import row, spread, write_audited
+from audited import MANIFEST, measured, row, spread, table_of, write_audited
+from browsed import TEACHER, write_novelty
+from click.testing import CliRunner
 
-from gainmtl_lib.audit.numbers import audit_run
+from gainmtl_lib.audit.limits import known_limits, marks
+from gainmtl_lib.audit.numbers import (
+    NOT_ANNOTATED,
+    RecallChoice,
+    ShiftRow,
+    SizeBins,
+    audit_run,
+    by_size,
+    by_type,
+    choose_bins,
+    choose_for_recall,
+    explanation_rows,
+    operating_point,
+    shift_rows,
+)
+from gainmtl_lib.audit.report import SHOWN, SIDE, error_rates, galleries, trade_off_figure, write_report
+from gainmtl_lib.cli import main
+from gainmtl_lib.efficientad.evaluate import Kind, Novelty
+from gainmtl_lib.figures import OUTLINE
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.runs import load_run
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import FileError, RunError, load_run
+from gainmtl_lib.stats import Estimate
+
+BARE = dict.fromkeys(("defect_area", "cam_iou", "grid_iou", "point_game", "energy_inside"), np.nan) | {"mask": None}
+FLIPS = {"cf_probability": 0.1, "cf_control_probability": 0.9}
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr("gainmtl_lib.stats.RESAMPLES", 100)
+def quick(monkeypatch):
+    """Few resamples and no figures."""
+    monkeypatch.setattr("gainmtl_lib.stats.RESAMPLES", 50)
+    drawn = dict.fromkeys(("classification", "trade_off"), "data:image/svg+xml;base64,")
+    monkeypatch.setattr("gainmtl_lib.audit.report.report_figures", lambda audit: drawn)
 
 
-def audit(folder, rows, *, required_recall=0.9, **values):
+def audit_of(folder, rows, *, required_recall=0.9, **values):
     return audit_run(load_run(write_audited(folder, rows, **values)), required_recall=required_recall)
 
 
-def rows():
+def plain(text):
+    return text.replace("\u00a0", " ")
+
+
+# --- Defects by type and size
+
+
+def defects():
+    rows = [row("val", 1, 0.9, defect_area=area) for area in (0.01, 0.02, 0.03, 0.04)]
+    rows += [row("test", 1, 0.9, defect_type="hole", defect_area=0.01, cam_iou=0.2, grid_iou=0.4)]
+    rows += [row("test", 1, 0.1, defect_type="hole", defect_area=0.02, cam_iou=0.4, grid_iou=0.6)]
+    rows += [row("test", 1, 0.8, defect_type="긁힘", defect_area=0.2, cam_iou=0.0, point_game=0.0)]
+    rows += [row("test", 1, 0.7, defect_type="긁힘", defect_area=np.nan, cam_iou=np.nan, grid_iou=np.nan, mask=None)]
+    return table_of([*rows, row("test", 0, 0.9)])
+
+
+def test_defects_by_type():
+    hole, scratch = by_type(defects().query("split == 'test'"))
+    assert (hole.name, hole.recall.hits, hole.recall.count) == ("hole", 1, 2)
+    assert hole.cam_iou.value == pytest.approx(0.3) and hole.grid_iou == pytest.approx(0.5)
+    assert (hole.found_with_mask, hole.wrong_reason) == (1, 0)
+    assert (scratch.name, scratch.recall.hits, scratch.recall.count) == ("긁힘", 2, 2)
+    assert (scratch.cam_iou.count, scratch.found_with_mask, scratch.wrong_reason) == (1, 1, 1)
+
+
+def test_sizes_are_terciles_of_validation():
+    bins = choose_bins(defects(), ["val", "test"])
+    assert bins.chosen_on == "val" and bins.bounds == pytest.approx((0.02, 0.03))
+    assert [plain(name) for name in bins.labels] == ["small (up to 2 %)", "medium (2 to 3 %)", "large (over 3 %)"]
+    assert choose_bins(defects(), ["test"]) is not None
+    assert choose_bins(defects().query("split == 'test'").iloc[:2], ["val", "test"]) is None
+
+
+def test_defects_by_size_leave_out_sizes_that_do_not_occur():
+    rows = by_size(defects().query("split == 'test'"), SizeBins((0.02, 0.03), "val"))
+    assert [plain(r.name) for r in rows] == ["small (up to 2 %)", "large (over 3 %)", NOT_ANNOTATED]
+    assert [r.recall.count for r in rows] == [2, 1, 1]  # a size belongs to the bin that it bounds
+    assert rows[2].cam_iou.count == 0 and math.isnan(rows[2].grid_iou) and rows[2].found_with_mask == 0
+
+
+# --- Escapes and overkill
+
+
+LABELS = np.array([1, 1, 1, 1, 0, 0, 0])
+SCORES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.2, 0.1])
+
+
+def test_escapes_and_overkill_by_hand():
+    table = table_of([row("test", int(label), float(score)) for label, score in zip(LABELS, SCORES)], 0.65)
+    point = operating_point(table, 0.5)
+    assert (point.escapes.hits, point.escapes.count, point.escapes.value) == (1, 4, 0.25)
+    assert (point.overkill.hits, point.overkill.count) == (1, 3)
+    assert operating_point(table, 0.65, decided=True).escapes.hits == 2
+    table.loc[0, "predicted"] = 0  # as if the probability had been rounded across the threshold
+    assert operating_point(table, 0.65, decided=True).escapes.hits == 3
+    assert operating_point(table, 0.65).escapes.hits == 2
+    assert math.isnan(operating_point(table_of([row("test", 1, 0.9)]), 0.5).overkill.value)
+
+
+@pytest.mark.parametrize(
+    ("required", "threshold"),
+    [(0.25, 0.85), (0.5, 0.75), (0.51, 0.45), (0.75, 0.45), (0.76, 0.25), (1.0, 0.25)],
+)
+def test_the_highest_threshold_that_finds_enough_lies_midway(required, threshold):
+    choice = choose_for_recall(LABELS, SCORES, required)
+    assert choice.threshold == pytest.approx(threshold) and choice.defects == 4
+    assert (SCORES[LABELS == 1] >= choice.threshold).mean() >= required
+
+
+def test_thresholds_at_the_ends():
+    # 0.07 * 100 is 7.000000000000001: the seventh of a hundred, not the eighth
+    assert choose_for_recall(np.ones(100, int), np.linspace(0.01, 1, 100), 0.07).threshold == pytest.approx(0.935)
+    assert choose_for_recall(np.array([1]), np.array([0.4]), 1.0).threshold == pytest.approx(0.2)
+    assert choose_for_recall(np.zeros(3, int), np.arange(3) / 3, 0.9) == (0.9, None, 0)
+
+
+def test_how_many_defects_a_recall_takes():
+    needed = [RecallChoice(recall, 0.5, 0).needed for recall in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)]
+    assert needed == [2, 10, 20, 100, 1000, None]
+    assert RecallChoice(0.9, 0.5, 10).enough
+    assert not RecallChoice(0.9, 0.5, 9).enough and not RecallChoice(1.0, 0.5, 10**6).enough
+    shown = [RecallChoice(recall, 0.5, 0).to_show for recall in (0.99, 0.9, 1.0)]
+    assert shown == [299, 29, None]  # 0.99^299 = 0.0496
+
+
+@pytest.mark.parametrize("required", [0, -0.1, 1.01, 99, math.nan])
+def test_a_recall_is_a_share(tmp_path, required):
+    with pytest.raises(ValueError, match=r"required_recall must be a share .* \(0, 1\], such as 0\.99; got"):
+        write_report(write_audited(tmp_path, [row("test", 1, 0.9)]), tmp_path / "r.html", required_recall=required)
+    assert not (tmp_path / "r.html").exists()
+
+
+# --- A run in numbers
+
+
+def twenty():
     """Validation asks for 0.45 to find all of its ten defects, the run decides at 0.5; test loses a defect by that."""
     found = spread("val", 1, 0.46, 0.95, 10) + spread("val", 0, 0.05, 0.44, 10)
     found += [row("test", 1, 0.9), row("test", 1, 0.48), row("test", 1, 0.1)]
     return [*found, row("test", 0, 0.47), row("test", 0, 0.2)]
 
 
-def test_splits_and_thresholds(tmp_path):
-    found = audit(tmp_path, rows(), required_recall=1.0)
-    assert (found.splits, found.tests, found.main) == (["val", "test"], ["test"], "test")
-    assert found.threshold == 0.5
+def test_the_required_recall_is_chosen_on_validation_alone(tmp_path):
+    found = audit_of(tmp_path / "a", twenty(), required_recall=1.0)
+    assert (found.splits, found.tests, found.main, found.threshold) == (["val", "test"], ["test"], "test", 0.5)
     assert (found.chosen["test"].escapes.hits, found.chosen["test"].overkill.hits) == (2, 0)
     assert found.choice.threshold == pytest.approx(0.45)
     assert (found.at_recall["test"].escapes.hits, found.at_recall["test"].overkill.hits) == (1, 1)
-    assert found.at_recall["val"].escapes.hits == 0
-
-
-def test_the_required_recall_is_chosen_on_validation_alone(tmp_path):
-    first = audit(tmp_path / "a", rows())
-    other = audit(tmp_path / "b", [*rows(), *spread("test", 1, 0.0, 0.3, 20)])
-    assert first.choice == other.choice
-    assert first.choice.threshold == pytest.approx((0.46 + 0.49 / 9 + 0.46) / 2)  # nine of ten defects
-
-
-def test_without_validation_there_is_no_threshold_and_no_scale(tmp_path):
-    found = audit(tmp_path, [row("test", 1, 0.9), row("test", 0, 0.1)], metrics={"map_scales": {}})
-    assert found.choice.threshold is None and found.at_recall == {} and found.found is None
-    assert found.calm("test", 0).count == 0 and found.scales == {}
-
-
-def test_only_a_shifted_split_is_the_headline_then(tmp_path):
-    found = audit(tmp_path, [row("test_shift", 1, 0.9), row("test_shift", 0, 0.1)])
-    assert found.main == "test_shift" and found.drops == {}
-
-
-def test_drops_from_test_to_test_shift(tmp_path):
-    shifted = [*rows(), row("test_shift", 1, 0.9), row("test_shift", 0, 0.9)]
-    found = audit(tmp_path, shifted)
-    assert found.drops["recall"].value == pytest.approx(1 / 3 - 1)
-    assert found.drops["accuracy"].value == pytest.approx(3 / 5 - 1 / 2)
+    other = audit_of(tmp_path / "b", [*twenty(), *spread("test", 1, 0.0, 0.3, 20)], required_recall=1.0)
+    assert found.choice == other.choice
 
 
 def test_calm_pictures_are_counted_on_the_absolute_scale(tmp_path):
     peaks = [2.0] * 10 + [0.5] * 10 + [2.0, 0.9, 1.1] + [0.5, 3.0]
-    found = audit(tmp_path, rows(), peaks=peaks)
+    found = audit_of(tmp_path, twenty(), peaks=peaks)
     assert found.scales["cam"] == MapScale(1.0, 3.0)
     assert (found.calm("test", 1).hits, found.calm("test", 1).count) == (1, 3)
     assert (found.calm("test", 0).hits, found.calm("test", 0).count) == (1, 2)
@@ -69,21 +178,506 @@ def test_calm_pictures_are_counted_on_the_absolute_scale(tmp_path):
 
 
 def test_parts_are_known_when_a_group_is_not_the_picture_itself(tmp_path):
-    assert not audit(tmp_path / "a", rows()).groups_known
-    named = [entry | {"group": "tile1"} for entry in rows()[:2]] + rows()[2:]
-    found = audit(tmp_path / "b", named)
+    assert not audit_of(tmp_path / "a", twenty()).groups_known
+    found = audit_of(tmp_path / "b", [entry | {"group": "tile1"} for entry in twenty()[:2]] + twenty()[2:])
     assert found.groups_known and found.parts("val") == 19
 
 
-def test_sizes_and_types_are_of_the_test_splits(tmp_path):
-    varied = [entry | {"defect_area": 0.01 * (1 + number)} for number, entry in enumerate(rows()[:10])] + rows()[10:]
-    found = audit(tmp_path, varied)
-    assert set(found.types) == {"test"} == set(found.sizes)
-    assert found.bins.chosen_on == "val"
-    assert sum(r.recall.count for r in found.sizes["test"]) == 3
-    assert audit(tmp_path / "same", rows()).sizes == {}  # all areas are equal: no bins
+def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
+    rows = [row("val", 1, 0.9), row("val", 0, 0.1), row("test", 0, 0.6)]
+    rows += [row("test", 1, 0.9, attention_iou=0.6, loc_pixel_accuracy=0.97)]
+    metrics = {"test": {"TP": 1, "FP": 1, "FN": 0, "TN": 0, "cam_iou_pooled": 0.25, "loc_aupro": None}}
+    table = {(r.part, r.label): r for r in explanation_rows(audit_of(tmp_path, rows, metrics=metrics))}
+    cam = table["deciding CAM", "CAM-IoU"]
+    assert cam.beside == "grid IoU" and cam.besides["test"] == pytest.approx(0.7)
+    assert table["deciding CAM", "PointGame"].besides["test"] == pytest.approx(0.02)
+    assert table["localization", "pixel accuracy"].besides["test"] == pytest.approx(0.98)
+    pooled = table["deciding CAM", "CAM-IoU, pooled"].readings
+    assert pooled["test"].value == 0.25 and not pooled["test"].has_interval and math.isnan(pooled["val"].value)
+    assert ("attention", "attention IoU") in table and ("localization", "Dice") not in table
+    assert ("localization", "AUPRO") not in table  # stored, but without an answer
 
 
-def test_a_recall_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="required_recall must be a share"):
-        audit(tmp_path, rows(), required_recall=99)
+def test_what_test_shift_loses(tmp_path):
+    found = audit_of(tmp_path, [*twenty(), row("test_shift", 1, 0.9), row("test_shift", 0, 0.9)])
+    table = {r.label: r for r in shift_rows(found)}
+    assert list(table)[:2] == ["recall", "overkill"]
+    assert table["overkill"].drop.value == -1 and table["recall"].drop.value == pytest.approx(1 / 3 - 1)
+    assert found.drops["accuracy"].value == pytest.approx(3 / 5 - 1 / 2)
+    drops = Estimate(0.2, 0.1, 0.3), Estimate(-0.2, -0.3, -0.1), Estimate(0.1, -0.1, 0.3), Estimate(0.1)
+    words = [ShiftRow("recall", Estimate(), Estimate(), drop).words for drop in drops]
+    assert words == ["lower", "higher", "no clear change", "no interval"]
+
+
+def test_escapes_and_overkill_over_the_threshold(tmp_path):
+    table = pd.DataFrame({"label": [1, 1, 0, 0], "probability": [0.8, 0.4, 0.4, 0.2]})
+    thresholds, escapes, overkill = error_rates(table)
+    assert thresholds == pytest.approx([0, 0.2, 0.4, 0.8, 1], abs=1e-9)
+    assert (escapes.tolist(), overkill.tolist()) == ([0, 0, 0.5, 1, 1], [1, 0.5, 0, 0, 0])
+    assert np.isnan(error_rates(table[table["label"] == 0])[1]).all()
+    axes = trade_off_figure(audit_of(tmp_path, twenty(), required_recall=1.0)).axes
+    assert [axis.get_title() for axis in axes] == ["validation", "test"]
+    lines = {line.get_label(): line.get_xdata()[0] for line in axes[1].lines}
+    assert (lines["decision threshold"], lines["for recall 1"]) == pytest.approx((0.5, 0.45))
+
+
+# --- Limits
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A run without limits but those on seeds, learned counterfactuals and few defects."""
+    rows = []
+    for split in ("val", "test", "test_shift"):
+        pictures = spread(split, 1, 0.45, 0.95, 20, **FLIPS) + spread(split, 0, 0.05, 0.55, 300)
+        rows += [entry | {"group": f"{split}{number // 2}"} for number, entry in enumerate(pictures)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gainmtl_lib.stats.RESAMPLES", 200)
+        return replace(audit_of(tmp_path_factory.mktemp("sound"), rows), faithfulness=measured())
+
+
+def limits(audit):
+    return {limit.title: limit for limit in known_limits(audit)}
+
+
+def with_table(audit, rows):
+    return replace(audit, table=table_of(rows), found=None)
+
+
+def with_scores(audit, split="test", **scores):
+    return replace(audit, scores=audit.scores | {split: audit.scores[split] | scores})
+
+
+def without_split(audit, split):
+    return replace(audit, scores={name: scores for name, scores in audit.scores.items() if name != split})
+
+
+def with_metrics(audit, **metrics):
+    return replace(audit, metrics=audit.metrics | metrics)
+
+
+def with_novelty(audit, teacher="distilled from x", **normals):
+    """With so many of 20 normal pictures of each split flagged."""
+    splits = {split: [asdict(Kind("normal", 20, 0, count, count))] for split, count in normals.items()}
+    return replace(audit, novelty=Novelty(pd.DataFrame(), {"teacher": teacher, "splits": splits}))
+
+
+def shuffled(audit, verdict, similarity):
+    check = {"verdict": verdict, "similarity": similarity, "level": 0.5, "parts": {}, "notes": []}
+    return replace(audit, faithfulness=measured(randomisation=check))
+
+
+def test_a_sound_run_still_has_the_limits_that_every_run_has(sound):
+    assert list(limits(sound)) == ["Learned counterfactual", "One seed", "Few test defects"]
+    assert marks(sound) == []
+    mean = replace(sound, settings=sound.settings.changed(counterfactual_mode="mean"))
+    assert "Learned counterfactual" not in limits(mean)
+
+
+RATES = {"cf_flip_rate": Estimate(0.9, count=10, hits=9), "cf_control_flip_rate": Estimate(0.8, count=10, hits=8)}
+RANDOM = "random (untrained teacher: not the paper's method)"
+STAYS = "stays the same without the learnt weights: it explains nothing"
+APART = {"cam": {"floor": 2.0, "ceiling": 1.0}, "attention": {"floor": 1.0, "ceiling": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("title", "serious", "change", "words"),
+    [
+        ("Oracle masks", True, lambda a: with_metrics(a, label_leaks=True), "they tell it the label"),
+        ("Random weights", False, lambda a: replace(a, manifest={"pretrained": "random"}), "As asked for: the backbone"),
+        ("Random weights", True, lambda a: replace(a, manifest={"pretrained": "random (pretrained: auto, but …)"}),
+         "Pretrained weights were asked for if they could be had, and they could not"),
+        ("Origin of the weights unknown", False, lambda a: replace(a, manifest={}), "does not record which weights"),
+        ("One answer for every picture", True, lambda a: with_table(a, [row("test", label, 0.9) for label in (0, 1, 1)]),
+         "calls all 3 pictures of test defective"),
+        ("Not shown to be above chance", True, lambda a: with_scores(with_scores(a, auroc=Estimate(0.55, 0.45, 0.65)),
+         "test_shift", auroc=Estimate(0.2, 0.1, 0.3)), "On test the AUROC 0.550 (0.450 to 0.650) cannot be told from a "
+         "coin's 0.5 and on test_shift normal pictures score higher than defective ones (AUROC 0.200"),
+        ("Worse on the shifted split", True, lambda a: with_scores(with_scores(a, recall=Estimate(0.9, 0.85, 0.95)),
+         "test_shift", recall=Estimate(0.5, 0.4, 0.6)), "these fall: recall by 0.400 ("),
+        ("Right for the wrong reason", True,
+         lambda a: with_scores(a, wrong_reason_rate=Estimate(0.25, 0.1, 0.4, count=40, hits=10)),
+         "In 10 of 40 found defects of test (25 %) the deciding CAM lies off the defect"),
+        ("Not shown to flip more often than the control", True,
+         lambda a: with_scores(a, cf_excess=Estimate(0.1, -0.1, 0.3), **RATES),
+         "flips 9 of 10 verdicts, suppressing the same area off it 8 of 10"),
+        ("Maps that do not separate", True, lambda a: with_metrics(a, map_scales=APART), "normal ones do (cam)"),
+        ("CAM not shown to be calmer on normal parts", True, lambda a: replace(a, found=np.zeros(len(a.table), bool)),
+         "nothing on test on 20 of 20 defective and 300 of 300 normal pictures and on test_shift on 20"),
+        ("No counterfactual", False, lambda a: replace(a, scores={s: {"recall": Estimate()} for s in a.scores}),
+         "Strategy S5 as trained has no counterfactual"),
+        ("One seed", False, lambda a: a, "one training (seed 7)"),
+        ("Faithfulness of the map not measured", False, lambda a: replace(a, faithfulness=None), "the model and minutes"),
+        ("Faithfulness of the map not measured", False,
+         lambda a: replace(a, faithfulness=None, stale=frozenset(["faithfulness"])), "measured for other predictions"),
+        ("Map not shown to be faithful", True, lambda a: replace(a, faithfulness=measured(road="worse than a random map")),
+         "On 2 found defects of test, ROAD: worse than a random map. That the decision rests on"),
+        ("Map not shown to be faithful", False, lambda a: replace(a, faithfulness=measured(road="too few pictures")),
+         "ROAD: too few pictures."),
+        ("Map not shown to depend on the weights", True, lambda a: shuffled(a, STAYS, 0.9), "map 0.900, the same from 0.5"),
+        ("Map not shown to depend on the weights", True, lambda a: shuffled(a, "every map is flat", None), "map –, the"),
+        ("Random teacher", False, lambda a: with_novelty(a, RANDOM), "that flags novel pictures had a random"),
+        ("Random teacher", False, lambda a: with_metrics(a, teacher=RANDOM), "that makes the masks of the attention had"),
+        ("Good parts flagged as anomalous", False, lambda a: with_novelty(a, test=1, test_shift=12),
+         "12 of 20 normal pictures of test_shift (60 %) lie above the novelty threshold, which validation would let 5 %"),
+        ("Synthetic data", True, lambda a: replace(a, settings=a.settings.changed(dataset_type="synthetic")), "drawn by"),
+        ("No validation split", True, lambda a: without_split(a, "val"), "threshold 0.500 was not chosen on validation"),
+        ("No masks", True, lambda a: with_table(a, [row("test", 1, 0.9, **BARE), row("test", 0, 0.1)]), "No test defect"),
+        ("Defects without masks", False, lambda a: with_table(a, [row("test", 1, 0.9), row("test", 1, 0.9, **BARE),
+         row("val", 1, 0.9, **BARE)]), "1 of 2 test defects have no mask; scores of the maps leave them out."),
+        ("A class is missing", True, lambda a: with_table(a, [row("test", 1, 0.9), row("test_shift", 0, 0.9)]),
+         "Test holds no normal picture and test_shift holds no defective picture;"),
+        ("Too few validation defects for the required recall", False,
+         lambda a: replace(a, choice=RecallChoice(0.99, 0.4, 20)),
+         "A recall of 99 % allows one miss in 100 defects; validation holds 20."),
+        ("Too few validation defects for the required recall", False,
+         lambda a: replace(a, choice=RecallChoice(1.0, 0.4, 20)), "cannot be shown by any number of pictures; validation"),
+        ("Few test defects", False, lambda a: with_scores(with_scores(a, recall=Estimate(0.95, 0.91, 0.99)), "test_shift",
+         recall=Estimate(0.9, 0.7, 0.98, count=20)), "roughly: 0.900 (0.700 to 0.980) on test_shift (20 defects)."),
+        ("Rare defect types", False, lambda a: replace(a, types={"test": [
+            a.types["test"][0]._replace(name="hole", recall=Estimate(1.0, count=9))]}),
+         "Fewer than 10 pictures of test show hole (9)."),
+        ("No shifted split", False, lambda a: without_split(a, "test_shift"), "was not tested"),
+        ("More defects than on a line", False, lambda a: with_table(a, [row("test", y, 0.5) for y in (0, 0, 0, 1)]),
+         "25 % of the test pictures are defective."),
+        ("Training masks are incomplete", False, lambda a: replace(a, manifest=MANIFEST | {"train_annotated": 12}),
+         "12 of 20 defective training pictures have a mask"),
+        ("Coarse maps", False, lambda a: with_scores(a, grid_iou=Estimate(0.37)), "(stride 16) the masks themselves reach "
+         "an IoU of 0.370"),
+        ("Perfect scores have no interval", False, lambda a: with_scores(a, "val", auroc=Estimate(1.0)),
+         "The AUROC on validation is 1 in every resample"),
+        ("Parts unknown", False, lambda a: with_table(a, [row("test", 1, 0.9)]), "group_pattern"),
+        ("Pictures not at hand", False, lambda a: replace(a, missing_pictures=3, data_root="/now"), "below /now; their"),
+    ],
+)  # fmt: skip
+def test_a_limit_is_stated_where_the_run_has_it(sound, title, serious, change, words):
+    found = limits(change(sound))
+    assert words in plain(found[title].text) and found[title].serious == serious
+    assert [limit.serious for limit in found.values()] == sorted((x.serious for x in found.values()), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: with_scores(with_scores(a, auroc=Estimate(0.5)), "test_shift", auroc=Estimate()),
+        lambda a: with_scores(a, wrong_reason_rate=Estimate(0.1, 0.05, 0.2)),
+        lambda a: with_scores(a, wrong_reason_rate=Estimate()),
+        lambda a: with_scores(a, cf_excess=Estimate(0.1, 0.01, 0.3), **RATES),
+        lambda a: with_scores(a, cf_excess=Estimate()),
+        lambda a: replace(a, found=None),
+        lambda a: with_novelty(a, test=2, test_shift=1),  # 2 of 20 may be chance
+        lambda a: with_scores(a, grid_iou=Estimate()),
+        lambda a: replace(a, manifest={"pretrained": "imagenet:x"}),
+    ],
+)
+def test_what_is_unknown_or_may_be_chance_is_no_limit(sound, change):
+    assert list(limits(change(sound))) == list(limits(sound))
+
+
+def test_what_must_stand_beside_every_result(sound):
+    leaking = replace(with_metrics(sound, label_leaks=True, teacher=RANDOM), manifest={"pretrained": "random"})
+    assert marks(leaking) == ["oracle masks: no results", "masks of a random teacher", "random weights"]
+
+
+# --- The report
+
+
+def report_rows():
+    found = [row("val", 1, 0.9, **FLIPS), row("val", 1, 0.6, **FLIPS), row("val", 0, 0.1)]
+    for split in ("test", "test_shift"):
+        found += [row(split, 1, 0.9, **FLIPS), row(split, 1, 0.2), row(split, 0, 0.1), row(split, 0, 0.7)]
+        found += [row(split, 1, 0.8, cam_iou=0.0, point_game=0.0, defect_area=0.1, defect_type="찍힘")]
+    return found
+
+
+class Page(HTMLParser):
+    """Tags, sources and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.open, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")
+        ]
+        if tag not in ("meta", "img", "br", "col", "path", "circle"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", plain(" ".join(self.words)))
+
+
+def text_of(folder, **options):
+    return Page(write_report(folder, **options).read_text("utf-8")).text
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """A report with its figures."""
+    folder = write_audited(tmp_path_factory.mktemp("report"), report_rows(), pictures=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gainmtl_lib.stats.RESAMPLES", 50)
+        path = write_report(folder)
+    assert path == folder / "report.html" and path.stat().st_size < 1_000_000
+    return path.read_text("utf-8")
+
+
+def test_nothing_is_fetched_from_anywhere(html):
+    page = Page(html)
+    assert not page.open  # every tag is closed
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert all(source.startswith(("data:image/", "#")) for source in page.sources) and len(page.sources) > 20
+    assert not re.search(r"https?://|file://|url\(|@import", html)
+    figures = [b64decode(found) for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
+    assert len(figures) == 2 and all(b"<svg" in figure for figure in figures)
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html
+    assert "@page" in html and "break-inside: avoid" in html and "counter(page)" in html  # it prints
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "What was trained on what", "Known limits", "Decision", "Escapes and overkill", "By defect type", "Explanation",
+        "Test and shifted test", "Novel defects", "Pictures", "Record", "hand / S5 / seed 7, trained 2026-01-02 03:04:05 UTC",
+        "Strategy S5 (guided attention, localization and counterfactual), backbone s from imagenet:some_weights, on "
+        "generic data (40 pictures), seed 7.",
+        "from p(defect) = 0.500 upwards (validation, highest F1). Chosen on 3 validation pictures, 2 of them defective;",
+        "On test 1 of 3 defects escape: 33.3 % (6.1 % to 79.2 %), and 1 of 2 normal pictures are rejected: 50 % (9.5",
+        "The threshold for a recall of 99 %, chosen on validation, is 0.350. On test it reached 66.7 % (1 of 3 defects",
+        "normal pictures rejected. Validation has too few defects (2) to know.",
+        "takes at least 100 validation defects; there are 2. To show that recall on test with 95 % confidence takes 299",
+        "In 1 of 2 found defects the deciding CAM lies off the defect: 50 % (9.5 % to 90.5 %). CAM-IoU is 0.333; the",
+        "Not measured: gainmtl report RUN --faithfulness does.",
+        "turns to normal in 1 of 1 found defects (100 %), with the same area off the defect suppressed in 0 of 1 (0 %).",
+        "flip minus control is 1.000 (−0.587 to 1.000): that suppressing the defect does more than suppressing any",
+        "From test to test_shift recall goes from 0.667 to 0.667 (no clear change), overkill goes",
+        "known limits below; serious: Right for the wrong reason; Not shown to flip more often than the control.",
+        "strategy S5: guided attention", "backbone s, built by timm", "digest (SHA-256) ddd",
+        "pictures train 40, val 8, test 8", "training pictures 20 normal, 20 defective (20 with a mask)",
+        "split the data's own where it has one; else seed 7, test ratio 0.2", "map grid 4 x 4 cells, stride 16",
+        "parameters 1,234,567", "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,",
+        "device, precision cpu, 32-true", "duration 1:02:03", "code gainmtl 0.1.0", "torch 2.6.0", "image_size 64, 64",
+        "use_mmpretrain true", "model.safetensors not there", "찍힘", "mask outlined", "test, right for the wrong reason: 1",
+    ],
+)  # fmt: skip
+def test_it_answers_every_question(html, said):
+    assert said in Page(html).text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"strategy": "S6"}, "mask source asked for localization"),
+        ({"strategy": "S7", "variant": "few", "mask_share": 0.25, "mask_quality": "box",
+          "manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}}},
+         "training masks 25 % of the defects keep their masks, box edited training pictures 50 %; on average of an epoch "
+         "paste 2.4, heal 2.4 split"),
+        ({"strategy": "S7"}, "edited training pictures 50 %; not recorded split"),
+        ({"use_counterfactual": False}, "in force cls 0.3, am 1, cam_guide 1, loc 0.2, guide 0.5, consist 0.2 stages"),
+        ({"split_seed": 3, "dataset_type": "synthetic"}, "else seed 3, test ratio 0.2 planted shortcut mark, with the "
+         "label in 95 % of the pictures"),
+        ({"manifest": {"pretrained": "random (pretrained: auto, but …)"}}, "backbone s from random weights"),
+        ({"metrics": {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER}, "strategy": "S6"},
+         f"Attention took its mask from: efficientad, the run /seed1 (teacher: {TEACHER})."),
+    ],
+)  # fmt: skip
+def test_what_other_runs_are_told(tmp_path, values, said):
+    assert said in text_of(write_audited(tmp_path, report_rows(), **values))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [row("test", 1, 0.9, **FLIPS) for _ in range(12)],
+            "1.000 (0.515 to 1.000): that much is due to suppressing the",
+        ),
+        (
+            [row("test", 1, 0.9, **FLIPS)]
+            + [row("test", 1, 0.9, **FLIPS | {"cf_probability": 0.9}) for _ in range(51)],
+            "0.019 (−0.051 to 0.101): that suppressing the defect does more",
+        ),
+        (
+            [row("test", 1, 0.9, **FLIPS | {"cf_control_probability": np.nan})],
+            "Without a control the flips say nothing.",
+        ),
+        ([row("test", 1, 0.1, **FLIPS)], "Not answered: no found defect has a mask."),
+    ],
+)
+def test_flips_are_judged_by_what_exceeds_the_control(tmp_path, rows, said):
+    assert said in text_of(write_audited(tmp_path, [*rows, row("test", 0, 0.1)]))
+
+
+def test_a_run_with_the_least_in_it(tmp_path):
+    metrics = {"map_scales": {}, "threshold_from": "default, no validation split"}
+    folder = write_audited(tmp_path, [row("test", 1, 0.9, **BARE), row("test", 0, 0.1)], strategy="S1", metrics=metrics)
+    (folder / "manifest.json").write_text('{"status": "complete", "commit": "abc123"}')
+    text = text_of(folder, required_recall=1.0)
+    for said in ("No validation split", "No masks", "No shifted split", "No counterfactual", "no absolute scale",
+                 "cannot be chosen without validation defects", "not recorded", "code gainmtl not recorded, commit abc123",
+                 "No threshold for a recall of 100 % can be given", "A recall of 100 % cannot be shown by any number",
+                 "upwards (default, no validation split).", "Not measured: no defect of test has a mask.",
+                 "Not asked: strategy S1 as trained has no counterfactual.", "Not tested: the data has no shifted split.",
+                 "could not be read below", "the maps are shown alone", "--data-root"):  # fmt: skip
+        assert said in text
+    shifted = text_of(write_audited(tmp_path / "one", [row("val", 0, 0.1), row("test_shift", 0, 0.1)]))
+    assert "A class is missing" in shifted and "On test_shift – defects escape" not in shifted
+
+
+def test_names_from_outside_are_text(tmp_path):
+    named = [*report_rows(), row("test", 1, 0.1, image="<img src=x onerror=alert(1)>.png", defect_type="<b>R&D</b>")]
+    html = write_report(write_audited(tmp_path, named)).read_text("utf-8")
+    assert "<img src=x" not in html and "<b>R&D" not in html
+    assert "&lt;b&gt;R&amp;D&lt;/b&gt;" in html and "&lt;img src=x onerror" in html
+
+
+def test_random_weights_stand_beside_every_result(tmp_path):
+    html = write_report(write_audited(tmp_path, report_rows(), manifest={"pretrained": "random"})).read_text("utf-8")
+    captions = re.findall(r"<caption>(.*?)</caption>", html, re.DOTALL)
+    facts = {"Model", "Data", "Training", "Files of the run (SHA-256)"}
+    results = [caption for caption in captions if caption not in facts]
+    assert len(results) >= 6 and all('<span class="mark">random weights</span>' in caption for caption in results)
+
+
+def test_moved_pictures_are_shown_from_where_they_are(tmp_path):
+    named = [
+        *report_rows(),
+        row("test", 1, 0.1, image="images/test/불량/사진 1.png", mask="masks/test/불량/사진 1.png"),
+    ]
+    folder = write_audited(tmp_path / "then", named, pictures=True)
+    (tmp_path / "then" / "data").rename(tmp_path / "now")
+    page = tmp_path / "[x].html"
+    command = ["report", str(folder), "--output", str(page), "--data-root", str(tmp_path / "now")]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "[x].html" in result.output
+    text = Page(page.read_text("utf-8")).text
+    assert "not at hand" not in text and "mask outlined" in text and f"read from {tmp_path / 'now'} when" in text
+    assert str(tmp_path / "then" / "data") in text  # what the training recorded
+    assert "images/test/불량/사진 1.png" in text
+    with pytest.raises(DataError, match="gone: no such folder; data_root is the folder that"):
+        write_report(folder, data_root=tmp_path / "gone")
+
+
+def test_faithfulness_is_shown_as_it_was_measured(tmp_path):
+    folder = write_audited(tmp_path, report_rows())
+    digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
+    found = measured(predictions=digest, road="worse than a random map")
+    found["map"]["insertion"] |= {"low": None, "high": None}
+    (folder / "faithfulness.json").write_text(json.dumps(found))
+    text = text_of(folder)
+    assert "on 2 of 3 found defects of test: deletion and insertion: faithful; ROAD: worse than a random map." in text
+    assert "With all weights shuffled: depends on the learnt weights (rank correlation 0.125)." in text
+    assert "deletion 0.400 0.200 0.200 0.100 to 0.300 faithful" in text and "0.200 no interval faithful" in text
+    assert "deciding head 0.600 0.700 0.200 25 %" in text and "10 %, 50 % of them" in text
+    assert "Map not shown to be faithful" in text and "Faithfulness of the map not measured" not in text
+
+
+def test_novel_defects_are_shown_with_what_the_flag_cannot_say(tmp_path):
+    folder = write_audited(tmp_path, report_rows())
+    assert "gainmtl evaluate RUN --efficientad-run FOLDER does." in text_of(folder)
+    write_novelty(load_run(folder), ["test/defective/004", "test/normal/006", "test/defective/007"], unseen=["찍힘"])
+    text = text_of(folder)
+    assert "On test EfficientAD flags 1 of 1 escaped defects as novel, and 0 of 1 normal pictures that pass." in text
+    assert f"Its teacher: {TEACHER}. Types that no training picture shows: 찍힘 (1 of 1 anomalous)." in text
+    assert "찍힘 not in training 1 1 (100 %) 1 (100 %) 0 (0 %)" in text  # found by the verdict
+    assert "normal 2 1 (50 %) 1 (50 %) 0 (0 %)" in text and "scratch 2 1 (50 %) 1 (50 %) 1 (50 %)" in text
+    assert "It cannot show that the picture has a defect" in text and "anomaly score above 0.500" in text
+    assert text.count("called normal, flagged as novel") == 1 and "8 Novel defects random teacher" not in text
+    path = folder / "novelty.json"
+    path.write_text(path.read_text("utf-8").replace(TEACHER, "random (untrained teacher)"), "utf-8")
+    text = text_of(folder)
+    assert "8 Novel defects random teacher" in text and "9 Pictures random teacher" not in text
+    path = folder / "predictions.csv"
+    path.write_text(path.read_text("utf-8").replace("0.2,", "0.21,"), "utf-8")
+    assert "Not asked (what is stored is out of date)" in text_of(folder)
+
+
+def test_runs_without_a_report(tmp_path):
+    with pytest.raises(RunError, match="no run here"):
+        write_report(tmp_path)
+    folder = write_audited(tmp_path, report_rows())
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileError, match="taken: could not be written"):
+        write_report(folder, tmp_path / "taken")
+    (folder / "manifest.json").write_text('{"status": "running"}')
+    with pytest.raises(RunError, match="the run is not finished"):
+        write_report(folder)
+    (folder / "manifest.json").write_text('{"status": "complete"}')
+    (folder / "predictions.csv").unlink()
+    with pytest.raises(RunError, match="not evaluated; first: gainmtl evaluate"):
+        write_report(load_run(folder))
+    assert not (folder / "report.html").exists()
+
+
+# --- Its pictures
+
+
+def pixels(uri):
+    assert uri.startswith("data:image/jpeg;base64,")
+    return cv2.imdecode(np.frombuffer(b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
+
+
+def glow(uri):
+    """Red less blue where the map peaks, within the outline; none on grey."""
+    return (pixels(uri)[67:72, 67:72] @ [1, 0, -1]).mean()
+
+
+def shown_of(folder, rows, **values):
+    run = load_run(write_audited(folder, rows, **values))
+    return galleries(run, audit_run(run))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    rows = [row("test", 1, p) for p in (0.4, 0.1, 0.3)]
+    rows += [row("test", 1, 0.9, cam_iou=0.0, point_game=0.0, energy_inside=e) for e in (0.2, 0.1)]
+    rows += [row("test", 1, 0.9, cam_iou=iou) for iou in (0.2, 0.5, 0.8)]
+    rows += [row("test", 0, p) for p in (0.6, 0.9, 0.1, 0.2, 0.3)]
+    return shown_of(tmp_path_factory.mktemp("gallery"), rows, peaks=[0.5, *[2.0] * 12], pictures=True)
+
+
+def test_failures_come_in_the_order_of_the_error_analysis_and_typical_cases_beside_them(shown):
+    rows = {gallery["kind"]: [case["row"] for case in gallery["cases"]] for gallery in shown}
+    assert [entry["probability"] for entry in rows["missed defects"]] == [0.1, 0.3, 0.4]
+    assert [entry["probability"] for entry in rows["false alarms"]] == [0.9, 0.6]
+    assert [entry["energy_inside"] for entry in rows["right for the wrong reason"]] == [0.1, 0.2]
+    assert shown[0]["meaning"] == "defective, called normal; lowest probability first"
+    assert rows["typical find"][0]["cam_iou"] == 0.2 and len(rows["typical find"]) == 2  # median of 0, 0, 0.2, 0.5, 0.8
+    assert rows["typical pass"][0]["probability"] == 0.2 and shown[4]["total"] == 3
+
+
+def test_a_map_below_the_floor_finds_nothing(shown):
+    missed = {case["row"]["probability"]: case for case in shown[0]["cases"]}
+    assert not missed[0.4]["finds"] and missed[0.1]["finds"]
+    calm, strong = (glow(missed[probability]["absolute"]) for probability in (0.4, 0.1))
+    assert calm < 2 and strong > 10 and glow(missed[0.4]["per_image"]) > 20  # the same map, stretched, glows
+
+
+def test_pictures_are_small_and_outlined(shown):
+    picture = pixels(shown[0]["cases"][0]["picture"])
+    assert picture.shape == (SIDE, SIDE, 3)
+    # The mask is the box from 8 to 24 of 64 and the thumbnail three times as large; the outline lies beside it.
+    edge, inside = (np.abs(picture[row, 26:70] - OUTLINE).mean() for row in (20, 48))
+    assert edge < 0.75 * inside
+
+
+def test_more_than_twelve_are_counted_not_shown(tmp_path):
+    rows = [row("test", 1, 0.1) for _ in range(SHOWN + 3)]
+    missed = shown_of(tmp_path, rows, metrics={"map_scales": {}})[0]
+    assert (missed["total"], len(missed["cases"])) == (SHOWN + 3, SHOWN)
+    case = missed["cases"][0]  # without pictures and without an absolute scale
+    assert case["picture"] is None and case["absolute"] is None and case["finds"] is None
+    assert pixels(case["per_image"]).shape == (SIDE, SIDE, 3)

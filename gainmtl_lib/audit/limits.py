@@ -167,8 +167,8 @@ def _of_the_map(audit: Audit) -> Iterator[Limit]:
         return
     if short := verdicts_in_words(measured, but=FAITHFUL):
         text = (
-            f"On {plural(len(measured['pictures']), 'found defect')} of {measured['split']}, {short}. That the decision "
-            "rests on what the map marks is not shown there."
+            f"On {plural(len(measured['pictures']), 'found defect')} of {measured['split']}, {short}. "
+            "That the decision rests on what the map marks is not shown there."
         )
         yield Limit("Map not shown to be faithful", text, serious=NOT_DISTINGUISHABLE in short or WORSE in short)
     check = measured["randomisation"]

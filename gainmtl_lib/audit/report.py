@@ -242,8 +242,8 @@ def _nearest(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _case(settings: Settings, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
-    """As data URIs the ``picture`` (None where it cannot be read), the CAM over it on its ``absolute`` scale (None where
-    the run has none) and ``per_image``; beside them the ``row`` and whether the CAM ``finds`` anything.
+    """The ``row``, as data URIs its ``picture`` (None where it cannot be read) and the CAM over it on its ``absolute``
+    scale (None where the run has none) and ``per_image``, and whether the CAM ``finds`` anything.
     """
     size = settings.image_size
     small = fitting(size, SIDE)
