@@ -1,18 +1,15 @@
-"""The networks of EfficientAD (arXiv 2303.14535, appendix A.1): patch description network and autoencoder.
+"""EfficientAD (arXiv 2303.14535): its parameters, its networks, its losses, and weights from files in any naming.
 
-Images come normalised. Sizes: B images, H x W pixels, C channels of a description, h x w its cells.
+Sizes: B images, H x W pixels, C channels of a description, h x w its cells.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
-import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -29,15 +26,91 @@ from gainmtl_lib.runs import EFFICIENTAD
 from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
 
 ModelSize = Literal["S", "M"]
+RANDOM = "random"
 
 SMALLEST_IMAGE = 64
 """Pixels a side. Of these a description without padding has 8 cells, and the encoder's last grid 2."""
 
-RECEPTIVE_FIELD = 33
-"""Pixels a side that one cell of a description sees."""
+MVTEC_CATEGORIES = (
+    "carpet", "grid", "leather", "tile", "wood",
+    "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
+)  # fmt: skip
+"""Categories of MVTec AD: five textures, ten objects."""
 
-BOTTLENECK = 8
-"""Kernel of the encoder's last convolution; at 256 pixels it covers the whole grid."""
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+def _as_teacher(value: Any) -> Any:
+    return value if value == RANDOM else as_path(value)
+
+
+class EfficientADSettings(RunSettings):
+    """Parameters of one EfficientAD run. Strict: unknown names and wrong types raise `SettingsError`.
+
+    `teacher` has no default: without pretrained features the method is another one, so that `random` must be asked
+    for.
+    """
+
+    # model
+    model_size: ModelSize = "S"
+    out_channels: Count = 384
+    padding: bool = False
+    teacher: Annotated[
+        Literal["random"] | Path,
+        BeforeValidator(_as_teacher),
+        Field(description="the path of a weights file, or random"),
+    ]
+
+    # data
+    image_size: ImageSize = (256, 256)
+    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    category: str | None = None
+    penalty_images: AnyPath | None = None
+
+    # loss
+    st_weight: Weight = 1.0
+    penalty_weight: Weight = 1.0
+    ae_weight: Weight = 1.0
+    hard_quantile: Probability = 0.999
+
+    # training
+    max_steps: Count = 70_000
+    max_epochs: Count | None = None
+    train_batch_size: Count = 1
+    eval_batch_size: Count = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    weight_decay: Weight = 1.0e-5
+    val_every_n_steps: Count = 1000
+    early_stopping: bool = True
+    patience: Count = 10
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Count = 1
+    precision: Precision = "32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if min(self.image_size) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"image_size must be at least {SMALLEST_IMAGE} pixels a side (the networks' strides), "
+                f"got {list(self.image_size)}"
+            )
+        if self.category is not None and self.dataset_type != "mvtec":
+            raise ValueError(f"category is for dataset_type mvtec, got {self.dataset_type} and {self.category!r}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """``efficientad``, below it the category where there is one."""
+        return EFFICIENTAD if self.category is None else f"{EFFICIENTAD}/{self.category}"
+
+    @property
+    def dataset_folder(self) -> Path:
+        """`data_root`, of MVTec AD its category's folder."""
+        return self.data_root if self.category is None else self.data_root / self.category
+
+
+# --- The networks (appendix A.1)
 
 
 class _Layer(NamedTuple):
@@ -56,9 +129,7 @@ _HIDDEN: dict[ModelSize, tuple[_Layer, ...]] = {
 
 
 class PatchDescriptionNetwork(nn.Module):
-    """Describes every patch of `RECEPTIVE_FIELD` pixels in one pass (PDN): S has four convolutions, M six.
-
-    The convolutions are ``convolutions.0`` onwards.
+    """Describes every patch of 33 pixels a side in one pass (PDN): S has four convolutions, M six.
 
     Args:
         model_size: S or M.
@@ -79,7 +150,7 @@ class PatchDescriptionNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Shape: (B, 3, H, W) -> (B, C, h, w), unbounded."""
+        """Shape: normalised (B, 3, H, W) -> (B, C, h, w), unbounded."""
         return self.convolutions[-1](self.hidden(images))
 
     def hidden(self, images: Tensor) -> Tensor:
@@ -93,8 +164,7 @@ class PatchDescriptionNetwork(nn.Module):
 
     def part(self, hidden: Tensor, channels: slice) -> Tensor:
         """Some channels of the description alone, at their share of the last convolution's cost."""
-        last = self.convolutions[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        last: Any = self.convolutions[-1]
         return F.conv2d(hidden, last.weight[channels], last.bias[channels])
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -128,126 +198,30 @@ class AutoEncoder(nn.Module):
         self.dropout = dropout
         widths = (3, 32, 32, 64, 64, 64)
         strided = [nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)]
-        self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, BOTTLENECK)])
+        self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, 8)])
         mixing = [nn.Conv2d(64, 64, 4, padding=2) for _ in range(6)]
         self.decoder = nn.ModuleList(
             [*mixing, nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, out_channels, 3, padding=1)]
         )
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Shape: (B, 3, H, W) -> (B, C, h, w) on the teacher's grid."""
+        """Shape: normalised (B, 3, H, W) -> (B, C, h, w) on the teacher's grid."""
         features = images
         *strided, bottleneck = self.encoder
         for convolution in strided:
             features = F.relu(convolution(features), inplace=True)
-        features = bottleneck(_at_least(features, BOTTLENECK))
+        down, across = (max(0, 8 - cells) for cells in features.shape[-2:])
+        features = bottleneck(F.pad(features, (across // 2, across - across // 2, down // 2, down - down // 2)))
         *mixing, joining, last = self.decoder
-        for convolution, size in zip(mixing, _decoder_grids((images.shape[-2], images.shape[-1])), strict=True):
-            features = F.relu(convolution(_resized(features, size)), inplace=True)
+        steps = ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1))
+        for convolution, (part, less) in zip(mixing, steps, strict=True):
+            size = tuple(max(1, side // part - less) for side in images.shape[-2:])
+            features = F.relu(convolution(F.interpolate(features, size, mode="bilinear")), inplace=True)
             features = F.dropout(features, self.dropout, self.training)
-        return last(F.relu(joining(_resized(features, grid)), inplace=True))
+        return last(F.relu(joining(F.interpolate(features, grid, mode="bilinear")), inplace=True))
 
 
-def _at_least(features: Tensor, side: int) -> Tensor:
-    height, width = (max(0, side - cells) for cells in features.shape[-2:])
-    return F.pad(features, (width // 2, width - width // 2, height // 2, height - height // 2))
-
-
-def _decoder_grids(image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    steps = ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1))
-    height, width = image_size
-    return [(max(1, height // part - less), max(1, width // part - less)) for part, less in steps]
-
-
-def _resized(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-
-
-# --- Every parameter of an EfficientAD run, in one frozen flat record
-
-
-RANDOM = "random"
-
-MVTEC_CATEGORIES = (
-    "carpet", "grid", "leather", "tile", "wood",
-    "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
-)  # fmt: skip
-"""Categories of MVTec AD: five textures, ten objects."""
-
-
-def _as_teacher(value: Any) -> Any:
-    return value if value == RANDOM else as_path(value)
-
-
-Weight = Annotated[float, Field(ge=0)]
-
-
-class EfficientADSettings(RunSettings):
-    """Parameters of one EfficientAD run. Strict: unknown names and wrong types raise `SettingsError`.
-
-    `teacher` has no default: without pretrained features the method is another one, so that `random` must be asked
-    for.
-    """
-
-    # model
-    model_size: ModelSize = "S"
-    out_channels: Annotated[int, Field(gt=0)] = 384
-    padding: bool = False
-    teacher: Annotated[
-        Literal["random"] | Path,
-        BeforeValidator(_as_teacher),
-        Field(description="the path of a weights file, or random"),
-    ]
-
-    # data
-    image_size: ImageSize = (256, 256)
-    val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    category: str | None = None
-    penalty_images: AnyPath | None = None
-
-    # loss
-    st_weight: Weight = 1.0
-    penalty_weight: Weight = 1.0
-    ae_weight: Weight = 1.0
-    hard_quantile: Probability = 0.999
-
-    # training
-    max_steps: Annotated[int, Field(gt=0)] = 70_000
-    max_epochs: Annotated[int, Field(gt=0)] | None = None
-    train_batch_size: Annotated[int, Field(gt=0)] = 1
-    eval_batch_size: Annotated[int, Field(gt=0)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
-    val_every_n_steps: Annotated[int, Field(gt=0)] = 1000
-    early_stopping: bool = True
-    patience: Annotated[int, Field(gt=0)] = 10
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Annotated[int, Field(gt=0)] = 1
-    precision: Precision = "32"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if min(self.image_size) < SMALLEST_IMAGE:
-            raise ValueError(
-                f"image_size must be at least {SMALLEST_IMAGE} pixels a side (the networks' strides), "
-                f"got {list(self.image_size)}"
-            )
-        if self.category is not None and self.dataset_type != "mvtec":
-            raise ValueError(f"category is for dataset_type mvtec, got {self.dataset_type} and {self.category!r}")
-        return self
-
-    @property
-    def run_name(self) -> str:
-        """``efficientad``, below it the category where there is one."""
-        return EFFICIENTAD if self.category is None else f"{EFFICIENTAD}/{self.category}"
-
-    @property
-    def dataset_folder(self) -> Path:
-        """`data_root`, of MVTec AD its category's folder."""
-        return self.data_root if self.category is None else self.data_root / self.category
-
-
-# --- EfficientAD's model
+# --- The model
 
 
 BORDER = 4
@@ -269,8 +243,7 @@ class LocalMaps(NamedTuple):
     student_autoencoder: Tensor
 
 
-@dataclass(frozen=True)
-class AnomalyOutput:
+class AnomalyOutput(NamedTuple):
     """What the model says.
 
     Attributes:
@@ -321,16 +294,19 @@ class EfficientADModel(nn.Module):
         return self.finish(self.local_maps(images), (images.shape[-2], images.shape[-1]))
 
     def local_maps(self, images: Tensor) -> LocalMaps:
-        """The two maps, not yet put on their scale.
+        """The two maps of images (B, 3, H, W) in [0, 1], not yet put on their scale.
 
         Raises:
             ModelError: images below `SMALLEST_IMAGE`.
         """
         pixels = self.normalized(images)
         described = self.describe(pixels)
-        local, whole = self.student(pixels).split(self.out_channels, dim=1)
-        predicted = self.autoencoder(pixels, (described.shape[-2], described.shape[-1]))
-        return LocalMaps(mean_square(described, local), mean_square(predicted, whole))
+        local, whole = self.student(pixels).float().split(self.out_channels, dim=1)
+        predicted = self.autoencoder(pixels, (described.shape[-2], described.shape[-1])).float()
+        return LocalMaps(
+            (described.float() - local).square().mean(dim=1, keepdim=True),
+            (predicted - whole).square().mean(dim=1, keepdim=True),
+        )
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the networks want them."""
@@ -347,17 +323,20 @@ class EfficientADModel(nn.Module):
         lower, upper = self.quantiles.float().unbind(dim=1)
         scaled = [0.1 * (one.float() - a) / (b - a) for one, a, b in zip(maps, lower, upper, strict=True)]
         joined = (scaled[0] + scaled[1]) / 2
-        score = joined.amax(dim=(1, 2, 3))
         framed = joined if self.padding else F.pad(joined, (BORDER,) * 4)
         enlarged = F.interpolate(framed, size=image_size, mode="bilinear", align_corners=False)
-        return AnomalyOutput(enlarged, score, framed)
+        return AnomalyOutput(enlarged, joined.amax(dim=(1, 2, 3)), framed)
 
-    def set_teacher_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Mean and standard deviation of each teacher channel over the training images, (C,) each.
+    @torch.no_grad()
+    def measure_teacher(self, batches: Iterable[Tensor]) -> None:
+        """Standardise the teacher's channels by their mean and deviation over one pass of images in [0, 1].
 
         Raises:
             ModelError: a channel that never changes, or values that are not finite.
         """
+        images = (batch.to(self.teacher_mean.device) for batch in batches)
+        pixels = (self.normalized(each).contiguous(memory_format=torch.channels_last) for each in images)
+        mean, std = channel_moments(self.teacher(each) for each in pixels)
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise ModelError("the teacher's channel statistics are not finite; its weights are damaged")
         if dead := int((std <= 0).sum()):
@@ -388,6 +367,11 @@ class EfficientADModel(nn.Module):
         self.quantiles.copy_(quantiles)
 
 
+def build_model(settings: EfficientADSettings) -> EfficientADModel:
+    """An untrained model of the settings' architecture, random teacher included."""
+    return EfficientADModel(settings.model_size, settings.out_channels, padding=settings.padding)
+
+
 def check_size(height: int, width: int) -> None:
     """Raises `ModelError`: images of that size are below `SMALLEST_IMAGE`."""
     if min(height, width) < SMALLEST_IMAGE:
@@ -397,12 +381,25 @@ def check_size(height: int, width: int) -> None:
         )
 
 
-def mean_square(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared difference over channels, (B, C, h, w) twice -> float32 (B, 1, h, w)."""
-    return (first.float() - second.float()).square().mean(dim=1, keepdim=True)
+def channel_moments(descriptions: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over all cells of descriptions (B, C, h, w), float32 (C,) each.
+
+    Each part's moments join the others' in float64 (Chan, Golub, LeVeque 1979), so that neither many images nor a mean
+    far above the deviation cost precision.
+    """
+    count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for described in descriptions:
+        moments = torch.var_mean(described.float(), dim=(0, 2, 3), correction=0)
+        variance, own = (each.cpu().double() for each in moments)
+        cells = described.numel() // described.shape[1]
+        away, total = own - mean, count + cells
+        mean = mean + away * (cells / total)
+        squares = squares + variance * cells + away.square() * (count * cells / total)
+        count = total
+    return mean.float(), (squares / count).sqrt().float()
 
 
-# --- The four terms of EfficientAD's training (arXiv 2303.14535, sections 3.2 and 3.3; algorithm 1).
+# --- The four terms of training (sections 3.2 and 3.3; algorithm 1)
 
 
 TERMS = ("st", "penalty", "ae", "stae")
@@ -421,14 +418,13 @@ def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999)
         quantile: share of the differences left out, p_hard; 0 takes the mean of all.
     """
     difference = (teacher.float() - student.float()).square()
-    hardest = difference.detach().flatten().kthvalue(_rank(difference.numel(), quantile)).values
+    count = difference.numel()
+    # From 1: the smallest value that is not below the quantile, which lies between two values. `torch.quantile` sorts
+    # 2^24 values at most.
+    rank = min(count, int(-(-quantile * (count - 1) // 1)) + 1)
+    hardest = difference.detach().flatten().kthvalue(rank).values
     chosen = difference >= hardest
     return (difference * chosen).sum() / chosen.sum()
-
-
-def _rank(count: int, quantile: float) -> int:
-    """From 1: the smallest value that is not below the quantile, which lies between two values."""
-    return min(count, int(-(-quantile * (count - 1) // 1)) + 1)
 
 
 def pretraining_penalty(student: Tensor) -> Tensor:
@@ -451,129 +447,45 @@ def total_loss(terms: dict[str, Tensor], *, st_weight: float, penalty_weight: fl
     return torch.stack([weights[name] * terms[name] for name in TERMS]).sum()
 
 
-# --- What EfficientAD measures once over many images
-
-
-logger = logging.getLogger(__name__)
-
-LARGEST_SAMPLE = 2**24
-"""Values that quantiles are taken from at most; `torch.quantile` sorts no more."""
-
-SECONDS_BETWEEN_LOG_LINES = 15.0
-
-
-class ChannelMoments:
-    """Mean and standard deviation of each channel over any number of descriptions.
-
-    Each part's moments join the others' in float64 (Chan, Golub, LeVeque 1979), so that neither many images nor a mean
-    far above the deviation cost precision.
-    """
-
-    def __init__(self) -> None:
-        self.cells = 0
-        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
-
-    def update(self, described: Tensor) -> None:
-        """Shape: (B, C, h, w), on any device."""
-        variance, mean = torch.var_mean(described.float(), dim=(0, 2, 3), correction=0)
-        cells = described.numel() // described.shape[1]
-        mean, squares = mean.cpu().double(), variance.cpu().double() * cells
-        total = self.cells + cells
-        away = mean - self._mean
-        self._mean = self._mean + away * (cells / total)
-        self._squares = self._squares + squares + away.square() * (self.cells * cells / total)
-        self.cells = total
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (over all cells, not corrected), float32 (C,) each."""
-        return self._mean.float(), (self._squares / self.cells).sqrt().float()
-
-
-@torch.no_grad()
-def measure_teacher(model: EfficientADModel, batches: Iterable[Tensor]) -> None:
-    """Take the teacher's channel statistics over the training images and set them in the model.
-
-    Args:
-        model: its teacher describes, where the model lies.
-        batches: images (B, 3, H, W) in [0, 1], one pass.
-
-    Raises:
-        ModelError: see `EfficientADModel.set_teacher_statistics`.
-    """
-    moments, images = ChannelMoments(), 0
-    device = model.teacher_mean.device
-    started = said = time.monotonic()
-    for batch in batches:
-        pixels = model.normalized(batch.to(device)).contiguous(memory_format=torch.channels_last)
-        moments.update(model.teacher(pixels))
-        images += len(batch)
-        if time.monotonic() - said > SECONDS_BETWEEN_LOG_LINES:
-            said = time.monotonic()
-            logger.info("statistics of the teacher: %d images (%.1f/s)", images, images / (said - started))
-    model.set_teacher_statistics(*moments.compute())
-    logger.info("statistics of the teacher from %d images in %.1f s", images, time.monotonic() - started)
-
-
-class MapQuantiles:
-    """`QUANTILES` of both maps over the normal images, from a uniform random sample where they are many.
-
-    Args:
-        seed: of the sample.
-        largest: values of a map that are kept at most.
-    """
-
-    def __init__(self, *, seed: int, largest: int = LARGEST_SAMPLE) -> None:
-        self.images = 0
-        self._largest = largest
-        self._share = 1.0  # of all values, that is kept: halved whenever they become too many
-        self._generator = torch.Generator().manual_seed(seed)
-        self._kept = torch.zeros(2, 0)
-
-    def update(self, maps: LocalMaps) -> None:
-        """Shape: (B, 1, h, w) each, of normal images."""
-        self.images += len(maps.student_teacher)
-        values = torch.stack([one.detach().float().cpu().flatten() for one in maps])  # (2, B h w)
-        self._kept = torch.cat([self._kept, self._thinned(values, self._share)], dim=1)
-        while self._kept.shape[1] > self._largest:
-            self._share /= 2
-            self._kept = self._thinned(self._kept, 0.5)
-
-    def _thinned(self, values: Tensor, share: float) -> Tensor:
-        if share == 1:
-            return values
-        return values[:, torch.rand(values.shape[1], generator=self._generator) < share]
-
-    def compute(self) -> Tensor:
-        """(2, 2), as `EfficientADModel.set_quantiles` takes them; linear between neighbouring values."""
-        return torch.quantile(self._kept, torch.tensor(QUANTILES), dim=1).T.contiguous()
-
-
-# --- Files of weights, ours and published ones
+# --- Weights from files: ours, the published ones' (nelson1425/EfficientAD) and anomalib's
 
 
 RECORD = "gainmtl_teacher"
 """Key of a teacher file's metadata under which `distill` tells, as JSON, how the teacher was made."""
 
+_LAYER = re.compile(r"(encoder\.|decoder\.)?(?:convolutions\.|conv|enconv|deconv)?(\d+)\.(weight|bias)")
+_KINDS = {
+    4: "a patch description network of size S",
+    6: "a patch description network of size M",
+    14: "an autoencoder",
+}
+_PREFIXES = {"teacher": ("teacher.",), "student": ("student.",), "autoencoder": ("autoencoder.", "ae.")}
 
-def read_weights(path: str | Path) -> StateDict:
-    """The tensors in a file under the file's names; nothing in it is run.
 
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` or Lightning wrote.
+def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
+    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it.
+
+    The description has ``kind`` (``random`` or ``file``) and ``text``; of a file also ``file``, its ``digest``
+    (SHA-256) and, when `distill` made it, ``distilled``: how. A random one follows from the seed alone.
 
     Raises:
-        ModelError: no such file, no tensors in it, or a network pickled as a whole.
+        ModelError: see `read_weights`; the teacher has another size or other channels than the settings.
     """
-    path = Path(path)
-    unknown = [] if path.suffix == ".safetensors" else _unknown_classes(path)
-    if any(name.startswith("torch.nn.modules.") for name in unknown):
-        raise ModelError(
-            f"{path}: a network pickled as a whole, which cannot be read without running code; where it was made, save "
-            "its tensors instead: torch.save(network.state_dict(), 'weights.pth')"
-        )
-    # anomalib's checkpoints name the class of their model_size among the hyperparameters.
-    with safe_globals([(_Placeholder, name) for name in unknown]):
-        return read_checkpoint(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = PatchDescriptionNetwork(model_size=settings.model_size, out_channels=settings.out_channels)
+    if settings.teacher == RANDOM:
+        text = "random (untrained teacher: not the paper's method)"
+        return network.state_dict(), {"kind": "random", "text": text, "seed": settings.seed}
+    path = Path(settings.teacher)
+    fill_teacher(network, read_weights(path), source=str(path))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    told = {"kind": "file", "text": f"weights file {path.name}", "file": settings.plain()["teacher"], "digest": digest}
+    if record := teacher_record(path):
+        text = f"distilled from {record['backbone']} ({record['weights']}) on {record['images']}"
+        told |= {"text": text, "distilled": record}
+    return network.state_dict(), told
 
 
 def teacher_record(path: Path) -> dict[str, Any] | None:
@@ -585,10 +497,27 @@ def teacher_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_weights(path: str | Path) -> StateDict:
+    """The tensors in a file under the file's names; nothing in it is run.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` or Lightning wrote.
+
+    Raises:
+        ModelError: no such file, no tensors in it, or a network pickled as a whole.
+    """
+    path, unknown = Path(path), []
+    if path.suffix != ".safetensors":
+        with suppress(Exception):  # whatever a foreign file raises, `read_checkpoint` words it
+            unknown = get_unsafe_globals_in_checkpoint(path)
+    if any(name.startswith("torch.nn.modules.") for name in unknown):
+        raise ModelError(
+            f"{path}: a network pickled as a whole, which cannot be read without running code; where it was made, save "
+            "its tensors instead: torch.save(network.state_dict(), 'weights.pth')"
+        )
+    # anomalib's checkpoints name the class of their model_size among the hyperparameters.
+    with safe_globals([(_Placeholder, name) for name in unknown]):
+        return read_checkpoint(path)
 
 
 class _Placeholder:
@@ -599,139 +528,59 @@ class _Placeholder:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _unknown_classes(path: Path) -> list[str]:
-    with suppress(Exception):  # whatever a foreign file raises, `read_checkpoint` words it
-        return get_unsafe_globals_in_checkpoint(path)
-    return []
-
-
-# --- Weights of EfficientAD from files
-
-
-_LAYER = re.compile(r"(encoder\.|decoder\.)?(?:convolutions\.|conv|enconv|deconv)?(\d+)\.(weight|bias)")
-_KINDS = {
-    4: "a patch description network of size S",
-    6: "a patch description network of size M",
-    14: "an autoencoder",
-}
-
-
-def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
-    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it.
-
-    The description has ``kind`` (``random`` or ``file``) and ``text``; of a file also ``file``, its ``digest``
-    (SHA-256) and, when `distill` made it, ``distilled``: how.
-
-    Raises:
-        ModelError: see `read_weights`; the teacher has another size or other channels than the settings.
-    """
-    if settings.teacher == RANDOM:
-        state = random_teacher(settings.model_size, settings.out_channels, seed=settings.seed)
-        return state, {
-            "kind": "random",
-            "text": "random (untrained teacher: not the paper's method)",
-            "seed": settings.seed,
-        }
-    path = Path(settings.teacher)
-    network = PatchDescriptionNetwork(model_size=settings.model_size, out_channels=settings.out_channels)
-    _fill(network, _teacher_in(read_weights(path)), source=str(path))
-    description = {
-        "kind": "file",
-        "text": f"weights file {path.name}",
-        "file": settings.plain()["teacher"],
-        "digest": digest(path),
-    }
-    if record := teacher_record(path):
-        text = f"distilled from {record['backbone']} ({record['weights']}) on {record['images']}"
-        description |= {"text": text, "distilled": record}
-    return network.state_dict(), description
-
-
-def random_teacher(model_size: ModelSize, out_channels: int, *, seed: int) -> StateDict:
-    """An untrained teacher that follows from the seed alone; the global random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchDescriptionNetwork(model_size=model_size, out_channels=out_channels).state_dict()
-
-
-def load_teacher(model: EfficientADModel, state: StateDict, *, source: str = "the teacher's weights") -> None:
-    """Fill the model's teacher in place, from a teacher's tensors or those of a whole model, in any naming.
+def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the teacher's weights") -> None:
+    """Fill a teacher in place, from its tensors or those of a whole model, in any naming.
 
     Args:
-        model: its channel statistics stay as they are.
-        state: of the teacher.
+        network: to be filled.
+        state: of the teacher or the model.
         source: begins the error's message.
 
     Raises:
         ModelError: a teacher of another size or with other channels.
     """
-    _fill(model.teacher, _teacher_in(state), source=source)
-
-
-def load_state(model: EfficientADModel, state: StateDict, *, source: str = "the weights") -> None:
-    """Fill teacher, student, autoencoder and their statistics in place, in any naming.
-
-    Statistics that anomalib has not set yet, all zero, leave descriptions and maps unchanged, there and here.
-
-    Raises:
-        ModelError: a model of another size or with other channels, or a part that is missing.
-    """
-    state = _without_wrapper(state)
-    for name, network in _networks(model).items():
-        _fill(network, _part(state, name), source=f"{source}: {name}")
-    statistics = _statistics(state)
-    buffers = {name: getattr(model, name) for name in ("teacher_mean", "teacher_std", "quantiles")}
-    missing = [n for n, buffer in buffers.items() if n not in statistics or statistics[n].numel() != buffer.numel()]
-    if missing:
-        raise ModelError(f"{source}: no fitting {', '.join(missing)}; give a whole model, saved with its statistics")
-    for name, buffer in buffers.items():
-        buffer.copy_(statistics[name].reshape(buffer.shape))
+    _fill(network, _part(state, "teacher") or _bare(state), source=source)
 
 
 def load_model(path: str | Path, *, padding: bool = False) -> EfficientADModel:
     """A whole model from a file, on the CPU, in evaluation mode; the tensors say its size and channels.
+
+    Statistics that anomalib has not set yet, all zero, leave descriptions and maps unchanged, there and here.
 
     Args:
         path: see `read_weights`.
         padding: of the networks, which weights do not tell.
 
     Raises:
-        ModelError: see `read_weights` and `load_state`.
+        ModelError: see `read_weights`; no model of EfficientAD, or a part of it is missing.
     """
     state = read_weights(path)
-    layers = _in_order(_teacher_in(state), source=f"{path}: teacher")
+    layers = _in_order(_part(state, "teacher") or _bare(state), source=f"{path}: teacher")
     sizes: dict[int, ModelSize] = {8: "S", 12: "M"}  # tensors, two to a convolution
     if len(layers) not in sizes:
         raise ModelError(f"{path}: no model of EfficientAD; its teacher is {_words(layers)}, expected size S or M")
     model = EfficientADModel(sizes[len(layers)], len(layers[-1]), padding=padding)
-    load_state(model, state, source=str(path))
+    for name in _PREFIXES:
+        _fill(getattr(model, name), _part(state, name), source=f"{path}: {name}")
+    statistics = _statistics(_bare(state))
+    buffers = {name: getattr(model, name) for name in ("teacher_mean", "teacher_std", "quantiles")}
+    missing = [n for n, buffer in buffers.items() if n not in statistics or statistics[n].numel() != buffer.numel()]
+    if missing:
+        raise ModelError(f"{path}: no fitting {', '.join(missing)}; give a whole model, saved with its statistics")
+    for name, buffer in buffers.items():
+        buffer.copy_(statistics[name].reshape(buffer.shape))
     return model.eval()
 
 
-def _networks(model: EfficientADModel) -> dict[str, nn.Module]:
-    return {"teacher": model.teacher, "student": model.student, "autoencoder": model.autoencoder}
-
-
-def _without_wrapper(state: StateDict) -> StateDict:
+def _bare(state: StateDict) -> StateDict:
     """Without the prefix under which a Lightning module has its model."""
-    prefix = "model."
-    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return inside or state
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
 
 
 def _part(state: StateDict, network: str) -> StateDict:
-    """One network's tensors; anomalib's name of the autoencoder is ``ae``."""
-    prefixes = ("autoencoder.", "ae.") if network == "autoencoder" else (f"{network}.",)
-    for prefix in prefixes:
-        if part := {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}:
-            return part
-    return {}
-
-
-def _teacher_in(state: StateDict) -> StateDict:
-    """The teacher's tensors, in a file of its own or of a whole model."""
-    state = _without_wrapper(state)
-    return _part(state, "teacher") or state
+    tensors = _bare(state).items()
+    parts = ({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)} for prefix in _PREFIXES[network])
+    return next(filter(None, parts), {})
 
 
 def _statistics(state: StateDict) -> StateDict:
@@ -747,8 +596,7 @@ def _statistics(state: StateDict) -> StateDict:
 
 
 def _fill(network: nn.Module, state: StateDict, *, source: str) -> None:
-    expected = network.state_dict()
-    given = _in_order(state, source=source)
+    expected, given = network.state_dict(), _in_order(state, source=source)
     found, wanted = [[tuple(t.shape) for t in tensors] for tensors in (given, expected.values())]
     if found != wanted:
         theirs, ours = _words(given), _words(list(expected.values()))
