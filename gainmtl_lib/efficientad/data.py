@@ -291,9 +291,7 @@ class SplitProvider(DatasetProvider):
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[Any], size: int | None = None) -> DataLoader[Batch]:
         settings, size = self.settings, size or self.settings.eval_batch_size
-        return whole_batches(
-            dataset, sampler, batch_size=size, num_workers=settings.num_workers, seed=settings.seed
-        )
+        return whole_batches(dataset, sampler, batch_size=size, num_workers=settings.num_workers, seed=settings.seed)
 
 
 def as_batch(item: Any, *, split: str) -> Batch:
@@ -536,7 +534,11 @@ class PenaltyImages(Dataset[Tensor]):
         rng = np.random.default_rng([self.seed, number, _PENALTY])
         grey = rng.random() < GREY_SHARE
         picture = draw_leaves(rng, self.image_size) if self.folder is None else self._middle(self.folder, number)
-        return np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8) if grey else picture
+        return (
+            np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+            if grey
+            else picture
+        )
 
     def _middle(self, folder: Path, number: int) -> Image:
         """Of the image whose turn it is, or of the next that can be decoded."""

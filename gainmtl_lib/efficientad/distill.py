@@ -1,22 +1,22 @@
-"""Every parameter of a distillation, in one frozen flat record. Defaults are the paper's (arXiv 2303.14535)."""
+"""Make a teacher: a patch description network learns a backbone's description of many pictures (arXiv 2303.14535).
+
+B images, H x W pixels of the network's pictures, of which the backbone sees 2H x 2W; C channels, h x w cells.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -24,32 +24,36 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gainmtl_lib.backbone import Backbone, ModelError, fetch_weights, get_backbone, load_weights
-from gainmtl_lib.efficientad.model import RECORD, SMALLEST_IMAGE, ModelSize, PatchDescriptionNetwork, teacher_record
+from gainmtl_lib.efficientad.model import (
+    RECORD,
+    SMALLEST_IMAGE,
+    Count,
+    ModelSize,
+    PatchDescriptionNetwork,
+    channel_moments,
+    teacher_record,
+)
 from gainmtl_lib.labels import resize_image
+from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError, image_files, read_image
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import AnyPath, ParameterRecord, as_path
 from gainmtl_lib.train import TrainingDivergedError, checked_device
 
-Count = Annotated[int, Field(gt=0)]
+logger = logging.getLogger(__name__)
 
 
 class Distillation(ParameterRecord):
-    """Parameters of one distillation. Strict: unknown names and wrong types raise `SettingsError`.
+    """Parameters of one distillation; defaults are the paper's. Strict: what cannot be used raises `SettingsError`.
 
     Attributes:
         images: folder of pictures, at any depth.
         output: ``.safetensors`` file for the teacher.
         backbone: any timm name with features at strides 8 and 16; it sees pictures of twice `image_size`.
         backbone_weights: True for those that go by its name, a file, or False for random ones.
-        model_size, out_channels: of the teacher.
-        image_size: pixels a side of the teacher's pictures.
-        steps, batch_size, learning_rate, weight_decay: of the optimiser.
         statistics_images: pictures, at most, that give the targets' mean and standard deviation; each counts once.
-        seed: of the first weights and of the pictures' order.
         save_every_n_steps: how often the work so far is kept.
         device: see `checked_device`.
-        num_workers: processes that read pictures.
     """
 
     images: AnyPath
@@ -88,21 +92,10 @@ class Distillation(ParameterRecord):
         }
 
 
-# --- The pictures of a distillation
-
-
-GREY_PROBABILITY = 0.1
-
-
 class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
-    """``pairs[n]`` for any n from 0: uint8 (3, 2 side, 2 side) and (3, side, side) of one picture, sometimes grey.
+    """``pairs[n]`` for any n from 0: uint8 (3, 2H, 2W) and (3, H, W) of one picture, one in ten of them grey.
 
     Each round shows every picture once. Order and grey follow from (seed, n), so that work that stopped can go on.
-
-    Args:
-        folder: pictures at any depth.
-        side: pixels a side; pictures of another shape are squashed.
-        seed: of the order.
 
     Raises:
         DataError: the folder is missing or holds no picture; later, a picture that cannot be read.
@@ -114,83 +107,62 @@ class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
             what = "holds no pictures" if folder.is_dir() else "is no folder"
             raise DataError(f"{folder}: {what}; distillation needs a folder of many pictures, at any depth")
         self.side, self.seed = side, seed
+        self._order = (-1, np.arange(0))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         turn, place = divmod(number, len(self.files))
-        picture = read_image(self.files[_order(self.seed, turn, len(self.files))[place]])
-        if np.random.default_rng([self.seed, 1, number]).random() < GREY_PROBABILITY:
-            picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        large, small = (
-            torch.from_numpy(resize_image(np.asarray(picture, np.uint8), (side, side), "squash")).permute(2, 0, 1)
-            for side in (2 * self.side, self.side)
-        )
-        return large, small
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, turn: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 0, turn]).permutation(count)
-
-
-# --- What a teacher is taught
-
-
-LEVELS = (2, 3)
-"""Of the backbone: strides 8 and 16."""
-
-LEVEL_VALUES = 1024
-"""Values per cell and level on the way to C."""
-
-PATCH = 3
-"""Cells a side that are described together."""
+        if self._order[0] != turn:
+            self._order = (turn, np.random.default_rng([self.seed, 0, turn]).permutation(len(self.files)))
+        picture = read_image(self.files[self._order[1][place]])
+        if np.random.default_rng([self.seed, 1, number]).random() < 0.1:
+            picture = np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+        sides = (2 * self.side, self.side)
+        large, small = (torch.from_numpy(resize_image(picture, (side, side), "squash")) for side in sides)
+        return large.permute(2, 0, 1), small.permute(2, 0, 1)
 
 
 class BackboneTargets(nn.Module):
-    """Describes patches by two levels of a frozen backbone.
+    """Describes patches by two levels of a frozen backbone, as PatchCore does (arXiv 2106.08265).
 
-    Around each cell of a level, the values of the 3 x 3 neighbourhood, channel by channel, are averaged in
-    `LEVEL_VALUES` even shares; the deeper level is resized to the shallower one's grid; the values of both are averaged
-    in C even shares. All of it is linear, so that each level needs one fixed convolution and one resizing.
+    Around each cell of a level, the values of the 3 x 3 neighbourhood, channel by channel, are averaged in 1024 even
+    shares; the deeper level is resized to the shallower one's grid; the values of both are averaged in C even shares.
+    All of it is linear, so that each level needs one fixed convolution and one resizing.
 
     Args:
-        backbone: whose first two levels are `LEVELS`.
+        backbone: whose first two levels have strides 8 and 16.
         out_channels: C.
-        grid: (h, w), to which both levels are resized. The shallower one has it already when the image is twice that of
-            a padded patch description network and the backbone keeps to its strides.
+        grid: (h, w), to which both levels are resized.
     """
-
-    image_mean: Tensor
-    image_std: Tensor
-    local: Tensor
-    context: Tensor
 
     def __init__(self, backbone: Backbone, *, out_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.out_channels, self.grid = out_channels, grid
-        shares = even_shares(2 * LEVEL_VALUES, out_channels)
+        shares = even_shares(2 * 1024, out_channels)
         half = -(-out_channels // 2)  # of an odd C, the middle channel hears both levels
-        shallow, deep = backbone.channels[:2]
-        self.register_buffer("local", _kernel(shares[:half, :LEVEL_VALUES], shallow))
-        self.register_buffer("context", _kernel(shares[-half:, LEVEL_VALUES:], deep))
+        for name, part, channels in zip(
+            ("local", "context"), (shares[:half, :1024], shares[-half:, 1024:]), backbone.channels[:2], strict=True
+        ):
+            kernel = part @ even_shares(channels * 9, 1024)
+            self.register_buffer(name, kernel.view(half, channels, 3, 3))
         self.register_buffer("image_mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("image_std", torch.tensor(backbone.std).view(1, 3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Shape: (B, 3, H, W) in [0, 1] -> (B, C, h, w), unbounded."""
-        shallow, deep = self.backbone.net.forward_intermediates(
+        """Shape: (B, 3, 2H, 2W) in [0, 1] -> (B, C, h, w), unbounded."""
+        levels = self.backbone.net.forward_intermediates(
             (images - self.image_mean) / self.image_std,
             indices=self.backbone.indices,
             intermediates_only=True,
             stop_early=True,
         )
-        local, context = self._described(shallow, self.local), self._described(deep, self.context)
+        local, context = (
+            F.interpolate(F.conv2d(level, kernel, padding=1), size=self.grid, mode="bilinear")
+            for level, kernel in zip(levels, (self.local, self.context), strict=True)
+        )
         other = self.out_channels - local.shape[1]
         return F.pad(local, (0, 0, 0, 0, 0, other)) + F.pad(context, (0, 0, 0, 0, other, 0))
-
-    def _described(self, level: Tensor, kernel: Tensor) -> Tensor:
-        return F.interpolate(F.conv2d(level, kernel, padding=PATCH // 2), size=self.grid, mode="bilinear")
 
 
 def even_shares(values: int, shares: int) -> Tensor:
@@ -200,115 +172,100 @@ def even_shares(values: int, shares: int) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def _kernel(shares: Tensor, channels: int) -> Tensor:
-    """The convolution that averages neighbourhoods in `LEVEL_VALUES` shares, and those in `shares`."""
-    neighbourhood = even_shares(channels * PATCH**2, LEVEL_VALUES)
-    return (shares @ neighbourhood).view(len(shares), channels, PATCH, PATCH)
-
-
-# --- The optimisation by which a patch description network learns a backbone's description of the same pi
-
-
 class TeacherTraining:
-    """Network, optimiser and standardised targets, and how many steps were made.
-
-    Images are uint8, (B, 3, 2H, 2W) for the backbone and (B, 3, H, W) for the network.
+    """Network, optimiser and standardised targets, and how many steps were made; images are uint8.
 
     Args:
-        network: to be taught, padded.
-        targets: on the network's grid.
-        learning_rate: Adam's.
-        weight_decay: Adam's.
-        device: of all tensors.
+        settings: of the distillation.
     """
 
-    def __init__(
-        self,
-        network: PatchDescriptionNetwork,
-        targets: BackboneTargets,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-        device: torch.device,
-    ) -> None:
-        self.device = device
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.targets = targets.to(device).to(memory_format=torch.channels_last)
+    def __init__(self, settings: Distillation) -> None:
+        self.device, side = checked_device(settings.device), settings.image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.network = PatchDescriptionNetwork(
+                model_size=settings.model_size, out_channels=settings.out_channels, padding=True
+            )
+            backbone = _backbone(settings.backbone, settings.backbone_weights)
+        grid = self.network.grid((side, side))
+        self.targets = BackboneTargets(backbone, out_channels=settings.out_channels, grid=grid)
+        for part in (self.network, self.targets):
+            part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
         )
-        channels = (1, targets.out_channels, 1, 1)
-        self.target_mean, self.target_std = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-        self.image_mean, self.image_std = (
-            torch.tensor(values, device=device).view(1, 3, 1, 1)
-            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
+        self.mean, self.std = torch.zeros(()), torch.ones(())
         self.steps = 0
 
-    def measure(self, large: Tensor) -> tuple[int, Tensor, Tensor]:
-        """Images in a batch, mean and variance of each channel of their targets, float64 (C,) on the CPU."""
-        variance, mean = torch.var_mean(self.targets(self._pixels(large)), dim=(0, 2, 3), correction=0)
-        return len(large), mean.double().cpu(), variance.double().cpu()
-
-    def standardise(self, measured: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Take the targets' mean and standard deviation from what `measure` gave.
+    def standardise(self, batches: Iterable[Tensor]) -> None:
+        """Take the targets' mean and standard deviation over pictures (B, 3, 2H, 2W).
 
         Raises:
             ModelError: a channel that never changes.
         """
-        counts, means, variances = (list(column) for column in zip(*measured, strict=True))
-        share = torch.tensor(counts, dtype=torch.float64).unsqueeze(1) / sum(counts)
-        mean = (share * torch.stack(means)).sum(dim=0)
-        variance = (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(dim=0)
-        if useless := int((~(variance > 0)).sum()):  # NaN included
+        mean, std = channel_moments(self.targets(self._pixels(large)) for large in batches)
+        if useless := int((~(std > 0)).sum()):  # NaN included
             raise ModelError(
-                f"{useless} of the backbone's {len(variance)} target channels never change on these pictures, or are "
-                "not finite; the pictures are all the same, or the backbone's weights are damaged"
+                f"{useless} of the backbone's {len(std)} target channels never change on these pictures, or are not "
+                "finite; the pictures are all the same, or the backbone's weights are damaged"
             )
-        self.target_mean = mean.float().view(1, -1, 1, 1).to(self.device)
-        self.target_std = variance.sqrt().float().view(1, -1, 1, 1).to(self.device)
+        self.mean, self.std = (each.view(1, -1, 1, 1).to(self.device) for each in (mean, std))
 
     def step(self, large: Tensor, small: Tensor) -> Tensor:
         """One step of the optimiser; the loss before it, a scalar: mean squared difference to the targets."""
-        wanted = (self.targets(self._pixels(large)) - self.target_mean) / self.target_std
-        described = self.network((self._pixels(small) - self.image_mean) / self.image_std)
-        loss = F.mse_loss(described, wanted)
+        wanted = (self.targets(self._pixels(large)) - self.mean) / self.std
+        values = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        mean, std = (torch.tensor(each, device=self.device).view(1, 3, 1, 1) for each in values)
+        loss = F.mse_loss(self.network((self._pixels(small) - mean) / std), wanted)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.steps += 1
         return loss.detach()
 
-    def state(self) -> dict[str, Any]:
-        """What `restore` goes on from."""
-        return {
-            "steps": self.steps,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "target_mean": self.target_mean,
-            "target_std": self.target_std,
-        }
+    def keep(self, path: Path, record: dict[str, Any]) -> None:
+        """Write what `restore` goes on from."""
+        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with atomic_path(path) as temporary:
+            numbers = {"record": record, "steps": self.steps, "mean": self.mean, "std": self.std}
+            torch.save(numbers | parts, temporary)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self.steps = state["steps"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.target_mean, self.target_std = (state[name].to(self.device) for name in ("target_mean", "target_std"))
+    def restore(self, path: Path, record: dict[str, Any]) -> None:
+        """Go on from what `keep` wrote.
+
+        Raises:
+            ModelError: a file from elsewhere, or of a distillation with other parameters.
+        """
+        try:
+            kept = torch.load(path, map_location=self.device, weights_only=True)
+            stored = kept["record"]
+        except Exception as error:  # whatever a foreign file makes the unpickler raise
+            raise ModelError(
+                f"{path}: no unfinished distillation ({type(error).__name__}); remove it, or start anew with "
+                "force=True (--force)"
+            ) from None
+        # Broken pictures may have been taken out meanwhile.
+        _check_same(record, stored | {"pictures": record["pictures"]}, path)
+        self.steps, self.mean, self.std = kept["steps"], kept["mean"], kept["std"]
+        self.network.load_state_dict(kept["network"])
+        self.optimizer.load_state_dict(kept["optimizer"])
 
     def _pixels(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=True).float().div_(255)
 
 
-# --- Make a teacher
-
-
-logger = logging.getLogger(__name__)
-
-SILENCE = 15.0
-"""Seconds after which work says how far it is."""
-
-Item = TypeVar("Item")
+def _backbone(name: str, weights: bool | Path) -> Backbone:
+    backbone = get_backbone(name, False if weights is True else weights, (2, 3), use_mmpretrain=False)
+    if weights is True:
+        config = timm.get_pretrained_cfg(name)
+        source = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
+        state = fetch_weights(name, source, "timm")
+        state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
+        load_weights(backbone.net, state, provider="timm", source=source)
+    return backbone
 
 
 def distill(images: str | Path, output: str | Path, *, force: bool = False, **values: Any) -> Path:
@@ -340,12 +297,18 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         _check_same(record, teacher_record(settings.output) or {}, settings.output)
         logger.info("%s: distilled already", settings.output)
         return settings.output
-    training = _training(settings)
+    training = TeacherTraining(settings)
     if force:  # only once it is known that the work can begin
         settings.output.unlink(missing_ok=True)
         unfinished.unlink(missing_ok=True)
+    if unfinished.exists():
+        training.restore(unfinished, record)
+        logger.info("%s: going on after step %d of %d", unfinished, training.steps, settings.steps)
+    else:
+        measured = _batches(settings, pairs, range(min(settings.statistics_images, len(pairs.files))), "measuring")
+        training.standardise(large for large, _ in measured)
+        training.keep(unfinished, record)
     try:
-        _prepare(settings, pairs, training, unfinished, record)
         _train(settings, pairs, training, unfinished, record)
     except KeyboardInterrupt:
         logger.info("interrupted after step %d; the same call goes on from the last one kept", training.steps)
@@ -357,54 +320,11 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
     return settings.output
 
 
-def _training(settings: Distillation) -> TeacherTraining:
-    size, channels, side = settings.model_size, settings.out_channels, settings.image_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network = PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
-        backbone = _backbone(settings.backbone, settings.backbone_weights)
-    return TeacherTraining(
-        network,
-        BackboneTargets(backbone, out_channels=channels, grid=network.grid((side, side))),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        device=checked_device(settings.device),
-    )
-
-
-def _backbone(name: str, weights: bool | Path) -> Backbone:
-    backbone = get_backbone(name, False if weights is True else weights, LEVELS, use_mmpretrain=False)
-    if weights is True:
-        config = timm.get_pretrained_cfg(name)
-        source = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
-        state = fetch_weights(name, source, "timm")
-        state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
-        load_weights(backbone.net, state, source=source)
-    return backbone
-
-
-def _prepare(
-    settings: Distillation, pairs: PicturePairs, training: TeacherTraining, unfinished: Path, record: dict[str, Any]
-) -> None:
-    """Go on from unfinished work, or measure the targets."""
-    if unfinished.exists():
-        kept = _kept(unfinished)
-        # Broken pictures may have been taken out meanwhile.
-        _check_same(record, kept["record"] | {"pictures": record["pictures"]}, unfinished)
-        training.restore(kept["training"])
-        logger.info("%s: going on after step %d of %d", unfinished, training.steps, settings.steps)
-        return
-    batches = _batches(settings, pairs, range(min(settings.statistics_images, len(pairs.files))))
-    training.standardise([training.measure(large) for large, _ in _told(batches, "measuring targets, batch")])
-    _keep(unfinished, training, record)
-
-
 def _train(
     settings: Distillation, pairs: PicturePairs, training: TeacherTraining, unfinished: Path, record: dict[str, Any]
 ) -> None:
     size = settings.batch_size
-    batches = _batches(settings, pairs, range(training.steps * size, settings.steps * size))
-    for large, small in _told(batches, "distilling, step", before=training.steps):
+    for large, small in _batches(settings, pairs, range(training.steps * size, settings.steps * size), "distilling"):
         loss = training.step(large, small)
         if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
             continue
@@ -414,29 +334,13 @@ def _train(
                 "with force=True (--force)"
             )
         logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
-        _keep(unfinished, training, record)
+        training.keep(unfinished, record)
 
 
-def _batches(settings: Distillation, pairs: PicturePairs, numbers: range) -> DataLoader[tuple[Tensor, Tensor]]:
-    return DataLoader(
-        pairs, settings.batch_size, sampler=numbers, num_workers=settings.num_workers, generator=torch.Generator()
-    )
-
-
-def _keep(unfinished: Path, training: TeacherTraining, record: dict[str, Any]) -> None:
-    with atomic_path(unfinished) as temporary:
-        torch.save({"record": record, "training": training.state()}, temporary)
-
-
-def _kept(unfinished: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(unfinished, map_location="cpu", weights_only=True)
-        return {name: content[name] for name in ("record", "training")}
-    except Exception as error:  # whatever a foreign file makes the unpickler raise
-        raise ModelError(
-            f"{unfinished}: no unfinished distillation ({type(error).__name__}); remove it, or start anew with "
-            "force=True (--force)"
-        ) from None
+def _batches(settings: Distillation, pairs: PicturePairs, numbers: range, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    size, workers = settings.batch_size, settings.num_workers
+    loader = DataLoader(pairs, size, sampler=numbers, num_workers=workers, generator=torch.Generator())
+    return counted(loader, len(loader), f"{what}, batch", log=logger, seconds=15)
 
 
 def _check_same(asked: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
@@ -446,15 +350,3 @@ def _check_same(asked: dict[str, Any], stored: dict[str, Any], path: Path) -> No
             f"{path}: made otherwise (there, and asked for):{lines}\n"
             "choose another output, or start anew with force=True (--force)"
         )
-
-
-def _told(batches: DataLoader[Item], what: str, *, before: int = 0) -> Iterator[Item]:
-    """The batches; every now and then a line says how far they are."""
-    started = said = time.monotonic()
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        now = time.monotonic()
-        if now - said > SILENCE:
-            said = now
-            left = (now - started) / done * (len(batches) - done)
-            logger.info("%s %d of %d; about %.0f s left", what, before + done, before + len(batches), left)

@@ -1,4 +1,4 @@
-"""What the model says of a split: one row per image, the map of each, and how well pixels are told apart.
+"""What a trained EfficientAD says: of its own splits, of any picture, and for the strategies (S6's masks, novelty).
 
 B images, H x W network input, h x w cells of the stored map.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gainmtl_lib.dataset import Batch, GainDataModule
-from gainmtl_lib.efficientad.data import DatasetProvider, as_batch, build_provider
+from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batch
 from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, samples_as_trained, stored_tables
@@ -44,23 +43,96 @@ from gainmtl_lib.metrics import (
     point_game,
     verdicts,
 )
-from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, image_files, read_image
+from gainmtl_lib.progress import counted
+from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, remove_temporaries, run_status, write_json
 from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOG_LINES = 10.0
-
 FLOATS = "%.9g"
 """How numbers are stored: enough to tell any two scores apart."""
-
-DESCRIBED = ("image", "mask", "split", "label", "defect_type", "group")
+DESCRIBED = ["image", "mask", "split", "label", "defect_type", "group"]
 """Columns that the table of samples gives."""
+MEANS = ("anomaly_iou", "grid_iou", "anomaly_point_game", "anomaly_energy_inside")
+"""Columns whose mean over images with an answer is reported under the same name."""
 
 
-@dataclass(frozen=True)
-class SplitPredictions:
+# --- A run's own splits
+
+
+def evaluate_efficientad(
+    run: EfficientADRun, *, provider: DatasetProvider | None = None, device: str | None = None, reuse: bool = True
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Score, decide and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
+
+    On the data that the run was trained with, the results stay in its folder (``predictions.csv``,
+    ``maps/anomaly.npy``, ``metrics.json``) and are not made twice. On other data they are returned only, and the
+    thresholds and the scale are those that the run's own evaluation chose.
+
+    Args:
+        run: finished.
+        provider: of the data, in place of the one that the settings name.
+        device: where to compute, see `checked_device`; None is the settings' accelerator.
+        reuse: take stored results of the run where they exist.
+
+    Returns:
+        One row per image, without the anomalies synthesised for validation, which are no files; and the summary:
+        ``threshold``, ``novelty_threshold``, ``teacher``, ``penalty``, ``data_digest``, ``map_scales`` and one dict
+        per split, that of ``val`` with its anomalies.
+
+    Raises:
+        RunError: the data changed since the run was trained, other data is given to a run without an evaluation of
+            its own, or another process writes to the run.
+        DataError: pictures that cannot be read.
+    """
+    trained_on = run.manifest["data_digest"]
+    as_trained = provider is None or provider.digest == trained_on
+    if as_trained and reuse and run.is_evaluated:
+        logger.info("reusing the evaluation in %s", run.folder)
+        return run.predictions, run.metrics
+    if provider is None:
+        provider = SplitProvider(run.settings)
+        if (here := provider.digest) != trained_on:
+            raise RunError(
+                f"{run.settings.dataset_folder}: not the data that {run.folder} was trained on ({trained_on} then, "
+                f"{here} here); bring that data back, or give the data as provider=…"
+            )
+    decided: dict[str, Any] = {}
+    if not as_trained:  # other data must not move what the run's own evaluation chose
+        decided = {name: run.metrics[name] for name in ("threshold", "novelty_threshold", "map_scales")}
+        decided["threshold_from"] = "the run's own evaluation"
+    with hold(run.folder) if as_trained else nullcontext():
+        with (
+            computing_on(run.model, device or run.settings.accelerator) as where,
+            inference_autocast(run.settings.precision, where),
+        ):
+            predictions = {split: predict_split(run.model, provider, split) for split in provider.splits}
+        decided = decided or decided_on(predictions["val"])
+        summary = decided | {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
+        tables = {split: add_verdicts(part.table, decided["threshold"]) for split, part in predictions.items()}
+        summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
+        table = pd.concat(tables.values(), ignore_index=True)
+        on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
+        if as_trained:
+            maps = np.concatenate([part.maps for part in predictions.values()])
+            _store(run, table[on_disk], maps[on_disk], summary)
+            return run.predictions, run.metrics  # as a later call reads them
+    return table[on_disk].reset_index(drop=True), summary
+
+
+@contextmanager
+def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]:
+    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had."""
+    own, where = next(model.parameters()).device, checked_device(device)
+    try:
+        model.eval().to(where).to(memory_format=torch.channels_last)
+        yield where
+    finally:
+        model.to(own)
+
+
+class SplitPredictions(NamedTuple):
     """What the model says of one split.
 
     Attributes:
@@ -76,70 +148,40 @@ class SplitPredictions:
     aupro: float
 
 
-@contextmanager
-def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]:
-    """The model in evaluation mode on a device, see `checked_device`; afterwards back on the one that it had."""
-    own = next(model.parameters()).device
-    where = checked_device(device)
-    try:
-        model.eval().to(where).to(memory_format=torch.channels_last)
-        yield where
-    finally:
-        model.to(own)
-
-
 @torch.inference_mode()
 def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
-    """Run the model over one split, batch by batch.
+    """Run the model over one split, val with the anomalies synthesised on it, where the model lies.
 
-    Args:
-        model: in evaluation mode; its device decides where the work is done.
-        provider: of the data.
-        split: one of its splits; val with the anomalies synthesised on it.
+    Raises:
+        DataError: no image, images of several sizes, or a table that does not fit the loader.
     """
     pixel_auroc, aupro = PixelAuroc(), Aupro()
-    rows, maps = [], []
-    for batch, output in _forward(model, provider, split):
+    rows, maps, device = [], [], next(model.parameters()).device
+    loader = provider.loader(split)
+    for item in counted(loader, len(loader), f"{split}, batch", log=logger):
+        batch = Batch(*(part.to(device) for part in as_batch(item, split=split)))
+        output = model(batch.images)
         rows.append(_score_batch(batch, output))
         maps.append(output.cells[:, 0].clamp(-6e4, 6e4).to(torch.float16).cpu().numpy())
         known = batch.has_mask | (batch.labels == 0)
         for metric in (pixel_auroc, aupro):
             metric.update(output.anomaly_map[known], batch.masks[known])
+    if not rows:
+        raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
     if len(grids := {part.shape[1:] for part in maps}) > 1:
         shown = " and ".join("x".join(map(str, grid)) for grid in sorted(grids))
         raise DataError(
             f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize to one"
         )
     table = pd.concat(rows, ignore_index=True)
-    described = _described(provider, split, table.pop("label"))
-    return SplitPredictions(
-        table=pd.concat([described, table], axis=1),
-        maps=np.concatenate(maps),
-        pixel_auroc=float(pixel_auroc.compute()),
-        aupro=float(aupro.compute()),
-    )
-
-
-def _forward(model: EfficientADModel, provider: DatasetProvider, split: str) -> Iterator[tuple[Batch, AnomalyOutput]]:
-    device = next(model.parameters()).device
-    loader = provider.loader(split)
-    started = said = time.monotonic()
-    done = 0
-    for item in loader:
-        batch = Batch(*(part.to(device) for part in as_batch(item, split=split)))
-        yield batch, model(batch.images)
-        done += len(batch.images)
-        if time.monotonic() - said > SECONDS_BETWEEN_LOG_LINES:
-            said = time.monotonic()
-            logger.info("%s: %d images scored (%.1f/s)", split, done, done / (said - started))
-    if not done:
-        raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
-    logger.info("%s: %d images scored in %.1f s", split, done, time.monotonic() - started)
+    described = _described(provider.table(split), split, table.pop("label"))
+    table = pd.concat([described, table], axis=1)
+    return SplitPredictions(table, np.concatenate(maps), float(pixel_auroc.compute()), float(aupro.compute()))
 
 
 def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
     masks = batch.masks * batch.has_mask[:, None, None, None]
-    columns: dict[str, Tensor] = {
+    columns = {
         "anomaly_score": output.score,
         "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
         "anomaly_iou": cam_iou(output.anomaly_map, masks),
@@ -153,39 +195,20 @@ def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
     return table.assign(anomaly_score=scores, label=batch.labels.cpu().numpy())
 
 
-def _described(provider: DatasetProvider, split: str, labels: pd.Series) -> pd.DataFrame:
+def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.DataFrame:
     """Where each image comes from; the images of a provider that does not say go by number."""
-    known = provider.table(split)
     if known is None:
         names = [f"{split} {number}" for number in range(len(labels))]
-        kinds = ["defective" if label else "normal" for label in labels]
+        kinds = np.where(labels, DEFECTIVE, NORMAL)
         known = pd.DataFrame({"image": names, "mask": None, "label": labels, "defect_type": kinds, "group": names})
-    elif len(known) != len(labels):
-        raise DataError(f"the loader of split '{split}' yields {len(labels)} images, its table has {len(known)} rows")
     elif missing := [name for name in DESCRIBED if name != "split" and name not in known]:
         raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
-    elif (wrong := known["label"].to_numpy() != labels.to_numpy()).any():
+    elif known["label"].tolist() != labels.tolist():
         raise DataError(
-            f"the table of split '{split}' has other labels than its loader's images, first in row {wrong.argmax()}; "
-            "whoever replaces a loader replaces its table as well"
+            f"the table of split '{split}' has {len(known)} rows or other labels than its loader's {len(labels)} "
+            "images; whoever replaces a loader replaces its table as well"
         )
-    return known.assign(split=split)[list(DESCRIBED)].reset_index(drop=True)
-
-
-# --- What validation decides, and from one row per image the numbers of a split.
-
-
-MEANS = ("anomaly_iou", "grid_iou", "anomaly_point_game", "anomaly_energy_inside")
-"""Columns whose mean over images with an answer is reported under the same name."""
-
-SHOWN = {
-    "auroc": "image AUROC",
-    "average_precision": "AP",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "f1": "F1",
-}
-"""Metrics of a table of categories, and how its columns are headed."""
+    return known.assign(split=split)[DESCRIBED].reset_index(drop=True)
 
 
 def decided_on(val: SplitPredictions) -> dict[str, Any]:
@@ -207,8 +230,7 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     off = (table["anomaly_iou"] < OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
     decided = {"predicted": predicted, "verdict": verdict, "wrong_reason": (verdict == "TP") & off}
     place = list(table.columns).index("anomaly_score") + 1
-    columns = [*table.columns[:place], *decided, *table.columns[place:]]
-    return table.assign(**decided)[columns]
+    return table.assign(**decided)[[*table.columns[:place], *decided, *table.columns[place:]]]
 
 
 def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
@@ -218,38 +240,43 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
         predictions: of the same split, for what its table cannot say.
     """
-    counts = table["verdict"].value_counts()
-    answered = table["anomaly_iou"].notna()
-    found = (table["verdict"] == "TP") & answered
+    verdict, answered = table["verdict"], table["anomaly_iou"].notna()
     return {
         "images": len(table),
         "normal": int((table["label"] == 0).sum()),
         "defective": int((table["label"] == 1).sum()),
         "annotated": int(answered.sum()),
         "skipped": int(((table["label"] == 1) & ~answered).sum()),
-        **{name: int(counts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
+        **{name: int((verdict == name).sum()) for name in ("TP", "FP", "FN", "TN")},
         **classification(*(table[name].to_numpy() for name in ("label", "predicted", "anomaly_score"))),
         "pixel_auroc": predictions.pixel_auroc,
         "aupro": predictions.aupro,
         **{name: float(table[name].mean()) for name in MEANS},
         "wrong_reason": int(table["wrong_reason"].sum()),
-        "wrong_reason_rate": float(table.loc[found, "wrong_reason"].mean()),
+        "wrong_reason_rate": float(table.loc[(verdict == "TP") & answered, "wrong_reason"].mean()),
     }
 
 
-def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
-    """Test metrics of evaluated runs, one row per category (where there is none, per experiment), then their ``mean``.
+def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
+    def relative(path: str | None) -> str | None:
+        folder = run.settings.dataset_folder
+        if not isinstance(path, str):  # None, or pandas' NaN in a table that somebody else made
+            return None
+        return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
 
-    A metric that one category has no answer for is the mean over the others.
-    """
-    names = [run.settings.category or run.settings.experiment for run in runs]
-    values = [{heading: run.metrics["test"][name] for name, heading in SHOWN.items()} for run in runs]
-    table = pd.DataFrame(values, index=pd.Index(names, name="category"), dtype=float)
-    table.loc["mean"] = table.mean()
-    return table
+    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
+    stored, arrays, last = (run.folder / name for name in ("predictions.csv", f"maps/{MAP}.npy", "metrics.json"))
+    last.unlink(missing_ok=True)
+    remove_temporaries(stored, arrays, last)
+    places = table[["image", "mask"]].map(relative)
+    with atomic_path(stored) as path:
+        table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format=FLOATS)
+    with atomic_path(arrays) as path:
+        np.save(path, maps)
+    write_json(last, summary)
 
 
-# --- Pictures from anywhere through a model
+# --- Pictures from anywhere
 
 
 QUANTILE_SCALE = MapScale(0.0, 0.1)
@@ -283,43 +310,34 @@ class Detector:
     scale_name: str = QUANTILE_NAME
 
     @classmethod
-    def of_run(cls, run: EfficientADRun) -> Detector:
-        """With the decisions of the run's evaluation, if there is one."""
-        if not run.is_evaluated:
-            return cls(run.model, run.settings, run.teacher)
-        metrics = run.metrics
-        decided = (metrics["threshold"], metrics["novelty_threshold"])
-        if run.scale is None:
-            return cls(run.model, run.settings, run.teacher, *decided)
-        return cls(run.model, run.settings, run.teacher, *decided, run.scale, "absolute scale")
-
-    @classmethod
     def open(cls, place: Path) -> Detector:
         """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run.
 
         Raises:
             RunError: neither is there, or it is not EfficientAD's.
         """
-        if not place.is_file():
-            return cls.of_run(load_efficientad(place))
-        folder = place.absolute().parent.parent
-        if place.name == "best.ckpt" and run_status(folder) == "complete":
-            return cls.of_run(load_efficientad(folder))
-        return cls(*load_checkpoint(place))
+        if place.is_file():
+            folder = place.absolute().parent.parent
+            if place.name != "best.ckpt" or run_status(folder) != "complete":
+                return cls(*load_checkpoint(place))
+            place = folder
+        run = load_efficientad(place)
+        if not run.is_evaluated:
+            return cls(run.model, run.settings, run.teacher)
+        decided = (run.metrics["threshold"], run.metrics["novelty_threshold"])
+        scale = () if run.scale is None else (run.scale, "absolute scale")
+        return cls(run.model, run.settings, run.teacher, *decided, *scale)
 
     def verdict(self, score: float) -> str | None:
         """``defective`` or ``normal``; None without a threshold."""
-        if self.threshold is None:
-            return None
-        return DEFECTIVE if score >= self.threshold else NORMAL
+        return None if self.threshold is None else DEFECTIVE if score >= self.threshold else NORMAL
 
     def anomalous(self, score: float) -> bool | None:
         """Whether a picture of that score is unlike the normal ones; None without a threshold."""
         return None if self.novelty_threshold is None else score > self.novelty_threshold
 
 
-@dataclass(frozen=True)
-class ScoredPicture:
+class ScoredPicture(NamedTuple):
     """What the model says of one picture.
 
     Attributes:
@@ -335,68 +353,44 @@ class ScoredPicture:
     anomaly_map: NDArray[np.float32]
 
 
-def picture_paths(places: Sequence[Path]) -> list[Path]:
-    """The pictures at some places: files as they are, of folders those at any depth.
-
-    Raises:
-        DataError: a place that is missing, or a folder without pictures.
-    """
-    paths: list[Path] = []
-    for place in places:
-        found = image_files(place) if place.is_dir() else [place]
-        if not found:
-            raise DataError(
-                f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp files"
-            )
-        if not place.exists():
-            raise DataError(f"{place}: no such picture or folder")
-        paths += found
-    return paths
-
-
 def score_pictures(
     model: EfficientADModel,
+    settings: EfficientADSettings,
     paths: Sequence[Path],
     *,
-    image_size: tuple[int, int],
-    resize: Resize = "squash",
-    batch_size: int | None = None,
-    device: str = "auto",
-    precision: str = "32",
+    image_size: tuple[int, int] | None = None,
+    device: str | None = None,
 ) -> Iterator[ScoredPicture | DataError]:
     """Score pictures in order, batch by batch; one that cannot be read gives its error, and the others go on.
 
     Args:
         model: trained.
+        settings: its own: the precision must be that in which its scale was measured.
         paths: of picture files.
-        image_size: network input (H, W), at least `SMALLEST_IMAGE` a side; not only that of the training.
-        resize: squash or letterbox.
-        batch_size: B; None follows from the image size.
-        device: where to compute, see `checked_device`.
-        precision: of the networks, best that of the run's settings, which its scale was measured in; maps and scores
-            are float32 in any.
+        image_size: network input (H, W); None is the training's.
+        device: where to compute, see `checked_device`; None is the settings' accelerator.
 
     Raises:
         ModelError: an image size below the smallest.
         DeviceError: the device is not there.
     """
-
-    check_size(*image_size)
+    height, width = size = image_size or settings.image_size
+    check_size(height, width)
 
     def read(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int]] | DataError:
         try:
             pixels = read_image(path)
         except DataError as error:
             return error
-        return resize_image(pixels, image_size, resize), (pixels.shape[0], pixels.shape[1])
+        return resize_image(pixels, size, settings.resize), (pixels.shape[0], pixels.shape[1])
 
-    size = batch_size or max(1, PIXELS_AT_ONCE // (image_size[0] * image_size[1]))
-    with computing_on(model, device) as where, ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), size):
-            chunk = paths[start : start + size]
+    at_once = max(1, PIXELS_AT_ONCE // (height * width))
+    with computing_on(model, device or settings.accelerator) as where, ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), at_once):
+            chunk = paths[start : start + at_once]
             decoded = list(pool.map(read, chunk))
             inputs = [item[0] for item in decoded if not isinstance(item, DataError)]
-            with inference_autocast(precision, where):  # never while the caller has its turn
+            with inference_autocast(settings.precision, where):  # never while the caller has its turn
                 outputs = iter(_scores_and_maps(model, inputs, where))
             for path, item in zip(chunk, decoded, strict=True):
                 yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(outputs))
@@ -408,113 +402,19 @@ def _scores_and_maps(
 ) -> list[tuple[float, NDArray[np.float32]]]:
     if not pictures:
         return []
-    images = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255)
-    output = model(images)
+    output = model(torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255))
     return list(zip(output.score.tolist(), output.anomaly_map[:, 0].cpu().numpy(), strict=True))
 
 
-# --- Evaluate a run on its validation and test splits, and leave the results in the run's folder.
+def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None) -> Iterator[ScoredPicture]:
+    """Of each picture, in order, at the run's own input size; one that cannot be read is an error."""
+    for one in score_pictures(run.model, run.settings, [Path(path) for path in paths], device=device):
+        if isinstance(one, DataError):
+            raise one
+        yield one
 
 
-DECIDED = ("threshold", "novelty_threshold", "map_scales")
-"""What is chosen once, on the data that the run was trained with."""
-
-
-def evaluate_efficientad(
-    run: EfficientADRun, *, provider: DatasetProvider | None = None, device: str | None = None, reuse: bool = True
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Score, decide and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
-
-    On the data that the run was trained with, the results stay in its folder (``predictions.csv``,
-    ``maps/anomaly.npy``, ``metrics.json``) and are not made twice. On other data they are returned only, and the
-    thresholds and the scale are those that the run's own evaluation chose.
-
-    Args:
-        run: finished.
-        provider: of the data, in place of the one that the settings name.
-        device: where to compute, see `checked_device`; None is the settings' accelerator.
-        reuse: take stored results of the run where they exist.
-
-    Returns:
-        One row per image, without the anomalies synthesised for validation, which are no files; and the summary:
-        ``threshold``, ``novelty_threshold``, ``teacher``, ``penalty``, ``data_digest``, ``map_scales`` and one dict
-        per split, that of ``val`` with its anomalies.
-
-    Raises:
-        RunError: the data changed since the run was trained, other data is given to a run without an evaluation of
-            its own, or another process writes to the run.
-        DataError: pictures that cannot be read.
-    """
-    as_trained = provider is None or provider.digest == run.manifest["data_digest"]
-    if as_trained and reuse and run.is_evaluated:
-        logger.info("reusing the evaluation in %s", run.folder)
-        return run.predictions, run.metrics
-    provider = _own_data(run) if provider is None else provider
-    decided = None if as_trained else _decided(run)
-    with hold(run.folder) if as_trained else nullcontext():
-        predictions = _predict(run, provider, device)
-        decided = decided or decided_on(predictions["val"])
-        summary = decided | {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
-        tables = {split: add_verdicts(part.table, decided["threshold"]) for split, part in predictions.items()}
-        summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
-        table = pd.concat(tables.values(), ignore_index=True)
-        on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
-        if as_trained:
-            maps = np.concatenate([part.maps for part in predictions.values()])
-            _store(run, table[on_disk], maps[on_disk], summary)
-            return run.predictions, run.metrics  # as a later call reads them
-    return table[on_disk].reset_index(drop=True), summary
-
-
-def _own_data(run: EfficientADRun) -> DatasetProvider:
-    provider = build_provider(run.settings)
-    then, here = run.manifest["data_digest"], provider.digest
-    if then != here:
-        raise RunError(
-            f"{run.settings.dataset_folder}: not the data that {run.folder} was trained on ({then} then, {here} "
-            "here); bring that data back, or give the data as provider=…"
-        )
-    return provider
-
-
-def _decided(run: EfficientADRun) -> dict[str, Any]:
-    """What the run's own evaluation chose: other data must not move it."""
-    metrics = run.metrics
-    return {name: metrics[name] for name in DECIDED} | {"threshold_from": "the run's own evaluation"}
-
-
-def _predict(run: EfficientADRun, provider: DatasetProvider, device: str | None) -> dict[str, SplitPredictions]:
-    with (
-        computing_on(run.model, device or run.settings.accelerator) as where,
-        inference_autocast(run.settings.precision, where),
-    ):
-        return {split: predict_split(run.model, provider, split) for split in provider.splits}
-
-
-def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
-    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
-    (run.folder / "metrics.json").unlink(missing_ok=True)
-    stored, arrays = run.folder / "predictions.csv", run.folder / "maps" / f"{MAP}.npy"
-    remove_temporaries(stored, arrays, run.folder / "metrics.json")
-    places = table[["image", "mask"]].map(lambda path: _relative(path, run.settings.dataset_folder))
-    with atomic_path(stored) as path:
-        table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format=FLOATS)
-    with atomic_path(arrays) as path:
-        np.save(path, maps)
-    write_json(run.folder / "metrics.json", summary)
-
-
-def _relative(path: str | None, folder: Path) -> str | None:
-    if not isinstance(path, str):  # None, or pandas' NaN in a table that somebody else made
-        return None
-    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else str(path)
-
-
-# --- What an EfficientAD run says of the pictures that a strategy is evaluated on
-
-
-LEARNT_FROM = ("train", "val")
-"""EfficientAD's student sees the first; quantiles and thresholds are of the second."""
+# --- For the strategies: masks of S6's attention, and what a run may not have learnt from
 
 
 class AnomalyMasks:
@@ -530,11 +430,7 @@ class AnomalyMasks:
 
     @cached_property
     def run(self) -> EfficientADRun:
-        """The run, read at first use.
-
-        Raises:
-            RunError: no finished run of EfficientAD.
-        """
+        """The run, read at first use; `RunError` where there is no finished run of EfficientAD."""
         return load_efficientad(self.folder)
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
@@ -548,10 +444,9 @@ class AnomalyMasks:
             check_unseen(self.run, data.samples)
             self._checked = data
         paths = [data.dataset.paths[row] for row in batch.index.tolist()]
-        own = self.run.settings.resize
         masks = [
-            anomaly_mask(one, own, size=data.settings.image_size, resize=data.settings.resize)
-            for one in scored(self.run, paths, device=str(batch.images.device))
+            anomaly_mask(one, self.run.settings.resize, size=data.image_size, resize=data.resize)
+            for one in _scored(self.run, paths, str(batch.images.device))
         ]
         return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
 
@@ -575,26 +470,6 @@ def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], 
     return resize_values(share, size, resize, image_size=picture.size)
 
 
-def scored(run: EfficientADRun, paths: Sequence[str | Path], *, device: str) -> Iterator[ScoredPicture]:
-    """What the run's model says of each picture, in order, at its own input size.
-
-    Raises:
-        DataError: a picture that cannot be read.
-    """
-    files, settings = [Path(path) for path in paths], run.settings
-    for one in score_pictures(
-        run.model,
-        files,
-        image_size=settings.image_size,
-        resize=settings.resize,
-        device=device,
-        precision=settings.precision,
-    ):
-        if isinstance(one, DataError):
-            raise one
-        yield one
-
-
 def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     """Refuse a run that learnt from pictures which a strategy is tested on: it would give their labels away.
 
@@ -609,31 +484,28 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
         RunError: it did, or its own pictures are not known.
         DataError: its data cannot be read.
     """
-    moved = not run.settings.dataset_folder.is_dir()
-    provider = build_provider(_elsewhere(run.settings, samples) if moved else run.settings)
+    settings = run.settings
+    if not settings.dataset_folder.is_dir():  # synthetic data is then read as it is, not made anew
+        files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
+        root = Path(os.path.commonpath([os.path.dirname(path) for path in files]))
+        layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
+        settings = settings.changed(data_root=root, dataset_type=layout, category=None)
+    provider = SplitProvider(settings)
     if provider.digest != run.manifest["data_digest"]:
         raise RunError(
             f"{run.folder}: which pictures it learnt from is not known, because its data changed since or came from a "
             "provider of its own; so whether it has seen the test pictures is not known either: train it anew"
         )
-    own = provider.samples
-    learnt = {os.path.realpath(path) for path in own.loc[own["split"].isin(LEARNT_FROM), "image"]}
-    tests = samples.loc[~samples["split"].isin(LEARNT_FROM), "image"]
-    seen = [path for path in tests if os.path.realpath(path) in learnt]
-    if seen:
+    # The student sees the first; quantiles and thresholds are of the second.
+    learnt_from, own = ("train", "val"), provider.samples
+    learnt = {os.path.realpath(path) for path in own.loc[own["split"].isin(learnt_from), "image"]}
+    tests = samples.loc[~samples["split"].isin(learnt_from), "image"]
+    if seen := [path for path in tests if os.path.realpath(path) in learnt]:
         raise RunError(
             f"{run.folder}: learnt from {len(seen)} of the {len(tests)} test pictures, such as {seen[0]}; what it says "
             "of those is no result. Train EfficientAD on the same split: the same data_root, val_ratio, test_ratio and "
             "split_seed (without one, seed)"
         )
-
-
-def _elsewhere(settings: EfficientADSettings, samples: pd.DataFrame) -> EfficientADSettings:
-    """The same reading of the folder that a strategy's samples lie in; synthetic data as it is, not made anew."""
-    files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
-    root = os.path.commonpath([os.path.dirname(path) for path in files])
-    layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
-    return settings.changed(data_root=Path(root), dataset_type=layout, category=None)
 
 
 # --- Defects of kinds that a strategy never saw
@@ -642,7 +514,6 @@ def _elsewhere(settings: EfficientADSettings, samples: pd.DataFrame) -> Efficien
 TABLE, SUMMARY = "novelty.csv", "novelty.json"
 COLUMNS = {"image": str, "split": str, "anomaly_score": float, "anomalous": bool, "novel": bool}
 KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "splits"}
-NORMAL_KIND = "normal"
 OUT_OF_DATE = (
     "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
     "gainmtl evaluate {folder} --efficientad-run FOLDER"
@@ -654,7 +525,7 @@ class Kind:
     """The normal pictures of a split, or its defects of one type.
 
     Attributes:
-        name: of the type, or `NORMAL_KIND`.
+        name: of the type, or `NORMAL`.
         count: pictures.
         called_defective: those that the verdict finds; of normal ones, its false alarms.
         anomalous: those whose anomaly score is above the threshold.
@@ -725,9 +596,11 @@ def find_novel(
         DataError: pictures that cannot be read.
     """
     other = efficientad if isinstance(efficientad, EfficientADRun) else load_efficientad(efficientad)
-    stored = _stored(run) if reuse and other.is_evaluated else None
-    if stored is not None and stored.summary.items() >= _origin(run, other).items():
-        return stored
+    if reuse and other.is_evaluated:
+        with suppress(RunError):  # damaged files are made anew
+            stored = stored_novelty(run)
+            if stored is not None and stored.summary.items() >= _origin(run, other).items():
+                return stored
     with hold(run.folder):
         table, _ = stored_tables(run)
         samples = samples_as_trained(run)
@@ -735,11 +608,15 @@ def find_novel(
         evaluate_efficientad(other, device=device)
         origin = _origin(run, other)
         files = [run.settings.dataset_folder / image for image in table["image"]]
-        scores = [one.score for one in scored(other, files, device=device or other.settings.accelerator)]
-        flagged = flag(table, scores, origin["threshold"])
+        flagged = flag(table, [one.score for one in _scored(other, files, device)], origin["threshold"])
         known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
-        _store_novelty(run, flagged, origin | {"splits": count_kinds(table, flagged, set(known))})
-    return Novelty(*_read(run))  # as a later call reads it
+        # Written last and removed first: an interruption leaves no flags, never a mixture of two.
+        (run.folder / SUMMARY).unlink(missing_ok=True)
+        remove_temporaries(run.folder / TABLE, run.folder / SUMMARY)
+        with atomic_path(run.folder / TABLE) as path:
+            flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
+        write_json(run.folder / SUMMARY, origin | {"splits": count_kinds(table, flagged, set(known))})
+    return _read(run)  # as a later call reads it
 
 
 def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
@@ -755,13 +632,7 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
 
 
 def flag(table: pd.DataFrame, scores: Collection[float], threshold: float) -> pd.DataFrame:
-    """The columns of `Novelty.table`.
-
-    Args:
-        table: of predictions, N rows.
-        scores: anomaly score of each row, (N,).
-        threshold: above it a picture is anomalous.
-    """
+    """The columns of `Novelty.table`, from predictions and the anomaly score of each row."""
     flagged = table[["image", "split"]].assign(anomaly_score=list(scores))
     flagged["anomalous"] = flagged["anomaly_score"] > threshold
     return flagged.assign(novel=flagged["anomalous"] & (table["predicted"] == 0))
@@ -776,18 +647,12 @@ def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[st
         known: defect types of the training pictures.
     """
     rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"])
-    rows["kind"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL_KIND)
+    rows["kind"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
     counted: dict[str, list[dict[str, Any]]] = {}
     for split in TEST_SPLITS:
         for (label, name), part in rows[rows["split"] == split].groupby(["label", "kind"]):
-            kind = Kind(
-                name=str(name),
-                count=len(part),
-                called_defective=int(part["predicted"].sum()),
-                anomalous=int(part["anomalous"].sum()),
-                novel=int(part["novel"].sum()),
-                unseen=bool(label == 1 and name not in known),
-            )
+            counts = (int(part[column].sum()) for column in ("predicted", "anomalous", "novel"))
+            kind = Kind(str(name), len(part), *counts, unseen=bool(label == 1 and name not in known))
             counted.setdefault(split, []).append(asdict(kind))
     return counted
 
@@ -801,12 +666,16 @@ def stored_novelty(run: Run) -> Novelty | None:
     """
     if not (run.folder / SUMMARY).is_file():
         return None
-    table, summary = _read(run)
-    if not _is_current(run, summary):
+    novelty = _read(run)
+    weights = file_digest(Path(novelty.source) / "model.safetensors")
+    # An EfficientAD run that is not there any more is taken to be as it was.
+    if weights not in ("", novelty.summary["weights"]):
         return None
-    if table["image"].tolist() != run.predictions["image"].tolist():
+    if novelty.summary["predictions"] != file_digest(run.folder / "predictions.csv"):
+        return None
+    if novelty.table["image"].tolist() != run.predictions["image"].tolist():
         raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {_again(run)}")
-    return Novelty(table, summary)
+    return novelty
 
 
 def is_stale(run: Run) -> bool:
@@ -814,40 +683,15 @@ def is_stale(run: Run) -> bool:
     return (run.folder / SUMMARY).is_file() and stored_novelty(run) is None
 
 
-def _is_current(run: Run, summary: dict[str, Any]) -> bool:
-    """An EfficientAD run that is not there any more is taken to be as it was."""
-    weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
-    return summary["predictions"] == file_digest(run.folder / "predictions.csv") and weights in ("", summary["weights"])
-
-
-def _stored(run: Run) -> Novelty | None:
-    """Damaged files are made anew."""
-    try:
-        return stored_novelty(run)
-    except RunError:
-        return None
-
-
-def _store_novelty(run: Run, flagged: pd.DataFrame, summary: dict[str, Any]) -> None:
-    # Written last and removed first: an interruption leaves no flags, never a mixture of two.
-    (run.folder / SUMMARY).unlink(missing_ok=True)
-    remove_temporaries(run.folder / TABLE, run.folder / SUMMARY)
-    with atomic_path(run.folder / TABLE) as path:
-        flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
-    write_json(run.folder / SUMMARY, summary)
-
-
-def _read(run: Run) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _read(run: Run) -> Novelty:
     summary = read_json(run.folder / SUMMARY)
     if not isinstance(summary, dict) or not summary.keys() >= KEYS:
         raise RunError(f"{run.folder / SUMMARY}: lacks what belongs there; {_again(run)}")
     try:
-        table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{run.folder / TABLE}: cannot be read: {' '.join(str(error).split())}; {_again(run)}") from None
-    if tuple(table) != tuple(COLUMNS):
-        raise RunError(f"{run.folder / TABLE}: expected the columns {', '.join(COLUMNS)}; {_again(run)}")
-    return table, summary
+    return Novelty(table, summary)
 
 
 def _again(run: Run) -> str:

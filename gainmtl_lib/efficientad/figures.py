@@ -1,7 +1,4 @@
-"""Figures of EfficientAD: its training, its scores, and its three maps beside each other.
-
-Every function returns a figure and shows nothing; none is pyplot's, which a notebook would show a second time.
-"""
+"""What the commands of EfficientAD print and draw: ``train``, ``predict``, and its rows and maps in ``compare``."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -22,138 +20,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from gainmtl_lib.dataset import Batch
-from gainmtl_lib.efficientad.data import build_provider, found_categories
-from gainmtl_lib.efficientad.evaluate import (
-    Detector,
-    ScoredPicture,
-    category_table,
-    evaluate_efficientad,
-    picture_paths,
-    score_pictures,
-)
-from gainmtl_lib.efficientad.model import BORDER, TERMS, EfficientADModel, EfficientADSettings
+from gainmtl_lib.efficientad.data import SplitProvider, found_categories
+from gainmtl_lib.efficientad.evaluate import Detector, ScoredPicture, evaluate_efficientad, score_pictures
+from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import Frame, read_defect
-from gainmtl_lib.figures import (
-    SPLIT_NAMES,
-    enlarged_share,
-    map_grid,
-    overlay,
-    pick_rows,
-    resized,
-    resized_mask,
-    with_band,
-)
+from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized, resized_mask, with_band
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, masks_of, read_image
+from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of, read_image
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
-from gainmtl_lib.wording import frame_table, number
+from gainmtl_lib.wording import METRICS, frame_table, number
 
-TERM_NAMES = {
-    "st": "student–teacher (hard)",
-    "penalty": "pretraining penalty",
-    "ae": "teacher–autoencoder",
-    "stae": "student–autoencoder",
-}
-CLASSES = {0: ("normal", "#1f77b4"), 1: ("defective", "#d62728")}
+HEADINGS = METRICS | {"auroc": "image AUROC"}
+"""Of the columns, where a pixel's AUROC stands beside it."""
+BY_CATEGORY = ("auroc", "average_precision", "pixel_auroc", "aupro", "f1")
+COMPARED = ("accuracy", "recall", *BY_CATEGORY, "anomaly_iou", "grid_iou")
 
-
-def anomaly_training_figure(history: pd.DataFrame) -> Figure:
-    """The four terms by step on a logarithmic axis, and the validation AUROCs.
-
-    Args:
-        history: of a run, columns ``tag``, ``step``, ``value``.
-    """
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    losses, scores = figure.subplots(1, 2, width_ratios=[1.3, 1])
-    for term in TERMS:
-        rows = history[history["tag"] == f"train/{term}_loss"]
-        losses.plot(rows["step"], rows["value"].rolling(10, min_periods=1).mean(), lw=1, label=TERM_NAMES[term])
-    losses.set(xlabel="optimiser step", yscale="log", title="training losses (mean of 10 log entries)")
-    losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    for tag, name in {"val/image_auroc": "image AUROC", "val/pixel_auroc": "pixel AUROC"}.items():
-        rows = history[history["tag"] == tag]
-        scores.plot(rows["step"], rows["value"], marker="o", ms=3, label=name)
-    scores.set(xlabel="optimiser step", ylim=(0.4, 1.02), title="validation: normal, and synthesised anomalies")
-    scores.legend(fontsize=7, loc="lower right")
-    for axis in (losses, scores):
-        axis.title.set_fontsize(9)
-    return figure
-
-
-def score_figure(
-    predictions: pd.DataFrame, threshold: float, *, splits: Sequence[str] = ("test", "test_shift")
-) -> Figure:
-    """Anomaly scores of normal and defective pictures, one panel per split, the threshold as a line.
-
-    Args:
-        predictions: with ``split``, ``label`` and ``anomaly_score``.
-        threshold: of the decision, chosen on validation.
-        splits: that are shown, as far as there are pictures of them.
-
-    Raises:
-        ValueError: there is no picture of any.
-    """
-    present = [split for split in splits if (predictions["split"] == split).any()]
-    if not present:
-        found = ", ".join(map(str, predictions["split"].unique()))
-        raise ValueError(f"no pictures of the splits {', '.join(splits)}; the table has {found or 'none at all'}")
-    figure = Figure(figsize=(4.4 * len(present), 2.9), layout="constrained")
-    scores = predictions.loc[predictions["split"].isin(present), "anomaly_score"]
-    bins = np.linspace(min(scores.min(), threshold), max(scores.max(), threshold), 30)
-    for axis, split in zip(figure.subplots(1, len(present), sharex=True, squeeze=False)[0], present):
-        rows = predictions[predictions["split"] == split]
-        for label, (name, colour) in CLASSES.items():
-            axis.hist(rows.loc[rows["label"] == label, "anomaly_score"], bins, alpha=0.6, color=colour, label=name)
-        axis.axvline(threshold, color="k", lw=1, ls=":", label="threshold")
-        axis.set(xlabel="anomaly score", ylabel="pictures")
-        axis.set_title(SPLIT_NAMES[split], fontsize=9)
-        axis.legend(fontsize=7)
-    return figure
-
-
-def anomaly_maps_figure(
-    model: EfficientADModel, batch: Batch, row_titles: Sequence[str], *, scale: MapScale | None = None
-) -> Figure:
-    """One row per picture: mask outline, the two local maps stretched per image, the joined map on its absolute scale.
-
-    Args:
-        model: in evaluation mode.
-        batch: pictures at the network's input size.
-        row_titles: what stands at the left of each row.
-        scale: of the anomaly map, fixed on validation.
-    """
-    with torch.inference_mode():
-        local = model.local_maps(batch.images)
-        output = model.finish(local, (batch.images.shape[-2], batch.images.shape[-1]))
-    maps = {
-        "student–teacher": framed(local.student_teacher, model),
-        "student–autoencoder": framed(local.student_autoencoder, model),
-        "anomaly map": output.anomaly_map[:, 0].numpy(),
-    }
-    notes = {"anomaly map": [f"score {score:.2f}" for score in output.score.tolist()]}
-    return map_grid(
-        batch.images.permute(0, 2, 3, 1).numpy(),
-        batch.masks[:, 0].numpy(),
-        maps,
-        row_titles,
-        notes=notes,
-        scales={"anomaly map": scale} if scale else None,
-    )
-
-
-def framed(maps: torch.Tensor, model: EfficientADModel) -> np.ndarray:
-    """Local maps (B, 1, h, w) as (B, h', w'), the border that the networks leave out at each map's lowest value."""
-    border = 0 if model.padding else BORDER
-    padded = [torch.nn.functional.pad(one, (border,) * 4, value=float(one.min())) for one in maps[:, 0]]
-    return torch.stack(padded).numpy()
+SIDE = 384
+"""Longer side of each panel's picture, in pixels."""
+NARROWEST = 256
+"""Pixels a panel is wide at least, however narrow its picture: the words below must stay readable."""
+GAP = 6
+"""White pixels between two panels."""
+ROWS_PRINTED = 20
+"""Of the table of scores; a folder may hold thousands."""
 
 
 # --- ``gainmtl efficientad train``
-
-
-ALL = "all"
-"""Stands for every category that is there."""
 
 
 def train_and_report(
@@ -176,125 +69,55 @@ def train_and_report(
         resume: checkpoint to go on from.
         force: start anew.
     """
-    named = {} if category in (None, ALL) else {"category": category}
+    named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
+    every = [settings]
+    if category == "all":
+        every = [settings.changed(category=name) for name in found_categories(settings.data_root)]
+        if not every:
+            raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
     runs = []
-    for each in _by_category(settings) if category == ALL else [settings]:
-        run = fit_efficientad(each, resume=resume, force=force)
-        evaluate_efficientad(run)
-        print_evaluation(console, run)
-        runs.append(run)
-    if category == ALL:
-        print_categories(console, runs, settings.outputs_dir / settings.experiment / EFFICIENTAD / "categories.csv")
-
-
-def _by_category(settings: EfficientADSettings) -> list[EfficientADSettings]:
-    found = found_categories(settings.data_root)
-    if not found:
-        raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
-    return [settings.changed(category=name) for name in found]
+    for each in every:
+        runs.append(fit_efficientad(each, resume=resume, force=force))
+        evaluate_efficientad(runs[-1])
+        print_evaluation(console, runs[-1])
+    if category == "all":
+        table, path = category_table(runs), runs[0].folder.parents[1] / "categories.csv"
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, float_format="%.6g")
+        console.print(frame_table("test metrics by category", table))
+        for teacher in sorted({run.teacher for run in runs}):
+            console.print(f"teacher: {escape(teacher)}")
+        console.print(f"table: {escape(str(path))}")
 
 
 def print_evaluation(console: Console, run: EfficientADRun) -> None:
     """The metrics of an evaluated run, by split, and what they rest on."""
     metrics = run.metrics
     splits = [name for name, values in metrics.items() if isinstance(values, dict) and "images" in values]
+    rows = {name: [number(metrics[split][name]) for split in splits] for name in metrics[splits[0]]}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=splits).rename_axis("metric")
     title = f"{run.settings.run_name}: threshold {metrics['threshold']:.4g} ({metrics['threshold_from']})"
-    table = Table("metric", title=escape(title), title_justify="left")
-    for split in splits:
-        table.add_column(split, justify="right")
-    for name in metrics[splits[0]]:
-        table.add_row(name, *(number(metrics[split][name]) for split in splits))
-    console.print(table)
+    console.print(frame_table(title, table))
     console.print(f"novelty threshold: {metrics['novelty_threshold']:.4g}")
     console.print(f"teacher: {escape(metrics['teacher'])}")
     console.print(f"penalty images: {escape(metrics['penalty'])}")
     console.print(f"run: {escape(str(run.folder))}")
 
 
-def print_categories(console: Console, runs: Sequence[EfficientADRun], path: Path) -> None:
-    """The test metrics of every category and their mean, printed and written as CSV."""
-    table = category_table(runs)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, float_format="%.6g")
-    console.print(frame_table("test metrics by category", table))
-    for teacher in sorted({run.teacher for run in runs}):
-        console.print(f"teacher: {escape(teacher)}")
-    console.print(f"table: {escape(str(path))}")
+def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
+    """Test metrics of evaluated runs, one row per category (where there is none, per experiment), then their ``mean``.
 
-
-# --- A scored picture beside its heat map and its ground truth.
-
-
-SIDE = 384
-"""Longer side of each panel's picture, in pixels."""
-
-NARROWEST = 256
-"""Pixels a panel is wide at least, however narrow its picture: the words below must stay readable."""
-
-GAP = 6
-"""White pixels between two panels."""
-
-
-def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
-    """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher.
-
-    Args:
-        detector: that scored it.
-        scored: what it said.
-        mask: file of the ground truth, also outlined on the heat map.
-
-    Returns:
-        RGB, (height, width, 3).
-
-    Raises:
-        DataError: picture or mask cannot be read, or the mask has another aspect ratio than its picture.
+    A metric that one category has no answer for is the mean over the others.
     """
-    defect = None if mask is None else read_defect(mask, scored.size, str(mask))
-    scale = SIDE / max(scored.size)
-    shape = max(1, round(scored.size[0] * scale)), max(1, round(scored.size[1] * scale))
-    picture, region = resized(read_image(scored.path), shape), resized_mask(defect, shape)
-    heat = _share(detector, scored)
-    panels = [
-        _panel(picture, _words(detector, scored)),
-        _panel(overlay(picture, heat, mask=region), f"anomaly map · {detector.scale_name}", bar=True),
-    ]
-    if region is not None:
-        white = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2)
-        panels.append(_panel(white, "ground truth"))
-    return with_band(_beside(panels), f"EfficientAD · teacher: {detector.teacher}", bar=False)
-
-
-def _share(detector: Detector, scored: ScoredPicture) -> NDArray[np.float32]:
-    """The map in [0, 1], without the bars of a letterbox."""
-    height, width = scored.anomaly_map.shape
-    frame = Frame.of(scored.size, (height, width), detector.settings.resize)
-    return frame.crop(enlarged_share(scored.anomaly_map, detector.scale, (height, width)))
-
-
-def _words(detector: Detector, scored: ScoredPicture) -> str:
-    verdict = detector.verdict(scored.score)
-    said = [verdict] if verdict else []
-    said += ["anomalous"] if detector.anomalous(scored.score) else []
-    return " · ".join([scored.path.name, *said, f"score {scored.score:.4g}"])
-
-
-def _panel(pixels: NDArray[np.uint8], words: str, *, bar: bool = False) -> NDArray[np.uint8]:
-    missing = max(0, NARROWEST - pixels.shape[1])
-    sides = (missing // 2, missing - missing // 2)
-    return with_band(np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255), words, bar=bar)
-
-
-def _beside(panels: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    gap = np.full((len(panels[0]), GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+    names = [run.settings.category or run.settings.experiment for run in runs]
+    values = [{HEADINGS[name]: run.metrics["test"][name] for name in BY_CATEGORY} for run in runs]
+    table = pd.DataFrame(values, index=pd.Index(names, name="category"), dtype=float)
+    table.loc["mean"] = table.mean()
+    return table
 
 
 # --- ``gainmtl efficientad predict``
-
-
-ROWS_PRINTED = 20
-"""Of the table of scores; a folder may hold thousands."""
 
 
 def predict_and_report(
@@ -328,34 +151,30 @@ def predict_and_report(
         ModelError: an image size below the smallest.
     """
     detector = Detector.open(place)
-    settings = detector.settings
     single = output.suffix.lower() in IMAGE_SUFFIXES
-    truth = _annotated(places, masks, output) if places else _own_pictures(settings, single=single)
+    truth = _annotated(places, masks, output) if places else _own_pictures(detector.settings, single=single)
     targets = _targets(list(truth), output, single=single)
-    size = image_size or settings.image_size
     rows, failed = [], []
-    scores = score_pictures(
-        detector.model,
-        list(truth),
-        image_size=size,
-        resize=settings.resize,
-        device=device or settings.accelerator,
-        precision=settings.precision,
-    )
-    for scored in scores:
+    for scored in score_pictures(detector.model, detector.settings, list(truth), image_size=image_size, device=device):
         try:
             if isinstance(scored, DataError):
                 raise scored
-            row = _row(detector, scored)
-            _write(drawn(detector, scored, truth[scored.path]), targets[scored.path])
-            rows.append(row)
+            pixels = cv2.cvtColor(drawn(detector, scored, truth[scored.path]), cv2.COLOR_RGB2BGR)
+            with atomic_path(targets[scored.path]) as temporary:
+                temporary.write_bytes(cv2.imencode(targets[scored.path].suffix, pixels)[1].tobytes())
+            told = (detector.threshold, detector.verdict(scored.score), detector.anomalous(scored.score))
+            rows.append((str(scored.path), scored.score, *told))
         except DataError as error:
             failed.append(str(error))
     table = pd.DataFrame(rows, columns=["image", "anomaly_score", "threshold", "verdict", "anomalous"])
     listed = output.with_suffix(".csv") if single else output / "scores.csv"
     with atomic_path(listed) as path:
         table.to_csv(path, index=False, float_format="%.9g")
-    _print(console, detector, table, size)
+    _print_scores(console, detector, table)
+    if image_size not in (None, detector.settings.image_size):
+        trained, here = (f"{height}x{width}" for height, width in (detector.settings.image_size, image_size))
+        console.print(f"computed at {here}; thresholds and scale are those of {trained} (height x width)")
+    console.print(f"teacher: {escape(detector.teacher)}")
     console.print(f"pictures: {escape(str(output))}; scores: {escape(str(listed))}")
     for message in failed:
         console.print(f"not scored: {escape(message)}")
@@ -363,26 +182,34 @@ def predict_and_report(
 
 
 def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> dict[Path, Path | None]:
-    """Pictures with their ground truth, given or found."""
+    """Pictures, of folders those at any depth, with their ground truth, given or found."""
+    pictures: list[Path] = []
     for place in places:
         if place.is_dir() and output.absolute().is_relative_to(place.absolute()):
             raise DataError(
                 f"--output {output} lies in {place}, whose pictures are to be scored; choose another folder"
             )
-    pictures = picture_paths(places)
+        if not place.exists():
+            raise DataError(f"{place}: no such picture or folder")
+        found = image_files(place) if place.is_dir() else [place]
+        if not found:
+            raise DataError(
+                f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp files"
+            )
+        pictures += found
     if masks and len(masks) != len(pictures):
         raise DataError(f"{len(pictures)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
-    found = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
-    return {picture: found.get(picture) for picture in pictures}
+    known = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
+    return {picture: known.get(picture) for picture in pictures}
 
 
 def _own_pictures(settings: EfficientADSettings, *, single: bool) -> dict[Path, Path | None]:
     if settings.dataset_type != "synthetic":
         raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
-    samples = build_provider(settings).samples
+    samples = SplitProvider(settings).samples
     chosen = samples[samples["split"] == "test"]
     chosen = chosen[chosen["label"] == 1].head(1) if single else chosen
-    return {Path(row["image"]): row["mask"] and Path(row["mask"]) for row in chosen.to_dict("records")}
+    return {Path(image): mask and Path(mask) for image, mask in zip(chosen["image"], chosen["mask"], strict=True)}
 
 
 def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Path, Path]:
@@ -403,53 +230,56 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
     return targets
 
 
-def _row(detector: Detector, scored: ScoredPicture) -> dict[str, object]:
-    return {
-        "image": str(scored.path),
-        "anomaly_score": scored.score,
-        "threshold": detector.threshold,
-        "verdict": detector.verdict(scored.score),
-        "anomalous": detector.anomalous(scored.score),
-    }
-
-
-def _write(pixels: NDArray[np.uint8], path: Path) -> None:
-    content = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _print(console: Console, detector: Detector, table: pd.DataFrame, size: tuple[int, int]) -> None:
+def _print_scores(console: Console, detector: Detector, table: pd.DataFrame) -> None:
     none = detector.threshold is None
     title = "no threshold: the run is not evaluated" if none else f"threshold {detector.threshold:.4g}"
     shown = Table("picture", "anomaly score", "verdict", "anomalous", title=title, title_justify="left")
-    for row in table.head(ROWS_PRINTED).to_dict("records"):
-        anomalous = "–" if row["anomalous"] is None else "yes" if row["anomalous"] else "no"
-        shown.add_row(escape(Path(row["image"]).name), f"{row['anomaly_score']:.4g}", row["verdict"] or "–", anomalous)
+    for row in table.head(ROWS_PRINTED).itertuples():
+        anomalous = {None: "–", True: "yes", False: "no"}[row.anomalous]
+        shown.add_row(escape(Path(row.image).name), f"{row.anomaly_score:.4g}", row.verdict or "–", anomalous)
     console.print(shown)
     if len(table) > ROWS_PRINTED:
         console.print(f"… {len(table) - ROWS_PRINTED} more; the table of scores has all of them")
-    if size != detector.settings.image_size:
-        trained, here = (f"{height}x{width}" for height, width in (detector.settings.image_size, size))
-        console.print(f"computed at {here}; thresholds and scale are those of {trained} (height x width)")
-    console.print(f"teacher: {escape(detector.teacher)}")
+
+
+def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
+    """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher.
+
+    Args:
+        detector: that scored it.
+        scored: what it said.
+        mask: file of the ground truth, also outlined on the heat map.
+
+    Returns:
+        RGB, (height, width, 3).
+
+    Raises:
+        DataError: picture or mask cannot be read, or the mask has another aspect ratio than its picture.
+    """
+    defect = None if mask is None else read_defect(mask, scored.size, str(mask))
+    height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
+    picture, region = resized(read_image(scored.path), (height, width)), resized_mask(defect, (height, width))
+    size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])
+    share = enlarged_share(scored.anomaly_map, detector.scale, size)
+    heat = Frame.of(scored.size, size, detector.settings.resize).crop(share)
+    said = [scored.path.name, detector.verdict(scored.score), "anomalous" if detector.anomalous(scored.score) else None]
+    words = " · ".join([*filter(None, said), f"score {scored.score:.4g}"])
+    heat_words = f"anomaly map · {detector.scale_name}"
+    panels = [_panel(picture, words), _panel(overlay(picture, heat, mask=region), heat_words, bar=True)]
+    if region is not None:
+        panels.append(_panel(np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))
+    gap = np.full((len(panels[0]), GAP, 3), 255, dtype=np.uint8)
+    beside = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+    return with_band(beside, f"EfficientAD · teacher: {detector.teacher}", bar=False)
+
+
+def _panel(pixels: NDArray[np.uint8], words: str, *, bar: bool = False) -> NDArray[np.uint8]:
+    missing = max(0, NARROWEST - pixels.shape[1])
+    sides = (missing // 2, missing - missing // 2)
+    return with_band(np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255), words, bar=bar)
 
 
 # --- The EfficientAD runs of an experiment, to stand below its strategies
-
-
-COLUMNS = {
-    "accuracy": "accuracy",
-    "recall": "recall",
-    "auroc": "image AUROC",
-    "average_precision": "AP",
-    "f1": "F1",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "anomaly_iou": "map IoU",
-    "grid_iou": "grid IoU",
-}
-"""Metrics of a table, and how its columns are headed."""
 
 
 def collect_efficientad(experiment: Path) -> list[EfficientADRun]:
@@ -463,21 +293,49 @@ def anomaly_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
     """One row per run and test split as text, a dash for what has no answer; the last column is the teacher."""
     rows = {}
     for run in runs:
-        metrics = run.metrics
         for split in ("test", "test_shift"):
-            if split in metrics:
-                values = [metrics[split][name] for name in COLUMNS]
-                shown = ["–" if value is None else f"{value:.3f}" for value in values]
-                name = run.settings.category or "EfficientAD"
-                rows[f"{name}, seed {run.settings.seed}, {split}"] = [*shown, run.teacher]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[*COLUMNS.values(), "teacher"])
+            if split in run.metrics:
+                name = f"{run.settings.category or 'EfficientAD'}, seed {run.settings.seed}, {split}"
+                rows[name] = [*(number(run.metrics[split][metric]) for metric in COMPARED), run.teacher]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[*(HEADINGS[name] for name in COMPARED), "teacher"])
 
 
 def same_anomalies_figure(run: EfficientADRun) -> Figure:
     """The three maps of pictures of its test split, those that `same_pictures_figure` shows; names the teacher."""
-    provider = build_provider(run.settings)
+    provider = SplitProvider(run.settings)
     rows = pick_rows(provider.samples, "test", defective=4, normal=1)
     titles = [str(provider.samples["defect_type"][row]) for row in rows]
     figure = anomaly_maps_figure(run.model, provider.batch(rows), titles, scale=run.scale)
     figure.supxlabel(f"teacher: {run.teacher}", fontsize=8)
     return figure
+
+
+def anomaly_maps_figure(
+    model: EfficientADModel, batch: Batch, row_titles: Sequence[str], *, scale: MapScale | None = None
+) -> Figure:
+    """One row per picture: mask outline, the two local maps stretched per image, the joined map on its absolute scale.
+
+    Args:
+        model: in evaluation mode.
+        batch: pictures at the network's input size.
+        row_titles: what stands at the left of each row.
+        scale: of the anomaly map, fixed on validation.
+    """
+    with torch.inference_mode():
+        local = model.local_maps(batch.images)
+        output = model.finish(local, (batch.images.shape[-2], batch.images.shape[-1]))
+    maps = {
+        "student–teacher": framed(local.student_teacher, model),
+        "student–autoencoder": framed(local.student_autoencoder, model),
+        "anomaly map": output.anomaly_map[:, 0].numpy(),
+    }
+    notes = {"anomaly map": [f"score {score:.2f}" for score in output.score.tolist()]}
+    scales = {"anomaly map": scale} if scale else None
+    pictures = batch.images.permute(0, 2, 3, 1).numpy()
+    return map_grid(pictures, batch.masks[:, 0].numpy(), maps, row_titles, notes=notes, scales=scales)
+
+
+def framed(maps: torch.Tensor, model: EfficientADModel) -> np.ndarray:
+    """Local maps (B, 1, h, w) as (B, h', w'), the border that the networks leave out at each map's lowest value."""
+    border = 0 if model.padding else BORDER
+    return torch.stack([F.pad(one, (border,) * 4, value=float(one.min())) for one in maps[:, 0]]).numpy()

@@ -224,9 +224,7 @@ def _train(
     lightning_precision(settings.precision, device)
     state, teacher = teacher_of(settings)
     penalty = PenaltyImages(settings)
-    check_unchanged(
-        folder, "the folder penalty_images", previous.get("penalty_digest", penalty.digest), penalty.digest
-    )
+    check_unchanged(folder, "the folder penalty_images", previous.get("penalty_digest", penalty.digest), penalty.digest)
     check_validation(provider)
     data = TrainingData(settings, provider, penalty)
     continuity = _continuity(settings, data.total_steps)
