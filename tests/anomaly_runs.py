@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import yaml
 
-from gainmtl_lib.efficientad.data import build_provider
-from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings
-from gainmtl_lib.efficientad.train import EfficientADRun, build_model
+from gainmtl_lib.efficientad.data import SplitProvider
+from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, build_model
+from gainmtl_lib.efficientad.train import EfficientADRun
 from gainmtl_lib.runs import save_weights, write_json
 
 TEACHER = {"kind": "random", "text": "random (untrained teacher: not the paper's method)", "seed": 42}
@@ -35,6 +35,12 @@ def tiny_anomaly_settings(folder: Path, **values: Any) -> EfficientADSettings:
     )
 
 
+def set_statistics(model: EfficientADModel, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Those of the teacher's channels, (C,) each."""
+    model.teacher_mean.copy_(mean.view(1, -1, 1, 1))
+    model.teacher_std.copy_(std.view(1, -1, 1, 1))
+
+
 def untrained(settings: EfficientADSettings) -> EfficientADModel:
     """A model of random weights whose maps are of a sensible size."""
     torch.manual_seed(3)
@@ -55,7 +61,7 @@ def write_anomaly_run(settings: EfficientADSettings, **manifest: Any) -> Efficie
         "seed": settings.seed,
         "teacher": TEACHER,
         "penalty": "textures",
-        "data_digest": build_provider(settings).digest,
+        "data_digest": SplitProvider(settings).digest,
         "status": "complete",
     }
     write_json(folder / "manifest.json", described | manifest)

@@ -5,11 +5,11 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
@@ -353,20 +353,6 @@ LEAST_CHANGE = 12
 """Grey levels that half of an anomaly's pixels must change by to be seen."""
 
 
-class Anomaly(NamedTuple):
-    """A normal picture with something wrong.
-
-    Attributes:
-        image: RGB uint8 (H, W, 3).
-        mask: bool (H, W); outside it the picture is the normal one.
-        kind: one of `KINDS`.
-    """
-
-    image: Image
-    mask: NDArray[np.bool_]
-    kind: str
-
-
 def kind_of(index: int, *, seed: int) -> str:
     """The kind of anomaly `index`: each round shows all of them, in an order of its own."""
     round_, turn = divmod(index, len(KINDS))
@@ -375,7 +361,7 @@ def kind_of(index: int, *, seed: int) -> str:
 
 def synthesise(
     image: Image, *, other: Callable[[], Image], seed: int, index: int, region: Region | None = None
-) -> Anomaly:
+) -> tuple[Image, NDArray[np.bool_]]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     Args:
@@ -384,6 +370,9 @@ def synthesise(
         seed: of the anomalies.
         index: of this one.
         region: where it may lie; None is the whole picture.
+
+    Returns:
+        The copy, and the mask (H, W) outside of which it is the normal picture.
     """
     rng, kind = np.random.default_rng([seed, index, _ANOMALY]), kind_of(index, seed=seed)
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
@@ -398,7 +387,7 @@ def synthesise(
         if mask.sum() < max(8.0, LEAST_AREA * shorter**2):
             continue
         if np.median(np.abs(image[mask].astype(int) - after[mask]).max(axis=1)) >= LEAST_CHANGE:
-            return Anomaly(after, mask, kind)
+            return after, mask
 
 
 def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, NDArray[np.bool_]]:
@@ -470,8 +459,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
         if not anomalous:
             return image, np.zeros(image.shape[:2], dtype=np.bool_)
         region = None if self.regions is None else self.regions[place]
-        made = synthesise(image, other=lambda: self._other(place), seed=self.seed, index=place, region=region)
-        return made.image, made.mask
+        return synthesise(image, other=lambda: self._other(place), seed=self.seed, index=place, region=region)
 
     def _other(self, place: int) -> Image:
         """What a letterbox's picture fills of another one; of the only picture itself."""
@@ -496,7 +484,6 @@ class PenaltyImages(Dataset[Tensor]):
 
     Attributes:
         text: where they come from, for the record and wherever a result is shown.
-        digest: changes when the list of files does; empty without files.
 
     Raises:
         DataError: the folder is missing or holds no image.
@@ -505,7 +492,7 @@ class PenaltyImages(Dataset[Tensor]):
     def __init__(self, settings: EfficientADSettings) -> None:
         self.folder, self.image_size, self.seed = settings.penalty_images, settings.image_size, settings.seed
         self.skip_unreadable = settings.skip_unreadable
-        self.text, self.digest = "drawn pictures (not natural images: not the paper's penalty)", ""
+        self.text = "drawn pictures (not natural images: not the paper's penalty)"
         self._order = (-1, np.arange(0))
         if self.folder is None:
             return
@@ -518,7 +505,6 @@ class PenaltyImages(Dataset[Tensor]):
                 "leave it out to train with drawn pictures"
             )
         self.text = f"{len(self.files)} natural images of {self.folder.name}"
-        self.digest = hashlib.sha256("\n".join(self.files).encode()).hexdigest()
 
     def __getitem__(self, number: int) -> Tensor:
         """Shape: float32 (3, H, W) in [0, 1]."""
@@ -714,7 +700,8 @@ class TrainingData(L.LightningDataModule):
                 )
 
 
-class Interval(NamedTuple):
+@dataclass(frozen=True)
+class Interval:
     """The next batches of an endless row of them, with a length, as Lightning wants it."""
 
     batches: Iterator[TrainBatch]
@@ -723,7 +710,7 @@ class Interval(NamedTuple):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[TrainBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[TrainBatch]:
         return islice(self.batches, self.steps)
 
 

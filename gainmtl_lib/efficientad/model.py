@@ -453,13 +453,10 @@ def total_loss(terms: dict[str, Tensor], *, st_weight: float, penalty_weight: fl
 RECORD = "gainmtl_teacher"
 """Key of a teacher file's metadata under which `distill` tells, as JSON, how the teacher was made."""
 
-_LAYER = re.compile(r"(encoder\.|decoder\.)?(?:convolutions\.|conv|enconv|deconv)?(\d+)\.(weight|bias)")
-_KINDS = {
-    4: "a patch description network of size S",
-    6: "a patch description network of size M",
-    14: "an autoencoder",
-}
-_PREFIXES = {"teacher": ("teacher.",), "student": ("student.",), "autoencoder": ("autoencoder.", "ae.")}
+_LAYER = re.compile(r"(?:convolutions\.|conv)?(\d+)\.(weight|bias)")
+"""A layer's name: ours, the published files' and anomalib's."""
+_KINDS = {8: "a patch description network of size S", 12: "a patch description network of size M"}
+"""By the number of tensors, two to a convolution."""
 
 
 def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
@@ -533,94 +530,27 @@ def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the tea
 
     Args:
         network: to be filled.
-        state: of the teacher or the model.
+        state: of the teacher, or of a model, Lightning's module around it included.
         source: begins the error's message.
 
     Raises:
-        ModelError: a teacher of another size or with other channels.
+        ModelError: a teacher of another size or with other channels, or no weights of one.
     """
-    _fill(network, _part(state, "teacher") or _bare(state), source=source)
-
-
-def load_model(path: str | Path, *, padding: bool = False) -> EfficientADModel:
-    """A whole model from a file, on the CPU, in evaluation mode; the tensors say its size and channels.
-
-    Statistics that anomalib has not set yet, all zero, leave descriptions and maps unchanged, there and here.
-
-    Args:
-        path: see `read_weights`.
-        padding: of the networks, which weights do not tell.
-
-    Raises:
-        ModelError: see `read_weights`; no model of EfficientAD, or a part of it is missing.
-    """
-    state = read_weights(path)
-    layers = _in_order(_part(state, "teacher") or _bare(state), source=f"{path}: teacher")
-    sizes: dict[int, ModelSize] = {8: "S", 12: "M"}  # tensors, two to a convolution
-    if len(layers) not in sizes:
-        raise ModelError(f"{path}: no model of EfficientAD; its teacher is {_words(layers)}, expected size S or M")
-    model = EfficientADModel(sizes[len(layers)], len(layers[-1]), padding=padding)
-    for name in _PREFIXES:
-        _fill(getattr(model, name), _part(state, name), source=f"{path}: {name}")
-    statistics = _statistics(_bare(state))
-    buffers = {name: getattr(model, name) for name in ("teacher_mean", "teacher_std", "quantiles")}
-    missing = [n for n, buffer in buffers.items() if n not in statistics or statistics[n].numel() != buffer.numel()]
-    if missing:
-        raise ModelError(f"{path}: no fitting {', '.join(missing)}; give a whole model, saved with its statistics")
-    for name, buffer in buffers.items():
-        buffer.copy_(statistics[name].reshape(buffer.shape))
-    return model.eval()
-
-
-def _bare(state: StateDict) -> StateDict:
-    """Without the prefix under which a Lightning module has its model."""
-    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
-
-
-def _part(state: StateDict, network: str) -> StateDict:
-    tensors = _bare(state).items()
-    parts = ({k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)} for prefix in _PREFIXES[network])
-    return next(filter(None, parts), {})
-
-
-def _statistics(state: StateDict) -> StateDict:
-    """Channel statistics and quantiles under our names."""
-    found = {name.replace("mean_std.", "teacher_"): tensor for name, tensor in state.items()}
-    if "mean_std.std" in state and not state["mean_std.std"].any():
-        found["teacher_std"] = torch.ones_like(found["teacher_std"])
-    ends = ("qa_st", "qb_st", "qa_ae", "qb_ae")
-    if all(f"quantiles.{end}" in state for end in ends):
-        quantiles = torch.stack([state[f"quantiles.{end}"].float() for end in ends]).view(2, 2)
-        found["quantiles"] = quantiles if quantiles.any() else torch.tensor([[0.0, 0.1], [0.0, 0.1]])
-    return found
-
-
-def _fill(network: nn.Module, state: StateDict, *, source: str) -> None:
-    expected, given = network.state_dict(), _in_order(state, source=source)
-    found, wanted = [[tuple(t.shape) for t in tensors] for tensors in (given, expected.values())]
+    bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    given = {k.removeprefix("teacher."): v for k, v in bare.items() if k.startswith("teacher.")} or bare
+    places = {}
+    for name in given:
+        if (layer := _LAYER.fullmatch(name)) is None:
+            raise ModelError(f"{source}: no network of EfficientAD, '{name}' is none of its layers")
+        places[name] = (int(layer[1]), layer[2] == "bias")
+    # From the input to the output, each convolution's weight before its bias.
+    tensors, expected = [given[name] for name in sorted(places, key=places.__getitem__)], network.state_dict()
+    found, wanted = [[tuple(t.shape) for t in each] for each in (tensors, expected.values())]
     if found != wanted:
-        theirs, ours = _words(given), _words(list(expected.values()))
+        theirs, ours = (f"{_KINDS.get(len(each), 'a network')} with {each[-1][0]} channels" for each in (found, wanted))
         if theirs == ours:
             ours = f"its tensors to be {wanted}, got {found}"
         raise ModelError(
             f"{source}: {theirs}, expected {ours}; set model_size and out_channels to those of the weights"
         )
-    network.load_state_dict(dict(zip(expected, given, strict=True)))
-
-
-def _in_order(state: StateDict, *, source: str) -> list[Tensor]:
-    """The tensors of a network from its input to its output, each convolution's weight before its bias."""
-    places = {}
-    for name in state:
-        layer = _LAYER.fullmatch(name)
-        if layer is None:
-            raise ModelError(f"{source}: no network of EfficientAD, '{name}' is none of its layers")
-        places[name] = (layer[1] == "decoder.", int(layer[2]), layer[3] == "bias")
-    if not places:
-        raise ModelError(f"{source}: no weights of it in the file; give a whole model")
-    return [state[name] for name in sorted(places, key=places.__getitem__)]
-
-
-def _words(tensors: list[Tensor]) -> str:
-    kind = _KINDS.get(len(tensors) // 2, f"a network of {len(tensors) / 2:g} convolutions")
-    return f"{kind} with {len(tensors[-1])} channels"
+    network.load_state_dict(dict(zip(expected, tensors, strict=True)))

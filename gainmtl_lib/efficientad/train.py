@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -68,7 +68,6 @@ from gainmtl_lib.train import (
     TrainingDivergedError,
     check_count,
     check_intent,
-    check_unchanged,
     checked_device,
     circumstances,
     event_loggers,
@@ -224,25 +223,22 @@ def _train(
     lightning_precision(settings.precision, device)
     state, teacher = teacher_of(settings)
     penalty = PenaltyImages(settings)
-    check_unchanged(folder, "the folder penalty_images", previous.get("penalty_digest", penalty.digest), penalty.digest)
     check_validation(provider)
     data = TrainingData(settings, provider, penalty)
     continuity = _continuity(settings, data.total_steps)
     checkpoint = resumed_checkpoint(folder, settings, resume, continuity)
-    stored = None if checkpoint is None else read_checkpoint(checkpoint)
     model = build_model(settings)
-    if stored is None:
+    if checkpoint is None:
         fill_teacher(model.teacher, state)
         _measure_teacher(model, settings, provider, device)
     else:
-        _check_teacher(checkpoint, stored["teacher"], teacher)
+        teacher = read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
     manifest = circumstances(device=device, precision=settings.precision) | {
         "strategy": EFFICIENTAD,
         "seed": settings.seed,
         "devices": settings.devices,
         "teacher": teacher,
         "penalty": penalty.text,
-        "penalty_digest": penalty.digest,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "split_sizes": provider.split_sizes,
         "total_steps": data.total_steps,
@@ -250,7 +246,7 @@ def _train(
         "duration_s": previous.get("duration_s", 0),
     }
     with recorded(folder, manifest) as manifest:
-        if stored is None or not continuity.complete(stored):
+        if checkpoint is None or not continuity.complete(read_checkpoint(checkpoint)):
             forget_foreign_best(folder, checkpoint)
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=data.total_steps, teacher=teacher)
@@ -264,7 +260,7 @@ def _continuity(settings: EfficientADSettings, total: int) -> Continuity:
         return checkpoint["global_step"] >= total or _exhausted(validated, settings)
 
     return Continuity(
-        architecture=("model_size", "out_channels", "padding"),
+        architecture=("model_size", "out_channels", "padding", "teacher"),
         plan=(
             "max_steps", "max_epochs", "train_batch_size", "devices", "val_every_n_steps", "learning_rate",
             "weight_decay", "st_weight", "penalty_weight", "ae_weight", "hard_quantile",
@@ -287,15 +283,6 @@ def _measure_teacher(
     model.cpu()
 
 
-def _check_teacher(path: Path | None, stored: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
-    if any(stored.get(key) != teacher.get(key) for key in ("kind", "digest", "seed")):
-        raise RunError(
-            f"{path}: a checkpoint with another teacher (stored and asked for): {stored['text']} and "
-            f"{teacher['text']}; the student has learned to imitate the first: set 'teacher' (random: 'seed') to it, "
-            "or start anew"
-        )
-
-
 def _trainer(settings: EfficientADSettings, device: torch.device, folder: Path, data: TrainingData) -> L.Trainer:
     total = data.total_steps
     return L.Trainer(
@@ -308,7 +295,7 @@ def _trainer(settings: EfficientADSettings, device: torch.device, folder: Path, 
         use_distributed_sampler=False,  # each process knows its share
         benchmark=device.type == "cuda",
         logger=event_loggers(settings),
-        callbacks=[StepCheckpoints(folder / "checkpoints", settings), StepLog(total)],
+        callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -357,6 +344,7 @@ class EfficientADTraining(L.LightningModule):
         self.settings, self.total_steps, self.teacher = settings, total_steps, teacher
         self.scores: dict[str, float] = {}
         self._unchecked: list[Tensor] = []
+        self._losses: list[Tensor] = []
         self._seen: list[tuple[LocalMaps, Batch]] = []
 
     def losses(self, images: Tensor, augmented: Tensor, penalty: Tensor) -> dict[str, Tensor]:
@@ -383,6 +371,11 @@ class EfficientADTraining(L.LightningModule):
             "stae": distance_loss(whole, predicted),
         }
 
+    def on_train_start(self) -> None:
+        if self.trainer.world_size > 1:  # in a fresh process, which has no handlers
+            show_progress(logging.INFO if self.trainer.is_global_zero else logging.WARNING)
+        self._due, self._started, self._first = every(15), time.monotonic(), self.global_step
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         settings = self.settings
         torch.manual_seed(settings.seed * 1_000_003 + batch.number)
@@ -398,7 +391,18 @@ class EfficientADTraining(L.LightningModule):
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(tags | {"train/loss_total": total.detach(), "train/learning_rate": rate}, batch_size=1)
+        self._losses.append(total.detach())
+        if self._due():
+            self._say_progress()
         return total
+
+    def _say_progress(self, validation: str = "") -> None:
+        """The loss is the mean since the last validation."""
+        step, loss = self.global_step, torch.stack(self._losses).mean().item()
+        speed = max(step - self._first, 1) / (time.monotonic() - self._started)
+        left = (self.total_steps - step) / speed / 60
+        text = "step %d of %d: loss %.3f; %s%.2f steps/s, about %.0f min left"
+        logger.info(text, step, self.total_steps, loss, validation, speed, left)
 
     def _stop_unless_finite(self, terms: dict[str, Tensor], total: Tensor) -> None:
         self._unchecked.append(torch.stack([*(terms[name].detach() for name in TERMS), total.detach()]))
@@ -430,6 +434,10 @@ class EfficientADTraining(L.LightningModule):
         self.scores = calibrate(self.model, self._seen)
         self._seen = []
         self.log_dict({f"val/{name}": score for name, score in self.scores.items()}, sync_dist=True)
+        self._say_progress(
+            "validation image AUROC {image_auroc:.3f}, pixel AUROC {pixel_auroc:.3f}; ".format(**self.scores)
+        )
+        self._losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {
@@ -534,40 +542,3 @@ def _exhausted(validated: list[list[float]], settings: EfficientADSettings) -> b
     """Whether `patience` validations brought no better one."""
     after_best = len(validated) - 1 - validated.index(max(validated)) if validated else 0
     return settings.early_stopping and after_best >= settings.patience
-
-
-class StepLog(Callback):
-    """One line per validation, and one every few seconds in between. The loss is the mean since a validation.
-
-    Args:
-        total: optimiser steps of the whole training.
-        seconds: between two lines.
-    """
-
-    def __init__(self, total: int, *, seconds: float = 15.0) -> None:
-        self.total, self.seconds = total, seconds
-        self._losses: list[Tensor] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.world_size > 1:  # in a fresh process, which has no handlers
-            show_progress(logging.INFO if trainer.is_global_zero else logging.WARNING)
-        self._due, self._started, self._first = every(self.seconds), time.monotonic(), trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._losses.append(outputs["loss"].detach())
-        if self._due():
-            self._say(trainer, "")
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        image, pixel = (float(trainer.callback_metrics[f"val/{name}_auroc"]) for name in ("image", "pixel"))
-        self._say(trainer, f"validation image AUROC {image:.3f}, pixel AUROC {pixel:.3f}; ")
-        self._losses.clear()
-
-    def _say(self, trainer: L.Trainer, validation: str) -> None:
-        step, loss = trainer.global_step, torch.stack(self._losses).mean().item()
-        speed = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
-        left = (self.total - step) / max(speed, 1e-9) / 60
-        text = "step %d of %d: loss %.3f; %s%.2f steps/s, about %.0f min left"
-        logger.info(text, step, self.total, loss, validation, speed, left)

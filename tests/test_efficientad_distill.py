@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""Making teachers: the targets are PatchCore's, work that stopped goes on, files say how they were made."""
 
 import json
 import logging
@@ -85,33 +85,13 @@ def test_targets_are_those_of_patchcore(name, out_channels):
     torch.testing.assert_close(targets(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-@torch.inference_mode()
-def test_targets_are_resized_to_the_teachers_grid():
-    targets = BackboneTargets(backbone(), out_channels=4, grid=(7, 9))
-    assert targets(torch.rand(1, 3, 64, 64)).shape == (1, 4, 7, 9)
-
-
-def test_targets_leave_the_backbone_alone():
-    targets = BackboneTargets(backbone(), out_channels=4, grid=(8, 8))
-    before = {name: tensor.clone() for name, tensor in targets.state_dict().items()}
-    assert not targets(torch.rand(2, 3, 64, 64)).requires_grad
-    assert not any(parameter.requires_grad for parameter in targets.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in targets.state_dict().items())
-
-
-def test_pairs_show_every_picture_once_a_round(pictures):
-    pairs = PicturePairs(pictures, side=64, seed=0)
-    seen = [pairs[number][1].numpy().tobytes() for number in range(5)]
-    assert len(set(seen)) == 5
-    order = [[pairs[turn * 5 + place][1].float().mean().item() for place in range(5)] for turn in range(3)]
-    assert len({tuple(one) for one in order}) > 1
-
-
-def test_pairs_follow_from_seed_and_number(pictures):
-    first, again = (PicturePairs(pictures, side=64, seed=0) for _ in range(2))
-    other = PicturePairs(pictures, side=64, seed=1)
+def test_pairs_follow_from_seed_and_number_and_show_every_picture_once_a_round(pictures):
+    first, again, other = (PicturePairs(pictures, side=64, seed=seed) for seed in (0, 0, 1))
     for number in (11, 3, 7):
         assert all(torch.equal(a, b) for a, b in zip(first[number], again[number], strict=True))
+    order = [[first[turn * 5 + place][1].float().mean().item() for place in range(5)] for turn in range(3)]
+    assert all(len(set(one)) == 5 for one in order)
+    assert len({tuple(one) for one in order}) > 1
     assert any(not torch.equal(first[number][1], other[number][1]) for number in range(5))
 
 
@@ -129,15 +109,12 @@ def test_pairs_are_one_picture_at_two_sizes_sometimes_grey(pictures):
     assert 10 < grey[True] < 60  # 30 expected
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
+def test_pictures_that_cannot_be_used_are_named(tmp_path, pictures):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no pictures; distillation needs a folder of many pictures"):
         distill(tmp_path / "empty", tmp_path / "t.safetensors", **SMALL)
     with pytest.raises(DataError, match="nowhere: is no folder"):
         distill(tmp_path / "nowhere", tmp_path / "t.safetensors", **SMALL)
-
-
-def test_a_broken_picture_is_named(tmp_path, pictures):
     truncate_file(pictures / "class0" / "0.png")
     with pytest.raises(DataError, match=r"class0/0\.png: image is truncated or not an image"):
         distill(pictures, tmp_path / "t.safetensors", **SMALL)
@@ -158,28 +135,17 @@ def test_a_distilled_teacher_says_how_it_was_made(tmp_path, pictures):
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(path).items())
 
 
-def test_targets_are_standardised_over_the_pictures(pictures):
-    settings = Distillation(images=pictures, output=pictures / "t.safetensors", **SMALL)
-    training = module._training(settings)
-    pairs = PicturePairs(pictures, side=64, seed=0)
-    all_of_them = torch.stack([pairs[number][0] for number in range(5)])
-    training.standardise([training.measure(all_of_them[:2]), training.measure(all_of_them[2:])])
-    targets = (training.targets(all_of_them / 255) - training.target_mean) / training.target_std
+def test_the_network_learns_standardised_targets(pictures):
+    settings = Distillation(images=pictures, output=pictures / "t.safetensors", **SMALL | {"learning_rate": 1e-3})
+    training, pairs = TeacherTraining(settings), PicturePairs(pictures, side=64, seed=0)
+    large, small = (torch.stack(column) for column in zip(*(pairs[number] for number in range(5))))
+    training.standardise(large.split(2))
+    targets = (training.targets(large / 255) - training.mean) / training.std
     torch.testing.assert_close(targets.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(targets.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-4, rtol=0)
-
-
-def test_the_network_learns_the_targets(pictures):
-    settings = Distillation(images=pictures, output=pictures / "t.safetensors", **SMALL | {"learning_rate": 1e-3})
-    training = module._training(settings)
-    large, small = (
-        torch.stack(column) for column in zip(*(PicturePairs(pictures, side=64, seed=0)[n] for n in (0, 1)))
-    )
-    training.standardise([training.measure(large)])
-    losses = [training.step(large, small).item() for _ in range(15)]
-    assert 0.5 < losses[0] < 2  # of standardised targets, the mean is 1 away
-    assert losses[-1] < 0.9 * losses[0]
-    assert all(parameter.grad is None for parameter in training.targets.parameters())
+    losses = [training.step(large[:2], small[:2]).item() for _ in range(15)]
+    assert 0.5 < losses[0] < 2 and losses[-1] < 0.9 * losses[0]  # of standardised targets, the mean is 1 away
+    assert not any(parameter.requires_grad for parameter in training.targets.parameters())
 
 
 def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, monkeypatch, caplog):
@@ -210,7 +176,7 @@ def test_a_finished_teacher_is_returned_and_another_one_never_overwritten(tmp_pa
     output = distill(pictures, tmp_path / "t.safetensors", **SMALL)
     made = output.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_training", None)
+        patch.setattr(module, "TeacherTraining", None)
         assert distill(pictures, output, **SMALL, num_workers=1) == output
         with pytest.raises(ModelError, match=r"made otherwise \(there, and asked for\):\n  seed: 42 and 43\n"):
             distill(pictures, output, **SMALL, seed=43)

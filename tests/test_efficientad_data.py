@@ -1,0 +1,539 @@
+"""Where EfficientAD's pictures come from: splits, loaders, providers, anomalies, the penalty, batches by step."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn_data import truncate_file, write_mask, write_picture
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+
+from gainmtl_lib.dataset import Batch, build_samples, whole_batches
+from gainmtl_lib.efficientad.data import (
+    CUT_PASTE,
+    GREY_SHARE,
+    KINDS,
+    LEAST_CHANGE,
+    DatasetProvider,
+    NormalsAndAnomalies,
+    PenaltyImages,
+    SplitProvider,
+    TrainingData,
+    as_batch,
+    draw_leaves,
+    found_categories,
+    kind_of,
+    recoloured,
+    samples_in_use,
+    synthesise,
+)
+from gainmtl_lib.efficientad.model import EfficientADSettings
+from gainmtl_lib.readers import COLUMNS, DataError, UnreadableError, data_digest
+from gainmtl_lib.settings import Settings
+
+SIZE = (64, 96)
+
+
+def settings(root=Path("data"), **values):
+    options = dict(data_root=root, teacher="random", image_size=SIZE, train_batch_size=2, eval_batch_size=4, seed=3)
+    return EfficientADSettings(**options | values)
+
+
+def provider(root, **values):
+    return SplitProvider(settings(root, **{"val_ratio": 0.0} | values))
+
+
+def counts(samples):
+    return samples.groupby(["split", "label"]).size().to_dict()
+
+
+def names(samples, split):
+    return set(samples.loc[samples["split"] == split, "image"])
+
+
+def read(one, first, stop, *, rank=0, world=1, **values):
+    """Number, images and the penalty's sum of some steps of one device."""
+    asked = settings(**{"image_size": SIZE} | values)
+    data = TrainingData(asked, one, PenaltyImages(asked))
+    batches = data.batches(first, rank, world)
+    return [(b.number, b.images, float(b.penalty.sum())) for b, _ in zip(batches, range(first, stop))]
+
+
+def equal(first, second):
+    pairs = zip(first, second, strict=True)
+    return all(a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2] for a, b in pairs)
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other))
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    """Two categories: 20 good pictures to train on; in test 4 good, 3 broken and 2 scratched ones."""
+    for category in ("bottle", "metal_nut"):
+        root = tmp_path / "mvtec" / category
+        for number in range(20):
+            write_picture(root / f"train/good/{number:03}.png", seed=number)
+        for kind, count in (("good", 4), ("broken", 3), ("scratched", 2)):
+            for number in range(count):
+                write_picture(root / f"test/{kind}/{number:03}.png", seed=100 + number)
+                if kind != "good":
+                    write_mask(root / f"ground_truth/{kind}/{number:03}_mask.png")
+    return tmp_path / "mvtec"
+
+
+# --- Splits
+
+
+def test_defects_of_train_and_val_are_left_out_and_the_digest_is_of_what_is_used(generic):
+    one = provider(generic)
+    assert tuple(one.samples.columns) == COLUMNS and one.splits == ("val", "test")
+    assert counts(one.samples) == {("train", 0): 3, ("val", 0): 3, ("test", 0): 3, ("test", 1): 3}
+    assert one.digest == data_digest(one.samples) == provider(generic, seed=9).digest
+    write_picture(generic / "images/train/defective/train_d0.png", value=7)
+    assert provider(generic).digest == one.digest
+    write_picture(generic / "images/train/normal/train_n0.png", value=7)
+    assert provider(generic).digest != one.digest
+    for split in ("train", "val"):
+        shutil.rmtree(generic / "images" / split / "defective")
+    assert provider(generic).split_sizes == {"train": 3, "val": 3, "test": 6}  # defects in test alone are enough
+
+
+@pytest.mark.parametrize("pattern", [None, r"^([a-z]+\d+)_"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_split_is_that_of_gain_mtl(tmp_path, seed, pattern):
+    for number in range(20):
+        write_picture(tmp_path / f"images/train/normal/part{number // 2}_{number}.png", seed=number)
+    for number in range(12):
+        kind = ("crack", "dent")[number % 2]
+        write_picture(tmp_path / f"images/train/defective/{kind}/bad{number}_x.png", seed=number)
+        write_mask(tmp_path / f"masks/train/defective/{kind}/bad{number}_x.png")
+    shared = dict(data_root=tmp_path, val_ratio=0.25, test_ratio=0.3, split_seed=seed, group_pattern=pattern)
+    theirs, ours = build_samples(Settings(**shared)), samples_in_use(EfficientADSettings(teacher="random", **shared))
+    assert names(ours, "test") == names(theirs, "test")
+    for split in ("train", "val"):
+        assert names(ours, split) == names(theirs[theirs["label"] == 0], split)
+    assert ours.groupby("group")["split"].nunique().max() == 1
+
+
+def test_synthetic_data_is_made_and_its_shifted_test_kept(tmp_path):
+    one = provider(tmp_path / "made", dataset_type="synthetic", num_samples=20)
+    assert one.splits == ("val", "test", "test_shift")
+    for split in ("test", "test_shift"):
+        assert len(one.table(split)) == sum(len(batch.labels) for batch in one.loader(split)) > 0
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_normal_images_is_named(generic, split):
+    shutil.rmtree(generic / "images" / split / "normal")
+    with pytest.raises(DataError, match=f"{generic}: split '{split}' has no normal image among 3; .*images: add"):
+        provider(generic)
+
+
+def test_mvtec_is_tested_on_its_whole_test_folder(mvtec):
+    one = provider(mvtec, dataset_type="mvtec", category="bottle", val_ratio=0.2)
+    assert counts(one.samples) == {("train", 0): 16, ("val", 0): 4, ("test", 0): 4, ("test", 1): 5}
+    assert one.table("test")["mask"].notna().sum() == 5
+    assert all("bottle/train/good" in image for image in names(one.samples, "train") | names(one.samples, "val"))
+    inside = provider(mvtec / "bottle", dataset_type="mvtec", val_ratio=0.2)
+    assert inside.digest == one.digest  # the category may be the root
+    values = {
+        frozenset(names(samples_in_use(settings(mvtec, dataset_type="mvtec", category="bottle", split_seed=s)), "val"))
+        for s in range(4)
+    }
+    assert len(values) > 1
+    assert found_categories(mvtec) == ["bottle", "metal_nut"] and found_categories(mvtec / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("category", "message"),
+    [
+        ("botle", r"mvtec: has no category 'botle'; did you mean 'bottle'\? \(found bottle, metal_nut\)"),
+        ("hazelnuts", r"has no category 'hazelnuts'; did you mean 'hazelnut'\? \(found bottle"),
+    ],
+)
+def test_an_unknown_category_names_the_closest_and_those_found(mvtec, category, message):
+    with pytest.raises(DataError, match=message):
+        provider(mvtec, dataset_type="mvtec", category=category)
+
+
+# --- Loaders
+
+
+def test_validation_holds_normals_and_their_anomalous_copies(generic):
+    one = provider(generic)
+    batch = Batch(*(torch.cat(parts) for parts in zip(*one.loader("val"), strict=True)))
+    table = one.table("val")
+    assert batch.labels.tolist() == batch.has_mask.int().tolist() == table["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert table["defect_type"].tolist() == ["normal"] * 3 + [kind_of(place, seed=3) for place in range(3)]
+    assert table["image"].tolist() == [one.samples["image"][row] for row in batch.index.tolist()]
+    for normal, copy, mask in zip(batch.images[:3], batch.images[3:], batch.masks[3:, 0].bool(), strict=True):
+        assert torch.equal(normal[:, ~mask], copy[:, ~mask]) and not torch.equal(normal, copy)
+    assert same(one.loader("val"), provider(generic, seed=0, split_seed=3).loader("val"))
+    assert not same(one.loader("val"), provider(generic, split_seed=6).loader("val"))
+
+
+def test_tests_are_read_in_the_order_of_their_table(generic):
+    one = provider(generic)
+    table, batches = one.table("test"), list(one.loader("test"))
+    assert table["label"].tolist() == [label for batch in batches for label in batch.labels.tolist()]
+    assert [len(batch.labels) for batch in batches] == [4, 2]
+    assert sum(int(batch.masks.any(dim=(1, 2, 3)).sum()) for batch in batches) == 3
+    for split in ("test_shift", "train"):
+        with pytest.raises(DataError, match=f"no images in split '{split}'; the data has val, test"):
+            one.loader(split)
+
+
+def test_files_in_memory_on_disk_and_by_workers_are_the_same(generic):
+    plain = provider(generic)
+    for options in (dict(cache_images=False), dict(num_workers=1)):
+        other = provider(generic, **options)
+        assert same(plain.loader("val"), other.loader("val")) and same(plain.loader("test"), other.loader("test"))
+        assert equal(read(plain, 0, 4), read(other, 0, 4, **options))
+
+
+def test_letterboxed_anomalies_lie_on_the_picture(tmp_path):
+    for split in ("train", "val"):
+        for number in range(8):
+            write_picture(tmp_path / f"images/{split}/normal/{number}.png", size=(16, 64), seed=number)
+    masks = torch.cat([batch.masks for batch in provider(tmp_path, resize="letterbox").loader("val")])
+    assert not masks[:, :, :20].any() and not masks[:, :, 44:].any() and bool(masks[8:].flatten(1).any(1).all())
+
+
+def test_files_that_cannot_be_decoded(generic):
+    truncate_file(generic / "images/train/normal/train_n1.png")
+    truncate_file(generic / "images/val/normal/val_n0.png")
+    strict, lenient = provider(generic), provider(generic, skip_unreadable=True)
+    with pytest.raises(DataError, match=r"(?s)train_n1\.png: image is truncated.*val_n0\.png"):
+        strict.get_train_dataloader()
+    assert len(lenient.table("val")) == 4 and lenient.split_sizes == {"train": 2, "val": 2, "test": 6}
+    rows = [row for batch in lenient.loader("val") for row in batch.index.tolist()]
+    assert {Path(lenient.samples["image"][row]).name for row in rows} == {"val_n1.png", "val_n2.png"}
+    assert lenient.digest == strict.digest
+    for path in (generic / "images/val/normal").iterdir():
+        truncate_file(path)
+    with pytest.raises(DataError, match="split 'val' has no normal image among 0"):
+        provider(generic, skip_unreadable=True).loader("val")
+
+
+# --- Data of one's own
+
+
+class OwnProvider(DatasetProvider):
+    """Plain pictures from memory, as somebody else would write it."""
+
+    pictures = tuple(np.random.default_rng(k).integers(60, 160, (*SIZE, 3), dtype=np.uint8) for k in range(6))
+
+    def get_train_dataloader(self):
+        images = [torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in self.pictures[2:]]
+        return DataLoader(images, batch_size=3, shuffle=True)
+
+    def get_val_dataloader(self):
+        both = NormalsAndAnomalies(self.pictures[:2], seed=0)
+        return whole_batches(both, range(len(both)), batch_size=2, num_workers=0, seed=0)
+
+
+def test_a_provider_of_ones_own_needs_two_loaders():
+    one = OwnProvider()
+    assert one.splits == ("val",) and one.table("val") is None and one.split_sizes == {}
+    assert one.digest.endswith("test_efficientad_data.OwnProvider")
+    assert [batch.labels.tolist() for batch in one.loader("val")] == [[0, 0], [1, 1]]
+    with pytest.raises(DataError, match="no images in split 'test'; the data has val"):
+        one.loader("test")
+    assert equal(read(OwnProvider(), 3, 7), read(one, 0, 7)[3:])
+
+    class Tested(OwnProvider):
+        def get_test_dataloader(self):
+            return self.get_val_dataloader()
+
+    assert Tested().splits == ("val", "test") and same(Tested().loader("test"), one.loader("val"))
+
+
+def test_one_loader_of_the_settings_data_can_be_replaced(generic):
+    class Custom(SplitProvider):
+        def get_train_dataloader(self):
+            return DataLoader([torch.full((3, *SIZE), 0.5)])
+
+    one = Custom(settings(generic, val_ratio=0.0))
+    assert float(read(one, 0, 1)[0][1].mean()) == 0.5
+    assert same(one.loader("val"), provider(generic).loader("val"))
+
+
+def test_batches_stay_and_images_become_normal_ones():
+    images = torch.rand(2, 3, 8, 8)
+    batch = as_batch(images, split="train")
+    assert batch.images is images and batch.labels.tolist() == [0, 0] and batch.has_mask.tolist() == [False, False]
+    assert batch.masks.shape == (2, 1, 8, 8) and not batch.masks.any() and as_batch(batch, split="val") is batch
+
+
+NORMAL = as_batch(torch.rand(2, 3, 8, 8), split="val")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ([torch.rand(1, 3, 8, 8)], "the train loader yields list; expected gainmtl_lib.dataset.Batch, or a tensor"),
+        (torch.rand(3, 8, 8), r"images \(3, 8, 8\) of torch.float32; expected torch.float32 \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "of torch.uint8"),
+        (torch.zeros(0, 3, 8, 8), r"images \(0, 3, 8, 8\)"),
+        (torch.full((1, 3, 8, 8), -1.5), "images from -1.5 to -1.5; expected 0 to 1, not normalised"),
+        (torch.full((1, 3, 8, 8), float("nan")), "images from nan to nan"),
+        (NORMAL._replace(labels=torch.tensor([0, 1])), "the train loader yields defective images"),
+        (NORMAL._replace(labels=torch.tensor([0, 5])), r"yields labels \[5\]; expected 0 \(normal\) and 1"),
+        (NORMAL._replace(masks=torch.zeros(2, 1, 4, 4)), r"masks \(2, 1, 4, 4\) and labels \(2,\) beside images"),
+    ],
+)
+def test_what_a_loader_may_not_yield(item, message):
+    with pytest.raises(DataError, match=message):
+        as_batch(item, split="train")
+
+
+# --- Anomalies
+
+
+def photograph(seed=0, *, size=(64, 80), low=90, high=150):
+    return np.random.default_rng(seed).integers(low, high, (*size, 3), dtype=np.uint8)
+
+
+def numbered(kind, *, seed=0):
+    return next(index for index in range(4) if kind_of(index, seed=seed) == kind)
+
+
+def test_kinds_take_turns_in_changing_order():
+    rounds = [[kind_of(4 * k + turn, seed=0) for turn in range(4)] for k in range(6)]
+    assert all(sorted(kinds) == sorted(KINDS) for kinds in rounds) and len({tuple(kinds) for kinds in rounds}) > 2
+
+
+@pytest.mark.parametrize("image", [photograph(), *(np.full((64, 80, 3), v, np.uint8) for v in (0, 20, 255))])
+@pytest.mark.parametrize("index", range(4))
+def test_the_mask_is_exact_and_the_anomaly_visible_on_any_ground(image, index):
+    before = image.copy()
+    made, mask = synthesise(image, other=lambda: image, seed=0, index=index)
+    assert (made.shape, made.dtype, mask.shape, mask.dtype) == (image.shape, np.uint8, (64, 80), np.bool_)
+    assert np.array_equal(made[~mask], image[~mask]) and np.array_equal(image, before)
+    assert mask.sum() >= max(8, 0.0015 * 64 * 64)
+    assert np.median(np.abs(made.astype(int) - image).max(axis=2)[mask]) >= LEAST_CHANGE
+    assert (made == made[..., :1]).all() == (image == image[..., :1]).all()  # grey stays grey
+    again, _ = synthesise(image, other=lambda: image, seed=0, index=index)
+    other, _ = synthesise(image, other=lambda: image, seed=1, index=index)
+    assert np.array_equal(made, again) and not np.array_equal(made, other)
+    region = (slice(24, 40), slice(0, 80))
+    _, mask = synthesise(image, other=lambda: image, seed=0, index=index, region=region)
+    assert mask[region].sum() == mask.sum() >= 8
+
+
+def test_a_pasted_piece_is_of_the_other_picture_in_another_light():
+    low, high = photograph(1, low=40, high=44), photograph(2, size=(9, 70), low=180, high=184)
+    made, mask = synthesise(low, other=lambda: high, seed=0, index=numbered(CUT_PASTE))
+    piece = made[mask].astype(int)
+    assert abs(np.median(piece) - 182) <= 0.15 * 255 + 3 and np.ptp(piece) <= 4
+    rows, columns = np.nonzero(mask)
+    assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+
+
+class Watched(list):
+    """Pictures that remember which of them were asked for."""
+
+    def __getitem__(self, place):
+        self.__dict__.setdefault("asked", []).append(place)
+        return super().__getitem__(place)
+
+
+def test_the_set_holds_the_normals_and_then_their_copies_with_pieces_of_another():
+    pictures = [photograph(number) for number in range(5)]
+    both = NormalsAndAnomalies(pictures, seed=3, rows=[7, 8, 9, 11, 12])
+    batch = both.__getitems__(list(range(len(both))))
+    assert batch.labels.tolist() == [0] * 5 + [1] * 5 and batch.has_mask.tolist() == [False] * 5 + [True] * 5
+    assert batch.index.tolist() == [7, 8, 9, 11, 12] * 2 and not batch.masks[:5].any()
+    assert torch.equal(batch.images[2], torch.from_numpy(pictures[2]).permute(2, 0, 1) / 255)
+    assert torch.equal(both[5].images[0], batch.images[5])
+    for seed in range(8):
+        place, watched = numbered(CUT_PASTE, seed=seed), Watched(pictures)
+        NormalsAndAnomalies(watched, seed=seed)[5 + place]
+        assert watched.asked[0] == place and len(set(watched.asked) - {place}) == 1
+
+
+# --- The penalty's pictures and the colours
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Plain pictures of 40, 80, … at several depths."""
+    for number, name in enumerate(["a.png", "deep/b.png", "deep/deeper/c.jpg", "d.png", "e.bmp"], start=1):
+        write_picture(tmp_path / "natural" / name, value=40 * number, size=(30, 50))
+    return tmp_path / "natural"
+
+
+def penalty(folder=None, **values):
+    return PenaltyImages(settings(penalty_images=folder, **values))
+
+
+def levels(images):
+    return [round(float(image.mean()) * 255) for image in images]
+
+
+def test_penalty_pictures_follow_from_seed_and_number(folder):
+    for where in (folder, None):
+        first, again = penalty(where).__getitems__(list(range(10))), penalty(where)
+        assert (first.shape, first.dtype) == ((10, 3, *SIZE), torch.float32)
+        assert first.min() >= 0 and first.max() <= 1 and first.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(first, torch.stack([again[number] for number in reversed(range(10))]).flip(0))
+        assert not torch.equal(first, penalty(where, seed=1).__getitems__(list(range(10))))
+    assert penalty(folder).text == "5 natural images of natural" and "not natural images" in penalty().text
+
+
+def test_each_pass_shows_the_middle_of_every_image_once_in_another_order(folder, tmp_path):
+    passes = [levels(penalty(folder).__getitems__(range(5 * k, 5 * k + 5))) for k in range(4)]
+    assert all(sorted(each) == [40, 80, 120, 160, 200] for each in passes) and len(set(map(tuple, passes))) > 1
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[10:30, 20:60, 0] = 200
+    (tmp_path / "blue").mkdir()
+    cv2.imwrite(str(tmp_path / "blue/a.png"), pixels)
+    images = penalty(tmp_path / "blue").__getitems__(list(range(100)))
+    assert float(images[:, 2, 2:-2, 2:-2].amax(dim=(1, 2)).min()) * 255 > 20
+    grey = (images == images[:, :1]).flatten(1).all(1)
+    assert abs(float(grey.float().mean()) - GREY_SHARE) < 0.12
+
+
+def test_drawn_pictures_differ_and_have_edges_colours_and_textures():
+    pictures = [draw_leaves(np.random.default_rng(seed), SIZE) for seed in range(8)]
+    assert all(picture.shape == (*SIZE, 3) and picture.std() > 30 for picture in pictures)
+    assert all(np.abs(np.diff(picture.astype(int), axis=1)).max() > 40 for picture in pictures)
+    assert len({tuple(picture.reshape(-1, 3).mean(0).round()) for picture in pictures}) == 8
+
+
+def test_a_penalty_folder_that_cannot_be_used_is_named(folder, tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder; penalty_images names a folder"):
+        penalty(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: holds no images; penalty_images names a folder"):
+        penalty(tmp_path / "empty")
+    truncate_file(folder / "a.png")
+    with pytest.raises(UnreadableError, match=r"a\.png: image is truncated .*skip_unreadable: true"):
+        penalty(folder).__getitems__(range(5))
+    assert set(levels(penalty(folder, skip_unreadable=True).__getitems__(range(5)))) == {80, 120, 160, 200}
+    for path in folder.rglob("*.*"):
+        path.write_bytes(b"junk")
+    with pytest.raises(DataError, match="natural: none of its 5 images can be decoded"):
+        penalty(folder, skip_unreadable=True)[0]
+
+
+def test_each_image_is_recoloured_by_one_of_three_changes_near_one():
+    images = torch.rand((1, 3, 8, 10), generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    grey = (images[0] * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    towards = {"brightness": torch.zeros(1), "contrast": grey.mean(), "saturation": grey.expand(3, -1, -1)}
+    found = {name: [] for name in towards}
+    for number in range(60):
+        changed = recoloured(images, seed=1, number=number)[0]
+        for name, middle in towards.items():
+            away = images[0] - middle
+            factor = float(((changed - middle) * away).sum() / away.square().sum())
+            if torch.allclose(changed, middle + factor * away, atol=1e-3):
+                found[name].append(factor)
+    assert all(len(factors) > 10 for factors in found.values())
+    assert all(0.8 - 1e-3 <= factor <= 1.2 + 1e-3 for factors in found.values() for factor in factors)
+    batch = recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)
+    assert len({float(image.sum()) for image in batch}) == 4
+    assert torch.equal(batch, recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0))
+
+
+# --- Batches by step
+
+
+class Numbered(Dataset):
+    """Image k is plain, of value k / 100."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, place):
+        return torch.full((3, *SIZE), place / 100)
+
+
+class Own(DatasetProvider):
+    def __init__(self, loader):
+        self.get_train_dataloader = self.get_val_dataloader = lambda: loader
+
+    get_train_dataloader = get_val_dataloader = None
+
+
+def shuffled(**options):
+    return DataLoader(Numbered(), **{**dict(batch_size=2, shuffle=True), **options})
+
+
+def test_passes_follow_one_another_each_with_every_image_once():
+    batches = read(Own(shuffled()), 0, 12)
+    assert [number for number, _, _ in batches] == list(range(12))
+    orders = [
+        [round(float(v) * 100) for _, images, _ in batches[k : k + 4] for v in images[:, 0, 0, 0]] for k in (0, 4, 8)
+    ]
+    assert all(sorted(order) == list(range(7)) for order in orders) and len(set(map(tuple, orders))) > 1
+    assert len({penalty for _, _, penalty in batches}) == 12
+    assert not equal(read(Own(shuffled()), 0, 4, seed=1), batches[:4])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        shuffled,
+        lambda: shuffled(generator=torch.Generator().manual_seed(9)),
+        lambda: shuffled(num_workers=1, persistent_workers=True),
+        lambda: DataLoader(Numbered(), batch_sampler=BatchSampler(RandomSampler(Numbered()), 2, drop_last=False)),
+    ],
+    ids=["global", "own generator", "worker", "batch sampler"],
+)
+def test_a_training_that_goes_on_reads_what_an_uninterrupted_one_reads(make):
+    whole = read(Own(make()), 0, 11)
+    torch.manual_seed(123)
+    assert equal(read(Own(make()), 6, 11), whole[6:])
+
+
+def test_devices_share_the_batches_and_workers_change_nothing():
+    whole = read(Own(shuffled()), 0, 12)
+    parts = [read(Own(shuffled()), 0, 4, rank=rank, world=3) for rank in range(3)]
+    assert equal([batch for step in zip(*parts, strict=True) for batch in step], whole)
+    assert equal(read(Own(shuffled()), 2, 4, rank=1, world=3), parts[1][2:])
+    assert equal(read(Own(shuffled()), 3, 8, num_workers=2), whole[3:8])
+
+
+def test_epochs_and_steps_both_bound_a_training():
+    def total(**values):
+        asked = settings(max_steps=100, **values)
+        return TrainingData(asked, Own(shuffled()), PenaltyImages(asked)).total_steps
+
+    assert (total(), total(max_epochs=3), total(max_epochs=30), total(max_epochs=3, devices=2)) == (100, 12, 100, 6)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([torch.zeros(3, *SIZE)] * 3)
+
+
+class Short(Endless):
+    def __len__(self):
+        return 5
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (DataLoader(Endless()), "the train loader has no length"),
+        (DataLoader(torch.zeros(0, 3, 4, 4)), "the train loader is empty; expected normal images"),
+        ([torch.zeros(1, 3, 4, 4)], "get_train_dataloader returned list; expected a torch.utils.data.DataLoader"),
+        (DataLoader(torch.zeros(3, 3, 40, 32)), r"images of \(40, 32\) pixels, image_size is \(64, 96\); set image_s"),
+        (DataLoader(Short()), "has length 5, but a pass over it gave 3 batches"),
+    ],
+)
+def test_training_loaders_that_cannot_be_used(loader, message):
+    with pytest.raises(DataError, match=message):
+        read(Own(loader), 0, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_has_no_traceback_in_its_text(tmp_path, workers):
+    (tmp_path / "a.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.png: [^\n]*skip_unreadable: true$"):
+        read(Own(shuffled()), 0, 1, penalty_images=tmp_path, num_workers=workers)

@@ -1,0 +1,515 @@
+"""Training EfficientAD as a whole, on the smallest networks there are; its steps, validations and finished runs."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from anomaly_runs import TEACHER, set_statistics, tiny_anomaly_settings, untrained, write_anomaly_run, write_checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import train as module
+from gainmtl_lib.efficientad.data import (
+    DatasetProvider,
+    PenaltyImages,
+    SplitProvider,
+    TrainBatch,
+    TrainingData,
+    recoloured,
+)
+from gainmtl_lib.efficientad.model import (
+    QUANTILES,
+    TERMS,
+    EfficientADModel,
+    LocalMaps,
+    build_model,
+    distance_loss,
+    fill_teacher,
+    hard_feature_loss,
+    pretraining_penalty,
+    teacher_of,
+)
+from gainmtl_lib.efficientad.train import (
+    EfficientADRun,
+    EfficientADTraining,
+    StepCheckpoints,
+    calibrate,
+    fit_efficientad,
+    load_checkpoint,
+    load_efficientad,
+    open_run,
+)
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import (
+    Run,
+    RunError,
+    hold,
+    load_checkpoint_model,
+    load_run,
+    read_checkpoint,
+    save_weights,
+    write_json,
+)
+from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("efficientad")
+
+
+@pytest.fixture(scope="module")
+def settings(shared):
+    """Nine steps, of which the learning rate falls in the last; five validations, two checkpoints too many."""
+    return tiny_anomaly_settings(shared, max_steps=9, val_every_n_steps=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    return fit_efficientad(settings)
+
+
+def checkpoints(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def first_step(run):
+    """The earliest of the top three, after which something is left to train."""
+    return min((run.folder / "checkpoints").glob("step_*.ckpt"), key=lambda path: int(path.stem.split("_")[1]))
+
+
+def last(run):
+    return read_checkpoint(run.folder / "checkpoints/last.ckpt")
+
+
+def scored(monkeypatch, *scores):
+    """Validations give these image AUROCs in turn, whatever the model says; the last one again and again."""
+    left, own = list(scores), module.calibrate
+
+    def told(model, seen):
+        own(model, seen)
+        return {"image_auroc": left.pop(0) if len(left) > 1 else left[0], "pixel_auroc": 0.5}
+
+    monkeypatch.setattr(module, "calibrate", told)
+
+
+def interrupted(monkeypatch, *, at):
+    """Ctrl-C once so many steps are done."""
+    step = EfficientADTraining.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == at:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(EfficientADTraining, "training_step", training_step)
+
+
+def curves(run):
+    return run.history.set_index(["tag", "step"])["value"].sort_index()
+
+
+# --- Runs
+
+
+def test_a_run_leaves_what_its_folder_promises(finished, settings):
+    names = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
+    assert {"settings.yaml", "manifest.json", "model.safetensors", "checkpoints/best.ckpt"} <= names
+    manifest = json.loads((finished.folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["strategy"] == "efficientad"
+    assert manifest["split_sizes"]["train"] == 12 and manifest["precision"] == "32-true"
+    assert manifest["steps"] == manifest["total_steps"] == 9 and manifest["duration_s"] > 0
+    assert "untrained" in finished.teacher and finished.penalty == PenaltyImages(settings).text
+    state, _ = teacher_of(settings)
+    assert all(torch.equal(value, finished.model.teacher.state_dict()[name]) for name, value in state.items())
+    assert not torch.equal(finished.model.teacher_mean, torch.zeros(1, 8, 1, 1))
+
+
+def test_best_last_and_the_top_three_are_kept_and_the_weights_are_the_best(finished):
+    noted = finished.history.query("tag in ('val/image_auroc', 'val/pixel_auroc')")
+    noted = noted.pivot_table(index="step", columns="tag", values="value")
+    ranked = noted.sort_values(list(noted), ascending=False, kind="stable").index + 1
+    assert checkpoints(finished.folder) == ["best.ckpt", "last.ckpt", *sorted(f"step_{n}.ckpt" for n in ranked[:3])]
+    assert finished.manifest["best_step"] == ranked[0] and last(finished)["global_step"] == 9
+    model, settings, teacher = load_checkpoint(finished.folder / "checkpoints/best.ckpt")
+    assert settings == finished.settings and teacher == finished.teacher
+    stored = load_efficientad(finished.folder).model.state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+
+
+def test_the_four_terms_are_logged_and_the_learning_rate_falls_at_95_percent(finished):
+    terms = {f"train/{term}_loss" for term in TERMS}
+    logged = {"train/loss_total", "train/learning_rate", "val/image_auroc", "val/pixel_auroc"}
+    assert terms | logged <= set(finished.history["tag"])
+    rates = finished.history.query("tag == 'train/learning_rate'")["value"]
+    assert rates.tolist() == pytest.approx([1e-3] * 4)
+    assert last(finished)["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-4)
+
+
+def test_an_equal_run_is_reused_not_trained_twice(finished, settings, monkeypatch):
+    monkeypatch.setattr(module, "_train", None)
+    assert fit_efficientad(settings).folder == finished.folder
+    with pytest.raises(RunError, match="out_channels: 8 and 16"):
+        fit_efficientad(settings.changed(out_channels=16))
+    resume = finished.folder / "checkpoints/last.ckpt"
+    with pytest.raises(RunError, match="the run is finished; there is nothing to resume"):
+        fit_efficientad(settings, resume=resume)
+    with pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there"):
+        fit_efficientad(settings, resume=resume, force=True)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, settings, monkeypatch):
+    other = settings.changed(experiment="interrupted")
+    interrupted(monkeypatch, at=5)
+    with pytest.raises(KeyboardInterrupt):
+        fit_efficientad(other)
+    with pytest.raises(RunError, match="not finished"):
+        load_efficientad(other.run_dir)
+    monkeypatch.undo()
+    torch.rand(3)
+    resumed = fit_efficientad(other)
+    pd.testing.assert_series_equal(curves(resumed), curves(finished), rtol=0, atol=0)
+    assert all(torch.equal(v, last(finished)["state_dict"][name]) for name, v in last(resumed)["state_dict"].items())
+    assert checkpoints(resumed.folder) == checkpoints(finished.folder)
+    assert resumed.manifest["best_step"] == finished.manifest["best_step"]
+
+
+def test_a_checkpoint_of_another_run_can_be_gone_on_from(finished, settings, tmp_path):
+    shutil.copy(finished.folder / "checkpoints/last.ckpt", tmp_path)
+    with pytest.raises(RunError, match=r"all 9 steps are done, and .* is not theirs"):
+        fit_efficientad(settings.changed(experiment="further"), resume=tmp_path / "last.ckpt")
+    run = fit_efficientad(settings.changed(experiment="further", seed=7, split_seed=42), resume=first_step(finished))
+    assert run.manifest["teacher"]["seed"] == 42  # the checkpoint's, which the student had learned to imitate
+    name = "teacher.convolutions.0.weight"
+    assert torch.equal(run.model.state_dict()[name], finished.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"out_channels": 16, "padding": True}, ["of another model", "out_channels: 8 and 16", "padding: False and"]),
+        (
+            {"max_steps": 20, "learning_rate": 0.5, "devices": 2, "val_every_n_steps": 3},
+            ["with another plan", "max_steps: 9 and 20", "learning_rate: 0.001 and 0.5", "devices: 1 and 2",
+             "val_every_n_steps: 2 and 3", "the learning rate follows the whole training"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_training_names_what_differs(finished, settings, changes, messages):
+    with pytest.raises(RunError) as error:
+        fit_efficientad(settings.changed(experiment="other", **changes), resume=first_step(finished))
+    assert all(message in str(error.value) for message in messages)
+    with pytest.raises(RunError, match=r"no optimiser state; resume from last\.ckpt or step_<n>\.ckpt"):
+        fit_efficientad(settings.changed(experiment="best"), resume=finished.folder / "checkpoints/best.ckpt")
+
+
+def test_a_training_that_no_longer_improves_stops_also_across_an_interruption(settings, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gainmtl_lib")
+    asked = settings.changed(experiment="early", val_every_n_steps=1, patience=2)
+    scored(monkeypatch, 0.6, 0.8, 0.7)
+    interrupted(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit_efficientad(asked)
+    monkeypatch.undo()
+    scored(monkeypatch, 0.7)
+    run = fit_efficientad(asked)
+    assert run.manifest["steps"] == 4 and run.manifest["best_step"] == 2 and run.manifest["best_val_auroc"] == 0.8
+    assert checkpoints(run.folder) == ["best.ckpt", "last.ckpt", "step_2.ckpt", "step_3.ckpt", "step_4.ckpt"]
+    assert any(message.startswith("stops at step 4: no better validation since") for message in caplog.messages)
+    assert any(message.startswith("teacher: random (untrained") for message in caplog.messages)
+    late = settings.changed(experiment="late", val_every_n_steps=1, patience=2, early_stopping=False, max_steps=5)
+    assert fit_efficientad(late).manifest["steps"] == 5
+
+
+def test_a_training_that_had_stopped_is_only_finished(settings, monkeypatch):
+    asked = settings.changed(experiment="stopped", val_every_n_steps=1, patience=1, max_steps=20)
+    scored(monkeypatch, 0.8)
+    monkeypatch.setattr(module, "_leave_best", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_efficientad(asked)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "fit_interruptibly", None)
+    assert fit_efficientad(asked).manifest["steps"] == 2
+
+
+def test_nan_stops_with_the_term_the_step_and_what_to_try(settings, monkeypatch):
+    asked, losses = settings.changed(experiment="nan"), EfficientADTraining.losses
+
+    def broken(self, *images):
+        terms = losses(self, *images)
+        return terms | {"ae": terms["ae"] * (math.nan if self.global_step == 2 else 1)}
+
+    monkeypatch.setattr(EfficientADTraining, "losses", broken)
+    with pytest.raises(TrainingDivergedError, match=r"became nan in ae at step 3; .*lower learning_rate"):
+        fit_efficientad(asked)
+    assert read_checkpoint(asked.run_dir / "checkpoints/last.ckpt")["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"teacher": "nowhere.pth"}, ModelError, "nowhere.pth"),
+        ({"penalty_images": "nowhere"}, DataError, "nowhere: no such folder; penalty_images"),
+        ({"precision": "16"}, DeviceError, "precision '16' needs a GPU"),
+        ({"accelerator": "mps"}, DeviceError, "'mps', but this machine has none"),
+    ],
+)
+def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(
+    settings, monkeypatch, changes, error, message
+):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(module, "check_validation", lambda provider: 1 / 0)
+    asked = settings.changed(experiment="mistaken", **changes)
+    with pytest.raises(error, match=message):
+        fit_efficientad(asked)
+    assert [path.name for path in asked.run_dir.iterdir()] == [".lock"]
+    with hold(asked.run_dir), pytest.raises(RunError, match="another process is writing to this run"):
+        fit_efficientad(asked)
+
+
+def test_batches_epochs_precision_and_a_teachers_file(settings, shared):
+    teacher = shared / "teacher.safetensors"
+    save_weights(build_model(settings).teacher, teacher)
+    asked = settings.changed(experiment="batches", train_batch_size=5, max_epochs=1, precision="bf16", teacher=teacher)
+    run = fit_efficientad(asked.changed(use_tensorboard=False, padding=True))
+    assert run.teacher == "weights file teacher.safetensors" and run.manifest["teacher"]["digest"]
+    assert run.manifest["steps"] == 3 and run.manifest["precision"] == "bf16-mixed"  # 12 images: 5, 5 and 2
+    model = load_efficientad(run.folder).model.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), inference_autocast("bf16", torch.device("cpu")):  # as whatever reads the run
+        seen = [(model.local_maps(batch.images), batch) for batch in SplitProvider(asked).get_val_dataloader()]
+        seen = [(LocalMaps(*(one.float() for one in maps)), batch) for maps, batch in seen]
+    stored = model.quantiles.clone()
+    calibrate(model, seen)
+    torch.testing.assert_close(model.quantiles, stored)
+    with pytest.raises(ModelError, match=r"with 8 channels, expected .* with 16 channels"):
+        fit_efficientad(settings.changed(experiment="unfit", teacher=teacher, out_channels=16))
+
+
+class OwnPictures(DatasetProvider):
+    """Plain tensors to learn from, as a user may have them."""
+
+    def __init__(self, settings, *, normal_only=False):
+        self.both, self.normal_only = SplitProvider(settings), normal_only
+
+    def get_train_dataloader(self):
+        images = torch.cat([batch.images for batch in self.both.get_train_dataloader()])
+        return DataLoader(TensorDataset(images), batch_size=1, shuffle=True, collate_fn=lambda rows: rows[0][0][None])
+
+    def get_val_dataloader(self):
+        return self.get_train_dataloader() if self.normal_only else self.both.get_val_dataloader()
+
+
+def test_a_provider_of_ones_own_is_trained_on_and_needs_anomalies_to_validate(settings):
+    asked = settings.changed(experiment="own", max_steps=3)
+    run = fit_efficientad(asked, provider=OwnPictures(asked))
+    assert run.manifest["data_digest"].endswith("OwnPictures") and run.manifest["steps"] == 3
+    asked = settings.changed(experiment="normal_only")
+    with pytest.raises(DataError, match="OwnPictures: the validation images are 12 normal and 0 anomalous ones"):
+        fit_efficientad(asked, provider=OwnPictures(asked, normal_only=True))
+
+
+def test_each_of_two_devices_takes_its_own_batch_and_both_learn_from_both(settings):
+    """After one step Adam's first moment is a tenth of the gradient, which is the mean of both devices' own."""
+    asked = settings.changed(experiment="two", devices=2, max_steps=1)
+    run = fit_efficientad(asked)
+    assert run.manifest["devices"] == 2 and run.manifest["steps"] == 1
+    torch.manual_seed(asked.seed)
+    model = build_model(asked)
+    fill_teacher(model.teacher, teacher_of(asked)[0])
+    set_statistics(model, run.model.teacher_mean.flatten(), run.model.teacher_std.flatten())
+    training = EfficientADTraining(model, asked, total_steps=1)
+    stream = TrainingData(asked, SplitProvider(asked), PenaltyImages(asked)).batches(0)
+    for batch in (next(stream), next(stream)):
+        torch.manual_seed(asked.seed * 1_000_003 + batch.number)
+        augmented = recoloured(batch.images, seed=asked.seed, number=batch.number)
+        (sum(training.losses(batch.images, augmented, batch.penalty).values()) / 2).backward()
+    moments = last(run)["optimizer_states"][0]["state"]
+    for place, parameter in enumerate(p for p in training.parameters() if p.requires_grad):
+        expected = 0.1 * (parameter.grad + asked.weight_decay * parameter.detach())
+        torch.testing.assert_close(moments[place]["exp_avg"], expected, rtol=1e-3, atol=1e-6)
+
+
+# --- Steps
+
+
+@pytest.fixture
+def training(tmp_path):
+    torch.manual_seed(0)
+    return EfficientADTraining(
+        EfficientADModel(out_channels=8), tiny_anomaly_settings(tmp_path, seed=3), total_steps=20
+    )
+
+
+def test_one_pass_gives_the_losses_of_separate_passes_and_moves_all_but_the_teacher(training):
+    model = training.eval().model
+    set_statistics(model, torch.randn(8), torch.rand(8) + 0.5)
+    images, augmented, penalty = torch.rand(2, 3, 64, 72), torch.rand(2, 3, 64, 72), torch.rand(3, 3, 64, 72)
+    terms = training.losses(images, augmented, penalty)
+    one, other, third = (model.normalized(part) for part in (images, augmented, penalty))
+    grid = model.teacher.grid((64, 72))
+    expected = {
+        "st": hard_feature_loss(model.student(one)[:, :8], model.describe(one)),
+        "penalty": pretraining_penalty(model.student(third)[:, :8]),
+        "ae": distance_loss(model.describe(other), model.autoencoder(other, grid)),
+        "stae": distance_loss(model.student(other)[:, 8:], model.autoencoder(other, grid)),
+    }
+    assert tuple(terms) == TERMS
+    torch.testing.assert_close(terms, expected, rtol=1e-4, atol=1e-6)
+    sum(terms.values()).backward()
+    moved = {name for name, p in training.named_parameters() if p.grad is not None}
+    assert moved == {name for name, _ in training.named_parameters() if ".teacher." not in name}
+    optimised = training.configure_optimizers()["optimizer"].param_groups[0]["params"]
+    assert {id(p) for p in optimised} == {id(p) for p in training.parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("total", "decay_from"), [(1, None), (2, 1), (20, 19), (70_000, 66_500)])
+def test_adams_rate_falls_to_a_tenth_at_95_percent_of_the_steps(training, total, decay_from):
+    training.total_steps = total
+    configured = training.configure_optimizers()
+    assert type(configured["optimizer"]) is torch.optim.Adam and configured["optimizer"].defaults["lr"] == 1e-4
+    assert configured["optimizer"].defaults["weight_decay"] == 1e-5
+    rate = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert [step for step in range(total) if rate(step) == 1] == list(range(decay_from or total))
+    assert {rate(step) for step in range(decay_from or total, total)} <= {0.1}
+
+
+def step(training, number, *, last=False):
+    """One training step as Lightning would ask for it, on pictures of this number."""
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
+    training._trainer = SimpleNamespace(is_last_batch=last, optimizers=[optimizer], global_step=number, world_size=1)
+    training.log_dict = lambda *args, **kwargs: None
+    training.on_train_start()
+    pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(number))
+    return training.training_step(TrainBatch(number, pictures, pictures.flip(0)), 0)
+
+
+def test_a_step_follows_from_seed_and_number_alone(training):
+    first = step(training.train(), 7)
+    torch.rand(5)
+    assert torch.equal(step(training, 7), first)
+    training.settings = training.settings.changed(seed=4)
+    assert not torch.equal(step(training, 7), first)  # other dropout, other colours
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_loss_that_is_not_finite_names_its_term_and_step(training, monkeypatch, last):
+    monkeypatch.setattr(
+        module,
+        "pretraining_penalty",
+        lambda student: student.square().mean() * (math.inf if training.trainer.global_step == 3 else 1),
+    )
+    with pytest.raises(TrainingDivergedError, match=r"became inf in penalty at step 4; .*learning_rate"):
+        for number in range(10):
+            step(training, number, last=last and number == 5)
+    assert training.trainer.global_step == (5 if last else 9)
+
+
+def test_the_best_has_the_highest_image_auroc_then_pixel_auroc_then_came_first(tmp_path):
+    callback = StepCheckpoints(tmp_path, tiny_anomaly_settings(tmp_path, patience=4))
+    saved = {}
+    trainer = SimpleNamespace(is_global_zero=True, should_stop=False)
+    trainer.save_checkpoint = lambda path, weights_only: (
+        path.touch(),
+        saved.__setitem__(path.name, trainer.global_step),
+    )
+    pairs = [(0.7, 0.9), (0.8, 0.5), (0.8, 0.6), (0.8, 0.6), (0.75, 1.0), (math.nan, 1.0), (0.7, math.nan)]
+    for number, (image, pixel) in enumerate(pairs, start=1):
+        trainer.global_step = 10 * number
+        trainer.callback_metrics = {"val/image_auroc": image, "val/pixel_auroc": pixel}
+        callback.on_train_epoch_end(trainer, None)
+        assert trainer.should_stop == (number == 7)  # the fourth after the best
+    assert saved["best.ckpt"] == 30 and saved["last.ckpt"] == 70
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_20.ckpt", "step_30.ckpt", "step_40.ckpt"]
+    other = StepCheckpoints(tmp_path / "elsewhere", callback.settings)
+    other.load_state_dict(callback.state_dict())
+    assert not other.validated  # whose best checkpoint is not there
+    callback.load_state_dict({"validated": callback.validated[:2]})
+    assert len(callback.validated) == 2
+
+
+# --- Validation
+
+
+@pytest.fixture
+def seen():
+    """Two normal images and two anomalous ones whose maps are high on their masks, in three batches."""
+    torch.manual_seed(0)
+    values, masks, labels = torch.rand(4, 1, 16, 16), torch.zeros(4, 1, 64, 64), torch.tensor([0, 0, 1, 1])
+    masks[2:, :, 16:32, 16:32] = 1
+    values[2:, :, 4:8, 4:8] += 5
+
+    def batches(values=values, masks=masks, has_mask=labels == 1):
+        whole = Batch(torch.zeros(4, 3, 0, 0), labels, masks, has_mask, torch.arange(4))
+        parts = (slice(0, 1), slice(1, 3), slice(3, 4))
+        return [(LocalMaps(values[p], 10 * values[p]), Batch(*(each[p] for each in whole))) for p in parts]
+
+    return EfficientADModel(out_channels=8, padding=True), values, masks, batches
+
+
+def test_the_scale_comes_from_normal_images_alone_and_scores_are_compared_as_they_are(seen):
+    model, values, masks, batches = seen
+    scores = calibrate(model, batches())
+    expected = torch.tensor([torch.quantile(values[:2], q) for q in QUANTILES])
+    torch.testing.assert_close(model.quantiles, torch.stack([expected, 10 * expected]))
+    assert scores["image_auroc"] == 1 and scores["pixel_auroc"] > 0.98
+    values[1:, 0, 5, 5] = torch.tensor([1000.0, 2000.0, 3000.0])  # a sigmoid in float32 would make them equal
+    assert calibrate(model, batches())["image_auroc"] == 1
+    bare = calibrate(model, batches(masks=masks * 0, has_mask=torch.zeros(4, dtype=torch.bool)))
+    assert bare["image_auroc"] == 1 and math.isnan(bare["pixel_auroc"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (3, r"an anomalous validation image has a map that is not finite; .*'32'"),
+        (0, r"give no scale .* from 2 images;.*val_ratio"),
+    ],
+)
+def test_a_broken_map_is_named(seen, row, message):
+    model, values, _, batches = seen
+    values[row, 0, 2, 2] = math.nan
+    with pytest.raises(ModelError, match=message):
+        calibrate(model, batches())
+
+
+# --- Finished runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("runs")))
+
+
+def test_a_run_gives_back_what_was_written(run):
+    loaded = open_run(str(run.folder))
+    assert isinstance(loaded, EfficientADRun) and loaded.settings == run.settings and not loaded.model.training
+    assert loaded.teacher == TEACHER["text"] and loaded.penalty == "textures"
+    expected = untrained(run.settings).state_dict()
+    assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(RunError, match=r"metrics\.json does not exist: the run is trained but not evaluated"):
+        _ = run.scale
+
+
+def test_runs_and_checkpoints_of_both_systems_are_told_apart(run, tmp_path):
+    for opened in (open_run, load_efficientad):
+        with pytest.raises(RunError, match=r"no run here \(no manifest\.json\)"):
+            opened(tmp_path)
+    write_json(tmp_path / "manifest.json", {"strategy": "S5", "status": "complete"})
+    assert type(open_run(tmp_path)) is Run
+    with pytest.raises(RunError, match="a run of strategy S5, not of EfficientAD; see gainmtl evaluate --help"):
+        load_efficientad(tmp_path)
+    with pytest.raises(RunError, match="a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad"):
+        load_run(run.folder)
+    path = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}, "gainmtl_settings": {"strategy": "S5"}}, path)
+    with pytest.raises(RunError, match=r"other\.ckpt: a checkpoint of a GAIN-MTL strategy, not of EfficientAD"):
+        load_checkpoint(path)
+    moved = write_checkpoint(untrained(run.settings), run.settings, tmp_path / "moved.ckpt")
+    assert load_checkpoint(moved)[2] == TEACHER["text"]
+    with pytest.raises(RunError, match=r"moved\.ckpt: a checkpoint of EfficientAD, not of a GAIN-MTL strategy"):
+        load_checkpoint_model(moved)
