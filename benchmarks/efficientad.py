@@ -112,9 +112,7 @@ def write_inputs(folder: Path, size: str) -> None:
     torch.manual_seed(0)
     model = EfficientADModel(size)  # type: ignore[arg-type]
     pictures = torch.rand(3, 3, SIDE, SIDE)  # a normal one, one for the penalty, one recoloured
-    with torch.no_grad():
-        described = model.teacher(model.normalized(pictures))
-    model.set_teacher_statistics(described.mean(dim=(0, 2, 3)), described.std(dim=(0, 2, 3)))
+    model.measure_teacher([pictures])
     torch.save({"size": size, "weights": model.state_dict(), "pictures": pictures}, folder / "inputs.pt")
 
 
@@ -201,12 +199,12 @@ def fastest(work: Callable[[], Any], times: int) -> float:
 
 def our_step(precision: str) -> Callable[[Path], dict[str, Any]]:
     def measure(folder: Path) -> dict[str, Any]:
-        from gainmtl_lib.efficientad.model import total_loss
+        from gainmtl_lib.efficientad.model import EfficientADSettings, total_loss
         from gainmtl_lib.efficientad.train import EfficientADTraining
 
         model, pictures = our_model(folder)
         model.autoencoder.dropout = 0.0
-        training = EfficientADTraining(model=model, total_steps=1).train()
+        training = EfficientADTraining(model, EfficientADSettings(teacher="random"), total_steps=1).train()
         normal, penalty, recoloured = pictures.split(1)
         optimiser = torch.optim.Adam(trained(model.student, model.autoencoder), lr=1e-4, weight_decay=1e-5, fused=True)
         first: dict[str, list[float]] = {}

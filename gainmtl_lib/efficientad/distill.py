@@ -264,7 +264,7 @@ def _backbone(name: str, weights: bool | Path) -> Backbone:
         source = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
         state = fetch_weights(name, source, "timm")
         state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
-        load_weights(backbone.net, state, provider="timm", source=source)
+        load_weights(backbone.net, state, source=source)
     return backbone
 
 

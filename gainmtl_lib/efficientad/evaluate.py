@@ -445,7 +445,7 @@ class AnomalyMasks:
             self._checked = data
         paths = [data.dataset.paths[row] for row in batch.index.tolist()]
         masks = [
-            anomaly_mask(one, self.run.settings.resize, size=data.image_size, resize=data.resize)
+            anomaly_mask(one, self.run.settings.resize, size=data.settings.image_size, resize=data.settings.resize)
             for one in _scored(self.run, paths, str(batch.images.device))
         ]
         return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
