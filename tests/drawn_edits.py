@@ -31,6 +31,13 @@ def dented(mask, seed=0, value=40, size=SIZE):
     return image
 
 
+def roughness(image, known=None):
+    """Root mean square of the steps between neighbouring pixels of a row, in grey levels."""
+    grey = image.mean(axis=-1)
+    steps = (grey[:, 1:] - grey[:, :-1])[slice(None) if known is None else known[:, 1:] & known[:, :-1]]
+    return float(np.sqrt((steps**2).mean()))
+
+
 MASKS = {
     "inside": box((20, 32), (22, 40)),
     "at the corner": box((0, 9), (50, 64)),

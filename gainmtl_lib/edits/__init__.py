@@ -1,1 +1,1 @@
-"""Image counterfactuals: a defect taken away or added, with controls."""
+"""Image counterfactuals: defects healed and pasted, and the controls that keep the edit from telling the class."""

@@ -5,9 +5,7 @@ H x W picture; h x w aligned windows of donor and target around the defect.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import cv2
 import numpy as np
@@ -19,21 +17,27 @@ from gainmtl_lib.edits.heal import (
     EditError,
     Mask,
     Picture,
+    Window,
     blend,
     box_of,
-    checked_mask,
-    checked_method,
-    checked_picture,
+    check_mask,
     clone,
     drawn_turn,
+    filled,
     grown,
     inner_weights,
     matched,
     place,
+    placed_at_random,
+    rim,
     ring_around,
     turned,
     widened,
 )
+
+PASTE_METHODS = ("copy", "clone", "clone_mixed", "relief")
+"""copy: the pixels, brightness matched; clone: their gradients; clone_mixed: the stronger gradient of patch and target;
+relief: patch / healed patch on the target, which keeps its texture."""
 
 CONTEXT = 8
 """Pixels around a defect that travel with it, to compare brightness on; they are not pasted."""
@@ -51,12 +55,64 @@ RATIO = (0.1, 10.0)
 """Least and largest brightness of a relief."""
 
 
+def paste(image: Picture, donor_image: Picture, donor_mask: Mask, *, method: str, rng: Generator) -> Edit:
+    """Set a donor's defect into a picture, turned, mirrored and moved at random: label 1.
+
+    Args:
+        image: RGB uint8 (H, W, 3) without a defect.
+        donor_image: picture with the defect, any size.
+        donor_mask: its defect, bool.
+        method: one of `PASTE_METHODS`.
+        rng: decides on turn and place.
+
+    Returns:
+        The edit; its mask holds the pixels that changed visibly, inside the moved donor mask.
+
+    Raises:
+        EditError: an unusable mask, a defect larger than the picture, nothing visible left of it.
+    """
+    check_mask(donor_mask, "donor_mask")
+    after, region = _pasted_at_random(image, cut(donor_image, donor_mask), method, rng)
+    if not stands_out(image, after, region):
+        raise EditError("too faint", "the pasted defect does not stand out from the texture there")
+    return Edit(after, changed(image, after, region), 1, "paste", method, region)
+
+
+def paste_clean(image: Picture, clean: Picture, shape: Mask, *, method: str, rng: Generator) -> Edit:
+    """Control of pasting: a patch of another normal picture, shaped like some defect, in a normal picture; label 0.
+
+    Raises:
+        EditError: a shape larger than either picture, or a patch that stands out as a defect does.
+    """
+    after, region = _pasted_at_random(image, cut(clean, placed_at_random(shape, clean, rng)), method, rng)
+    if stands_out(image, after, region):
+        raise EditError("stands out", "the clean patch differs from its surroundings as much as a defect would")
+    return Edit(after, np.zeros_like(region), 0, "paste_clean", method, region)
+
+
+def repaste(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
+    """Control of pasting: the picture's defect pasted back where it was cut out and healed; label 1, mask as before.
+
+    Raises:
+        EditError: as for `heal` and `paste`.
+    """
+    check_mask(mask)
+    region = grown(mask, rim(mask.shape))
+    background = filled(image, region, taken=region, method="telea", rng=rng)
+    background[~mask] = image[~mask]
+    after, _ = _pasted(background, cut(image, mask), box_of(mask), method)
+    to_defect, to_healed = (np.abs(after[mask].astype(np.float32) - one[mask]).mean() for one in (image, background))
+    if to_defect > to_healed:
+        raise EditError("too faint", "the defect pasted back resembles the healed place more than the defect")
+    return Edit(after, mask.copy(), 1, "repaste", method, mask.copy())
+
+
 @dataclass(frozen=True)
 class Patch:
-    """A defect, or a defect's shape, cut out with its surroundings.
+    """A defect, or a defect's shape, cut out with `CONTEXT` pixels around it.
 
     Attributes:
-        image: (h, w, 3) with `CONTEXT` pixels around the shape, filled smoothly where its picture ended.
+        image: (h, w, 3), filled smoothly where its picture ended.
         shape: pixels to paste, (h, w).
         known: surroundings that may be compared with, (h, w): inside the picture, no defect.
     """
@@ -70,95 +126,43 @@ class Patch:
         """The shape in its own box."""
         return self.shape[CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
 
-    @property
-    def ring(self) -> Mask:
-        """Known surroundings, a little off the shape."""
-        return ring_around(grown(self.shape, GAP), ~self.known)
-
-    def turned(self, turn: int) -> Patch:
-        """The patch turned and mirrored, see `placing`."""
-        return Patch(turned(self.image, turn), turned(self.shape, turn), turned(self.known, turn))
-
-
-Paste = Callable[[Patch, Picture], NDArray]
-
-
-def paste(image: Picture, donor_image: Picture, donor_mask: Mask, *, method: str, rng: Generator) -> Edit:
-    """Set a donor's defect into a picture, turned, mirrored and moved at random: label 1.
-
-    Args:
-        image: RGB uint8 (H, W, 3) without a defect; stays as it is.
-        donor_image: picture with the defect, any size.
-        donor_mask: its defect, bool.
-        method: one of `PASTE_METHODS`.
-        rng: decides on turn and place.
-
-    Returns:
-        The edit; its mask holds the pixels that changed visibly, inside the moved donor mask.
-
-    Raises:
-        EditError: unusable pictures or mask, a defect larger than the picture, nothing visible left of it.
-    """
-    checked_picture(image)
-    checked_mask(donor_mask, checked_picture(donor_image, "donor_image"), "donor_mask")
-    checked_method(method, PASTE_METHODS)
-    patch = cut(donor_image, donor_mask)
-    patch = patch.turned(drawn_turn(patch.inner, image.shape, rng))
-    after, region = transplanted(image, patch, place(patch.inner, image.shape, rng), method=method)
-    if not stands_out(image, after, region):
-        raise EditError("too faint", "the pasted defect does not stand out from the texture there")
-    return Edit(after, changed(image, after, region), 1, "paste", method, region)
-
 
 def cut(image: Picture, mask: Mask) -> Patch:
     """What a mask covers, cut out with its surroundings."""
     window = box_of(mask)
-    shape = np.pad(mask[window], CONTEXT)
-    known, outside = np.zeros_like(shape), np.ones_like(shape)
-    seen = widened(window, CONTEXT, mask.shape)
-    there = tuple(slice(s.start - w.start + CONTEXT, s.stop - w.start + CONTEXT) for s, w in zip(seen, window))
-    known[there], outside[there] = ~mask[seen], False
-    patch = around(image, window)
+    here = _in_padded(window)
+    patch, shape, known = _around(image, window), np.pad(mask[window], CONTEXT), np.pad(~mask, CONTEXT)[here]
+    outside = np.pad(np.zeros_like(mask), CONTEXT, constant_values=True)[here]
     if outside.any() and known.any():
         # A defect at the picture's border ends there: mirrored, it would have no edge, and a clone of it no contrast.
-        patch[outside] = inpainted(patch, ~known)[outside]
+        patch[outside] = _inpainted(patch, ~known)[outside]
     return Patch(patch, shape, known)
 
 
-def inpainted(image: Picture, unknown: Mask) -> Picture:
-    """The picture with its unknown pixels filled smoothly."""
-    return cast(Picture, cv2.inpaint(image, unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA))
+def _in_padded(window: Window) -> Window:
+    """The window and its surroundings in a picture that is padded by `CONTEXT`."""
+    return slice(window[0].start, window[0].stop + 2 * CONTEXT), slice(window[1].start, window[1].stop + 2 * CONTEXT)
 
 
-def around(image: Picture, window: tuple[slice, slice]) -> Picture:
-    """A window with `CONTEXT` pixels more on each side, mirrored where the picture ends."""
-    rows, columns = (
-        _mirrored(np.arange(side.start - CONTEXT, side.stop + CONTEXT), length)
-        for side, length in zip(window, image.shape[:2], strict=True)
-    )
-    return image[np.ix_(rows, columns)]
+def _around(image: Picture, window: Window) -> Picture:
+    """A window and its surroundings, mirrored where the picture ends."""
+    return np.pad(image, ((CONTEXT, CONTEXT), (CONTEXT, CONTEXT), (0, 0)), mode="reflect")[_in_padded(window)].copy()
 
 
-def _mirrored(places: NDArray[np.intp], length: int) -> NDArray[np.intp]:
-    """Places beyond 0 … length - 1 mirrored at the border pixels."""
-    period = max(1, 2 * length - 2)
-    return length - 1 - np.abs(length - 1 - places % period)
+def _inpainted(image: Picture, unknown: Mask) -> Picture:
+    return cv2.inpaint(image, unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA)
 
 
-def transplanted(image: Picture, patch: Patch, window: tuple[slice, slice], *, method: str) -> tuple[Picture, Mask]:
-    """Set a patch's shape into the picture at a window.
+def _pasted_at_random(image: Picture, patch: Patch, method: str, rng: Generator) -> tuple[Picture, Mask]:
+    turn = drawn_turn(patch.inner, image.shape, rng)
+    patch = Patch(turned(patch.image, turn), turned(patch.shape, turn), turned(patch.known, turn))
+    return _pasted(image, patch, place(patch.inner, image.shape, rng), method)
 
-    Args:
-        image: (H, W, 3).
-        patch: what to set in.
-        window: place of the patch without its surroundings.
-        method: one of `PASTE_METHODS`.
 
-    Returns:
-        The picture after, and the shape's pixels in it (H, W), the only ones that may differ.
-    """
-    target = around(image, window)
-    pasted = blend(PASTE_METHODS[method](patch, target), target, inner_weights(patch.shape))
+def _pasted(image: Picture, patch: Patch, window: Window, method: str) -> tuple[Picture, Mask]:
+    """The picture with the patch's shape at a window, and the shape's pixels (H, W), the only ones that may differ."""
+    target = _around(image, window)
+    pasted = blend(_joined(patch, target, method), target, inner_weights(patch.shape))
     region = np.zeros(image.shape[:2], dtype=np.bool_)
     region[window] = patch.inner
     after = image.copy()
@@ -166,24 +170,28 @@ def transplanted(image: Picture, patch: Patch, window: tuple[slice, slice], *, m
     return after, region
 
 
+def _joined(patch: Patch, target: Picture, method: str) -> NDArray:
+    if method == "relief":
+        healed = _inpainted(patch.image, grown(~patch.known, GAP - 1))
+        return target * np.clip((patch.image + 1.0) / (healed + 1.0), *RATIO)
+    copied = matched(patch.image, target, ring_around(grown(patch.shape, GAP), ~patch.known))
+    if method == "copy":
+        return copied
+    return clone(copied, target, grown(patch.shape, 1), mixed=method == "clone_mixed")
+
+
 def changed(before: Picture, after: Picture, region: Mask) -> Mask:
     """The region's pixels that changed by `STEP` or more, and the small gaps that chance left between them, (H, W)."""
-    window = widened(box_of(region), CLOSED, region.shape)
-    step = cv2.absdiff(after[window], before[window])
-    moved = (np.maximum(np.maximum(step[..., 0], step[..., 1]), step[..., 2]) >= STEP) & region[window]
+    moved = (cv2.absdiff(after, before).max(-1) >= STEP) & region
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * CLOSED + 1, 2 * CLOSED + 1))
-    mask = np.zeros_like(region)
-    mask[window] = cv2.morphologyEx(moved.astype(np.uint8), cv2.MORPH_CLOSE, disc).astype(np.bool_) & region[window]
-    return mask
+    return cv2.morphologyEx(moved.astype(np.uint8), cv2.MORPH_CLOSE, disc).astype(np.bool_) & region
 
 
 def stands_out(before: Picture, after: Picture, region: Mask) -> bool:
-    """Whether the change of a region can be told from the texture there.
+    """Whether the change of a region can be told from the texture there: by `SHIFT` s on average, or `SPREAD` s.
 
-    The measure s is the standard deviation of the picture before, in and around the region, less its shading. Pasting
-    the same surface without a defect moves the region's mean by less than 1.3 s and differs by less than 4.2 s in root
-    mean square in 99 of 100 synthetic pictures, where defects move it by more than 2 s. A change stands out by a mean
-    beyond `SHIFT` s, or, where bright and dark cancel, by a difference beyond `SPREAD` s.
+    s is the standard deviation of the picture before, in and around the region, less its shading. Pasting the same
+    surface without a defect stays below both in 99 of 100 synthetic pictures, where defects move the mean by above 2 s.
     """
     window = widened(box_of(region), CONTEXT, region.shape)
     here = before[window].astype(np.float32)
@@ -193,32 +201,3 @@ def stands_out(before: Picture, after: Picture, region: Mask) -> bool:
     difference = after[region].astype(np.float32) - before[region]
     shift, spread = np.abs(difference.mean(0)).max(), np.sqrt((difference**2).mean())
     return bool(shift >= SHIFT * texture or spread >= SPREAD * texture)
-
-
-def copied(patch: Patch, target: Picture) -> NDArray:
-    """The pixels themselves, brightness matched on the surroundings."""
-    return matched(patch.image, target, patch.ring, patch.ring)
-
-
-def cloned(patch: Patch, target: Picture) -> NDArray:
-    """The patch's gradients."""
-    return clone(copied(patch, target), target, grown(patch.shape, 1))
-
-
-def cloned_mixed(patch: Patch, target: Picture) -> NDArray:
-    """At each pixel the gradient of patch or target, whichever is stronger by OpenCV's measure (see `clone`)."""
-    return clone(copied(patch, target), target, grown(patch.shape, 1), mixed=True)
-
-
-def relief(patch: Patch, target: Picture) -> NDArray:
-    """The defect's relief, patch / healed patch, on the target: it keeps the target's texture."""
-    healed = inpainted(patch.image, grown(~patch.known, GAP - 1))
-    return target * np.clip((patch.image + 1.0) / (healed + 1.0), *RATIO)
-
-
-PASTE_METHODS: dict[str, Paste] = {
-    "copy": copied,
-    "clone": cloned,
-    "clone_mixed": cloned_mixed,
-    "relief": relief,
-}

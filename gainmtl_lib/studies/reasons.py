@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gainmtl_lib.dataset import Batch, GainDataModule
-from gainmtl_lib.edits.counterfactuals import heal_beside, paste_clean
-from gainmtl_lib.edits.heal import Edit, EditError, framed, heal
-from gainmtl_lib.edits.paste import paste
+from gainmtl_lib.edits.heal import Edit, EditError, framed, heal, heal_beside
+from gainmtl_lib.edits.paste import paste, paste_clean
 from gainmtl_lib.evaluation import MaskSource, evaluated_data, file_digest, rows_of, stored_tables
 from gainmtl_lib.evaluation import stored_maps_stored as stored_maps
 from gainmtl_lib.metrics import energy_inside

@@ -1,0 +1,227 @@
+"""Healing and its controls, on hand-drawn masks: what changes, what does not, and what is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng, roughness
+
+from gainmtl_lib.edits.heal import (
+    HEAL_METHODS,
+    NEEDS_NORMAL,
+    EditError,
+    box_of,
+    clone,
+    drawn_turn,
+    filled,
+    grown,
+    heal,
+    heal_beside,
+    heal_spot,
+    inner_weights,
+    matched,
+    outer_weights,
+    pieces,
+    place,
+    rim,
+    turned,
+)
+from gainmtl_lib.edits.paste import stands_out
+from gainmtl_lib.synthetic.data import draw_surface
+from gainmtl_lib.synthetic.surfaces import TEXTURES
+
+HEALS = (heal, heal_spot, heal_beside)
+HEAL_METHODS = [method for method in HEAL_METHODS if method not in NEEDS_NORMAL]
+
+
+@pytest.mark.parametrize("method", HEAL_METHODS)
+@pytest.mark.parametrize("name", MASKS)
+def test_healing_changes_the_region_only_and_leaves_no_defect(method, name):
+    mask = MASKS[name]
+    image = dented(mask)
+    kept = image.copy(), mask.copy()
+    edit = heal(image, mask, method=method, rng=rng())
+    assert (edit.kind, edit.method, edit.label) == ("heal", method, 0)
+    assert not edit.mask.any() and edit.mask.shape == SIZE and edit.mask.dtype == np.bool_
+    assert edit.image.dtype == np.uint8 and edit.image.shape == (*SIZE, 3)
+    assert (edit.image[~edit.region] == image[~edit.region]).all() and (edit.region == grown(mask, 1)).all()
+    assert abs(edit.image[mask].mean() - 120) < 12  # 0 to 10 before
+    assert (image == kept[0]).all() and (mask == kept[1]).all()
+
+
+@pytest.mark.parametrize("method", HEAL_METHODS)
+def test_heal_spot_heals_a_defect_s_shape_in_a_normal_picture(method):
+    image, shape = noisy(3), box((2, 10), (30, 35))
+    edit = heal_spot(image, shape, method=method, rng=rng(1))
+    assert (edit.kind, edit.method, edit.label) == ("heal_spot", method, 0)
+    assert not edit.mask.any() and edit.mask.shape == SIZE
+    assert (edit.image[~edit.region] == image[~edit.region]).all() and (edit.image != image).any()
+    assert abs(edit.image[edit.region].mean() - 120) < 8
+    sides = sorted(side.stop - side.start for side in box_of(edit.region))
+    assert sides[0] <= 7 and sides[1] <= 10  # 5 x 8 and its rim
+    assert heal_spot(image, box((10, 20), (30, 50), (40, 200)), method=method, rng=rng()).mask.shape == SIZE
+
+
+@pytest.mark.parametrize("method", HEAL_METHODS)
+@pytest.mark.parametrize("name", ["inside", "at the corner", "two pieces", "one pixel"])
+def test_heal_beside_leaves_the_defect_bit_equal(method, name):
+    mask = MASKS[name]
+    image = dented(mask)
+    for seed in range(4):
+        edit = heal_beside(image, mask, method=method, rng=rng(seed))
+        assert (edit.kind, edit.method, edit.label) == ("heal_beside", method, 1) and (edit.mask == mask).all()
+        assert not (edit.region & grown(mask, 2)).any()
+        assert (edit.image[~edit.region] == image[~edit.region]).all()
+        assert edit.image[edit.region].min() > 80  # nothing of the dark defect was taken as a source
+
+
+@pytest.mark.parametrize("method", HEAL_METHODS)
+def test_a_healed_place_is_plain_on_a_plain_picture_and_as_grainy_as_its_surroundings(method):
+    mask = MASKS["inside"]
+    image = plain()
+    image[mask] = 10
+    assert np.abs(heal(image, mask, method=method, rng=rng()).image.astype(int) - 120).max() <= 1
+    mask = box((20, 40), (20, 40))
+    edit = heal(dented(mask), mask, method=method, rng=rng())
+    assert 0.6 < roughness(edit.image, box((22, 38), (22, 38))) / roughness(noisy(0)) < 1.4
+
+
+@pytest.mark.parametrize("edit", HEALS)
+def test_equal_draws_give_equal_edits_and_others_others(edit):
+    mask = MASKS["two pieces"]
+    first, *others = (edit(dented(mask), mask, method="patch_same", rng=rng(k)).image for k in (3, 3, *range(4, 10)))
+    assert (first == others[0]).all() and any((first != other).any() for other in others)
+
+
+def test_stripes_are_continued():
+    rows = np.arange(64)
+    image = np.repeat((120 + 40 * np.sin(rows * 2 * np.pi / 8))[:, None, None], 64, 1).repeat(3, 2).astype(np.uint8)
+    mask = box((20, 34), (24, 40))
+    broken = image.copy()
+    broken[mask] = 0
+    edit = heal(broken, mask, method="patch_same", rng=rng())
+    assert np.abs(edit.image.astype(int) - image).max() <= 2
+
+
+def test_each_piece_has_the_brightness_of_its_own_place():
+    image = noisy()
+    image[:, 32:] = image[:, 32:] + 60
+    mask = box((28, 36), (8, 16)) | box((28, 36), (48, 56))
+    image[mask] = 0
+    edit = heal(image, mask, method="patch_same", rng=rng())
+    assert abs(edit.image[28:36, 8:16].mean() - 120) < 5 and abs(edit.image[28:36, 48:56].mean() - 180) < 5
+
+
+def test_other_defects_are_no_source():
+    mask, other = box((20, 28), (20, 28)), box((0, 64), (32, 64))
+    image = noisy()
+    image[other] = 250
+    assert filled(image, mask, taken=mask | other, method="patch_same", rng=rng())[mask].max() < 160
+
+
+def test_a_defect_too_large_for_one_source_is_healed_from_several():
+    mask = box((2, 62), (18, 46))
+    edit = heal(dented(mask), mask, method="patch_same", rng=rng())
+    assert abs(edit.image[mask].mean() - 120) < 10 and 4 < edit.image[mask].std() < 9
+
+
+@pytest.mark.parametrize("texture", TEXTURES)
+def test_a_synthetic_defect_no_longer_stands_out_once_healed(texture):
+    def draw(index, defective=True):
+        return draw_surface(3, index, image_size=(128, 128), defective=defective, has_shortcut=False, shortcut="none")
+
+    index = next(k for k in range(200) if draw(k).texture == texture)
+    drawn, clean = draw(index), draw(index, defective=False)
+    assert stands_out(clean.image, drawn.image, drawn.mask)
+    for method in ("telea", "patch_same"):
+        edit = heal(drawn.image, drawn.mask, method=method, rng=rng())
+        assert not stands_out(clean.image, edit.image, drawn.mask)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason", "message"),
+    [
+        (lambda how: heal(plain(), box((0, 33), (0, 64)), **how), "covers the picture", "takes 52% of it; .* most 50%"),
+        (lambda how: heal(plain(), box((0, 32), (0, 64)), **how), "covers the picture", "the region to heal takes 52%"),
+        (lambda how: heal(plain(), np.zeros(SIZE, np.bool_), **how), "empty mask", "mask has no defect pixel"),
+        (lambda how: heal_spot(plain(), np.ones((60, 60), np.bool_), **how), "covers the picture", "takes"),
+        (lambda how: heal_spot(plain(), box((0, 9), (0, 100), (9, 120)), **how), "larger than the picture", "9x100"),
+        (lambda how: heal_beside(plain(), box((12, 52), (16, 48)), **how), "no free place", "fits nowhere"),
+        (
+            lambda how: filled(plain(), MASKS["inside"], taken=np.ones(SIZE, np.bool_), **how),
+            "no free place",
+            "no other",
+        ),
+    ],
+)
+def test_what_cannot_be_healed_says_why(call, reason, message):
+    with pytest.raises(EditError, match=message) as error:
+        call({"method": "telea", "rng": rng()})
+    assert error.value.reason == reason
+
+
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(EditError("too faint", "nothing: left")))
+    assert (error.reason, str(error)) == ("too faint", "too faint: nothing: left")
+
+
+# the parts
+
+
+@pytest.mark.parametrize("rows", [(0, 9), (7, 20), (30, 41)])
+@pytest.mark.parametrize("columns", [(0, 12), (11, 30), (0, 52)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_cloning_keeps_every_pixel_at_its_place(rows, columns, mixed):
+    size = (41, 52)
+    target, patch = plain(100, size), plain(100, size)
+    spot = (rows[0] + rows[1]) // 2, (columns[0] + columns[1]) // 2
+    patch[spot] = 200
+    result = clone(patch, target, box(rows, columns, size), mixed=mixed).astype(int)
+    assert np.unravel_index(result[..., 0].argmax(), size) == spot
+    assert result[spot].min() > (140 if mixed else 180)
+    result[spot] = 100
+    assert np.abs(result - 100).max() <= (25 if mixed else 4)
+
+
+def test_weights_rise_inside_only_and_a_grown_mask_is_replaced_in_full():
+    region = box((4, 12), (4, 12), (16, 16))
+    soft, inner = outer_weights(region, 2)[..., 0], inner_weights(region)[..., 0]
+    assert not soft[~region].any() and not inner[~region].any()
+    assert soft[8, 4] == pytest.approx(1 / 5**0.5, abs=0.001) and soft[8, 6] == 1
+    assert inner[8, 4] == pytest.approx(0.75, abs=0.03) and inner[8, 6] == 1
+    for mask in (box((8, 9), (8, 9), (20, 20)), box((6, 12), (0, 1), (20, 20)), np.eye(20, dtype=np.bool_)):
+        weights = outer_weights(grown(mask, 3), 3)[..., 0]
+        assert (weights[mask] == 1).all() and weights[grown(mask, 3) & ~mask].min() < 1
+
+
+def test_brightness_is_matched_on_the_ring():
+    ring, patch, target = box((0, 2), (0, 4), (4, 4)), plain(100, (4, 4)), plain(150, (4, 4))
+    patch[3, 3] = 40
+    result = matched(patch, target, ring)
+    assert result[0, 0] == pytest.approx(150) and result[3, 3] == pytest.approx(60, abs=0.5)
+    assert matched(patch, target, ring, contrast=1.0)[3, 3] == pytest.approx(90)
+    assert (matched(patch, target, ~ring & ring) == patch).all()
+
+
+def test_rim_grows_with_the_picture_and_near_pieces_are_one():
+    assert [rim((side, 999)) for side in (16, 64, 128, 512)] == [1, 1, 2, 3]
+    mask = box((10, 14), (10, 14)) | box((10, 14), (18, 22)) | box((40, 44), (40, 44))
+    assert sorted(int(piece.sum()) for piece in pieces(mask)) == [16, 32]
+
+
+def test_all_eight_turns_are_drawn_where_they_fit():
+    shape = np.array([[1, 2], [3, 4]])
+    assert len({turned(shape, turn).tobytes() for turn in range(8)}) == 8
+    wide = np.ones((2, 9), np.bool_)
+    assert {drawn_turn(wide, (5, 20), rng(k)) for k in range(60)} == {0, 2, 4, 6}
+    assert {drawn_turn(wide, (20, 20), rng(k)) for k in range(60)} == set(range(8))
+
+
+def test_every_free_place_is_as_likely_and_a_single_one_is_found():
+    shape, avoid = np.ones((2, 2), np.bool_), np.zeros((2, 6), np.bool_)
+    avoid[:, 2] = True
+    counts = np.bincount([place(shape, (2, 6), rng(k), avoid=avoid)[1].start for k in range(300)], minlength=5)
+    assert counts[[1, 2]].sum() == 0 and counts[[0, 3, 4]].min() > 70
+    avoid = np.ones((90, 90), np.bool_)
+    avoid[57:60, 71:75] = False
+    assert place(np.ones((3, 4), np.bool_), (90, 90), rng(), avoid=avoid) == (slice(57, 60), slice(71, 75))
