@@ -262,6 +262,7 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
 
     Args:
         rows: of `evaluate`'s table. Scores that the strategy lacks are absent; one without an answer is NaN.
+            ``cf_excess`` is over the pictures that were asked both flips.
     """
     groups = group_codes(rows)
     labels, called, prob = (rows[name].to_numpy() for name in ("label", "predicted", "probability"))
@@ -273,20 +274,7 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     }
     for name, ranked in (("auroc", auroc), ("average_precision", average_precision)):
         scores[name] = resampled(lambda at, of=ranked: of(labels[at], prob[at]), groups, strata=labels)
-    return scores | explanation_scores(rows, MEANS)
-
-
-def explanation_scores(rows: pd.DataFrame, means: Iterable[str]) -> dict[str, Estimate]:
-    """Agreement of the maps with the mask, and the flips of the model's own counterfactual path.
-
-    ``cf_excess`` is over the pictures that were asked both flips. Flips are absent where the strategy has none.
-
-    Args:
-        rows: of one split.
-        means: columns whose means are wanted; those that the table lacks are left out.
-    """
-    groups = group_codes(rows)
-    scores = {name: mean_score(rows[name].to_numpy(), groups) for name in means if name in rows}
+    scores |= {name: mean_score(rows[name].to_numpy(), groups) for name in MEANS if name in rows}
     found = ((rows["verdict"] == "TP") & rows["cam_iou"].notna()).to_numpy()
     scores["wrong_reason_rate"] = proportion(rows["wrong_reason"].to_numpy()[found], groups[found])
     if {"cf_flip", "cf_control_flip"} <= set(rows):

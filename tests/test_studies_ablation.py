@@ -15,15 +15,12 @@ from written_runs import write_planned, written_plan
 from gainmtl_lib.cli import main
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies import plans
 from gainmtl_lib.studies.ablation import (
-    kind_of,
-    knob_figure,
-    knob_table,
     plan_report,
     readable_rows,
     readable_steps,
+    rows_figure,
     rows_of_study,
     run_and_report,
     runs_table,
@@ -106,7 +103,7 @@ def test_the_export_is_small_and_can_be_run_again(study, tmp_path):
     plan, folder = study[0], tmp_path / "export"
     assert "exported: " in printed(plan, export=folder, only_report=True)[1]
     assert sorted(path.name for path in folder.iterdir()) == [
-        "plan.yaml", "rows.csv", "runs.csv", "steps.csv", "steps_test_accuracy.png", "steps_test_auroc.png",
+        "plan.yaml", "rows.csv", "rows.png", "runs.csv", "steps.csv", "steps_test_accuracy.png", "steps_test_auroc.png",
         "steps_test_cam_iou.png", "steps_test_shift_accuracy.png", "steps_test_shift_auroc.png", "table.md",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
@@ -125,57 +122,15 @@ def test_nothing_finished_is_an_error(tmp_path):
         printed(written_plan(tmp_path), only_report=True)
 
 
-# --- Plans that turn one knob
+# --- Figures
 
 
-@pytest.mark.parametrize(
-    ("share", "quality", "kind"),
-    [
-        (1.0, "exact", "all masks"),
-        (0.0, "exact", "no masks"),
-        (0.0, "box", "no masks"),
-        (0.125, "exact", "12.5 % of the masks"),
-        (1.0, "box", "boxes"),
-        (1.0, "shifted", "shifted masks"),
-        (0.25, "dilated", "25 % of the dilated masks"),
-    ],
-)
-def test_annotation_in_words(share, quality, kind):
-    assert kind_of(Settings(mask_share=share, mask_quality=quality)) == kind
-
-
-def test_kinds_go_from_no_masks_to_all_then_to_worse_ones(tmp_path):
-    plan = written_plan(tmp_path, rows=load_plan("annotation").rows, steps=[])
-    table = knob_table([write_planned(plan, row, seed) for row in reversed(plan.rows) for seed in (0, 1)], "annotation")
-    assert list(dict.fromkeys(table["kind"])) == [
-        "no masks", "5 % of the masks", "25 % of the masks", "all masks", "boxes", "dilated masks", "shifted masks"
-    ]  # fmt: skip
-    assert table["strategy"].tolist() == ["S5", *["S5", "S7"] * 6] and set(table["seeds"]) == {2}
-    upper, *_, lower = knob_figure(table).axes
-    assert upper.get_legend_handles_labels()[1] == ["S5", "S7"]
-    assert lower.get_xticklabels()[0].get_text() == "no masks"
-
-
-def test_a_finer_map_beside_its_grid_and_its_time(tmp_path):
-    rows = {f"stride {stride}": {"strategy": "S5", "map_stride": stride} for stride in (8, 32)}
-    plan = written_plan(tmp_path, rows=rows, steps=[], report="map_stride")
-    runs = [write_planned(plan, "stride 8", seed, seconds=90.0, cam_iou=0.6) for seed in (0, 1)]
-    runs += [write_planned(plan, "stride 32", s, right=18, right_shift=4 + 2 * s, cam_iou=0.3) for s in (0, 1)]
-    report = plan_report(plan, runs)
-    table = report.tables["map_stride"]
-    assert table["stride"].tolist() == [32, 8] and table["seconds"].tolist() == [60, 90]
-    assert table["cam_iou"].tolist() == pytest.approx([0.3, 0.6]) and table["grid_iou"].tolist() == [0.8, 0.8]
-    assert table["accuracy"].tolist() == pytest.approx([0.9, 0.75])
-    assert table["accuracy_shift"].iloc[0] == pytest.approx(0.25) and table["accuracy_shift_low"].iloc[0] < 0.25
-    assert "map stride" in report.sections and list(report.figures()) == ["map_stride"]
-
-
-def test_shares_go_from_few_to_many_with_what_is_left_of_a_cue(tmp_path):
-    shares = {"many": 1.0, "none": 0.0, "half": 0.5}
-    rows = {name: {"strategy": "S7", "image_counterfactual": share} for name, share in shares.items()}
-    plan = written_plan(tmp_path, rows=rows, steps=[])
-    table = knob_table([write_planned(plan, row, 0) for row in plan.rows], "edited_share")
-    assert table["share"].tolist() == [0.0, 0.5, 1.0] and table["cue_left"].tolist() == pytest.approx([1.0, 0.6, 0.2])
+def test_rows_stand_with_both_accuracies_and_the_map(study):
+    left, right = rows_figure(rows_of_study(study[1])).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["S1", "S5"]
+    drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in left.containers}
+    assert drawn["test"] == [[0.75, 0], [0.75, 1]] and drawn["test_shift"][0] == [0.25, 0]
+    assert len(right.containers[0].lines[0].get_xydata()) == 2 and not plt.get_fignums()
 
 
 def test_every_step_stands_with_its_numbers_and_verdict():

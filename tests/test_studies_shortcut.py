@@ -1,6 +1,5 @@
 """The shortcut study: its parameters, the runs of its grid, what is kept of accuracy, and its report."""
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,18 +12,15 @@ from tiny import tiny_settings
 
 from gainmtl_lib.cli import main
 from gainmtl_lib.readers import DataError
-from gainmtl_lib.settings import Settings, SettingsError, read_parameters, repository_root
-from gainmtl_lib.studies import plans, shortcut
-from gainmtl_lib.studies.plans import run_study
+from gainmtl_lib.settings import Settings, SettingsError, repository_root
+from gainmtl_lib.studies import plans
+from gainmtl_lib.studies.plans import Cell, run_study
 from gainmtl_lib.studies.reasons import FILE, NAMES
 from gainmtl_lib.studies.shortcut import (
     ShortcutStudySettings,
-    by_strategy,
     followed,
-    kept_figure,
     readable_runs,
     reversed_heatmap,
-    study_steps,
     study_table,
 )
 
@@ -43,24 +39,48 @@ def planted(folder: Path, **values) -> Path:
     return folder
 
 
-def test_small_grid_is_the_default():
+def test_grids_of_the_parameter_files():
     assert ShortcutStudySettings.from_yaml(STUDIES / "shortcut.yaml") == ShortcutStudySettings()
     assert len(ShortcutStudySettings().cells()) == 9
+    cells = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_full.yaml").cells()
+    grid = product(("mark", "lighting", "texture", "border"), (0.5, 0.8, 0.95, 1.0), [f"S{k}" for k in range(1, 8)])
+    assert {(cell.cue, cell.correlation, cell.row) for cell in cells} == set(grid) and len(cells) == 112
+    tiles = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_tiles.yaml")
+    assert (tiles.cues, tiles.correlations, len(tiles.strategies)) == (("mark",), (0.95,), 7)
+    study = {"base", "cues", "correlations", "strategies", "seeds"}
+    assert set(ShortcutStudySettings.model_fields) - study <= set(Settings.model_fields)
+    namespace = {"cues": ["mark"], "correlations": [0.95], "num_epochs": None, "Path": Path}
+    assert ShortcutStudySettings.from_namespace(namespace).cues == ("mark",)
 
 
-def test_whole_grid_has_112_runs():
-    settings = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_full.yaml")
-    runs = {(cell.cue, cell.correlation, cell.row) for cell in settings.cells()}
-    strategies = [f"S{k}" for k in range(1, 8)]
-    assert runs == set(product(("mark", "lighting", "texture", "border"), (0.5, 0.8, 0.95, 1.0), strategies))
-    assert len(settings.cells()) == 112
+def test_what_is_given_wins_over_the_base_and_later_base_files_over_earlier_ones(tmp_path):
+    first, second = base_file(tmp_path, num_epochs=9, batch_size=4, learning_rate=0.1), tmp_path / "second.yaml"
+    second.write_text("num_epochs: 3\nlearning_rate: 0.2\n")
+    settings = ShortcutStudySettings(base=[first, second], num_epochs=2, image_size=96, strategies="S1")
+    run = settings.cells()[0].settings
+    assert (run.num_epochs, run.image_size, run.batch_size, run.learning_rate) == (2, (96, 96), 4, 0.2)
+    with pytest.raises(SettingsError, match=r"none\.yaml: no such parameter file"):
+        ShortcutStudySettings(base=tmp_path / "none.yaml").cells()
 
 
-def test_tiles_are_one_cell_of_every_strategy():
-    settings = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_tiles.yaml")
-    assert (settings.cues, settings.correlations, len(settings.strategies)) == (("mark",), (0.95,), 7)
-    assert [path.name for path in settings.base] == ["magnetic_tile_planted.yaml", "synthetic_start.yaml"]
-    assert settings.data_root == repository_root() / "outputs/data/magnetic_tile_planted"
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            "{cue: mark, correlation: 0.8}",
+            r"the cue is mark at correlation 0\.8, but cues is mark and correlations 0\.95",
+        ),
+        (None, r"holds no planted\.yaml.*gainmtl data plant SOURCE .* --cue mark"),
+        ("cue: [", r"planted\.yaml: is damaged, .*; plant the data again"),
+        ("- mark", r"planted\.yaml: is damaged, .*; plant the data again"),
+    ],
+)
+def test_planted_data_that_does_not_fit_is_refused(tmp_path, record, said):
+    if record:
+        (tmp_path / "planted.yaml").write_text(record)
+    settings = ShortcutStudySettings(base=base_file(tmp_path), data_root=tmp_path, cues="mark", correlations=0.95)
+    with pytest.raises(SettingsError, match=said):
+        settings.cells()
 
 
 def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
@@ -85,20 +105,6 @@ def test_the_share_of_edited_pictures_is_for_s7_alone(tmp_path):
         ShortcutStudySettings(base=base_file(tmp_path), image_counterfactual=0.0)
 
 
-def test_what_is_given_wins_over_the_base(tmp_path):
-    base = base_file(tmp_path, num_epochs=9, batch_size=4)
-    settings = ShortcutStudySettings(base=base, num_epochs=2, image_size=96, strategies="S1")
-    run = settings.cells()[0].settings
-    assert (run.num_epochs, run.image_size, run.batch_size) == (2, (96, 96), 4)
-
-
-def test_later_base_files_win(tmp_path):
-    first, second = base_file(tmp_path, num_epochs=9, batch_size=4), tmp_path / "second.yaml"
-    second.write_text("num_epochs: 3\n")
-    run = ShortcutStudySettings(base=[first, second], strategies="S1").cells()[0].settings
-    assert (run.num_epochs, run.batch_size) == (3, 4)
-
-
 def test_strategies_of_a_cell_follow_each_other():
     settings = ShortcutStudySettings(
         seeds=[0, 1], strategies=["S1", "S7"], cues=["mark", "border"], correlations=[0.5, 0.95]
@@ -108,30 +114,6 @@ def test_strategies_of_a_cell_follow_each_other():
     assert [name[-1] for name in names] == ["0"] * 8 + ["1"] * 8
 
 
-def test_planted_data_is_read_as_it_lies_there(tmp_path):
-    root = planted(tmp_path / "tiles")
-    settings = ShortcutStudySettings(
-        base=base_file(tmp_path), data_root=root, cues="mark", correlations=0.95, strategies=["S1"]
-    )
-    run = settings.cells()[0].settings
-    assert (run.dataset_type, run.data_root, run.experiment) == ("generic", root, "mark-0.95")
-
-
-def test_planted_data_of_another_cue_is_refused(tmp_path):
-    root = planted(tmp_path / "tiles", correlation=0.8)
-    settings = ShortcutStudySettings(base=base_file(tmp_path), data_root=root, cues="mark", correlations=0.95)
-    with pytest.raises(
-        SettingsError, match=r"the cue is mark at correlation 0\.8, but cues is mark and correlations 0\.95"
-    ):
-        settings.cells()
-
-
-def test_data_without_a_planted_cue_is_refused(tmp_path):
-    settings = ShortcutStudySettings(base=base_file(tmp_path), data_root=tmp_path, cues="mark", correlations=0.95)
-    with pytest.raises(SettingsError, match=r"holds no planted\.yaml.*gainmtl data plant SOURCE .* --cue mark"):
-        settings.cells()
-
-
 def test_planted_data_is_read_as_its_record_says(tmp_path):
     read_with = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": "^(.+?)__"}
     root = planted(tmp_path / "tiles", read_with=read_with)
@@ -139,14 +121,6 @@ def test_planted_data_is_read_as_its_record_says(tmp_path):
     settings = ShortcutStudySettings(base=base, data_root=root, cues="mark", correlations=0.95, strategies="S1")
     run = settings.cells()[0].settings
     assert (run.val_ratio, run.group_pattern, run.data_root) == (0.0, "^(.+?)__", root)
-
-
-@pytest.mark.parametrize("content", ["cue: [", "- mark", ""])
-def test_a_damaged_record_of_planted_data_is_named(tmp_path, content):
-    (tmp_path / "planted.yaml").write_text(content)
-    settings = ShortcutStudySettings(base=base_file(tmp_path), data_root=tmp_path, cues="mark", correlations=0.95)
-    with pytest.raises(SettingsError, match=r"planted\.yaml: is damaged, .*; plant the data again"):
-        settings.cells()
 
 
 @pytest.mark.parametrize(
@@ -166,23 +140,6 @@ def test_what_cannot_be_used(values, message):
     with pytest.raises(SettingsError) as error:
         ShortcutStudySettings(**values)
     assert message in str(error.value)
-
-
-def test_a_base_that_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(SettingsError, match=r"none\.yaml: no such parameter file"):
-        ShortcutStudySettings(base=tmp_path / "none.yaml").cells()
-
-
-def test_notebook_names_make_settings():
-    namespace = {"cues": ["mark"], "correlations": [0.95], "num_epochs": None, "Path": Path}
-    assert ShortcutStudySettings.from_namespace(namespace).cues == ("mark",)
-
-
-def test_overrides_are_parameters_of_the_runs():
-    study = {"base", "cues", "correlations", "strategies", "seeds"}
-    assert set(ShortcutStudySettings.model_fields) - study <= set(Settings.model_fields)
-    for name in ("shortcut", "shortcut_full", "shortcut_tiles"):
-        assert "experiment" in read_parameters(STUDIES / f"{name}.yaml")
 
 
 # --- What is kept of accuracy
@@ -205,24 +162,12 @@ def texts(axis):
     return [text.get_text() for text in axis.texts]
 
 
-def test_by_strategy_is_over_cells_with_a_cue_to_follow():
-    kept = by_strategy(table(FOOLED))
-    assert kept["runs"].tolist() == [2, 2]
-    assert kept.loc["S1", ["accuracy", "accuracy_shift", "worst_shift"]].tolist() == [0.96, 0.11, 0.11]
-    assert kept["met"].tolist() == [0, 2]  # 0.86 − 0.84 is a little more than 0.02 by rounding
-
-
-def test_a_cell_that_a_strategy_lacks_is_not_compared():
-    more = table(FOOLED).assign(correlation=lambda rows: rows["correlation"].replace(0.95, 1.0))
-    rows = pd.concat([table(FOOLED), more[more["strategy"] != "S7"]])
-    assert set(followed(rows)["correlation"]) == {0.95}
-
-
-def test_every_strategy_with_both_accuracies_whose_numbers_stand_outwards():
-    (axis,) = kept_figure(table([("S1", 0.96, 0.11), ("S7", 0.80, 0.84)])).axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["S1", "S7"]
-    sides = [(text.get_text(), text.get_horizontalalignment()) for text in axis.texts]
-    assert sides == [("0.96", "left"), ("0.11", "right"), ("0.80", "right"), ("0.84", "left")]
+def test_cells_with_a_cue_that_every_strategy_has_are_rows_and_seeds_of_a_plan():
+    grid = product(("S1", "S7"), (0, 1), (("mark", 0.5), ("mark", 0.95), ("border", 0.95)))
+    cells = [Cell(row, seed, None, cue, correlation) for row, seed, (cue, correlation) in grid]
+    found = followed(cells[:-1])  # the last cell lacks S7
+    assert [(cell.row, cell.seed) for cell in found] == [(row, pair) for pair in range(3) for row in ("S1", "S7")]
+    assert {cell.correlation for cell in found} == {0.95} and followed([]) == []
 
 
 def test_cells_of_a_cue_stand_together_in_the_heatmap_and_what_is_missing_is_a_dash():
@@ -311,34 +256,22 @@ def test_settings_are_checked_before_anything_is_trained(settings):
         settings.changed(image_size=(65, 65)).cells()
 
 
-def test_steps_pair_the_runs_of_a_cell(study):
-    found = study_table(study.runs)
-    for split, name in (("test_shift", "accuracy_shift"), ("test", "accuracy")):
-        steps = study_steps(study.runs, split)
-        assert steps["step"].tolist() == ["S1→S3"] and steps["seeds"].tolist() == [1]
-        assert steps["difference"][0] == pytest.approx(found[name][1] - found[name][0])
-
-
-def test_cells_of_one_seed_show_the_same_parts_and_other_seeds_do_not(study, monkeypatch):
-    handed = {}
-    monkeypatch.setattr(shortcut, "steps_table", lambda rows, steps, metric: handed.update(rows))
-    cell = study.runs[0]
-    study_steps([cell, replace(cell, cue="border"), replace(cell, seed=1, settings=cell.settings)], "test")
-    first, other_cue, other_seed = (set(table["image"]) for table in handed[cell.row].values())
-    assert first == other_cue and not first & other_seed
-
-
 def test_command_reports_and_exports(study, settings, tmp_path):
     result = command(settings, "--only-report", "--export", str(tmp_path))
     assert result.exit_code == 0, result.output
     for text in ("mark 0.8,", "what would have warned", "steps: accuracy, test_shift", "2 of 2 runs"):
         assert text in result.output
-    files = {path.name for path in tmp_path.iterdir()} - {"warnings.png"}
-    assert files == {"study.csv", "table.md", "warnings.csv", "plan.yaml", "kept.png", "reversed.png"}
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"study.csv", "table.md", "warnings.csv", "plan.yaml", "rows.csv", "rows.png", "reversed.png"} <= files
+    found, steps = study_table(study.runs), pd.read_csv(tmp_path / "steps.csv").set_index(["split", "metric"])
+    for split, name in (("test_shift", "accuracy_shift"), ("test", "accuracy")):
+        step = steps.loc[(split, "accuracy")]
+        assert step["step"] == "S1→S3" and step["seeds"] == 1
+        assert step["difference"] == pytest.approx(found[name][1] - found[name][0], abs=1e-4)
     stored = pd.read_csv(tmp_path / "study.csv")
-    pd.testing.assert_frame_equal(stored, study_table(study.runs), atol=1e-4, check_dtype=False)
+    pd.testing.assert_frame_equal(stored, found, atol=1e-4, check_dtype=False)
     text = (tmp_path / "table.md").read_text()
-    assert "| S1 | 1 |" in text and "the deciding map does not cover the defect" in text
+    assert "| S1 | 0." in text and "the deciding map does not cover the defect" in text
     assert ShortcutStudySettings.from_yaml(tmp_path / "plan.yaml").changed(base=settings.base) == settings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 
-from gainmtl_lib.edits.counterfactuals import cue_left
 from gainmtl_lib.figures import save_figure
 from gainmtl_lib.runs import RunError, atomic_path
-from gainmtl_lib.settings import Settings
 from gainmtl_lib.stats import BETTER, NOT_DISTINGUISHABLE, NOT_TESTED, WORSE, rows_table, steps_table
-from gainmtl_lib.studies.plans import Cell, Plan, run_study
+from gainmtl_lib.studies.plans import Cell, run_study
 from gainmtl_lib.wording import COMPARED, METRICS, frame_table, interval, markdown_table, probability, signed
 
 SPLITS = {
@@ -42,50 +41,36 @@ FAMILIES = (
 # --- Tables
 
 
-def split_tables(runs: Sequence[Cell], split: str) -> dict[str, dict[int, pd.DataFrame]]:
-    """The predictions of one split by row and seed; runs whose data lacks the split are left out."""
-    tables: dict[str, dict[int, pd.DataFrame]] = {}
-    for cell in runs:
-        table = cell.predictions(split)
-        if len(table):
-            tables.setdefault(cell.row, {})[cell.seed] = table
-    return tables
-
-
 def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
-    """One row per run and test split: ``row``, ``strategy``, ``seed``, ``split`` and the metrics of `COMPARED`."""
+    """One row per run and test split: ``row``, ``strategy``, ``seed``, ``split``, the metrics of `COMPARED`, and the
+    ``seconds`` of its training."""
     lines = []
     for cell in runs:
         place = {"row": cell.row, "strategy": cell.settings.strategy, "seed": cell.seed}
         for split in (split for split in SPLITS if split in cell.run.metrics):
             values = {name: cell.run.metrics[split].get(name) for name in COMPARED}
-            lines.append(place | {"split": split} | values)
-    return pd.DataFrame(lines, columns=["row", "strategy", "seed", "split", *COMPARED])
+            lines.append(place | {"split": split} | values | {"seconds": cell.run.manifest["duration_s"]})
+    return pd.DataFrame(lines, columns=["row", "strategy", "seed", "split", *COMPARED, "seconds"])
 
 
 def rows_of_study(runs: Sequence[Cell]) -> pd.DataFrame:
     """`rows_table` of every split and metric of `SPLITS`, which stand in columns ``split`` and ``metric``."""
-    tables = {split: split_tables(runs, split) for split in SPLITS}
-    return _joined(
-        rows_table(tables[split], metric).assign(split=split, metric=metric)
-        for split, metrics in SPLITS.items()
-        for metric in (metrics if tables[split] else ())
-    )
+    return _joined(runs, [(split, metric) for split, names in SPLITS.items() for metric in names], rows_table)
 
 
 def steps_of_study(runs: Sequence[Cell], steps: Sequence[Sequence[str]]) -> pd.DataFrame:
     """`steps_table` of every family, with columns ``split`` and ``metric``."""
-    tables = {split: split_tables(runs, split) for split in SPLITS}
-    return _joined(
-        steps_table(tables[split], steps, metric).assign(split=split, metric=metric)
-        for split, metric in FAMILIES
-        if tables[split] and steps
-    )
+    return _joined(runs, FAMILIES if steps else (), lambda tables, metric: steps_table(tables, steps, metric))
 
 
-def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    tables = list(parts)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["split", "metric"])
+def _joined(runs: Sequence[Cell], families: Iterable[tuple[str, str]], make: Callable[..., Any]) -> pd.DataFrame:
+    """What is made of the predictions by row and seed; a split that the data lacks is left out."""
+    tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {}
+    for split, cell in product(SPLITS, runs):
+        if len(table := cell.predictions(split)):
+            tables.setdefault(split, {}).setdefault(cell.row, {})[cell.seed] = table
+    parts = [make(tables[s], m).assign(split=s, metric=m) for s, m in families if s in tables]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["split", "metric"])
 
 
 def readable_rows(rows: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -117,73 +102,6 @@ def readable_steps(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(steps["step"], name="step"))
 
 
-# --- Plans that turn one knob: what each of its settings reaches
-
-
-QUALITY_NAMES = {"exact": "masks", "box": "boxes", "dilated": "dilated masks", "shifted": "shifted masks"}
-
-
-def kind_of(settings: Settings) -> str:
-    """A run's annotation in words: ``no masks``, ``5 % of the masks``, ``all masks``, ``boxes``, …"""
-    share, name = settings.mask_share, QUALITY_NAMES[settings.mask_quality]
-    if share == 0:
-        return "no masks"
-    return f"{100 * share:g} % of the {name}" if share < 1 else "all masks" if name == "masks" else name
-
-
-def _place_of_kind(settings: Settings) -> tuple[int, float]:
-    quality = list(QUALITY_NAMES).index(settings.mask_quality) if settings.mask_share else 0
-    return quality, settings.mask_share
-
-
-@dataclass(frozen=True)
-class Knob:
-    """What a plan turns: its name in tables, a setting's value, and the order of the values."""
-
-    name: str
-    value: Callable[[Settings], Any]
-    order: Callable[[Settings], Any]
-
-
-KNOBS = {
-    "map_stride": Knob("stride", lambda settings: settings.map_stride, lambda settings: -settings.map_stride),
-    "annotation": Knob("kind", kind_of, _place_of_kind),
-    "edited_share": Knob(
-        "share", lambda settings: settings.image_counterfactual, lambda settings: settings.image_counterfactual
-    ),
-}
-"""By a plan's `report`."""
-SCORES = {
-    "accuracy": ("accuracy", "test"),
-    "accuracy_shift": ("accuracy", "test_shift"),
-    "cam_iou": ("cam_iou", "test"),
-    "attention_iou": ("attention_iou", "test"),
-    "grid_iou": ("grid_iou", "test"),
-}
-"""Column to metric and split."""
-
-
-def knob_table(runs: Sequence[Cell], report: str) -> pd.DataFrame:
-    """What each setting of a plan's knob reaches, one row per value and strategy in the order of the values.
-
-    Returns:
-        The knob's column, ``strategy``, of each of `SCORES` that some run has its mean over seeds and the interval
-        ``<name>_low``, ``<name>_high``, ``seconds`` of training, ``seeds``; for shares of edited pictures ``cue_left``.
-    """
-    knob, settings = KNOBS[report], {cell.row: cell.settings for cell in runs}
-    order = sorted(settings, key=lambda row: (knob.order(settings[row]), settings[row].strategy))
-    table = pd.DataFrame(index=pd.Index(order, name="row"))
-    table[knob.name] = [knob.value(settings[row]) for row in order]
-    table["strategy"] = [settings[row].strategy for row in order]
-    for name, (metric, split) in SCORES.items():
-        scores = rows_table(split_tables(runs, split), metric).set_index("row")
-        if scores["mean"].notna().any():
-            table[name], table[f"{name}_low"], table[f"{name}_high"] = scores["mean"], scores["low"], scores["high"]
-    of_runs = pd.DataFrame([{"row": cell.row, "seconds": cell.run.manifest["duration_s"]} for cell in runs])
-    table["seconds"], table["seeds"] = of_runs.groupby("row")["seconds"].mean(), of_runs.groupby("row").size()
-    return table.assign(cue_left=table["share"].map(cue_left)) if report == "edited_share" else table
-
-
 # --- Figures
 
 
@@ -193,8 +111,7 @@ VERDICT_STYLES = {
     NOT_DISTINGUISHABLE: {"color": "#6b6b6b", "marker": "o"},
     NOT_TESTED: {"color": "#a0a0a0", "marker": "x"},
 }
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
-"""Colour and marker of the first, second … strategy."""
+SPLIT_COLORS = {"test": "#0072B2", "test_shift": "#D55E00"}
 WIDTH = 6.9
 """Inches; 900 pixels as `save_figure` writes them."""
 
@@ -227,37 +144,31 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
     return figure
 
 
-def knob_figure(table: pd.DataFrame) -> Figure:
-    """Accuracy, as in training and under changed conditions, and CAM-IoU by the knob's values, a marker per strategy.
+def rows_figure(rows: pd.DataFrame) -> Figure:
+    """Accuracy of every row, as in training and under changed conditions joined by a line, and its CAM-IoU.
 
     Args:
-        table: of `knob_table`.
+        rows: of `rows_of_study`.
     """
-    shown = [name for name in ("accuracy", "accuracy_shift", "cam_iou") if name in table]
-    figure = Figure(figsize=(WIDTH, 1.7 * len(shown) + 0.6), layout="constrained")
-    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    values, strategies = list(dict.fromkeys(table.iloc[:, 0])), list(dict.fromkeys(table["strategy"]))
-    for axis, name in zip(axes, shown):
-        for number, strategy in enumerate(strategies):
-            rows = table[table["strategy"] == strategy]
-            places = [values.index(at) + 0.16 * (number - (len(strategies) - 1) / 2) for at in rows.iloc[:, 0]]
-            mean, low, high = (rows[f"{name}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
-            reach = np.nan_to_num(np.stack([mean - low, high - mean]))
-            colour, marker = STYLES[number % len(STYLES)]
-            axis.errorbar(places, mean, yerr=reach, capsize=3, ms=6, ls="", color=colour, marker=marker, label=strategy)
-        if name == "cam_iou" and "grid_iou" in table:
-            best = table.groupby(table.columns[0], sort=False)["grid_iou"].mean()
-            axis.plot(range(len(values)), best, color="k", lw=1, ls="--", label="grid IoU (the mask itself)")
-        axis.set_ylabel(METRICS[name], fontsize=8)
-        axis.set_ylim(0, 1.03)
+    names = list(rows["row"].unique())
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
+    places = dict(zip(names, range(len(names))))
+    for (axis, metric), (split, color) in product(((left, "accuracy"), (right, "cam_iou")), SPLIT_COLORS.items()):
+        part = rows[(rows["split"] == split) & (rows["metric"] == metric)].dropna(subset="mean")
+        reach = np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]))
+        style = {"ls": "", "marker": "o", "capsize": 3, "color": color, "label": split}
+        axis.errorbar(part["mean"], part["row"].map(places), xerr=reach, **style)
+    for name, part in rows[rows["metric"] == "accuracy"].groupby("row"):
+        left.plot([part["mean"].min(), part["mean"].max()], [places[name]] * 2, color="#bbbbbb", lw=3, zorder=0)
+    left.axvline(0.5, color="k", lw=0.8, ls=":")
+    left.set_yticks(range(len(names)), [textwrap.shorten(str(name), 40, placeholder=" …") for name in names])
+    for axis, label in ((left, "accuracy (dotted: a coin)"), (right, "CAM-IoU")):
+        axis.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
+        axis.set_xlabel(f"{label},\nmean over seeds, 95 % interval", fontsize=8)
         axis.tick_params(labelsize=8)
-        axis.grid(axis="y", color="0.88")
-    axes[-1].set_xticks(range(len(values)), [textwrap.fill(str(value), 12) for value in values])
-    axes[-1].set_xlabel(table.columns[0], fontsize=8)
-    axes[-1].legend(
-        fontsize=8, ncols=len(strategies) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.3), frameon=False
-    )
-    axes[0].set_title("mean over seeds, 95 % interval", fontsize=9)
+        axis.grid(axis="x", color="0.9")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -281,26 +192,22 @@ class Report:
     remarks: tuple[str, ...] = ()
 
 
-def plan_report(plan: Plan, runs: Sequence[Cell]) -> Report:
-    """Rows per split, the steps of each family that has an answer, and what the plan's knob does."""
+def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
+    """Rows per split, and the steps of each family that has an answer."""
     rows, steps = rows_of_study(runs), steps_of_study(runs, plan.steps)
     sections = {f"rows: {split}": readable_rows(rows, split) for split in rows["split"].unique()}
     families = {family: part for family, part in steps.groupby(["split", "metric"], sort=False)} if len(steps) else {}
     families = {family: part for family, part in families.items() if part["difference"].notna().any()}
     sections |= {f"steps: {METRICS[m]}, {split}": readable_steps(part) for (split, m), part in families.items()}
-    tables = {"runs": runs_table(runs), "rows": rows, "steps": steps}
-    if plan.report in KNOBS:
-        tables[plan.report] = knob_table(runs, plan.report)
-        sections[plan.report.replace("_", " ")] = tables[plan.report].round(3)
 
     def figures() -> dict[str, Figure]:
-        made = {
-            f"steps_{split}_{metric}": steps_figure(part, metric=f"{METRICS[metric]}, {split}")
-            for (split, metric), part in families.items()
-        }
-        return made | ({plan.report: knob_figure(tables[plan.report])} if plan.report in KNOBS else {})
+        """Of the rows, and of each family of steps."""
+        made = {"rows": rows_figure(rows)} if len(rows) else {}
+        for (split, metric), part in families.items():
+            made[f"steps_{split}_{metric}"] = steps_figure(part, metric=f"{METRICS[metric]}, {split}")
+        return made
 
-    return Report(sections, tables, figures)
+    return Report(sections, {"runs": runs_table(runs), "rows": rows, "steps": steps}, figures)
 
 
 def run_and_report(

@@ -27,7 +27,7 @@ from functools import cached_property
 from math import nan
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
 import torch
@@ -113,14 +113,14 @@ class Cell:
         """Its folder; read, never trained."""
         return Run(self.settings.run_dir)
 
-    def predictions(self, split: str, lead: str | None = None) -> pd.DataFrame:
-        """Of one split, names of pictures and groups led by their dataset's folder, or by `lead`.
+    def predictions(self, split: str) -> pd.DataFrame:
+        """Of one split, names of pictures and groups led by their dataset's folder.
 
         Synthetic pictures of two datasets have the same names and are not the same pictures.
         """
-        table, lead = self.run.predictions, self.settings.dataset_folder.name if lead is None else lead
+        table, lead = self.run.predictions, f"{self.settings.dataset_folder.name}/"
         table = table[table["split"] == split].reset_index(drop=True)
-        return table.assign(**{name: f"{lead}/" + table[name].astype("string") for name in ("image", "group")})
+        return table.assign(**{name: lead + table[name].astype("string") for name in ("image", "group")})
 
 
 class Plan(ParameterRecord):
@@ -135,7 +135,6 @@ class Plan(ParameterRecord):
         parameters: win over `base`, lose against a row.
         rows: name to parameters; each gives ``strategy``.
         steps: pairs of rows (before, after).
-        report: what beside rows and steps is shown of the finished runs.
     """
 
     experiment: FolderName
@@ -145,7 +144,6 @@ class Plan(ParameterRecord):
     parameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_rows)]
     steps: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_as_steps)] = ()
-    report: Literal["steps", "map_stride", "annotation", "edited_share"] = "steps"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -243,6 +241,8 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
     unknown = [name for name in overrides if name not in {*names, *Settings.model_fields}]
     if unknown:
         raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
+    if content.pop("report", None):
+        logger.info("%s: 'report' is left out; plans have no parameter of this name any more", file)
     own = {name: value for name, value in overrides.items() if name in names}
     parameters = {name: value for name, value in overrides.items() if name not in names}
     written = content.get("parameters", {})

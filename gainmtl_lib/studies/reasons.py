@@ -32,15 +32,13 @@ from gainmtl_lib.metrics import energy_inside
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.stats import (
     Estimate,
-    auroc,
     difference,
-    explanation_scores,
     group_codes,
     mean_score,
     paired_difference,
-    proportion,
     resampled,
     share_parts,
+    split_scores,
 )
 from gainmtl_lib.synthetic.cues import read_cue
 from gainmtl_lib.train import checked_device
@@ -222,13 +220,11 @@ def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -
 FILE = "indicators.json"
 MEASURED = {"measured": 2, "heals": list(HEALS), "pastes": list(PASTES), "seed": SEED}
 """How; the number is raised when the same run would be measured otherwise."""
-OF_PICTURES = ("cam_iou", "grid_iou", "energy_inside", "point_game", "attention_iou", "loc_iou")
-"""Means over annotated defects, of the columns of the same name."""
 NAMES = (
-    "accuracy", "accuracy_shift", "drop", "auroc", "auroc_shift", "auroc_drop", *OF_PICTURES, "wrong_reason_rate",
-    "cf_flip_rate", "cf_control_flip_rate", "cf_excess", "image_flip", "image_flip_control", "image_flip_excess",
-    "paste_flip", "paste_flip_control", "paste_flip_excess", "counterfactual_accuracy", "cue_energy", "cue_area",
-    "cue_excess",
+    "accuracy", "accuracy_shift", "drop", "auroc", "auroc_shift", "auroc_drop", "cam_iou", "grid_iou", "energy_inside",
+    "point_game", "attention_iou", "loc_iou", "wrong_reason_rate", "cf_flip_rate", "cf_control_flip_rate", "cf_excess",
+    "image_flip", "image_flip_control", "image_flip_excess", "paste_flip", "paste_flip_control", "paste_flip_excess",
+    "counterfactual_accuracy", "cue_energy", "cue_area", "cue_excess",
 )  # fmt: skip
 """Every indicator, in the order of the study's table."""
 
@@ -272,8 +268,7 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
     digest = _digest(run)  # before the seconds that measuring takes
     data = evaluated_data(run)
     flips, left_out = image_flips(run, data, rows, device=device)
-    found = verdict_indicators(table) | explanation_scores(rows, OF_PICTURES)
-    found |= flip_indicators(rows, flips, float(metrics["threshold"]))
+    found = split_indicators(table) | flip_indicators(rows, flips, float(metrics["threshold"]))
     found |= cue_indicators(*_cams_and_cues(run, data, table), group_codes(rows))
     indicators = {name: asdict(found[name]) for name in NAMES if name in found}
     content = {"predictions": digest, "settings": MEASURED, "indicators": indicators, "left_out": left_out}
@@ -302,21 +297,15 @@ def _digest(run: Run) -> str:
     return file_digest(run.folder / "predictions.csv")
 
 
-def verdict_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
-    """Accuracy and AUROC on ``test`` and ``test_shift``, and by how much they drop, from predictions of every split."""
-    found: dict[str, Estimate] = {}
-    for split, ending in (("test", ""), ("test_shift", "_shift")):
-        rows = table[table["split"] == split]
-        if len(rows):
-            labels, prob, groups = rows["label"].to_numpy(), rows["probability"].to_numpy(), group_codes(rows)
-            found[f"accuracy{ending}"] = proportion(labels == rows["predicted"].to_numpy(), groups)
-            found[f"auroc{ending}"] = resampled(
-                lambda chosen, of=labels, by=prob: auroc(of[chosen], by[chosen]), groups, strata=labels
-            )
-    if "accuracy_shift" in found:
-        independent = not share_parts(table[table["split"] == "test"], table[table["split"] == "test_shift"])
-        for drop, score in (("drop", "accuracy"), ("auroc_drop", "auroc")):
-            found[drop] = difference(found[score], found[f"{score}_shift"], independent=independent)
+def split_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
+    """Scores of ``test``, accuracy and AUROC on ``test_shift``, and by how much they drop, from all predictions."""
+    rows, shifted = (table[table["split"] == split] for split in ("test", "test_shift"))
+    found = split_scores(rows)
+    if len(shifted):
+        independent, scores = not share_parts(rows, shifted), split_scores(shifted)
+        for name, drop in (("accuracy", "drop"), ("auroc", "auroc_drop")):
+            found[f"{name}_shift"] = scores[name]
+            found[drop] = difference(found[name], scores[name], independent=independent)
     return found
 
 

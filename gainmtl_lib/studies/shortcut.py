@@ -7,6 +7,7 @@ per cell and seed: equal surfaces and defects in every cell, so that cells diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,8 +29,7 @@ from gainmtl_lib.settings import (
     SettingsError,
     Strategy,
 )
-from gainmtl_lib.stats import steps_table
-from gainmtl_lib.studies.ablation import Report, readable_steps
+from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
 from gainmtl_lib.synthetic.cues import Cue
@@ -102,6 +102,12 @@ class ShortcutStudySettings(ParameterRecord):
         return self
 
     @property
+    def steps(self) -> list[tuple[str, str]]:
+        """Pairs of strategies that are compared: every one with S1, and S7 with S5."""
+        steps = [("S1", other) for other in self.strategies if other != "S1" and "S1" in self.strategies]
+        return steps + [("S5", "S7")] * ({"S5", "S7"} <= set(self.strategies))
+
+    @property
     def folder(self) -> Path:
         """``outputs/<experiment>``, above the runs and the study's figures."""
         return self.outputs_dir / self.experiment
@@ -168,11 +174,18 @@ def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
     return {"dataset_type": "generic"} | (stored.get("read_with") or {})
 
 
-# --- What each strategy keeps of its accuracy when the cue is reversed
+# --- Report
 
 
-GOAL = 0.02
-"""Accuracy that the best strategy may lose when the cue is reversed."""
+RUN_COLUMNS = (
+    "accuracy", "accuracy_shift", "auroc", "auroc_shift", "cam_iou", "grid_iou", "cue_energy", "cue_area", "cf_excess",
+    "image_flip_excess", "paste_flip_excess", "counterfactual_accuracy",
+)  # fmt: skip
+ABOUT_WARNINGS = (
+    "Rank correlation (Spearman) of what is measured on the distribution of the training with the accuracy lost when "
+    "the cue is reversed, positive where it warns in the direction stated beforehand; 95 % interval by bootstrap over "
+    "cells. About other strategies than the study's it says nothing."
+)
 
 
 def study_table(runs: Sequence[Cell]) -> pd.DataFrame:
@@ -186,87 +199,26 @@ def study_table(runs: Sequence[Cell]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(NAMES, float))
 
 
-def followed(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs whose cue goes along with the class, and that were tested with it reversed.
+def followed(runs: Sequence[Cell]) -> list[Cell]:
+    """The runs with a cue to follow, as rows and seeds of a plan: rows are strategies, numbers of cells the seeds.
 
     Of the cells and seeds that every strategy has: means over different cells could not be compared.
     """
-    rows = table[(table["correlation"] > NO_SHORTCUT) & table["drop"].notna()]
-    of_cell = rows.groupby(["cue", "correlation", "seed"])["strategy"].transform("size")
-    return rows[of_cell == rows["strategy"].nunique()]
-
-
-def by_strategy(table: pd.DataFrame) -> pd.DataFrame:
-    """What each strategy keeps, over the runs with a cue to follow.
-
-    Returns:
-        Index ``strategy``; ``runs``; mean ``accuracy`` as in training, ``accuracy_shift`` with the cue reversed and its
-        ``worst_shift``; mean ``drop`` and ``worst_drop``; mean ``cam_iou``; ``met``, in how many runs the drop is at
-        most `GOAL`.
-    """
-    rows = followed(table)
-    rows = rows.assign(met=rows["drop"] <= GOAL + 1e-9)  # 0.86 − 0.84 is more than 0.02
-    return rows.groupby("strategy").agg(
-        runs=("drop", "size"),
-        accuracy=("accuracy", "mean"),
-        accuracy_shift=("accuracy_shift", "mean"),
-        worst_shift=("accuracy_shift", "min"),
-        drop=("drop", "mean"),
-        worst_drop=("drop", "max"),
-        cam_iou=("cam_iou", "mean"),
-        met=("met", "sum"),
-    )
-
-
-def study_steps(runs: Sequence[Cell], split: str, *, given: bool = False) -> pd.DataFrame:
-    """Accuracies of strategies compared over the runs with a cue to follow: every one with S1, and S7 with S5.
-
-    A pair are two runs of one cell and seed; pairs take the place that seeds have in `steps_table`.
-
-    Args:
-        runs: finished.
-        split: ``test`` or ``test_shift``.
-        given: all cells show the same, given pictures.
-    """
-    rows: dict[str, dict[int, pd.DataFrame]] = {}
-    numbers: dict[tuple[str, float, int], int] = {}
+    of_cell: dict[tuple[str, float, int], list[Cell]] = {}
     for cell in runs:
         if cell.correlation > NO_SHORTCUT:
-            pair = numbers.setdefault((cell.cue, cell.correlation, cell.seed), len(numbers))
-            table = cell.predictions(split, lead="given" if given else f"seed {cell.seed}")
-            if len(table):
-                rows.setdefault(cell.row, {})[pair] = table
-    strategies = sorted(rows)
-    steps = [("S1", other) for other in strategies if other != "S1" and "S1" in strategies]
-    steps += [("S5", "S7")] if {"S5", "S7"} <= set(strategies) else []
-    return steps_table(rows, steps, "accuracy")
-
-
-# --- Report
-
-
-RUN_COLUMNS = (
-    "accuracy", "accuracy_shift", "auroc", "auroc_shift", "cam_iou", "grid_iou", "cue_energy", "cue_area", "cf_excess",
-    "image_flip_excess", "paste_flip_excess", "counterfactual_accuracy",
-)  # fmt: skip
-STRATEGY_HEADINGS = {"worst_shift": "at worst", "worst_drop": "drop at worst", "met": f"drop ≤ {GOAL:g}"}
-ABOUT_WARNINGS = (
-    "Rank correlation (Spearman) of what is measured on the distribution of the training with the accuracy lost when "
-    "the cue is reversed, positive where it warns in the direction stated beforehand; 95 % interval by bootstrap over "
-    "cells. About other strategies than the study's it says nothing."
-)
+            of_cell.setdefault((cell.cue, cell.correlation, cell.seed), []).append(cell)
+    whole = max(map(len, of_cell.values()), default=0)
+    full = [cells for cells in of_cell.values() if len(cells) == whole]
+    return [replace(cell, seed=number) for number, cells in enumerate(full) for cell in cells]
 
 
 def readable_runs(table: pd.DataFrame) -> pd.DataFrame:
     """One line per run of `study_table`, as text."""
     places = zip(table["cue"], table["correlation"], table["strategy"], table["seed"])
     names = [f"{cue} {correlation:g}, {strategy}, seed {seed}" for cue, correlation, strategy, seed in places]
-    return _readable(table[[*RUN_COLUMNS]]).set_axis(pd.Index(names, name="run"))
-
-
-def readable_strategies(table: pd.DataFrame) -> pd.DataFrame:
-    """`by_strategy` as text."""
-    return _readable(by_strategy(table))
+    known = table[[*RUN_COLUMNS]].dropna(axis=1, how="all").set_axis(pd.Index(names, name="run"))
+    return known.map(lambda value: number(value, 2)).rename(columns=METRICS)
 
 
 def readable_warnings(warnings: pd.DataFrame) -> pd.DataFrame:
@@ -282,72 +234,21 @@ def readable_warnings(warnings: pd.DataFrame) -> pd.DataFrame:
 
 
 def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report:
-    """Runs, strategies, what each strategy changed, and what would have warned."""
+    """Run by run, strategies over the runs with a cue to follow as rows of a plan, and what would have warned."""
     table = study_table(runs)
-    warnings, kept = warnings_table(table), by_strategy(table)
-    sections = {
-        "runs": readable_runs(table),
-        "strategies, over the runs with a cue to follow": readable_strategies(table),
-    }
-    for split in ("test_shift", "test"):
-        steps = study_steps(runs, split, given=plan.data_root is not None)
-        sections |= {f"steps: accuracy, {split}": readable_steps(steps)} if len(steps) else {}
-    sections["what would have warned"] = readable_warnings(warnings)
+    warnings, strategies = warnings_table(table), plan_report(plan, followed(runs))
 
     def figures() -> dict[str, Figure]:
         """Those that have something to show."""
-        made = {"kept": kept_figure(table)} if len(kept) else {}
+        made = strategies.figures()
         made |= {"reversed": reversed_heatmap(table)} if table["accuracy_shift"].notna().any() else {}
         ranked = len(warnings) and warnings["value"].notna().any()
         return made | ({"warnings": warnings_figure(warnings)} if ranked else {})
 
-    return Report(sections, {"study": table, "warnings": warnings}, figures, (ABOUT_WARNINGS,))
-
-
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns that hold any number, as text."""
-    known = table.dropna(axis=1, how="all")
-    return known.map(lambda value: number(value, 2)).rename(columns=METRICS | STRATEGY_HEADINGS)
-
-
-# --- Figures
-
-
-SAME, REVERSED = "#0072b2", "#d55e00"
-CHANCE = 0.5
-
-
-def kept_figure(table: pd.DataFrame) -> Figure:
-    """Accuracy of each strategy as in training and with the cue reversed, joined by a line; small dots are single runs.
-
-    Args:
-        table: of `Study.table`; shown are the runs with a cue to follow.
-    """
-    rows, means = followed(table), by_strategy(table)
-    figure = Figure(figsize=(7.2, 0.6 * len(means) + 1.4), layout="constrained")
-    axis = figure.subplots()
-    axis.axvline(CHANCE, color="k", lw=0.8, ls=":")
-    for place, (name, mean) in enumerate(means.iterrows()):
-        runs = rows[rows["strategy"] == name]
-        axis.plot([mean["accuracy_shift"], mean["accuracy"]], [place] * 2, color="#bbbbbb", lw=3, zorder=1)
-        for column, color in (("accuracy", SAME), ("accuracy_shift", REVERSED)):
-            axis.scatter(runs[column], [place] * len(runs), s=14, color=color, alpha=0.45, lw=0, zorder=2)
-            axis.scatter(mean[column], place, s=95, color=color, edgecolor="white", zorder=3)
-        outwards = 1 if mean["accuracy"] >= mean["accuracy_shift"] else -1  # so that numbers of close dots stand apart
-        for column, color, side in (("accuracy", SAME, outwards), ("accuracy_shift", REVERSED, -outwards)):
-            axis.annotate(
-                f"{mean[column]:.2f}", (mean[column], place), (2 * side, 7), textcoords="offset points", fontsize=10,
-                ha="left" if side > 0 else "right", color=color, fontweight="bold",
-            )  # fmt: skip
-    axis.scatter([], [], s=60, color=SAME, label="as in training")
-    axis.scatter([], [], s=60, color=REVERSED, label="cue reversed")
-    axis.set_yticks(range(len(means)), [str(name) for name in means.index])
-    axis.set(xlim=(-0.06, 1.08), ylim=(len(means) - 0.5, -0.7), xlabel="accuracy (dotted: a coin)")
-    axis.grid(axis="x", alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(axis="y", length=0)
-    return figure
+    sections = (
+        {"runs": readable_runs(table)} | strategies.sections | {"what would have warned": readable_warnings(warnings)}
+    )
+    return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures, (ABOUT_WARNINGS,))
 
 
 def reversed_heatmap(table: pd.DataFrame) -> Figure:
@@ -361,9 +262,9 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
     grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")[order]
     figure = Figure(figsize=(max(0.6 * grid.shape[1] + 2.2, 3.4), 0.46 * len(grid) + 1.5), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(CHANCE, 0, 1), aspect="auto")
+    image = axis.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(0.5, 0, 1), aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy()):
-        dark = abs(value - CHANCE) > 0.29
+        dark = abs(value - 0.5) > 0.29
         text = "–" if np.isnan(value) else f"{value:.2f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     axis.set_yticks(range(len(grid)), [str(name) for name in grid.index])
