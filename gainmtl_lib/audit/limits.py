@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gainmtl_lib.audit.numbers import Audit, verdicts_in_words
-from gainmtl_lib.efficientad.evaluate import NORMAL_KIND
 from gainmtl_lib.metrics import FALSE_ALARMS
+from gainmtl_lib.readers import NORMAL
 from gainmtl_lib.stats import difference, share_parts, wilson
 from gainmtl_lib.studies.faithfulness import DEPENDS_ON_WEIGHTS as DEPENDS
 from gainmtl_lib.studies.faithfulness import FAITHFUL, NOT_DISTINGUISHABLE, WORSE
@@ -196,7 +196,7 @@ def _of_efficientad(audit: Audit) -> Iterator[Limit]:
         f"{kind.anomalous} of {kind.count} normal pictures of {split} ({percent(kind.anomalous / kind.count)})"
         for split, of_split in kinds.items()
         for kind in of_split
-        if kind.name == NORMAL_KIND and wilson(kind.anomalous, kind.count)[0] > FALSE_ALARMS  # more than by chance
+        if kind.name == NORMAL and wilson(kind.anomalous, kind.count)[0] > FALSE_ALARMS  # more than by chance
     ]
     if flagged:
         text = (

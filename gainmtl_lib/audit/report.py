@@ -29,11 +29,10 @@ from gainmtl_lib.audit.numbers import (
     verdicts_in_words,
 )
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.efficientad.evaluate import NORMAL_KIND
 from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_cams
 from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay, resized
 from gainmtl_lib.metrics import CALM_SHARE, OFF_THE_DEFECT_IOU, MapScale
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.readers import NORMAL, DataError
 from gainmtl_lib.runs import Run, atomic_path, load_run, row_name
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.stats import CONFIDENCE, FEWEST_GROUPS, RESAMPLES, SEED
@@ -126,7 +125,7 @@ def _template() -> Template:
         "decision": {name: wording.METRICS[name] for name in DECISION},
         "flips": FLIPS,
         "measures": MEASURES,
-        "normal_kind": NORMAL_KIND,
+        "normal_kind": NORMAL,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
         "resampling_seed": SEED,
