@@ -19,6 +19,7 @@ from gainmtl_lib.browser.library import (
     EFFICIENTAD,
     MAIN_MAPS,
     MAPS,
+    ORDERS,
     VERDICTS,
     Note,
     NotesError,
@@ -77,8 +78,8 @@ class FilterBar(widgets.HBox):
             widgets.Dropdown(description=label, layout={"width": "auto"}).add_class("gainmtl-field")
             for label in ("Run", "Split", "Verdict", "Defect type", "Order")
         )
-        self.run.options = names
-        self.run.value = names[0]
+        self.run.options, self.order.options = names, [(words, order) for order, (words, _) in ORDERS.items()]
+        self.run.value, self.order.value = names[0], next(iter(ORDERS))
         self.beside = {name: widgets.ToggleButton(description=name, layout={"width": "auto"}) for name in names}
         self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
         self._fill(first=True)
@@ -122,7 +123,6 @@ class FilterBar(widgets.HBox):
             chip.disabled = not chip.value and len(self.names) >= MOST_RUNS
         self.novel_only.disabled = opened.novelty is None
         self.novel_only.value = self.novel_only.value and opened.novelty is not None
-        _offer(self.order, opened.orders)
         if first and (opened.table["split"] == "test").any():
             _offer(self.split, {"": "test"})
         choice, types = self.choice, sorted(opened.table["defect_type"].dropna().unique())

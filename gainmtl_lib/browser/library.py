@@ -128,32 +128,27 @@ class System(NamedTuple):
     digits: int  # behind the point, as many as it takes to tell scores of this kind apart
     main: str  # kind of the map that shows where the verdict comes from
     energy: str  # column of that map's energy inside the defect
-    lacks: dict[str, str]  # kind to why a run may have no such map
 
     def rounded(self, score: float) -> str:
         """A score, or what it is compared with, as it is shown."""
         return f"{score:.{self.digits}f}"
 
 
-_NO_HEADS = {"attention": "GAIN-MTL has one", "localization": "GAIN-MTL has one"}
-_LATER = {"attention": "from S3 on", "localization": "from S4 on"}
-GAIN_MTL = System("probability", "p(defect)", 2, "cam", "energy_inside", _LATER)
-EFFICIENTAD = System("anomaly_score", "anomaly score", 3, "anomaly", "anomaly_energy_inside", _NO_HEADS)
+GAIN_MTL = System("probability", "p(defect)", 2, "cam", "energy_inside")
+EFFICIENTAD = System("anomaly_score", "anomaly score", 3, "anomaly", "anomaly_energy_inside")
 VERDICTS = {"TP": "defect found", "FN": "defect missed", "FP": "false alarm", "TN": "normal passed"}
 
 ORDERS: dict[str, tuple[str, dict[str, bool]]] = {
     "wrong_reason": ("right for the wrong reason first", {"wrong_reason": False, "found": False, "energy": True}),
     "unsure": ("least confident first", {"confidence": True}),
     "sure": ("most confident first", {"confidence": False}),
-    "low_iou": ("lowest {iou} first", {"iou": True}),
-    "high_iou": ("highest {iou} first", {"iou": False}),
+    "low_iou": ("lowest IoU first", {"iou": True}),
+    "high_iou": ("highest IoU first", {"iou": False}),
     "large": ("largest defect first", {"defect_area": False}),
     "small": ("smallest defect first", {"defect_area": True}),
     "stored": ("as stored", {}),
 }
 """Name, words, and the columns to sort by (True: ascending); rows without an answer come last."""
-NEEDS_MASKS = ("wrong_reason", "low_iou", "high_iou", "large", "small")
-
 # --- One run
 
 
@@ -188,30 +183,13 @@ class OpenedRun:
         """Row by the table's image path."""
         return {image: row for row, image in reversed(list(enumerate(self.table["image"])))}
 
-    @cached_property
-    def has_root(self) -> bool:
-        """Whether the folder of the pictures is there."""
-        return self.root.is_dir()
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether any defect is annotated."""
-        return bool(self.table["iou"].notna().any())
-
-    @property
-    def orders(self) -> dict[str, str]:
-        """Words to the order, of those that have an answer here."""
-        iou = MAPS[self.system.main].iou
-        known = [order for order in ORDERS if self.has_masks or order not in NEEDS_MASKS]
-        return {ORDERS[order][0].format(iou=iou): order for order in known}
-
     def image(self, row: int) -> str:
         """Path of a row's picture, as the table names it."""
         return str(self.table["image"].iloc[row])
 
     def files(self, row: int) -> tuple[Path | None, Path | None]:
         """Image and mask; None for a mask that is not there, and for both where the folder is missing."""
-        if not self.has_root:
+        if not self.root.is_dir():
             return None, None
         mask = self.table["mask"].iloc[row]
         return self.root / self.image(row), self.root / mask if isinstance(mask, str) else None
@@ -248,21 +226,17 @@ class OpenedRun:
         return self.system.main if kind in MAIN_MAPS else kind
 
     def why_no_map(self, kind: str) -> str:
-        """Says that the run lacks a map, why, and what it has."""
-        have = " and ".join(MAPS[name].name for name in MAPS if name in self.maps)
-        reason = f" ({self.system.lacks[kind]})" if kind in self.system.lacks else ""
-        return f"{self.name} has no {MAPS[kind].name} map{reason}; it has: {have}"
+        """Says that the run lacks a map, and what it has."""
+        have = " and ".join(MAPS[name].name for name in self.maps)
+        return f"{self.name} has no {MAPS[kind].name} map; it has: {have}"
 
 
 def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
     table, metrics = stored_tables(run, need_test=False)
     maps, threshold = stored_maps(run, len(table)), float(metrics["threshold"])
-    if isinstance(run, EfficientADRun):
-        system, novelty = EFFICIENTAD, None
-        confidence = (table["anomaly_score"] - threshold).abs()
-    else:
+    system, novelty = EFFICIENTAD, None
+    if isinstance(run, Run):
         system, novelty = GAIN_MTL, stored_novelty(run)
-        confidence = table["probability"].where(table["predicted"] == 1, 1 - table["probability"])
     if novelty is not None:
         flags = ["anomaly_score", "anomalous", "novel"]
         table[flags] = novelty.table[flags]
@@ -270,12 +244,12 @@ def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
         name=name,
         run=run,
         system=system,
-        root=_root(run, data_root),
+        root=_root(run.settings, data_root),
         table=table.assign(
             score=table[system.score],
             iou=table[MAPS[system.main].column],
             energy=table[system.energy],
-            confidence=confidence,
+            confidence=(table[system.score] - threshold).abs(),
             found=table["verdict"] == "TP",
         ),
         maps={kind: maps[kind] for kind in MAPS if kind in maps},
@@ -286,8 +260,7 @@ def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
     )
 
 
-def _root(run: AnyRun, data_root: Path | None) -> Path:
-    settings = run.settings
+def _root(settings: Any, data_root: Path | None) -> Path:
     if data_root is None:
         return settings.dataset_folder
     below = data_root / settings.dataset_folder.relative_to(settings.data_root)
@@ -342,13 +315,13 @@ def _name(run: AnyRun) -> str:
 
 def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
     """What is missing or does not fit, and must be said before anybody looks: one sentence each."""
-    for root in dict.fromkeys(one.root for one in opened if not one.has_root):
+    for root in dict.fromkeys(one.root for one in opened if not one.root.is_dir()):
         yield (
             f"The folder {root} of the pictures is missing: verdicts and maps are shown on a grey ground. "
             "If the pictures moved, name their folder with data_root."
         )
     for one in opened:
-        if not one.has_masks:
+        if one.table["iou"].isna().all():
             yield (
                 f"{one.name}: no defect is annotated, so there is no outline, no {MAPS[one.system.main].iou} and "
                 "nothing to call right for the wrong reason. Verdicts, confidence and maps are there."

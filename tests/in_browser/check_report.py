@@ -8,27 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser
-from tiny import tiny_settings
 
 from gainmtl_lib.audit.report import write_report
-from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.runs import load_run
 from gainmtl_lib.studies.faithfulness import measure_faithfulness
-from gainmtl_lib.train import fit
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    run = fit(tiny_settings(folder, "S5", learning_rate=3e-3))
-    table, _ = evaluate(run)
-    if (table["verdict"] == "TP").any():  # four epochs need not find a defect
+def test_it_opens_offline_and_prints(chromium: Browser, runs: list[Path], screenshots: Path, tmp_path: Path):
+    run = load_run(runs[0])
+    if (run.predictions["verdict"] == "TP").any():  # four epochs need not find a defect
         measure_faithfulness(run, limit=4, steps=4, draws=1)
-    return write_report(run, folder / "audit report.html")
-
-
-def test_it_opens_offline_and_prints(chromium: Browser, report: Path, screenshots: Path):
+    report = write_report(run, tmp_path / "audit report.html")
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_offline(True)
     page = context.new_page()

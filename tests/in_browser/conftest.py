@@ -1,14 +1,22 @@
-"""What the checks in a real web browser share: Chromium, and a folder for what it showed."""
+"""What the checks in a real web browser share: Chromium, two tiny runs, servers, and a folder for what was shown."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
+from tiny import tiny_settings
+
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.train import fit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 
@@ -24,8 +32,69 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(20_000)
+    yield page
+    page.close(run_before_unload=True)
+
+
 @pytest.fixture(scope="module")
 def screenshots(tmp_path_factory) -> Path:
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> list[Path]:
+    """S5 and S3 on the same 40 pictures."""
+    folder = tmp_path_factory.mktemp("study")
+    made = [fit(tiny_settings(folder, strategy, learning_rate=3e-3)) for strategy in ("S5", "S3")]
+    for run in made:
+        evaluate(run)
+    return [run.folder for run in made]
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """Starts a server in a process of its own; gives the address that it says. All end with the module."""
+    started = []
+
+    def start(command: list[str], ready: str, **environment: str) -> str:
+        log = tmp_path_factory.mktemp("server") / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+            )
+        started.append(process)
+        until = time.monotonic() + 90
+        while ready not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        return next(word for word in log.read_text().split() if word.startswith("http://127.0.0.1"))
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGINT if "-c" in process.args else signal.SIGTERM)
+    for process in started:
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def lab(serve, tmp_path_factory):
+    """Address of a notebook in a JupyterLab that knows nothing of the user's own settings, given its file."""
+
+    def open_in_lab(notebook: Path) -> str:
+        folder = tmp_path_factory.mktemp("lab")
+        options = [
+            "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
+            f"--ServerApp.root_dir={notebook.parent}", "--IdentityProvider.token=check", "--LabApp.news_url=None",
+            f"--LabApp.user_settings_dir={folder / 'settings'}", f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+        ]  # fmt: skip
+        own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+        address = serve(options, "/lab?token=", **own)
+        return f"{address.split('/lab?')[0]}/lab/tree/{notebook.name}?token=check&reset"
+
+    return open_in_lab
