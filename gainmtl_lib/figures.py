@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import matplotlib.pyplot as plt
@@ -59,14 +58,14 @@ def overlay(
     level: float | None = None,
     mask: NDArray | None = None,
 ) -> NDArray[np.uint8]:
-    """Lay a map over a greyed picture; without a map the picture keeps its colours.
+    """Lay a map over a greyed picture; without a map the picture keeps its colours. What has another size is fitted.
 
     Args:
         picture: RGB, (H, W, 3), 8 bits or float in [0, 1].
-        share: map in [0, 1], see `enlarged_share`; of another size than the picture it is fitted to it.
+        share: map in [0, 1], see `enlarged_share`.
         strength: of the overlay, in [0, 1].
         level: draws the contour of the map at this value.
-        mask: annotated defect, above zero, to be outlined; of another size it is fitted, see `resized_mask`.
+        mask: annotated defect, above zero, to be outlined.
 
     Returns:
         (H, W, 3).
@@ -74,7 +73,7 @@ def overlay(
     drawn = eight_bit(picture).copy()
     size = (drawn.shape[0], drawn.shape[1])
     if share is not None:
-        heat = fitted(share, size)
+        heat = _enlarged(share, size).clip(0, 1)
         drawn = _laid_over(drawn, heat, strength)
         if level is not None:
             _draw_edge(drawn, heat >= level, CONTOUR)
@@ -84,24 +83,13 @@ def overlay(
     return drawn
 
 
-compose = overlay
-
-
 def enlarged_share(values: NDArray, scale: MapScale | None, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map enlarged, then brought to [0, 1]: every picture of a map goes through here, so that all show the same.
+    """A map (h, w) enlarged to `size` (H, W), then brought to [0, 1], as the metrics do; each shown map comes from here.
 
-    In this order, which is that of the metrics. Scaled first, a cell far above the ceiling would count as one at the
-    ceiling, and the line of 0.5 would lie elsewhere.
-
-    Args:
-        values: (h, w); what is not finite counts as 0.
-        scale: absolute; None stretches the map to its own range, a constant one to 0.
-        size: (H, W), reached bilinearly.
-
-    Returns:
-        (H, W).
+    Scaled first, a cell far above the ceiling would count as one at the ceiling, and the line of 0.5 lie elsewhere.
+    Without an absolute `scale` a map is stretched to its own range, a constant one to 0. What is not finite counts as 0.
     """
-    full = _enlarged(np.nan_to_num(np.asarray(values, dtype=np.float32), posinf=0, neginf=0), size)
+    full = _enlarged(np.nan_to_num(values, posinf=0, neginf=0), size)
     if scale is not None:
         return scale.apply(full)
     # As `metrics.normalize_maps`, without torch's threads, which cost more than the sum.
@@ -111,13 +99,8 @@ def enlarged_share(values: NDArray, scale: MapScale | None, size: tuple[int, int
     return (full - low) / (high - low)
 
 
-def fitted(share: NDArray, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map in [0, 1] at another size (H, W), bilinearly."""
-    return _enlarged(np.asarray(share, dtype=np.float32), size).clip(0, 1)
-
-
-def _enlarged(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    return np.asarray(cv2.resize(values, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+def _enlarged(values: NDArray, size: tuple[int, int]) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def eight_bit(picture: NDArray) -> NDArray[np.uint8]:
@@ -221,21 +204,13 @@ def encode(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture ready to be drawn on.
+class Shown(NamedTuple):
+    """A picture ready to be drawn on, a grey field where the file is not there."""
 
-    Attributes:
-        pixels: RGB, (H, W, 3); a grey field where the file is not there.
-        size: (h, w) on disk; of the grey field where the file is not there.
-        mask: annotated defect, (H, W), or None.
-        problem: what is missing, in words; empty where nothing is.
-    """
-
-    pixels: NDArray[np.uint8]
-    size: tuple[int, int]
-    mask: NDArray[np.bool_] | None
-    problem: str
+    pixels: NDArray[np.uint8]  # RGB, (H, W, 3)
+    size: tuple[int, int]  # (h, w) on disk
+    mask: NDArray[np.bool_] | None  # (H, W)
+    problem: str  # what is missing, in words
 
 
 class PictureFiles:
@@ -277,15 +252,16 @@ def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int
         side: in pixels.
         size: (h, w) of the grey field that stands for a picture that is not there.
     """
-    pixels, region, problems = ground(size), None, []
-    try:
-        pixels = pixels if image is None else read_image(image)
-    except DataError as error:
-        problems.append(str(error).split(";")[0])
-    try:
-        region = None if mask is None else read_mask(mask)
-    except DataError as error:
-        problems.append(str(error).split(";")[0])
+    problems: list[str] = []
+
+    def read(reader: Callable[[Path], NDArray], path: Path | None, otherwise: NDArray | None) -> Any:
+        try:
+            return otherwise if path is None else reader(path)
+        except DataError as error:
+            problems.append(str(error).split(";")[0])
+            return otherwise
+
+    pixels, region = read(read_image, image, ground(size)), read(read_mask, mask, None)
     h, w = pixels.shape[:2]
     shape = fitting((h, w), side)
     return Shown(resized(pixels, shape), (h, w), resized_mask(region, shape), "; ".join(problems))
@@ -323,6 +299,7 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 # --- Pictures in figures
 
+COLUMNS = 6
 PANEL = 320
 """Shorter pictures are enlarged to it, so that outlines are as fine on small ones."""
 
@@ -354,33 +331,22 @@ def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mas
     axis.set(xticks=[], yticks=[])
 
 
-def contact_sheet(
-    images: Sequence[NDArray],
-    masks: Sequence[NDArray | None],
-    titles: Sequence[str],
-    *,
-    columns: int = 6,
-    title: str | None = None,
-) -> Figure:
+def contact_sheet(images: Sequence[NDArray], masks: Sequence[NDArray | None], titles: Sequence[str]) -> Figure:
     """Images in a grid, the outline of the defect mask drawn on each.
 
     Args:
         images: (H, W, 3), 8 bits or float in [0, 1].
         masks: (H, W), above zero is defect, or None.
         titles: one line each.
-        columns: of the grid.
-        title: of the whole sheet.
     """
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.7 * columns, 1.95 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    rows = max(1, -(-len(images) // COLUMNS))
+    figure = Figure(figsize=(1.7 * COLUMNS, 1.95 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, mask, text in zip(axes.flat, images, masks, titles):
         draw_overlay(axis, np.asarray(image), mask=mask)
         axis.set_title(text, fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -396,16 +362,13 @@ def map_grid(
 ) -> Figure:
     """One row per image: the picture with the mask's outline, then each map laid over it.
 
-    Maps are min-max normalised per image, except `unit_maps`, which are shown on their own scale of 0 to 1, and those
-    with an absolute scale. The heading says which, because per-image scaling makes any picture glow.
-
     Args:
         images: (N, H, W, 3) in [0, 1].
         masks: (N, H, W), above zero is defect.
-        maps: name to (N, h, w).
+        maps: name to (N, h, w); stretched per image, and the heading says so, for that makes any picture glow.
         row_titles: what stands at the left of each row.
         notes: name to a line under each picture of that column.
-        unit_maps: names of the maps that are probabilities.
+        unit_maps: names of the maps that are shown on their own scale of 0 to 1.
         scales: of the maps to be shown on an absolute scale; one that finds nothing says so.
     """
     notes, scales = notes or {}, scales or {}
@@ -438,10 +401,7 @@ LEAKS = "mask_source oracle: the model is told where the defect is; no result"
 
 
 def pick_rows(samples: pd.DataFrame, split: str, *, defective: int, normal: int) -> list[int]:
-    """Rows of a split to show: defective ones of as many defect types as there are, then normal ones.
-
-    The choice depends on the table alone, so that every strategy shows the same pictures.
-    """
+    """Rows of a split to show, of any model the same: defects of as many types as there are, then normal pictures."""
     rows = samples[samples["split"] == split]
     broken = rows[(rows["label"] == 1) & rows["mask"].notna()]
     order = broken.assign(turn=broken.groupby("defect_type").cumcount()).sort_values(["turn", "defect_type"])
@@ -451,12 +411,12 @@ def pick_rows(samples: pd.DataFrame, split: str, *, defective: int, normal: int)
 def look(
     run_or_model: Run | GAINMTLModel, data: GainDataModule, rows: Sequence[int], source: MaskSource | None = None
 ) -> tuple[Batch, GainOutput]:
-    """What the model says of some rows, in evaluation mode.
+    """What the model says of some rows of ``data.samples``, in evaluation mode.
 
     Args:
         run_or_model: a run knows its folder of masks, if its attention takes them from one.
         data: set up.
-        rows: of ``data.samples``.
+        rows: to look at.
         source: of S6's masks, in place of the run's or the model's own.
 
     Raises:
@@ -486,12 +446,9 @@ def explanation_figure(
     """One row per picture: mask outline, then every map the strategy has.
 
     Args:
-        run_or_model: evaluated or to be.
-        data: set up.
-        rows: of ``data.samples``.
+        run_or_model: see `look`, as `data`, `rows` and `source`; the oracle is named, and an EfficientAD run's teacher.
         threshold: adds the verdict to the row's title.
         scale: shows the deciding CAM on its absolute scale, too.
-        source: of S6's masks, see `look`; the oracle is named, and the teacher of an EfficientAD run.
     """
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
@@ -536,19 +493,13 @@ def explanation_pictures(
     """Pages of pictures of whole splits, the most telling first: misses, false alarms, then the rest.
 
     Args:
-        run_or_model: of the predictions.
-        data: set up, with the pictures of the predictions.
+        run_or_model: see `explanation_figure`, as `threshold`, `scale` and `source`; that of the predictions.
+        data: set up, with the pictures of the predictions, otherwise `ValueError`.
         table: of `evaluate`.
         splits: which of them, where present.
-        threshold: the decision threshold.
-        scale: the absolute one of the deciding CAM, where it is known.
-        source: of S6's masks, the one that the predictions were made with, see `look`.
 
     Yields:
         A name such as ``test_FN_01`` and its figure.
-
-    Raises:
-        ValueError: predictions and data do not hold the same pictures.
     """
     source = source or _own_source(run_or_model)
     for split in splits:
@@ -608,12 +559,7 @@ SPLIT_COLORS = {"val": "#7f7f7f", "test": "#1f77b4", "test_shift": "#d62728"}
 
 
 def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """Confusion matrix per test split, then ROC and precision-recall curves with the chosen threshold marked.
-
-    Args:
-        predictions: table of `evaluate`.
-        threshold: the decision threshold, from validation.
-    """
+    """Confusion matrix per test split of the `evaluate` table, ROC and precision-recall curves, the threshold marked."""
     splits = {split: predictions[predictions["split"] == split] for split in ("test", "test_shift")}
     splits = {split: rows for split, rows in splits.items() if len(rows)}
     figure = Figure(figsize=(3.1 * (len(splits) + 2), 3.1), layout="constrained")
@@ -648,11 +594,7 @@ def _curves(roc: Axes, pr: Axes, split: str, rows: pd.DataFrame, threshold: floa
 
 
 def training_figure(history: pd.DataFrame) -> Figure:
-    """Loss terms by step with the stages shaded, and validation scores by epoch.
-
-    Args:
-        history: of a run, columns ``tag``, ``step``, ``value``.
-    """
+    """Loss terms of a run's history by step with the stages shaded, and validation scores by epoch."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     losses, scores = figure.subplots(1, 2, width_ratios=[1.15, 1])
     for tag, rows in history[history["tag"].str.startswith("train/loss_")].groupby("tag"):
@@ -678,11 +620,7 @@ def training_figure(history: pd.DataFrame) -> Figure:
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
-    """Accuracy on both test splits beside what the deciding CAM reaches, by strategy; dots are single runs.
-
-    Args:
-        comparison: of `compare`.
-    """
+    """Accuracy on both test splits and what the deciding CAM reaches, by strategy of a `compare` table; dots are runs."""
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for split, rows in comparison.groupby("split"):
@@ -703,7 +641,3 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
     for axis in (left, right):
         axis.legend(fontsize=7)
     return figure
-
-
-def one_thread():  # gone when the browser and the report no longer import it
-    return lambda function: function
