@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import matplotlib as mpl
@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 # --- Any kind of picture and mask to pixels: what comes out is what a file with the same pixels would give
 
 KINDS = "a path, a PIL picture, an array (h, w[, C]) or a tensor (C, h, w)"
+GREY = ("1", "L", "LA")
 OVERSHOOT = 1e-3
 """How far floats may leave [0, 1], as resizing makes them do."""
 
@@ -60,11 +61,8 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
 
     Args:
         picture: a path, a PIL picture, an array (h, w[, C]) or a tensor (h, w) or (C, h, w) of 1, 3 or 4 channels;
-            8 bits, 16 bits, which are scaled as files are, or float in [0, 1].
+            8 bits, 16 bits, which are scaled as files are, or float in [0, 1]. Anything else is a `DataError`.
         name: what messages call it.
-
-    Raises:
-        DataError: it cannot be read, holds several pictures, or its shape or values are none of these.
     """
     if isinstance(picture, str | PathLike):
         _check_file(picture)
@@ -76,8 +74,8 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
             f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected 1, 3 or 4 channels, first in "
             "a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
         )
-    values = _eight_bit(pixels[..., :3], name, to_8_bit) if pixels.ndim == 3 else _eight_bit(pixels, name, to_8_bit)
-    return np.broadcast_to(values.reshape(*values.shape[:2], -1), (*values.shape[:2], 3)).copy()
+    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, to_8_bit).reshape(*pixels.shape[:2], -1)
+    return np.repeat(values, 3 // values.shape[2], axis=2)
 
 
 def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") -> NDArray[np.bool_] | None:
@@ -85,12 +83,9 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
 
     Args:
         mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; arrays and tensors may also hold just 0
-            and 1, or booleans.
+            and 1, or booleans. Anything else is a `DataError`.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
         name: what messages call it.
-
-    Raises:
-        DataError: as for `read_picture`, or the aspect ratio is another one.
     """
     values = _mask_values(mask, name)
     size = (values.shape[0], values.shape[1])
@@ -113,7 +108,7 @@ def _mask_values(mask: Any, name: str) -> NDArray[np.uint8]:
     if isinstance(mask, Image.Image) and values.ndim == 3:
         values = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
     values = np.squeeze(values)
-    if values.ndim != 2:
+    if values.ndim != 2 or not values.size:
         raise DataError(f"{name}: mask has shape {tuple(mask.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1:
         return values.astype(np.uint8) * 255
@@ -144,7 +139,7 @@ def _from_pil(picture: Image.Image, name: str) -> NDArray:
         if low < 0 or high > 65535:
             raise DataError(f"{name}: values from {low} to {high}; expected 8- or 16-bit pixels")
         return np.asarray(upright).astype(np.uint16)
-    return np.asarray(upright if upright.mode == "F" else upright.convert("L" if upright.mode in "1LA" else "RGB"))
+    return np.asarray(upright if upright.mode == "F" else upright.convert("L" if upright.mode in GREY else "RGB"))
 
 
 def _check_file(path: str | PathLike[str]) -> None:
@@ -178,34 +173,26 @@ def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str],
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 
-class _Asked(NamedTuple):
-    """One picture to be explained, its mask or None, and what messages call them."""
-
-    image: Any
-    mask: Any
-    name: str
-    mask_name: str
+Asked = tuple[Any, Any, str, str]
+"""One picture to be explained, its mask or None, and what messages call them."""
 
 
-def pair(image: Any, mask: Any = None) -> tuple[list[_Asked], bool]:
+def pair(image: Any, mask: Any = None) -> tuple[list[Asked], bool]:
     """Pictures with their masks, and whether many were given. `DataError`: another number of masks than of pictures."""
     many = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)
-    several = isinstance(mask, list | tuple)
-    if not many and several:
-        raise DataError(f"mask: got a {type(mask).__name__} of {len(mask)} for one picture; expected one mask")
-    if many and mask is not None and not (several or isinstance(mask, np.ndarray | Tensor)):
-        raise DataError(f"mask: got one {type(mask).__name__} for {len(image)} pictures; give a list, None for none")
-    images = list(image) if many else [image]
+    images, several = list(image) if many else [image], isinstance(mask, list | tuple)
+    if many != several and mask is not None and not (many and isinstance(mask, np.ndarray | Tensor)):
+        raise DataError(f"mask: got a {type(mask).__name__} for {len(images)} pictures; give a list for a list")
     masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
     if len(masks) != len(images):
         raise DataError(f"mask: got {len(masks)} masks for {len(images)} pictures; give one each, None where none is")
-    place = "[{}]" if many else ""
 
-    def name(given: Any, what: str, index: int) -> str:
-        return str(given) if isinstance(given, str | PathLike) else what + place.format(index)
+    def name(given: Any, what: str) -> str:
+        return str(given) if isinstance(given, str | PathLike) else what
 
-    rows = enumerate(zip(images, masks))
-    return [_Asked(one, own, name(one, "image", i), name(own, "mask", i)) for i, (one, own) in rows], many
+    places = [f"[{place}]" for place in range(len(images))] if many else [""]
+    rows = zip(images, masks, places, strict=True)
+    return [(one, own, name(one, f"image{at}"), name(own, f"mask{at}")) for one, own, at in rows], many
 
 
 # --- Where the picture and its defects lie
@@ -372,12 +359,8 @@ class Explanation(dict[str, Any]):
         raise NotExplained(f"no '{key}' in this explanation: {reason}")
 
 
-class _Ready(NamedTuple):
-    """One picture at the network's size: image uint8 (H, W, 3), mask bool (H, W) or None."""
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None
-    frame: Frame
+Ready = tuple[NDArray[np.uint8], NDArray[np.bool_] | None, Frame]
+"""A picture (H, W, 3) and its mask (H, W) at the network's size."""
 
 
 class DefectExplainer:
@@ -387,13 +370,9 @@ class DefectExplainer:
         model: its device is where the work is done; device and mode are left as they are.
         threshold: defect probability from which a picture is called defective.
         scales: the absolute scale of each map, ``cam``, ``attention``, ``localization``, as far as known.
-        image_size: network input (H, W), that of the training.
-        resize: squash or letterbox, that of the training.
+        image_size: network input (H, W), that of the training, as `resize`, squash or letterbox.
         class_names: of normal and defective, in any language.
         batch_size: pictures in memory at a time.
-
-    Raises:
-        ValueError: a threshold outside [0, 1], an unknown `resize`, or not two different class names.
     """
 
     def __init__(
@@ -444,7 +423,7 @@ class DefectExplainer:
             mask: where the defect is, see `read_defect`; for many a list with None where there is none.
 
         Raises:
-            DataError: a picture or a mask that cannot be used; names it, what was found and what was expected.
+            DataError: what cannot be used; names it, what was found and what was expected.
             ModelError: an S6 model whose masks come from outside.
         """
         asked, many = pair(image, mask)
@@ -466,7 +445,8 @@ class DefectExplainer:
         if len(asked) != 1:
             raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
         (explanation,) = _raising(self._explained(asked))
-        title = Path(asked[0].name).name if asked[0].name == str(asked[0].image) else ""
+        given, _, name, _ = asked[0]
+        title = Path(name).name if name == str(given) else ""
         return self.figure_of(explanation, title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
@@ -477,7 +457,7 @@ class DefectExplainer:
         Args:
             explanation: of this explainer.
             title: what the picture is called.
-            save_path: where to write the figure, atomically, .png or .jpg; `ValueError` for another format.
+            save_path: where to write the figure, atomically, .png or .jpg.
         """
         _check_format(save_path)
         families, missing = fonts_for("".join(self.class_names))
@@ -492,7 +472,7 @@ class DefectExplainer:
             figure = verdict_figure(explanation, scales=self.scales, class_names=names, title=title)
         return figure if save_path is None else save_figure(figure, Path(save_path))
 
-    def _explained(self, asked: Sequence[_Asked]) -> Iterator[Explanation | DataError]:
+    def _explained(self, asked: Sequence[Asked]) -> Iterator[Explanation | DataError]:
         if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
             raise ModelError(
                 f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
@@ -501,37 +481,39 @@ class DefectExplainer:
             )
         for start in range(0, len(asked), self.batch_size):
             ready = [self._read(one) for one in asked[start : start + self.batch_size]]
-            explained = iter(self._explain_batch([one for one in ready if isinstance(one, _Ready)]))
-            yield from (next(explained) if isinstance(one, _Ready) else one for one in ready)
+            explained = iter(self._explain_batch([one for one in ready if not isinstance(one, DataError)]))
+            yield from (one if isinstance(one, DataError) else next(explained) for one in ready)
 
-    def _read(self, one: _Asked) -> _Ready | DataError:
+    def _read(self, asked: Asked) -> Ready | DataError:
+        image, mask, name, mask_name = asked
         try:
-            pixels = read_picture(one.image, one.name)
+            pixels = read_picture(image, name)
             size = (pixels.shape[0], pixels.shape[1])
-            defect = None if one.mask is None else read_defect(one.mask, size, one.mask_name)
+            defect = None if mask is None else read_defect(mask, size, mask_name)
         except DataError as error:
             return error
         if defect is not None:
             defect = resize_mask(defect, self.image_size, self.resize, image_size=size)
         frame = Frame.of(size, self.image_size, self.resize)
-        return _Ready(resize_image(pixels, self.image_size, self.resize), defect, frame)
+        return resize_image(pixels, self.image_size, self.resize), defect, frame
 
     @torch.inference_mode()
-    def _explain_batch(self, ready: Sequence[_Ready]) -> list[Explanation]:
+    def _explain_batch(self, ready: Sequence[Ready]) -> list[Explanation]:
         if not ready:
             return []
         device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.stack([one.image for one in ready])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([image for image, _, _ in ready])).permute(0, 3, 1, 2)
         images = pixels.to(device, torch.float32).div_(255)  # (B, 3, H, W)
         with as_at_inference(self.model):
             output = self.model(images)
         stored = stored_maps(output)
-        explanations = [self._describe(output, stored, index, of_it) for index, of_it in enumerate(ready)]
+        explanations = [self._describe(output, stored, row, *of_it) for row, of_it in enumerate(ready)]
         self._ask_without_defect(images, explanations)
         return explanations
 
-    def _describe(self, output: GainOutput, stored: Mapping[str, NDArray], row: int, ready: _Ready) -> Explanation:
+    def _describe(self, output: GainOutput, stored: Mapping[str, NDArray], row: int, *ready: Any) -> Explanation:
         """All but the counterfactual, which is None until it is asked for."""
+        image, mask, frame = ready
         probability = _defect_probability(output.logits)[row]
         prediction = int(probability >= self.threshold)
         told = Explanation(
@@ -540,12 +522,12 @@ class DefectExplainer:
             confidence=probability if prediction else 1 - probability,
             probability=probability,
             threshold=self.threshold,
-            image=ready.image,
+            image=image,
             counterfactual=None,
         )
         maps = {"cam": output.cam, "attention": output.effective_attention, "localization": output.localization_map}
         told |= {name: maps[name][row, 0].float().cpu().numpy().copy() for name in maps if maps[name] is not None}
-        told.strategy, told.frame = self.model.strategy, ready.frame
+        told.strategy, told.frame = self.model.strategy, frame
         told.stored = {name: values[row] for name, values in stored.items()}
         known = {name: scale for name, scale in self.scales.items() if name in told.stored}
         if known:
@@ -555,11 +537,11 @@ class DefectExplainer:
             boxes = defect_boxes(told.defect, told.frame)
             area = float(told.frame.crop(told.defect).mean())
             told |= {"box": boxes[0] if boxes else None, "boxes": boxes, "area": area}
-        if ready.mask is not None:
-            cam, mask = output.cam[row : row + 1].float().cpu(), torch.from_numpy(ready.mask)[None, None].float()
-            told |= {"mask": ready.mask, "cam_iou": float(cam_iou(cam, mask))}
-            told |= {"grid_iou": float(grid_iou(mask, (cam.shape[-2], cam.shape[-1])))}
-            told |= {"point_game": float(point_game(cam, mask)), "energy_inside": float(energy_inside(cam, mask))}
+        if mask is not None:
+            cam, masks = output.cam[row : row + 1].float().cpu(), torch.from_numpy(mask)[None, None].float()
+            told |= {"mask": mask, "cam_iou": float(cam_iou(cam, masks)), "point_game": float(point_game(cam, masks))}
+            told["grid_iou"] = float(grid_iou(masks, (cam.shape[-2], cam.shape[-1])))
+            told["energy_inside"] = float(energy_inside(cam, masks))
         return told
 
     def _localized(self, told: Explanation) -> NDArray[np.bool_]:
@@ -599,7 +581,7 @@ class DefectExplainer:
             told["counterfactual"] = answer(before, after, control, self.threshold, source, self.class_names)
 
 
-def _raising(explained: Iterator[Explanation | DataError]) -> Iterator[Explanation]:
+def _raising(explained: Iterable[Explanation | DataError]) -> Iterator[Explanation]:
     for one in explained:
         if isinstance(one, DataError):
             raise one

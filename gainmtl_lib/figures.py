@@ -33,6 +33,7 @@ from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
+from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,10 @@ def overlay(
 
 
 def enlarged_share(values: NDArray, scale: MapScale | None, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map (h, w) enlarged to `size` (H, W), then brought to [0, 1], as the metrics do; each shown map comes from here.
+    """A map (h, w) enlarged to `size` (H, W), then brought to [0, 1] as the metrics do: no map is shown otherwise.
 
     Scaled first, a cell far above the ceiling would count as one at the ceiling, and the line of 0.5 lie elsewhere.
-    Without an absolute `scale` a map is stretched to its own range, a constant one to 0. What is not finite counts as 0.
+    Without an absolute `scale` it is stretched to its own range, a constant map to 0. What is not finite counts as 0.
     """
     full = _enlarged(np.nan_to_num(values, posinf=0, neginf=0), size)
     if scale is not None:
@@ -169,12 +170,9 @@ KEPT_PICTURES, KEPT_THUMBNAILS, READERS = 32, 4096, 2
 
 
 def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.uint8]:
-    """Add a line of words below the picture, so that a copy of it still says what is shown on which scale.
+    """Add a line of words below the picture (H, W, 3), so that a copy of it still says which map it shows, and how.
 
-    Args:
-        drawn: (H, W, 3).
-        text: in smaller letters, then shortened, where it does not fit.
-        bar: with the colours of 0 to 1 before the words.
+    Words that do not fit become smaller, then fewer; `bar` puts the colours of 0 to 1 before them.
     """
     band = Image.new("RGB", (drawn.shape[1], 2 * LETTER), BAND)
     pen, start = ImageDraw.Draw(band), 103 if bar else 8
@@ -244,7 +242,7 @@ class PictureFiles:
 
 
 def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
-    """Decode a picture and its mask, the longer side brought to `side`.
+    """Decode a picture and its mask, the longer side brought to `side` pixels.
 
     Args:
         image: None where its folder is known to be missing.
@@ -414,14 +412,10 @@ def look(
     """What the model says of some rows of ``data.samples``, in evaluation mode.
 
     Args:
-        run_or_model: a run knows its folder of masks, if its attention takes them from one.
+        run_or_model: a run knows the place of its attention's masks, a model alone does not.
         data: set up.
         rows: to look at.
-        source: of S6's masks, in place of the run's or the model's own.
-
-    Raises:
-        RunError: a model alone whose masks come from outside, or an EfficientAD run that cannot be used.
-        DataError: masks from outside that cannot be had.
+        source: of S6's masks, in place of their own; without them `RunError` or `DataError`.
     """
     model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
     source = source or _own_source(run_or_model)
@@ -463,8 +457,7 @@ def explanation_figure(
         unit_maps=list(UNIT_MAPS.values()),
         scales={THE_SAME: scale} if scale else None,
     )
-    if said := _masks_told(source):
-        figure.supxlabel(said, fontsize=8)
+    figure.supxlabel(_masks_told(source), fontsize=8)
     return figure
 
 
@@ -490,16 +483,13 @@ def explanation_pictures(
     scale: MapScale | None = None,
     source: MaskSource | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """Pages of pictures of whole splits, the most telling first: misses, false alarms, then the rest.
+    """Figures and names, such as ``test_FN_01``, of all pictures of some splits: misses, false alarms, then the rest.
 
     Args:
-        run_or_model: see `explanation_figure`, as `threshold`, `scale` and `source`; that of the predictions.
+        run_or_model: of the predictions, see `explanation_figure`, as `threshold`, `scale` and `source`.
         data: set up, with the pictures of the predictions, otherwise `ValueError`.
         table: of `evaluate`.
         splits: which of them, where present.
-
-    Yields:
-        A name such as ``test_FN_01`` and its figure.
     """
     source = source or _own_source(run_or_model)
     for split in splits:
@@ -516,10 +506,9 @@ def explanation_pictures(
 def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective: int = 4, normal: int = 1) -> Figure:
     """The deciding CAM of several strategies on the same pictures, the defect probability under each.
 
-    A run whose masks from outside cannot be had is left out, and the figure says so.
-
     Args:
-        runs: trained on the same data; of several seeds of a strategy the first is shown.
+        runs: trained on the same data; of several seeds of a strategy the first is shown. One whose masks from outside
+            cannot be had is left out, and the figure says so.
         split: where the pictures come from.
         defective: how many defective pictures, of as many types as there are.
         normal: how many normal ones.
@@ -527,7 +516,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     data = build_data(runs[0].settings)
     data.setup("test")
     rows = pick_rows(data.samples, split, defective=defective, normal=normal)
-    maps, notes, missing, told = {}, {}, set(), []
+    maps, notes, told = {}, {}, {}
     for run in runs:
         source = MaskSource.of(run.settings)
         name = row_name(run.settings) + (f"\n{ORACLE_MARK.strip()}" if source.leaks else "")
@@ -537,29 +526,26 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             _, output = look(run.model, data, rows, source)
         except (DataError, RunError) as error:
             logger.warning("%s seed %d is left out of the figure: %s", name, run.settings.seed, error)
-            missing.add(name)
+            told[name] = f"{name} is left out: its masks from outside cannot be had."
             continue
         maps[name] = output.cam[:, 0].float().numpy()
         notes[name] = [f"p(defect) {p:.2f}" for p in output.logits.float().softmax(dim=1)[:, 1]]
-        if not source.leaks and (said := _masks_told(source)):
-            told.append(f"{name}: {said}.")
+        told[name] = f"{name}: {said}." if not source.leaks and (said := _masks_told(source)) else ""
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
     figure = map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
-    told += [f"{name} is left out: its masks from outside cannot be had." for name in sorted(missing - set(maps))]
-    if told:
-        figure.supxlabel(textwrap.fill(" ".join(told), int(figure.get_figwidth() * CHARACTERS_PER_INCH)), fontsize=8)
+    width = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), width), fontsize=8)
     return figure
 
 
 # --- Numbers: confusion and curves, training, strategies side by side
 
-SPLIT_NAMES = {"val": "validation", "test": "test (same distribution)", "test_shift": "test_shift (changed conditions)"}
-SPLIT_COLORS = {"val": "#7f7f7f", "test": "#1f77b4", "test_shift": "#d62728"}
+SPLIT_COLORS = {"test": "#1f77b4", "test_shift": "#d62728"}
 
 
 def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """Confusion matrix per test split of the `evaluate` table, ROC and precision-recall curves, the threshold marked."""
+    """Confusion matrix per test split of an `evaluate` table, ROC and precision-recall curves, the threshold marked."""
     splits = {split: predictions[predictions["split"] == split] for split in ("test", "test_shift")}
     splits = {split: rows for split, rows in splits.items() if len(rows)}
     figure = Figure(figsize=(3.1 * (len(splits) + 2), 3.1), layout="constrained")
@@ -608,10 +594,10 @@ def training_figure(history: pd.DataFrame) -> Figure:
     losses.set(xlabel="optimiser step", title="training losses (mean of 5 log entries)")
     losses.margins(y=0.12)
     losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    for tag, name in {"average_precision": "AP", "accuracy": "accuracy at 0.5", "cam_iou": "CAM-IoU"}.items():
-        values = history.loc[history["tag"] == f"val/{tag}", "value"]
+    for name in ("average_precision", "accuracy", "cam_iou"):
+        values = history.loc[history["tag"] == f"val/{name}", "value"]
         if len(values):
-            scores.plot(np.arange(1, len(values) + 1), values, marker="o", ms=3, label=name)
+            scores.plot(np.arange(1, len(values) + 1), values, marker="o", ms=3, label=METRICS[name])
     scores.set(xlabel="epoch", ylim=(0, 1.02), title="validation")
     scores.legend(fontsize=7)
     for axis in (losses, scores):
@@ -620,7 +606,7 @@ def training_figure(history: pd.DataFrame) -> Figure:
 
 
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
-    """Accuracy on both test splits and what the deciding CAM reaches, by strategy of a `compare` table; dots are runs."""
+    """Accuracy on both test splits and agreement with the mask, by strategy of a `compare` table; dots are runs."""
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for split, rows in comparison.groupby("split"):
@@ -630,13 +616,9 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
     left.axhline(0.5, color="k", lw=0.7, ls=":")
     left.set(ylim=(0, 1.02), title="accuracy (dotted: a coin)")
     means = comparison[comparison["split"] == "test"].groupby("strategy").mean(numeric_only=True)
-    for name, label in {
-        "cam_iou": "CAM-IoU (deciding)",
-        "attention_iou": "attention IoU",
-        "loc_iou": "Loc-IoU",
-    }.items():
-        right.plot(means.index, means[name], marker="o", label=label)
-    right.plot(means.index, means["grid_iou"], color="k", lw=0.8, ls="--", label="grid IoU (the mask itself)")
+    for name in ("cam_iou", "attention_iou", "loc_iou"):
+        right.plot(means.index, means[name], marker="o", label=METRICS[name])
+    right.plot(means.index, means["grid_iou"], color="k", lw=0.8, ls="--", label=f"{METRICS['grid_iou']} (the mask)")
     right.set(ylim=(0, 1.02), title="agreement with the mask, test")
     for axis in (left, right):
         axis.legend(fontsize=7)

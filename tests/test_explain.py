@@ -224,20 +224,19 @@ def test_one_picture_is_one_and_a_list_or_a_batch_is_many():
     asked, many = pair("a.png", "b.png")
     assert not many and asked == [("a.png", "b.png", "a.png", "b.png")]
     asked, many = pair(["a.png", COLOR], [None, MASK])
-    assert many and [one.name for one in asked] == ["a.png", "image[1]"]
-    assert [one.mask_name for one in asked] == ["mask[0]", "mask[1]"]
+    assert many and [one[2:] for one in asked] == [("a.png", "mask[0]"), ("image[1]", "mask[1]")]
     assert pair([]) == ([], True)
     for batch in (torch.zeros(1, 3, 8, 8), np.zeros((1, 8, 8, 3))):
         asked, many = pair(batch, torch.ones(1, 1, 8, 8))
-        assert many and len(asked) == 1 and asked[0].mask.shape == (1, 8, 8)
+        assert many and len(asked) == 1 and asked[0][1].shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [
         (["a", "b"], ["m"], "mask: got 1 masks for 2 pictures; give one each, None where none is"),
-        (["a", "b"], "m", "mask: got one str for 2 pictures; give a list"),
-        ("a", ["m"], "mask: got a list of 1 for one picture; expected one mask"),
+        (["a", "b"], "m", "mask: got a str for 2 pictures; give a list for a list"),
+        ("a", ["m"], "mask: got a list for 1 pictures; give a list for a list"),
         (torch.zeros(2, 3, 8, 8), torch.zeros(3, 1, 8, 8), "mask: got 3 masks for 2 pictures"),
     ],
 )

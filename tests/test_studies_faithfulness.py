@@ -25,7 +25,6 @@ from gainmtl_lib.studies import faithfulness as module
 from gainmtl_lib.studies.faithfulness import (
     CAM_METHODS,
     FILE,
-    area,
     blur,
     cascade,
     compare_maps,
@@ -48,6 +47,11 @@ from gainmtl_lib.studies.faithfulness import (
     summarise_faithfulness,
     summarise_randomisation,
 )
+
+
+def area(curve):
+    return np.trapezoid(curve, curve.index)
+
 
 # --- Maps of the same decision by other methods
 

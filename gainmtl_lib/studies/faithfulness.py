@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def compute_cam(model: GAINMTLModel, images: Tensor, method: str) -> Tensor:
         raise ModelError(f"method must be one of {known} or attention, got '{method}'")
     if method == "attention" and model.attention is None:
         raise ModelError(f"strategy {model.strategy} has no attention, which begins with S3; there are {known}")
-    device = device_of(model, images)
+    device = next(model.parameters(), images).device
     with as_at_inference(model), torch.autocast(device.type, enabled=False), torch.inference_mode(False):
         images = images.detach().clone().to(device).float()
         if method in ("ours", "attention"):
@@ -80,8 +80,8 @@ def compute_cam(model: GAINMTLModel, images: Tensor, method: str) -> Tensor:
         if method == "eigen_cam":
             return _eigen_cam(features)
         with torch.enable_grad():
-            margin = _margin(deciding_head(model)(features.requires_grad_()))
-            (gradient,) = torch.autograd.grad(margin.sum(), features)
+            margins = deciding_head(model)(features.requires_grad_()).diff(dim=1)
+            (gradient,) = torch.autograd.grad(margins.sum(), features)
         return _from_gradient(features.detach(), gradient, method)
 
 
@@ -111,7 +111,7 @@ def _score_cam(model: GAINMTLModel, images: Tensor, features: Tensor) -> Tensor:
     masks = (masks - low) / (high - low + 1e-8)
     batches = [(image, part) for image, own in zip(images, masks) for part in own[:, None].split(CHANNELS_AT_A_TIME)]
     margins = [
-        _margin(model(model.mean + (image - model.mean) * part).logits)
+        model(model.mean + (image - model.mean) * part).logits.diff(dim=1)
         for image, part in counted(batches, len(batches), "Score-CAM, batches", log=logger)
     ]
     weights = torch.cat(margins).view(features.shape[:2]).softmax(1)
@@ -133,14 +133,6 @@ def deciding_features(model: GAINMTLModel, images: Tensor) -> Tensor:
     finally:
         handle.remove()
     return seen[0].float()
-
-
-def _margin(logits: Tensor) -> Tensor:
-    return logits[:, 1] - logits[:, 0]
-
-
-def _maps(model: Any, images: Tensor, explain: Explain) -> Tensor:
-    return compute_cam(model, images, explain) if isinstance(explain, str) else explain(model, images)
 
 
 # --- The decision when the pixels that a map calls relevant are taken away, or are all there is
@@ -165,12 +157,12 @@ def deletion_insertion(
     either: see the curves' ends. Takes 2 (`steps` + 1) forward passes.
 
     Returns:
-        ``deletion`` and ``insertion`` by share of the pixels, 0 to 1. Their `area` is low for a map that names what the
-        decision needs, and high for one that names what suffices.
+        ``deletion`` and ``insertion`` by share of the pixels, 0 to 1. The area is small under the first when the map
+        names what the decision needs, large under the second when it names what suffices.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    places = relevance_places(values, image, seed).to(device_of(model, image))
+    places = relevance_places(values, image, seed).to(next(model.parameters(), image).device)
     image = image.to(places.device).float()
     blurred = blur(image)
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -182,11 +174,6 @@ def deletion_insertion(
 
     curves = {"deletion": curve(image, blurred), "insertion": curve(blurred, image)}
     return pd.DataFrame(curves, index=pd.Index(fractions.numpy(), name="fraction"))
-
-
-def area(curve: pd.Series) -> float:
-    """Under one curve of `deletion_insertion`."""
-    return float(np.trapezoid(curve, curve.index))
 
 
 def road(
@@ -208,7 +195,7 @@ def road(
     counts = [round(fraction * places.numel()) for fraction in fractions]
     removed = [places < count for count in counts] + [places >= places.numel() - count for count in counts]
     pictures = torch.stack([impute(image.cpu().float(), where, rng) for where in removed])
-    parts = pictures.to(device_of(model, image)).split(BATCH)
+    parts = pictures.to(next(model.parameters(), image).device).split(BATCH)
     most, least = torch.cat([defect_probability(model, part) for part in parts]).double().chunk(2)
     return float((least - most).mean())
 
@@ -276,18 +263,11 @@ def defect_probability(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).logits.float().softmax(dim=1)[:, 1].cpu()
 
 
-def device_of(model: nn.Module, image: Tensor) -> torch.device:
-    """Where the model's weights are; where the image is, for a model without any."""
-    return next(model.parameters(), image).device
-
-
 # --- Many pictures, each beside the same map moved elsewhere, and what they allow to say
 
 LEAST_DROP = 0.1
 """Mean fall of probability from the picture to the blurred one, below which there is little for curves to measure."""
-FAITHFUL = "faithful"
-NOT_DISTINGUISHABLE = "not distinguishable from a random map"
-WORSE = "worse than a random map"
+FAITHFUL, NOT_DISTINGUISHABLE, WORSE = "faithful", "not distinguishable from a random map", "worse than a random map"
 DEPENDS = "the decision depends on the defect"
 INDEPENDENT = "removing the defect is not distinguishable from removing something else"
 CONTROL_FLIPS_MORE = "removing something else flips more decisions than removing the defect"
@@ -341,14 +321,15 @@ def faithfulness(
     """
     if not len(rows):
         raise ValueError("rows is empty; give rows of data.samples, for example of found_defects(…)")
+    make = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
     table = []
     for row in counted(map(int, rows), len(rows), "faithfulness, pictures", log=logger):
         images = data.dataset.__getitems__([row]).images
-        own = _maps(model, images, explain)[0, 0]
+        own = make(model, images)[0, 0]
         line: dict[str, Any] = {"row": row} | data.samples.loc[row, ["image", "group"]].to_dict()
         for prefix, values in (("random_", moved_map(own, (seed, row, 1))), ("", own)):
             curves = deletion_insertion(model, images[0], values, steps=steps, seed=(seed, row))
-            line |= {f"{prefix}{name}_auc": area(curves[name]) for name in curves}
+            line |= {f"{prefix}{name}_auc": np.trapezoid(curves[name], curves.index) for name in curves}
             if road_fractions:
                 line[f"{prefix}road"] = road(model, images[0], values, fractions=road_fractions, seed=(seed, row))
         line |= {"probability": curves["deletion"].iloc[0], "baseline_probability": curves["insertion"].iloc[0]}
@@ -363,14 +344,11 @@ def faithfulness(
 def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     """Means, the gain over a random map with its 95 % interval, and what that allows to say.
 
-    Args:
-        table: of `faithfulness`, not empty.
-
     Returns:
         ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and ``road``
-        a dict of ``ours``, ``random``, ``reversed``, ``gain`` (positive is better; parts are resampled), ``low``,
-        ``high`` and ``verdict``; for ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the
-        rest likewise; and ``notes``, sentences on what these numbers cannot say.
+        ``ours``, ``random``, ``reversed``, ``gain`` (positive is better; parts are resampled), ``low``, ``high`` and
+        ``verdict``; for ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest
+        likewise; and ``notes``, sentences on what these numbers cannot say.
     """
     picture, blurred = float(table["probability"].mean()), float(table["baseline_probability"].mean())
     groups = group_codes(table)
@@ -467,12 +445,13 @@ def randomisation_check(
     if not len(rows) or draws < 1:
         raise ValueError(f"expected at least one row and one draw, got {len(rows)} rows and {draws} draws")
     images = data.dataset.__getitems__([int(row) for row in rows]).images
-    images = images.to(device_of(model, images))
+    images = images.to(next(model.parameters(), images).device)
     batches = images.split(BATCH)
+    make = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
 
     def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float32]]:
         with as_at_inference(asked), torch.no_grad():
-            maps = torch.cat([_maps(asked, batch, explain) for batch in batches])
+            maps = torch.cat([make(asked, batch) for batch in batches])
         return maps, torch.cat([defect_probability(asked, batch) for batch in batches]).numpy()
 
     trained_maps, trained = ask(model)
@@ -553,8 +532,7 @@ def measure_faithfulness(
     measured before with these settings for these predictions is taken as it is.
 
     Args:
-        run: finished and evaluated, its pictures at hand.
-        data_root: where the pictures lie now, when they moved since the training.
+        run: finished and evaluated, its pictures at hand, or under `data_root` when they moved since the training.
         limit: of more found defects, as many are drawn with the seed.
 
     Returns:
@@ -563,8 +541,7 @@ def measure_faithfulness(
         ``randomisation`` (`summarise_randomisation`). None stands for NaN.
 
     Raises:
-        RunError: the run is not evaluated, found no defect, takes its masks from outside, or its model decides
-            otherwise on the pictures than when it was evaluated.
+        RunError: the run is not evaluated, found no defect, takes its masks from outside, or decides otherwise now.
         DataError: pictures that are not there or cannot be read.
     """
     settings = {"limit": limit, "steps": steps, "road_fractions": list(road_fractions), "draws": draws, "seed": seed}
@@ -584,10 +561,17 @@ def measure_faithfulness(
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
     chosen = found.sample(min(limit, len(found)), random_state=seed).sort_index()
     data = _pictures(run, chosen, run.settings.data_root if data_root is None else Path(data_root).expanduser())
-    rows, own_device = range(len(chosen)), device_of(run.model, torch.empty(0))
+    rows, own_device = range(len(chosen)), next(run.model.parameters()).device
     try:
         model = run.model.to(checked_device(run.settings.device))
-        _check_probabilities(model, data, chosen, f"evaluate again: gainmtl evaluate {run.folder} --force")
+        images = data.dataset.__getitems__(list(rows)).images.to(next(model.parameters()).device)
+        probability = torch.cat([defect_probability(model, part) for part in images.split(BATCH)])
+        for name, now, before in zip(chosen["image"], probability.tolist(), chosen["probability"]):
+            if abs(now - before) > SAME_PROBABILITY:
+                raise RunError(
+                    f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
+                    f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
+                )
         scores = faithfulness(model, data, rows, steps=steps, road_fractions=road_fractions, seed=seed)
         threshold = float(metrics["threshold"])
         shuffled = randomisation_check(model, data, rows, draws=draws, threshold=threshold, seed=seed)
@@ -628,14 +612,3 @@ def _pictures(run: Run, chosen: pd.DataFrame, root: Path) -> GainDataModule:
     data = build_data(run.settings.changed(skip_unreadable=False), samples)
     data.setup("test")
     return data
-
-
-def _check_probabilities(model: GAINMTLModel, data: GainDataModule, chosen: pd.DataFrame, advice: str) -> None:
-    for row, before in enumerate(chosen["probability"]):
-        images = data.dataset.__getitems__([row]).images
-        prob = float(defect_probability(model, images.to(device_of(model, images))))
-        if abs(prob - before) > SAME_PROBABILITY:
-            raise RunError(
-                f"{data.samples.loc[row, 'image']}: p(defect) is {prob:.3f}, and was {before:.3f} when the run was "
-                f"evaluated: the picture or the weights are others; {advice}"
-            )
