@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 OUTLINE, CONTOUR, RIM = (0, 229, 255), (255, 255, 255), (25, 25, 25)
 """RGB of the annotated defect's outline, of the line at a level of the map, and of the dark rim of both."""
-HEAT, OUTLINE_PLOTS = "inferno", "#00e5ff"
-"""The map's colours and the outline's, as matplotlib names them."""
 BESIDE = 4
 """Pixels from the defect to its outline, which would cover a thin scratch: more than line and rim reach inwards."""
 FADE = 0.35
@@ -297,7 +295,6 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 # --- Pictures in figures
 
-COLUMNS = 6
 PANEL = 320
 """Shorter pictures are enlarged to it, so that outlines are as fine on small ones."""
 
@@ -329,17 +326,20 @@ def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mas
     axis.set(xticks=[], yticks=[])
 
 
-def contact_sheet(images: Sequence[NDArray], masks: Sequence[NDArray | None], titles: Sequence[str]) -> Figure:
+def contact_sheet(
+    images: Sequence[NDArray], masks: Sequence[NDArray | None], titles: Sequence[str], *, columns: int = 6
+) -> Figure:
     """Images in a grid, the outline of the defect mask drawn on each.
 
     Args:
         images: (H, W, 3), 8 bits or float in [0, 1].
         masks: (H, W), above zero is defect, or None.
         titles: one line each.
+        columns: of the grid.
     """
-    rows = max(1, -(-len(images) // COLUMNS))
-    figure = Figure(figsize=(1.7 * COLUMNS, 1.95 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.7 * columns, 1.95 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, mask, text in zip(axes.flat, images, masks, titles):
