@@ -1,21 +1,26 @@
-"""What is wrong with a dataset: one finding per problem, and the error that stops a run."""
+"""A data set on disk: the table of its samples, the four folder layouts, the splits, and its decoded files.
+
+h x w is a picture on disk.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 Level = Literal["error", "warning", "info"]
 
@@ -24,19 +29,25 @@ class DataError(ValueError):
     """Data that cannot be used: names the path, what was found, and what was expected."""
 
 
+class UnreadableError(DataError):
+    """A file that cannot be decoded: the one error that a run may be asked to step over."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One problem of a dataset.
 
     Attributes:
         level: `error` stops a run, `warning` changes what it learns or measures, `info` is good to know.
-        file: the file or folder concerned, empty for the dataset as a whole.
+        file: the file or folder concerned; empty for the dataset as a whole, or where the message names it.
         message: what was found and what was expected.
+        kind: what it is counted under where there can be thousands; empty for single problems.
     """
 
     level: Level
     file: str
     message: str
+    kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.message}" if self.file else self.message
@@ -50,101 +61,16 @@ def raise_errors(findings: Iterable[Finding], *, limit: int = 20) -> None:
         raise DataError("\n".join(errors[:limit] + more))
 
 
-# --- Decoding
-
-
-MASK_THRESHOLD = 127
-"""Mask values above it are defect: published masks have grey edges."""
-
-
-class UnreadableError(DataError):
-    """A file that cannot be decoded: the one error that a run may be asked to step over."""
-
-
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Decode an image to (H, W, 3) RGB. Grey becomes three equal channels, an alpha channel is dropped.
-
-    Orientation tags are followed.
-
-    Raises:
-        UnreadableError: the file is missing, truncated, or not an image.
-    """
-    # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
-    image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
-def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
-    """Decode a mask to its 8-bit values, (H, W).
-
-    Raises:
-        UnreadableError: the file is missing, truncated, or not an image.
-    """
-    return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
-
-
-def read_mask(path: str | Path) -> NDArray[np.bool_]:
-    """Defect pixels of a mask file, (H, W)."""
-    return read_mask_values(path) > MASK_THRESHOLD
-
-
-def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
-    """Scale integer images by their type: 16 bits are divided by 257, whatever the image holds.
-
-    A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
-    could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable: scale
-    such files to 16 bits first.
-
-    Raises:
-        UnreadableError: pixels that are not 8- or 16-bit integers.
-    """
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype != np.uint16:
-        raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
-    return cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
-
-
-def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
-    """As `to_8_bit`, but a mask whose values all fit 8 bits keeps them: it has two values and no brightness.
-
-    Raises:
-        UnreadableError: pixels that are not 8- or 16-bit integers.
-    """
-    if mask.dtype == np.uint16 and mask.max(initial=0) <= 255:
-        return mask.astype(np.uint8)
-    return to_8_bit(mask, path)
-
-
-def _decode(path: str | Path, flags: int, what: str) -> NDArray:
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
-    try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:
-        image = None
-    if image is None:
-        state = "is empty" if not data.size else "is truncated or not an image"
-        raise UnreadableError(f"{path}: {what} {state}; replace the file")
-    return image
-
-
-# --- Readers of the folder layouts
+# --- The table of samples, the contract between the layouts and the rest
 
 
 SPLITS = ("train", "val", "test", "test_shift")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 NORMAL, DEFECTIVE = "normal", "defective"
-
-SAME_TILE_STEP = 150
-"""Steps of the magnetic tiles' counter within which a second series shows the same tile: compared picture by
-picture, 30 of the 53 neighbouring series this near agree, 3 of the 201 further apart. Zero gives the 255 series."""
+STORE = "box_masks"
+"""Name of the folder that holds the masks drawn from boxes, of all datasets."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image; `split` is None where the layout does not say, `group` where the reader does not know."""
 
     image: Path
@@ -153,6 +79,9 @@ class Row:
     defect_type: str = NORMAL
     group: str | None = None
     split: str | None = None
+
+
+COLUMNS = Row._fields
 
 
 @dataclass
@@ -166,208 +95,6 @@ class Scan:
     def report(self, level: Level, path: Path, message: str) -> None:
         """Add a finding about a file or folder."""
         self.findings.append(Finding(level, str(path), message))
-
-
-def scan_generic(root: Path) -> Scan:
-    """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
-
-    Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
-    or without the suffix ``_mask``.
-    """
-    scan = Scan(root)
-    images = root / "images"
-    _report_unread(scan, images, SPLITS)
-    shared: dict[str, dict[str, Path]] = {}
-    for split in SPLITS:
-        _report_unread(scan, images / split, (NORMAL, DEFECTIVE))
-        scan.rows += [Row(path, 0, split=split) for path in image_files(images / split / NORMAL)]
-        defective = _by_key(scan, images / split / DEFECTIVE)
-        mask_folder = root / "masks" / split / DEFECTIVE
-        if not mask_folder.is_dir():
-            shared[split] = defective
-            continue
-        masks = _match_masks(scan, defective, mask_folder)
-        scan.rows += _defective_rows(defective, masks, split)
-    masks = _shared_masks(scan, shared, root / "masks" / DEFECTIVE)
-    for split, defective in shared.items():
-        scan.rows += _defective_rows(defective, masks, split)
-    if not scan.rows:
-        scan.report(
-            "error", root, f"no images; expected images/{{{','.join(SPLITS)}}}/{{normal,defective}}, {_found(root)}"
-        )
-    return scan
-
-
-def scan_synthetic(root: Path) -> Scan:
-    """The generic layout, with the defect types that ``samples.csv`` of `make_synthetic` records."""
-    scan = scan_generic(root)
-    table = root / "samples.csv"
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as file:
-            kinds = {line["image"]: line["defect_type"] for line in csv.DictReader(file)}
-        scan.rows = [
-            Row(row.image, row.label, row.mask, kinds.get(row.image.relative_to(root).as_posix(), row.defect_type),
-                split=row.split)
-            for row in scan.rows
-        ]  # fmt: skip
-    return scan
-
-
-def scan_mvtec(root: Path) -> Scan:
-    """One category of MVTec AD: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``.
-
-    All defects are in ``test``; their split is left open (None), so that `split_samples` can share them
-    between train, val and test. Good images keep their folder's split.
-    """
-    scan = Scan(root)
-    scan.rows += [Row(path, 0, split="train") for path in image_files(root / "train" / "good")]
-    for folder in _folders(root / "test"):
-        if folder.name == "good":
-            scan.rows += [Row(path, 0, split="test") for path in image_files(folder)]
-            continue
-        defective = _by_key(scan, folder)
-        masks = _match_masks(scan, defective, root / "ground_truth" / folder.name)
-        scan.rows += [Row(path, 1, masks.get(key), folder.name) for key, path in defective.items()]
-    if not scan.rows:
-        categories = [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]
-        expected = "no images; expected train/good, test/<defect> and ground_truth/<defect>"
-        hint = f"data_root is one category's folder, choose among {', '.join(categories)}" if categories else ""
-        scan.report("error", root, f"{expected}; {hint or _found(root)}")
-    return scan
-
-
-def scan_magnetic_tile(root: Path) -> Scan:
-    """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them.
-
-    `group` is the tile. One tile was photographed at up to six exposures, with k rising along the counter n:
-    a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
-    `SAME_TILE_STEP`: then the same tile was mostly photographed again.
-    """
-    scan = Scan(root)
-    shots: list[tuple[int, int, Row]] = []
-    for folder in _folders(root):
-        if not folder.name.startswith("MT_"):
-            continue
-        defect = folder.name.removeprefix("MT_").lower()
-        for path in image_files(folder / "Imgs"):
-            if path.suffix.lower() == ".png":
-                continue
-            name = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
-            if name is None:
-                scan.report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
-                continue
-            mask = path.with_suffix(".png")
-            row = Row(path, 0) if defect == "free" else Row(path, 1, mask if mask.is_file() else None, defect)
-            shots.append((int(name[2]), int(name[1]), row))
-    shots.sort(key=lambda shot: (shot[0], shot[1], str(shot[2].image)))
-    tile, last_number, last_exposure = -1, 0, 0
-    for number, exposure, row in shots:
-        step = number - last_number
-        if tile < 0 or step > 400 or (exposure <= last_exposure and step > SAME_TILE_STEP):
-            tile += 1
-        last_number, last_exposure = number, exposure
-        scan.rows.append(Row(row.image, row.label, row.mask, row.defect_type, f"tile{tile:04d}"))
-    if not scan.rows:
-        scan.report("error", root, f"no images; expected MT_<class>/Imgs/exp<k>_num_<n>.jpg, {_found(root)}")
-    return scan
-
-
-LAYOUTS: dict[str, Callable[[Path], Scan]] = {
-    "generic": scan_generic,
-    "mvtec": scan_mvtec,
-    "magnetic_tile": scan_magnetic_tile,
-    "synthetic": scan_synthetic,
-}
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Pictures below a folder, sorted; hidden files and other kinds are left out, a missing folder is empty."""
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _found(root: Path) -> str:
-    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
-
-
-def _report_unread(scan: Scan, folder: Path, expected: Iterable[str]) -> None:
-    """Pictures in a folder whose name the layout does not know would be left out without a word."""
-    for other in _folders(folder):
-        if other.name not in expected and image_files(other):
-            scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-
-
-def _by_key(scan: Scan, folder: Path) -> dict[str, Path]:
-    """Files by their path below the folder without suffix; two files of one key are an error."""
-    files: dict[str, Path] = {}
-    for path in image_files(folder):
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        if key in files:
-            scan.report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
-        files.setdefault(key, path)
-    return files
-
-
-def _match_masks(scan: Scan, images: dict[str, Path], folder: Path) -> dict[str, Path]:
-    """The mask of each image key, of the same key or with the suffix ``_mask``."""
-    files = _by_key(scan, folder)
-    masks: dict[str, Path] = {}
-    for key in images:
-        candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
-        if len(candidates) == 2:
-            scan.report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
-        if candidates:
-            masks[key] = files.pop(candidates[0])
-            for name in candidates[1:]:
-                files.pop(name)
-    for path in files.values():
-        scan.report("warning", path, "mask without an image; it is not used")
-    return masks
-
-
-def _shared_masks(scan: Scan, splits: dict[str, dict[str, Path]], folder: Path) -> dict[str, Path]:
-    """Masks of a folder without split level: a stem in two splits has a mask that cannot be told apart."""
-    images: dict[str, Path] = {}
-    clashes: list[tuple[str, Path, Path]] = []
-    for defective in splits.values():
-        clashes += [(key, images[key], path) for key, path in defective.items() if key in images]
-        images = defective | images
-    masks = _match_masks(scan, images, folder)
-    for key, first, second in clashes:
-        if key in masks:
-            scan.report(
-                "error", second,
-                f"has the same stem as {first}, and {masks[key]} can be the mask of only one; "
-                "use masks/<split>/defective/",
-            )  # fmt: skip
-    return masks
-
-
-def _defective_rows(images: dict[str, Path], masks: dict[str, Path], split: str) -> list[Row]:
-    def defect_type(key: str) -> str:
-        return key.split("/")[0] if "/" in key else DEFECTIVE
-
-    return [Row(path, 1, masks.get(key), defect_type(key), split=split) for key, path in images.items()]
-
-
-# --- The table of samples, the contract between the readers of `layouts` and the rest.
-
-
-logger = logging.getLogger(__name__)
-
-STORE = "box_masks"
-"""Name of the folder that holds the masks drawn from boxes, of all datasets."""
-
-COLUMNS = ("image", "label", "mask", "defect_type", "group", "split")
 
 
 def read_samples(
@@ -402,63 +129,74 @@ def scan_samples(
     """`read_samples` that reports instead of raising: the table so far, and every finding."""
     if dataset_type not in LAYOUTS:
         raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
-    root = Path(os.path.abspath(root))
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        return _table(Scan(root)), [Finding("error", str(root), f"data_root {what}; expected the dataset's folder")]
-    scan = LAYOUTS[dataset_type](root)
-    samples = _table(scan)
+    scan = Scan(Path(os.path.abspath(root)))
+    if not scan.root.is_dir():
+        what = "is a file" if scan.root.exists() else "does not exist"
+        scan.report("error", scan.root, f"data_root {what}; expected the dataset's folder")
+        return _table(scan, None), scan.findings
+    read, expected = LAYOUTS[dataset_type]
+    scan = read(scan.root)
+    if not scan.rows:
+        scan.report("error", scan.root, f"no images; expected {expected}; {_found(scan.root)}")
+    samples = _table(scan, group_pattern)
     if both_classes and len(set(samples["label"])) == 1:
-        only = "normal" if samples["label"].iloc[0] == 0 else "defective"
-        scan.report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
-    samples["group"] = _groups(scan, samples, group_pattern)
-    scan.findings += crossing_groups(samples)
-    return samples, scan.findings
+        only = (NORMAL, DEFECTIVE)[samples["label"].iloc[0]]
+        scan.report("error", scan.root, f"all {len(samples)} images are {only}; expected normal and defective ones")
+    return samples, scan.findings + _crossing_groups(samples)
 
 
-def crossing_groups(samples: pd.DataFrame) -> list[Finding]:
+def _table(scan: Scan, pattern: str | None) -> pd.DataFrame:
+    lines = []
+    for row in sorted(scan.rows, key=lambda row: row.image):
+        match = re.search(pattern, row.image.name) if pattern is not None else None
+        if pattern is not None and match is None:
+            scan.report("error", row.image, f"group_pattern {pattern!r} does not match the file name")
+        group = row.group or row.image.relative_to(scan.root).as_posix()
+        if match is not None:  # a group of the pattern that did not take part in the match is None
+            group = (match.groups() or (None,))[0] or match[0]
+        mask = None if row.mask is None else str(row.mask)
+        lines.append(row._replace(image=str(row.image), mask=mask, group=group))
+    # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
+    return pd.DataFrame(lines, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
+
+
+def _crossing_groups(samples: pd.DataFrame) -> list[Finding]:
     """An error for each group whose images lie in more than one split."""
-    firsts: dict[str, dict[str, str]] = {}
-    for row in samples.to_dict("records"):
-        if isinstance(row["split"], str):
-            firsts.setdefault(row["group"], {}).setdefault(row["split"], row["image"])
+    firsts = samples.dropna(subset=["split"]).drop_duplicates(["group", "split"])
+    crossing = firsts[firsts["group"].duplicated(keep=False)].groupby("group")
+    places = {group: [f"{row.image} ({row.split})" for row in rows.itertuples()] for group, rows in crossing}
     return [
-        Finding(
-            "error",
-            group,
-            f"group lies in {len(files)} splits: " + " and ".join(f"{file} ({split})" for split, file in files.items()),
-        )
-        for group, files in sorted(firsts.items())
-        if len(files) > 1
+        Finding("error", str(group), f"group lies in {len(images)} splits: {' and '.join(images)}")
+        for group, images in places.items()
     ]
-
-
-def name_in_store(mask: str | Path) -> Path | None:
-    """A stored mask's path below its dataset's folder in the store; None for any other file."""
-    parts = Path(mask).parts
-    if STORE not in parts:
-        return None
-    last = len(parts) - 1 - parts[::-1].index(STORE)
-    return Path(*parts[last + 2 :]) if len(parts) > last + 2 else None
 
 
 def data_digest(samples: pd.DataFrame) -> str:
     """SHA-256 over each sample's label, split, file bytes and path below the common folder.
 
     Independent of the order of rows and of where the dataset lies.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
-    files = [path for path in files if name_in_store(path) is None]  # masks of boxes lie beside the runs
-    base = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
+    folders = {os.path.dirname(path) for path in files if not _name_in_store(path)}  # the store lies beside the runs
+    base = os.path.commonpath(folders) if folders else ""
     total = hashlib.sha256()
     for row in samples.sort_values("image").to_dict("records"):
         total.update(f"{row['label']} {row['split']}\n".encode())
         for path in (row["image"], row["mask"]):
             if isinstance(path, str):
-                name = name_in_store(path) or Path(path).relative_to(base)
-                total.update(f"{name.as_posix()}\n".encode())
+                name = _name_in_store(path) or Path(path).relative_to(base).as_posix()
+                total.update(f"{name}\n".encode())
                 total.update(_file_digest(path))
     return total.hexdigest()
+
+
+def _name_in_store(mask: str) -> str:
+    """A stored mask's path below its dataset's folder in the store; empty for any other file."""
+    _, store, below = Path(mask).as_posix().rpartition(f"/{STORE}/")
+    return below.partition("/")[2] if store else ""
 
 
 def _file_digest(path: str) -> bytes:
@@ -469,53 +207,202 @@ def _file_digest(path: str) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _table(scan: Scan) -> pd.DataFrame:
-    rows = sorted(scan.rows, key=lambda row: row.image)
-    columns = {
-        "image": [str(row.image) for row in rows],
-        "label": [row.label for row in rows],
-        "mask": [None if row.mask is None else str(row.mask) for row in rows],
-        "defect_type": [row.defect_type for row in rows],
-        "group": [row.group for row in rows],
-        "split": [row.split for row in rows],
-    }
-    # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
-    return pd.DataFrame(columns, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
+# --- The folder layouts
 
 
-def _groups(scan: Scan, samples: pd.DataFrame, pattern: str | None) -> list[str]:
-    groups = []
-    for row in samples.to_dict("records"):
-        path = Path(row["image"])
-        match = re.search(pattern, path.name) if pattern is not None else None
-        if pattern is not None and match is None:
-            scan.report("error", path, f"group_pattern {pattern!r} does not match the file name")
-        own = row["group"] if isinstance(row["group"], str) else path.relative_to(scan.root).as_posix()
-        # A group that did not take part in the match is None: then the whole match names the part.
-        groups.append(own if match is None else (match.groups() or (None,))[0] or match[0])
-    return groups
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+SAME_TILE_STEP = 150
+"""Steps of the magnetic tiles' counter within which a second series shows the same tile: compared picture by
+picture, 30 of the 53 neighbouring series this near agree, 3 of the 201 further apart. Zero gives the 255 series."""
+
+
+def scan_generic(root: Path) -> Scan:
+    """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
+
+    Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
+    or without the suffix ``_mask``.
+    """
+    scan = Scan(root)
+    _report_unread(scan, root / "images", SPLITS)
+    shared: dict[str, list[tuple[str, Path]]] = {}  # split and image by key, where masks have no split level
+    for split in SPLITS:
+        folder, masks = root / "images" / split, root / "masks" / split / DEFECTIVE
+        _report_unread(scan, folder, (NORMAL, DEFECTIVE))
+        scan.rows += [Row(path, 0, split=split) for path in image_files(folder / NORMAL)]
+        defective = _by_key(scan, folder / DEFECTIVE)
+        found = _match_masks(scan, defective, masks) if masks.is_dir() else None
+        for key, path in defective.items():
+            if found is None:
+                shared.setdefault(key, []).append((split, path))
+            else:
+                scan.rows.append(Row(path, 1, found.get(key), _type(key), None, split))
+    masks = _match_masks(scan, {key: images[0][1] for key, images in shared.items()}, root / "masks" / DEFECTIVE)
+    for key, images in shared.items():
+        scan.rows += [Row(path, 1, masks.get(key), _type(key), None, split) for split, path in images]
+        for _, path in images[1:] if key in masks else ():
+            clash = f"has the same stem as {images[0][1]}, and {masks[key]} can be the mask of only one"
+            scan.report("error", path, f"{clash}; use masks/<split>/defective/")
+    return scan
+
+
+def scan_synthetic(root: Path) -> Scan:
+    """The generic layout, with the defect types that ``samples.csv`` of `make_synthetic` records."""
+    scan, table = scan_generic(root), root / "samples.csv"
+    if table.is_file():
+        types = pd.read_csv(table, dtype=str, keep_default_na=False).set_index("image")["defect_type"].to_dict()
+        names = [row.image.relative_to(root).as_posix() for row in scan.rows]
+        scan.rows = [row._replace(defect_type=types.get(name, row.defect_type)) for name, row in zip(names, scan.rows)]
+    return scan
+
+
+def scan_mvtec(root: Path) -> Scan:
+    """One category of MVTec AD: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``.
+
+    All defects are in ``test``; their split is left open (None), so that `split_samples` can share them
+    between train, val and test. Good images keep their folder's split.
+    """
+    scan = Scan(root)
+    scan.rows += [Row(path, 0, split="train") for path in image_files(root / "train" / "good")]
+    for folder in _folders(root / "test"):
+        if folder.name == "good":
+            scan.rows += [Row(path, 0, split="test") for path in image_files(folder)]
+            continue
+        defective = _by_key(scan, folder)
+        masks = _match_masks(scan, defective, root / "ground_truth" / folder.name)
+        scan.rows += [Row(path, 1, masks.get(key), folder.name) for key, path in defective.items()]
+    return scan
+
+
+def scan_magnetic_tile(root: Path) -> Scan:
+    """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them.
+
+    `group` is the tile. One tile was photographed at up to six exposures, with k rising along the counter n:
+    a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
+    `SAME_TILE_STEP`: then the same tile was mostly photographed again.
+    """
+    scan = Scan(root)
+    shots: list[tuple[int, int, Path]] = []
+    pictures = [
+        path for folder in _folders(root) if folder.name.startswith("MT_") for path in image_files(folder / "Imgs")
+    ]
+    for path in pictures:
+        name = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
+        if path.suffix.lower() != ".png" and name is None:
+            scan.report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
+        elif path.suffix.lower() != ".png":
+            shots.append((int(name[2]), int(name[1]), path))
+    tile, last_number, last_exposure = -1, 0, 0
+    for number, exposure, path in sorted(shots, key=lambda shot: (*shot[:2], str(shot[2]))):
+        step = number - last_number
+        if tile < 0 or step > 400 or (exposure <= last_exposure and step > SAME_TILE_STEP):
+            tile += 1
+        last_number, last_exposure = number, exposure
+        defect, mask = path.parent.parent.name.removeprefix("MT_").lower(), path.with_suffix(".png")
+        of_class = (0, None, NORMAL) if defect == "free" else (1, mask if mask.is_file() else None, defect)
+        scan.rows.append(Row(path, *of_class, group=f"tile{tile:04d}"))
+    return scan
+
+
+LAYOUTS: dict[str, tuple[Callable[[Path], Scan], str]] = {
+    "generic": (scan_generic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
+    "mvtec": (scan_mvtec, "train/good, test/<defect> and ground_truth/<defect>"),
+    "magnetic_tile": (scan_magnetic_tile, "MT_<class>/Imgs/exp<k>_num_<n>.jpg"),
+    "synthetic": (scan_synthetic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
+}
+"""Reader and expected folders by `dataset_type`."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Pictures below a folder, sorted; hidden files and other kinds are left out, a missing folder is empty."""
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _found(root: Path) -> str:
+    """What a folder without images holds instead."""
+    if categories := [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]:
+        return f"data_root is one category's folder, choose among {', '.join(categories)}"
+    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
+
+
+def _report_unread(scan: Scan, folder: Path, expected: Iterable[str]) -> None:
+    """Pictures in a folder whose name the layout does not know would be left out without a word."""
+    for other in _folders(folder):
+        if other.name not in expected and image_files(other):
+            scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
+
+
+def _type(key: str) -> str:
+    """Defect type of an image by its path below ``defective``."""
+    return key.split("/")[0] if "/" in key else DEFECTIVE
+
+
+def _by_key(scan: Scan, folder: Path) -> dict[str, Path]:
+    """Files by their path below the folder without suffix; two files of one key are an error."""
+    files: dict[str, Path] = {}
+    for path in image_files(folder):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in files:
+            scan.report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
+        files.setdefault(key, path)
+    return files
+
+
+def _match_masks(scan: Scan, images: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """The mask of each image key, of the same key or with the suffix ``_mask``."""
+    files = _by_key(scan, folder)
+    masks: dict[str, Path] = {}
+    for key in images:
+        candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
+        if len(candidates) == 2:
+            scan.report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
+        if candidates:
+            masks[key] = files.pop(candidates[0])
+            for name in candidates[1:]:
+                files.pop(name)
+    for path in files.values():
+        scan.report("warning", path, "mask without an image; it is not used")
+    return masks
+
+
+def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Pictures that a dataset around them has a mask for, and that mask. Nothing is decoded.
+
+    Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
+    """
+    datasets = {_dataset_around(picture.absolute()) for picture in pictures} - {None}
+    rows = [row for layout, root in datasets for row in LAYOUTS[layout][0](root).rows]
+    masks = {row.image: row.mask for row in rows if row.mask is not None}
+    return {picture: masks[picture.absolute()] for picture in pictures if picture.absolute() in masks}
+
+
+def _dataset_around(picture: Path) -> tuple[str, Path] | None:
+    for folder in picture.parents:
+        if folder.name == "images" and (folder.parent / "masks").is_dir():
+            return "generic", folder.parent
+        if folder.name == "test" and (folder.parent / "ground_truth").is_dir():
+            return "mvtec", folder.parent
+        if folder.name == "Imgs" and folder.parent.name.startswith("MT_"):
+            return "magnetic_tile", folder.parent.parent
+    return None
 
 
 # --- Train, validation and test
 
 
-OPEN = "open"
-MAX_KINDS_FOR_SWAPS = 300
-"""Above it the search takes single steps only: pairs would cost memory, and so many kinds leave little to mend."""
-
-
-def split_samples(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
-    """`assign_splits` for training on both classes.
-
-    Raises:
-        DataError: see there, or a split that would lack a class.
-    """
-    assigned = assign_splits(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
-    _check_classes(assigned["split"].to_numpy(dtype=object), assigned["label"].to_numpy(dtype=np.int64))
-    return assigned
-
-
-def assign_splits(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int) -> pd.DataFrame:
+def split_samples(
+    samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int, both_classes: bool = True
+) -> pd.DataFrame:
     """Fill the column `split` with train, val, test (and test_shift where its folder exists).
 
     What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
@@ -526,21 +413,23 @@ def assign_splits(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float,
         val_ratio: share of the training data; 0 where the layout has its own validation folder.
         test_ratio: share of the images whose split is open.
         seed: another seed, another split; the same seed, the same split.
+        both_classes: whether a split that lacks a class is an error.
 
     Raises:
-        DataError: no validation data or two sources of it, or a group that would cross splits.
+        DataError: no validation data or two sources of it, a group that would cross splits, or a missing class.
     """
-    raise_errors(crossing_groups(samples))
-    groups = samples["group"].to_numpy(dtype=object)
-    split = _follow_group(groups, samples["split"].to_numpy(dtype=object))
-    label = samples["label"].to_numpy(dtype=np.int64)
+    raise_errors(_crossing_groups(samples))
+    groups, label = samples["group"].to_numpy(dtype=object), samples["label"].to_numpy(dtype=np.int64)
+    # Open rows take over the split that their group already has, if any.
+    placed = samples["group"].map(samples.dropna(subset=["split"]).set_index("group")["split"].to_dict())
+    split = samples["split"].fillna(placed).fillna("open").to_numpy(dtype=object, copy=True)
     strata = np.array([f"{row['label']} {row['defect_type']}" for row in samples.to_dict("records")])
 
     def hold_out(rows: NDArray[np.intp], ratio: float, part: int) -> NDArray[np.intp]:
         rng = np.random.default_rng([seed, part])
         return rows[_held_rows(groups[rows].astype(str), strata[rows], label[rows], ratio, rng)]
 
-    open_rows = np.flatnonzero(split == OPEN)
+    open_rows = np.flatnonzero(split == "open")
     if not len(open_rows) and not (split == "test").any():
         logger.info("no test folder: %g of the training images become the test split", test_ratio)
         open_rows = np.flatnonzero(split == "train")
@@ -549,25 +438,20 @@ def assign_splits(samples: pd.DataFrame, *, val_ratio: float, test_ratio: float,
         split[hold_out(open_rows, test_ratio, 0)] = "test"
     in_val = int((split == "val").sum())
     if in_val and val_ratio > 0:
-        raise DataError(
-            f"val_ratio is {val_ratio:g}, but the data has a validation folder of its own ({in_val} "
-            "images); set val_ratio to 0 to use it, or remove the folder"
-        )
+        own = f"the data has a validation folder of its own ({in_val} images)"
+        raise DataError(f"val_ratio is {val_ratio:g}, but {own}; set val_ratio to 0 to use it, or remove the folder")
     if not in_val and val_ratio == 0:
-        raise DataError(
-            "val_ratio is 0, but the data has no validation folder (images/val); set val_ratio to the share of the "
-            "training images to validate on, usually 0.2"
-        )
+        advice = "set val_ratio to the share of the training images to validate on, usually 0.2"
+        raise DataError(f"val_ratio is 0, but the data has no validation folder (images/val); {advice}")
     if not in_val:
         split[hold_out(np.flatnonzero(split == "train"), val_ratio, 1)] = "val"
+    for name, (value, kind) in product(SPLITS[:3], enumerate((NORMAL, DEFECTIVE))) if both_classes else ():
+        labels = label[split == name]
+        if value not in labels:
+            advice = "add images, or choose other val_ratio, test_ratio or split_seed"
+            found = f"split '{name}' has no {kind} image among {len(labels)}"
+            raise DataError(f"{found}; expected both classes in each split: {advice}")
     return samples.reset_index(drop=True).assign(split=pd.Series(split, dtype=object))
-
-
-def _follow_group(groups: NDArray, split: NDArray) -> NDArray:
-    """A copy of `split` in which open rows take over the split that their group already has, if any."""
-    placed = {group: name for group, name in zip(groups, split, strict=True) if isinstance(name, str)}
-    pairs = zip(groups, split, strict=True)
-    return np.array([name if isinstance(name, str) else placed.get(group, OPEN) for group, name in pairs], dtype=object)
 
 
 def _held_rows(
@@ -593,14 +477,9 @@ def _held_per_kind(
 ) -> NDArray[np.int64]:
     """How many groups of each kind to hold out so that every stratum comes near its share.
 
-    Groups with the same counts are interchangeable, so the search runs over the few kinds of groups instead
-    of over the groups: random rounding of the share of each kind, then single steps and swaps downhill.
-
-    Args:
-        kinds: images per stratum of one group of each kind, the two classes last, (K, S + 2).
-        available: number of groups of each kind, (K,).
-        ratio: share to hold out.
-        rng: decides the rounding.
+    Groups with the same counts are interchangeable, so the search runs over the few kinds (images per stratum, the
+    two classes last: (K, S + 2)) and how many groups of each there are (K,): random rounding of the share of each
+    kind, then single steps and swaps downhill.
     """
     totals = available @ kinds
     weights = 1 / np.maximum(totals, 1)
@@ -610,7 +489,7 @@ def _held_per_kind(
     kind = np.tile(rng.permutation(len(kinds)), 2)
     sign = np.repeat([1, -1], len(kinds))
     first = second = np.arange(len(kind))
-    if len(kinds) <= MAX_KINDS_FOR_SWAPS:
+    if len(kinds) <= 300:  # so many kinds leave little to mend, and their pairs would fill the memory
         first, second = np.triu_indices(len(kind))
     steps = sign[:, None] * kinds[kind]
     changes = steps[first] + np.where((first == second)[:, None], 0, steps[second])
@@ -626,40 +505,68 @@ def _held_per_kind(
             held[kind[step]] += sign[step]
 
 
-def _check_classes(split: NDArray, label: NDArray[np.int64]) -> None:
-    for name in ("train", "val", "test"):
-        labels = label[split == name]
-        for value, kind in enumerate(("normal", "defective")):
-            if value not in labels:
-                raise DataError(
-                    f"split '{name}' has no {kind} image among {len(labels)}; expected both classes in each split: "
-                    "add images, or choose other val_ratio, test_ratio or split_seed"
-                )
+# --- Decoding
 
 
-# --- The annotation of a picture that lies in a dataset's folder, found as a training would find it.
+MASK_THRESHOLD = 127
+"""Mask values above it are defect: published masks have grey edges."""
 
 
-def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Pictures that a dataset around them has a mask for, and that mask. Nothing is decoded.
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an image to (h, w, 3) RGB, turned as its orientation tag says; grey is repeated, alpha dropped.
 
-    Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
+    Raises:
+        UnreadableError: the file is missing, truncated, or not an image.
     """
-    absolute = {picture: picture.absolute() for picture in pictures}
-    datasets = {found for path in absolute.values() if (found := _dataset_around(path)) is not None}
-    masks: dict[Path, Path] = {}
-    for layout, root in sorted(datasets):
-        masks |= {row.image: row.mask for row in LAYOUTS[layout](root).rows if row.mask is not None}
-    return {picture: masks[path] for picture, path in absolute.items() if path in masks}
+    # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
+    image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _dataset_around(picture: Path) -> tuple[str, Path] | None:
-    """Layout and root of the dataset that a picture lies in, if it lies in one."""
-    for folder in picture.parents:
-        if folder.name == "images" and (folder.parent / "masks").is_dir():
-            return "generic", folder.parent
-        if folder.name == "test" and (folder.parent / "ground_truth").is_dir():
-            return "mvtec", folder.parent
-        if folder.name == "Imgs" and folder.parent.name.startswith("MT_"):
-            return "magnetic_tile", folder.parent.parent
-    return None
+def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
+    """Decode a mask to its 8-bit values, (h, w).
+
+    Raises:
+        UnreadableError: the file is missing, truncated, or not an image.
+    """
+    return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
+
+
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
+    """Defect pixels of a mask file, (h, w)."""
+    return read_mask_values(path) > MASK_THRESHOLD
+
+
+def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
+    """Scale integers by their type: 16 bits are divided by 257, whatever the image holds; others: `UnreadableError`.
+
+    A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
+    could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
+    return cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
+
+
+def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
+    """As `to_8_bit`, but a mask whose values all fit 8 bits keeps them: it has two values and no brightness."""
+    if mask.dtype == np.uint16 and mask.max(initial=0) <= 255:
+        return mask.astype(np.uint8)
+    return to_8_bit(mask, path)
+
+
+def _decode(path: str | Path, flags: int, what: str) -> NDArray:
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        state = "is empty" if not data.size else "is truncated or not an image"
+        raise UnreadableError(f"{path}: {what} {state}; replace the file")
+    return image
