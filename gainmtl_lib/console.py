@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.data_check import LEVELS, check_data_of, contact_sheet_samples
-from gainmtl_lib.dataset import box_labels_of, build_data, build_samples
+from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import (
     OUT_OF_DATE,
     TABLE,
@@ -50,6 +50,7 @@ from gainmtl_lib.figures import (
     save_figure,
     strategies_figure,
 )
+from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import (
@@ -488,7 +489,6 @@ def report_data_check(
     report = check_data_of(settings, val_ratio=val_ratio)
     sections = {
         "images by split and defect type": report.counts,
-        "boxes by class, with quantiles of their share of the image": report.boxes,
         "masks": report.masks,
         "defect area, share of the image": report.defect_area,
         f"grid IoU at {' x '.join(map(str, settings.image_size))} px: what the masks reach on a map": report.grid_iou,
@@ -504,8 +504,7 @@ def report_data_check(
         if len(found) > SHOWN:
             console.print(f"{level}: … and {len(found) - SHOWN} more")
     if contact_sheet_path is not None:
-        sheet = contact_sheet_samples(report.samples)
-        save_figure(contact_sheet(sheet.images, sheet.masks, sheet.titles), contact_sheet_path)
+        save_figure(contact_sheet(*contact_sheet_samples(report.samples)), contact_sheet_path)
         console.print(f"contact sheet: {escape(str(contact_sheet_path))}")
     counts = {level: sum(finding.level == level for finding in report.findings) for level in ("error", "warning")}
     console.print(f"{counts['error']} errors, {counts['warning']} warnings")

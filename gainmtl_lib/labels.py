@@ -257,7 +257,7 @@ def _with_rows(
     meant = []
     for label in labels:
         *folders, name = _parts(label.picture) or [""]
-        rows = [row for row in by_name.get(name, []) if (own[row][-1] == name) == (label.file.suffix == ".json")]
+        rows = [row for row in by_name.get(name, []) if (own[row][-1] == name) == (label.file.suffix.lower() == ".json")]
         fitting = [row for row in rows if _within(folders, own[row][:-1]) or _within(own[row][:-1], folders)]
         pairs = {row: zip(reversed(folders), reversed(own[row][:-1]), strict=False) for row in fitting}
         meant.append([row for row in fitting if all(a == b for a, b in pairs[row])] or fitting)
@@ -458,7 +458,7 @@ def read_coco(file: Path, found: list[Finding]) -> list[Label]:
         size = (one.get("height") or 0, one.get("width") or 0)  # exporters that do not know it write 0, -1 or null
         labels[one["id"]] = Label(file, str(one["file_name"]), size if min(size) > 0 else None)
     for number, one in enumerate(_entries(file, content, "annotations", "image_id", "bbox")):
-        place = f"annotation {one.get('id', number)}"
+        place = f"annotation {number if one.get('id') is None else one['id']}"
         try:
             x, y, width, height = map(float, one["bbox"])
         except (TypeError, ValueError):

@@ -30,23 +30,20 @@ from gainmtl_lib.dataset import (
     Batch,
     EpochSampler,
     SampleDataset,
-    load_samples,
     make_data,
-    share_with_workers,
     whole_batches,
-    with_boxes,
 )
 from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
-from gainmtl_lib.labels import resize_image
+from gainmtl_lib.labels import resize_image, with_boxes
 from gainmtl_lib.readers import (
     SPLITS,
     DataError,
     UnreadableError,
-    assign_splits,
     data_digest,
     image_files,
     read_image,
     read_samples,
+    split_samples,
 )
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import visible_defect
@@ -87,8 +84,12 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
     samples = with_boxes(samples, settings)
     if settings.dataset_type == "mvtec":
         samples["split"] = [split or "test" for split in samples["split"]]
-    samples = assign_splits(
-        samples, val_ratio=settings.val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
+    samples = split_samples(
+        samples,
+        val_ratio=settings.val_ratio,
+        test_ratio=settings.test_ratio,
+        seed=settings.seed_of_split,
+        both_classes=False,
     )
     _check_good_parts(samples, settings.dataset_folder)
     dropped = samples["split"].isin(GOOD_PARTS) & (samples["label"] == 1)
@@ -259,19 +260,10 @@ class SplitProvider(DatasetProvider):
         Raises:
             DataError: files that cannot be decoded; with `skip_unreadable`, too few that can.
         """
-        settings = self.settings
-        loaded = load_samples(
-            self.samples,
-            image_size=settings.image_size,
-            resize=settings.resize,
-            keep=settings.cache_images,
-            skip_unreadable=settings.skip_unreadable,
-        )
-        _check_good_parts(loaded.samples, settings.dataset_folder)
-        if settings.num_workers > 0:
-            share_with_workers(loaded)
-        self.samples = loaded.samples
-        return SampleDataset(loaded, image_size=settings.image_size, resize=settings.resize)
+        dataset = SampleDataset(self.samples, self.settings)
+        _check_good_parts(dataset.samples, self.settings.dataset_folder)
+        self.samples = dataset.samples
+        return dataset
 
     @cached_property
     def _validation(self) -> NormalsAndAnomalies:

@@ -1,0 +1,549 @@
+"""From the table to batches: what a batch holds, what an epoch depends on, edits, augmentation, fewer and coarser masks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from drawn_data import truncate_file, write_generic, write_mask, write_picture
+from tiny import tiny_data, tiny_settings
+
+from gainmtl_lib.dataset import Augmentation, Batch, EpochSampler, GainDataModule, coarser_mask, with_mask_share
+from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.readers import DataError, data_digest, read_samples
+from gainmtl_lib.runs import collect_runs, compare
+from gainmtl_lib.settings import Settings
+from gainmtl_lib.train import fit
+
+SIZE = (24, 32)
+STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_prob=0.0, gaussian_noise_prob=0.0)
+
+
+def module(root: Path, **options) -> GainDataModule:
+    samples = read_samples(root, dataset_type="generic")
+    return tiny_data(samples, **{**dict(image_size=SIZE, batch_size=4, seed=7), **options})
+
+
+def epoch_of(data: GainDataModule, epoch: int) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+    return list(loader)
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def test_a_batch_is_what_the_record_says(generic):
+    data = module(generic)
+    batch = next(iter(data.loader("train")))
+    assert (batch.images.shape, batch.images.dtype) == ((4, 3, *SIZE), torch.float32)
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.masks.shape, batch.masks.dtype) == ((4, 1, *SIZE), torch.float32)
+    assert (batch.labels.dtype, batch.has_mask.dtype, batch.index.dtype) == (torch.int64, torch.bool, torch.int64)
+    assert data.samples.iloc[batch.index.tolist()]["label"].tolist() == batch.labels.tolist()
+    assert batch.has_mask.tolist() == (batch.labels == 1).tolist()
+    quarter = torch.zeros(SIZE)
+    quarter[:12, :16] = 1
+    for mask, label in zip(batch.masks, batch.labels, strict=True):
+        assert torch.equal(mask[0], quarter * label)
+
+
+def test_cached_or_not_and_with_workers_the_batches_are_the_same(generic):
+    cached, on_disk, workers = module(generic), module(generic, cache_images=False), module(generic, num_workers=2)
+    assert equal(epoch_of(cached, 3), epoch_of(on_disk, 3)) and on_disk.dataset.images is None
+    assert equal(epoch_of(cached, 3), epoch_of(workers, 3))
+    assert equal(list(cached.loader("test")), list(on_disk.loader("test")))
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone(generic):
+    data = module(generic)
+    first = epoch_of(data, 1)
+    epoch_of(data, 0)
+    torch.manual_seed(123)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state()
+    assert equal(epoch_of(data, 1), first), "as after a resume"
+    assert torch.equal(torch.get_rng_state(), before), "the model's own draws are left alone"
+    assert not equal(epoch_of(data, 2), first)
+    assert not equal(epoch_of(module(generic, seed=8), 1), first)
+
+
+def test_every_training_row_once_shuffled_and_augmented(generic):
+    data = module(generic, batch_size=2)
+    rows = torch.cat([batch.index for batch in epoch_of(data, 0)]).tolist()
+    assert sorted(rows) == data.rows("train") != rows
+    variants = {data.dataset[(epoch, rows[0])].images.numpy().tobytes() for epoch in range(8)}
+    assert len(variants | {data.dataset[rows[0]].images.numpy().tobytes()}) > 2
+    still = module(generic, **STILL).dataset
+    assert torch.equal(still[(0, rows[0])].images, still[rows[0]].images)
+
+
+def test_other_splits_come_in_order_as_they_are(generic):
+    data = module(generic)
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        assert torch.cat([batch.index for batch in loader]).tolist() == data.rows(split) == sorted(data.rows(split))
+    assert equal(list(data.loader("val")), list(data.loader("val")))
+    with pytest.raises(DataError, match="no image is in split 'test_shift'; the data has test, train, val"):
+        data.loader("test_shift")
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5]), (4, [4, 2]), (1, [1] * 6), (6, [6])])
+def test_a_last_batch_of_one_is_dropped_in_training(generic, batch_size, sizes):
+    data = module(generic, batch_size=batch_size)
+    assert [len(batch.labels) for batch in epoch_of(data, 0)] == sizes
+    assert sum(len(batch.labels) for batch in data.loader("train")) == 6
+
+
+def test_lightning_tells_the_sampler_the_epoch(generic):
+    class Recorder(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.rows: list[list[int]] = []
+
+        def training_step(self, batch, batch_idx):
+            self.rows.append(batch.index.tolist())
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model, data = Recorder(), module(generic, batch_size=6)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    L.Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, **quiet).fit(model, datamodule=data)
+    assert model.rows == [epoch_of(data, epoch)[0].index.tolist() for epoch in range(2)]
+    sampler = EpochSampler([4, 7, 9], seed=0)
+    sampler.set_epoch(5)
+    assert sorted(sampler) == [(5, 4), (5, 7), (5, 9)] and len(sampler) == 3
+
+
+def test_class_counts_training_masks_and_the_digest(generic):
+    for data in (module(generic), module(generic, cache_images=False)):
+        assert data.class_counts == (3, 3)
+        masks = dict(data.training_masks())
+        assert list(data.samples.loc[list(masks), "label"]) == [1, 1, 1]
+        assert [(tuple(mask.shape), mask.sum().item()) for mask in masks.values()] == [((1, *SIZE), 192.0)] * 3
+        assert data.digest == data_digest(read_samples(generic, dataset_type="generic"))
+    (generic / "masks").rename(generic / "elsewhere")
+    assert list(module(generic).training_masks()) == []
+
+
+def test_defective_without_mask_or_with_an_empty_one_has_no_mask(generic, caplog):
+    (generic / "masks/train/defective/train_d0.png").unlink()
+    write_mask(generic / "masks/train/defective/train_d1.png", box=(slice(0, 0), slice(0, 0)))
+    data = module(generic)
+    digest = data.digest
+    assert data.samples["mask"].notna().sum() == 8
+    data.setup("fit")
+    assert "train_d1.png: mask holds no defect pixel; treated as missing" in caplog.text
+    assert data.samples["mask"].notna().sum() == 7 and data.samples["mask"].iloc[4] is None
+    batch = next(iter(data.loader("train")))
+    assert batch.labels[:3].tolist() == [1, 1, 1] and batch.has_mask[:3].tolist() == [False, False, True]
+    assert batch.masks[:2].sum() == 0 and data.digest == digest
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_unreadable_files_are_all_named_or_left_out_when_asked(generic, cache, caplog):
+    truncate_file(generic / "images/train/normal/train_n0.png")
+    truncate_file(generic / "masks/train/defective/train_d0.png")
+    with pytest.raises(DataError, match=r"train_n0.png: image is truncated or not an image") as caught:
+        module(generic, cache_images=cache).setup("fit")
+    assert "train_d0.png" in str(caught.value) and "leave it out with skip_unreadable: true" in str(caught.value)
+    data = module(generic, cache_images=cache, skip_unreadable=True)
+    data.setup("fit")
+    assert "left out" in caplog.text and "train_n0.png" in caplog.text
+    assert len(data.samples) == 16 and data.class_counts == (2, 2)
+    for batch in data.loader("train"):
+        for row, label, mask in zip(batch.index.tolist(), batch.labels, batch.masks, strict=True):
+            assert data.samples["label"][row] == label and mask.sum() == 192 * label
+    for number in range(3):
+        truncate_file(generic / f"images/train/normal/train_n{number}.png")
+    with pytest.raises(DataError, match="the training split has 0 normal and 2 defective images; needs both"):
+        module(generic, skip_unreadable=True).setup("fit")
+
+
+def test_a_mask_of_another_size_is_fitted_and_of_another_aspect_ratio_an_error(generic):
+    write_mask(generic / "masks/train/defective/train_d0.png", size=(24, 32))
+    assert [mask.sum().item() for _, mask in module(generic).training_masks()] == [192.0] * 3
+    write_mask(generic / "masks/train/defective/train_d0.png", size=(12, 12))
+    message = r"train_d0.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
+    with pytest.raises(DataError, match=message):
+        module(generic, skip_unreadable=True).setup("fit")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_where_a_letterboxed_picture_lies_is_known(tmp_path, cached):
+    write_generic(tmp_path)
+    write_picture(tmp_path / "images/train/normal/large.jpg", size=(100, 50))
+    truncate_file(tmp_path / "images/train/normal/train_n1.png")
+    data = module(tmp_path, resize="letterbox", cache_images=cached, skip_unreadable=True)
+    for row, path in enumerate(data.dataset.paths):
+        # 100 x 50 in 24 x 32 is 24 x 12, in the middle; 12 x 16 fills it.
+        columns = slice(10, 22) if path.endswith("large.jpg") else slice(0, 32)
+        picture = data.dataset.stored(row)
+        assert picture.place == data.dataset.places[row] == (slice(0, 24), columns)
+        image, mask = picture.without_bars
+        assert np.array_equal(image, picture.image[:, columns]) and mask.shape == image.shape[:2]
+        assert mask.any() == (picture.mask is not None)
+    assert "large" in "".join(data.dataset.paths) and len(data.dataset.paths) == 18
+
+
+def test_external_masks_keep_their_values_and_the_order_of_the_loader(generic, tmp_path):
+    for name, value in (("normal/test_n0", 51), ("normal/test_n1", 0), ("normal/test_n2", 255)):
+        write_picture(tmp_path / f"maps/{name}.png", value=value)
+    for number in range(3):
+        write_picture(tmp_path / f"maps/test_d{number}_mask.png", value=102, size=(24, 32))
+    masks = module(generic).external_masks("test", tmp_path / "maps")
+    assert (masks.shape, masks.dtype) == ((6, 1, *SIZE), torch.float32)
+    assert masks.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.4, 0.2, 0.0, 1.0])
+
+
+def test_external_masks_that_are_missing_ambiguous_or_do_not_fit(generic, tmp_path):
+    data, maps = module(generic), tmp_path / "maps"
+    with pytest.raises(DataError, match=r"maps: no such folder; external_mask_dir holds one mask per image"):
+        data.external_masks("test", maps)
+    maps.mkdir()
+    with pytest.raises(DataError, match=r"has no mask for .*test_d0.png; expected defective/test_d0.png or"):
+        data.external_masks("test", maps)
+    write_picture(maps / "test_d0.png", size=(20, 16))
+    with pytest.raises(DataError, match=r"test_d0.png: mask is 20x16 \(height x width\), its image .* 12x16; expected"):
+        data.external_masks("test", maps)
+    write_picture(generic / "images/test/normal/test_d0.png")
+    with pytest.raises(DataError, match=r"several images have the stem test_d0; .* as defective/test_d0.png"):
+        module(generic).external_masks("test", maps)
+
+
+# edited training pictures
+
+
+def write_surface(path: Path, *, seed: int, box=None, size: tuple[int, int] = (40, 40)) -> None:
+    """A grainy grey surface, with a dark box."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).normal(150, 6, (*size, 1)).repeat(3, axis=2)
+    if box is not None:
+        pixels[box] -= 70
+    cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """Eight pictures per class and split; the defective ones have a dark box of 8 pixels, and a mask."""
+    for place, split in enumerate(("train", "val", "test")):
+        for number in range(8):
+            normal, defective = f"{split}_n{number}.png", f"{split}_d{number}.png"
+            box = (slice(4 + 3 * number, 12 + 3 * number), slice(20, 28))
+            write_surface(tmp_path / f"images/{split}/normal" / normal, seed=100 * place + number)
+            write_surface(tmp_path / f"images/{split}/defective" / defective, seed=100 * place + 50 + number, box=box)
+            write_mask(tmp_path / f"masks/{split}/defective" / defective, size=(40, 40), box=box)
+    return tmp_path
+
+
+def edited(root: Path, **options) -> GainDataModule:
+    return module(root, **{**dict(image_size=(40, 40), image_counterfactual=1.0), **options})
+
+
+def test_edited_pictures_come_with_their_labels_masks_and_rows(marked):
+    data = edited(marked, **STILL)
+    kinds, labels = set(), []
+    for epoch in range(10):
+        for batch in epoch_of(data, epoch):
+            labels += batch.labels.tolist()
+            for image, label, mask, has_mask, row in zip(*batch, strict=True):
+                drawn = data.counterfactuals.draw(epoch, int(row))
+                if drawn is None or drawn.edit is None:
+                    continue
+                kinds.add(drawn.kind)
+                assert int(label) == drawn.edit.label == int(has_mask)
+                assert np.array_equal(mask[0].numpy() > 0, drawn.edit.mask)
+                pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+                assert np.array_equal(pixels, drawn.edit.image)
+    assert kinds == {"heal", "paste", "heal_spot", "heal_beside", "paste_clean", "repaste"}
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.08), "the classes stay as large as they are"
+
+
+def test_edits_come_before_the_augmentation_and_follow_seed_and_epoch(marked):
+    data = edited(marked)
+    first = epoch_of(data, 1)
+    epoch_of(data, 0)
+    assert equal(epoch_of(data, 1), first), "as after a resume"
+    assert not equal(epoch_of(data, 2), first)
+    assert not equal(epoch_of(edited(marked, seed=8), 1), first)
+    drawn = {row: data.counterfactuals.draw(1, row) for row in data.rows("train")}
+    row, edit = next((row, each.edit) for row, each in drawn.items() if each is not None and each.kind == "paste")
+    image, mask = data.dataset.augmentation(edit.image, edit.mask.astype(np.uint8), epoch=1, index=row)
+    shown = data.dataset[(1, row)]
+    assert np.array_equal(shown.masks[0, 0].numpy(), mask)
+    assert torch.equal(shown.images[0], torch.from_numpy(image).permute(2, 0, 1) / 255)
+
+
+def test_edits_are_the_same_from_disk_and_from_workers(marked):
+    first = epoch_of(edited(marked), 2)
+    assert equal(epoch_of(edited(marked, cache_images=False), 2), first)
+    assert equal(epoch_of(edited(marked, cache_images=False, num_workers=1), 2), first)
+
+
+def test_only_training_pictures_are_edited(marked, monkeypatch):
+    tried = []
+    monkeypatch.setattr(ImageCounterfactuals, "check", lambda self: tried.append(self.share))
+    plain, data = module(marked, image_size=(40, 40)), edited(marked)
+    data.setup("test")
+    assert not tried
+    for _ in range(2):  # Lightning calls it once more
+        data.setup("fit")
+    assert tried == [1.0]
+    for split in ("train", "val", "test"):
+        assert equal(list(data.loader(split)), list(plain.loader(split)))
+    training = set(data.rows("train"))
+    draws = [data.counterfactuals.draw(epoch, row) for row in training for epoch in range(4)]
+    assert {each.row for each in draws if each} <= training == set(data.counterfactuals.rows)
+    assert plain.counterfactuals is None and list(plain.pasted_masks()) == []
+    masks = list(data.pasted_masks())
+    assert len(masks) == 5  # 8 masks; an epoch with p = 1 shows 3.2 pasted and 4.8 as stored
+    assert {(tuple(mask.shape), mask.dtype) for mask in masks} == {((1, 40, 40), torch.float32)}
+
+
+def test_one_mask_serves_all_defects_and_turns_differently_each_time(marked):
+    data = edited(marked, mask_share=0.05)
+    ((row, _),) = data.training_masks()
+    batches = [batch for epoch in range(3) for batch in epoch_of(data, epoch)]
+    annotated = [
+        (int(b.index[k]), b.images[k].numpy().tobytes())
+        for b in batches
+        for k in range(len(b.index))
+        if b.has_mask[k] and data.samples["label"][int(b.index[k])] == 1
+    ]
+    assert {index for index, _ in annotated} == {row}
+    assert len(annotated) > 8 and len({image for _, image in annotated}) == len(annotated)
+
+
+def test_edits_without_a_mask_or_a_class_stop_the_training(marked):
+    data = edited(marked, mask_share=0.0)
+    with pytest.raises(DataError, match=r"image_counterfactual is 1, but none of the 8 .* has a mask in use"):
+        data.setup("fit")
+    assert len(list(data.loader("test"))) == 4
+    for number in range(8):
+        truncate_file(marked / f"images/train/normal/train_n{number}.png")
+    message = "image_counterfactual is 1, but the training split has 0 normal and 8 defective"
+    with pytest.raises(DataError, match=message):
+        edited(marked, skip_unreadable=True).setup("fit")
+
+
+def test_bars_of_letterboxed_pictures_are_not_edited(tmp_path):
+    for number in range(6):
+        size, box = ((20, 40), (40, 20))[number % 2], (slice(8, 14), slice(6, 12))
+        write_surface(tmp_path / f"images/train/normal/n{number}.png", seed=number, size=size)
+        write_surface(tmp_path / f"images/train/defective/d{number}.png", seed=50 + number, box=box, size=size)
+        write_mask(tmp_path / f"masks/train/defective/d{number}.png", size=size, box=box)
+    data = edited(tmp_path, **STILL, resize="letterbox")
+    data.setup("fit")  # which prepares the edits
+    changed = 0
+    for row, epoch in ((row, epoch) for row in data.rows("train") for epoch in range(4)):
+        shown = data.dataset[(epoch, row)]
+        bars = torch.ones(40, 40, dtype=torch.bool)
+        bars[data.dataset.places[int(shown.index)]] = False
+        assert bars.sum() == 800
+        assert len(shown.images[0][:, bars].unique(dim=1).T) == 1 and not shown.masks[..., bars].any()
+        changed += not torch.equal(shown.images, data.dataset[int(shown.index)].images)
+    assert changed > 40
+
+
+# augmentation
+
+
+def augmentation(size: tuple[int, int] = (8, 8), **values: float) -> Augmentation:
+    return Augmentation(Settings().model_copy(update=STILL | {"image_size": size} | values))
+
+
+def picture(size: tuple[int, int] = (8, 8)) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose red channel is the mask, so that both can be compared after any move."""
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 2, size).astype(np.uint8)
+    return np.stack([mask * 255, *rng.integers(0, 256, (2, *size))], axis=-1).astype(np.uint8), mask
+
+
+def test_image_and_mask_move_together_in_all_eight_ways():
+    augment, (image, mask) = augmentation(hflip_prob=0.5, vflip_prob=0.5, rotate90_prob=0.5), picture()
+    moved = [augment(image, mask, epoch=0, index=index) for index in range(100)]
+    assert all(np.array_equal(each[..., 0], each_mask * 255) for each, each_mask in moved)
+    assert len({each.tobytes() for each, _ in moved}) == 8
+
+
+def test_probability_zero_changes_nothing_and_one_flips_always():
+    image, mask = picture()
+    same, same_mask = augmentation()(image, mask, epoch=0, index=0)
+    assert np.array_equal(same, image) and np.array_equal(same_mask, mask)
+    assert np.array_equal(augmentation(hflip_prob=1.0)(image, mask, epoch=0, index=0)[0], image[:, ::-1])
+    noisy, same = augmentation(color_jitter_prob=1.0, gaussian_noise_prob=1.0)(image, mask, epoch=0, index=0)
+    assert not np.array_equal(noisy, image) and noisy.dtype == np.uint8 and np.array_equal(same, mask)
+
+
+def test_inputs_that_are_not_square_are_turned_by_half_only():
+    augment, (image, mask) = augmentation((8, 12), rotate90_prob=1.0), picture((8, 12))
+    for index in range(8):
+        turned, turned_mask = augment(image, mask, epoch=0, index=index)
+        assert np.array_equal(turned, image[::-1, ::-1]) and np.array_equal(turned_mask, mask[::-1, ::-1])
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone():
+    values = dict(hflip_prob=0.5, rotate90_prob=0.5, color_jitter_prob=1.0, gaussian_noise_prob=1.0)
+    wanted = augmentation(**values)(*picture(), epoch=2, index=3)[0]
+    second = augmentation(**values)
+    for epoch, index in ((3, 3), (2, 4)):
+        assert not np.array_equal(second(*picture(), epoch=epoch, index=index)[0], wanted)
+    assert np.array_equal(second(*picture(), epoch=2, index=3)[0], wanted)
+    assert not np.array_equal(augmentation(seed=8, **values)(*picture(), epoch=2, index=3)[0], wanted)
+
+
+# fewer and coarser training masks
+
+
+def kept(share: float, *, seed: int = 0, samples: pd.DataFrame | None = None) -> set[str]:
+    """Training defects of two types with masks, one without, a normal one, and an annotated defect of the test split."""
+    rows = [("scratch", 1, f"s{k}", "train") for k in range(15)] + [("dent", 1, f"d{k}", "train") for k in range(5)]
+    rows += [("dent", 1, None, "train"), ("normal", 0, None, "train"), ("dent", 1, "t", "test")]
+    table = pd.DataFrame(rows, columns=["defect_type", "label", "mask", "split"], dtype=object).astype({"label": int})
+    left = with_mask_share(table, share, seed=seed)
+    pd.testing.assert_frame_equal(left.drop(columns="mask"), table.drop(columns="mask"))
+    masks = set(left["mask"]) - {None}
+    assert "t" in masks
+    return masks - {"t"}
+
+
+def test_shares_of_masks_are_nested_drawn_by_the_seed_and_alike_in_each_type():
+    counts = {0.0: 0, 0.001: 1, 0.05: 1, 0.1: 2, 0.25: 5, 0.5: 10, 0.9: 18, 1.0: 20}
+    assert {share: len(kept(share)) for share in counts} == counts, "at least one is kept, unless none is asked for"
+    assert all(less <= more for less, more in pairwise(kept(share) for share in counts))
+    assert len({frozenset(kept(0.25, seed=seed)) for seed in range(10)}) > 5
+    for seed in range(5):
+        for share, scratches in ((0.2, 3), (0.4, 6), (0.6, 9)):
+            assert sum(name[0] == "s" for name in kept(share, seed=seed)) == scratches
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_share_of_the_training_masks_is_used(marked, cache):
+    counts = {}
+    for share in (0.0, 0.25, 1.0):
+        data = module(marked, image_size=(40, 40), mask_share=share, cache_images=cache, batch_size=16)
+        counts[share] = {row: mask.sum().item() for row, mask in data.training_masks()}
+        assert data.samples["mask"].notna().sum() == 16 + len(counts[share])
+        assert sum(batch.has_mask.sum().item() for batch in data.loader("test")) == 8
+        (train,) = data.loader("train")
+        assert train.has_mask.sum() == len(counts[share]) and train.labels.sum() == 8
+        assert torch.equal(train.masks.flatten(1).any(1), train.has_mask)
+    assert [len(masks) for masks in counts.values()] == [0, 2, 8]
+    assert set(counts[0.25]) < set(counts[1.0]) and set(counts[0.25].values()) == {64.0}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_training_masks_are_made_coarser_and_others_stay(marked, cache):
+    plain = module(marked, image_size=(40, 40))
+    data = module(marked, image_size=(40, 40), mask_quality="dilated", cache_images=cache)
+    for (_, mask), (_, exact) in zip(data.training_masks(), plain.training_masks(), strict=True):
+        assert mask.sum() > 2 * exact.sum() and (mask >= exact).all()
+    for split in ("val", "test"):
+        assert equal(list(data.loader(split)), list(plain.loader(split)))
+
+
+def test_shifted_masks_follow_the_seed_of_masks_and_the_row(marked):
+    def shifted(**options):
+        data = module(marked, image_size=(40, 40), mask_quality="shifted", **options)
+        return torch.stack([mask for _, mask in data.training_masks()])
+
+    assert torch.equal(shifted(cache_images=False, seed=9), shifted())
+    assert not torch.equal(shifted(split_seed=1), shifted())
+
+
+@pytest.mark.parametrize("quality", ["box", "dilated", "shifted"])
+def test_coarser_masks_stay_off_the_bars(tmp_path, quality):
+    """Pictures of 12 x 16 fill the rows 4 to 27 of 32; their defects lie in the upper left quarter."""
+    write_generic(tmp_path)
+    data = module(tmp_path, resize="letterbox", image_size=(32, 32), mask_quality=quality).dataset
+    masks = [data.stored(row).mask for row in range(len(data)) if data.has_mask[row]]
+    assert len(masks) == 9
+    for mask in masks:
+        assert mask.dtype == np.uint8 and mask.any() and not mask[:4].any() and not mask[28:].any()
+
+
+def boxes(*places: tuple[int, int, int, int], size: tuple[int, int] = (20, 30)) -> np.ndarray:
+    """Boxes of (top, left, height, width)."""
+    mask = np.zeros(size, dtype=bool)
+    for top, left, height, width in places:
+        mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def coarser(mask: np.ndarray, quality: str, seed: int = 0) -> np.ndarray:
+    before = mask.copy()
+    result = coarser_mask(mask, quality, np.random.default_rng(seed))
+    assert np.array_equal(mask, before) and result.dtype == bool and result.shape == mask.shape
+    return result
+
+
+def test_exact_masks_and_empty_ones_stay():
+    assert np.array_equal(coarser(boxes((3, 4, 5, 6)), "exact"), boxes((3, 4, 5, 6)))
+    for quality in ("box", "dilated", "shifted"):
+        assert not coarser(boxes(), quality).any()
+
+
+def test_boxes_hold_their_pieces_and_those_that_touch_become_one():
+    ring = boxes((2, 3, 6, 8))
+    ring[4:6, 5:9] = False
+    assert np.array_equal(coarser(ring, "box"), boxes((2, 3, 6, 8)))
+    apart = boxes((1, 1, 2, 2), (10, 20, 3, 4))
+    assert np.array_equal(coarser(apart, "box"), apart)
+    angle_and_dot = boxes((2, 2, 1, 8), (3, 2, 7, 1), (5, 5, 2, 2))  # an angle whose box holds the dot
+    assert np.array_equal(coarser(angle_and_dot, "box"), boxes((2, 2, 8, 8)))
+    assert np.array_equal(coarser(boxes((2, 2, 3, 3), (5, 5, 3, 3)), "box"), boxes((2, 2, 6, 6)))
+    angle = boxes((2, 2, 1, 6), (3, 2, 3, 1))  # its box ends where the other begins
+    assert np.array_equal(coarser(angle | boxes((6, 7, 2, 8)), "box"), boxes((2, 2, 6, 13)))
+
+
+def test_each_piece_is_dilated_by_half_its_own_size():
+    grown = coarser(boxes((8, 10, 4, 4)), "dilated")
+    rows, columns = np.flatnonzero(grown.any(1)), np.flatnonzero(grown.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (6, 13, 8, 15)
+    assert not grown[6, 8], "grown by a disc: the corners are round"
+    assert 48 < grown.sum() <= 64
+    grown = coarser(boxes((6, 4, 8, 8), (2, 27, 1, 1)), "dilated")
+    assert grown[:, :20].sum() > 2 * 64
+    assert grown[:, 20:].sum() == 5, "a single pixel grows by one"
+
+
+def test_a_shifted_mask_lies_beside_a_compact_defect_in_a_direction_of_the_seed():
+    mask, places = boxes((18, 18, 6, 6), size=(40, 40)), set()
+    for seed in range(20):
+        moved = coarser(mask, "shifted", seed)
+        places.add(moved.tobytes())
+        centre = np.argwhere(moved).mean(axis=0) - np.argwhere(mask).mean(axis=0)
+        assert moved.sum() == 36 and np.hypot(*centre) == pytest.approx(6, abs=0.75) and (moved & mask).sum() <= 9
+    assert len(places) > 12 and np.array_equal(coarser(mask, "shifted", 3), coarser(mask, "shifted", 3))
+    for large in (boxes((0, 0, 3, 3)), boxes((0, 0, 20, 30)), boxes((0, 0, 20, 29)), boxes((19, 0, 1, 30))):
+        assert all(coarser(large, "shifted", seed).sum() >= large.sum() / 2 for seed in range(10))
+
+
+# the same seed, the same study
+
+
+def test_the_same_seed_gives_the_same_study_twice_from_nothing(tmp_path):
+    """S1, and S6, which has every part and every kind of randomness, in two folders that share nothing."""
+    studies = []
+    for name in ("first", "second"):
+        for strategy in ("S1", "S6"):
+            evaluate(fit(tiny_settings(tmp_path / name, strategy, num_epochs=2)), device="cpu")
+        studies.append(collect_runs(tmp_path / name / "outputs/tiny"))
+    for one, other in zip(*studies, strict=True):
+        assert one.folder != other.folder and len(one.predictions) == 16
+        pd.testing.assert_frame_equal(one.predictions, other.predictions, check_exact=True)
+    first, second = map(compare, studies)
+    assert not studies[0][0].predictions["probability"].equals(studies[0][1].predictions["probability"])
+    pd.testing.assert_frame_equal(first, second, check_exact=True)

@@ -1,0 +1,609 @@
+"""Masks at the network's size; boxes to masks: what each format means, which picture, and what is refused or left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anomaly_runs import tiny_anomaly_settings
+from box_files import (
+    PIXELS,
+    SIZE,
+    boxed_data,
+    coco,
+    drawn,
+    stored,
+    voc,
+    write_coco,
+    write_label,
+    write_voc,
+    write_yolo,
+)
+from drawn_data import write_mask, write_picture
+from PIL import Image
+
+from gainmtl_lib.dataset import build_data, build_samples
+from gainmtl_lib.efficientad.data import samples_in_use
+from gainmtl_lib.labels import (
+    EXPECTED,
+    Label,
+    _cells,
+    _with_rows,
+    box_labels_of,
+    picture_size,
+    resize_image,
+    resize_mask,
+    same_aspect,
+    scan_boxes,
+    with_boxes,
+)
+from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_samples
+from gainmtl_lib.settings import Settings
+
+WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+
+# pictures and masks at the network's size
+
+
+def test_shrinking_averages_by_area_also_one_side_alone():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:2, :2] = 200
+    image[0, 2] = 100
+    assert resize_image(image, (2, 2), "squash")[..., 0].tolist() == [[200, 25], [0, 0]]
+    rows = np.zeros((8, 2, 3), np.uint8)
+    rows[::2] = 100  # rows alternate: area gives 50 everywhere, picking single rows would not
+    assert np.unique(resize_image(rows, (2, 4), "squash")).tolist() == [50]
+
+
+def test_letterbox_is_centred_and_filled_with_the_mean_colour():
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:, 4:] = [200, 100, 50]
+    boxed = resize_image(image, (8, 8), "letterbox")
+    assert boxed[0, 0].tolist() == boxed[7, 7].tolist() == [100, 50, 25]
+    assert np.array_equal(boxed[2:6], image)
+    mask = resize_mask(image[..., 0] == 0, (8, 8), "letterbox")
+    assert np.argwhere(mask).min(0).tolist() == [2, 0] and np.argwhere(mask).max(0).tolist() == [5, 3]
+
+
+def test_mask_is_cut_at_half_a_pixel_unless_that_would_empty_it():
+    mask = np.zeros((4, 4), bool)
+    mask[0, :2] = mask[:2, 3] = mask[3, 3] = True  # the cells hold 2, 2, 0 and 1 of four pixels
+    assert resize_mask(mask, (2, 2), "squash").tolist() == [[True, True], [False, False]]
+    line = np.zeros((8, 8), bool)
+    line[3, :] = True  # one eighth of each cell
+    assert resize_mask(line, (2, 2), "squash").tolist() == [[True, True], [False, False]]
+    assert not resize_mask(np.zeros((8, 8), bool), (2, 2), "squash").any()
+
+
+def test_a_mask_of_another_size_is_fitted_to_its_image():
+    mask = np.zeros((2, 4), bool)
+    mask[0, :2] = True
+    fitted = resize_mask(mask, (8, 8), "letterbox", image_size=(4, 8))
+    assert fitted.sum() == pytest.approx(8, abs=4) and not fitted[:2].any() and not fitted[6:].any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "same"), [((100, 200), True), ((33, 67), True), ((200, 100), False), ((90, 200), False)]
+)
+def test_same_aspect_allows_for_rounding(mask, same):
+    assert same_aspect(mask, (100, 200)) is same
+
+
+# boxes
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return boxed_data(tmp_path / "data")
+
+
+def settings_of(root: Path, **values) -> Settings:
+    own = {"data_root": root, "outputs_dir": root.parent / "outputs", "label_kind": "box", "image_size": 64}
+    return Settings(**own | values)
+
+
+def read(root: Path, labels: Path | None = None, dataset_type: str = "generic"):
+    return with_boxes(read_samples(root, dataset_type=dataset_type), settings_of(root, box_labels=labels))
+
+
+def scan(root: Path, labels: Path | None = None):
+    return scan_boxes(read_samples(root, dataset_type="generic"), settings_of(root, box_labels=labels))
+
+
+def masks(samples) -> dict[str, str]:
+    rows = samples.to_dict("records")
+    return {Path(row["image"]).stem: row["mask"] for row in rows if row["mask"] is not None}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_format_gives_the_hand_drawn_masks(root, tmp_path, name):
+    WRITERS[name](root)
+    found = masks(build_samples(settings_of(root)))
+    assert sorted(found) == sorted(PIXELS)
+    for stem, mask in found.items():
+        np.testing.assert_array_equal(stored(mask), drawn(stem))
+        assert Path(mask).is_relative_to(tmp_path / "outputs/data/box_masks")
+        assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
+
+
+def test_a_box_reaches_the_network_at_its_place(root):
+    write_coco(root)
+    data = build_data(settings_of(root))
+    row = next(row for row, image in enumerate(data.dataset.paths) if image.endswith("train_d0.png"))
+    mask = data.dataset[row].masks[0, 0]
+    # Rows 1 to 3 of 12 and columns 2 to 4 of 16 are rows 5.3 to 21.3 and columns 8 to 20 of 64.
+    assert mask[7:20, 9:19].all()  # growing rounds the corners
+    assert mask.sum() == pytest.approx(16 * 12, abs=12)
+
+
+def test_formats_share_one_stored_folder_and_other_boxes_get_another(root, tmp_path):
+    folders = set()
+    for write in WRITERS.values():
+        place = write(root)
+        folders.add(next(iter(masks(read(root)).values())).split("/images/")[0])
+        shutil.rmtree(place if place.is_dir() else place.parent)
+    content = coco()
+    content["annotations"][0]["bbox"][2] += 1
+    write_coco(root, content)
+    changed = next(iter(masks(read(root)).values())).split("/images/")[0]
+    assert len(folders) == 1 and changed not in folders and Path(changed).name.startswith("data-")
+
+
+def test_stored_masks_are_used_again_and_completed(root, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_coco(root)
+    first = masks(read(root))
+    assert "drew the boxes of 3 pictures as masks into" in caplog.text
+    times = {name: Path(mask).stat().st_mtime_ns for name, mask in first.items()}
+    Path(first["val_d0"]).unlink()
+    caplog.clear()
+    assert masks(read(root)) == first
+    assert "drew the boxes of 1 pictures" in caplog.text
+    assert all(Path(first[name]).stat().st_mtime_ns == times[name] for name in ("train_d0", "train_d1"))
+    assert len([path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]) == 3
+
+
+def test_a_store_that_cannot_be_written_is_named(root, tmp_path):
+    write_coco(root)
+    (tmp_path / "outputs").write_text("a file where a folder is to be")
+    with pytest.raises(OSError, match="could not be written"):
+        read(root)
+
+
+def test_mask_files_are_ignored_and_the_rest_of_the_table_stays(root, caplog):
+    caplog.set_level("INFO")
+    write_mask(root / "masks/train/defective/train_d2.png")
+    write_coco(root)
+    before = read_samples(root, dataset_type="generic")
+    after = with_boxes(before.iloc[::-1], settings_of(root))
+    assert "label_kind box: 1 mask files of the dataset are ignored" in caplog.text
+    assert after.iloc[::-1].drop(columns="mask").equals(before.drop(columns="mask"))
+    assert sorted(masks(after)) == sorted(PIXELS) and after["mask"].tolist().count(None) == 15
+    assert list(masks(with_boxes(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
+
+
+def test_the_digest_tells_boxes_apart_and_not_where_the_data_lies(root, tmp_path):
+    write_coco(root)
+    digest = data_digest(build_samples(settings_of(root)))
+    moved = shutil.copytree(root, tmp_path / "a/b/data")
+    assert data_digest(build_samples(settings_of(moved, outputs_dir=tmp_path / "far/away"))) == digest
+    content = coco()
+    content["annotations"][0]["bbox"][0] = 6
+    write_coco(root, content)
+    assert data_digest(build_samples(settings_of(root))) != digest
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (1, 3, ".##..."),
+        (1.4, 2.6, ".##..."),  # centres 1.5 and 2.5
+        (1.5, 2.5, ".#...."),  # the edge at 1.5 counts, that at 2.5 does not
+        (1.6, 3.4, "..#..."),
+        (2.6, 3.4, "...#.."),  # no centre: the pixel of the middle, 3.0
+        (5.9, 6.0, ".....#"),
+        ((0.1 + 0.2) * 5, 2, ".#...."),  # 0.1 + 0.2 is a little above 0.3, and must take the centre at 1.5
+    ],
+)
+def test_a_pixel_belongs_to_a_box_when_its_centre_does(start, end, expected):
+    first, last = _cells(start, end)
+    assert "." * first + "#" * (last - first) + "." * (6 - last) == expected
+
+
+def test_a_turned_photograph_is_boxed_as_it_is_shown(root):
+    path = root / "images/train/defective/turned.jpg"
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(np.zeros((16, 12, 3), np.uint8)).save(path, exif=tag)
+    assert picture_size(str(path)) == read_image(path).shape[:2] == (12, 16)
+    write_label(root, "Annotations/turned.xml", voc([(3, 2, 5, 4)]))
+    np.testing.assert_array_equal(stored(masks(read(root))["turned"]), drawn("train_d0"))
+
+
+def test_the_size_of_every_kind_of_picture_is_read(tmp_path):
+    for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp"):
+        assert picture_size(str(write_picture(tmp_path / f"a{suffix}", size=(5, 9)))) == (5, 9)
+    (tmp_path / "a.png").write_bytes(b"junk")
+    for name in ("a.png", "nowhere.png"):
+        with pytest.raises(UnreadableError):
+            picture_size(str(tmp_path / name))
+
+
+def meant(name: str, images: list[str]) -> list[int]:
+    """Rows of the pictures below /data that a label means; a name without suffix is that of a label file."""
+    label = Label(Path("x.json" if "." in name[-4:] else "x.txt"), name, SIZE, [None])  # type: ignore[list-item]
+    return next((rows for _, rows in _with_rows([label], images, Path("/data"), [])), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train/defective/a", [0]),
+        ("defective/a", [0]),
+        ("train/a", [0, 1]),
+        ("a", [0, 1]),
+        ("val/a", []),
+        ("val/b", [2]),
+        ("crack/val/b", []),
+        ("b", [2]),
+        ("b.png", [2]),
+        ("b.jpg", []),
+        ("/elsewhere/set/images/train/defective/a.png", [0]),
+        (r"C:\set\images\train\defective\a.png", [0]),
+        ("./train/normal/a.png", [1]),
+        ("../../etc/a.png", []),
+        ("", []),
+    ],
+)
+def test_which_pictures_a_label_can_mean(name, expected):
+    images = ["images/train/defective/a.png", "images/train/normal/a.png", "images/val/defective/crack/b.png"]
+    assert meant(name, [f"/data/{image}" for image in images]) == expected
+
+
+def test_the_same_name_above_and_in_a_folder_of_a_defect_type_and_decomposed_names():
+    images = ["/data/images/train/defective/a.png", "/data/images/train/defective/crack/a.png"]
+    names = {"images/train/defective/a": [0], "crack/a": [1], "train/crack/a": [1], "train/a": [0, 1], "a": [0, 1]}
+    for name, expected in names.items():
+        assert meant(name, images) == meant(f"{name}.png", images) == expected
+    image = unicodedata.normalize("NFD", "/data/images/불량/균열.png")
+    assert meant("불량/균열.png", [image]) == meant("균열", [image]) == [0]
+
+
+def test_a_file_a_folder_and_the_usual_place_are_read_alike(root, tmp_path):
+    file = write_coco(root)
+    usual = masks(read(root))
+    assert masks(read(root, file)) == masks(read(root, file.parent)) == usual
+    content = coco()
+    for split in ("train", "val"):  # a folder may hold a file for each split
+        images = [image for image in content["images"] if image["file_name"].startswith(split)]
+        boxes = [box for box in content["annotations"] if box["image_id"] in {image["id"] for image in images}]
+        write_coco(root, content | {"images": images, "annotations": boxes}, f"parts/{split}.json")
+    assert masks(read(root, root / "parts")) == usual
+    shutil.move(file, tmp_path / "x.JSON")
+    assert masks(read(root, tmp_path / "x.JSON")) == usual
+
+
+def test_empty_labels_blank_lines_and_files_of_class_names_are_fine(root):
+    write_yolo(root)
+    write_label(root, "labels/train/train_n0.txt", "")
+    write_label(root, "labels/train/train_d2.txt", "\n \n")
+    write_label(root, "labels/classes.txt", "crack\n")
+    samples, found = scan(root)
+    assert found == [] and sorted(masks(samples)) == sorted(PIXELS)
+
+
+def test_outlines_beside_coco_boxes_and_parts_of_voc_objects_do_not_count(root):
+    write_coco(
+        root, coco([one | {"segmentation": [[2, 1, 5, 1, 5, 4]], "iscrowd": 0} for one in coco()["annotations"]])
+    )
+    for stem, mask in masks(read(root)).items():
+        np.testing.assert_array_equal(stored(mask), drawn(stem))
+    shutil.rmtree(root / "annotations")
+    part = "<part><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>16</xmax><ymax>12</ymax></bndbox></part>"
+    write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)]).replace("<name>", f"{part}<name>"))
+    np.testing.assert_array_equal(stored(masks(read(root))["train_d0"]), drawn("train_d0"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_understood(root, encoding):
+    write_coco(root).write_bytes(json.dumps(coco()).encode(encoding))
+    assert len(masks(read(root))) == 3
+    shutil.rmtree(root / "annotations")
+    write_label(root, "Annotations/train_d0.xml", "").write_bytes(voc([(3, 2, 5, 4)]).encode(encoding))
+    assert len(masks(read(root))) == 1
+
+
+def test_mvtec_and_magnetic_tile_take_boxes(tmp_path):
+    mvtec, tiles = tmp_path / "bottle", tmp_path / "tiles"
+    for name in ("train/good/000.png", "test/good/000.png", "test/crack/000.png", "test/dent/000.png"):
+        write_picture(mvtec / name)
+    write_label(mvtec, "labels/dent/000.txt", "0 0.21875 0.208333 0.1875 0.25\n")
+    samples = read(mvtec, dataset_type="mvtec")
+    assert samples.loc[samples["mask"].notna(), "defect_type"].tolist() == ["dent"]
+    np.testing.assert_array_equal(stored(masks(samples)["000"]), drawn("train_d0"))
+    write_picture(tiles / "MT_Free/Imgs/exp1_num_1.jpg")
+    for suffix in (".jpg", ".bmp"):  # two pictures, each with a mask of its own
+        write_picture(tiles / f"MT_Crack/Imgs/exp1_num_900{suffix}")
+    images = [{"id": k, "file_name": f"exp1_num_900{suffix}"} for k, suffix in enumerate((".jpg", ".bmp"))]
+    boxes = [{"image_id": k, "category_id": 1, "bbox": [k, 0, 2, 2]} for k in (0, 1)]
+    samples = read(tiles, write_coco(tiles, coco(boxes, images=images)), dataset_type="magnetic_tile")
+    rows = {tuple(stored(mask)[0, :4].tolist()) for mask in samples["mask"] if mask is not None}
+    assert rows == {(255, 255, 0, 0), (0, 255, 255, 0)}
+
+
+def test_other_data_is_read_with_labels_of_its_own_and_never_with_labels_from_outside(root, tmp_path):
+    inside = settings_of(root, box_labels=tmp_path / "other" / ".." / "data" / "boxes" / "own.json")
+    assert box_labels_of(inside, tmp_path / "b") == tmp_path / "b/boxes/own.json"
+    assert box_labels_of(settings_of(root, box_labels=tmp_path / "own.json"), tmp_path / "b") is None
+    assert box_labels_of(settings_of(root), tmp_path / "b") is None
+
+
+# what is left out or changed
+
+
+def box(*bbox: float, **values) -> dict:
+    """An annotation of train_d0."""
+    return {"id": 7, "image_id": 0, "category_id": 1, "bbox": list(bbox)} | values
+
+
+WELL = box(2, 1, 3, 3, id=1)
+"""The box of train_d0 that is drawn by hand."""
+NOTHING = "cover nothing of the picture of 12x16 (height x width); left out"
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (box(16, 0, 3, 3), "that cover nothing", f"left, top, right, bottom 16, 0, 19, 3 {NOTHING}"),
+        (box(2, -5, 3, 5), "that cover nothing", f"left, top, right, bottom 2, -5, 5, 0 {NOTHING}"),
+        (box(2, 1, 0, 3), "that cover nothing", f"left, top, right, bottom 2, 1, 2, 4 {NOTHING}"),
+        (box(float("nan"), 1, 3, 3), "that cover nothing", f"left, top, right, bottom nan, 1, nan, 4 {NOTHING}"),
+        (box(2, 1, float("inf"), 3), "that cover nothing", f"left, top, right, bottom 2, 1, inf, 4 {NOTHING}"),
+        (box(9, 9, 2, 2, iscrowd=1), "of crowds", "a crowd, not one object's box; left out"),
+        (box(9, 9, 2, 2, image_id=99), "of an unknown image", "image_id 99 is not among the file's images; left out"),
+    ],
+)
+def test_boxes_that_are_left_out(root, bad, kind, message):
+    file = write_coco(root, coco([WELL, bad, WELL]))
+    samples, found = scan(root)
+    assert [(one.level, one.kind, str(one)) for one in found] == [
+        ("warning", f"boxes {kind}", f"{file}: annotation 7: {message}")
+    ]
+    (mask,) = samples["mask"].dropna()
+    np.testing.assert_array_equal(stored(mask), drawn("train_d0"))
+
+
+def test_a_box_partly_outside_is_clipped_and_half_a_pixel_is_no_matter(root):
+    file = write_coco(root, coco([box(-2, -3.5, 6, 5.5), box(12, 10, 4.4, 2.5, image_id=1)]))
+    samples, found = scan(root)
+    beyond = "reaches 3.5 pixels beyond the picture of 12x16 (height x width); clipped"
+    assert list(map(str, found)) == [f"{file}: annotation 7: {beyond}"]
+    first, second = (stored(mask) > 0 for mask in samples["mask"].dropna())
+    assert first[:2, :4].all() and first.sum() == 8
+    assert second[10:, 12:].all() and second.sum() == 8
+
+
+@pytest.mark.parametrize(("height", "message"), [(11.4, "95% of the picture, and hardly says where"), (11, None)])
+def test_a_box_over_nearly_the_whole_picture_is_a_warning(root, height, message):
+    write_coco(root, coco([box(0, 0, 16, height)]))
+    assert [message in one.message for one in scan(root)[1]] == [True] * (message is not None)
+
+
+def test_pictures_of_another_size_in_the_file(root):
+    content = coco([box(4, 2, 6, 6)])
+    content["images"][0] |= {"width": 32, "height": 24}
+    file = write_coco(root, content)
+    samples, found = scan(root)
+    sizes = "the picture is 24x32 (height x width) there, and 12x16 on disk"
+    assert list(map(str, found)) == [f"{file}: {sizes}; its boxes are scaled"]
+    np.testing.assert_array_equal(stored(samples["mask"].dropna().iloc[0]), drawn("train_d0"))
+    content["images"][0] |= {"height": 32}
+    write_coco(root, content)
+    assert "32x32 (height x width) there, and 12x16 on disk; expected the same aspect ratio" in errors(root)
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}])
+def test_a_size_that_is_not_told_is_not_compared(root, size):
+    content = coco()
+    content["images"] = [{"id": image["id"], "file_name": image["file_name"]} | size for image in content["images"]]
+    write_coco(root, content)
+    assert scan(root)[1] == []
+    shutil.rmtree(root / "annotations")
+    write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)], size=(0, 0) if size else None))
+    assert scan(root)[1] == []
+
+
+def test_labels_without_a_picture_are_counted_and_pictures_that_cannot_be_read_are_the_loaders_affair(root):
+    content = coco()
+    content["images"][0]["file_name"] = "gone.png"
+    file = write_coco(root, content)
+    (root / "images/train/defective/train_d1.png").write_bytes(b"junk")
+    samples, found = scan(root)
+    assert list(map(str, found)) == [f"{file}: there is no picture 'gone.png' in the dataset; its label is left out"]
+    assert list(masks(samples)) == ["val_d0"]
+
+
+def test_a_run_logs_each_kind_once_with_its_count(root, caplog):
+    lost = [box(2, 1, 0, 3, id=k) for k in range(20)]
+    write_coco(root, coco([WELL, *lost, box(9, 9, 2, 2, image_id=99)]))
+    read(root)
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 2
+    assert "boxes that cover nothing: 20, such as" in caplog.text
+    assert "boxes of an unknown image: 1, such as" in caplog.text
+
+
+# what is refused
+
+
+def errors(root: Path, labels: Path | None = None) -> str:
+    """The one error of the labels, from a run; the check says the same."""
+    with pytest.raises(DataError) as caught:
+        read(root, labels)
+    assert "\n".join(str(one) for one in scan(root, labels)[1] if one.level == "error") == str(caught.value)
+    return str(caught.value)
+
+
+def test_labels_that_mean_no_picture_at_all(root):
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(3)]
+    file = write_coco(root, coco(images=images))
+    assert errors(root) == f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
+
+
+def test_labels_without_a_box_that_can_be_drawn(root):
+    none = "hold no box that can be drawn"
+    advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
+    file = write_coco(root, coco(annotations=[]))
+    assert errors(root) == f"{root}: the labels of 3 pictures {none}; {advice}"
+    write_coco(root, {"images": [], "annotations": [], "categories": []})
+    assert errors(root, file) == f"{file}: the labels of 0 pictures {none}; {advice}"
+    write_coco(root, coco([box(1, 1, 2, 2, image_id="0"), box(2, 1, 0, 3)]))
+    lost = "1 boxes of an unknown image; 1 boxes that cover nothing"
+    assert errors(root) == f"{root}: the labels of 3 pictures {none}; {lost}; {advice}"
+
+
+def test_a_box_on_a_normal_picture(root):
+    content = coco()
+    content["images"][0]["file_name"] = "train_n0.png"
+    file, normal = write_coco(root, content), root / "images/train/normal/train_n0.png"
+    advice = "which is labelled normal; move the picture, or remove the boxes"
+    assert errors(root) == f"{file}: has boxes for {normal}, {advice}"
+    write_coco(root, content | {"annotations": [box(2, 1, 0, 3), box(1, 1, 2, 2, image_id=1)]})
+    assert [finding.level for finding in scan(root)[1]] == ["warning"]
+
+
+def test_a_stem_of_several_pictures(root):
+    write_picture(root / "images/val/defective/train_d0.png")
+    file = write_label(root, "labels/train_d0.txt", "0 0.5 0.5 0.1 0.1")
+    assert errors(root) == (
+        f"{file}: 'train_d0' can mean 2 pictures, such as {root}/images/train/defective/train_d0.png and "
+        f"{root}/images/val/defective/train_d0.png; name the picture's folders, too"
+    )
+    file.rename(write_label(root, "labels/train/train_d0.txt", ""))
+    assert scan(root)[1] == []
+
+
+def test_a_picture_with_boxes_in_two_places(root):
+    write_label(root, "labels/train_d0.txt", "0 0.5 0.5 0.1 0.1")
+    write_label(root, "labels/train/train_d0.txt", "0 0.4 0.5 0.1 0.1")
+    picture, other = root / "images/train/defective/train_d0.png", root / "labels/train/train_d0.txt"
+    assert errors(root).endswith(f"'train_d0' is {picture}, which has boxes in {other}, too; keep one")
+    content = coco([WELL, box(1, 1, 2, 2, image_id=1)])
+    content["images"][1]["file_name"] = "train_d0.png"
+    file = write_coco(root, content)
+    assert f"which has boxes in {file} ('train/defective/train_d0.png'), too; keep one" in errors(root, file)
+
+
+def test_an_error_in_one_file_does_not_hide_another(root):
+    write_yolo(root)
+    write_label(root, "labels/train/train_d0.txt", "0 1")
+    write_label(root, "labels/train/train_d1.txt", "x x x x x")
+    samples, found = scan(root)
+    assert [finding.level for finding in found] == ["error", "error"] and list(masks(samples)) == ["val_d0"]
+
+
+def entries(**parts) -> str:
+    return json.dumps({"images": [], "annotations": [], "categories": []} | parts)
+
+
+TWICE = [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]
+ENTITIES = '<!DOCTYPE a [<!ENTITY x "1"><!ENTITY y SYSTEM "file:///etc/passwd">]>'
+LEVELS = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 30))
+BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;")}'
+FIVE = "expected five: class, centre x, centre y, width, height"
+DOCTYPE = "declares a document type (<!DOCTYPE>), which can define entities and is not read; remove it"
+CORNERS = "object 1 has no complete <bndbox>; expected four numbers, found"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (".json", "{", "not a JSON file: "),
+        (".json", "[" * 100_000, "not a JSON file: "),
+        (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
+        (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
+        (".json", '{"images": []}', "expected images, annotations and categories, found images"),
+        (".json", entries(images=[{"id": 1}]), "not a COCO file of boxes: entry 0 of images has no file_name"),
+        (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
+        (".json", entries(images=3), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
+        (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
+        (
+            ".json",
+            entries(annotations=[{"image_id": 1, "bbox": [1, 2, 3]}]),
+            "annotation 0: bbox must be four numbers, got [1, 2, 3]",
+        ),
+        (".json", entries(images=TWICE), "images have the id 1 more than once; ids must tell them apart"),
+        (".txt", "0 0.5 0.5 0.1", f"line 1 has 4 columns; {FIVE}"),
+        (".txt", "7", f"line 1 has 1 column; {FIVE}"),
+        (
+            ".txt",
+            "0 .5 .5 .1 .1\n0 .5 .5 .1 .1 .9",
+            f"line 2 has 6 columns, as predictions with a confidence have; {FIVE}",
+        ),
+        (".txt", "0 .1 .1 .2 .1 .2 .2", f"line 1 has 7 columns, as a polygon of 3 points has; {FIVE}"),
+        (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and four numbers"),
+        (".txt", "0 .5 x .1 .1", "line 1 reads '0 .5 x .1 .1'; expected a class number and four numbers"),
+        (
+            ".txt",
+            "0 120 80 30 20",
+            "line 1 holds the value 120; expected shares of the picture from 0 to 1, not pixels",
+        ),
+        (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
+        (".xml", "", "not a readable XML file: no element found"),
+        (".xml", "<annotation>&x;</annotation>", "not a readable XML file: undefined entity"),
+        (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
+        (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), DOCTYPE),
+        (".xml", BOMB, DOCTYPE),
+        (".xml", BOMB.encode("utf-16"), DOCTYPE),
+        (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
+        (".xml", '<?xml version="1.0" encoding="euc-kr"?><annotation/>', "multi-byte encodings are not supported"),
+        (
+            ".xml",
+            "<annotation><object><name>a</name></object></annotation>",
+            f"{CORNERS} xmin None, ymin None, xmax None, ymax None",
+        ),
+        (".xml", voc([(3, 2, 5, "")]), f"{CORNERS} xmin '3', ymin '2', xmax '5', ymax ''"),
+        (
+            ".xml",
+            voc([(3, 2, 5, 4)]).replace("<width>16", "<width>wide"),
+            "<size> must hold whole numbers, found height and width ['12', 'wide']",
+        ),
+    ],
+)
+def test_broken_files(root, name, text, message):
+    file = write_label(root, f"other/train_d0{name}", "")
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = errors(root, file.parent)
+    assert found.startswith(f"{file}: ") and message in found
+
+
+def test_places_without_labels_or_with_too_many(root):
+    assert errors(root).startswith(f"{root}: no box labels; expected annotations/*.json, labels/*.txt or Annotations/")
+    expected = "expected a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (.xml)"
+    assert errors(root, root / "nowhere") == f"{root}/nowhere: box_labels does not exist; {expected}"
+    file = write_label(root, "boxes.csv", "")
+    assert errors(root, file) == f"{file}: box_labels is a file; {expected}"
+    write_label(root, "other/classes.txt", "")
+    write_label(root, "other/.hidden.txt", "")
+    assert errors(root, root / "other") == f"{root}/other: holds no label files; {expected}, found classes.txt"
+    write_coco(root)
+    write_coco(root, name="annotations/more.json")
+    write_yolo(root)
+    place = write_voc(root)
+    names = "annotations/boxes.json, annotations/more.json, labels, Annotations"
+    assert errors(root) == f"{root}: box labels lie in 4 places ({names}); choose by box_labels: {EXPECTED}"
+    write_label(place, "a.txt", "")
+    formats = "1 of YOLO (.txt), 3 of VOC (.xml)"
+    assert errors(root, place) == f"{place}: holds label files of several formats: {formats}; keep one of them there"
+
+
+def test_efficientad_scores_its_maps_against_boxes(root, tmp_path):
+    write_coco(root)
+    images = [{"id": 0, "file_name": "test_d0.png", "width": 16, "height": 12}]
+    labels = write_coco(tmp_path, coco([WELL], images=images), name="boxes.json")
+    values = {"data_root": root, "dataset_type": "generic", "label_kind": "box", "box_labels": labels}
+    samples = samples_in_use(tiny_anomaly_settings(tmp_path, **values))
+    assert list(masks(samples)) == ["test_d0"]
