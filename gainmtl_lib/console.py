@@ -480,7 +480,7 @@ def report_data_check(
 
     Args:
         settings: of the training that the data is for.
-        val_ratio: as for `check_dataset`.
+        val_ratio: as for `check_data_of`.
         contact_sheet_path: file of the contact sheet; None for none.
 
     Returns:

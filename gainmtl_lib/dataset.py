@@ -437,9 +437,9 @@ class SampleDataset(Dataset[Batch]):
                 return Finding("error", "", str(error))
             kept[row] = picture.place, None if picture.mask is None else masks[row]
             if self.images is not None:
-                self.images[row] = torch.from_numpy(picture.image)
+                self.images.numpy()[row] = picture.image
             if self.masks is not None and picture.mask is not None:
-                self.masks[self._slots[row]] = torch.from_numpy(picture.mask)
+                self.masks.numpy()[self._slots[row]] = picture.mask
             if picture.mask is None and masks[row] is not None:
                 return Finding("warning", masks[row], "mask holds no defect pixel; treated as missing")
             return None

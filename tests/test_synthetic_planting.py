@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib.cli import main
-from gainmtl_lib.data_check import check_dataset
+from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.readers import DataError, read_image, read_mask, read_samples, split_samples
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.synthetic import cues, planting
 from gainmtl_lib.synthetic.cues import read_cue
 from gainmtl_lib.synthetic.planting import (
@@ -277,7 +278,7 @@ def test_unreadable_pictures_are_all_named_or_left_out(tmp_path, caplog):
 
 def test_the_data_check_reads_a_planted_folder_without_complaint(tmp_path):
     out = plant(read(generic(tmp_path / "in")), tmp_path / "out")
-    report = check_dataset(out, group_pattern=GROUP_PATTERN, image_size=(64, 64))
+    report = check_data_of(Settings(data_root=out, group_pattern=GROUP_PATTERN, image_size=64))
     assert report.usable
     assert not [finding for finding in report.findings if finding.level == "warning"]
     assert report.counts.loc["test_shift", "total"] == 20
@@ -312,8 +313,6 @@ def test_what_the_command_refuses_before_it_writes_anything(tmp_path, words, cod
 
 
 def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():
-    from gainmtl_lib.settings import Settings
-
     tiles, marked = (Settings.from_yaml(f"params/{name}.yaml") for name in ("magnetic_tile", "magnetic_tile_planted"))
     differing = {name for name, value in tiles.model_dump().items() if value != getattr(marked, name)}
     assert differing == {"experiment", "data_root", "dataset_type", "group_pattern", "val_ratio"}
