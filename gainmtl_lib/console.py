@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ from gainmtl_lib.wording import METRICS as METRIC_NAMES
 from gainmtl_lib.wording import frame_table, markdown_table, number
 
 LEAKS = "[bold]mask_source oracle: the ground truth was given to the model; these are no results[/bold]"
+COMMON = ("run_folder", "device", "export_results", "force")
+"""Options of ``gainmtl evaluate`` for either system."""
+PLACE_OPTIONS = ("efficientad_run", "external_mask_dir")
 SHOWN = 20
 """Lines of a list that may hold hundreds."""
 
@@ -81,48 +85,39 @@ SHOWN = 20
 # --- gainmtl evaluate
 
 
-def evaluate_and_report(
-    console: Console,
-    *,
-    run_folder: Path | None,
-    checkpoint: Path | None,
-    device: str | None,
-    export_results: Path | None,
-    force: bool,
-    **options: Any,
-) -> None:
+def evaluate_and_report(console: Console, **options: Any) -> None:
     """``gainmtl evaluate``: of a run of either system, or of a strategy's checkpoint.
 
     Args:
-        run_folder: of the run, or None where `checkpoint` is given.
-        checkpoint: a file; that of a finished run's best epoch stands for the run.
-        device: see `checked_device`; None is where the run was trained.
-        export_results: where the summary goes as JSON.
-        force: evaluate anew.
-        options: ``data_root``, ``mask_source``, ``external_mask_dir``, ``efficientad_run``, ``visualize``, ``vis_dir``,
-            ``error_analysis``, ``reasons``: of a strategy only.
+        options: those of the command, by their names; of a run of EfficientAD only ``run_folder``, ``device``,
+            ``export_results`` and ``force``.
     """
-    if (run_folder is None) == (checkpoint is None):
+    asked = SimpleNamespace(**options)
+    if (asked.run_folder is None) == (asked.checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
-    run = open_run(run_folder) if run_folder else _run_of(checkpoint)
+    run = open_run(asked.run_folder) if asked.run_folder else _run_of(asked.checkpoint)
+    own = {name: value for name, value in options.items() if name not in COMMON}
     if isinstance(run, EfficientADRun):
-        _refuse(options, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
-        _, summary = evaluate_efficientad(run, device=device, reuse=not force)
+        _refuse(own, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
+        _, summary = evaluate_efficientad(run, device=asked.device, reuse=not asked.force)
         print_evaluation(console, run)
-    elif options["mask_source"] == "all":
-        summary = _compare_sources(console, run, device=device, force=force, **options)
+    elif asked.mask_source == "all":
+        if run is None:
+            raise RunError("--mask-source all is for a finished run; give its folder in place of --checkpoint")
+        others = {name: value for name, value in own.items() if name not in ("mask_source", *PLACE_OPTIONS)}
+        _refuse(others, "--mask-source all compares results on the run's own data; leave {} out")
+        summary = _compare_sources(console, run, asked)
     else:
-        summary = _evaluate_strategy(console, run, checkpoint, device=device, force=force, **options)
-    if export_results is not None:
-        write_json(export_results, summary)
-        console.print(f"results: {escape(str(export_results))}")
+        summary = _evaluate_strategy(console, run, asked)
+    if asked.export_results is not None:
+        write_json(asked.export_results, summary)
+        console.print(f"results: {escape(str(asked.export_results))}")
 
 
-def _run_of(checkpoint: Path | None) -> Run | None:
-    if checkpoint is None or checkpoint.name != "best.ckpt":
-        return None
+def _run_of(checkpoint: Path) -> Run | None:
+    """The finished run whose best checkpoint this is, if it is one."""
     folder = checkpoint.absolute().parent.parent
-    return load_run(folder) if run_status(folder) == "complete" else None
+    return load_run(folder) if checkpoint.name == "best.ckpt" and run_status(folder) == "complete" else None
 
 
 def _refuse(options: Mapping[str, Any], message: str) -> None:
@@ -130,27 +125,16 @@ def _refuse(options: Mapping[str, Any], message: str) -> None:
         raise RunError(message.format(", ".join(given)))
 
 
-def _compare_sources(
-    console: Console,
-    run: Run | None,
-    *,
-    efficientad_run: Path | None,
-    external_mask_dir: Path | None,
-    mask_source: str,
-    device: str | None,
-    force: bool,
-    **others: Any,
-) -> dict[str, Any]:
+def _compare_sources(console: Console, run: Run, asked: SimpleNamespace) -> dict[str, Any]:
     """``--mask-source all``: one table per test split; a source whose masks some pictures lack is left out."""
-    if run is None:
-        raise RunError("--mask-source all is for a finished run; give its folder in place of --checkpoint")
-    _refuse(others, "--mask-source all compares results on the run's own data; leave {} out")
-    places = {"efficientad_run": efficientad_run, "external_mask_dir": external_mask_dir}
+    places = {name: getattr(asked, name) for name in PLACE_OPTIONS}
     known, left_out = known_sources(run, **places)
     data, parts = evaluated_data(run), []
     for name in known:
         try:
-            parts.append(mask_source_table(run, [name], data=data, device=device, reuse=not force, **places))
+            parts.append(
+                mask_source_table(run, [name], data=data, device=asked.device, reuse=not asked.force, **places)
+            )
         except DataError as error:
             left_out[name] = str(error)
     table = pd.concat(parts, ignore_index=True)
@@ -168,57 +152,38 @@ def _compare_sources(
     return {"sources": table.to_dict("records"), "left_out": left_out}
 
 
-def _evaluate_strategy(
-    console: Console,
-    run: Run | None,
-    checkpoint: Path | None,
-    *,
-    data_root: Path | None,
-    mask_source: str | None,
-    external_mask_dir: Path | None,
-    efficientad_run: Path | None,
-    device: str | None,
-    visualize: bool,
-    vis_dir: Path | None,
-    error_analysis: bool,
-    reasons: bool,
-    force: bool,
-) -> dict[str, Any]:
+def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace) -> dict[str, Any]:
     """On the run's own data, or on other data with the run's threshold and scale."""
-    if run is not None:
-        model, settings = run, run.settings
-    else:
-        model, settings = load_checkpoint_model(checkpoint or "")
-    masks_from = _masks_from(efficientad_run, settings, mask_source)
-    source = MaskSource.of(settings, mask_source, external_mask_dir, masks_from)
-    as_trained = run is not None and not any((data_root, mask_source, external_mask_dir, masks_from))
-    if efficientad_run is not None and masks_from is None and not as_trained:
+    model, settings = (run, run.settings) if run is not None else load_checkpoint_model(asked.checkpoint)
+    masks_from = _masks_from(asked.efficientad_run, settings, asked.mask_source)
+    source = MaskSource.of(settings, asked.mask_source, asked.external_mask_dir, masks_from)
+    elsewhere = (asked.data_root, asked.mask_source, asked.external_mask_dir, masks_from)
+    as_trained = run is not None and not any(elsewhere)
+    unfit = "leave --checkpoint, --data-root, --mask-source and --external-mask-dir out"
+    if asked.efficientad_run is not None and masks_from is None and not as_trained:
         raise RunError(
-            "--efficientad-run flags novel pictures of a run as it was trained; leave --checkpoint, --data-root, "
-            "--mask-source and --external-mask-dir out, or give --mask-source efficientad to take its masks"
+            f"--efficientad-run flags novel pictures of a run as it was trained; {unfit}, or give --mask-source "
+            "efficientad to take its masks"
         )
-    if reasons and not as_trained:
-        raise RunError(
-            "--reasons asks a run as it was trained; leave --checkpoint, --data-root, --mask-source and "
-            "--external-mask-dir out"
-        )
-    places = {"external_mask_dir": external_mask_dir, "efficientad_run": masks_from}
+    if asked.reasons and not as_trained:
+        raise RunError(f"--reasons asks a run as it was trained; {unfit}")
+    places = {"external_mask_dir": asked.external_mask_dir, "efficientad_run": masks_from}
     if run is None and source.name in PLACES:
         places[PLACES[source.name][0]] = source.place  # which a model alone does not know
     data, threshold = None, None
-    if data_root is not None or run is None:
-        data = build_data(_elsewhere(settings, data_root) if data_root else settings)
+    if asked.data_root is not None or run is None:
+        data = build_data(_elsewhere(settings, asked.data_root) if asked.data_root else settings)
         threshold = run.metrics["threshold"] if run is not None and run.is_evaluated else None
     table, summary = evaluate(
-        model, data=data, mask_source=mask_source, threshold=threshold, device=device or settings.device,
-        reuse=not force, **places,
+        model, data=data, mask_source=asked.mask_source, threshold=threshold, device=asked.device or settings.device,
+        reuse=not asked.force, **places,
     )  # fmt: skip
     _print_summary(console, summary)
-    besides = _print_besides(console, run, efficientad_run, device, force, reasons) if run and as_trained else {}
-    if error_analysis:
+    besides = _print_besides(console, run, asked) if run is not None and as_trained else {}
+    if asked.error_analysis:
         _print_errors(console, table)
-    if visualize:
-        folder = vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
+    if asked.visualize:
+        folder = asked.vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         fixed = run.metrics if run is not None and run.is_evaluated else summary
         scale = MapScale(**fixed["map_scales"]["cam"]) if fixed.get("map_scales") else None
         pages = explanation_pictures(
@@ -258,19 +223,17 @@ def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(LEAKS)
 
 
-def _print_besides(
-    console: Console, run: Run, efficientad_run: Path | None, device: str | None, force: bool, reasons: bool
-) -> dict[str, Any]:
+def _print_besides(console: Console, run: Run, asked: SimpleNamespace) -> dict[str, Any]:
     """Novel pictures, and what the verdicts rest on: of a run as it was trained."""
     besides: dict[str, Any] = {}
-    if (novelty := _novelty(run, efficientad_run, device, force)) is not None:
+    if (novelty := _novelty(run, asked)) is not None:
         _print_novelty(console, novelty)
         console.print(f"score and flag of every picture: {escape(str(run.folder / TABLE))}")
         besides["novelty"] = novelty.summary
     elif is_stale(run):
         console.print(f"novel pictures: not shown, {escape(OUT_OF_DATE.format(folder=run.folder))}")
-    if reasons:
-        measured = besides["reasons"] = measure_indicators(run, device=device, reuse=not force)
+    if asked.reasons:
+        measured = besides["reasons"] = measure_indicators(run, device=asked.device, reuse=not asked.force)
         console.print(
             frame_table("what the verdicts rest on (test)", indicator_table(measured).rename(index=METRIC_NAMES))
         )
@@ -280,12 +243,12 @@ def _print_besides(
     return besides
 
 
-def _novelty(run: Run, efficientad_run: Path | None, device: str | None, force: bool) -> Novelty | None:
+def _novelty(run: Run, asked: SimpleNamespace) -> Novelty | None:
     """By the EfficientAD run that is asked for; else what is stored, else by the one that the settings name."""
-    if efficientad_run is None and not force and (stored := stored_novelty(run)) is not None:
+    if asked.efficientad_run is None and not asked.force and (stored := stored_novelty(run)) is not None:
         return stored  # the run that it is from need not be there any more
-    other = efficientad_run or run.settings.efficientad_run
-    return stored_novelty(run) if other is None else find_novel(run, other, device=device, reuse=not force)
+    other = asked.efficientad_run or run.settings.efficientad_run
+    return stored_novelty(run) if other is None else find_novel(run, other, device=asked.device, reuse=not asked.force)
 
 
 def _print_novelty(console: Console, novelty: Novelty) -> None:
@@ -384,29 +347,13 @@ STORED = (
 """Keys of an explanation that go into the exported file; pictures and maps stay in the figure."""
 
 
-def explain_pictures(
-    console: Console,
-    run_folder: Path,
-    images: Sequence[Path],
-    *,
-    masks: Sequence[Path],
-    class_names: Sequence[str],
-    mask_source: str | None,
-    device: str | None,
-    folder: Path | None,
-    export_results: Path | None,
-) -> bool:
+def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path], **options: Any) -> bool:
     """Explain each picture; one that cannot be used is named, and the others are explained all the same.
 
     Args:
         run_folder: a finished run.
         images: picture files.
-        masks: of the pictures, in their order, or none at all.
-        class_names: of normal and defective.
-        mask_source: S6 only, localization or none in place of the run's own; threshold and scales stay the run's.
-        device: where to compute, see `checked_device`; None is where the run was trained.
-        folder: where figures go; ``explanations`` in the run's folder by default.
-        export_results: JSON file for the answers.
+        options: those of the command, by their names.
 
     Returns:
         Whether every picture could be explained.
@@ -414,8 +361,9 @@ def explain_pictures(
     Raises:
         DataError: a wrong number of masks, or pictures whose figures would have the same name.
     """
-    run = load_run(run_folder)
-    folder = folder or run.folder / "explanations"
+    asked = SimpleNamespace(**options)
+    run, masks = load_run(run_folder), asked.masks
+    folder = asked.folder or run.folder / "explanations"
     if masks and len(masks) != len(images):
         raise DataError(f"{len(images)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
     stems = pd.Series([image.stem for image in images])
@@ -424,11 +372,11 @@ def explain_pictures(
             f"several pictures are named {', '.join(twice)}, and their figures would be too; explain them one at a "
             "time with --output"
         )
-    if mask_source is not None:
-        MaskSource.of(run.settings, mask_source)  # complains where it does not fit
-        run.model.mask_source = mask_source
-    run.model.to(checked_device(device or run.settings.device))
-    explainer = DefectExplainer.from_run(run, class_names=class_names)
+    if asked.mask_source is not None:
+        MaskSource.of(run.settings, asked.mask_source)  # complains where it does not fit
+        run.model.mask_source = asked.mask_source
+    run.model.to(checked_device(asked.device or run.settings.device))
+    explainer = DefectExplainer.from_run(run, class_names=asked.class_names)
     answers: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     for image, explained in zip(images, explainer.attempts(images, masks or None), strict=True):
@@ -444,9 +392,9 @@ def explain_pictures(
         console.print(f"figures: {escape(str(folder))}")
     for message in failed:
         console.print(escape(message))
-    if export_results is not None:
-        write_json(export_results, answers)
-        console.print(f"results: {escape(str(export_results))}")
+    if asked.export_results is not None:
+        write_json(asked.export_results, answers)
+        console.print(f"results: {escape(str(asked.export_results))}")
     return not failed
 
 
