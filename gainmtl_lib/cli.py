@@ -27,6 +27,9 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 TRAINING = ("run", "train", "distill", "ablation", "shortcut")
 """Commands that a second call continues where an interruption left them."""
 
+Files = Sequence[Path]
+Pairs = Sequence[tuple[str, str]]
+
 
 class Commands(click.Group):
     """Takes underscores for hyphens, and turns the library's errors into one message and an exit status."""
@@ -76,7 +79,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return files(pairs(command))
 
 
-def named_values(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, Any]]:
+def named_values(pairs: Pairs) -> list[tuple[str, Any]]:
     """The ``-p`` pairs with their values read."""
     return [(name, value_of(text)) for name, text in pairs]
 
@@ -104,7 +107,7 @@ def value_of(text: str) -> Any:
     "--workers", type=click.IntRange(min=1), help="Notebooks of 'all' at once; by default what suits the machine."
 )
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
-def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], workers: int | None, force: bool) -> None:
+def run(what: str, files: Files, pairs: Pairs, workers: int | None, force: bool) -> None:
     """Execute a strategy's notebook, or the whole collection, headless.
 
     Parameters that are not given are those of the notebook, which are the quick study's. Notebooks that do not need
@@ -139,14 +142,7 @@ def run(what: str, files: Sequence[Path], pairs: Sequence[tuple[str, str]], work
 @click.option("--no-tensorboard", is_flag=True, help="Do not write TensorBoard logs.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
-def train(
-    files: Sequence[Path],
-    pairs: Sequence[tuple[str, str]],
-    no_tensorboard: bool,
-    resume: Path | None,
-    force: bool,
-    **options: Any,
-) -> None:
+def train(files: Files, pairs: Pairs, no_tensorboard: bool, resume: Path | None, force: bool, **options: Any) -> None:
     """Train one strategy without a notebook. An unfinished run goes on; a finished one is reported."""
     given = {name: value for name, value in options.items() if value is not None}
     for path in files:
@@ -214,12 +210,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
 def ablation(
-    plan_file: str,
-    pairs: Sequence[tuple[str, str]],
-    seeds: str | None,
-    rows: Sequence[str],
-    export: Path | None,
-    only_report: bool,
+    plan_file: str, pairs: Pairs, seeds: str | None, rows: Sequence[str], export: Path | None, only_report: bool
 ) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
 
@@ -247,7 +238,7 @@ def _seeds(text: str) -> list[int]:
 @parameter_options
 @click.option("--export", type=Path, help="Write table, warnings, conclusion and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
-def shortcut(files: Sequence[Path], pairs: Sequence[tuple[str, str]], export: Path | None, only_report: bool) -> None:
+def shortcut(files: Files, pairs: Pairs, export: Path | None, only_report: bool) -> None:
     """Train under cues that go along with the class, and ask which strategy follows them.
 
     Parameters that are not given are those of params/studies/shortcut.yaml. What is there already is reused; a
@@ -337,13 +328,7 @@ def efficientad() -> None:
 @click.option("--category", metavar="NAME|all", help="Of MVTec AD; all: each one in data_root, a run of its own.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
-def train_efficientad(
-    files: Sequence[Path],
-    pairs: Sequence[tuple[str, str]],
-    category: str | None,
-    resume: Path | None,
-    force: bool,
-) -> None:
+def train_efficientad(files: Files, pairs: Pairs, category: str | None, resume: Path | None, force: bool) -> None:
     """Train and evaluate. An unfinished run goes on; a finished one is reported."""
     from gainmtl_lib.efficientad.figures import train_and_report
 
@@ -401,9 +386,7 @@ def predict(
 @click.option("--steps", type=int, help="60000 by default.")
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; auto by default.")
 @click.option("--force", is_flag=True, help="Start anew, dropping OUTPUT and unfinished work.")
-def distill(
-    images: Path, output: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]], force: bool, **options: Any
-) -> None:
+def distill(images: Path, output: Path, files: Files, pairs: Pairs, force: bool, **options: Any) -> None:
     """Make a teacher: distill a backbone on the pictures in the folder IMAGES into the file OUTPUT.
 
     Interrupted work goes on with the same command. OUTPUT (.safetensors) is what the parameter 'teacher' names.
@@ -437,12 +420,7 @@ def data() -> None:
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
 @click.option("--contact-sheet", type=Path, help="Write a picture of samples with mask outlines to this file.")
 def check(
-    path: Path,
-    files: Sequence[Path],
-    pairs: Sequence[tuple[str, str]],
-    dataset_type: str | None,
-    contact_sheet: Path | None,
-    **options: Any,
+    path: Path, files: Files, pairs: Pairs, dataset_type: str | None, contact_sheet: Path | None, **options: Any
 ) -> None:
     """Lint the dataset in PATH, split as a training with the same parameters would split it.
 
@@ -462,7 +440,7 @@ def check(
 @data.command()
 @click.argument("path", type=Path)
 @parameter_options
-def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -> None:
+def synth(path: Path, files: Files, pairs: Pairs) -> None:
     """Make synthetic surfaces in PATH, in the generic layout."""
     place = {"data_root": path.absolute(), "dataset_type": "synthetic"}
     settings = Settings.from_yaml(*files, **dict(named_values(pairs)) | place)
@@ -486,8 +464,8 @@ def synth(path: Path, files: Sequence[Path], pairs: Sequence[tuple[str, str]]) -
 def plant(
     source: Path,
     out: Path,
-    files: Sequence[Path],
-    pairs: Sequence[tuple[str, str]],
+    files: Files,
+    pairs: Pairs,
     dataset_type: str | None,
     cue: str,
     correlation: float,
