@@ -404,8 +404,8 @@ class OneOfEachName(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_parameters(path: str | Path) -> dict[str, Any]:
-    """One parameter file as a flat mapping.
+def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]:
+    """One parameter file as a flat mapping, or as it is where values may be mappings, as in a study's plan.
 
     Raises:
         SettingsError: the file is missing, is not YAML, gives a name twice, or is not a mapping at its top level.
@@ -421,10 +421,10 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
-    nested = [key for key, value in content.items() if isinstance(value, dict)]
-    if nested:
+    mappings = [key for key, value in content.items() if isinstance(value, dict)]
+    if mappings and not nested:
         raise SettingsError(
-            f"{path}: {', '.join(nested)} holds a nested mapping; parameters are flat, write them at the top level"
+            f"{path}: {', '.join(mappings)} holds a nested mapping; parameters are flat, write them at the top level"
         )
     return content
 

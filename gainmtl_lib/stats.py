@@ -414,7 +414,7 @@ def _over_seeds(tables: Mapping[int, Sequence[pd.DataFrame]], metric: str) -> di
         return line | _over_groups(tables[next(iter(scores))], metric)
     if np.ptp(values) < 1e-12:  # nothing varies, so that nothing can be tested by how much it does
         return line | {"p": 1.0 if abs(values[0]) < 1e-12 else nan, "note": "the same in every seed"}
-    test = stats.ttest_1samp(values, 0)
+    test: Any = stats.ttest_1samp(values, 0)
     low, high = test.confidence_interval(CONFIDENCE)
     return line | {"low": float(low), "high": float(high), "p": float(test.pvalue)}
 

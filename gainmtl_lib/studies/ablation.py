@@ -82,7 +82,9 @@ def readable_rows(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """
     part = rows[rows["split"] == split].rename(columns={"mean": "value"})
     part = part.assign(text=[interval(row) for row in part.itertuples()])
-    columns = {METRICS[metric]: lines.set_index("row")["text"] for metric, lines in part.groupby("metric", sort=False)}
+    columns = {
+        METRICS[str(metric)]: lines.set_index("row")["text"] for metric, lines in part.groupby("metric", sort=False)
+    }
     return pd.DataFrame(columns | {"seeds": part.groupby("row", sort=False)["seeds"].max()}).rename_axis("row")
 
 
@@ -126,7 +128,7 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * max(len(steps), 1)), layout="constrained")
     axis, words = figure.subplots(1, 2, width_ratios=[1, 1.3], sharey=True)
     for place, row in enumerate(steps.rename(columns={"difference": "value"}).itertuples()):
-        style = VERDICT_STYLES[row.verdict]
+        style = VERDICT_STYLES[str(row.verdict)]
         axis.plot([row.low, row.high], [place, place], color=style["color"], lw=2, solid_capstyle="butt")
         axis.plot(row.value, place, ms=7, ls="", **style)
         note = {"va": "center", "fontsize": 8, "color": style["color"]}
@@ -196,8 +198,10 @@ def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
     """Rows per split, and the steps of each family that has an answer."""
     rows, steps = rows_of_study(runs), steps_of_study(runs, plan.steps)
     sections = {f"rows: {split}": readable_rows(rows, split) for split in rows["split"].unique()}
-    families = {family: part for family, part in steps.groupby(["split", "metric"], sort=False)} if len(steps) else {}
-    families = {family: part for family, part in families.items() if part["difference"].notna().any()}
+    families: dict[Any, pd.DataFrame] = {}  # by split and metric
+    if len(steps):
+        known = steps.groupby(["split", "metric"], sort=False)
+        families = {family: part for family, part in known if part["difference"].notna().any()}
     sections |= {f"steps: {METRICS[m]}, {split}": readable_steps(part) for (split, m), part in families.items()}
 
     def figures() -> dict[str, Figure]:

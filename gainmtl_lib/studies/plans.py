@@ -26,12 +26,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from statistics import mean
 from typing import Annotated, Any, Self
 
 import pandas as pd
 import torch
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from gainmtl_lib.backbone import ModelError
@@ -42,7 +40,6 @@ from gainmtl_lib.settings import (
     STRATEGY_WEIGHTS,
     AnyPath,
     FolderName,
-    OneOfEachName,
     ParameterRecord,
     Settings,
     SettingsError,
@@ -76,7 +73,7 @@ def _as_steps(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         raise ValueError(f"steps must be a list of pairs [before, after], got {value!r}")
     for step in value:
-        if not isinstance(step, list | tuple) or len(step) != 2 or not all(isinstance(name, str) for name in step):
+        if not isinstance(step, list | tuple) or [type(name) for name in step] != [str, str]:
             raise ValueError(f"a step must be a pair of row names [before, after], got {step!r}")
     return tuple(map(tuple, value))
 
@@ -236,7 +233,7 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
         SettingsError: no such file, no plan, or something in it that cannot be used; names file and key.
     """
     file = _plan_file(path)
-    content = _read(file)
+    content = read_parameters(file, nested=True)
     names = ("experiment", "seeds", "data_per_seed")
     unknown = [name for name in overrides if name not in {*names, *Settings.model_fields}]
     if unknown:
@@ -267,16 +264,6 @@ def _plan_file(path: str | Path) -> Path:
             return file
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise SettingsError(f"{path}: no such plan; a file, or one of {_listed(known)}{closest(str(path), known)}")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=OneOfEachName)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: not a YAML file: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"{file}: expected 'name: value' lines, got {type(content).__name__}")
-    return content
 
 
 def _check_steps(steps: Sequence[tuple[str, str]], rows: Mapping[str, Any]) -> None:
@@ -399,7 +386,7 @@ def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[Cell]) -> str:
     """``, about 14 min left``, from rows and seconds of the runs whose time is known; empty where there are none."""
     if not spent or not ahead:
         return ""
-    overall = mean(seconds for _, seconds in spent)
-    by_row = {row: mean(seconds for other, seconds in spent if other == row) for row, _ in spent}
-    minutes = sum(by_row.get(cell.row, overall) for cell in ahead) / 60
+    known = pd.DataFrame(spent, columns=["row", "seconds"])
+    by_row = known.groupby("row")["seconds"].mean()
+    minutes = sum(by_row.get(cell.row, known["seconds"].mean()) for cell in ahead) / 60
     return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"

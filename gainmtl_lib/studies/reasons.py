@@ -232,17 +232,9 @@ NAMES = (
 def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = True) -> dict[str, Any]:
     """Ask an evaluated run for its reasons, and store the answers as ``indicators.json``.
 
-    At the run's own threshold, chosen on validation:
-
-    - ``accuracy``, ``auroc`` on ``test``; ``…_shift`` on ``test_shift``; ``drop`` and ``auroc_drop``, the first minus
-      the second;
-    - agreement of the maps and the flips of the features as the evaluation has them; those of edited pictures, see
-      `flip_indicators`;
-    - ``cue_energy``: mean share of the deciding CAM's non-negative energy on the pixels of the cue, over defective
-      pictures with the cue; ``cue_area``: the cue's mean share of these pictures, which an even map would give;
-      ``cue_excess``: their difference.
-
-    What the strategy or the data lacks (a counterfactual path, an attention map, ``test_shift``, a cue) is absent.
+    At the run's own threshold, chosen on validation: scores of `split_indicators`, flips of `flip_indicators`, and
+    where the data records a cue, the energy of the deciding CAM on it, see `cue_indicators`. What the strategy or the
+    data lacks (a counterfactual path, an attention map, ``test_shift``, a cue) is absent.
 
     Args:
         run: finished and evaluated.
@@ -257,7 +249,6 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
     Raises:
         RunError: the run is not evaluated, has no ``test`` split, or its data changed.
         DataError: pictures that cannot be read.
-        DeviceError: no such device.
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
@@ -312,7 +303,10 @@ def split_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
 def cue_indicators(
     rows: NDArray[np.intp], cams: NDArray, cues: NDArray[np.bool_], groups: NDArray
 ) -> dict[str, Estimate]:
-    """How much of the deciding CAM lies on the cue, over the pictures that carry it.
+    """How much of the deciding CAM lies on the cue, over the defective pictures that carry it.
+
+    ``cue_energy``: mean share of its non-negative energy; ``cue_area``: mean share of the picture, which an even map
+    would give; ``cue_excess``: their difference.
 
     Args:
         rows: their positions in the split, (n,); none gives nothing.
@@ -417,9 +411,9 @@ def warnings_figure(warnings: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.6, 0.36 * len(rows) + 1.5), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color="k", lw=0.8)
-    for place, row in enumerate(rows.itertuples()):
-        axis.barh(place, row.value, color="#0072b2" if row.value > 0 else "#d55e00", alpha=0.75, height=0.62)
-        axis.plot([row.low, row.high], [place] * 2, color="k", lw=1.2)
+    for place, (value, low, high) in enumerate(rows[["value", "low", "high"]].to_numpy(dtype=float)):
+        axis.barh(place, value, color="#0072b2" if value > 0 else "#d55e00", alpha=0.75, height=0.62)
+        axis.plot([low, high], [place] * 2, color="k", lw=1.2)
     labels = [f"{row.indicator} ({row.warns}; {row.runs} runs)" for row in rows.itertuples()]
     axis.set_yticks(range(len(rows)), labels, fontsize=9)
     axis.set(xlim=(-1.03, 1.03), ylim=(len(rows) - 0.4, -0.6))
