@@ -5,7 +5,6 @@ Sizes: B pictures, h x w a picture as it is given, H x W network input; maps hav
 
 from __future__ import annotations
 
-import copy
 import logging
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -465,7 +464,6 @@ class DefectExplainer:
         if missing:
             told = [" and ".join(f"'{name}'" for name in each) for each in (self.class_names, CLASS_NAMES)]
             logger.warning("no font for %s; figures say %s (install one, such as fonts-nanum)", *told)
-            explanation = _renamed(explanation, names)
         lacking = fonts_for(title)[1]
         title = "".join("?" if letter in lacking else letter for letter in title)
         with mpl.rc_context({"font.family": families}):
@@ -546,12 +544,12 @@ class DefectExplainer:
 
     def _localized(self, told: Explanation) -> NDArray[np.bool_]:
         """What counts as localized defect, of a normal verdict only what exceeds normal validation pictures."""
-        scale, level = self.scales.get("localization"), THRESHOLD
-        calm = told["prediction"] == 0 and (scale is None or not told.get("found", {}).get("localization"))
-        if "localization" not in told or calm:
+        if "localization" not in told:
             return np.zeros(self.image_size, dtype=np.bool_)
-        if told["prediction"] == 0 and scale is not None:
-            level = max(THRESHOLD, scale.floor)
+        level = THRESHOLD
+        if told["prediction"] == 0:
+            scale = self.scales.get("localization")
+            level = max(THRESHOLD, scale.floor) if scale and told["found"]["localization"] else np.inf
         return (told["localization"] >= level) & told.frame.plane(self.image_size)
 
     def _ask_without_defect(self, images: Tensor, explanations: Sequence[Explanation]) -> None:
@@ -622,7 +620,7 @@ def verdict_figure(
     ratio = float(np.clip(height / width, 0.4, 2.0))  # a ribbon is shown less extreme
     panel = SIDE / max(1.0, ratio) ** 0.5
     across = max(7.0, panel * (2 + len(maps)))
-    texts = _texts(explanation, scales, class_names[1])
+    texts = _texts(explanation, scales, class_names)
     lines = [line for text in texts for line in textwrap.wrap(text, int(across * CHARACTERS_PER_INCH))]
     figure = Figure(figsize=(across, 2 * panel * ratio + 1.5 + 0.2 * len(lines)), layout="constrained")
     mosaic = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
@@ -642,7 +640,7 @@ def verdict_figure(
         axis.set_aspect(ratio * image.shape[1] / image.shape[0])
         axis.title.set_fontsize(9)
     title = title if len(title) <= LONGEST_TITLE else f"…{title[1 - LONGEST_TITLE :]}"
-    verdict = f"{explanation['prediction_name']}, confidence {explanation['confidence']:.1%}"
+    verdict = f"{class_names[explanation['prediction']]}, confidence {explanation['confidence']:.1%}"
     heading, color = f"{title}: {verdict}" if title else verdict, VERDICT_COLORS[explanation["prediction"]]
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=color)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
@@ -665,9 +663,9 @@ def _draw_absolute(axis: Axes, explanation: Explanation, name: str, scale: MapSc
     axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", color="white", fontsize=11)
 
 
-def _texts(explanation: Explanation, scales: Mapping[str, MapScale], defective: str) -> Iterator[str]:
+def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequence[str]) -> Iterator[str]:
     """Numbers, what the marks mean, scales that tell little, and the counterfactual."""
-    facts = [f"p({defective}) {explanation['probability']:.3f}, threshold {explanation['threshold']:.3f}"]
+    facts = [f"p({names[1]}) {explanation['probability']:.3f}, threshold {explanation['threshold']:.3f}"]
     if "area" in explanation:
         facts.append(f"localized area {explanation['area']:.1%}")
     if "cam_iou" in explanation:
@@ -689,8 +687,10 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale], defective: 
     for name, heading in HEADINGS.items():
         if name in explanation and name in scales and not scales[name].separates:
             yield f"The {heading} peaks as high on normal validation pictures as on defective ones: it tells little."
-    if explanation["counterfactual"] is not None:
-        yield explanation["counterfactual"]["message"]
+    asked = explanation["counterfactual"]
+    if asked is not None:
+        numbers = asked["probability"], asked["without_defect"], asked["control"], explanation["threshold"]
+        yield answer(*numbers, asked["mask_from"], names)["message"]
     elif "counterfactual_missing" in explanation:
         yield f"No counterfactual: {explanation['counterfactual_missing']}."
 
@@ -698,17 +698,6 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale], defective: 
 def _check_format(save_path: str | Path | None) -> None:
     if save_path is not None and Path(save_path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
-
-
-def _renamed(explanation: Explanation, names: Sequence[str]) -> Explanation:
-    """The same explanation in other class names."""
-    renamed = copy.copy(explanation)
-    renamed["prediction_name"] = names[explanation["prediction"]]
-    asked = explanation["counterfactual"]
-    if asked is not None:
-        numbers = asked["probability"], asked["without_defect"], asked["control"]
-        renamed["counterfactual"] = answer(*numbers, explanation["threshold"], asked["mask_from"], names)
-    return renamed
 
 
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
