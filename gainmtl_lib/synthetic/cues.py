@@ -88,7 +88,7 @@ def plant_mark(picture: Plane, corner: str, turn: float) -> NDArray[np.bool_]:
     return draw_mark(picture, corner, turn, light=light, grain=grain)
 
 
-def light_from(picture: Plane, angle: float, strength: float) -> NDArray[np.bool_]:
+def light_from(picture: Plane, angle: float, strength: float = STRONG_LIGHT) -> NDArray[np.bool_]:
     """A lighting gradient across the whole picture: brightness 1 ± strength along `angle`."""
     height, width = picture.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,8 @@ def make_synthetic(
         DataError: the folder holds something else or was made with other parameters, or too few samples.
     """
     root = Path(root)
-    parameters = {
-        "generator": GENERATOR,
-        "num_samples": num_samples,
-        "image_size": list(image_size),
-        "seed": seed,
-        "shortcut": shortcut,
-        "shortcut_correlation": float(shortcut_correlation),
-    }
+    parameters: dict[str, Any] = {"generator": GENERATOR, "num_samples": num_samples, "image_size": list(image_size)}
+    parameters |= {"seed": seed, "shortcut": shortcut, "shortcut_correlation": float(shortcut_correlation)}
 
     def write(folder: Path) -> None:
         plan = plan_samples(num_samples, seed=seed, shortcut=shortcut, correlation=shortcut_correlation)
@@ -184,11 +178,7 @@ def draw_surface(
 
 
 def visible_defect(
-    rng: Generator,
-    size: tuple[int, int],
-    kind: str,
-    *,
-    free: Callable[[NDArray[np.bool_]], Sequence] = cues.free_corners,
+    rng: Generator, size: tuple[int, int], kind: str, *, free: Callable[..., list[str]] = cues.free_corners
 ) -> tuple[NDArray, NDArray]:
     """A defect with enough pixels inside the picture that leaves a place for a cue, whether one comes or not.
 

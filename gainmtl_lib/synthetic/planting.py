@@ -13,10 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from numpy.random import Generator
 from numpy.typing import NDArray
 
-from gainmtl_lib.labels import resize_mask, same_aspect
+from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import (
     DEFECTIVE,
@@ -28,7 +27,6 @@ from gainmtl_lib.readers import (
     data_digest,
     raise_errors,
     read_image,
-    read_mask,
     read_mask_values,
 )
 from gainmtl_lib.synthetic import cues
@@ -43,12 +41,12 @@ NO_PLACE, NO_MASK = "the defect covers every place", "no mask says where the def
 NAMED = 8
 """Files that a message names; the dataset's record holds all."""
 
-PLACES: dict[str, Callable[[NDArray[np.bool_]], list[str]]] = {
-    "mark": cues.free_corners,
-    "lighting": lambda _: [""],
-    "border": cues.free_sides,
+PLANTERS: dict[str, tuple[Callable[..., list[str]], Callable[..., NDArray[np.bool_]]]] = {
+    "mark": (cues.free_corners, lambda picture, corner, rng: cues.plant_mark(picture, corner, rng.uniform(0, 90))),
+    "lighting": (lambda _: [""], lambda picture, _, rng: cues.light_from(picture, rng.uniform(0, 2 * np.pi))),
+    "border": (cues.free_sides, cues.draw_border),
 }
-"""Where each cue can go, given the defect's pixels (H, W)."""
+"""Of each cue the places that a defect (H, W) leaves, and how it is drawn at one of them."""
 
 
 def plant_cue(
@@ -65,14 +63,14 @@ def plant_cue(
 
     In each of train, val and test, round(correlation n) of the n defective pictures carry the cue, and
     round((1 - correlation) n) of the n normal ones, as far as so many can: a defect that covers every place, or has no
-    mask, carries none. test_shift shows each other test picture the other way round. Pictures become PNG, otherwise as
-    they decode; ``planted.yaml`` records the parameters and who carries none, ``samples.csv`` each picture and its
-    source, ``cues`` the cue's pixels.
+    mask, carries none. test_shift shows each test picture the other way round. Pictures become PNG, otherwise as they
+    decode; ``planted.yaml`` records the parameters and who carries none, ``samples.csv`` each picture and its source,
+    ``cues`` the cue's pixels.
 
     Args:
         samples: table of samples with its split.
         out: folder to write.
-        cue: mark, lighting or border.
+        cue: one of `PLANTERS`.
         correlation: of cue and class, in [0, 1]; at 0.5 the cue tells nothing.
         seed: of the choice of pictures and places.
         origin: how the source was read, as plain values; recorded and compared.
@@ -82,12 +80,12 @@ def plant_cue(
         Whether it was written by this call.
 
     Raises:
-        DataError: a cue that cannot be planted, a correlation outside [0, 1], a source with test_shift, files that
-            cannot be decoded, masks of another aspect ratio, or a folder that holds something else.
+        DataError: a cue, correlation or source that does not do, files that cannot be decoded, masks of another aspect
+            ratio, or a folder that holds something else.
     """
-    if cue not in PLACES:
+    if cue not in PLANTERS:
         why = " (a photograph's surface is what it shows)" if cue == "texture" else ""
-        raise DataError(f"cue '{cue}' cannot be planted into photographs{why}; choose among {', '.join(PLACES)}")
+        raise DataError(f"cue '{cue}' cannot be planted into photographs{why}; choose among {', '.join(PLANTERS)}")
     if not 0 <= correlation <= 1:
         raise DataError(f"correlation must lie in [0, 1], got {correlation:g}")
     if (samples["split"] == "test_shift").any():
@@ -95,14 +93,8 @@ def plant_cue(
     base = Path(os.path.commonpath([os.path.dirname(image) for image in samples["image"]]))
     samples = samples.reset_index(drop=True)
     samples["source"] = [Path(image).relative_to(base).as_posix() for image in samples["image"]]
-    parameters = {
-        "planting": PLANTING,
-        "cue": cue,
-        "correlation": float(correlation),
-        "seed": seed,
-        "source_digest": data_digest(samples),
-        **origin,
-    }
+    parameters = {"planting": PLANTING, "cue": cue, "correlation": float(correlation), "seed": seed}
+    parameters |= {"source_digest": data_digest(samples), **origin}
 
     def write(folder: Path) -> dict[str, Any]:
         found, carry_none = _with_places(samples, cue, skip_unreadable=skip_unreadable)
@@ -133,7 +125,7 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
             return Finding("warning" if skip_unreadable else "error", "", f"{error}{advice}")
         except DataError as error:
             return Finding("error", "", str(error))
-        return NO_MASK if defect is None else PLACES[cue](defect) or NO_PLACE
+        return NO_MASK if defect is None else PLANTERS[cue][0](defect) or NO_PLACE
 
     with ThreadPoolExecutor() as pool:
         places = list(pool.map(look, samples.itertuples()))
@@ -157,15 +149,8 @@ def _defect_pixels(row: Any) -> NDArray[np.bool_] | None:
     height, width = read_image(row.image).shape[:2]
     if row.label == 0:
         return np.zeros((height, width), dtype=np.bool_)
-    if row.mask is None:
-        return None
-    mask = read_mask(row.mask)
-    if not same_aspect((mask.shape[0], mask.shape[1]), (height, width)):
-        raise DataError(
-            f"{row.mask}: mask is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {row.image} "
-            f"{height}x{width}; expected the same aspect ratio"
-        )
-    return resize_mask(mask, (height, width), "squash") if mask.any() else None
+    mask = load_picture(row.image, row.mask, image_size=(height, width), resize="squash").mask
+    return None if mask is None else mask > 0
 
 
 def _copies(samples: pd.DataFrame, correlation: float, seed: int) -> pd.DataFrame:
@@ -197,7 +182,7 @@ def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
             rng = np.random.default_rng([seed, row.Index, 1])
             place = row.places[int(rng.integers(len(row.places)))]
             picture = image.astype(np.float32) / 255
-            pixels, defect = _draw(cue, picture, place, rng), _defect_pixels(row)
+            pixels, defect = PLANTERS[cue][1](picture, place, rng), _defect_pixels(row)
             image = to_bytes(picture)
             write_png(folder / cues.FOLDER / below, (pixels & ~defect).astype(np.uint8) * 255)
         grey = bool((image == image[..., :1]).all())
@@ -215,14 +200,6 @@ def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
     pd.DataFrame(rows).to_csv(folder / "samples.csv", index=False)
 
 
-def _draw(cue: str, picture: NDArray[np.floating], place: str, rng: Generator) -> NDArray[np.bool_]:
-    if cue == "mark":
-        return cues.plant_mark(picture, place, rng.uniform(0, 90))
-    if cue == "lighting":
-        return cues.light_from(picture, rng.uniform(0, 2 * np.pi), cues.STRONG_LIGHT)
-    return cues.draw_border(picture, place, rng)
-
-
 # --- File names of a planted dataset
 
 GROUP_PATTERN = "^(.+?)__"
@@ -232,11 +209,9 @@ LONGEST, LONGEST_NAME = 100, 230
 
 
 def planted_names(groups: list[str], stems: list[str]) -> list[str]:
-    """Names, without suffix, from which `GROUP_PATTERN` reads as many groups as there were; all are distinct.
+    """Distinct file names, without suffix, from which `GROUP_PATTERN` reads as many groups as there were.
 
-    Args:
-        groups: of each picture. A picture that is its own group has its path below the dataset's folder there.
-        stems: of each picture's file.
+    A picture that is its own group has its path below the dataset's folder there.
     """
     shown: dict[str, str] = {}
     used: set[str] = set()
