@@ -8,7 +8,6 @@ from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng, roughness
 
 from gainmtl_lib.edits.heal import (
     HEAL_METHODS,
-    NEEDS_NORMAL,
     EditError,
     box_of,
     clone,
@@ -31,7 +30,6 @@ from gainmtl_lib.synthetic.data import draw_surface
 from gainmtl_lib.synthetic.surfaces import TEXTURES
 
 HEALS = (heal, heal_spot, heal_beside)
-HEAL_METHODS = [method for method in HEAL_METHODS if method not in NEEDS_NORMAL]
 
 
 @pytest.mark.parametrize("method", HEAL_METHODS)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.edits.heal import (
     HEAL_METHODS,
-    NEEDS_NORMAL,
     Edit,
     EditError,
     box_of,
@@ -234,9 +233,8 @@ class ImageCounterfactuals:
         donor = self._picture(self._one_of(self.annotated, rng)).without_bars if kind in KINDS[0] else None
         how = {"method": method, "rng": rng}
         if kind in HEALING:
-            normal = self._other_normal(row, rng) if method in NEEDS_NORMAL else None
             operation = {"heal": heal, "heal_beside": heal_beside, "heal_spot": heal_spot}[kind]
-            edit = operation(image, donor[1] if donor else mask, normal=normal, **how)
+            edit = operation(image, donor[1] if donor else mask, **how)
         elif donor is None:
             edit = repaste(image, mask, **how)
         elif kind == "paste":
@@ -246,11 +244,10 @@ class ImageCounterfactuals:
         return framed(edit, picture.image.shape[:2], picture.place)
 
     def _other_normal(self, row: int, rng: Generator) -> NDArray[np.uint8]:
-        others = len(self.normals) - (self._labels[row] == 0)
+        others = [normal for normal in self.normals if normal != row]
         if not others:
             raise EditError("no other normal picture", "the training split holds one only; expected two or more")
-        chosen = self._one_of(self.normals[:others], rng)
-        return self._picture(chosen if chosen != row else self.normals[-1]).without_bars[0]
+        return self._picture(self._one_of(others, rng)).without_bars[0]
 
     @staticmethod
     def _one_of(rows: Sequence[int], rng: Generator) -> int:

@@ -1,4 +1,4 @@
-"""Healing: a defect's pixels replaced from its surroundings or from a normal picture; and what all edits share.
+"""Healing: a defect's pixels replaced from its surroundings; and what all edits share.
 
 H x W size of the picture, h x w of a window in it. Masks are bool (H, W), pictures RGB uint8 (H, W, 3).
 """
@@ -83,11 +83,9 @@ def check_mask(mask: Mask, name: str = "mask") -> None:
 
 # --- Healing and its controls
 
-HEAL_METHODS = ("telea", "navier_stokes", "patch_same", "patch_normal", "clone_same", "clone_normal")
+HEAL_METHODS = ("telea", "navier_stokes", "patch_same", "clone_same")
 """telea, navier_stokes: inpainting by fast marching (Telea 2004) or by lines of equal brightness (Bertalmio et al.
-2001), with the grain of the surroundings; patch: patches of the same or of a normal picture; clone: their gradients."""
-NEEDS_NORMAL = ("patch_normal", "clone_normal")
-"""The methods that take from a normal picture."""
+2001), with the grain of the surroundings; patch_same: patches of the same picture; clone_same: their gradients."""
 
 CONTEXT = 12
 """Pixels around a piece that inpainting and cloning look at."""
@@ -99,7 +97,7 @@ COARSE = (2.0, 10.0)
 """Least and largest standard deviation in pixels of the Gaussian that tells the grain from the shading."""
 
 
-def heal(image: Picture, mask: Mask, *, method: str, rng: Generator, normal: Picture | None = None) -> Edit:
+def heal(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Take a picture's defects away: label 0, empty mask.
 
     Args:
@@ -107,26 +105,25 @@ def heal(image: Picture, mask: Mask, *, method: str, rng: Generator, normal: Pic
         mask: its defects. With them a rim of 1 to 3 pixels is replaced, softly.
         method: one of `HEAL_METHODS`.
         rng: decides among about equally good sources.
-        normal: a picture without defects of any size, for the methods of `NEEDS_NORMAL`.
 
     Raises:
         EditError: a mask that is empty or above half of the picture, no source.
     """
     check_mask(mask)
     region = grown(mask, rim(mask.shape))
-    healed = filled(image, region, taken=region, method=method, rng=rng, normal=normal)
+    healed = filled(image, region, taken=region, method=method, rng=rng)
     return Edit(healed, np.zeros_like(mask), 0, "heal", method, region)
 
 
-def heal_spot(image: Picture, shape: Mask, *, method: str, rng: Generator, normal: Picture | None = None) -> Edit:
+def heal_spot(image: Picture, shape: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of healing: a spot of a normal picture, shaped like some defect's mask of any size; label 0."""
     spot = placed_at_random(shape, image, rng)
     region = grown(spot, rim(spot.shape))
-    healed = filled(image, region, taken=region, method=method, rng=rng, normal=normal)
+    healed = filled(image, region, taken=region, method=method, rng=rng)
     return Edit(healed, np.zeros_like(spot), 0, "heal_spot", method, region)
 
 
-def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator, normal: Picture | None = None) -> Edit:
+def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of healing: a spot shaped like the picture's own defect, beside it; label 1, mask and defect as before.
 
     Raises:
@@ -137,13 +134,11 @@ def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator, norm
     shape, spot = mask[box_of(mask)], np.zeros_like(mask)
     spot[place(shape, mask.shape, rng, avoid=grown(mask, width + RING))] = shape
     region = grown(spot, width)
-    healed = filled(image, region, taken=region | grown(mask, width), method=method, rng=rng, normal=normal)
+    healed = filled(image, region, taken=region | grown(mask, width), method=method, rng=rng)
     return Edit(healed, mask.copy(), 1, "heal_beside", method, region)
 
 
-def filled(
-    image: Picture, region: Mask, *, taken: Mask, method: str, rng: Generator, normal: Picture | None = None
-) -> Picture:
+def filled(image: Picture, region: Mask, *, taken: Mask, method: str, rng: Generator) -> Picture:
     """The picture with a region replaced, piece by piece, each from sources of its own, (H, W, 3).
 
     Arguments as for `heal`, and `taken`: pixels that must not be learnt from, (H, W), the region and every defect.
@@ -152,42 +147,28 @@ def filled(
         EditError: a region above half of the picture, no source.
     """
     check_mask(region, "the region to heal")
-    result, longest = image.copy(), min(image.shape[:2]) // PARTS
+    result = image.copy()
     for piece in pieces(region):
         around = widened(box_of(piece), REACH + CONTEXT, image.shape)
-        here, hole, unknown = image[around], piece[around], taken[around]
-        window = widened(box_of(hole), CONTEXT, hole.shape)
-        source, taken_there, contrast = here, unknown, 1.0
-        if method in NEEDS_NORMAL:
-            if normal is None:
-                raise EditError("no normal picture", "this method takes its source from one; pass normal=…")
-            source, contrast = _fitting(normal[near(around, normal.shape)], here[window], ~unknown[window])
-            taken_there = np.zeros(source.shape[:2], dtype=np.bool_)
-        patches = patchwork(here, hole, unknown, source, taken_there, longest=longest, rng=rng, contrast=contrast)
-        fill = _finished(method, patches[window], here[window], hole[window], unknown[window])
-        inside = hole[window]
-        healed = blend(fill, here[window], outer_weights(inside, rim(image.shape)))
-        result[around][window][inside] = healed[inside]
+        patched = patchwork(image[around], piece[around], taken[around], longest=min(image.shape[:2]) // PARTS, rng=rng)
+        window = widened(box_of(piece[around]), CONTEXT, patched.shape)
+        here, hole = image[around][window], piece[around][window]
+        fill = _finished(method, patched[window], here, hole, taken[around][window])
+        result[around][window][hole] = blend(fill, here, outer_weights(hole, rim(image.shape)))[hole]
     return result
-
-
-def _fitting(normal: Picture, here: Picture, known: Mask) -> tuple[Picture, float]:
-    """A normal picture turned as the texture runs here, and the contrast that makes it as grainy."""
-    contrast = float(np.clip(grain(here, known) / max(grain(normal), 1.0), 1 / GAIN, GAIN))
-    return turned(normal, aligning_turn(direction(here, known), direction(normal))), contrast
 
 
 def _finished(method: str, patches: NDArray, here: Picture, hole: Mask, unknown: Mask) -> NDArray:
     """The patches (h, w, 3) of a window themselves, their gradients, or their grain on the shading of inpainting."""
-    if method.startswith("patch"):
+    if method == "patch_same":
         return patches
     flag = cv2.INPAINT_NS if method == "navier_stokes" else cv2.INPAINT_TELEA
     smooth = cv2.inpaint(here, unknown.astype(np.uint8), 3, flag)
-    if method.startswith("clone"):
+    if method == "clone_same":
         return clone(patches, smooth, hole)  # into the smooth: the boundary must not be the defect's colour
     # Inpainting alone leaves a smooth blob on a grainy surface.
     depth = cv2.distanceTransform(hole.astype(np.uint8), cv2.DIST_L2, 3).max()
-    return patches + cv2.GaussianBlur(smooth - patches.astype(np.float32), (0, 0), float(np.clip(depth / 2, *COARSE)))
+    return patches + cv2.GaussianBlur(smooth - patches, (0, 0), float(np.clip(depth / 2, *COARSE)))
 
 
 # --- What to fill a hole with
@@ -198,18 +179,8 @@ SMALLEST = 8
 """Parts of a hole with no longer side than this are not cut again."""
 
 
-def patchwork(
-    image: NDArray,
-    hole: Mask,
-    unknown: Mask,
-    source: NDArray,
-    taken: Mask,
-    *,
-    longest: int,
-    rng: Generator,
-    contrast: float = 1.0,
-) -> NDArray[np.float32]:
-    """The picture with its hole, and a ring around it, filled with patches of a source, float (H, W, 3).
+def patchwork(image: Picture, hole: Mask, taken: Mask, *, longest: int, rng: Generator) -> NDArray[np.float32]:
+    """The picture with its hole, and a ring around it, filled with patches of its other parts, float (H, W, 3).
 
     A part of the hole is found by what surrounds it, filled parts included, as in exemplar-based inpainting (Criminisi,
     Perez and Toyama 2004, doi:10.1109/TIP.2004.833105). A part without a source is cut in two.
@@ -217,17 +188,14 @@ def patchwork(
     Args:
         image: (H, W, 3).
         hole: pixels to fill, (H, W).
-        unknown: pixels that must not be compared with, (H, W): the hole and every defect.
-        source: picture to take from, (H', W', 3).
-        taken: its pixels that must not be shown, (H', W').
+        taken: pixels that must not be learnt from, (H, W): the hole and every defect.
         longest: side in pixels of the largest part.
         rng: draws among the best few.
-        contrast: as for `matched`.
 
     Raises:
         EditError: no source even for the smallest parts.
     """
-    seen, unknown = image.astype(np.float32), unknown.copy()
+    seen, unknown = image.astype(np.float32), taken.copy()
     result, painted = seen.copy(), np.zeros_like(hole)
     parts = list(_parts(hole, max(longest, SMALLEST)))
     while parts:
@@ -235,13 +203,13 @@ def patchwork(
         window = widened(box_of(part), RING, image.shape)
         inside, ring = part[window], ring_around(part[window], unknown[window])
         try:
-            patch = _best(seen[window], inside, ring, source, taken, window, rng)
+            patch = _best(seen[window], inside, ring, image, taken, window, rng)
         except EditError:
             if longer_side(part) <= SMALLEST:
                 raise
             parts += _parts(part, longer_side(part) // 2 + 1)
             continue
-        patch = matched(patch, seen[window], ring, contrast=contrast)
+        patch = matched(patch, seen[window], ring, contrast=1.0)
         wide = grown(inside, RING)
         weights = np.where(painted[window][..., None], outer_weights(wide, RING), (inside | ring)[..., None])
         result[window] += weights * (patch - result[window])
@@ -278,16 +246,13 @@ def _most_surrounded(parts: list[Mask], unknown: Mask) -> int:
 
 
 def _best(
-    target: NDArray, inside: Mask, ring: Mask, source: NDArray, taken: Mask, window: Window, rng: Generator
+    target: NDArray, inside: Mask, ring: Mask, image: Picture, taken: Mask, window: Window, rng: Generator
 ) -> NDArray:
-    """One of the patches (h, w, 3) of a source that resemble the target most on the ring and show nothing taken."""
+    """One of the patches (h, w, 3) near a window that resemble the target most on the ring and show nothing taken."""
     there = near(widened(window, REACH, (window[0].stop + REACH, window[1].stop + REACH)), taken.shape)
-    picture, taken, (height, width) = source[there], taken[there], inside.shape
-    if height > taken.shape[0] or width > taken.shape[1]:
-        raise EditError("no free place", f"a hole of {height}x{width} pixels, a source of {taken.shape}")
+    picture, taken, (height, width) = image[there], taken[there], inside.shape
     score = _difference(_grey(target), ring, _grey(picture)).ravel()
-    if taken.any():
-        score[overlap(taken, inside | ring).ravel() > 0.5] = np.inf
+    score[overlap(taken, inside | ring).ravel() > 0.5] = np.inf
     count = min(BEST, int(np.isfinite(score).sum()))
     if not count:
         raise EditError("no free place", f"no other {height}x{width} pixels to take from")
@@ -309,46 +274,6 @@ def _difference(target: NDArray, ring: Mask, picture: NDArray) -> NDArray[np.flo
 
 def _grey(picture: NDArray) -> NDArray:
     return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-
-
-# --- How strong a texture is and which way it runs, from the steps between neighbouring pixels
-
-TURNS = {0: (1, 1), 1: (-1, -1), 4: (1, -1), 5: (-1, 1)}
-"""What turns do to the two numbers of a direction; the others repeat them."""
-UPRIGHT = 0.4
-"""How much better a turned texture must fit: photographs of a part share one direction, and their light has one."""
-
-
-def grain(picture: Picture, known: Mask | None = None) -> float:
-    """Root mean square of the steps between neighbouring pixels of the same row or column, in grey levels."""
-    across, down = _steps(picture, known)
-    return float(np.sqrt((across @ across + down @ down) / max(1, 2 * across.size)))
-
-
-def direction(picture: Picture, known: Mask | None = None) -> NDArray[np.float32]:
-    """Which way a texture runs: cosine and sine of twice its angle times how far it has one direction, (2,).
-
-    From the structure tensor: (1, 0) is upright stripes, (-1, 0) level ones, (0, 0) no direction.
-    """
-    across, down = _steps(picture, known)
-    total = max(float(across @ across + down @ down), 1e-6)
-    return np.array([across @ across - down @ down, 2 * (across @ down)], dtype=np.float32) / np.float32(total)
-
-
-def aligning_turn(target: NDArray[np.float32], source: NDArray[np.float32]) -> int:
-    """The turn (see `turned`) that brings a source's direction closest to the target's; 0 unless another helps."""
-    misfit = {turn: float(np.hypot(*(source * signs - target))) for turn, signs in TURNS.items()}
-    best = min(misfit, key=misfit.__getitem__)
-    return best if misfit[best] < misfit[0] - UPRIGHT else 0
-
-
-def _steps(picture: Picture, known: Mask | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Differences to the right and downwards at the pixels where all three are known."""
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    known = np.ones(grey.shape, dtype=np.bool_) if known is None else known
-    seen = known[:-1, :-1] & known[:-1, 1:] & known[1:, :-1]
-    corner = grey[:-1, :-1]
-    return (grey[:-1, 1:] - corner)[seen], (grey[1:, :-1] - corner)[seen]
 
 
 # --- Masks and windows
