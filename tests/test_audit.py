@@ -187,12 +187,13 @@ def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
     rows = [row("val", 1, 0.9), row("val", 0, 0.1), row("test", 0, 0.6)]
     rows += [row("test", 1, 0.9, attention_iou=0.6, loc_pixel_accuracy=0.97)]
     metrics = {"test": {"TP": 1, "FP": 1, "FN": 0, "TN": 0, "cam_iou_pooled": 0.25, "loc_aupro": None}}
-    table = {(r.part, r.label): r for r in explanation_rows(audit_of(tmp_path, rows, metrics=metrics))}
-    cam = table["deciding CAM", "CAM-IoU"]
-    assert cam.beside == "grid IoU" and cam.besides["test"] == pytest.approx(0.7)
-    assert table["deciding CAM", "PointGame"].besides["test"] == pytest.approx(0.02)
-    assert table["localization", "pixel accuracy"].besides["test"] == pytest.approx(0.98)
-    pooled = table["deciding CAM", "CAM-IoU, pooled"].readings
+    found = explanation_rows(audit_of(tmp_path, rows, metrics=metrics))
+    table = {(part, row[0]): row[1:] for part, rows in found.items() for row in rows}
+    beside, _, besides = table["deciding CAM", "CAM-IoU"]
+    assert beside == "grid IoU" and besides["test"] == pytest.approx(0.7)
+    assert table["deciding CAM", "PointGame"][2]["test"] == pytest.approx(0.02)
+    assert table["localization", "pixel accuracy"][2]["test"] == pytest.approx(0.98)
+    _, pooled, _ = table["deciding CAM", "CAM-IoU, pooled"]
     assert pooled["test"].value == 0.25 and not pooled["test"].has_interval and math.isnan(pooled["val"].value)
     assert ("attention", "attention IoU") in table and ("localization", "Dice") not in table
     assert ("localization", "AUPRO") not in table  # stored, but without an answer

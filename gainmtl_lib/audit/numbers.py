@@ -138,7 +138,7 @@ class RecallChoice(NamedTuple):
 
     @property
     def to_show(self) -> int | None:
-        """Defects that must all be found to show the recall with 95 % confidence: recall^n <= 0.05; None for 1."""
+        """Defects that must all be found to show it with 95 % confidence: recall^n <= 0.05; None for a recall of 1."""
         return None if self.required == 1 else math.ceil(math.log(1 - CONFIDENCE) / math.log(self.required))
 
     @property
@@ -195,20 +195,16 @@ def check_recall(required: float) -> None:
 
 @dataclass(frozen=True)
 class Audit:
-    """An evaluated run in numbers.
+    """An evaluated run in numbers; splits are keys, validation first.
 
     Attributes:
-        settings, manifest, table, metrics: of the run.
-        scores: split to score to estimate.
-        chosen: split to what the run's own threshold does there.
+        chosen: what the run's own threshold does to a split.
         choice: the threshold for the required recall.
-        at_recall: split to what that threshold does there; empty where none could be chosen.
+        at_recall: what that one does; empty where none could be chosen.
         bins: of defect sizes; None without enough annotated defects.
-        types: test split to its defects by type.
-        sizes: test split to its defects by size.
         found: whether each picture's CAM rises above what normal parts reach, (N,); None without an absolute scale.
-        faithfulness, novelty: of the run; None where they were not measured for these predictions.
-        stale: which of the two, ``faithfulness`` and ``novelty``, were measured and are out of date.
+        faithfulness, novelty: None where they were not measured for these predictions.
+        stale: which of the two were measured and are out of date.
         data_root: the folder that the pictures are looked for in.
         missing_pictures: those that the report wanted to show and could not read.
     """
@@ -322,6 +318,9 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
     val = parts.get("val", table.iloc[:0])
     choice = choose_for_recall(val["label"].to_numpy(), val["probability"].to_numpy(), required_recall)
     at_recall = choice.threshold
+    cams, scale = stored_cams(run, len(table)), metrics.get("map_scales", {}).get("cam")
+    # One at a time, because all of them at full precision may not fit into memory.
+    found = None if scale is None else np.array([bool(MapScale(**scale).finds(cam)) for cam in cams])
     bins, novelty = choose_bins(table, list(parts)), stored_novelty(run)
     stale = {"faithfulness": faithfulness_is_stale(run), "novelty": novelty_is_stale(run)}
     return Audit(
@@ -336,20 +335,12 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
         bins=bins,
         types={split: by_type(rows) for split, rows in tests.items()},
         sizes={} if bins is None else {split: by_size(rows, bins) for split, rows in tests.items()},
-        found=_found(stored_cams(run, len(table)), metrics.get("map_scales", {}).get("cam")),
+        found=found,
         faithfulness=stored_faithfulness(run),
         novelty=novelty,
         stale=frozenset(name for name, out_of_date in stale.items() if out_of_date),
         data_root=run.settings.plain()["data_root"] if data_root is None else data_root,
     )
-
-
-def _found(maps: NDArray, scale: dict[str, float] | None) -> NDArray[np.bool_] | None:
-    """A thousand maps at a time, because all of them at full precision may not fit into memory."""
-    if scale is None:
-        return None
-    parts = [MapScale(**scale).finds(maps[start : start + 1000]) for start in range(0, len(maps), 1000)]
-    return np.concatenate(parts)
 
 
 # --- Tables
@@ -374,30 +365,24 @@ EXPLANATION = {
 spread evenly over the picture would score (the defect's share of it), what an empty mask would score."""
 
 
-class ScoreRow(NamedTuple):
-    """One score of a map, and the number that it is read beside (NaN for none), by split."""
-
-    part: str
-    label: str
-    beside: str
-    readings: dict[str, Estimate]
-    besides: dict[str, float]
+ScoreRow = tuple[str, str, dict[str, Estimate], dict[str, float]]
+"""A score's name, what it is read beside, and by split its estimate and the number beside it."""
 
 
-def explanation_rows(audit: Audit) -> list[ScoreRow]:
+def explanation_rows(audit: Audit) -> dict[str, list[ScoreRow]]:
     """Agreement of every map with the masks; scores that the strategy or the data lacks are left out."""
     areas = {split: float(audit.rows(split)["defect_area"].mean()) for split in audit.splits}
-    beside_of = {
+    besides = {
         _GRID: {split: audit.score("grid_iou", split).value for split in audit.splits},
         _EVEN: areas,
         _EMPTY: {split: 1 - area for split, area in areas.items()},
     }
-    rows = []
+    rows: dict[str, list[ScoreRow]] = {}
     for part, scores in EXPLANATION.items():
         for name, beside in scores.items():
-            readings = {split: _estimate(audit, split, name) for split in audit.splits}
-            if any(estimate.value == estimate.value for estimate in readings.values()):
-                rows.append(ScoreRow(part, METRICS[name], beside, readings, beside_of.get(beside, {})))
+            found = {split: _estimate(audit, split, name) for split in audit.splits}
+            if any(estimate.value == estimate.value for estimate in found.values()):
+                rows.setdefault(part, []).append((METRICS[name], beside, found, besides.get(beside, {})))
     return rows
 
 
