@@ -160,7 +160,7 @@ def twenty():
 
 def test_the_required_recall_is_chosen_on_validation_alone(tmp_path):
     found = audit_of(tmp_path / "a", twenty(), required_recall=1.0)
-    assert (found.splits, found.tests, found.main, found.threshold) == (["val", "test"], ["test"], "test", 0.5)
+    assert (found.splits, found.tests, found.main) == (["val", "test"], ["test"], "test")
     assert (found.chosen["test"].escapes.hits, found.chosen["test"].overkill.hits) == (2, 0)
     assert found.choice.threshold == pytest.approx(0.45)
     assert (found.at_recall["test"].escapes.hits, found.at_recall["test"].overkill.hits) == (1, 1)

@@ -215,8 +215,8 @@ def _of_the_data(audit: Audit) -> Iterator[Limit]:
         yield Limit("Synthetic data", text, serious=True)
     if "val" not in audit.scores:
         text = (
-            f"The threshold {number(audit.threshold)} was not chosen on validation. A threshold for a required recall "
-            "and an absolute scale of the maps cannot be given: neither is ever chosen on test."
+            f"The threshold {number(audit.metrics['threshold'])} was not chosen on validation. A threshold for a "
+            "required recall and an absolute scale of the maps cannot be given: neither is ever chosen on test."
         )
         yield Limit("No validation split", text, serious=True)
     defects = audit.table[(audit.table["label"] == 1) & (audit.table["split"] != "val")]

@@ -6,7 +6,7 @@ Sizes: N pictures of all evaluated splits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -53,7 +53,7 @@ class DefectRow(NamedTuple):
 
 
 class SizeBins(NamedTuple):
-    """Two shares of the picture: a defect up to the first is small, up to the second medium; and whose terciles."""
+    """Small, medium and large defects: two shares of the picture, and the split whose terciles they are."""
 
     bounds: tuple[float, float]
     chosen_on: str
@@ -61,19 +61,14 @@ class SizeBins(NamedTuple):
     @property
     def labels(self) -> list[str]:
         """Names from small to large; they hold the bounds."""
-        small, large = (f"{100 * bound:.2g}" for bound in self.bounds)
+        low, high = (f"{100 * bound:.2g}" for bound in self.bounds)
         return [
-            f"small (up to {small}{PERCENT})",
-            f"medium ({small} to {large}{PERCENT})",
-            f"large (over {large}{PERCENT})",
+            f"{name}{PERCENT})" for name in (f"small (up to {low}", f"medium ({low} to {high}", f"large (over {high}")
         ]
 
 
-def choose_bins(table: pd.DataFrame, splits: Sequence[str]) -> SizeBins | None:
-    """Terciles of the defect areas of the first of the splits that has at least three different ones.
-
-    Validation comes first, so that the bins do not follow the pictures that are judged.
-    """
+def choose_bins(table: pd.DataFrame, splits: Iterable[str]) -> SizeBins | None:
+    """Terciles of the defect areas of the first split, validation if there is one, with three different ones."""
     for split in splits:
         areas = table.loc[table["split"] == split, "defect_area"].dropna()
         if areas.nunique() >= 3:
@@ -99,15 +94,10 @@ def by_size(rows: pd.DataFrame, bins: SizeBins) -> list[DefectRow]:
 
 
 def _defect_row(name: str, defects: pd.DataFrame) -> DefectRow:
-    groups = group_codes(defects)
-    return DefectRow(
-        name=name,
-        recall=proportion(defects["predicted"].to_numpy(), groups),
-        cam_iou=mean_score(defects["cam_iou"].to_numpy(), groups),
-        grid_iou=float(defects["grid_iou"].mean()),
-        found_with_mask=int(((defects["predicted"] == 1) & defects["cam_iou"].notna()).sum()),
-        wrong_reason=int(defects["wrong_reason"].sum()),
-    )
+    groups, found, iou = group_codes(defects), defects["predicted"].to_numpy(), defects["cam_iou"]
+    judged, wrong = int(((found == 1) & iou.notna()).sum()), int(defects["wrong_reason"].sum())
+    grid = float(defects["grid_iou"].mean())
+    return DefectRow(name, proportion(found, groups), mean_score(iou.to_numpy(), groups), grid, judged, wrong)
 
 
 # --- Escapes and overkill
@@ -148,20 +138,12 @@ class RecallChoice(NamedTuple):
 
 
 def operating_point(rows: pd.DataFrame, threshold: float, *, decided: bool = False) -> OperatingPoint:
-    """Escapes and overkill of one split at a threshold.
-
-    Args:
-        rows: of `evaluate`'s table.
-        threshold: from validation.
-        decided: the threshold is the run's own, whose stored verdicts say what it does, not rounded probabilities.
-    """
+    """Escapes and overkill of one split at a threshold; of the run's own (`decided`) the stored verdicts say it."""
     groups, labels = group_codes(rows), rows["label"].to_numpy()
     called = rows["predicted"].to_numpy() == 1 if decided else rows["probability"].to_numpy() >= threshold
-    return OperatingPoint(
-        threshold,
-        escapes=proportion(~called[labels == 1], groups[labels == 1]),
-        overkill=proportion(called[labels == 0], groups[labels == 0]),
-    )
+    defective = labels == 1
+    escapes = proportion(~called[defective], groups[defective])
+    return OperatingPoint(threshold, escapes, proportion(called[~defective], groups[~defective]))
 
 
 def choose_for_recall(labels: NDArray, probability: NDArray, required: float) -> RecallChoice:
@@ -171,23 +153,13 @@ def choose_for_recall(labels: NDArray, probability: NDArray, required: float) ->
         labels: 0 or 1, (N,), of the validation split; never of a test split.
         probability: of class 1, (N,).
         required: recall, in (0, 1].
-
-    Raises:
-        ValueError: a recall outside (0, 1].
     """
-    check_recall(required)
     scores = np.sort(probability[labels == 1])[::-1]
     if not len(scores):
         return RecallChoice(required, None, 0)
     last = scores[math.ceil(round(required * len(scores), 9)) - 1]
     below = probability[probability < last]
     return RecallChoice(required, float(last + (below.max() if len(below) else 0.0)) / 2, len(scores))
-
-
-def check_recall(required: float) -> None:
-    """Raises `ValueError` for a recall outside (0, 1]."""
-    if not 0 < required <= 1:
-        raise ValueError(f"required_recall must be a share of the defects in (0, 1], such as 0.99; got {required:g}")
 
 
 # --- The whole run
@@ -243,26 +215,19 @@ class Audit:
         return self.tests[0]
 
     @property
-    def threshold(self) -> float:
-        """The run's decision threshold."""
-        return float(self.metrics["threshold"])
-
-    @property
     def scales(self) -> dict[str, MapScale]:
         """The absolute scale of each map; none without a validation split."""
         return {name: MapScale(**scale) for name, scale in self.metrics.get("map_scales", {}).items()}
 
-    @property
-    def drops(self) -> dict[str, Estimate]:
-        """What each score loses from ``test`` to ``test_shift``; empty where one of them is missing."""
-        if not {"test", "test_shift"} <= self.scores.keys():
-            return {}
-        test, shift = self.scores["test"], self.scores["test_shift"]
-        return {name: self.drop(test[name], shift[name]) for name in test if name in shift}
-
     def drop(self, test: Estimate, shift: Estimate) -> Estimate:
         """``test`` minus ``test_shift``; planted data shows the same parts in both."""
         return difference(test, shift, independent=not share_parts(self.rows("test"), self.rows("test_shift")))
+
+    @property
+    def drops(self) -> dict[str, Estimate]:
+        """What each score loses from ``test`` to ``test_shift``; empty where one of them is missing."""
+        test, shift = self.scores.get("test", {}), self.scores.get("test_shift", {})
+        return {name: self.drop(test[name], shift[name]) for name in test if name in shift}
 
     @property
     def groups_known(self) -> bool:
@@ -311,7 +276,10 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
         RunError: the run is not evaluated, or its files are damaged or do not belong together.
         ValueError: a recall outside (0, 1].
     """
-    check_recall(required_recall)
+    if not 0 < required_recall <= 1:
+        raise ValueError(
+            f"required_recall must be a share of the defects in (0, 1], such as 0.99; got {required_recall:g}"
+        )
     table, metrics = stored_tables(run)
     parts = {split: table[table["split"] == split] for split in SPLITS if (table["split"] == split).any()}
     tests = {split: rows for split, rows in parts.items() if split != "val"}

@@ -142,7 +142,7 @@ def _template() -> Template:
 def report_figures(audit: Audit) -> dict[str, str]:
     """``classification``: confusion, ROC, precision-recall. ``trade_off``: escapes and overkill over the threshold."""
     drawn = {
-        "classification": classification_figure(audit.table, audit.threshold),
+        "classification": classification_figure(audit.table, audit.metrics["threshold"]),
         "trade_off": trade_off_figure(audit),
     }
     uris = {}
@@ -160,7 +160,7 @@ def trade_off_figure(audit: Audit) -> Figure:
         thresholds, escapes, overkill = error_rates(audit.rows(split))
         axis.step(thresholds, escapes, where="post", color="#b3261e", label="escapes (of the defects)")
         axis.step(thresholds, overkill, where="post", color="#1f5fa8", ls="--", label="overkill (of the normals)")
-        axis.axvline(audit.threshold, color="k", lw=0.8, label="decision threshold")
+        axis.axvline(audit.metrics["threshold"], color="k", lw=0.8, label="decision threshold")
         if audit.choice.threshold is not None:
             name = f"for recall {audit.choice.required:g}"
             axis.axvline(audit.choice.threshold, color="k", lw=0.8, ls=":", label=name)
