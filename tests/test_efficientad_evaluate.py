@@ -608,7 +608,7 @@ def test_the_command_flags_prints_and_exports(strategy, other, tmp_path):
     code, output = command("evaluate", other.folder, "--export-results", results)
     assert code == 0 and "novelty threshold" in output and json.loads(results.read_text()) == other.metrics
     code, output = command("evaluate", other.folder, "--mask-source", "none", "--error-analysis")
-    assert code == 1 and "which knows no --mask-source, --error-analysis; leave that out" in output
+    assert code == 1 and "which knows no --error-analysis, --mask-source; leave that out" in output
 
 
 # --- Beside the strategies

@@ -154,11 +154,7 @@ class DatasetProvider(ABC):
         return ("val",) if self.get_test_dataloader() is None else ("val", "test")
 
     def loader(self, split: str) -> DataLoader[Any]:
-        """One of `splits`.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """One of `splits`."""
         loader = {"val": self.get_val_dataloader, "test": self.get_test_dataloader}.get(split, lambda: None)()
         if loader is None:
             raise DataError(f"no images in split '{split}'; the data has {', '.join(self.splits)}")
@@ -229,11 +225,7 @@ class SplitProvider(DatasetProvider):
         return self._test_loader("test")
 
     def loader(self, split: str) -> DataLoader[Any]:
-        """One of `splits`.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """One of `splits`."""
         shifted = self._test_loader(split) if split == "test_shift" else None
         return super().loader(split) if shifted is None else shifted
 
@@ -242,11 +234,7 @@ class SplitProvider(DatasetProvider):
         return self.dataset.__getitems__(list(rows))
 
     def table(self, split: str) -> pd.DataFrame:
-        """One row per image of `loader(split)`, in order; synthesised ones have their picture's path and no mask file.
-
-        Raises:
-            DataError: files that cannot be decoded.
-        """
+        """One row per image of `loader(split)`; synthesised ones have their picture's path and no mask file."""
         images = self.samples.iloc[self._rows(split)].reset_index(drop=True)
         if split != "val":
             return images
@@ -255,11 +243,7 @@ class SplitProvider(DatasetProvider):
 
     @cached_property
     def dataset(self) -> SampleDataset:
-        """All samples by row.
-
-        Raises:
-            DataError: files that cannot be decoded; with `skip_unreadable`, too few that can.
-        """
+        """All samples by row."""
         dataset = SampleDataset(self.samples, self.settings)
         _check_good_parts(dataset.samples, self.settings.dataset_folder)
         self.samples = dataset.samples
@@ -287,12 +271,7 @@ class SplitProvider(DatasetProvider):
 
 
 def as_batch(item: Any, *, split: str) -> Batch:
-    """What a loader yielded, checked; plain images become a batch of normal ones.
-
-    Raises:
-        DataError: neither a `Batch` nor images, images of another shape, type or range, labels other than 0 and 1, or a
-            defect in train.
-    """
+    """What a loader yielded, checked; plain images become a batch of normal ones."""
     the = f"the {split} loader yields"
     if isinstance(item, Tensor):
         zeros = torch.zeros(len(item), dtype=torch.int64)
@@ -470,15 +449,7 @@ class PenaltyImages(Dataset[Tensor]):
     """Pictures by number, a share of `GREY_SHARE` of them grey: of the folder `penalty_images`, without it drawn ones.
 
     Of a folder's images, resized to (2H, 2W), the middle (H, W) is taken; each pass over them has an order of its own.
-
-    Args:
-        settings: of the run.
-
-    Attributes:
-        text: where they come from, for the record and wherever a result is shown.
-
-    Raises:
-        DataError: the folder is missing or holds no image.
+    `text` says where they come from, for the record and wherever a result is shown.
     """
 
     def __init__(self, settings: EfficientADSettings) -> None:
@@ -584,11 +555,6 @@ def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
     """Each image with one of brightness, contrast and saturation changed by up to a fifth.
 
     Which, and by how much, follows from (seed, number, place in the batch) alone.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1], on any device; not changed.
-        seed: of the run.
-        number: of the batch.
     """
     rng = np.random.default_rng([seed, number, _COLOUR])
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
@@ -597,30 +563,15 @@ def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
 
 
 class TrainBatch(NamedTuple):
-    """What one optimiser step reads on one device.
+    """What one optimiser step reads on one device."""
 
-    Attributes:
-        number: of the batch; with the seed it decides everything random in the step.
-        images: normal, float32 (B, 3, H, W) in [0, 1]; B is smaller where a pass ends.
-        penalty: something else, float32 (B', 3, H, W) in [0, 1].
-    """
-
-    number: int
-    images: Tensor
-    penalty: Tensor
+    number: int  # of the batch; with the seed it decides everything random in the step
+    images: Tensor  # normal, float32 (B, 3, H, W) in [0, 1]; B is smaller where a pass ends
+    penalty: Tensor  # something else, float32 (B', 3, H, W) in [0, 1]
 
 
 class TrainingData(L.LightningDataModule):
-    """What Lightning reads: each of its epochs is the steps up to the next validation.
-
-    Args:
-        settings: of the run.
-        provider: of the pictures.
-        penalty: pictures for the penalty.
-
-    Raises:
-        DataError: the training loader is empty or has no length.
-    """
+    """What Lightning reads: each of its epochs is the steps up to the next validation."""
 
     def __init__(self, settings: EfficientADSettings, provider: DatasetProvider, penalty: PenaltyImages) -> None:
         super().__init__()
@@ -648,11 +599,7 @@ class TrainingData(L.LightningDataModule):
         return self.provider.get_val_dataloader()
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[TrainBatch]:
-        """The batches of one of `world` devices from a step on, without end.
-
-        Raises:
-            DataError: the loader yields something that is no batch of normal images, or images of another size.
-        """
+        """The batches of one of `world` devices from a step on, without end."""
         first, size = step * world + rank, self.settings.train_batch_size
         pictures = (number * size + place for number in count(first, world) for place in range(size))
         workers, seed = self.settings.num_workers, self.settings.seed

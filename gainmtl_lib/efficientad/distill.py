@@ -96,9 +96,6 @@ class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
     """``pairs[n]`` for any n from 0: uint8 (3, 2H, 2W) and (3, H, W) of one picture, one in ten of them grey.
 
     Each round shows every picture once. Order and grey follow from (seed, n), so that work that stopped can go on.
-
-    Raises:
-        DataError: the folder is missing or holds no picture; later, a picture that cannot be read.
     """
 
     def __init__(self, folder: Path, *, side: int, seed: int) -> None:
@@ -127,12 +124,12 @@ class BackboneTargets(nn.Module):
     Around each cell of a level, the values of the 3 x 3 neighbourhood, channel by channel, are averaged in 1024 even
     shares; the deeper level is resized to the shallower one's grid; the values of both are averaged in C even shares.
     All of it is linear, so that each level needs one fixed convolution and one resizing.
-
-    Args:
-        backbone: whose first two levels have strides 8 and 16.
-        out_channels: C.
-        grid: (h, w), to which both levels are resized.
     """
+
+    image_mean: Tensor
+    image_std: Tensor
+    local: Tensor
+    context: Tensor
 
     def __init__(self, backbone: Backbone, *, out_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -173,11 +170,7 @@ def even_shares(values: int, shares: int) -> Tensor:
 
 
 class TeacherTraining:
-    """Network, optimiser and standardised targets, and how many steps were made; images are uint8.
-
-    Args:
-        settings: of the distillation.
-    """
+    """Network, optimiser and standardised targets, and how many steps were made; images are uint8."""
 
     def __init__(self, settings: Distillation) -> None:
         self.device, side = checked_device(settings.device), settings.image_size
@@ -201,11 +194,7 @@ class TeacherTraining:
         self.steps = 0
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
-        """Take the targets' mean and standard deviation over pictures (B, 3, 2H, 2W).
-
-        Raises:
-            ModelError: a channel that never changes.
-        """
+        """Take the targets' mean and standard deviation over pictures (B, 3, 2H, 2W)."""
         mean, std = channel_moments(self.targets(self._pixels(large)) for large in batches)
         if useless := int((~(std > 0)).sum()):  # NaN included
             raise ModelError(
@@ -234,11 +223,7 @@ class TeacherTraining:
             torch.save(numbers | parts, temporary)
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
-        """Go on from what `keep` wrote.
-
-        Raises:
-            ModelError: a file from elsewhere, or of a distillation with other parameters.
-        """
+        """Go on from what `keep` wrote."""
         try:
             kept = torch.load(path, map_location=self.device, weights_only=True)
             stored = kept["record"]
@@ -309,7 +294,18 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         training.standardise(large for large, _ in measured)
         training.keep(unfinished, record)
     try:
-        _train(settings, pairs, training, unfinished, record)
+        size, done = settings.batch_size, training.steps
+        for large, small in _batches(settings, pairs, range(done * size, settings.steps * size), "distilling"):
+            loss = training.step(large, small)
+            if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
+                continue
+            if not math.isfinite(value := loss.item()):
+                raise TrainingDivergedError(
+                    f"{settings.output}: the loss is {value} at step {training.steps}; lower learning_rate and start "
+                    "anew with force=True (--force)"
+                )
+            logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
+            training.keep(unfinished, record)
     except KeyboardInterrupt:
         logger.info("interrupted after step %d; the same call goes on from the last one kept", training.steps)
         raise
@@ -318,23 +314,6 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         save_file(state, temporary, metadata={RECORD: json.dumps(record)})
     unfinished.unlink(missing_ok=True)  # a second process may have made the same teacher
     return settings.output
-
-
-def _train(
-    settings: Distillation, pairs: PicturePairs, training: TeacherTraining, unfinished: Path, record: dict[str, Any]
-) -> None:
-    size = settings.batch_size
-    for large, small in _batches(settings, pairs, range(training.steps * size, settings.steps * size), "distilling"):
-        loss = training.step(large, small)
-        if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
-            continue
-        if not math.isfinite(value := loss.item()):
-            raise TrainingDivergedError(
-                f"{settings.output}: the loss is {value} at step {training.steps}; lower learning_rate and start anew "
-                "with force=True (--force)"
-            )
-        logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
-        training.keep(unfinished, record)
 
 
 def _batches(settings: Distillation, pairs: PicturePairs, numbers: range, what: str) -> Iterator[tuple[Tensor, Tensor]]:

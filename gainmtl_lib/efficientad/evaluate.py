@@ -133,28 +133,17 @@ def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]
 
 
 class SplitPredictions(NamedTuple):
-    """What the model says of one split.
+    """What the model says of one split."""
 
-    Attributes:
-        table: one row per image, in the loader's order.
-        maps: float16 (N, h, w), the anomaly map on the networks' own grid.
-        pixel_auroc: over images whose defect pixels are known; NaN without an answer, as the next.
-        aupro: up to a false-positive rate of 0.3.
-    """
-
-    table: pd.DataFrame
-    maps: NDArray[np.float16]
-    pixel_auroc: float
-    aupro: float
+    table: pd.DataFrame  # one row per image, in the loader's order
+    maps: NDArray[np.float16]  # (N, h, w), the anomaly map on the networks' own grid
+    pixel_auroc: float  # over images whose defect pixels are known; NaN without an answer, as the next
+    aupro: float  # up to a false-positive rate of 0.3
 
 
 @torch.inference_mode()
 def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
-    """Run the model over one split, val with the anomalies synthesised on it, where the model lies.
-
-    Raises:
-        DataError: no image, images of several sizes, or a table that does not fit the loader.
-    """
+    """Run the model over one split, val with the anomalies synthesised on it, where the model lies."""
     pixel_auroc, aupro = PixelAuroc(), Aupro()
     rows, maps, device = [], [], next(model.parameters()).device
     loader = provider.loader(split)
@@ -234,12 +223,7 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
-    """The numbers of one split; one without an answer is NaN.
-
-    Args:
-        table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
-        predictions: of the same split, for what its table cannot say.
-    """
+    """The numbers of one split, from its rows with verdicts; NaN has no answer, ``skipped`` defects have no mask."""
     verdict, answered = table["verdict"], table["anomaly_iou"].notna()
     return {
         "images": len(table),
@@ -311,11 +295,7 @@ class Detector:
 
     @classmethod
     def open(cls, place: Path) -> Detector:
-        """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run.
-
-        Raises:
-            RunError: neither is there, or it is not EfficientAD's.
-        """
+        """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run."""
         if place.is_file():
             folder = place.absolute().parent.parent
             if place.name != "best.ckpt" or run_status(folder) != "complete":
@@ -325,8 +305,9 @@ class Detector:
         if not run.is_evaluated:
             return cls(run.model, run.settings, run.teacher)
         decided = (run.metrics["threshold"], run.metrics["novelty_threshold"])
-        scale = () if run.scale is None else (run.scale, "absolute scale")
-        return cls(run.model, run.settings, run.teacher, *decided, *scale)
+        if run.scale is None:
+            return cls(run.model, run.settings, run.teacher, *decided)
+        return cls(run.model, run.settings, run.teacher, *decided, run.scale, "absolute scale")
 
     def verdict(self, score: float) -> str | None:
         """``defective`` or ``normal``; None without a threshold."""
@@ -338,19 +319,12 @@ class Detector:
 
 
 class ScoredPicture(NamedTuple):
-    """What the model says of one picture.
-
-    Attributes:
-        path: of its file.
-        size: (h, w) on disk.
-        score: how unlike normal parts it is, of any range.
-        anomaly_map: float32 (H, W), the bars of a letterbox included.
-    """
+    """What the model says of one picture."""
 
     path: Path
-    size: tuple[int, int]
-    score: float
-    anomaly_map: NDArray[np.float32]
+    size: tuple[int, int]  # (h, w) on disk
+    score: float  # how unlike normal parts it is, of any range
+    anomaly_map: NDArray[np.float32]  # (H, W), the bars of a letterbox included
 
 
 def score_pictures(
@@ -418,11 +392,7 @@ def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None
 
 
 class AnomalyMasks:
-    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run.
-
-    Args:
-        folder: of the run.
-    """
+    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -434,12 +404,7 @@ class AnomalyMasks:
         return load_efficientad(self.folder)
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
-        """Masks of a batch's pictures, float32 (B, 1, H, W) in [0, 1], see `anomaly_mask`.
-
-        Raises:
-            RunError: no finished run, or one that learnt from the data's test pictures.
-            DataError: pictures that cannot be read.
-        """
+        """Masks of a batch's pictures, float32 (B, 1, H, W) in [0, 1], see `anomaly_mask`."""
         if self._checked is not data:
             check_unseen(self.run, data.samples)
             self._checked = data
@@ -454,15 +419,6 @@ class AnomalyMasks:
 def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], resize: Resize) -> NDArray[np.float32]:
     """An anomaly map through its quantiles, on a strategy's input: 0 up to the 90 % quantile of normal parts, 1 from
     the 99.5 % quantile on, and 0 in the bars beside a letterboxed picture.
-
-    Args:
-        picture: of EfficientAD.
-        own: how EfficientAD put the picture on its input.
-        size: of the strategy's input (H, W).
-        resize: how the strategy puts the picture there.
-
-    Returns:
-        In [0, 1], (H, W).
     """
     plane = (picture.anomaly_map.shape[0], picture.anomaly_map.shape[1])
     rows, columns = inside(inner_size(picture.size, plane, own), plane)
@@ -522,23 +478,14 @@ OUT_OF_DATE = (
 
 @dataclass(frozen=True)
 class Kind:
-    """The normal pictures of a split, or its defects of one type.
+    """The normal pictures of a split, or its defects of one type."""
 
-    Attributes:
-        name: of the type, or `NORMAL`.
-        count: pictures.
-        called_defective: those that the verdict finds; of normal ones, its false alarms.
-        anomalous: those whose anomaly score is above the threshold.
-        novel: anomalous ones that the verdict calls normal.
-        unseen: a type that no training picture shows.
-    """
-
-    name: str
+    name: str  # of the type, or `NORMAL`
     count: int
-    called_defective: int
-    anomalous: int
-    novel: int
-    unseen: bool = False
+    called_defective: int  # by the verdict; of normal pictures, its false alarms
+    anomalous: int  # with a score above the threshold
+    novel: int  # anomalous ones that the verdict calls normal
+    unseen: bool = False  # a type that no training picture shows
 
 
 @dataclass(frozen=True)
@@ -639,13 +586,7 @@ def flag(table: pd.DataFrame, scores: Collection[float], threshold: float) -> pd
 
 
 def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """What the flag does on each test split, as `Novelty.kinds` reads it.
-
-    Args:
-        table: of predictions.
-        flagged: of `flag`, its rows in the same order.
-        known: defect types of the training pictures.
-    """
+    """What the flag does on each test split, as `Novelty.kinds` reads it."""
     rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"])
     rows["kind"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
     counted: dict[str, list[dict[str, Any]]] = {}
@@ -660,9 +601,6 @@ def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[st
 def stored_novelty(run: Run) -> Novelty | None:
     """What `find_novel` left in the run's folder; None where nothing is, or where it is out of date: of other
     predictions, or of an EfficientAD run that was trained anew since.
-
-    Raises:
-        RunError: its files are damaged.
     """
     if not (run.folder / SUMMARY).is_file():
         return None

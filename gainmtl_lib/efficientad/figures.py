@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad.data import SplitProvider, found_categories
@@ -233,29 +232,15 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
 def _print_scores(console: Console, detector: Detector, table: pd.DataFrame) -> None:
     none = detector.threshold is None
     title = "no threshold: the run is not evaluated" if none else f"threshold {detector.threshold:.4g}"
-    shown = Table("picture", "anomaly score", "verdict", "anomalous", title=title, title_justify="left")
-    for row in table.head(ROWS_PRINTED).itertuples():
-        anomalous = {None: "–", True: "yes", False: "no"}[row.anomalous]
-        shown.add_row(escape(Path(row.image).name), f"{row.anomaly_score:.4g}", row.verdict or "–", anomalous)
-    console.print(shown)
+    shown = table.head(ROWS_PRINTED).drop(columns="threshold").rename(columns={"anomaly_score": "anomaly score"})
+    shown.index = pd.Index([Path(image).name for image in shown.pop("image")], name="picture")
+    console.print(frame_table(title, shown))
     if len(table) > ROWS_PRINTED:
         console.print(f"… {len(table) - ROWS_PRINTED} more; the table of scores has all of them")
 
 
 def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
-    """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher.
-
-    Args:
-        detector: that scored it.
-        scored: what it said.
-        mask: file of the ground truth, also outlined on the heat map.
-
-    Returns:
-        RGB, (height, width, 3).
-
-    Raises:
-        DataError: picture or mask cannot be read, or the mask has another aspect ratio than its picture.
-    """
+    """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
     defect = None if mask is None else read_defect(mask, scored.size, str(mask))
     height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
     picture, region = resized(read_image(scored.path), (height, width)), resized_mask(defect, (height, width))
@@ -313,14 +298,7 @@ def same_anomalies_figure(run: EfficientADRun) -> Figure:
 def anomaly_maps_figure(
     model: EfficientADModel, batch: Batch, row_titles: Sequence[str], *, scale: MapScale | None = None
 ) -> Figure:
-    """One row per picture: mask outline, the two local maps stretched per image, the joined map on its absolute scale.
-
-    Args:
-        model: in evaluation mode.
-        batch: pictures at the network's input size.
-        row_titles: what stands at the left of each row.
-        scale: of the anomaly map, fixed on validation.
-    """
+    """One row per picture: its mask, the two local maps stretched per image, the joined map on its absolute scale."""
     with torch.inference_mode():
         local = model.local_maps(batch.images)
         output = model.finish(local, (batch.images.shape[-2], batch.images.shape[-1]))

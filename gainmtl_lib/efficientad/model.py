@@ -232,15 +232,10 @@ QUANTILES = (0.9, 0.995)
 
 
 class LocalMaps(NamedTuple):
-    """The two maps on the description's grid, (B, 1, h, w), at least 0, not yet on a common scale.
+    """The two maps on the description's grid, (B, 1, h, w), at least 0, not yet on a common scale."""
 
-    Attributes:
-        student_teacher: local anomalies.
-        student_autoencoder: logical anomalies.
-    """
-
-    student_teacher: Tensor
-    student_autoencoder: Tensor
+    student_teacher: Tensor  # local anomalies
+    student_autoencoder: Tensor  # logical anomalies
 
 
 class AnomalyOutput(NamedTuple):
@@ -294,11 +289,7 @@ class EfficientADModel(nn.Module):
         return self.finish(self.local_maps(images), (images.shape[-2], images.shape[-1]))
 
     def local_maps(self, images: Tensor) -> LocalMaps:
-        """The two maps of images (B, 3, H, W) in [0, 1], not yet put on their scale.
-
-        Raises:
-            ModelError: images below `SMALLEST_IMAGE`.
-        """
+        """The two maps of images (B, 3, H, W) in [0, 1], not yet put on their scale."""
         pixels = self.normalized(images)
         described = self.describe(pixels)
         local, whole = self.student(pixels).float().split(self.out_channels, dim=1)
@@ -329,11 +320,7 @@ class EfficientADModel(nn.Module):
 
     @torch.no_grad()
     def measure_teacher(self, batches: Iterable[Tensor]) -> None:
-        """Standardise the teacher's channels by their mean and deviation over one pass of images in [0, 1].
-
-        Raises:
-            ModelError: a channel that never changes, or values that are not finite.
-        """
+        """Standardise the teacher's channels by their mean and deviation over one pass of images in [0, 1]."""
         images = (batch.to(self.teacher_mean.device) for batch in batches)
         pixels = (self.normalized(each).contiguous(memory_format=torch.channels_last) for each in images)
         mean, std = channel_moments(self.teacher(each) for each in pixels)
@@ -348,15 +335,7 @@ class EfficientADModel(nn.Module):
         self.teacher_std.copy_(std.view(1, -1, 1, 1))
 
     def set_quantiles(self, quantiles: Tensor, *, images: int) -> None:
-        """Where the scale of each map begins and ends.
-
-        Args:
-            quantiles: (2, 2), for the maps of `LocalMaps` in order those of `QUANTILES`.
-            images: how many validation images they come from, for the error.
-
-        Raises:
-            ModelError: they are not finite, or a map's two are equal.
-        """
+        """Where the scale of each map begins and ends, (2, 2): of each map of `LocalMaps` its `QUANTILES`."""
         if not bool(torch.isfinite(quantiles).all()) or bool((quantiles[:, 1] <= quantiles[:, 0]).any()):
             values = ", ".join(f"{value:.4g}" for value in quantiles.flatten().tolist())
             raise ModelError(
@@ -428,11 +407,7 @@ def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999)
 
 
 def pretraining_penalty(student: Tensor) -> Tensor:
-    """Keep the student from imitating the teacher beyond good parts: mean square on natural images.
-
-    Args:
-        student: its teacher half on images that show something else, (B, C, h, w).
-    """
+    """Keep the student's teacher half from imitating beyond good parts: mean square on pictures of something else."""
     return student.float().square().mean()
 
 
@@ -526,16 +501,7 @@ class _Placeholder:
 
 
 def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the teacher's weights") -> None:
-    """Fill a teacher in place, from its tensors or those of a whole model, in any naming.
-
-    Args:
-        network: to be filled.
-        state: of the teacher, or of a model, Lightning's module around it included.
-        source: begins the error's message.
-
-    Raises:
-        ModelError: a teacher of another size or with other channels, or no weights of one.
-    """
+    """Fill a teacher in place, from its tensors or those of a whole model, in any naming; `source` begins the error."""
     bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     given = {k.removeprefix("teacher."): v for k, v in bare.items() if k.startswith("teacher.")} or bare
     places = {}

@@ -128,11 +128,7 @@ class EfficientADRun(StoredRun[EfficientADSettings]):
 
 
 def load_efficientad(folder: str | Path) -> EfficientADRun:
-    """Read a finished run of EfficientAD.
-
-    Raises:
-        RunError: there is no run in the folder, it is not finished, or it is one of a GAIN-MTL strategy.
-    """
+    """Read a finished run of EfficientAD."""
     run = open_run(folder)
     if isinstance(run, EfficientADRun):
         return run
@@ -141,21 +137,13 @@ def load_efficientad(folder: str | Path) -> EfficientADRun:
 
 
 def open_run(folder: str | Path) -> Run | EfficientADRun:
-    """Read a finished run of either system.
-
-    Raises:
-        RunError: there is no run in the folder, or it is not finished.
-    """
+    """Read a finished run of either system."""
     folder = finished_folder(folder)
     return EfficientADRun(folder) if system_of(folder) == EFFICIENTAD else load_run(folder)
 
 
 def load_checkpoint(path: str | Path) -> tuple[EfficientADModel, EfficientADSettings, str]:
-    """Of a checkpoint file the model in evaluation mode, its settings, and where its teacher came from.
-
-    Raises:
-        RunError: no checkpoint that can be read safely, or one of GAIN-MTL.
-    """
+    """Of a checkpoint file the model in evaluation mode, its settings, and where its teacher came from."""
     checkpoint = read_checkpoint(path)
     if "teacher" not in checkpoint:
         raise RunError(f"{path}: a checkpoint of a GAIN-MTL strategy, not of EfficientAD; see gainmtl evaluate --help")
@@ -323,12 +311,6 @@ class EfficientADTraining(L.LightningModule):
 
     Everything random in a step (dropout, colours) follows from (seed, step, rank), so that a resumed run repeats what
     an uninterrupted one does.
-
-    Args:
-        model: what is trained; its teacher and the teacher's statistics are set.
-        settings: of the run; the weights of the terms and Adam's values are theirs.
-        total_steps: optimiser steps of the whole training; the learning rate falls to a tenth at 95 % of them.
-        teacher: description of the teacher, which every checkpoint carries.
     """
 
     def __init__(
@@ -348,13 +330,7 @@ class EfficientADTraining(L.LightningModule):
         self._seen: list[tuple[LocalMaps, Batch]] = []
 
     def losses(self, images: Tensor, augmented: Tensor, penalty: Tensor) -> dict[str, Tensor]:
-        """The four `TERMS`, with one pass of the student and one of the teacher.
-
-        Args:
-            images: normal, (B, 3, H, W) in [0, 1].
-            augmented: the same with other colours.
-            penalty: pictures of something else, (P, 3, H, W).
-        """
+        """The four `TERMS`, with one pass of the student and one of the teacher."""
         model, (p, b), c = self.model, (len(penalty), len(images)), self.model.out_channels
         pixels = model.normalized(torch.cat([penalty, images, augmented]))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -458,18 +434,7 @@ class EfficientADTraining(L.LightningModule):
 
 
 def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> dict[str, float]:
-    """Set the scale of the model's maps by the normal images, and say how well the scaled maps tell anomalies.
-
-    Args:
-        model: that made the maps.
-        seen: all maps on the CPU, with what their images show.
-
-    Returns:
-        ``image_auroc`` of the scores and ``pixel_auroc`` of the maps; NaN without an annotated anomaly.
-
-    Raises:
-        ModelError: see `EfficientADModel.set_quantiles`; or a map of an anomalous image is not finite.
-    """
+    """Set the scale of the model's maps by the normal images, and say how well the scaled maps tell anomalies."""
     normal = [[one[batch.labels == 0].flatten() for one in maps] for maps, batch in seen]
     values = [torch.cat(each).numpy() for each in zip(*normal, strict=True)]
     count = sum(int((batch.labels == 0).sum()) for _, batch in seen)
@@ -495,13 +460,6 @@ class StepCheckpoints(Checkpoint):
 
     The best has the highest image AUROC, then pixel AUROC, then came first; Lightning's own callbacks know one number.
     Stops the training once `patience` validations brought no better one.
-
-    Args:
-        folder: where they go.
-        settings: of the run.
-
-    Attributes:
-        validated: of each validation image AUROC, pixel AUROC (rounded; NaN counts as lowest), and the step, negative.
     """
 
     def __init__(self, folder: Path, settings: EfficientADSettings) -> None:
