@@ -20,7 +20,6 @@ from gainmtl_lib.audit.limits import known_limits, marks
 from gainmtl_lib.audit.numbers import (
     NOT_ANNOTATED,
     RecallChoice,
-    ShiftRow,
     SizeBins,
     audit_run,
     by_size,
@@ -29,9 +28,8 @@ from gainmtl_lib.audit.numbers import (
     choose_for_recall,
     explanation_rows,
     operating_point,
-    shift_rows,
 )
-from gainmtl_lib.audit.report import SHOWN, SIDE, error_rates, galleries, trade_off_figure, write_report
+from gainmtl_lib.audit.report import SHOWN, SIDE, galleries, trade_off_figure, write_report
 from gainmtl_lib.cli import main
 from gainmtl_lib.efficientad.evaluate import Kind, Novelty
 from gainmtl_lib.figures import OUTLINE
@@ -201,25 +199,21 @@ def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
 
 def test_what_test_shift_loses(tmp_path):
     found = audit_of(tmp_path, [*twenty(), row("test_shift", 1, 0.9), row("test_shift", 0, 0.9)])
-    table = {r.label: r for r in shift_rows(found)}
-    assert list(table)[:2] == ["recall", "overkill"]
-    assert table["overkill"].drop.value == -1 and table["recall"].drop.value == pytest.approx(1 / 3 - 1)
+    assert found.drops["overkill"].value == -1 and found.drops["recall"].value == pytest.approx(1 / 3 - 1)
     assert found.drops["accuracy"].value == pytest.approx(3 / 5 - 1 / 2)
-    drops = Estimate(0.2, 0.1, 0.3), Estimate(-0.2, -0.3, -0.1), Estimate(0.1, -0.1, 0.3), Estimate(0.1)
-    words = [ShiftRow("recall", Estimate(), Estimate(), drop).words for drop in drops]
-    assert words == ["lower", "higher", "no clear change", "no interval"]
 
 
 def test_escapes_and_overkill_over_the_threshold(tmp_path):
-    table = pd.DataFrame({"label": [1, 1, 0, 0], "probability": [0.8, 0.4, 0.4, 0.2]})
-    thresholds, escapes, overkill = error_rates(table)
-    assert thresholds == pytest.approx([0, 0.2, 0.4, 0.8, 1], abs=1e-9)
-    assert (escapes.tolist(), overkill.tolist()) == ([0, 0, 0.5, 1, 1], [1, 0.5, 0, 0, 0])
-    assert np.isnan(error_rates(table[table["label"] == 0])[1]).all()
-    axes = trade_off_figure(audit_of(tmp_path, twenty(), required_recall=1.0)).axes
+    rows = [row("test", label, p) for label, p in ((1, 0.8), (1, 0.4), (0, 0.4), (0, 0.2))]
+    axes = trade_off_figure(audit_of(tmp_path, [*twenty()[:20], *rows], required_recall=1.0)).axes
     assert [axis.get_title() for axis in axes] == ["validation", "test"]
-    lines = {line.get_label(): line.get_xdata()[0] for line in axes[1].lines}
-    assert (lines["decision threshold"], lines["for recall 1"]) == pytest.approx((0.5, 0.45))
+    lines = {line.get_label(): line for line in axes[1].lines}
+    assert lines["decision threshold"].get_xdata()[0] == 0.5
+    assert lines["for recall 1"].get_xdata()[0] == pytest.approx(0.45)
+    escapes, overkill = (lines[f"{name} (of the {kind})"].get_xydata().tolist() for name, kind in
+                         (("escapes", "defects"), ("overkill", "normals")))  # fmt: skip
+    assert escapes == [[1, 1], [0.8, 0.5], [0.4, 0], [0.2, 0]]  # drawn to the left of each threshold
+    assert overkill == [[1, 0], [0.8, 0], [0.4, 0.5], [0.2, 1]]
 
 
 # --- Limits
@@ -516,9 +510,12 @@ def test_what_other_runs_are_told(tmp_path, values, said):
             "Without a control the flips say nothing.",
         ),
         ([row("test", 1, 0.1, **FLIPS)], "Not answered: no found defect has a mask."),
+        (spread("test", 1, 0.6, 0.9, 30) + spread("test", 0, 0.1, 0.4, 30) + spread("test_shift", 1, 0.1, 0.4, 30)
+         + spread("test_shift", 0, 0.1, 0.4, 30), "From test to test_shift recall falls from 1.000 to 0.000, overkill goes "
+         "from"),
     ],
-)
-def test_flips_are_judged_by_what_exceeds_the_control(tmp_path, rows, said):
+)  # fmt: skip
+def test_flips_are_judged_by_their_control_and_shifts_by_their_interval(tmp_path, rows, said):
     assert said in text_of(write_audited(tmp_path, [*rows, row("test", 0, 0.1)]))
 
 

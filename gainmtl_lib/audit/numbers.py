@@ -219,15 +219,12 @@ class Audit:
         """The absolute scale of each map; none without a validation split."""
         return {name: MapScale(**scale) for name, scale in self.metrics.get("map_scales", {}).items()}
 
-    def drop(self, test: Estimate, shift: Estimate) -> Estimate:
-        """``test`` minus ``test_shift``; planted data shows the same parts in both."""
-        return difference(test, shift, independent=not share_parts(self.rows("test"), self.rows("test_shift")))
-
     @property
     def drops(self) -> dict[str, Estimate]:
         """What each score loses from ``test`` to ``test_shift``; empty where one of them is missing."""
         test, shift = self.scores.get("test", {}), self.scores.get("test_shift", {})
-        return {name: self.drop(test[name], shift[name]) for name in test if name in shift}
+        apart = not share_parts(self.rows("test"), self.rows("test_shift"))  # planted data shows the same in both
+        return {name: difference(test[name], shift[name], independent=apart) for name in test if name in shift}
 
     @property
     def groups_known(self) -> bool:
@@ -291,13 +288,15 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
     found = None if scale is None else np.array([bool(MapScale(**scale).finds(cam)) for cam in cams])
     bins, novelty = choose_bins(table, list(parts)), stored_novelty(run)
     stale = {"faithfulness": faithfulness_is_stale(run), "novelty": novelty_is_stale(run)}
+    chosen = {split: operating_point(rows, metrics["threshold"], decided=True) for split, rows in parts.items()}
+    scores = {split: split_scores(rows) | {"overkill": chosen[split].overkill} for split, rows in parts.items()}
     return Audit(
         settings=run.settings,
         manifest=run.manifest,
         table=table if novelty is None else table.assign(novel=novelty.table["novel"]),
         metrics=metrics,
-        scores={split: split_scores(rows) for split, rows in parts.items()},
-        chosen={split: operating_point(rows, metrics["threshold"], decided=True) for split, rows in parts.items()},
+        scores=scores,
+        chosen=chosen,
         choice=choice,
         at_recall={} if at_recall is None else {s: operating_point(rows, at_recall) for s, rows in parts.items()},
         bins=bins,
@@ -320,7 +319,7 @@ FLIPS = {
     "cf_control_flip_rate": "control: the same area off the defect",
     "cf_excess": "flip minus control",
 }
-SHIFTED = (*DECISION, "cam_iou", "wrong_reason_rate", "cf_flip_rate", "cf_control_flip_rate")
+SHIFTED = ("recall", "overkill", *DECISION[1:], "cam_iou", "wrong_reason_rate", "cf_flip_rate", "cf_control_flip_rate")
 
 _GRID, _EVEN, _EMPTY = "grid IoU", "even spread", "empty mask"
 EXPLANATION = {
@@ -371,31 +370,3 @@ def verdicts_in_words(measured: Mapping[str, Any], *, but: str = "") -> str:
         if name in measured["map"] and (verdict := measured["map"][name]["verdict"]) != but:
             labels.setdefault(verdict, []).append(label)
     return "; ".join(f"{join_words(names)}: {verdict}" for verdict, names in labels.items())
-
-
-class ShiftRow(NamedTuple):
-    """One score on both test splits, and what it loses."""
-
-    label: str
-    test: Estimate
-    shift: Estimate
-    drop: Estimate
-
-    @property
-    def words(self) -> str:
-        """What the interval of the drop says of ``test_shift``."""
-        if not self.drop.has_interval:
-            return "no interval"
-        return "lower" if self.drop.low > 0 else "higher" if self.drop.high < 0 else "no clear change"
-
-
-def shift_rows(audit: Audit) -> list[ShiftRow]:
-    """What changes from ``test`` to ``test_shift``; empty where one of them is missing."""
-    drops = audit.drops
-    if not drops:
-        return []
-    test, shift = audit.scores["test"], audit.scores["test_shift"]
-    rows = [ShiftRow(METRICS[name], test[name], shift[name], drops[name]) for name in SHIFTED if name in drops]
-    before, after = (audit.chosen[split].overkill for split in ("test", "test_shift"))
-    rows.insert(1, ShiftRow("overkill", before, after, audit.drop(before, after)))
-    return [row for row in rows if row.drop.value == row.drop.value]

@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
 
 from gainmtl_lib import wording
 from gainmtl_lib.audit.limits import known_limits, marks
@@ -22,10 +23,10 @@ from gainmtl_lib.audit.numbers import (
     DECISION,
     FLIPS,
     MEASURES,
+    SHIFTED,
     Audit,
     audit_run,
     explanation_rows,
-    shift_rows,
     verdicts_in_words,
 )
 from gainmtl_lib.dataset import load_picture
@@ -89,7 +90,6 @@ def write_report(
         limits=known_limits(audit),
         figures=report_figures(audit),
         explanation=explanation_rows(audit),
-        shift=shift_rows(audit),
         novelty=audit.novelty,
         galleries=shown,
         files=[(name, file_digest(run.folder / name) or "not there") for name in FILES],
@@ -124,6 +124,7 @@ def _template() -> Template:
         "split_names": wording.SPLIT_NAMES,
         "decision": {name: wording.METRICS[name] for name in DECISION},
         "flips": FLIPS,
+        "shifted": {name: wording.METRICS.get(name, name) for name in SHIFTED},
         "measures": MEASURES,
         "normal_kind": NORMAL,
         "confidence": CONFIDENCE,
@@ -153,36 +154,25 @@ def report_figures(audit: Audit) -> dict[str, str]:
 
 
 def trade_off_figure(audit: Audit) -> Figure:
-    """Escapes and overkill of every evaluated split over the threshold, with the thresholds in question."""
+    """Escapes and overkill of every split with both classes over the threshold, with the thresholds in question."""
     figure = Figure(figsize=(11, 2.8), layout="constrained")
-    axes = figure.subplots(1, len(audit.splits), sharey=True, squeeze=False)
-    for axis, split in zip(axes[0], audit.splits):
-        thresholds, escapes, overkill = error_rates(audit.rows(split))
-        axis.step(thresholds, escapes, where="post", color="#b3261e", label="escapes (of the defects)")
-        axis.step(thresholds, overkill, where="post", color="#1f5fa8", ls="--", label="overkill (of the normals)")
+    axes = figure.subplots(1, len(audit.splits), sharey=True, squeeze=False)[0]
+    for axis, split in zip(axes, audit.splits):
+        rows = audit.rows(split)
+        if rows["label"].nunique() == 2:
+            overkill, recall, thresholds = roc_curve(rows["label"], rows["probability"], drop_intermediate=False)
+            thresholds[0] = 1  # there nothing is called defective; from each score down to the next the rates stay
+            axis.step(thresholds, 1 - recall, where="post", color="#b3261e", label="escapes (of the defects)")
+            axis.step(thresholds, overkill, where="post", color="#1f5fa8", ls="--", label="overkill (of the normals)")
         axis.axvline(audit.metrics["threshold"], color="k", lw=0.8, label="decision threshold")
         if audit.choice.threshold is not None:
             name = f"for recall {audit.choice.required:g}"
             axis.axvline(audit.choice.threshold, color="k", lw=0.8, ls=":", label=name)
         axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="threshold on p(defect)")
         axis.set_title(wording.SPLIT_NAMES[split], fontsize=9)
-    axes[0, 0].set_ylabel("share")
-    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[0].set_ylabel("share")
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def error_rates(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds where something changes, and escape and overkill rate from each on (NaN without that class).
-
-    A picture is called defective from the threshold on, so that raising it past a score lets that picture pass.
-    """
-    thresholds = np.append(np.append(0.0, np.nextafter(np.unique(rows["probability"]), 2)), 1.0)
-    below = []
-    for label in (1, 0):
-        scores = np.sort(rows.loc[rows["label"] == label, "probability"])
-        passed = np.searchsorted(scores, thresholds[:-1]) / len(scores) if len(scores) else np.nan * thresholds[:-1]
-        below.append(np.append(passed, passed[-1]))
-    return thresholds, below[0], 1 - below[1]
 
 
 # --- The pictures that an auditor wants to see
@@ -209,11 +199,7 @@ def galleries(run: Run, audit: Audit) -> list[dict[str, Any]]:
     """Failures of each test split in the order of `error_analysis`, then typical cases of the first beside them.
 
     Returns:
-        Galleries with ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown,
-        see `_case`.
-
-    Raises:
-        RunError: the stored maps are damaged, or are not those of the table.
+        Galleries with ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown.
     """
     maps, scale = stored_cams(run, len(audit.table)), audit.scales.get("cam")
     table = audit.table.assign(row=np.arange(len(audit.table)))
@@ -229,15 +215,11 @@ def galleries(run: Run, audit: Audit) -> list[dict[str, Any]]:
         for kind, (name, order) in ORDERS.items():
             found.append(gallery(split, name, f"{KINDS[kind]}; {order}", errors[errors["kind"] == kind]))
     rows = table[table["split"] == audit.main]
-    hits = rows[(rows["verdict"] == "TP") & rows["cam_iou"].notna()]
-    passed = rows[rows["verdict"] == "TN"]
-    typical = {"typical find": _nearest(hits, "cam_iou"), "typical pass": _nearest(passed, "probability")}
-    return found + [gallery(audit.main, kind, TYPICAL[kind], part, TYPICAL_SHOWN) for kind, part in typical.items()]
-
-
-def _nearest(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    distance = (rows[column] - rows[column].median()).abs()
-    return rows.loc[distance.sort_values(kind="stable").index]
+    hits, passed = rows[(rows["verdict"] == "TP") & rows["cam_iou"].notna()], rows[rows["verdict"] == "TN"]
+    for kind, part, column in (("typical find", hits, "cam_iou"), ("typical pass", passed, "probability")):
+        nearest = (part[column] - part[column].median()).abs().sort_values(kind="stable").index
+        found.append(gallery(audit.main, kind, TYPICAL[kind], part.loc[nearest], TYPICAL_SHOWN))
+    return found
 
 
 def _case(settings: Settings, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
