@@ -1,10 +1,10 @@
-"""The seven loss terms of the method document §3, and their weighted sum.
+"""The seven loss terms of the method document §3, their weighted sum, and the four stages of its schedule.
 
 Terms are pure functions of logits, computed in float32 whatever the precision around them. Spatial terms
 reduce per image first, then average over the images they apply to; when there is none they return an exact
 zero that is attached to the graph.
 
-Sizes: B images, H x W network input, h x w feature grid.
+Sizes: B images, H x W network input, h x w feature grid. Every `has_mask` is bool (B,), masks are in [0, 1].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.model import GainOutput
-from gainmtl_lib.settings import TERMS
+from gainmtl_lib.settings import TERMS, Settings
 
 CamGuideTarget = Literal["cls", "deciding", "both"]
 NormalAttention = Literal["entropy", "zero"]
@@ -35,18 +35,20 @@ MIN_CAM_STD = 1e-2
 def in_float32(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Run a loss outside autocast, on float32 copies of its half-precision arguments."""
 
+    def as_float(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        with torch.autocast(device_type=tensors[0].device.type, enabled=False):
-            named = {name: _as_float(value) for name, value in kwargs.items()}
-            return function(*map(_as_float, args), **named)  # pyright: ignore[reportCallIssue]
+        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            named = {name: as_float(value) for name, value in kwargs.items()}
+            return function(*map(as_float, args), **named)  # pyright: ignore[reportCallIssue]
 
     return wrapped
 
 
-def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+# --- The terms
 
 
 @in_float32
@@ -81,13 +83,7 @@ def focal_alpha(normals: int, defectives: int) -> float:
 
 @in_float32
 def guided_attention_loss(attention_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
-    """Pull attention onto the annotated defect: BCE + Dice + soft IoU at mask resolution.
-
-    Args:
-        attention_logits: (B, 1, h, w).
-        masks: (B, 1, H, W) in [0, 1].
-        has_mask: bool (B,).
-    """
+    """Pull attention (B, 1, h, w) onto the annotated defect (B, 1, H, W): BCE + Dice + soft IoU at mask resolution."""
     if not has_mask.any():
         return attention_logits.sum() * 0.0
     logits, masks = _upsample(attention_logits[has_mask], masks), masks[has_mask]
@@ -106,8 +102,6 @@ def normal_attention_loss(attention_logits: Tensor, normal: Tensor, *, kind: Nor
         normal: bool (B,), the images it applies to.
         kind: which of the two.
     """
-    if kind not in ("entropy", "zero"):
-        raise ValueError(f"normal attention must be entropy or zero, got {kind!r}")
     cells = attention_logits.shape[-2] * attention_logits.shape[-1]
     if not normal.any() or (kind == "entropy" and cells == 1):  # a single cell is always even
         return attention_logits.sum() * 0.0
@@ -128,10 +122,9 @@ def cam_guide_loss(cam: Tensor, masks: Tensor, has_mask: Tensor, *, gain: Tensor
 
     Args:
         cam: (B, 1, h, w), unbounded.
-        masks: (B, 1, H, W) in [0, 1].
-        has_mask: bool (B,).
-        gain: positive scalar.
-        offset: scalar.
+        masks: (B, 1, H, W).
+        has_mask: the images it applies to.
+        gain, offset: scalars, the gain positive.
     """
     if not has_mask.any():
         return (cam.sum() + gain + offset) * 0.0
@@ -148,13 +141,7 @@ def standardize(cam: Tensor) -> Tensor:
 
 @in_float32
 def localization_loss(localization_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
-    """Segment the annotated defect: Dice + BCE.
-
-    Args:
-        localization_logits: (B, 1, H, W).
-        masks: (B, 1, H, W) in [0, 1].
-        has_mask: bool (B,).
-    """
+    """Segment the annotated defect: Dice + BCE of (B, 1, H, W)."""
     if not has_mask.any():
         return localization_logits.sum() * 0.0
     logits, masks = _upsample(localization_logits[has_mask], masks), masks[has_mask]
@@ -163,7 +150,7 @@ def localization_loss(localization_logits: Tensor, masks: Tensor, has_mask: Tens
 
 @in_float32
 def counterfactual_loss(cf_logits: Tensor, has_mask: Tensor) -> Tensor:
-    """Without its defect an image is normal: cross-entropy of cf_logits (B, 2) to class 0, where has_mask (B,)."""
+    """Without its defect an image is normal: cross-entropy of cf_logits (B, 2) to class 0."""
     if not has_mask.any():
         return cf_logits.sum() * 0.0
     return -cf_logits[has_mask].log_softmax(dim=1)[:, 0].mean()
@@ -171,107 +158,13 @@ def counterfactual_loss(cf_logits: Tensor, has_mask: Tensor) -> Tensor:
 
 @in_float32
 def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_mask: Tensor) -> Tensor:
-    """MSE of the attention map and the localization map, the latter pooled by area to attention's grid.
-
-    Args:
-        attention_logits: (B, 1, h, w).
-        localization_logits: (B, 1, H, W).
-        has_mask: bool (B,).
-    """
+    """MSE of the attention map (B, 1, h, w) and the localization map (B, 1, H, W), pooled by area to its grid."""
     if not has_mask.any():
         return attention_logits.sum() * 0.0 + localization_logits.sum() * 0.0
     attention = attention_logits[has_mask].sigmoid()
     grid = (attention.shape[-2], attention.shape[-1])
     localization = F.adaptive_avg_pool2d(localization_logits[has_mask].sigmoid(), grid)
     return (attention - localization).square().mean()
-
-
-class GainLoss(nn.Module):
-    """All terms of a batch and their weighted sum.
-
-    Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start
-    at 2 and -2, a border one deviation above the CAM's mean: a defect is a small part of its image, and
-    at common learning rates they move slowly.
-
-    Args:
-        focal_gamma, focal_alpha: of `focal_loss`.
-        cam_guide_target: the CAM of path 1, of the deciding head, or the mean over both. In S1 and S2 they are one.
-        normal_attention: what `guide` asks of normal images, see `normal_attention_loss`.
-    """
-
-    def __init__(
-        self,
-        *,
-        focal_gamma: float,
-        focal_alpha: float,
-        cam_guide_target: CamGuideTarget = "both",
-        normal_attention: NormalAttention = "entropy",
-    ) -> None:
-        super().__init__()
-        if cam_guide_target not in ("cls", "deciding", "both"):
-            raise ValueError(f"cam_guide_target must be cls, deciding or both, got {cam_guide_target!r}")
-        self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
-        self.cam_guide_target = cam_guide_target
-        self.normal_attention: NormalAttention = normal_attention
-        self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
-        self.cam_offset = nn.Parameter(torch.tensor(-2.0))
-
-    def forward(self, output: GainOutput, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum.
-
-        Raises:
-            ValueError: a weight for a term that does not exist, or for one whose output the model did not give.
-        """
-        unknown = sorted(set(weights) - set(TERMS))
-        if unknown:
-            raise ValueError(f"unknown loss term {', '.join(unknown)}; there are {', '.join(TERMS)}")
-        terms = {term: getattr(self, f"_{term}")(output, batch) for term in TERMS if weights.get(term, 0) > 0}
-        total = sum((weights[term] * value for term, value in terms.items()), start=output.logits.float().sum() * 0.0)
-        return {**terms, "total": total}
-
-    def _cls(self, output: GainOutput, batch: Batch) -> Tensor:
-        return self.focal(output.cls_logits, batch.labels)
-
-    def _am(self, output: GainOutput, batch: Batch) -> Tensor:
-        return self.focal(_need(output, "attended_cls_logits", "am"), batch.labels)
-
-    def _cam_guide(self, output: GainOutput, batch: Batch) -> Tensor:
-        cams = {"cls": [output.cls_cam], "deciding": [output.cam]}.get(self.cam_guide_target)
-        if cams is None:
-            one_head = output.attended_cls_logits is None  # S1 and S2: both are the same map
-            cams = [output.cls_cam] if one_head else [output.cls_cam, output.cam]
-        gain, offset = self.cam_log_gain.exp(), self.cam_offset
-        losses = [cam_guide_loss(cam, batch.masks, _annotated(batch), gain=gain, offset=offset) for cam in cams]
-        return torch.stack(losses).mean()
-
-    def _loc(self, output: GainOutput, batch: Batch) -> Tensor:
-        return localization_loss(_need(output, "localization_logits", "loc"), batch.masks, _annotated(batch))
-
-    def _guide(self, output: GainOutput, batch: Batch) -> Tensor:
-        logits = _need(output, "attention_logits", "guide")
-        on_defects = guided_attention_loss(logits, batch.masks, _annotated(batch))
-        return on_defects + normal_attention_loss(logits, batch.labels == 0, kind=self.normal_attention)
-
-    def _cf(self, output: GainOutput, batch: Batch) -> Tensor:
-        return counterfactual_loss(_need(output, "cf_logits", "cf"), _annotated(batch))
-
-    def _consist(self, output: GainOutput, batch: Batch) -> Tensor:
-        attention = _need(output, "attention_logits", "consist")
-        return consistency_loss(attention, _need(output, "localization_logits", "consist"), _annotated(batch))
-
-
-def _annotated(batch: Batch) -> Tensor:
-    return batch.has_mask & (batch.labels == 1)
-
-
-def _need(output: GainOutput, field: str, term: str) -> Tensor:
-    value = output[field]
-    if value is None:
-        raise ValueError(
-            f"loss term {term} needs the model's {field}, which is None; set its weight to 0, "
-            "or use a strategy that has it (cf_logits also need masks in forward)"
-        )
-    return value
 
 
 def _upsample(logits: Tensor, masks: Tensor) -> Tensor:
@@ -303,7 +196,88 @@ def _soft_iou(logits: Tensor, masks: Tensor) -> Tensor:
     return 1 - shared / (both - shared).clamp_min(1e-6)
 
 
-# --- Which loss terms are in force at what point of the training
+# --- Their sum
+
+
+class GainLoss(nn.Module):
+    """All terms of a batch and their weighted sum.
+
+    Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start
+    at 2 and -2, a border one deviation above the CAM's mean: a defect is a small part of its image, and
+    at common learning rates they move slowly.
+
+    Args:
+        focal_gamma, focal_alpha: of `focal_loss`.
+        cam_guide_target: the CAM of path 1, of the deciding head, or the mean over both. In S1 and S2 they are one.
+        normal_attention: what `guide` asks of normal images, see `normal_attention_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        focal_gamma: float,
+        focal_alpha: float,
+        cam_guide_target: CamGuideTarget = "both",
+        normal_attention: NormalAttention = "entropy",
+    ) -> None:
+        super().__init__()
+        self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
+        self.cam_guide_target = cam_guide_target
+        self.normal_attention: NormalAttention = normal_attention
+        self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
+        self.cam_offset = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, output: GainOutput, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum.
+
+        Raises:
+            ValueError: a weight for a term whose output the model did not give.
+        """
+        annotated = batch.has_mask & (batch.labels == 1)
+        terms = {t: getattr(self, f"_{t}")(output, batch, annotated) for t in TERMS if weights.get(t, 0) > 0}
+        total = sum((weights[term] * value for term, value in terms.items()), start=output.logits.float().sum() * 0.0)
+        return {**terms, "total": total}
+
+    def _cls(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        return self.focal(output.cls_logits, batch.labels)
+
+    def _am(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        return self.focal(_need(output, "attended_cls_logits", "am"), batch.labels)
+
+    def _cam_guide(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        both = [output.cls_cam, output.cam]
+        cams = {"cls": both[:1], "deciding": both[1:], "both": both}[self.cam_guide_target]
+        gain, offset = self.cam_log_gain.exp(), self.cam_offset
+        losses = [cam_guide_loss(cam, batch.masks, annotated, gain=gain, offset=offset) for cam in cams]
+        return torch.stack(losses).mean()
+
+    def _loc(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        return localization_loss(_need(output, "localization_logits", "loc"), batch.masks, annotated)
+
+    def _guide(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        logits = _need(output, "attention_logits", "guide")
+        on_defects = guided_attention_loss(logits, batch.masks, annotated)
+        return on_defects + normal_attention_loss(logits, batch.labels == 0, kind=self.normal_attention)
+
+    def _cf(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        return counterfactual_loss(_need(output, "cf_logits", "cf"), annotated)
+
+    def _consist(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
+        attention = _need(output, "attention_logits", "consist")
+        return consistency_loss(attention, _need(output, "localization_logits", "consist"), annotated)
+
+
+def _need(output: GainOutput, field: str, term: str) -> Tensor:
+    value = output[field]
+    if value is None:
+        raise ValueError(
+            f"loss term {term} needs the model's {field}, which is None; set its weight to 0, "
+            "or use a strategy that has it (cf_logits also need masks in forward)"
+        )
+    return value
+
+
+# --- Which terms are in force at what point of the training
 
 
 FIRST_STAGE = {"cls": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
@@ -327,14 +301,11 @@ class Schedule:
     ratios: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
     loc_warmup_ratio: float = 0.5
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.lambdas) - set(TERMS))
-        if unknown:
-            raise ValueError(f"unknown loss term {', '.join(unknown)}; there are {', '.join(TERMS)}")
-        if len(self.ratios) != 4 or min(self.ratios) < 0 or not math.isclose(sum(self.ratios), 1, abs_tol=1e-6):
-            raise ValueError(f"ratios must be four shares that sum to 1, got {list(self.ratios)}")
-        if not 0 <= self.loc_warmup_ratio <= 1:
-            raise ValueError(f"loc_warmup_ratio must lie in [0, 1], got {self.loc_warmup_ratio}")
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The schedule of a run."""
+        ratios = (settings.stage1_ratio, settings.stage2_ratio, settings.stage3_ratio, settings.stage4_ratio)
+        return cls(settings.weights, ratios, settings.loc_warmup_ratio)
 
     @property
     def starts(self) -> tuple[float, float, float, float]:

@@ -1,41 +1,40 @@
-"""Files that are never half-written: a temporary neighbour takes the bytes, then takes the name."""
+"""A run's folder: files that are never half-written, what a finished run holds, who may write; and runs side by side."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gainmtl_lib.settings import RunSettings, Settings
+from gainmtl_lib.settings import RunSettings, Settings, SettingsError
+from gainmtl_lib.wording import COMPARED, METRICS, NOTHING
 
 if TYPE_CHECKING:
     from gainmtl_lib.model import GAINMTLModel
-import yaml
-from filelock import FileLock, Timeout
-from scipy import stats
 
-from gainmtl_lib.settings import SettingsError
-from gainmtl_lib.wording import COMPARED, METRICS
 
-FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
+# --- Files
 
-RANDOM_LETTERS = 8
-"""That `tempfile` puts into a name."""
+
+# PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
+_FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
 
 
 class FileError(OSError):
@@ -51,56 +50,84 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         FileError: the disk is full or the folder cannot be written to.
     """
-    temporary = _neighbour(path)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(_reason(path, error)) from error
-    except Exception as error:
-        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
-        if FAILED_WRITE.search(str(error)):
-            raise FileError(f"{path}: could not be written ({_free(path)} free): {error}") from error
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def remove_temporaries(*paths: Path) -> None:
-    """Remove the temporary neighbours of `paths` that killed writers left. Nobody may be writing there.
-
-    Args:
-        paths: what was to be written; names may hold wildcards.
-    """
-    for path in paths:
-        for left in path.parent.glob(f".{path.stem}-{'?' * RANDOM_LETTERS}{path.suffix}"):
-            left.unlink(missing_ok=True)
-
-
-def _neighbour(path: Path) -> Path:
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise FileError(_reason(path, error)) from error
-    os.close(handle)
-    return Path(name)
+        temporary.touch()
+        yield temporary
+        temporary.replace(path)
+    except Exception as error:
+        if not isinstance(error, OSError) and not _FAILED_WRITE.search(str(error)):
+            raise
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        free = f"{shutil.disk_usage(there).free / 2**20:.0f} MB free"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FileError(f"{path}: the disk is full ({free}); make room and start again, the run goes on") from error
+        reason = isinstance(error, OSError) and error.strerror
+        raise FileError(f"{path}: could not be written: {reason or f'{error} ({free})'}") from error
+    finally:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
-def _reason(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: the disk is full ({_free(path)} free); make room and start again, the run goes on"
-    return f"{path}: could not be written: {error.strerror or error}"
+class RunError(RuntimeError):
+    """A run's folder or checkpoint that cannot be used; names it and what to do."""
 
 
-def _free(path: Path) -> str:
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    return f"{shutil.disk_usage(there).free / 2**20:.0f} MB"
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically; NaN, which JSON lacks, becomes null."""
+    with atomic_path(path) as temporary:
+        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-# --- A run's folder
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises `RunError` naming the file when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Weights as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint as plain data; nothing in it is executed.
+
+    Raises:
+        RunError: no file, no checkpoint, or one that this project did not write.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a foreign file makes the unpickler raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "gainmtl_settings"} <= checkpoint.keys():
+        raise RunError(
+            f"{path}: a file of tensors, but not a training checkpoint of this project; "
+            "weights of a backbone are given by 'pretrained'"
+        )
+    return checkpoint
+
+
+# --- What a finished run holds
 
 
 EFFICIENTAD = "efficientad"
@@ -109,17 +136,9 @@ EFFICIENTAD = "efficientad"
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 
-class RunError(RuntimeError):
-    """A run's folder or checkpoint that cannot be used; names it and what to do."""
-
-
 @dataclass(frozen=True)
 class StoredRun(Generic[AnySettings]):
-    """What the finished runs of both systems leave alike, read from the folder on demand.
-
-    Attributes:
-        folder: where it lies.
-    """
+    """What the finished runs of both systems leave alike, read from the folder on demand."""
 
     folder: Path
     settings_type: ClassVar[type[RunSettings]]
@@ -152,11 +171,8 @@ class StoredRun(Generic[AnySettings]):
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Maps in the order of `predictions`, (N, h, w) each: of GAIN-MTL ``cam``, ``attention``, ``localization``, as
-        far as there are; of EfficientAD ``anomaly``.
-
-        Opened, not read: of ten thousand pictures only those that are looked at reach memory.
-        """
+        """Maps in the order of `predictions`, (N, h, w) each, opened and not read: of GAIN-MTL ``cam``, ``attention``,
+        ``localization``, as far as there are; of EfficientAD ``anomaly``."""
         folder = self._evaluated("maps")
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
@@ -205,11 +221,15 @@ class Run(StoredRun[Settings]):
     @cached_property
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU. Never downloads."""
-        from gainmtl_lib.model import build_model  # results are read without loading a network
+        return _filled(self.settings, load_file(self.folder / "model.safetensors"))
 
-        model = build_model(self.settings, pretrained=False)
-        model.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return model.eval()
+
+def _filled(settings: Settings, weights: Mapping[str, torch.Tensor]) -> GAINMTLModel:
+    from gainmtl_lib.model import build_model  # results are read without loading a network
+
+    model = build_model(settings, pretrained=False)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def load_run(folder: str | Path) -> Run:
@@ -224,17 +244,22 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder)
 
 
-def system_of(folder: Path) -> str:
-    """``efficientad``, or the strategy, of the run in a folder."""
-    return str(read_json(folder / "manifest.json").get("strategy", ""))
+def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
+    """The model of a checkpoint file in evaluation mode, and the settings it was trained with.
+
+    Raises:
+        RunError: no checkpoint that can be read safely, or one of EfficientAD.
+    """
+    checkpoint = read_checkpoint(path)
+    if "teacher" in checkpoint:
+        raise RunError(f"{path}: a checkpoint of EfficientAD, not of a strategy; see gainmtl efficientad --help")
+    settings, weights = Settings(**checkpoint["gainmtl_settings"]), checkpoint["state_dict"]
+    prefix = "model."
+    return _filled(settings, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}), settings
 
 
 def finished_folder(folder: str | Path) -> Path:
-    """The folder of a finished run of any system.
-
-    Raises:
-        RunError: there is no run in it, or it is not finished.
-    """
+    """The folder of a finished run of any system; RunError where there is none, or one that is not finished."""
     folder = Path(folder)
     status = run_status(folder)
     if status == "new":
@@ -252,91 +277,17 @@ def run_status(folder: Path) -> str:
     return str(read_json(path).get("status", "running")) if path.is_file() else "new"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write atomically; NaN, which JSON lacks, becomes null."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-        )
+def system_of(folder: Path) -> str:
+    """``efficientad``, or the strategy, of the run in a folder."""
+    return str(read_json(folder / "manifest.json").get("strategy", ""))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises `RunError` naming the file when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Weights as safetensors, atomically."""
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint as plain data; nothing in it is executed.
-
-    Raises:
-        RunError: no file, no checkpoint, or one that this project did not write.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RunError(f"{path}: no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file makes the unpickler raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "gainmtl_settings"} <= checkpoint.keys():
-        raise RunError(
-            f"{path}: a file of tensors, but not a training checkpoint of this project; "
-            "weights of a backbone are given by 'pretrained'"
-        )
-    return checkpoint
-
-
-def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
-    """The model of a checkpoint file in evaluation mode, and the settings it was trained with.
-
-    Raises:
-        RunError: no checkpoint that can be read safely, or one of EfficientAD.
-    """
-    checkpoint = read_checkpoint(path)
-    if "teacher" in checkpoint:
-        raise RunError(
-            f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
-        )
-    from gainmtl_lib.model import build_model
-
-    settings = Settings(**checkpoint["gainmtl_settings"])
-    model = build_model(settings, pretrained=False)
-    prefix = "model."
-    weights = checkpoint["state_dict"]
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    return model.eval(), settings
-
-
-# --- Who may write to a run's folder, and what has to be there before
+# --- Who may write to a run's folder
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a run that is there.
-
-    Raises:
-        RunError: another process writes there.
-    """
+    """Keep other processes from writing to a run that is there; RunError where one does. Sweeps what killed ones left."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -345,13 +296,16 @@ def hold(folder: Path) -> Iterator[None]:
             f"{folder}: another process is writing to this run; wait for it or change 'experiment'"
         ) from None
     try:
+        for part in (folder, folder / "checkpoints", folder / "maps"):
+            for left in part.glob(f".*-{'[0-9a-f]' * 8}.*"):
+                left.unlink()
         yield
     finally:
         lock.release()
 
 
 @contextmanager
-def claim(settings: RunSettings, *, force: bool = False) -> Iterator[Path]:
+def claim(settings: RunSettings, *, resume: str | Path | None = None, force: bool = False) -> Iterator[Path]:
     """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
 
     A start that reached no checkpoint leaves nothing behind, so that a mistake in the settings, the data or
@@ -359,28 +313,35 @@ def claim(settings: RunSettings, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         settings: decide the folder.
+        resume: a checkpoint that training is to go on from.
         force: start anew, dropping what is there, and the run's event files where they lie elsewhere.
 
     Raises:
-        RunError: another process writes there, or the stored settings differ (each named).
+        RunError: another process writes there, the stored settings differ (each named), the run is finished and to be
+            resumed, or both `resume` and `force` were asked for.
     """
     folder = settings.run_dir
+    if resume is not None and force:
+        raise RunError(
+            f"{folder}: --resume goes on from a checkpoint, --force drops what is there and starts anew; "
+            "give one of them (resume=…, force=True)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "settings.yaml"
     with hold(folder):
-        remove_temporaries(
-            stored, folder / "manifest.json", folder / "model.safetensors", folder / "checkpoints/*.ckpt"
-        )
         if force:
-            _empty(folder)
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remove_events(settings)
-        else:
-            _forget_vain_start(settings)  # one that was killed
+        _forget_vain_start(settings)  # one that was killed
         if stored.is_file():
             _check_same(stored, settings)
         else:
             with atomic_path(stored) as path:
                 path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if resume is not None and run_status(folder) == "complete":
+            raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
         try:
             yield folder
         except BaseException:
@@ -399,13 +360,6 @@ def _check_same(stored: Path, settings: RunSettings) -> None:
             + "\n  ".join(differing)
             + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
         )
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _remove_events(settings: RunSettings) -> None:
@@ -435,8 +389,6 @@ ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
 TEACHER_MARK = " (masks of a random teacher)"
 """Stands behind one whose attention was given masks of an EfficientAD run with an untrained teacher."""
-BUILT_ON = {"S7": "S5"}
-"""Strategies that are not built on the one before."""
 
 
 def row_name(settings: Settings) -> str:
@@ -508,40 +460,33 @@ def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
 def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """`by_strategy` of one split as text: ``0.93`` for one seed, ``0.93 ± 0.02`` for several, a dash for none."""
     part = table.loc[split]
-    columns = {}
-    for name, heading in COLUMNS.items():
-        mean, half_width = part[(name, "mean")], part[(name, "half_width")]
-        columns[heading] = [
-            "–" if np.isnan(m) else f"{m:.3f}" if np.isnan(w) else f"{m:.3f} ± {w:.3f}"
-            for m, w in zip(mean, half_width)
+    text = {
+        heading: [
+            NOTHING if np.isnan(mean) else f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+            for mean, half in zip(part[(name, "mean")], part[(name, "half_width")])
         ]
-    return pd.DataFrame(columns, index=part.index)
+        for name, heading in COLUMNS.items()
+    }
+    return pd.DataFrame(text, index=part.index)
 
 
 def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
     """What each strategy changed against the one that it is built on, and each variant against its strategy.
 
     Returns:
-        Index (split, step) with steps like ``S1→S2``, ``S5→S5-nowarmup``; the mean over the seeds that both have, one
-        column per metric.
+        Index (split, step) with steps like ``S1→S2``, ``S5→S7``, ``S5→S5-nowarmup``; the mean over the seeds that both
+        have, one column per metric.
     """
+    names = sorted(comparison["strategy"].unique())
+    plain = [name for name in names if name[2:3] != "-"]
+    before = dict(zip(plain[1:], plain)) | {name: name[:2] for name in names if name not in plain}
+    if "S5" in plain:
+        before["S7"] = "S5"  # not built on S6
+    steps = [(before[name], name) for name in names if before.get(name) in plain]
     means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
     rows = {}
     for split in comparison["split"].unique():
-        for before, after in _steps(sorted(comparison["strategy"].unique())):
-            first, second = (means.loc[split].xs(s, level="strategy") for s in (before, after))
-            rows[split, f"{before}→{after}"] = (second - first).mean()
+        for first, second in steps:
+            one, other = (means.loc[split].xs(name, level="strategy") for name in (first, second))
+            rows[split, f"{first}→{second}"] = (other - one).mean()
     return pd.DataFrame(rows).T.rename_axis(["split", "step"])
-
-
-def _steps(names: list[str]) -> list[tuple[str, str]]:
-    """Pairs (before, after) of rows in their order; a variant whose strategy has no run is in none."""
-    plain = [name for name in names if not _is_variant(name)]
-    before = dict(zip(plain[1:], plain))
-    before |= {name: BUILT_ON[name] for name in plain if BUILT_ON.get(name) in plain}
-    before |= {name: name[:2] for name in names if _is_variant(name) and name[:2] in plain}
-    return [(before[name], name) for name in names if name in before]
-
-
-def _is_variant(name: str) -> bool:
-    return name[2:3] == "-"

@@ -1,4 +1,7 @@
-"""Where to compute and in which precision: names that a user writes, checked, in the words of Lightning and PyTorch."""
+"""Training: on which device, which masks S6 is shown, the step, the checkpoints, and from settings to a finished run.
+
+Sizes: B images, H x W network input, h x w cells of the attention.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -29,6 +31,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import CamIoU
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
+from gainmtl_lib.progress import every
 from gainmtl_lib.runs import (
     Run,
     RunError,
@@ -42,6 +45,11 @@ from gainmtl_lib.runs import (
     write_json,
 )
 from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, repository_root
+
+logger = logging.getLogger(__name__)
+
+
+# --- Where to compute and in which precision, by the names that a user writes
 
 
 class DeviceError(ValueError):
@@ -113,9 +121,8 @@ class MaskMixer:
     there as elsewhere. With an empty bank nobody gets a mask.
 
     Args:
-        masks: (index of the sample, its mask (1, H, W) in [0, 1]) of each annotated training defect, resized to
-            the network's input but not augmented; with index None masks that no sample has as it is stored, such
-            as those of pasted defects. Read once.
+        masks: (index of the sample, its mask (1, H, W) in [0, 1]) of each annotated training defect, not augmented;
+            with index None masks that no sample has as it is stored, such as those of pasted defects.
         grid: (h, w) of the attention.
         own_prob, other_prob: as above.
         hflip_prob, vflip_prob, rotate90_prob: the training augmentation's, applied to masks from the bank as
@@ -133,20 +140,11 @@ class MaskMixer:
         vflip_prob: float = 0.0,
         rotate90_prob: float = 0.0,
     ) -> None:
-        if min(own_prob, other_prob) < 0 or own_prob + other_prob > 1:
-            raise ValueError(
-                f"own_prob and other_prob must be probabilities whose sum is at most 1, got {own_prob} and {other_prob}"
-            )
         pairs = [(index, F.adaptive_avg_pool2d(mask.float(), grid)) for index, mask in masks]
-        self.grid = grid
-        self.own_prob = own_prob
-        self.other_prob = other_prob
+        self.grid, self.own_prob, self.other_prob = grid, own_prob, other_prob
         self.flip_probs = (hflip_prob, vflip_prob, rotate90_prob)
         self.bank = torch.stack([mask for _, mask in pairs]) if pairs else torch.zeros(0, 1, *grid)  # (N, 1, h, w)
-        owned = [(int(index), row) for row, (index, _) in enumerate(pairs) if index is not None]
-        self.place = dict(owned)
-        if len(self.place) < len(owned):
-            raise ValueError(f"each sample may bring one mask, got {len(owned)} masks of {len(self.place)} samples")
+        self.place = {index: row for row, (index, _) in enumerate(pairs) if index is not None}
 
     def draw(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """One mask or none for each image of a training batch.
@@ -158,18 +156,16 @@ class MaskMixer:
         Returns:
             Masks (B, 1, h, w) in [0, 1], zero where there is none, and which images have one, bool (B,).
         """
-        size = len(batch.labels)
-        chance, pick = torch.rand(2, size, generator=generator)
-        turned = self._augmented(self._others(batch.index.tolist(), pick), generator)
+        indices = batch.index.tolist()
+        chance, pick = torch.rand(2, len(indices), generator=generator)
+        turned = self._augmented(self._others(indices, pick), generator)
 
         annotated = (batch.has_mask & (batch.labels == 1)).cpu()
-        known = torch.tensor([int(index) in self.place for index in batch.index.tolist()], dtype=torch.bool)
+        known = torch.tensor([index in self.place for index in indices], dtype=torch.bool)
         others_exist = len(self.bank) - known.long() > 0  # (B,)
-        wanted = chance < self.own_prob + self.other_prob
+        wanted = (chance < self.own_prob + self.other_prob) & (len(self.bank) > 0)
         own = wanted & annotated & ((chance < self.own_prob) | ~others_exist)
         other = wanted & ~own & others_exist
-        if not len(self.bank):
-            own = torch.zeros_like(own)
 
         device = batch.masks.device
         own, other = own.to(device), other.to(device)
@@ -213,34 +209,24 @@ class GainTraining(L.LightningModule):
     run repeats what an uninterrupted one does.
 
     Args:
+        settings: of the run; every checkpoint carries them, to be checked when it is loaded.
         model: what is trained.
-        loss: the seven terms.
-        schedule: which weights are in force at which fraction of the training.
+        class_counts: normal and defective training images, for the focal loss.
         mixer: draws S6's attention masks; None for other strategies.
-        learning_rate: Adam's, decayed to zero along a cosine.
-        seed: of the run.
-        stored_settings: plain settings that every checkpoint carries, to be checked when it is loaded.
     """
 
     def __init__(
-        self,
-        *,
-        model: GAINMTLModel,
-        loss: GainLoss,
-        schedule: Schedule,
-        mixer: MaskMixer | None,
-        learning_rate: float,
-        seed: int,
-        stored_settings: dict[str, Any],
+        self, settings: Settings, model: GAINMTLModel, *, class_counts: tuple[int, int], mixer: MaskMixer | None = None
     ) -> None:
         super().__init__()
-        self.model = model
-        self.loss = loss
-        self.schedule = schedule
-        self.mixer = mixer
-        self.learning_rate = learning_rate
-        self.seed = seed
-        self.stored_settings = stored_settings
+        self.settings, self.model, self.mixer = settings, model, mixer
+        self.schedule = Schedule.of(settings)
+        self.loss = GainLoss(
+            focal_gamma=settings.focal_gamma,
+            focal_alpha=settings.focal_alpha or focal_alpha(*class_counts),
+            cam_guide_target=settings.cam_guide_target,
+            normal_attention=settings.normal_attention,
+        )
         self.accuracy = BinaryAccuracy()
         self.average_precision = BinaryAveragePrecision()
         self.cam_iou = CamIoU()
@@ -251,7 +237,7 @@ class GainTraining(L.LightningModule):
         return self.global_step / max(int(self.trainer.estimated_stepping_batches), 1)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self.schedule.weights(self.progress)
@@ -314,21 +300,18 @@ class GainTraining(L.LightningModule):
             metric.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gainmtl_settings"] = self.stored_settings
+        checkpoint["gainmtl_settings"] = self.settings.plain()
 
     def configure_optimizers(self) -> Any:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         fused = self.device.type in {"cpu", "cuda"}  # one pass over the weights instead of a dozen
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
+        optimizer = torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=fused)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-# --- Which checkpoints a run keeps (last, periodic, best), and that none is ever half-written.
-
-
-logger = logging.getLogger(__name__)
+# --- Which checkpoints a run keeps, and a line per epoch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -387,149 +370,37 @@ class RunCheckpoints(Checkpoint):
 
 
 class EpochLog(Callback):
-    """One line per epoch, and one every `interval` seconds inside a long one."""
-
-    def __init__(self, interval: float = 15.0) -> None:
-        self.interval = interval
-        self._epoch_started = self._said = self._fit_started = 0.0
-        self._first_epoch = 0
+    """One line per epoch, and one every few seconds inside a long one."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._fit_started = time.monotonic()
-        self._first_epoch = trainer.current_epoch
+        self._fit_started, self._first_epoch = time.monotonic(), trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_started = self._said = time.monotonic()
+        self._epoch_started, self._due = time.monotonic(), every(15.0)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if time.monotonic() - self._said > self.interval:
-            self._said = time.monotonic()
+        if self._due():
             done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             logger.info("epoch %d: step %d of %s", trainer.current_epoch + 1, done, trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics, epoch = trainer.callback_metrics, trainer.current_epoch + 1
-        now = time.monotonic()
+        metrics, epoch, now = trainer.callback_metrics, trainer.current_epoch + 1, time.monotonic()
         remaining = (now - self._fit_started) / (epoch - self._first_epoch) * ((trainer.max_epochs or 1) - epoch)
         logger.info(
             "epoch %d of %s: stage %d, loss %.3f, validation AP %.3f, CAM-IoU %.3f; %.0f s, about %.0f s left",
             epoch,
             trainer.max_epochs,
             int(metrics.get("train/stage", 0)),
-            float(metrics.get("compare/total_train", math.nan)),
-            float(metrics.get("val/average_precision", math.nan)),
-            float(metrics.get("val/cam_iou", math.nan)),
+            *(
+                float(metrics.get(tag, math.nan))
+                for tag in ("compare/total_train", "val/average_precision", "val/cam_iou")
+            ),
             now - self._epoch_started,
             remaining,
         )
 
 
-# --- Whether a training may go on from a checkpoint
-
-
-@dataclass(frozen=True)
-class Continuity:
-    """What a training has in common with the checkpoint that it goes on from.
-
-    Attributes:
-        architecture: settings that decide which weights a model has.
-        plan: settings that decide how each step is made, as part of the whole training.
-        follows: what of a step follows the whole training, for the error.
-        periodic: name of the checkpoints beside ``last.ckpt`` that can be gone on from, for the error.
-        done: what a checkpoint's training has behind it, in words.
-        complete: whether nothing is left to train.
-    """
-
-    architecture: tuple[str, ...]
-    plan: tuple[str, ...]
-    follows: str
-    periodic: str
-    done: Callable[[Mapping[str, Any]], str]
-    complete: Callable[[Mapping[str, Any]], bool]
-
-
-def checkpoint_to_resume(folder: Path, settings: Settings, resume: str | Path | None) -> Path | None:
-    """`resumed_checkpoint` for the training of a strategy."""
-    return resumed_checkpoint(folder, settings, resume, _gain_mtl(settings))
-
-
-def _gain_mtl(settings: Settings) -> Continuity:
-    return Continuity(
-        architecture=(
-            "strategy", "backbone_arch", "out_indices", "fpn_channels", "attention_channels", "head_channels",
-            "map_stride", "map_channels", "use_counterfactual", "counterfactual_mode",
-        ),
-        plan=(
-            "num_epochs", "batch_size", "learning_rate", "stage1_ratio", "stage2_ratio", "stage3_ratio",
-            "stage4_ratio", "loc_warmup_ratio", *(f"lambda_{term}" for term in TERMS),
-        ),
-        follows="the learning rate and the stages follow",
-        periodic="epoch_<n>.ckpt",
-        done=lambda checkpoint: f"{checkpoint['epoch'] + 1} epochs",
-        complete=lambda checkpoint: checkpoint["epoch"] + 1 >= settings.num_epochs,
-    )  # fmt: skip
-
-
-def resumed_checkpoint(
-    folder: Path, settings: RunSettings, resume: str | Path | None, continuity: Continuity
-) -> Path | None:
-    """The checkpoint that a training goes on from; None when it starts at the beginning.
-
-    Args:
-        folder: of the run.
-        settings: of the run.
-        resume: checkpoint asked for, in place of the folder's own last one.
-        continuity: what the two must have in common.
-
-    Raises:
-        RunError: it is no checkpoint, holds no optimiser state, belongs to another model or to a training with
-            another plan, or nothing is left to train.
-    """
-    own = folder / "checkpoints"
-    path = own / "last.ckpt" if resume is None else Path(resume)
-    if resume is None and not path.is_file():
-        return None
-    checkpoint = read_checkpoint(path)
-    _check_model_and_plan(path, checkpoint["gainmtl_settings"], settings.plain(), continuity)
-    if "optimizer_states" not in checkpoint:
-        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or {continuity.periodic}")
-    done = continuity.done(checkpoint)
-    best = own / "best.ckpt"
-    if continuity.complete(checkpoint) and (_is_foreign(path, folder) or not best.is_file()):
-        raise RunError(f"{path}: all {done} are done, and {best} is not theirs; resume from an earlier checkpoint")
-    logger.info("going on from %s, after %s", path, done)
-    return path
-
-
-def forget_foreign_best(folder: Path, checkpoint: Path | None) -> None:
-    """Remove the run's best checkpoint where another training than its own goes on, once that begins."""
-    if checkpoint is not None and _is_foreign(checkpoint, folder):
-        (folder / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
-
-
-def _is_foreign(checkpoint: Path, folder: Path) -> bool:
-    return checkpoint.resolve().parent != (folder / "checkpoints").resolve()
-
-
-def _check_model_and_plan(
-    path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], continuity: Continuity
-) -> None:
-    if differing := _differing(continuity.architecture, stored, asked):
-        raise RunError(f"{path}: a checkpoint of another model (stored and asked for):\n  {differing}")
-    if differing := _differing(continuity.plan, stored, asked):
-        raise RunError(
-            f"{path}: a checkpoint of a training with another plan (stored and asked for):\n  {differing}\n"
-            f"{continuity.follows} the whole training, of which a checkpoint is a part; keep these "
-            "values, or start a new run without --resume"
-        )
-
-
-def _differing(names: Iterable[str], stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    pairs = ((name, stored.get(name), asked[name]) for name in names)
-    return "\n  ".join(f"{name}: {before!r} and {now!r}" for name, before, now in pairs if before != now)
-
-
-# --- One training in a run's folder, of either system
+# --- What the training of either system shares: going on from before, and the record of it
 
 
 RECORDED_PACKAGES = (
@@ -538,33 +409,8 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
-def check_intent(folder: Path, *, resume: str | Path | None, force: bool) -> None:
-    """Raises `RunError`: a checkpoint to go on from and a new start were both asked for."""
-    if force and resume is not None:
-        raise RunError(
-            f"{folder}: --resume goes on from a checkpoint, --force drops what is there and starts anew; "
-            "give one of them (resume=…, force=True)"
-        )
-
-
-def is_finished(folder: Path, *, resume: str | Path | None) -> bool:
-    """Whether the run is complete.
-
-    Raises:
-        RunError: it is, and a checkpoint to go on from was asked for.
-    """
-    finished = run_status(folder) == "complete"
-    if finished and resume is not None:
-        raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
-    return finished
-
-
 def previous_manifest(folder: Path, *, digest: str) -> dict[str, Any]:
-    """What an earlier start of the run recorded, empty for the first.
-
-    Raises:
-        RunError: the data is no longer what that start read.
-    """
+    """What an earlier start of the run recorded, empty for the first; RunError if its data was another."""
     if run_status(folder) == "new":
         return {}
     manifest = read_json(folder / "manifest.json")
@@ -581,16 +427,75 @@ def check_unchanged(folder: Path, what: str, before: str, now: str) -> None:
         )
 
 
+def checkpoint_to_resume(
+    folder: Path,
+    settings: RunSettings,
+    resume: str | Path | None,
+    *,
+    architecture: tuple[str, ...],
+    plan: tuple[str, ...],
+    complete: Callable[[Mapping[str, Any]], bool],
+) -> Path | None:
+    """The checkpoint that a training goes on from; None when it starts at the beginning.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+        resume: checkpoint asked for, in place of the folder's own last one.
+        architecture: settings that decide which weights a model has.
+        plan: settings that decide how each step is made, as part of the whole training.
+        complete: whether a checkpoint leaves nothing to train.
+
+    Raises:
+        RunError: it is no checkpoint, holds no optimiser state, belongs to another model or to a training with
+            another plan, or nothing is left to train.
+    """
+    own = folder / "checkpoints"
+    path = own / "last.ckpt" if resume is None else Path(resume)
+    if resume is None and not path.is_file():
+        return None
+    checkpoint = read_checkpoint(path)
+    stored, asked = checkpoint["gainmtl_settings"], settings.plain()
+    for names, whose, why in (
+        (architecture, "of another model", ""),
+        (
+            plan,
+            "of a training with another plan",
+            "\nthe learning rate follows the whole training, of which a checkpoint is a part; keep these values, "
+            "or start a new run without --resume",
+        ),
+    ):
+        if differing := [f"  {k}: {stored.get(k)!r} and {asked[k]!r}" for k in names if stored.get(k) != asked[k]]:
+            raise RunError(f"{path}: a checkpoint {whose} (stored and asked for):\n" + "\n".join(differing) + why)
+    if "optimizer_states" not in checkpoint:
+        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or a periodic one")
+    steps, best = checkpoint["global_step"], own / "best.ckpt"
+    if complete(checkpoint) and (path.resolve().parent != own.resolve() or not best.is_file()):
+        raise RunError(f"{path}: all {steps} steps are done, and {best} is not theirs; resume from an earlier one")
+    logger.info("going on from %s, after %d steps", path, steps)
+    return path
+
+
 @contextmanager
-def recorded(folder: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def recorded(
+    folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: Precision
+) -> Iterator[dict[str, Any]]:
     """Keep the manifest beside a training: running meanwhile, complete once the block ends without an error.
 
     Args:
         folder: of the run.
-        manifest: what is known at the start, `duration_s` of earlier starts included; what the block adds is written.
+        manifest: what is known at the start; what the block adds is written.
+        device, precision: recorded, as are the time, which earlier starts add to, and the packages.
     """
-    started, before = time.monotonic(), manifest["duration_s"]
-    path = folder / "manifest.json"
+    path, started = folder / "manifest.json", time.monotonic()
+    before = read_json(path).get("duration_s", 0) if path.is_file() else 0
+    manifest |= {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": lightning_precision(precision, device),
+        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
+        "duration_s": before,
+    }
     write_json(path, manifest | {"status": "running"})
     status = "running"
     try:
@@ -601,16 +506,6 @@ def recorded(folder: Path, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]
         write_json(path, manifest | {"status": status})
 
 
-def circumstances(*, device: torch.device, precision: Precision) -> dict[str, Any]:
-    """Manifest entries that tell when, on what and with which packages a training runs."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": lightning_precision(precision, device),
-        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
-    }
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -619,24 +514,40 @@ def _version(package: str) -> str | None:
 
 
 def event_loggers(settings: RunSettings) -> list[Logger]:
-    """TensorBoard's, unless the settings switch it off."""
-    if not settings.use_tensorboard:
-        return []
-    where = settings.tensorboard_folder
-    return [TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False)]
+    """TensorBoard's and W&B's, as far as the settings ask for them."""
+    loggers: list[Logger] = []
+    if settings.use_tensorboard:
+        where = settings.tensorboard_folder
+        loggers.append(TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False))
+    if isinstance(settings, Settings) and settings.use_wandb:
+        name = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}"
+        try:
+            folder, project = settings.run_dir, settings.wandb_project
+            loggers.append(WandbLogger(name=name, project=project, save_dir=folder, config=settings.plain()))
+        except ModuleNotFoundError:
+            raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
+    return loggers
 
 
 def fit_interruptibly(
     trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, checkpoint: Path | None
 ) -> None:
-    """Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it."""
+    """Train; a best checkpoint of the folder's own is dropped where another training goes on."""
+    own = Path(trainer.default_root_dir) / "checkpoints"
+    if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
+        (own / "best.ckpt").unlink(missing_ok=True)
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
+        # Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it.
         signal.signal(signal.SIGINT, handler)
         logger.info("interrupted; the same call goes on from the last checkpoint")
         raise KeyboardInterrupt from None
+    finally:
+        for each in trainer.loggers:  # Lightning leaves W&B's run open, for the next training to write into
+            if isinstance(each, WandbLogger):
+                each.experiment.finish()
 
 
 # --- From settings to a finished run
@@ -650,6 +561,14 @@ TRAINED = (
     "hflip_prob", "vflip_prob", "rotate90_prob", "color_jitter_prob", "gaussian_noise_prob",
 )  # fmt: skip
 """Those that training pictures depend on."""
+ARCHITECTURE = (
+    "strategy", "backbone_arch", "out_indices", "fpn_channels", "attention_channels", "head_channels",
+    "map_stride", "map_channels", "use_counterfactual", "counterfactual_mode",
+)  # fmt: skip
+PLAN = (
+    "num_epochs", "batch_size", "learning_rate", "stage1_ratio", "stage2_ratio", "stage3_ratio",
+    "stage4_ratio", "loc_warmup_ratio", *(f"lambda_{term}" for term in TERMS),
+)  # fmt: skip
 
 
 def data_differences(data: GainDataModule, settings: Settings, names: tuple[str, ...]) -> list[str]:
@@ -678,82 +597,70 @@ def fit(
 
     Raises:
         RunError: the folder is in use or holds a run with other settings or data; `data` was built with other
-            settings; the run is finished already;
-            the checkpoint is none or of another training (see `checkpoint_to_resume`), or both `resume` and
-            `force` were asked for.
+            settings; the run is finished already; the checkpoint is none or of another training (see
+            `checkpoint_to_resume`), or both `resume` and `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
-    check_intent(settings.run_dir, resume=resume, force=force)
-    with claim(settings, force=force) as folder:
-        finished = is_finished(folder, resume=resume)
+    with claim(settings, resume=resume, force=force) as folder:
         if data is None:
             data = build_data(settings)
         elif differing := data_differences(data, settings, TRAINED):
             raise RunError("the data was built with other settings (data's and run's): " + "; ".join(differing))
-        digest = data.digest
-        previous = previous_manifest(folder, digest=digest)
-        if finished:
+        if previous_manifest(folder, digest=data.digest).get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
-            return Run(folder)
-        checkpoint = checkpoint_to_resume(folder, settings, resume)
-        _train(settings, data, folder, checkpoint, {"data_digest": digest, "duration_s": previous.get("duration_s", 0)})
+        else:
+            _train(settings, data, folder, resume)
     return Run(folder)
 
 
-def _train(
-    settings: Settings, data: GainDataModule, folder: Path, checkpoint: Path | None, manifest: dict[str, Any]
-) -> None:
+def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str | Path | None) -> None:
+    checkpoint = checkpoint_to_resume(
+        folder,
+        settings,
+        resume,
+        architecture=ARCHITECTURE,
+        plan=PLAN,
+        complete=lambda checkpoint: checkpoint["epoch"] + 1 >= settings.num_epochs,
+    )
     L.seed_everything(settings.seed, verbose=False)
     data.setup("fit")
     # Validation during training always uses the model's own localization: an external mask is evaluate's affair.
     model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
-    module = _module(settings, data, model)
+    mixer = _mixer(settings, data) if settings.strategy == "S6" else None
+    model.to(memory_format=torch.channels_last)
+    module = GainTraining(settings, model, class_counts=data.class_counts, mixer=mixer)
     checkpoints = RunCheckpoints(
         folder / "checkpoints",
         every_n_epochs=settings.save_every_n_epochs,
         window_start=module.schedule.final_stage_start,
     )
-    with recorded(folder, manifest | _describe(settings, data, model)) as manifest:
-        trainer = _trainer(settings, folder, checkpoints)
-        forget_foreign_best(folder, checkpoint)
-        try:
-            fit_interruptibly(trainer, module, data, checkpoint)
-        finally:
-            _finish(trainer.loggers)
+    device = checked_device(settings.device)
+    manifest = _described(settings, data, model)
+    with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
+        trainer = L.Trainer(
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=lightning_precision(settings.precision, device),  # type: ignore[arg-type]
+            max_epochs=settings.num_epochs,
+            logger=event_loggers(settings),
+            callbacks=[checkpoints, EpochLog()],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=5,
+            default_root_dir=folder,
+        )
+        fit_interruptibly(trainer, module, data, checkpoint)
         best, _ = load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
         save_weights(best, folder / "model.safetensors")
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
 
 
-def _module(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> GainTraining:
-    normals, defectives = data.class_counts
-    loss = GainLoss(
-        focal_gamma=settings.focal_gamma,
-        focal_alpha=settings.focal_alpha if settings.focal_alpha is not None else focal_alpha(normals, defectives),
-        cam_guide_target=settings.cam_guide_target,
-        normal_attention=settings.normal_attention,
-    )
-    schedule = Schedule(
-        lambdas=settings.weights,
-        ratios=(settings.stage1_ratio, settings.stage2_ratio, settings.stage3_ratio, settings.stage4_ratio),
-        loc_warmup_ratio=settings.loc_warmup_ratio,
-    )
-    return GainTraining(
-        model=model.to(memory_format=torch.channels_last),
-        loss=loss,
-        schedule=schedule,
-        mixer=_mixer(settings, data) if settings.strategy == "S6" else None,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        stored_settings=settings.plain(),
-    )
-
-
 def _mixer(settings: Settings, data: GainDataModule) -> MaskMixer:
     height, width = settings.image_size
-    pasted = ((None, mask) for mask in data.pasted_masks())
     return MaskMixer(
-        chain(data.training_masks(), pasted),
+        chain(data.training_masks(), ((None, mask) for mask in data.pasted_masks())),
         grid=(height // settings.map_stride, width // settings.map_stride),
         own_prob=settings.own_mask_prob,
         other_prob=settings.other_mask_prob,
@@ -763,48 +670,11 @@ def _mixer(settings: Settings, data: GainDataModule) -> MaskMixer:
     )
 
 
-def _trainer(settings: Settings, folder: Path, checkpoints: RunCheckpoints) -> L.Trainer:
-    device = checked_device(settings.device)
-    return L.Trainer(
-        accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
-        precision=lightning_precision(settings.precision, device),  # type: ignore[arg-type]
-        max_epochs=settings.num_epochs,
-        logger=_loggers(settings, folder),
-        callbacks=[checkpoints, EpochLog()],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=5,
-        default_root_dir=folder,
-    )
-
-
-def _loggers(settings: Settings, folder: Path) -> list[Logger]:
-    loggers = event_loggers(settings)
-    if settings.use_wandb:
-        try:
-            name = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}"
-            loggers.append(
-                WandbLogger(name=name, project=settings.wandb_project, save_dir=folder, config=settings.plain())
-            )
-        except ModuleNotFoundError:
-            raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
-    return loggers
-
-
-def _finish(loggers: list[Logger]) -> None:
-    """Lightning leaves W&B's run open, and the next training of the same process would write into it."""
-    for each in loggers:
-        if isinstance(each, WandbLogger):
-            each.experiment.finish()
-
-
-def _describe(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
+def _described(settings: Settings, data: GainDataModule, model: GAINMTLModel) -> dict[str, Any]:
     samples, edits = data.samples, data.counterfactuals
     normals, defectives = data.class_counts
-    return circumstances(device=checked_device(settings.device), precision=settings.precision) | {
+    return {
+        "data_digest": data.digest,
         "strategy": settings.strategy,
         "seed": settings.seed,
         "provider": model.backbone.provider,
