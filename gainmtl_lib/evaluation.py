@@ -1,14 +1,17 @@
-"""Which row of the data each row of an evaluation's table is."""
+"""From a trained run to one row per picture and the numbers of each split, kept in the run's folder.
+
+Sizes: B images, N rows, H x W network input, h x w maps.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,11 +25,7 @@ from gainmtl_lib.metrics import (
     OFF_THE_DEFECT_IOU,
     Aupro,
     CamIoU,
-    Dice,
-    EnergyInside,
-    GridIoU,
     LocalizationIoU,
-    PerImageMean,
     cam_iou,
     choose_threshold,
     classification,
@@ -41,573 +40,14 @@ from gainmtl_lib.metrics import (
 )
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
 from gainmtl_lib.readers import DataError, data_digest
-from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, remove_temporaries, write_json
+from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import EVALUATED, checked_device, data_differences
 
-
-def rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64]:
-    """The row of ``data.samples`` of each row of predictions: both hold the pictures of a split in the same order.
-
-    Args:
-        predictions: of `evaluate`, all rows of each split that they hold.
-        data: set up.
-
-    Raises:
-        ValueError: the pictures are not the same.
-    """
-    rows = np.empty(len(predictions), dtype=np.int64)
-    for split in predictions["split"].unique():
-        predicted = (predictions["split"] == split).to_numpy()
-        there = np.flatnonzero(data.samples["split"] == split)
-        names = [
-            [PurePath(str(path)).name for path in table]
-            for table in (predictions.loc[predicted, "image"], data.samples.loc[there, "image"])
-        ]
-        if names[0] != names[1]:
-            raise ValueError(
-                f"the predictions hold {predicted.sum()} pictures of '{split}', the data {len(there)}, "
-                "and they are not the same; give the data of the run that was evaluated: build_data(run.settings)"
-            )
-        rows[predicted] = there
-    return rows
-
-
-# --- Scores of all pictures of a split taken as one, where large defects weigh more, and AUPRO
-
-
-class PooledScores:
-    """Of one split. Nothing of a picture is kept, so that a split of any size fits into memory."""
-
-    def __init__(self) -> None:
-        self._ratios: dict[str, PerImageMean] = {}
-        self._aupro: Aupro | None = None
-
-    def update(self, batch: Batch, output: GainOutput) -> None:
-        """Take one batch. The attention is scored as the heads say it, without S6's mask."""
-        self._add(CamIoU, "cam_iou", output.cam, batch)
-        self._add(GridIoU, "grid_iou", output.cam, batch)
-        self._add(EnergyInside, "energy_inside", output.cam, batch)
-        self._add(CamIoU, "attention_iou", output.attention_map, batch)
-        self._add(EnergyInside, "attention_energy_inside", output.attention_map, batch)
-        self._add(LocalizationIoU, "loc_iou", output.localization_map, batch)
-        self._add(Dice, "loc_dice", output.localization_map, batch)
-        if output.localization_map is not None:
-            # A defective image without an annotation has no known normal pixels, so AUPRO leaves it out.
-            known = batch.has_mask | (batch.labels == 0)
-            self._aupro = self._aupro or Aupro()
-            self._aupro.update(output.localization_map[known], batch.masks[known])
-
-    def compute(self) -> dict[str, float]:
-        """``<score>_pooled`` of every score that the strategy has, and ``loc_aupro``; NaN without an answer."""
-        scores = {f"{name}_pooled": float(metric.pooled()) for name, metric in self._ratios.items()}
-        return scores if self._aupro is None else scores | {"loc_aupro": float(self._aupro.compute())}
-
-    def _add(self, kind: Callable[[], PerImageMean], name: str, maps: Tensor | None, batch: Batch) -> None:
-        if maps is None:
-            return
-        if name not in self._ratios:
-            self._ratios[name] = kind().to(maps.device)
-        self._ratios[name].update(maps[batch.has_mask], batch.masks[batch.has_mask])  # others have no answer
-
-
-# --- Another picture's mask for S6's attention
-
-
-SEED = 0
-"""The same for every run, so that runs of all seeds are given the same masks."""
-
-
-class OtherMasks:
-    """For each picture, normal or defective, the mask of an annotated defect of another part, of the same split.
-
-    Which one is drawn from (seed, row), whatever stands beside the picture in a batch. Presence and look of a mask
-    tell nothing of the label then. It lies where it lies on the other picture's input.
-
-    Args:
-        seed: of the draw.
-    """
-
-    def __init__(self, seed: int = SEED) -> None:
-        self.seed = seed
-
-    def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
-        """Masks of other pictures, one for each of a batch, 0 or 1, (B, 1, H, W).
-
-        Raises:
-            DataError: a split has no annotated defect of another part.
-        """
-        others = [self._other(data, row) for row in batch.index.tolist()]
-        masks = [torch.from_numpy(np.asarray(data.dataset.stored(row).mask)) for row in others]
-        return torch.stack(masks)[:, None].to(batch.masks)
-
-    def _other(self, data: GainDataModule, row: int) -> int:
-        samples, split = data.samples, data.samples.loc[row, "split"]
-        annotated = (samples["split"] == split) & (samples["label"] == 1) & data.dataset.has_mask.numpy()
-        others = np.flatnonzero(annotated & (samples["group"] != samples.loc[row, "group"]))
-        if not len(others):
-            raise DataError(
-                f"mask_source 'other': split '{split}' has no annotated defect of another part than "
-                f"{samples.loc[row, 'image']}; annotate more of its defects, or take another mask source"
-            )
-        return int(np.random.default_rng([self.seed, row]).choice(others))
-
-
-# --- Where the mask of S6's attention comes from when pictures are evaluated or drawn.
-
-
-PLACES = {
-    "external": ("external_mask_dir", "the folder with one mask per image"),
-    "efficientad": ("efficientad_run", "the folder of a finished EfficientAD run"),
-}
-"""Sources that come from somewhere: the parameter that says where, and what is there."""
-
-
-class _Masks(Protocol):
-    def masks(self, data: GainDataModule, batch: Batch) -> Tensor: ...
-
-
-class MaskSource:
-    """What the attention of one model is given.
-
-    Args:
-        name: localization, efficientad, external, none, other or oracle; None where the strategy's attention takes no
-            mask.
-        place: of `external` the folder with one mask per image, of `efficientad` that of the run.
-    """
-
-    def __init__(self, name: str | None, place: Path | None = None) -> None:
-        self.name, self.place = name, place
-        self._outside: _Masks | None = OtherMasks() if name == "other" else None
-        if name in PLACES:
-            assert place is not None  # `of` saw to it
-            if name == "external":
-                self._outside = FolderMasks(place)
-            else:
-                from gainmtl_lib.efficientad.evaluate import AnomalyMasks  # a kit, loaded only where it is asked for
-
-                self._outside = AnomalyMasks(place)
-
-    @classmethod
-    def of(
-        cls,
-        model_or_settings: GAINMTLModel | Settings,
-        name: str | None = None,
-        folder: Path | None = None,
-        efficientad_run: Path | None = None,
-    ) -> MaskSource:
-        """The source of a model, or of a run's settings, which know their places.
-
-        Args:
-            model_or_settings: say the strategy, and the source where none is asked for.
-            name: in place of their own.
-            folder: of `external`, in place of the settings' own.
-            efficientad_run: of `efficientad`, in place of the settings' own.
-
-        Raises:
-            RunError: a source for another strategy than S6, one without its place, or a place without its source.
-        """
-        strategy, own = model_or_settings.strategy, model_or_settings.mask_source
-        if name is not None and strategy != "S6":
-            raise RunError(f"mask_source is for strategy S6; this model is {strategy}, whose attention takes no mask")
-        source = (name or own) if strategy == "S6" else None
-        given = {"external": folder, "efficientad": efficientad_run}
-        for other, place in given.items():
-            if place is not None and other != source:
-                got = "whose attention takes no mask" if source is None else f"and mask_source is '{source}'"
-                raise RunError(
-                    f"{PLACES[other][0]} is for mask_source '{other}'; this model is {strategy}, {got}: "
-                    f"give mask_source '{other}' too, or leave the folder out"
-                )
-        if source not in PLACES:
-            return cls(source)
-        parameter, what = PLACES[source]
-        place = given[source] or getattr(model_or_settings, parameter, None)
-        if place is None:
-            raise RunError(f"mask_source '{source}' needs {parameter}, {what}")
-        return cls(source, place)
-
-    @property
-    def leaks(self) -> bool:
-        """Whether the model is told the ground truth."""
-        return self.name == "oracle"
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What must stand beside every result: ``mask_source``, ``label_leaks``, and of `efficientad` the run that the
-        masks are from and its ``teacher``.
-        """
-        told = {"mask_source": self.name, "label_leaks": self.leaks}
-        if self.name == "efficientad":
-            told |= {"efficientad_run": str(self.place), "teacher": self._outside.run.teacher}  # type: ignore[union-attr]
-        return told
-
-    @contextmanager
-    def applied(self, model: GAINMTLModel) -> Iterator[None]:
-        """Lets the model use this source; it comes back with its own."""
-        own = model.mask_source
-        model.mask_source = self.name or own
-        try:
-            yield
-        finally:
-            model.mask_source = own
-
-    def masks(self, data: GainDataModule, batch: Batch) -> Tensor | None:
-        """What to give as ``attention_masks``, (B, 1, H, W) in [0, 1]; None where the model finds its own or none.
-
-        Raises:
-            DataError: masks from outside or of other pictures that are missing or do not fit, or pictures that cannot
-                be read.
-            RunError: an EfficientAD run that cannot be used here.
-        """
-        if self.leaks:
-            return batch.masks
-        return None if self._outside is None else self._outside.masks(data, batch)
-
-
-class FolderMasks:
-    """Masks from a folder, one file per image.
-
-    Args:
-        folder: see `load_external_masks`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._loaded: tuple[GainDataModule, str, dict[int, Tensor]] | None = None
-
-    def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
-        """Masks of a batch's pictures, (B, 1, H, W) in [0, 1]."""
-        return torch.stack([self._mask(data, row) for row in batch.index.tolist()]).to(batch.masks)
-
-    def _mask(self, data: GainDataModule, row: int) -> Tensor:
-        """Of one split at a time, because which file belongs to a picture shows among the whole split only."""
-        split = str(data.samples.loc[row, "split"])
-        if self._loaded is None or self._loaded[0] is not data or self._loaded[1] != split:
-            self._loaded = None  # two splits of masks need not fit into memory
-            masks = data.external_masks(split, self.folder)  # (N, 1, H, W)
-            self._loaded = data, split, dict(zip(data.rows(split), masks, strict=True))
-        return self._loaded[2][row]
-
-
-# --- One row per image
-
-
-@dataclass(frozen=True)
-class SplitPredictions:
-    """What the model says of one split.
-
-    Attributes:
-        table: one row per image.
-        maps: float16 arrays in the rows' order: ``cam`` (N, h, w), from S3 on ``attention`` (N, h, w), from
-            S4 on ``localization`` (N, H / 4, W / 4).
-        pooled: see `PooledScores`.
-    """
-
-    table: pd.DataFrame
-    maps: dict[str, np.ndarray]
-    pooled: dict[str, float]
-
-
-@torch.inference_mode()
-def predict_split(model: GAINMTLModel, data: GainDataModule, split: str, *, source: MaskSource) -> SplitPredictions:
-    """Run the model over one split, in evaluation mode and single precision.
-
-    Args:
-        model: its device decides where the work is done.
-        data: set up; gives the split's images in a fixed order.
-        split: ``val``, ``test`` or ``test_shift``.
-        source: of S6's masks.
-    """
-    rows, maps, pooled = [], [], PooledScores()
-    with source.applied(model):
-        for batch, given, output in _forward(model, data, split, source):
-            places = None if output.cf_logits is None else _places(data, batch)
-            rows.append(_score_batch(batch, output) | _counterfactual_columns(model, batch, given, output, places))
-            maps.append(stored_maps(output))
-            pooled.update(batch, output)
-    table = pd.concat([_as_table(columns) for columns in rows], ignore_index=True)
-    samples = data.samples.loc[table.pop("index"), ["image", "mask", "split", "label", "defect_type", "group"]]
-    return SplitPredictions(
-        table=pd.concat([samples.reset_index(drop=True), table], axis=1),
-        maps={name: np.concatenate([part[name] for part in maps]) for name in maps[0]},
-        pooled=pooled.compute(),
-    )
-
-
-def _forward(
-    model: GAINMTLModel, data: GainDataModule, split: str, source: MaskSource
-) -> Iterator[tuple[Batch, Tensor | None, GainOutput]]:
-    device = next(model.parameters()).device
-    model.eval()
-    for batch in data.loader(split):
-        batch = Batch(*(part.to(device) for part in batch))
-        given = source.masks(data, batch)
-        yield batch, given, model(batch.images, batch.masks, attention_masks=given)
-
-
-def _score_batch(batch: Batch, output: GainOutput) -> dict[str, Tensor]:
-    masks = batch.masks * batch.has_mask[:, None, None, None]
-    columns = {
-        "index": batch.index,
-        "probability": _defect_probability(output.logits),
-        "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
-        "cam_iou": cam_iou(output.cam, masks),
-        "grid_iou": grid_iou(masks, (output.cam.shape[-2], output.cam.shape[-1])),
-        "point_game": point_game(output.cam, masks),
-        "energy_inside": energy_inside(output.cam, masks),
-    }
-    if output.attention_map is not None:
-        columns |= {
-            "attention_iou": cam_iou(output.attention_map, masks),
-            "attention_point_game": point_game(output.attention_map, masks),
-            "attention_energy_inside": energy_inside(output.attention_map, masks),
-        }
-    if output.localization_map is not None:
-        columns |= {
-            "loc_iou": mask_iou(output.localization_map, masks),
-            "loc_dice": dice(output.localization_map, masks),
-            "loc_pixel_accuracy": pixel_accuracy(output.localization_map, masks),
-        }
-    return columns
-
-
-def _counterfactual_columns(
-    model: GAINMTLModel, batch: Batch, given: Tensor | None, output: GainOutput, places: Tensor | None
-) -> dict[str, Tensor]:
-    """Defect probability with the annotated defect suppressed, and with the same mask moved off it as control."""
-    if output.cf_logits is None:
-        return {}
-    # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
-    moved, placed = control_masks(batch.masks, margin=2 * model.map_stride, inside=places)
-    control_logits = model(batch.images, moved, attention_masks=given).cf_logits
-    return {
-        "cf_probability": _defect_probability(output.cf_logits).where(batch.has_mask, torch.nan),
-        "cf_control_probability": _defect_probability(control_logits).where(batch.has_mask & placed, torch.nan),
-    }
-
-
-def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
-    """Where the annotated pictures of a batch lie in the input, bool (B, 1, H, W); None where they fill it."""
-    if data.settings.resize == "squash":
-        return None
-    places = torch.ones_like(batch.masks, dtype=torch.bool)
-    for place, row in zip(places[:, 0], batch.index.tolist(), strict=True):
-        if data.dataset.has_mask[row]:
-            place.fill_(False)
-            place[data.dataset.places[row]] = True
-    return places
-
-
-def _as_table(columns: dict[str, Tensor]) -> pd.DataFrame:
-    return pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}).astype({"index": int})
-
-
-def _defect_probability(logits: Tensor) -> Tensor:
-    return logits.float().softmax(dim=1)[:, 1]
-
-
-def stored_maps(output: GainOutput) -> dict[str, np.ndarray]:
-    """The maps as a run keeps them, see `SplitPredictions.maps`; those that the strategy has."""
-    maps = {"cam": output.cam, "attention": output.effective_attention}
-    if output.localization_map is not None:
-        maps["localization"] = torch.nn.functional.avg_pool2d(output.localization_map, 4)
-    return {name: value[:, 0].to(torch.float16).cpu().numpy() for name, value in maps.items() if value is not None}
-
-
-# --- From one row per image to the numbers of a split.
-
-
-def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Columns that depend on the threshold: ``predicted``, ``verdict``, flips, and ``wrong_reason``.
-
-    ``wrong_reason``: a defect that was found although the CAM lies off it. Flips are asked of defects that
-    were found (NaN elsewhere): does suppressing the defect, or the same mask off it, turn the verdict?
-    """
-    table = table.copy()
-    table["predicted"] = (table["probability"] >= threshold).astype(int)
-    table["verdict"] = verdicts(table["label"].to_numpy(), table["predicted"].to_numpy())
-    found = (table["verdict"] == "TP") & table["cam_iou"].notna()
-    table["wrong_reason"] = found & (table["cam_iou"] < OFF_THE_DEFECT_IOU) & (table["point_game"] < 0.5)
-    for name in ("cf", "cf_control"):
-        if f"{name}_probability" in table:
-            score = table[f"{name}_probability"]
-            table[f"{name}_flip"] = (score < threshold).astype(float).where(found & score.notna())
-    return table
-
-
-def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
-    """The numbers of one split; a metric that the strategy or the data lacks is absent, one without an answer NaN.
-
-    Args:
-        table: rows of the split, with verdicts. Defective images without a mask have no answer: ``skipped``.
-        predictions: of the same split, for what its table cannot say.
-    """
-    counts = table["verdict"].value_counts()
-    found = (table["verdict"] == "TP") & table["cam_iou"].notna()
-    summary: dict[str, Any] = {
-        "images": len(table),
-        "normal": int((table["label"] == 0).sum()),
-        "defective": int((table["label"] == 1).sum()),
-        "annotated": int(table["cam_iou"].notna().sum()),
-        "skipped": int(((table["label"] == 1) & table["cam_iou"].isna()).sum()),
-        **{name: int(counts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
-        **classification(*(table[name].to_numpy() for name in ("label", "predicted", "probability"))),
-        **{name: float(table[name].mean()) for name in MEANS if name in table},
-        "wrong_reason": int(table["wrong_reason"].sum()),
-        "wrong_reason_rate": float(table.loc[found, "wrong_reason"].mean()),
-    }
-    for name in ("cf_flip", "cf_control_flip"):
-        if name in table:
-            summary[f"{name}_rate"] = float(table[name].mean())
-            summary[f"{name}_asked"] = int(table[name].notna().sum())
-    return summary | predictions.pooled
-
-
-# --- Which pictures to look at first
-
-
-KINDS = {
-    "missed": "defective, called normal",
-    "wrong reason": "found, but the CAM lies off the defect",
-    "false alarm": "normal, called defective",
-}
-
-
-def error_analysis(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """The images of one split that need a look, most urgent first.
-
-    Missed defects come first (lowest probability first: the surest mistakes), then the right verdicts whose
-    CAM is off the defect (lowest energy inside first), then false alarms (highest probability first).
-
-    Args:
-        predictions: table of `evaluate`.
-        split: which split.
-
-    Returns:
-        The table's rows with a first column ``kind``, one of `KINDS`.
-    """
-    rows = predictions[predictions["split"] == split]
-    parts = {
-        "missed": rows[rows["verdict"] == "FN"].sort_values("probability"),
-        "wrong reason": rows[rows["wrong_reason"]].sort_values("energy_inside"),
-        "false alarm": rows[rows["verdict"] == "FP"].sort_values("probability", ascending=False),
-    }
-    found = [part.assign(kind=kind) for kind, part in parts.items() if len(part)]
-    table = pd.concat(found, ignore_index=True) if found else rows.iloc[:0].assign(kind=pd.Series(dtype=str))
-    return table[["kind", *(column for column in table.columns if column != "kind")]]
-
-
-# --- What an evaluation left in a run's folder, read and checked before anything is stated from it.
-
-
-AnyRun = StoredRun[Any]
-
-SPLITS = ("val", "test", "test_shift")
-NEEDED = (
-    "image", "mask", "split", "label", "defect_type", "group", "predicted", "verdict", "wrong_reason", "defect_area",
-    "grid_iou",
-)  # fmt: skip
-"""Columns of predictions.csv without which there is no audit, and none to browse."""
-NEEDED_OF = {
-    "cam": ("probability", "cam_iou", "point_game", "energy_inside"),
-    "anomaly": ("anomaly_score", "anomaly_iou", "anomaly_point_game", "anomaly_energy_inside"),
-}
-"""Those of one system beside them, by the name of its main map."""
-NOT_ON_DISK: dict[tuple[str, str], tuple[str, ...]] = {("anomaly", "val"): ("TP", "FN")}
-"""Verdicts that the summary counts and the table lacks: EfficientAD's validation defects are synthesised."""
-
-
-def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The run's predictions and summary.
-
-    Args:
-        run: finished, of either system.
-        need_test: refuse an evaluation of the validation split alone.
-
-    Raises:
-        RunError: the run is not evaluated, or its files are damaged or do not belong together.
-    """
-    if not run.is_evaluated:
-        raise RunError(f"{run.folder}: the run is trained but not evaluated; first: {_command(run)}")
-    again = _again(run)
-    try:
-        table, metrics = run.predictions, run.metrics
-    except ValueError as error:  # what pandas raises for a damaged file
-        raise RunError(
-            f"{run.folder / 'predictions.csv'}: cannot be read: {' '.join(str(error).split())}; {again}"
-        ) from None
-    missing = [name for name in (*NEEDED, *NEEDED_OF[run.main_map]) if name not in table]
-    if missing:
-        raise RunError(f"{run.folder / 'predictions.csv'}: lacks {', '.join(missing)}; {again}")
-    if need_test and not table["split"].isin(SPLITS[1:]).any():
-        raise RunError(f"{run.folder / 'predictions.csv'}: holds no test picture; {again}")
-    for split in SPLITS:
-        _check_counts(run, split, table[table["split"] == split], metrics.get(split, {}), again)
-    return table, metrics
-
-
-def _check_counts(run: AnyRun, split: str, rows: pd.DataFrame, summary: dict[str, Any], again: str) -> None:
-    """The table and the summary must be of the same evaluation, or the report would state neither."""
-    missing = NOT_ON_DISK.get((run.main_map, split), ())
-    for name in ("TP", "FP", "FN", "TN"):
-        counted, stored = int((rows["verdict"] == name).sum()), summary.get(name, 0)
-        if counted != stored and name not in missing:
-            raise RunError(
-                f"{run.folder}: predictions.csv and metrics.json do not belong together "
-                f"({split}: {counted} {name} and {stored}); {again}"
-            )
-
-
-def stored_cams(run: Run, count: int) -> NDArray:
-    """The run's CAMs, (N, h, w), opened and not read.
-
-    Raises:
-        RunError: they are damaged, or are not those of `count` predictions.
-    """
-    return stored_maps_stored(run, count)["cam"]
-
-
-def stored_maps_stored(run: AnyRun, count: int) -> dict[str, NDArray]:
-    """All maps of an evaluated run by name, (N, h, w) each, opened and not read.
-
-    Raises:
-        RunError: some are damaged, or are not those of `count` predictions.
-    """
-    again = _again(run)
-    try:
-        maps = run.maps
-    except (ValueError, EOFError, OSError) as error:
-        raise RunError(f"{run.folder / 'maps'}: cannot be read: {error}; {again}") from None
-    for name, values in maps.items():
-        if values.ndim != 3 or len(values) != count:
-            shape = " x ".join(map(str, values.shape))
-            raise RunError(f"{run.folder / 'maps'}: {name}.npy is {shape} for {count} predictions; {again}")
-    return maps
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, by which what was measured of it tells what it belongs to; empty where there is none."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _again(run: AnyRun) -> str:
-    return f"evaluate again: {_command(run)} --force"
-
-
-def _command(run: AnyRun) -> str:
-    return f"gainmtl evaluate {run.folder}"
-
-
-# --- Evaluate a run or a model on its validation and test splits, and leave the results in the run's fold
-
-
 logger = logging.getLogger(__name__)
 
-TEST_SPLITS = ("test", "test_shift")
+SPLITS = ("val", "test", "test_shift")
+TEST_SPLITS = SPLITS[1:]
 
 
 def evaluate(
@@ -648,17 +88,17 @@ def evaluate(
             EfficientAD run learnt from the test pictures, or another process writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    otherwise = (mask_source, external_mask_dir, efficientad_run, threshold)
-    as_trained = run is not None and all(asked is None for asked in otherwise) and _is_own(run, data)
+    asker = run_or_model if run is None else run.settings
+    if not isinstance(asker, GAINMTLModel | Settings):
+        raise TypeError(f"expected a Run or a GAINMTLModel, got {type(run_or_model).__name__}")
+    source = MaskSource.of(asker, mask_source, external_mask_dir, efficientad_run)
+    as_trained = run is not None and threshold is None and source.is_of(run.settings) and _is_own(run, data)
     if run is not None and as_trained and reuse and run.is_evaluated:
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
-    model = run.model if run is not None else run_or_model
-    if not isinstance(model, GAINMTLModel):
-        raise TypeError(f"expected a Run or a GAINMTLModel, got {type(model).__name__}")
-    source = MaskSource.of(model if run is None else run.settings, mask_source, external_mask_dir, efficientad_run)
     with hold(run.folder) if run is not None and as_trained else nullcontext():
         data = evaluated_data(run, data)
+        model = run_or_model if run is None else run.model
         predictions = _predict(model, data, source, device or ("auto" if run is None else run.settings.device))
         table, summary = _summary(predictions, threshold)
         summary |= source.summary
@@ -666,6 +106,9 @@ def evaluate(
             _store(run, table, summary, predictions)
             return run.predictions, run.metrics  # as a later call reads them
     return table, summary
+
+
+# --- The data
 
 
 def _is_own(run: Run, data: GainDataModule | None) -> bool:
@@ -684,7 +127,7 @@ def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainD
     """
     if data is None:
         if run is None:
-            raise RunError("evaluating a model needs data; give data=GainDataModule(…), or a run")
+            raise RunError("evaluating a model needs data; give data=build_data(settings), or a run")
         data = build_data(run.settings, samples_as_trained(run))
     data.setup("test")
     if not set(data.samples["split"]) & set(TEST_SPLITS):
@@ -693,74 +136,14 @@ def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainD
 
 
 def samples_as_trained(run: Run) -> pd.DataFrame:
-    """The table of samples that a run was trained on.
-
-    Raises:
-        RunError: the data changed since.
-    """
+    """The table of samples that a run was trained on; RunError where the data changed since."""
     samples = build_samples(run.settings)
     if data_digest(samples) != run.manifest["data_digest"]:
         raise RunError(f"{run.settings.data_root}: the data changed since {run.folder} was trained on it")
     return samples
 
 
-def _predict(model: GAINMTLModel, data: GainDataModule, source: MaskSource, device: str) -> dict[str, SplitPredictions]:
-    """Every split that is there; the model comes back on the device that it had."""
-    own_device = next(model.parameters()).device
-    try:
-        model.to(checked_device(device))
-        present = [split for split in ("val", *TEST_SPLITS) if (data.samples["split"] == split).any()]
-        return {split: predict_split(model, data, split, source=source) for split in present}
-    finally:
-        model.to(own_device)
-
-
-def _summary(predictions: dict[str, SplitPredictions], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    origin = "given"
-    if threshold is None and "val" in predictions:
-        val = predictions["val"].table
-        threshold = choose_threshold(val["label"].to_numpy(), val["probability"].to_numpy())
-        origin = "validation, highest F1"
-    elif threshold is None:
-        threshold, origin = 0.5, "default, no validation split"
-    tables = {split: add_verdicts(part.table, threshold) for split, part in predictions.items()}
-    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin}
-    summary["map_scales"] = _map_scales(predictions.get("val"))
-    summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
-    return pd.concat(tables.values(), ignore_index=True), summary
-
-
-def _map_scales(val: SplitPredictions | None) -> dict[str, dict[str, float]]:
-    """The absolute scale of every map, fixed on validation; none without a validation split."""
-    if val is None:
-        return {}
-    labels = val.table["label"].to_numpy()
-    scales = {name: fit_scale(maps, labels) for name, maps in val.maps.items()}
-    return {name: asdict(scale) for name, scale in scales.items() if scale is not None}
-
-
-def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
-    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
-    (run.folder / "metrics.json").unlink(missing_ok=True)
-    remove_temporaries(run.folder / "predictions.csv", run.folder / "metrics.json", run.folder / "maps" / "*.npy")
-    places = table[["image", "mask"]].map(lambda path: _relative(path, run.settings))
-    with atomic_path(run.folder / "predictions.csv") as path:
-        table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format="%.6g")
-    parts = [part.maps for part in predictions.values()]
-    for name in parts[0]:
-        with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
-            np.save(path, np.concatenate([part[name] for part in parts]))
-    write_json(run.folder / "metrics.json", summary)
-
-
-def _relative(path: str | Path | None, settings: Settings) -> str | None:
-    if path is None:
-        return None
-    path = Path(path)
-    return path.relative_to(settings.data_root).as_posix() if path.is_relative_to(settings.data_root) else str(path)
-
-
-# --- One run of S6 with the masks of each source in turn
+# --- Where the mask of S6's attention comes from
 
 
 SOURCES = {
@@ -771,96 +154,538 @@ SOURCES = {
     "other": "another picture's",
     "oracle": "its own annotation",
 }
-"""Every source, in the order of the table, and whose mask a picture is given."""
+"""Every source, and whose mask a picture is given."""
 
-METRICS = ("accuracy", "recall", "auroc", "cam_iou", "grid_iou")
+PLACES = {
+    "external": ("external_mask_dir", "the folder with one mask per image"),
+    "efficientad": ("efficientad_run", "the folder of a finished EfficientAD run"),
+}
+"""Sources that come from somewhere: the parameter that says where, and what is there."""
 
 
-def mask_source_table(
-    run: Run,
-    sources: Sequence[str],
-    *,
-    data: GainDataModule | None = None,
-    efficientad_run: Path | None = None,
-    external_mask_dir: Path | None = None,
-    device: str | None = None,
-    reuse: bool = True,
-) -> pd.DataFrame:
-    """Test results of a run of S6 by source of its masks, each source evaluated once.
+class MaskSource:
+    """What the attention of one model is given.
 
-    The run's own source is evaluated as the run was trained, and kept as `evaluate` does; nothing of the others is
-    stored. The threshold is chosen on validation with the masks of the same source.
+    Args:
+        name: one of `SOURCES`; None where the strategy's attention takes no mask.
+        place: of `external` the folder with one mask per image, of `efficientad` that of the run.
+    """
+
+    def __init__(self, name: str | None, place: Path | None = None) -> None:
+        self.name, self.place = name, place
+        self._outside: Any = None
+        if place is not None and name == "external":
+            self._outside = _FolderMasks(place)
+        elif place is not None:
+            from gainmtl_lib.efficientad.evaluate import AnomalyMasks  # a kit, loaded only where it is asked for
+
+            self._outside = AnomalyMasks(place)
+
+    @classmethod
+    def of(
+        cls,
+        model_or_settings: GAINMTLModel | Settings,
+        name: str | None = None,
+        folder: Path | None = None,
+        efficientad_run: Path | None = None,
+    ) -> MaskSource:
+        """The source of a model, or of a run's settings, which know their places.
+
+        Args:
+            model_or_settings: say the strategy, and the source where none is asked for.
+            name: in place of their own.
+            folder: of `external`, in place of the settings' own.
+            efficientad_run: of `efficientad`, in place of the settings' own.
+
+        Raises:
+            RunError: a source for another strategy than S6, one without its place, or a place without its source.
+        """
+        strategy, own = model_or_settings.strategy, model_or_settings.mask_source
+        if name is not None and strategy != "S6":
+            raise RunError(f"mask_source is for strategy S6; this model is {strategy}, whose attention takes no mask")
+        source = (name or own) if strategy == "S6" else None
+        if source is not None and source not in SOURCES:
+            raise RunError(f"mask_source must be one of {', '.join(SOURCES)}, got '{source}'")
+        given = {"external": folder, "efficientad": efficientad_run}
+        for other, place in given.items():
+            if place is not None and other != source:
+                got = "whose attention takes no mask" if source is None else f"and mask_source is '{source}'"
+                raise RunError(
+                    f"{PLACES[other][0]} is for mask_source '{other}'; this model is {strategy}, {got}: "
+                    f"give mask_source '{other}' too, or leave the folder out"
+                )
+        if source not in PLACES:
+            return cls(source)
+        parameter, what = PLACES[source]
+        place = given[source] or getattr(model_or_settings, parameter, None)
+        if place is None:
+            raise RunError(f"mask_source '{source}' needs {parameter}, {what}")
+        return cls(source, place)
+
+    def is_of(self, settings: Settings) -> bool:
+        """Whether it is what a run of these settings has."""
+        own = MaskSource.of(settings)
+        return (self.name, self.place) == (own.name, own.place)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the model is told the ground truth."""
+        return self.name == "oracle"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What must stand beside every result: ``mask_source``, ``label_leaks``, and of `efficientad` the run that the
+        masks are from and its ``teacher``."""
+        told = {"mask_source": self.name, "label_leaks": self.leaks}
+        if self.name == "efficientad":
+            told |= {"efficientad_run": str(self.place), "teacher": self._outside.run.teacher}
+        return told
+
+    @contextmanager
+    def applied(self, model: GAINMTLModel) -> Iterator[None]:
+        """Lets the model use this source; it comes back with its own."""
+        own = model.mask_source
+        model.mask_source = self.name or own
+        try:
+            yield
+        finally:
+            model.mask_source = own
+
+    def masks(self, data: GainDataModule, batch: Batch) -> Tensor | None:
+        """What to give as ``attention_masks``, (B, 1, H, W) in [0, 1]; None where the model finds its own or none.
+
+        Raises:
+            DataError: masks from outside or of other pictures that are missing or do not fit, or pictures that cannot
+                be read.
+            RunError: an EfficientAD run that cannot be used here.
+        """
+        if self.leaks:
+            return batch.masks
+        if self.name == "other":
+            return other_masks(data, batch)
+        return None if self._outside is None else self._outside.masks(data, batch)
+
+
+class _FolderMasks:
+    """Masks from a folder, one file per image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._loaded: tuple[GainDataModule, str, dict[int, Tensor]] | None = None
+
+    def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
+        return torch.stack([self._mask(data, row) for row in batch.index.tolist()]).to(batch.masks)
+
+    def _mask(self, data: GainDataModule, row: int) -> Tensor:
+        """Of one split at a time, because which file belongs to a picture shows among the whole split only."""
+        split = str(data.samples.loc[row, "split"])
+        if self._loaded is None or self._loaded[0] is not data or self._loaded[1] != split:
+            self._loaded = None  # two splits of masks need not fit into memory
+            masks = data.external_masks(split, self.folder)  # (N, 1, H, W)
+            self._loaded = data, split, dict(zip(data.rows(split), masks, strict=True))
+        return self._loaded[2][row]
+
+
+def other_masks(data: GainDataModule, batch: Batch, *, seed: int = 0) -> Tensor:
+    """For each picture, normal or defective, the mask of an annotated defect of another part, of the same split.
+
+    Which one is drawn from (seed, row), whatever stands beside the picture in a batch: presence and look of a mask
+    tell nothing of the label then, and runs of all seeds are given the same. -> (B, 1, H, W), 0 or 1.
+
+    Raises:
+        DataError: a split has no annotated defect of another part.
+    """
+    samples, masks = data.samples, []
+    for row in batch.index.tolist():
+        split = samples.loc[row, "split"]
+        annotated = (samples["split"] == split) & (samples["label"] == 1) & data.dataset.has_mask.numpy()
+        others = np.flatnonzero(annotated & (samples["group"] != samples.loc[row, "group"]))
+        if not len(others):
+            raise DataError(
+                f"mask_source 'other': split '{split}' has no annotated defect of another part than "
+                f"{samples.loc[row, 'image']}; annotate more of its defects, or take another mask source"
+            )
+        drawn = int(np.random.default_rng([seed, row]).choice(others))
+        masks.append(torch.from_numpy(np.asarray(data.dataset.stored(drawn).mask)))
+    return torch.stack(masks)[:, None].to(batch.masks)
+
+
+def mask_source_table(run: Run, sources: Sequence[str], *, data: GainDataModule, **options: Any) -> pd.DataFrame:
+    """Test results of a run of S6 by source of its masks; the threshold is chosen with the masks of the same source.
 
     Args:
         run: a finished run of S6.
         sources: names of `SOURCES`.
-        data: the run's own, where it is loaded already.
-        efficientad_run: makes the masks of `efficientad`; in place of the settings' own.
-        external_mask_dir: holds those of `external`; in place of the settings' own.
-        device: see `evaluate`.
-        reuse: take the stored results of the run's own source.
+        data: the run's own.
+        options: of `evaluate`; the places of masks are given to the source that they are of.
 
     Returns:
-        One row per source and test split: ``source``, ``mask`` (see `SOURCES`), ``split``, ``threshold``, the
-        `METRICS`, ``label_leaks`` and ``teacher`` (of `efficientad`, else None).
+        One row per source and test split: ``source``, ``mask`` (see `SOURCES`), ``split``, ``threshold``, the scores,
+        ``label_leaks`` and ``teacher`` (of `efficientad`, else None).
 
     Raises:
-        RunError: another strategy, an unknown source, one without its place, or what `evaluate` refuses.
+        RunError: another strategy, or what `evaluate` refuses.
         DataError: masks that cannot be had, or pictures that cannot be read.
     """
-    places = {"efficientad": efficientad_run, "external": external_mask_dir}
-    for name in sources:  # all of them before the first minutes are spent
-        _source(run, name, places)
-    data = data or evaluated_data(run)
+    places = {name: options.pop(parameter, None) for name, (parameter, _) in PLACES.items()}
     rows = []
     for name in sources:
-        if name == run.settings.mask_source and _source(run, name, places).place == MaskSource.of(run.settings).place:
-            _, summary = evaluate(run, device=device, reuse=reuse)
-        else:
-            _, summary = evaluate(
-                run,
-                data=data,
-                mask_source=name,
-                external_mask_dir=external_mask_dir if name == "external" else None,
-                efficientad_run=efficientad_run if name == "efficientad" else None,
-                device=device,
-            )
-        rows += _rows(name, summary)
+        place = {PLACES[name][0]: places[name]} if name in PLACES else {}
+        _, summary = evaluate(run, data=data, mask_source=name, **place, **options)
+        for split in (split for split in TEST_SPLITS if split in summary):
+            scores = {
+                score: summary[split].get(score) for score in ("accuracy", "recall", "auroc", "cam_iou", "grid_iou")
+            }
+            told = {"label_leaks": summary["label_leaks"], "teacher": summary.get("teacher")}
+            of = {"source": name, "mask": SOURCES[name], "split": split, "threshold": summary["threshold"]}
+            rows.append(of | scores | told)
     return pd.DataFrame(rows)
 
 
-def known_sources(
-    run: Run, *, efficientad_run: Path | None = None, external_mask_dir: Path | None = None
-) -> tuple[list[str], dict[str, str]]:
-    """The sources that a run of S6 can be evaluated with, and why each of the others is left out.
+# --- One row per picture
+
+
+class SplitPredictions(NamedTuple):
+    """What the model says of one split.
+
+    Attributes:
+        table: one row per image.
+        maps: float16 arrays in the rows' order: ``cam`` (N, h, w), from S3 on ``attention`` (N, h, w), from
+            S4 on ``localization`` (N, H / 4, W / 4).
+        pooled: scores of all pictures taken as one, where large defects weigh more, and ``loc_aupro``.
+    """
+
+    table: pd.DataFrame
+    maps: dict[str, np.ndarray]
+    pooled: dict[str, float]
+
+
+def _predict(model: GAINMTLModel, data: GainDataModule, source: MaskSource, device: str) -> dict[str, SplitPredictions]:
+    """Every split that is there; the model comes back on the device that it had."""
+    own_device = next(model.parameters()).device
+    try:
+        model.to(checked_device(device))
+        present = [split for split in SPLITS if (data.samples["split"] == split).any()]
+        return {split: predict_split(model, data, split, source=source) for split in present}
+    finally:
+        model.to(own_device)
+
+
+@torch.inference_mode()
+def predict_split(model: GAINMTLModel, data: GainDataModule, split: str, *, source: MaskSource) -> SplitPredictions:
+    """Run the model over one split, in evaluation mode and single precision; pictures are not kept.
+
+    Args:
+        model: its device decides where the work is done.
+        data: set up; gives the split's images in a fixed order.
+        split: ``val``, ``test`` or ``test_shift``.
+        source: of S6's masks.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    rows, maps = [], []
+    cam_score, loc_score, aupro = CamIoU().to(device), LocalizationIoU().to(device), Aupro()
+    with source.applied(model):
+        for batch in data.loader(split):
+            batch = Batch(*(part.to(device) for part in batch))
+            given = source.masks(data, batch)
+            output = model(batch.images, batch.masks, attention_masks=given)
+            rows.append(_scores(batch, output))
+            if output.cf_logits is not None:
+                # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
+                moved, placed = control_masks(batch.masks, margin=2 * model.map_stride, inside=_places(data, batch))
+                control = model(batch.images, moved, attention_masks=given).cf_logits
+                asked = {"cf": (output.cf_logits, batch.has_mask), "cf_control": (control, batch.has_mask & placed)}
+                for name, (logits, has_answer) in asked.items():
+                    rows[-1][f"{name}_probability"] = _defect_probability(logits).where(has_answer, torch.nan)
+            maps.append(output_maps(output))
+            annotated = batch.has_mask
+            cam_score.update(output.cam[annotated], batch.masks[annotated])
+            if output.localization_map is not None:
+                loc_score.update(output.localization_map[annotated], batch.masks[annotated])
+                # A defective image without an annotation has no known normal pixels, so AUPRO leaves it out.
+                known = annotated | (batch.labels == 0)
+                aupro.update(output.localization_map[known], batch.masks[known])
+    pooled = {"cam_iou_pooled": float(cam_score.pooled())}
+    if "localization" in maps[0]:
+        pooled |= {"loc_iou_pooled": float(loc_score.pooled()), "loc_aupro": float(aupro.compute())}
+    frames = [pd.DataFrame({k: values.float().cpu().numpy() for k, values in columns.items()}) for columns in rows]
+    table = pd.concat(frames, ignore_index=True)
+    samples = data.samples.loc[
+        table.pop("index").astype(int), ["image", "mask", "split", "label", "defect_type", "group"]
+    ]
+    return SplitPredictions(
+        table=pd.concat([samples.reset_index(drop=True), table], axis=1),
+        maps={name: np.concatenate([part[name] for part in maps]) for name in maps[0]},
+        pooled=pooled,
+    )
+
+
+def _scores(batch: Batch, output: GainOutput) -> dict[str, Tensor]:
+    """Columns of the table, (B,) each."""
+    masks = batch.masks * batch.has_mask[:, None, None, None]
+    columns = {
+        "index": batch.index,
+        "probability": _defect_probability(output.logits),
+        "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
+        "cam_iou": cam_iou(output.cam, masks),
+        "grid_iou": grid_iou(masks, (output.cam.shape[-2], output.cam.shape[-1])),
+        "point_game": point_game(output.cam, masks),
+        "energy_inside": energy_inside(output.cam, masks),
+    }
+    if output.attention_map is not None:
+        columns |= {
+            "attention_iou": cam_iou(output.attention_map, masks),
+            "attention_point_game": point_game(output.attention_map, masks),
+            "attention_energy_inside": energy_inside(output.attention_map, masks),
+        }
+    if output.localization_map is not None:
+        columns |= {
+            "loc_iou": mask_iou(output.localization_map, masks),
+            "loc_dice": dice(output.localization_map, masks),
+            "loc_pixel_accuracy": pixel_accuracy(output.localization_map, masks),
+        }
+    return columns
+
+
+def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
+    """Where the annotated pictures of a batch lie in the input, bool (B, 1, H, W); None where they fill it."""
+    if data.settings.resize == "squash":
+        return None
+    places = torch.ones_like(batch.masks, dtype=torch.bool)
+    for place, row in zip(places[:, 0], batch.index.tolist(), strict=True):
+        if data.dataset.has_mask[row]:
+            place.fill_(False)
+            place[data.dataset.places[row]] = True
+    return places
+
+
+def _defect_probability(logits: Tensor) -> Tensor:
+    return logits.float().softmax(dim=1)[:, 1]
+
+
+def output_maps(output: GainOutput) -> dict[str, np.ndarray]:
+    """The maps as a run keeps them, see `SplitPredictions.maps`; those that the strategy has."""
+    maps = {"cam": output.cam, "attention": output.effective_attention}
+    if output.localization_map is not None:
+        maps["localization"] = torch.nn.functional.avg_pool2d(output.localization_map, 4)
+    return {name: value[:, 0].to(torch.float16).cpu().numpy() for name, value in maps.items() if value is not None}
+
+
+# --- The numbers of a split
+
+
+def _summary(predictions: dict[str, SplitPredictions], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    origin, scales = "given", {}
+    if threshold is None:
+        threshold, origin = 0.5, "default, no validation split"
+        if "val" in predictions:
+            labels, scores = (predictions["val"].table[name].to_numpy() for name in ("label", "probability"))
+            threshold, origin = choose_threshold(labels, scores), "validation, highest F1"
+    if "val" in predictions:
+        labels = predictions["val"].table["label"].to_numpy()
+        scales = {name: fit_scale(maps, labels) for name, maps in predictions["val"].maps.items()}
+    tables = {split: add_verdicts(part.table, threshold) for split, part in predictions.items()}
+    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin}
+    summary["map_scales"] = {name: asdict(scale) for name, scale in scales.items() if scale is not None}
+    summary |= {split: summarise(tables[split]) | part.pooled for split, part in predictions.items()}
+    return pd.concat(tables.values(), ignore_index=True), summary
+
+
+def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Columns that depend on the threshold: ``predicted``, ``verdict``, flips, and ``wrong_reason``.
+
+    ``wrong_reason``: a defect that was found although the CAM lies off it. Flips are asked of defects that
+    were found (NaN elsewhere): does suppressing the defect, or the same mask off it, turn the verdict?
+    """
+    table = table.copy()
+    table["predicted"] = (table["probability"] >= threshold).astype(int)
+    table["verdict"] = verdicts(table["label"].to_numpy(), table["predicted"].to_numpy())
+    found = (table["verdict"] == "TP") & table["cam_iou"].notna()
+    table["wrong_reason"] = found & (table["cam_iou"] < OFF_THE_DEFECT_IOU) & (table["point_game"] < 0.5)
+    for name in ("cf", "cf_control"):
+        if f"{name}_probability" in table:
+            score = table[f"{name}_probability"]
+            table[f"{name}_flip"] = (score < threshold).astype(float).where(found & score.notna())
+    return table
+
+
+def summarise(table: pd.DataFrame) -> dict[str, Any]:
+    """The numbers of one split's rows with verdicts; a metric that the strategy or the data lacks is absent, one without
+    an answer NaN. Defective images without a mask have no answer: ``skipped``."""
+    counts = table["verdict"].value_counts()
+    found = (table["verdict"] == "TP") & table["cam_iou"].notna()
+    summary: dict[str, Any] = {
+        "images": len(table),
+        "normal": int((table["label"] == 0).sum()),
+        "defective": int((table["label"] == 1).sum()),
+        "annotated": int(table["cam_iou"].notna().sum()),
+        "skipped": int(((table["label"] == 1) & table["cam_iou"].isna()).sum()),
+        **{name: int(counts.get(name, 0)) for name in ("TP", "FP", "FN", "TN")},
+        **classification(*(table[name].to_numpy() for name in ("label", "predicted", "probability"))),
+        **{name: float(table[name].mean()) for name in MEANS if name in table},
+        "wrong_reason": int(table["wrong_reason"].sum()),
+        "wrong_reason_rate": float(table.loc[found, "wrong_reason"].mean()),
+    }
+    for name in ("cf_flip", "cf_control_flip"):
+        if name in table:
+            summary[f"{name}_rate"] = float(table[name].mean())
+            summary[f"{name}_asked"] = int(table[name].notna().sum())
+    return summary
+
+
+KINDS = {
+    "missed": "defective, called normal",
+    "wrong reason": "found, but the CAM lies off the defect",
+    "false alarm": "normal, called defective",
+}
+
+
+def error_analysis(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """The images of one split that need a look, most urgent first.
+
+    Missed defects come first (lowest probability first: the surest mistakes), then the right verdicts whose
+    CAM is off the defect (lowest energy inside first), then false alarms (highest probability first).
+
+    Args:
+        predictions: table of `evaluate`.
+        split: which split.
+
+    Returns:
+        The table's rows with a first column ``kind``, one of `KINDS`.
+    """
+    rows = predictions[predictions["split"] == split]
+    parts = {
+        "missed": rows[rows["verdict"] == "FN"].sort_values("probability"),
+        "wrong reason": rows[rows["wrong_reason"]].sort_values("energy_inside"),
+        "false alarm": rows[rows["verdict"] == "FP"].sort_values("probability", ascending=False),
+    }
+    found = [part.assign(kind=kind) for kind, part in parts.items() if len(part)]
+    table = pd.concat(found, ignore_index=True) if found else rows.iloc[:0].assign(kind=pd.Series(dtype=str))
+    return table[["kind", *(column for column in table.columns if column != "kind")]]
+
+
+# --- What is left in the run's folder, and read back
+
+
+AnyRun = StoredRun[Any]
+
+NEEDED = (
+    "image", "mask", "split", "label", "defect_type", "group", "predicted", "verdict", "wrong_reason", "defect_area",
+    "grid_iou",
+)  # fmt: skip
+"""Columns of predictions.csv without which there is no audit, and none to browse."""
+NEEDED_OF = {
+    "cam": ("probability", "cam_iou", "point_game", "energy_inside"),
+    "anomaly": ("anomaly_score", "anomaly_iou", "anomaly_point_game", "anomaly_energy_inside"),
+}
+"""Those of one system beside them, by the name of its main map."""
+
+
+def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: dict[str, SplitPredictions]) -> None:
+    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
+    (run.folder / "metrics.json").unlink(missing_ok=True)
+    root = run.settings.data_root
+
+    def place(path: str | None) -> str | None:
+        return Path(path).relative_to(root).as_posix() if path and Path(path).is_relative_to(root) else path
+
+    with atomic_path(run.folder / "predictions.csv") as path:
+        places = {column: table[column].map(place) for column in ("image", "mask")}
+        table.assign(**places).to_csv(path, index=False, float_format="%.6g")
+    parts = [part.maps for part in predictions.values()]
+    for name in parts[0]:
+        with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
+            np.save(path, np.concatenate([part[name] for part in parts]))
+    write_json(run.folder / "metrics.json", summary)
+
+
+def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The run's predictions and summary.
+
+    Args:
+        run: finished, of either system.
+        need_test: refuse an evaluation of the validation split alone.
 
     Raises:
-        RunError: another strategy.
+        RunError: the run is not evaluated, or its files are damaged or do not belong together.
     """
-    MaskSource.of(run.settings, "none")  # complains where the strategy takes no masks
-    places = {"efficientad": efficientad_run, "external": external_mask_dir}
-    known, left_out = [], {}
-    for name in SOURCES:
-        if name in PLACES and not (places[name] or getattr(run.settings, PLACES[name][0])):
-            left_out[name] = f"{PLACES[name][0]}, {PLACES[name][1]}, is not given"
-        else:
-            known.append(name)
-    return known, left_out
+    if not run.is_evaluated:
+        raise RunError(f"{run.folder}: the run is trained but not evaluated; first: gainmtl evaluate {run.folder}")
+    again, path = _again(run), run.folder / "predictions.csv"
+    try:
+        table, metrics = run.predictions, run.metrics
+    except ValueError as error:  # what pandas raises for a damaged file
+        raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}; {again}") from None
+    missing = [name for name in (*NEEDED, *NEEDED_OF[run.main_map]) if name not in table]
+    if missing:
+        raise RunError(f"{path}: lacks {', '.join(missing)}; {again}")
+    if need_test and not table["split"].isin(TEST_SPLITS).any():
+        raise RunError(f"{path}: holds no test picture; {again}")
+    for split in SPLITS:
+        counts = table.loc[table["split"] == split, "verdict"].value_counts()
+        for name in ("TP", "FP", "FN", "TN"):
+            if (run.main_map, split) == ("anomaly", "val") and name in ("TP", "FN"):
+                continue  # EfficientAD's validation defects are synthesised: counted, and on no disk
+            counted, stored = int(counts.get(name, 0)), metrics.get(split, {}).get(name, 0)
+            if counted != stored:
+                raise RunError(
+                    f"{run.folder}: predictions.csv and metrics.json do not belong together "
+                    f"({split}: {counted} {name} and {stored}); {again}"
+                )
+    return table, metrics
 
 
-def _source(run: Run, name: str, places: dict[str, Path | None]) -> MaskSource:
-    if name not in SOURCES:
-        raise RunError(f"mask_source must be one of {', '.join(SOURCES)}, got '{name}'")
-    own = {"external": "folder", "efficientad": "efficientad_run"}
-    return MaskSource.of(run.settings, name, **({own[name]: places[name]} if name in own else {}))
+def stored_maps(run: AnyRun, count: int) -> dict[str, NDArray]:
+    """All maps of an evaluated run by name, (N, h, w) each, opened and not read.
+
+    Raises:
+        RunError: some are damaged, or are not those of `count` predictions.
+    """
+    again = _again(run)
+    try:
+        maps = run.maps
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(f"{run.folder / 'maps'}: cannot be read: {error}; {again}") from None
+    for name, values in maps.items():
+        if values.ndim != 3 or len(values) != count:
+            shape = " x ".join(map(str, values.shape))
+            raise RunError(f"{run.folder / 'maps'}: {name}.npy is {shape} for {count} predictions; {again}")
+    return maps
 
 
-def _rows(name: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    told = {"label_leaks": summary["label_leaks"], "teacher": summary.get("teacher")}
-    return [
-        {"source": name, "mask": SOURCES[name], "split": split, "threshold": summary["threshold"]}
-        | {metric: summary[split].get(metric) for metric in METRICS}
-        | told
-        for split in TEST_SPLITS
-        if split in summary
-    ]
+def _again(run: AnyRun) -> str:
+    return f"evaluate again: gainmtl evaluate {run.folder} --force"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, by which what was measured of it tells what it belongs to; empty where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64]:
+    """The row of ``data.samples`` of each row of predictions: both hold the pictures of a split in the same order.
+
+    Args:
+        predictions: of `evaluate`, all rows of each split that they hold.
+        data: set up.
+
+    Raises:
+        ValueError: the pictures are not the same.
+    """
+    rows = np.empty(len(predictions), dtype=np.int64)
+    for split in predictions["split"].unique():
+        predicted = (predictions["split"] == split).to_numpy()
+        there = np.flatnonzero(data.samples["split"] == split)
+        tables = (predictions.loc[predicted, "image"], data.samples.loc[there, "image"])
+        own, others = ([PurePath(str(path)).name for path in table] for table in tables)
+        if own != others:
+            raise ValueError(
+                f"the predictions hold {len(own)} pictures of '{split}', the data {len(others)}, "
+                "and they are not the same; give the data of the run that was evaluated: build_data(run.settings)"
+            )
+        rows[predicted] = there
+    return rows

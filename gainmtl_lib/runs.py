@@ -1,4 +1,4 @@
-"""A run's folder: files that are never half-written, what a finished run holds, who may write; and runs side by side."""
+"""A run's folder: files that are never half-written, what a finished run holds, who may write; runs side by side."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def system_of(folder: Path) -> str:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a run that is there; RunError where one does. Sweeps what killed ones left."""
+    """Keep others from writing to a run that is there; RunError where one does. What killed ones left half is removed."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -1,3 +1,5 @@
+"""The loss terms counted by hand, the sign of their gradients, and the stages they count from."""
+
 from __future__ import annotations
 
 import math
@@ -11,6 +13,7 @@ from torch import Tensor
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.losses import (
     GainLoss,
+    Schedule,
     cam_guide_loss,
     consistency_loss,
     counterfactual_loss,
@@ -18,8 +21,8 @@ from gainmtl_lib.losses import (
     focal_loss,
     guided_attention_loss,
     localization_loss,
+    mask_blend_alpha,
     normal_attention_loss,
-    standardize,
 )
 from gainmtl_lib.model import GainOutput
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS
@@ -43,7 +46,7 @@ def cam_guide(cam: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
 GUIDANCE = [guided_attention_loss, cam_guide, localization_loss]
 
 
-# values
+# --- values
 
 
 def test_focal_loss_counted_by_hand():
@@ -64,7 +67,6 @@ def test_focal_loss_is_finite_for_certain_predictions(gamma):
     loss = focal_loss(logits, torch.tensor([0, 1, 1]), gamma=gamma, alpha=0.5)
     loss.backward()
     assert loss.isfinite()
-    assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
@@ -114,15 +116,8 @@ def test_cam_guide_gradient_is_bounded(scale):
     noise = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     cam = (3 + scale * noise).requires_grad_()
     cam_guide(cam, MASK, YES).backward()
-    assert cam.grad is not None
     assert cam.grad.isfinite().all()
     assert cam.grad.abs().max() < 1 / 0.01
-
-
-def test_standardize_keeps_a_flat_cam_flat():
-    assert standardize(torch.full((1, 1, 2, 2), 0.3)).abs().max() < 1e-4
-    assert torch.allclose(standardize(images([[3, 5], [5, 3]])), images([[-1, 1], [1, -1]]))
-    assert torch.allclose(standardize(images([[0.001, -0.001]])), images([[0.1, -0.1]]))
 
 
 def test_normal_attention_loss_counted_by_hand():
@@ -131,8 +126,6 @@ def test_normal_attention_loss_counted_by_hand():
         assert normal_attention_loss(images(picture), YES).item() == pytest.approx(expected, abs=1e-6)
     assert normal_attention_loss(torch.zeros(1, 1, 2, 2), YES, kind="zero").item() == pytest.approx(LN2)
     assert normal_attention_loss(torch.full((1, 1, 1, 1), 5.0), YES).item() == 0
-    with pytest.raises(ValueError, match="normal attention must be entropy or zero, got 'even'"):
-        normal_attention_loss(torch.zeros(1, 1, 2, 2), YES, kind="even")  # pyright: ignore[reportArgumentType]
 
 
 def test_counterfactual_loss_counted_by_hand():
@@ -146,7 +139,7 @@ def test_consistency_loss_counted_by_hand():
     assert consistency_loss(attention, localization, YES).item() == pytest.approx(0.25 / 2)
 
 
-# gradients
+# --- gradients
 
 
 @pytest.mark.parametrize("loss", GUIDANCE)
@@ -155,34 +148,24 @@ def test_guidance_raises_inside_and_lowers_outside(loss, size):
     masks = torch.nn.functional.interpolate(MASK, size=size)
     logits = (0.1 * torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
     loss(logits, masks, YES).backward()
-    assert logits.grad is not None
     assert (logits.grad[MASK == 1] < 0).all()
     assert logits.grad[MASK == 0].mean() > 0
     if loss is not cam_guide:
         assert (logits.grad[..., 3] > 0).all()
 
 
-def test_even_attention_on_normals_lowers_the_peak():
-    logits = images([[2, 0], [0, 0]]).requires_grad_()
-    normal_attention_loss(logits, YES).backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0, 0, 0] > 0
-    assert (logits.grad.flatten()[1:] < 0).all()
-
-
-def test_zero_attention_on_normals_lowers_every_cell():
+def test_even_attention_on_normals_lowers_the_peak_and_zero_attention_every_cell():
     logits = images([[2, 0], [0, -3]]).requires_grad_()
-    normal_attention_loss(logits, YES, kind="zero").backward()
-    assert logits.grad is not None
-    assert (logits.grad > 0).all()
+    even, zero = (
+        torch.autograd.grad(normal_attention_loss(logits, YES, kind=kind), logits)[0] for kind in ("entropy", "zero")
+    )
+    assert even[0, 0, 0, 0] > 0 and (even.flatten()[1:] < 0).all() and (zero > 0).all()
 
 
 def test_consistency_pulls_both_maps_together():
     attention = torch.full((1, 1, 1, 2), -1.0, requires_grad=True)
     localization = torch.full((1, 1, 2, 4), 1.0, requires_grad=True)
     consistency_loss(attention, localization, YES).backward()
-    assert attention.grad is not None
-    assert localization.grad is not None
     assert (attention.grad < 0).all()
     assert (localization.grad > 0).all()
 
@@ -190,11 +173,10 @@ def test_consistency_pulls_both_maps_together():
 def test_counterfactual_raises_the_normal_class():
     logits = torch.zeros(1, 2, requires_grad=True)
     counterfactual_loss(logits, YES).backward()
-    assert logits.grad is not None
     assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
 
 
-# nothing to learn from
+# --- nothing to learn from
 
 
 @pytest.mark.parametrize(
@@ -212,7 +194,6 @@ def test_without_an_image_to_apply_to_a_term_is_zero_and_attached(loss):
     value = loss(x)
     assert value.item() == 0
     value.backward()
-    assert x.grad is not None
     assert not x.grad.any()
 
 
@@ -229,11 +210,10 @@ def test_images_without_a_mask_do_not_count(loss):
 def test_a_mask_that_turned_out_empty_stays_finite(loss):
     logits = torch.full((1, 1, 2, 4), -200.0, requires_grad=True)
     loss(logits, torch.zeros_like(MASK), YES).backward()
-    assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
-# precision
+# --- precision
 
 
 @pytest.mark.parametrize("loss", GUIDANCE)
@@ -246,14 +226,7 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
     assert value.item() == loss(logits.float(), MASK, YES).item()
 
 
-def test_focal_loss_of_half_precision_is_computed_in_float32():
-    logits, labels = torch.tensor([[6e4, -6e4], [0.5, 1.5]]).half(), torch.tensor([1, 0])
-    value = focal_loss(logits, labels, gamma=2.0, alpha=0.5)
-    assert value.dtype == torch.float32
-    assert value.item() == focal_loss(logits.float(), labels, gamma=2.0, alpha=0.5).item()
-
-
-# all together
+# --- all together
 
 
 def make_batch(labels: list[int], has_mask: list[bool]) -> Batch:
@@ -355,15 +328,6 @@ def test_cam_guide_targets():
     assert values["both"] == pytest.approx((values["cls"] + values["deciding"]) / 2)
 
 
-def test_one_head_is_guided_once():
-    output, batch = make_output(1, "S2"), make_batch([1], [True])
-    values = {
-        make_loss(cam_guide_target=target)(output, batch, {"cam_guide": 1.0})["cam_guide"].item()
-        for target in ("cls", "deciding", "both")
-    }
-    assert len(values) == 1
-
-
 def test_gain_and_offset_are_learned_and_the_gain_is_positive():
     loss = make_loss()
     loss(make_output(1, "S2"), make_batch([1], [True]), {"cam_guide": 1.0})["total"].backward()
@@ -372,19 +336,97 @@ def test_gain_and_offset_are_learned_and_the_gain_is_positive():
     assert loss.cam_log_gain.exp().item() == pytest.approx(2)
 
 
-def test_no_weight_at_all_is_an_attached_zero():
-    output = make_output(1, "S1")
-    losses = make_loss()(output, make_batch([1], [True]), dict.fromkeys(TERMS, 0.0))
-    assert list(losses) == ["total"]
-    losses["total"].backward()
-    assert losses["total"].item() == 0
-
-
-def test_errors_say_what_to_do():
-    batch = make_batch([1], [True])
+def test_a_term_without_its_output_says_what_to_do():
     with pytest.raises(ValueError, match=r"loss term cf needs the model's cf_logits, which is None; set its weight"):
-        make_loss()(make_output(1, "S4"), batch, {"cf": 0.3})
-    with pytest.raises(ValueError, match="unknown loss term lok; there are cls, am"):
-        make_loss()(make_output(1), batch, {"lok": 1.0})
-    with pytest.raises(ValueError, match="cam_guide_target must be cls, deciding or both, got 'all'"):
-        make_loss(cam_guide_target="all")
+        make_loss()(make_output(1, "S4"), make_batch([1], [True]), {"cf": 0.3})
+
+
+# --- the schedule
+
+
+DOCUMENT = {
+    #           S1   S2   S3   S4   S5   S6   S7
+    "cls": (1.0, 1.0, 0.3, 0.3, 0.3, 0.3, 0.3),
+    "am": (0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+    "cam_guide": (0.0, 0.3, 1.0, 1.0, 1.0, 1.0, 1.0),
+    "loc": (0.0, 0.0, 0.0, 0.2, 0.2, 0.2, 0.2),
+    "guide": (0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5),
+    "cf": (0.0, 0.0, 0.0, 0.0, 0.3, 0.3, 0.3),
+    "consist": (0.0, 0.0, 0.0, 0.2, 0.2, 0.2, 0.2),
+}
+
+
+def s5(**changes) -> Schedule:
+    return Schedule(**{"lambdas": STRATEGY_WEIGHTS["S5"]} | changes)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_weights_are_those_of_the_document_and_s7_has_those_of_s5(term):
+    assert tuple(row[term] for row in STRATEGY_WEIGHTS.values()) == DOCUMENT[term]
+
+
+@pytest.mark.parametrize(
+    ("progress", "stage", "in_force"),
+    [
+        (0.0, 1, {"cls"}),
+        (0.2499, 1, {"cls"}),
+        (0.25, 2, {"cls", "am", "guide", "cam_guide"}),
+        (0.4999, 2, {"cls", "am", "guide", "cam_guide"}),
+        (0.5, 3, {"cls", "am", "guide", "cam_guide", "consist"}),  # loc starts from 0
+        (0.51, 3, {"cls", "am", "guide", "cam_guide", "loc", "consist"}),
+        (0.7499, 3, {"cls", "am", "guide", "cam_guide", "loc", "consist"}),
+        (0.75, 4, set(TERMS)),
+        (0.9999, 4, set(TERMS)),
+        (1.0, 4, set(TERMS)),
+    ],
+)
+def test_stages_of_s5(progress, stage, in_force):
+    assert s5().stage(progress) == stage
+    weights = s5().weights(progress)
+    assert list(weights) == list(TERMS)
+    assert {term for term, weight in weights.items() if weight > 0} == in_force
+    assert all(weights[term] == STRATEGY_WEIGHTS["S5"][term] for term in in_force - {"loc"})
+
+
+def test_a_term_the_strategy_lacks_never_counts():
+    assert {s for p in range(100) for s, w in Schedule(STRATEGY_WEIGHTS["S2"]).weights(p / 100).items() if w > 0} == {
+        "cls",
+        "cam_guide",
+    }
+    assert Schedule({"cls": 1.0}).weights(0.9) == {term: float(term == "cls") for term in TERMS}
+
+
+@pytest.mark.parametrize(("share_of_stage_3", "loc"), [(0.0, 0.0), (0.25, 0.1), (0.375, 0.15), (0.5, 0.2), (0.9, 0.2)])
+def test_localization_warms_up_over_the_first_half_of_stage_3(share_of_stage_3, loc):
+    assert s5().weights(0.5 + 0.25 * share_of_stage_3)["loc"] == pytest.approx(loc)
+
+
+def test_warmup_may_take_none_or_all_of_the_stage():
+    assert s5(loc_warmup_ratio=0.0).weights(0.5)["loc"] == 0.2
+    assert s5(loc_warmup_ratio=1.0).weights(0.625)["loc"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "stages", "final"),
+    [
+        ((0.0, 0.0, 0.0, 1.0), {4}, 0.0),
+        ((1.0, 0.0, 0.0, 0.0), {1}, 0.0),
+        ((0.5, 0.0, 0.0, 0.5), {1, 4}, 0.5),
+        ((0.0, 0.5, 0.5, 0.0), {2, 3}, 0.5),
+        ((0.25, 0.25, 0.25, 0.25), {1, 2, 3, 4}, 0.75),
+    ],
+)
+def test_stages_without_length(ratios, stages, final):
+    schedule = s5(ratios=ratios)
+    assert {schedule.stage(step / 20) for step in range(21)} == stages
+    assert schedule.final_stage_start == final
+
+
+def test_a_boundary_falls_on_its_step_whatever_the_rounding():
+    schedule = s5(ratios=(0.1, 0.2, 0.3, 0.4))  # 0.1 + 0.2 > 0.3 in floating point
+    assert [schedule.stage(step / 10) for step in range(10)] == [1, 2, 2, 3, 3, 3, 4, 4, 4, 4]
+    assert schedule.weights(0.3)["loc"] == 0.0
+
+
+def test_mask_blend_falls_from_a_half_to_zero():
+    assert [mask_blend_alpha(progress) for progress in (0.0, 0.5, 0.75, 1.0)] == [0.5, 0.25, 0.125, 0.0]

@@ -1,9 +1,84 @@
+"""A run's folder: whole files, claims, what is read back, and the comparison of runs written by hand."""
+
+import errno
 import json
+import math
+import re
 
 import numpy as np
 import pytest
+from tiny import tiny_settings
 
-from gainmtl_lib.runs import RunError, read_checkpoint, read_json, run_status, write_json
+from gainmtl_lib.runs import (
+    FileError,
+    RunError,
+    atomic_path,
+    by_strategy,
+    claim,
+    collect_runs,
+    compare,
+    load_run,
+    read_checkpoint,
+    read_json,
+    readable,
+    row_name,
+    run_status,
+    step_deltas,
+    write_json,
+)
+from gainmtl_lib.settings import Settings
+
+
+def test_writes_whole_files_and_leaves_no_temporary(tmp_path):
+    with atomic_path(tmp_path / "new" / "a.txt") as path:
+        path.write_text("one")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "one"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_an_interruption_keeps_what_was_there(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("before")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("before")
+    with pytest.raises(FileError) as error, atomic_path(target) as path:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(error.value).startswith(f"{target}: the disk is full (")
+    assert "start again, the run goes on" in str(error.value)
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_libraries_hide_a_failed_write_in_errors_of_their_own(tmp_path):
+    texts = ("PytorchStreamWriter failed writing file data/0", "I/O error: No space left on device (os error 28)")
+    for text in texts:
+        with pytest.raises(FileError, match=r"a\.ckpt: could not be written"), atomic_path(tmp_path / "a.ckpt"):
+            raise RuntimeError(text)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    target = tmp_path / "file" / "below" / "a.txt"
+    with pytest.raises(FileError, match="could not be written: Not a directory") as error, atomic_path(target):
+        pass
+    assert str(error.value).startswith(str(target))
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes differ"), atomic_path(tmp_path / "a.ckpt"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(FileError, match=r"could not be written: Permission denied"), atomic_path(tmp_path / "b"):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_json_has_no_nan_and_keeps_types(tmp_path):
@@ -41,3 +116,257 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"a\.ckpt: not a checkpoint that can be read safely: \S"):
         read_checkpoint(path)
+
+
+# --- Claims
+
+
+def begin(settings):
+    """A run that reached a checkpoint and was interrupted."""
+    with claim(settings) as folder:
+        write_json(folder / "manifest.json", {"status": "running"})
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/last.ckpt").write_text("x")
+    return folder
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_claim_writes_settings_once_and_releases_the_folder(tmp_path):
+    settings = tiny_settings(tmp_path)
+    with claim(settings) as folder:
+        assert (folder / "settings.yaml").is_file()
+        with pytest.raises(RunError, match="another process"), claim(settings):
+            pass
+    written = (begin(settings) / "settings.yaml").stat().st_mtime_ns
+    with claim(settings):
+        assert (folder / "settings.yaml").stat().st_mtime_ns == written
+    with pytest.raises(RunError, match="batch_size: 8 and 2"), claim(settings.changed(batch_size=2)):
+        pass
+    assert names(folder) == [".lock", "checkpoints/last.ckpt", "manifest.json", "settings.yaml"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_start_that_reached_no_checkpoint_leaves_nothing(tmp_path, error):
+    settings = tiny_settings(tmp_path)
+    with pytest.raises(error), claim(settings) as folder:
+        write_json(folder / "manifest.json", {"status": "running"})
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard/events.out.tfevents.1").write_text("x")
+        raise error
+    assert names(folder) == [".lock"]
+
+
+def test_a_run_that_reached_a_checkpoint_outlives_an_error(tmp_path):
+    settings = tiny_settings(tmp_path)
+    before = names(begin(settings))
+    with pytest.raises(RuntimeError), claim(settings) as folder:
+        raise RuntimeError
+    assert names(folder) == before
+
+
+def test_a_start_that_was_killed_binds_nobody(tmp_path):
+    settings = tiny_settings(tmp_path)
+    with claim(settings) as folder:  # a killed process cleans nothing up
+        write_json(folder / "manifest.json", {"status": "running"})
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/.last-ab12c9ff.ckpt").write_text("half")
+    with claim(settings.changed(batch_size=2)):
+        assert names(folder) == [".lock", "settings.yaml"]
+        assert "batch_size: 2" in (folder / "settings.yaml").read_text()
+
+
+def test_force_empties_the_folder(tmp_path):
+    settings = tiny_settings(tmp_path)
+    begin(settings)
+    with claim(settings.changed(batch_size=2), force=True) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "settings.yaml"]
+
+
+def test_force_drops_the_runs_event_files_where_they_lie_elsewhere(tmp_path):
+    settings = tiny_settings(tmp_path, tensorboard_dir=tmp_path / "logs")
+    others = settings.changed(seed=7)
+    for each in (settings, others):
+        begin(each)
+        each.tensorboard_folder.mkdir(parents=True)
+        (each.tensorboard_folder / "events.out.tfevents.1").write_text("x")
+    with claim(settings, force=True):
+        assert names(settings.tensorboard_folder) == []
+        assert names(others.tensorboard_folder) == ["events.out.tfevents.1"]
+
+
+def test_settings_written_by_another_version_are_not_reused(tmp_path):
+    settings = tiny_settings(tmp_path)
+    folder = begin(settings)
+    with (folder / "settings.yaml").open("a") as file:
+        file.write("retired_option: 3\n")
+    with pytest.raises(RunError, match="unknown parameter 'retired_option'"), claim(settings):
+        pass
+
+
+def test_what_a_killed_writer_left_is_swept_in_this_run_alone(tmp_path):
+    settings = tiny_settings(tmp_path)
+    other = begin(settings.changed(seed=7)) / "checkpoints/.last-0123abcd.ckpt"
+    folder = begin(settings)
+    left = [".manifest-0123abcd.json", "checkpoints/.epoch_10-0123abcd.ckpt", ".predictions-0123abcd.csv"]
+    kept = [".last-notes.ckpt", "last-0123abcd.ckpt"]
+    for path in (other, *(folder / name for name in [*left, *kept])):
+        path.write_text("half")
+    with atomic_path(folder / "last.ckpt") as temporary:
+        assert re.fullmatch(r"\.last-[0-9a-f]{8}\.ckpt", temporary.name)
+        temporary.write_text("whole")
+    with claim(settings):
+        assert not [name for name in left if (folder / name).exists()]
+        assert all((folder / name).exists() for name in kept) and other.is_file()
+
+
+def test_resume_and_force_exclude_each_other(tmp_path):
+    settings = tiny_settings(tmp_path)
+    before = names(begin(settings))
+    both = pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there")
+    with both, claim(settings, resume="last.ckpt", force=True):
+        pass
+    assert names(settings.run_dir) == before
+    write_json(settings.run_dir / "manifest.json", {"status": "complete"})
+    with (
+        pytest.raises(RunError, match="the run is finished; there is nothing to resume"),
+        claim(settings, resume="last.ckpt"),
+    ):
+        pass
+
+
+# --- Comparison
+
+
+def write_run(
+    folder, strategy, seed, *, variant="", accuracy, shifted, cam_iou=0.5, digest="d", status="complete", evaluated=True
+):
+    settings = Settings(
+        strategy=strategy, variant=variant, seed=seed, outputs_dir=folder, experiment="hand", pretrained=False
+    )
+    run = settings.run_dir
+    run.mkdir(parents=True)
+    (run / "settings.yaml").write_text(json.dumps(settings.plain()))
+    (run / "manifest.json").write_text(json.dumps({"status": status, "data_digest": digest, "pretrained": "random"}))
+    if evaluated:
+        test = {"accuracy": accuracy, "recall": accuracy, "auroc": accuracy, "cam_iou": cam_iou, "grid_iou": 0.7}
+        metrics = {"threshold": 0.5, "test": test, "test_shift": test | {"accuracy": shifted}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        (run / "predictions.csv").write_text("image\n")
+        (run / "maps").mkdir()
+        (run / "maps" / "cam.npy").write_bytes(b"")
+    return run
+
+
+def test_one_row_per_run_and_split(tmp_path):
+    write_run(tmp_path, "S2", 1, accuracy=0.9, shifted=0.4)
+    write_run(tmp_path, "S1", 1, accuracy=0.8, shifted=0.2)
+    table = compare(collect_runs(tmp_path / "hand"))
+    assert table[["strategy", "split", "accuracy"]].values.tolist() == [
+        ["S1", "test", 0.8], ["S1", "test_shift", 0.2], ["S2", "test", 0.9], ["S2", "test_shift", 0.4]
+    ]  # fmt: skip
+    assert table["loc_iou"].isna().all()
+
+
+def test_one_seed_has_no_interval_and_several_have_a_t_interval(tmp_path):
+    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
+        write_run(tmp_path, "S1", seed, accuracy=accuracy, shifted=0.2)
+    write_run(tmp_path, "S2", 0, accuracy=0.7, shifted=0.1)
+    table = by_strategy(compare(collect_runs(tmp_path / "hand")))
+    row = table.loc[("test", "S1")]
+    assert row[("accuracy", "mean")] == pytest.approx(0.9)
+    # t(0.975, 2 degrees) = 4.302653; standard error 0.1 / sqrt(3)
+    assert row[("accuracy", "half_width")] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
+    assert row[("seeds", "count")] == 3
+    assert math.isnan(table.loc[("test", "S2"), ("accuracy", "half_width")])
+    text = readable(table, "test")
+    assert text.loc["S1", "accuracy"] == "0.900 ± 0.248"
+    assert text.loc["S2", "accuracy"] == "0.700"
+    assert text.loc["S1", "Loc-IoU"] == "–"
+
+
+def test_a_run_that_was_given_the_ground_truth_is_marked(tmp_path):
+    write_run(tmp_path, "S5", 0, accuracy=0.8, shifted=0.2)
+    run = write_run(tmp_path, "S6", 0, accuracy=1.0, shifted=1.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"label_leaks": True}))
+    table = by_strategy(compare(collect_runs(tmp_path / "hand")))
+    assert readable(table, "test").index.tolist() == ["S5", "S6 (oracle: leaks the label)"]
+
+
+def test_masks_of_a_random_teacher_are_marked(tmp_path):
+    for seed, teacher in ((0, "random (untrained teacher: not the paper's method)"), (1, "weights file t.pth")):
+        run = write_run(tmp_path, "S6", seed, accuracy=0.8, shifted=0.2)
+        path = run / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_source": "efficientad", "teacher": teacher}))
+    assert compare(collect_runs(tmp_path / "hand"))["strategy"].drop_duplicates().tolist() == [
+        "S6 (masks of a random teacher)", "S6"
+    ]  # fmt: skip
+
+
+def test_deltas_pair_the_seeds_that_both_have(tmp_path):
+    write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
+    write_run(tmp_path, "S1", 1, accuracy=0.6, shifted=0.2)
+    write_run(tmp_path, "S2", 0, accuracy=0.9, shifted=0.5)
+    write_run(tmp_path, "S4", 0, accuracy=0.7, shifted=0.5)
+    deltas = step_deltas(compare(collect_runs(tmp_path / "hand")))
+    assert deltas.loc[("test", "S1→S2"), "accuracy"] == pytest.approx(0.1)
+    assert deltas.loc[("test_shift", "S1→S2"), "accuracy"] == pytest.approx(0.3)
+    assert deltas.loc[("test", "S2→S4"), "accuracy"] == pytest.approx(-0.2)
+
+
+def test_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
+    for strategy, variant in (("S6", ""), ("S5", "zero"), ("S4", "nowarmup"), ("S5", ""), ("S5", "mean"), ("S7", "")):
+        for seed in (1, 0):
+            run = write_run(tmp_path, strategy, seed, variant=variant, accuracy=0.5 + 0.1 * len(variant), shifted=0.2)
+    assert run.parent.name == "s7" and (tmp_path / "hand/s5-zero/seed0").is_dir()
+    runs = collect_runs(tmp_path / "hand")
+    rows = ["S4-nowarmup", "S5", "S5-mean", "S5-zero", "S6", "S7"]
+    assert [(row_name(run.settings), run.settings.seed) for run in runs] == [
+        (row, seed) for row in rows for seed in (0, 1)
+    ]
+    comparison = compare(runs)
+    assert readable(by_strategy(comparison), "test").index.tolist() == rows
+    deltas = step_deltas(comparison)
+    steps = ["S5→S5-mean", "S5→S5-zero", "S5→S6", "S5→S7"]
+    assert deltas.loc["test"].index.tolist() == steps, "S7 is built on S5; there is no S4 to compare its variant with"
+    assert deltas.loc[("test", "S5→S5-mean"), "accuracy"] == pytest.approx(0.4)
+
+
+def test_s7_follows_what_there_is_where_s5_has_no_run(tmp_path):
+    for strategy in ("S3", "S7"):
+        write_run(tmp_path, strategy, 0, accuracy=0.8, shifted=0.2)
+    assert step_deltas(compare(collect_runs(tmp_path / "hand"))).loc["test"].index.tolist() == ["S3→S7"]
+
+
+def test_runs_on_different_data_are_not_compared(tmp_path):
+    write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
+    write_run(tmp_path, "S2", 0, accuracy=0.8, shifted=0.2, digest="other")
+    with pytest.raises(RunError, match="the runs of seed 0 were trained on 2 different datasets"):
+        compare(collect_runs(tmp_path / "hand"))
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"no evaluated run \(0 started, 0 finished\)"):
+        collect_runs(tmp_path)
+    unfinished = write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2, status="running")
+    write_run(tmp_path, "S2", 0, accuracy=0.8, shifted=0.2, evaluated=False)
+    with pytest.raises(RunError, match=r"no evaluated run \(2 started, 1 finished\)"):
+        collect_runs(tmp_path / "hand")
+    with pytest.raises(RunError, match="the run is not finished"):
+        load_run(unfinished)
+    with pytest.raises(RunError, match=r"no run here \(no manifest\.json\); runs below it: .*seed0"):
+        load_run(tmp_path / "hand")
+    run = load_run(tmp_path / "hand/s2/seed0")
+    with pytest.raises(RunError, match="the run is trained but not evaluated"):
+        _ = run.metrics
+
+
+def test_runs_of_the_other_system_are_left_out(tmp_path):
+    write_run(tmp_path, "S1", 1, accuracy=0.8, shifted=0.2)
+    other = tmp_path / "hand" / "efficientad" / "seed1"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text('{"strategy": "efficientad", "status": "complete"}')
+    assert [run.settings.strategy for run in collect_runs(tmp_path / "hand")] == ["S1"]

@@ -1,0 +1,680 @@
+"""Devices, S6's masks, going on from a checkpoint, and training as a whole on the tiny study."""
+
+import errno
+import json
+import pickle
+import shutil
+from collections import Counter
+from unittest.mock import Mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from narrow_models import NARROW
+from scipy import stats
+from tiny import tiny_settings
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from gainmtl_lib import train as module
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.dataset import Augmentation, Batch
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.losses import GainLoss
+from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.readers import DataError
+from gainmtl_lib.runs import FileError, RunError, collect_runs, compare, load_checkpoint_model, load_run
+from gainmtl_lib.train import (
+    ARCHITECTURE,
+    PLAN,
+    DeviceError,
+    GainTraining,
+    MaskMixer,
+    TrainingDivergedError,
+    check_count,
+    checked_device,
+    checkpoint_to_resume,
+    fit,
+    inference_autocast,
+    lightning_precision,
+)
+
+
+def test_a_device_that_is_there():
+    assert checked_device("cpu") == torch.device("cpu")
+    assert checked_device("auto").type in {"cpu", "cuda", "mps"}
+
+
+def test_a_device_that_is_not_there():
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(DeviceError, match=f"device is '{missing}', but {torch.cuda.device_count()} CUDA devices"):
+        checked_device(missing)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "meta", ""])
+def test_another_name_is_no_device(name):
+    with pytest.raises(DeviceError, match=f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>"):
+        checked_device(name)
+
+
+def test_the_name_of_a_tensors_device_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda:1", "mps:0"):
+        assert str(checked_device(name)) == name
+
+
+def test_a_mac_without_its_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="device is 'mps', but this machine has none"):
+        checked_device("mps")
+
+
+def test_precision_by_device():
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    assert [lightning_precision("auto", device) for device in (cuda, cpu, mps)] == ["16-mixed", "bf16-mixed", "32-true"]
+    assert lightning_precision("32", cuda) == "32-true" and lightning_precision("bf16", cuda) == "bf16-mixed"
+    with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
+        lightning_precision("16", cpu)
+
+
+def test_precision_without_training_takes_what_the_device_has():
+    cpu = torch.device("cpu")
+    half = torch.bfloat16
+    for name, dtype in {"auto": half, "16": half, "bf16": half, "32": torch.float32}.items():
+        with inference_autocast(name, cpu):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert not inference_autocast("auto", torch.device("mps")).__dict__.get("_enabled")
+
+
+def test_more_devices_than_there_are(monkeypatch):
+    check_count(torch.device("cpu"), 64)  # processes
+    check_count(torch.device("mps"), 1)
+    with pytest.raises(DeviceError, match="devices is 2, but 1 of kind 'mps' is available"):
+        check_count(torch.device("mps"), 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    check_count(torch.device("cuda"), 3)
+    with pytest.raises(DeviceError, match="devices is 4, but 3 of kind 'cuda' are available"):
+        check_count(torch.device("cuda"), 4)
+
+
+# --- S6's masks
+
+
+GRID = (4, 4)
+
+
+def dot(cell: int, value: float = 1.0) -> Tensor:
+    """A mask (1, 8, 8) that fills one cell of the 4 x 4 grid."""
+    mask = torch.zeros(1, 8, 8)
+    row, column = divmod(cell, 4)
+    mask[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = value
+    return mask
+
+
+def mixer(masks, **changes) -> MaskMixer:
+    return MaskMixer(masks, **{"grid": GRID, "own_prob": 0.6, "other_prob": 0.2} | changes)
+
+
+def make_batch(rows: list[tuple[int, int, Tensor | None]]) -> Batch:
+    """Rows of (index, label, mask or None)."""
+    return Batch(
+        images=torch.zeros(len(rows), 3, 8, 8),
+        labels=torch.tensor([label for _, label, _ in rows]),
+        masks=torch.stack([torch.zeros(1, 8, 8) if mask is None else mask for _, _, mask in rows]),
+        has_mask=torch.tensor([mask is not None for *_, mask in rows]),
+        index=torch.tensor([index for index, *_ in rows]),
+    )
+
+
+def cells(masks: Tensor) -> list[int | None]:
+    return [int(mask.argmax()) if mask.any() else None for mask in masks.flatten(1)]
+
+
+def draws(mix: MaskMixer, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    """As many draws of the batch, side by side in one: (count, B, 1, h, w) and (count, B)."""
+    side_by_side = Batch(*(values.repeat(count, *[1] * (values.ndim - 1)) for values in batch))
+    masks, present = mix.draw(side_by_side, torch.Generator().manual_seed(0))
+    return masks.unflatten(0, (count, -1)), present.unflatten(0, (count, -1))
+
+
+# samples 10, 20, 30 are annotated defects (cells 0, 5, 10); 40 a defect without a mask, 50 normal
+BANK = [(10, dot(0)), (20, dot(5)), (30, dot(10))]
+BATCH = make_batch([(10, 1, dot(0)), (20, 1, dot(5)), (40, 1, None), (50, 0, None)])
+
+
+def test_shapes_and_masks_pooled_by_area():
+    half = torch.zeros(1, 8, 8)
+    half[:, 0, 0:2] = 1  # half of cell 0
+    masks, present = mixer([(1, half), (2, dot(3))], own_prob=1.0, other_prob=0.0).draw(make_batch([(1, 1, half)]))
+    assert masks.shape == (1, 1, 4, 4)
+    assert present.tolist() == [True]
+    assert masks[0, 0, 0, 0] == 0.5
+    assert masks.sum() == 0.5
+
+
+def test_other_masks_are_never_the_samples_own():
+    masks, present = draws(mixer(BANK, own_prob=0.0, other_prob=1.0), BATCH, 300)
+    assert present.all()
+    found = [set(cells(masks[:, row])) for row in range(4)]
+    assert found == [{5, 10}, {0, 10}, {0, 5, 10}, {0, 5, 10}]
+
+
+def test_shares_of_own_other_and_none():
+    masks, _ = draws(mixer(BANK), BATCH, 3000)
+    drawn = cells(masks[:, 0])
+    shares = [sum(cell in group for cell in drawn) / 3000 for group in ([0], [5, 10], [None])]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+
+
+def test_presence_is_independent_of_the_class():
+    _, present = draws(mixer(BANK), BATCH, 3000)
+    table = [[int(column.sum()), int((~column).sum())] for column in present.T]
+    assert stats.chi2_contingency(table).pvalue > 0.01
+    assert present.float().mean().item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_look_of_masks_is_independent_of_the_class():
+    bank = [(k, dot(k, value)) for k, value in enumerate((0.25, 0.5, 0.75, 1.0))]
+    rows = [(k, 1, mask) for k, mask in bank] + [(10 + k, 0, None) for k in range(4)]
+    masks, present = draws(mixer(bank), make_batch(rows), 2000)
+    heights = masks.flatten(2).amax(dim=2)
+    counts = [
+        [int((heights[:, rows][present[:, rows]] == value).sum()) for value in (0.25, 0.5, 0.75, 1.0)]
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
+    assert stats.chi2_contingency(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("fusion_norm", ["sigmoid", "product"])
+def test_what_gates_the_features_in_training_says_nothing_about_the_class(monkeypatch, tmp_path, fusion_norm):
+    """Features that are the same for every picture: whatever still tells the classes apart came in with the masks.
+
+    2500 draws of each class: chance alone moves the AUROC by 0.008. If one class got a mask with probability 0.7
+    in place of 0.8, it would be off by 0.05.
+    """
+    bank = [(k, dot(k, value)) for k, value in enumerate((0.25, 0.5, 0.75, 1.0))]
+    bank[3][1][:, :, 4:] = 1.0  # the masks differ in size too
+    rows = [*((k, 1, mask) for k, mask in bank), (4, 1, None), *((5 + k, 0, None) for k in range(5))]
+    batch = Batch(*(values.repeat(500, *[1] * (values.ndim - 1)) for values in make_batch(rows)))
+    torch.manual_seed(0)
+    model = GAINMTLModel(**NARROW, strategy="S6", map_stride=16, fusion_norm=fusion_norm)
+    model.localization = None
+    model.features = lambda images: (torch.zeros(len(images), NARROW["map_channels"], *GRID), [])
+    turned = mixer(bank, hflip_prob=0.5, vflip_prob=0.5, rotate90_prob=0.5)
+    training = GainTraining(tiny_settings(tmp_path), model, class_counts=(1, 1), mixer=turned)
+    monkeypatch.setattr(GainTraining, "progress", 0.5)  # half of the mask gates as it is
+    gate = training._forward_training(batch, {"cf": 0.0}).effective_attention.detach().flatten(1)  # (N, h w)
+    for score in (gate.mean(1), gate.amax(1)):
+        assert len(score.unique()) >= 3, "masks take part"
+        auroc = binary_auroc(score.clamp(0, 1), batch.labels).item()
+        assert auroc == pytest.approx(0.5, abs=0.025)
+
+
+def test_bank_masks_are_augmented_as_images_are():
+    batch = make_batch([(50, 0, None)])
+    always = {"own_prob": 0.0, "other_prob": 1.0}
+    assert cells(mixer([(10, dot(1))], hflip_prob=1.0, **always).draw(batch)[0]) == [2]
+    assert cells(mixer([(10, dot(1))], vflip_prob=1.0, **always).draw(batch)[0]) == [13]
+    masks, _ = draws(mixer([(10, dot(1))], rotate90_prob=1.0, **always), batch, 200)
+    assert set(cells(masks[:, 0])) == {1, 7, 14, 8}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 8)])
+def test_bank_masks_are_turned_as_the_images_own_are(size):
+    """A mask's place must not tell whose it is: the mixer's cells are those of the images' augmentation, as often."""
+    probabilities = {"hflip_prob": 0.0, "vflip_prob": 0.0, "rotate90_prob": 0.5}
+    augmentation = Augmentation(image_size=size, color_jitter_prob=0.0, gaussian_noise_prob=0.0, **probabilities)
+    mask = np.zeros(size, np.uint8)
+    mask[:2, :2] = 1
+    image = np.zeros((*size, 3), np.uint8)
+    turned = [augmentation(image, mask, seed=0, epoch=0, index=index)[1] for index in range(2000)]
+    grid = (size[0] // 2, size[1] // 2)
+    own = cells(torch.nn.functional.avg_pool2d(torch.from_numpy(np.stack(turned))[:, None].float(), 2))
+    bank = [(10, torch.from_numpy(mask)[None].float())]
+    mix = mixer(bank, grid=grid, own_prob=0.0, other_prob=1.0, **probabilities)
+    batch = make_batch([(50, 0, None)])._replace(masks=torch.zeros(1, 1, *size))
+    others = cells(draws(mix, batch, 2000)[0][:, 0])
+    assert set(own) == set(others)
+    for cell in set(own):
+        assert others.count(cell) / 2000 == pytest.approx(own.count(cell) / 2000, abs=0.04)
+
+
+def test_the_only_mask_goes_to_its_own_sample_as_often_as_to_others():
+    masks, present = draws(mixer(BANK[:1]), make_batch([(10, 1, dot(0)), (50, 0, None)]), 3000)
+    assert present.float().mean(dim=0).tolist() == pytest.approx([0.8, 0.8], abs=0.03)
+    assert set(cells(masks[:, 0])) == {0, None}
+
+
+def test_an_empty_bank_gives_nobody_a_mask():
+    masks, present = draws(mixer([]), BATCH, 50)
+    assert not present.any()
+    assert not masks.any()
+
+
+def test_a_healed_picture_never_gets_the_mask_of_the_defect_it_had():
+    masks, present = draws(mixer(BANK), make_batch([(10, 0, None)]), 3000)
+    assert set(cells(masks[:, 0])) == {5, 10, None}
+    assert present.float().mean().item() == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_pasted_defect_has_a_mask_of_its_own():
+    masks, _ = draws(mixer(BANK), make_batch([(50, 1, dot(7))]), 3000)
+    drawn = cells(masks[:, 0])
+    shares = [sum(cell in group for cell in drawn) / 3000 for group in ([7], [0, 5, 10], [None])]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+
+
+def test_masks_of_pasted_defects_belong_to_no_sample():
+    pasted = [(None, dot(12)), (None, dot(13))]
+    mix = mixer([*BANK[:1], *pasted], own_prob=0.0, other_prob=1.0)
+    assert mix.place == {10: 0}
+    masks, _ = draws(mix, make_batch([(10, 1, dot(0)), (0, 0, None)]), 300)
+    assert [set(cells(masks[:, row])) for row in range(2)] == [{12, 13}, {0, 12, 13}]
+
+
+def test_with_pasted_masks_in_the_bank_their_place_says_nothing_about_the_class():
+    """Four defects as they are stored and one pasted elsewhere: its place would otherwise be a defect's alone."""
+    stored = [(k, dot(k)) for k in range(4)]
+    rows = [*((k, 1, mask) for k, mask in stored), (20, 1, dot(12)), *((30 + k, 0, None) for k in range(5))]
+    masks, present = draws(mixer([*stored, (None, dot(12))], own_prob=0.8, other_prob=0.0), make_batch(rows), 1000)
+    found = [Counter(cells(masks[:, group].flatten(0, 1))) for group in (slice(0, 5), slice(5, 10))]
+    assert present.any() and found[1][12] > 0
+    assert stats.chi2_contingency([[each[cell] for cell in (0, 1, 2, 3, 12)] for each in found]).pvalue > 0.01
+
+
+# --- Going on from a checkpoint
+
+
+def checkpoint(path, settings, *, epochs=2):
+    """A checkpoint file after some epochs, as far as the decision to resume reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = {"epoch": epochs - 1, "global_step": 3 * epochs}
+    torch.save({"state_dict": {}, "optimizer_states": [], "gainmtl_settings": settings.plain()} | counts, path)
+    return path
+
+
+def resumed(folder, settings, resume):
+    """As `fit` asks for it."""
+    plan = {"architecture": ARCHITECTURE, "plan": PLAN, "complete": lambda stored: stored["epoch"] == 3}
+    return checkpoint_to_resume(folder, settings, resume, **plan)
+
+
+def test_a_run_goes_on_from_its_own_last_checkpoint(tmp_path):
+    settings = tiny_settings(tmp_path)
+    assert resumed(tmp_path, settings, None) is None
+    last = checkpoint(tmp_path / "checkpoints/last.ckpt", settings)
+    assert resumed(tmp_path, settings, None) == last
+
+
+def test_a_checkpoint_of_another_plan_names_what_differs(tmp_path):
+    path = checkpoint(tmp_path / "epoch_2.ckpt", tiny_settings(tmp_path))
+    asked = tiny_settings(
+        tmp_path, num_epochs=9, batch_size=4, learning_rate=0.5, stage1_ratio=0.2, stage2_ratio=0.3,
+        loc_warmup_ratio=0.1, lambda_cf=0.7, save_every_n_epochs=3, num_workers=1,
+    )  # fmt: skip
+    with pytest.raises(RunError) as error:
+        resumed(tmp_path / "run", asked, path)
+    first, *differing, last = str(error.value).splitlines()
+    assert first == f"{path}: a checkpoint of a training with another plan (stored and asked for):"
+    assert differing == [
+        "  num_epochs: 4 and 9", "  batch_size: 8 and 4", "  learning_rate: 0.001 and 0.5",
+        "  stage1_ratio: 0.25 and 0.2", "  stage2_ratio: 0.25 and 0.3", "  loc_warmup_ratio: 0.5 and 0.1",
+        "  lambda_cf: 0.3 and 0.7",
+    ]  # fmt: skip
+    assert "keep these values, or start a new run without --resume" in last
+
+
+def test_a_checkpoint_with_nothing_left_to_train_finishes_its_own_run_only(tmp_path):
+    settings = tiny_settings(tmp_path)
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    last = checkpoint(best.with_name("last.ckpt"), settings, epochs=4)
+    with pytest.raises(RunError, match=r"last.ckpt: all 12 steps are done, and .*best.ckpt is not theirs"):
+        resumed(tmp_path / "run", settings, None)
+    best.write_text("x")
+    assert resumed(tmp_path / "run", settings, None) == last
+    with pytest.raises(RunError, match="all 12 steps are done"):
+        resumed(tmp_path / "run", settings, checkpoint(tmp_path / "last.ckpt", settings, epochs=4))
+    assert best.is_file()
+
+
+# --- Whole trainings
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("fit")
+
+
+@pytest.fixture(scope="module")
+def finished(shared):
+    """A finished S6 run: the strategy with every part and every kind of randomness."""
+    return fit(tiny_settings(shared, save_every_n_epochs=2))
+
+
+def test_a_run_leaves_what_its_folder_promises(finished):
+    names = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
+    wanted = {"settings.yaml", "manifest.json", "model.safetensors"}
+    wanted |= {f"checkpoints/{name}.ckpt" for name in ("best", "last", "epoch_2", "epoch_4")}
+    assert wanted <= names
+    assert not [name for name in names if name.split("/")[-1].startswith(".") and name != ".lock"]
+    manifest = json.loads((finished.folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["pretrained"] == "random" and manifest["provider"] in {"mmpretrain", "timm"}
+    assert manifest["split_sizes"] == {"train": 24, "val": 4, "test": 6, "test_shift": 6}
+    assert manifest["seed"] == 42 and manifest["precision"] == "bf16-mixed" and manifest["duration_s"] > 0
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert manifest["best_epoch"] == 4  # the only epoch that ends after the beginning of stage 4
+
+
+def test_the_specifications_tags_are_logged(finished):
+    tags = set(finished.history["tag"])
+    terms = ("total", "cls", "am", "cam_guide", "guide", "loc", "consist", "cf")
+    wanted = {f"train/loss_{term}" for term in terms} | {"train/learning_rate", "train/stage"}
+    wanted |= {f"val/{name}" for name in ("accuracy", "cam_iou", "val_total", "val_cls")}
+    wanted |= {"compare/total_train", "compare/total_val"}
+    assert wanted <= tags
+    stages = finished.history.query("tag == 'train/stage'")["value"].tolist()
+    assert stages == sorted(stages) and set(stages) <= {1, 2, 3, 4}
+
+
+def test_model_weights_are_those_of_the_best_checkpoint(finished):
+    best, settings = load_checkpoint_model(finished.folder / "checkpoints/best.ckpt")
+    assert settings == finished.settings
+    for name, value in load_run(finished.folder).model.state_dict().items():
+        assert torch.equal(value, best.state_dict()[name]), name
+
+
+def test_an_equal_run_is_reused_not_trained_twice(finished):
+    before = (finished.folder / "checkpoints/last.ckpt").stat().st_mtime_ns
+    again = fit(finished.settings)
+    assert again.folder == finished.folder
+    assert (finished.folder / "checkpoints/last.ckpt").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_listed(finished):
+    other = finished.settings.changed(num_epochs=9, learning_rate=0.5)
+    with pytest.raises(RunError) as error:
+        fit(other)
+    assert "num_epochs: 4 and 9" in str(error.value) and "learning_rate: 0.001 and 0.5" in str(error.value)
+    assert "  seed:" not in str(error.value) and "--force" in str(error.value)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, shared, monkeypatch):
+    settings = finished.settings.changed(experiment="interrupted")
+    step = GainTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GainTraining, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings)
+    with pytest.raises(RunError, match="not finished"):
+        load_run(settings.run_dir)
+    monkeypatch.undo()
+    resumed = fit(settings)
+
+    def losses(run):
+        rows = run.history[run.history["tag"].str.startswith(("train/loss", "val/", "train/learning"))]
+        return rows.set_index(["tag", "step"])["value"].sort_index()
+
+    pd.testing.assert_series_equal(losses(resumed), losses(finished), rtol=1e-5, atol=1e-7)
+    for name, value in resumed.model.state_dict().items():
+        torch.testing.assert_close(value, finished.model.state_dict()[name], msg=name)
+    assert resumed.manifest["best_epoch"] == finished.manifest["best_epoch"]
+
+
+def test_a_resumed_run_with_edited_pictures_equals_an_uninterrupted_one(shared, monkeypatch):
+    settings = tiny_settings(shared, "S7", experiment="edited", variant="small", mask_share=0.5, num_epochs=2)
+    whole = fit(settings)
+    assert whole.folder == shared / "outputs/edited/s7-small/seed42"
+    assert whole.manifest["edits_per_epoch"] == {  # 12 pictures of either class, half of them edited
+        "paste": 2.4, "heal_spot": 0.6, "paste_clean": 3.0, "heal": 2.4, "heal_beside": 3.0, "repaste": 0.6
+    }  # fmt: skip
+    assert whole.manifest["train_annotated"] == 6 and whole.manifest["train_defective"] == 12
+    step = GainTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GainTraining, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings.changed(experiment="edited_later"))
+    monkeypatch.undo()
+    resumed = fit(settings.changed(experiment="edited_later"))
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+    assert [each for each in whole.manifest if each not in resumed.manifest] == []
+
+
+def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(shared):
+    full = fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1))
+    part = fit(tiny_settings(shared, "S1", experiment="part", num_epochs=1, mask_share=0.25, mask_quality="box"))
+    assert part.manifest["data_digest"] == full.manifest["data_digest"]
+    assert (full.manifest["train_annotated"], part.manifest["train_annotated"]) == (12, 3)
+    assert full.manifest["edits_per_epoch"] == {}
+
+
+def test_data_that_is_there_is_not_built_again(shared, monkeypatch):
+    settings = tiny_settings(shared, "S1", experiment="given", num_epochs=1)
+    data = module.build_data(settings)
+    monkeypatch.setattr(module, "build_data", None)
+    run = fit(settings, data=data)
+    assert fit(settings, data=data).folder == run.folder
+
+
+def test_edits_without_masks_leave_no_half_run(shared):
+    settings = tiny_settings(shared, "S7", experiment="no_masks", mask_share=0.0)
+    with pytest.raises(DataError, match=r"image_counterfactual is 0\.5, but none of the 12 defective training images"):
+        fit(settings)
+    assert [path.name for path in settings.run_dir.iterdir()] == [".lock"]
+
+
+def test_the_same_seed_gives_the_same_model_another_seed_another(finished, shared):
+    same = fit(finished.settings.changed(experiment="again"))
+    other = fit(finished.settings.changed(seed=7))
+    assert all(torch.equal(v, finished.model.state_dict()[k]) for k, v in same.model.state_dict().items())
+    assert not torch.equal(other.model.cls_head.out.weight, finished.model.cls_head.out.weight)
+
+
+def test_resume_takes_a_periodic_checkpoint_of_another_run(finished, shared):
+    settings = finished.settings.changed(experiment="from_epoch_2")
+    run = fit(settings, resume=finished.folder / "checkpoints/epoch_2.ckpt")
+    assert run.history.query("tag == 'val/accuracy'")["value"].size == 2
+    torch.testing.assert_close(run.model.cls_head.out.weight, finished.model.cls_head.out.weight)
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(finished, shared):
+    settings = tiny_settings(shared, "S3", experiment="other", head_channels=8)
+    with pytest.raises(RunError) as error:
+        fit(settings, resume=finished.folder / "checkpoints/last.ckpt")
+    assert "a checkpoint of another model" in str(error.value)
+    assert "strategy: 'S6' and 'S3'" in str(error.value) and "head_channels: 16 and 8" in str(error.value)
+
+
+def test_a_best_score_without_its_file_does_not_travel(finished, shared):
+    checkpoint = torch.load(finished.folder / "checkpoints/epoch_2.ckpt", weights_only=True)
+    state = next(value for name, value in checkpoint["callbacks"].items() if "RunCheckpoints" in name)
+    state["best_score"], state["best_epoch"] = [2.0, 2.0], 1  # of epoch 1, never to be reached again
+    torch.save(checkpoint, shared / "travelled.ckpt")
+    run = fit(finished.settings.changed(experiment="travelled"), resume=shared / "travelled.ckpt")
+    assert run.manifest["best_epoch"] == 4 and run.manifest["best_val_ap"] <= 1
+
+
+def test_best_holds_no_optimiser_and_says_so(finished, shared):
+    settings = finished.settings.changed(experiment="from_best")
+    with pytest.raises(RunError, match=r"no optimiser state; resume from last\.ckpt"):
+        fit(settings, resume=finished.folder / "checkpoints/best.ckpt")
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_file_that_is_no_checkpoint_is_never_executed(shared):
+    settings = tiny_settings(shared, experiment="bomb")
+    bomb, touched = shared / "bomb.ckpt", shared / "touched"
+    torch.save({"state_dict": _Bomb(str(touched))}, bomb)
+    plain = shared / "plain.ckpt"
+    plain.write_bytes(pickle.dumps(_Bomb(str(touched))))
+    for path in (bomb, plain):
+        with pytest.raises(RunError, match="not a checkpoint that can be read safely"):
+            fit(settings, resume=path)
+    assert not touched.exists()
+    tensors = shared / "tensors.ckpt"
+    torch.save({"weight": torch.zeros(1)}, tensors)
+    with pytest.raises(RunError, match="not a training checkpoint of this project"):
+        fit(settings, resume=tensors)
+    with pytest.raises(RunError, match="no such checkpoint"):
+        fit(settings, resume=shared / "missing.ckpt")
+
+
+def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
+    forward = GainLoss.forward
+
+    def broken(self, output, batch, weights):
+        losses = forward(self, output, batch, weights)
+        if weights["am"] > 0:
+            losses["am"] = losses["am"] * float("nan")
+            losses["total"] = losses["total"] + losses["am"]
+        return losses
+
+    monkeypatch.setattr(GainLoss, "forward", broken)
+    settings = tiny_settings(shared, "S3", experiment="nan")
+    with pytest.raises(TrainingDivergedError) as error:
+        fit(settings)
+    text = str(error.value)
+    assert "the loss became nan in am at epoch 2, step 3" in text and "lower learning_rate" in text
+    assert (settings.run_dir / "checkpoints/last.ckpt").is_file()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
+    settings = tiny_settings(shared, "S1", experiment="full_disk")
+    save = torch.save
+    calls = []
+
+    def full(obj, f, *args, **kwargs):
+        calls.append(f)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(obj, f, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FileError, match="the disk is full"):
+        fit(settings)
+    assert calls, "the checkpoint is not written by torch.save"
+    monkeypatch.undo()
+    names = sorted(path.name for path in (settings.run_dir / "checkpoints").iterdir())
+    assert names == ["last.ckpt"]
+    run = fit(settings)
+    assert run.manifest["status"] == "complete"
+
+
+def test_data_that_changed_since_is_refused(shared):
+    settings = tiny_settings(shared, "S1", experiment="moved", data_root=shared / "data2", dataset_type="generic")
+    shutil.copytree(shared / "data", shared / "data2")
+    fit(settings)
+    next((shared / "data2/images/train/normal").iterdir()).unlink()
+    with pytest.raises(RunError, match="the data changed since this run was started"):
+        fit(settings)
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way_of_the_corrected_one(shared, monkeypatch):
+    corrected = tiny_settings(shared, "S1", experiment="corrected", num_epochs=1)
+    wrong = (
+        {"data_root": shared / "typo", "dataset_type": "generic"},
+        {"pretrained": shared / "gone.pth"},
+        {"use_wandb": True},
+    )
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    for mistake, message in zip(wrong, ("typo", "no such weights file", "wandb is missing"), strict=True):
+        with pytest.raises((DataError, ModelError, RunError), match=message):
+            fit(corrected.changed(**mistake))
+        assert [path.name for path in corrected.run_dir.iterdir()] == [".lock"]
+    assert fit(corrected).manifest["status"] == "complete"
+
+
+def test_tensorboard_can_be_off_or_elsewhere(shared):
+    off = fit(tiny_settings(shared, "S1", experiment="quiet", use_tensorboard=False, num_epochs=1))
+    assert not (off.folder / "tensorboard").exists()
+    with pytest.raises(RunError, match="no TensorBoard log of this run; train with use_tensorboard: true"):
+        _ = off.history
+    elsewhere = fit(tiny_settings(shared, "S1", experiment="there", tensorboard_dir=shared / "tb", num_epochs=1))
+    assert list((shared / "tb/there/s1/seed42").glob("events.out.*"))
+    assert len(elsewhere.history)
+
+
+def test_a_copied_run_has_its_own_curves(finished, tmp_path):
+    copied, bare = tmp_path / "copied", tmp_path / "bare"
+    shutil.copytree(finished.folder, copied)
+    shutil.copytree(finished.folder, bare, ignore=shutil.ignore_patterns("tensorboard"))
+    pd.testing.assert_frame_equal(load_run(copied).history, finished.history)
+    with pytest.raises(RunError, match="bare/tensorboard: no TensorBoard log of this run"):
+        _ = load_run(bare).history
+
+
+def test_wandb_is_named_when_it_is_missing(shared, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(RunError, match="use_wandb is true but the package wandb is missing; pip install wandb"):
+        fit(tiny_settings(shared, "S1", experiment="wandb", use_wandb=True))
+
+
+def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
+    class WithoutService(WandbLogger):
+        experiment = Mock()
+
+        def __init__(self):
+            pass
+
+    trainer = Mock(loggers=[WithoutService()], default_root_dir="nowhere")
+    module.fit_interruptibly(trainer, None, None, None)
+    WithoutService.experiment.finish.assert_called_once_with()
+
+
+def test_the_mixer_covers_every_annotated_training_image(shared):
+    settings = tiny_settings(shared)
+    data = module.build_data(settings)
+    data.setup("fit")
+    mixer = module._mixer(settings, data)
+    assert mixer.bank.shape == (12, 1, 4, 4)
+    assert set(mixer.place) == set(data.samples.query("split == 'train' and label == 1").index)
+
+
+# --- The same seed gives the same study, twice from nothing
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """S1 and S6, which has every part and every kind of randomness, in two folders that share nothing."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    for folder in folders:
+        for strategy in ("S1", "S6"):
+            evaluate(fit(tiny_settings(folder, strategy, num_epochs=2)), device="cpu")
+    return [collect_runs(folder / "outputs/tiny") for folder in folders]
+
+
+def test_every_picture_gets_the_same_answer(studies):
+    first, second = studies
+    assert [run.settings.strategy for run in first] == ["S1", "S6"]
+    for one, other in zip(first, second, strict=True):
+        assert one.folder != other.folder and len(one.predictions) == 16
+        pd.testing.assert_frame_equal(one.predictions, other.predictions, check_exact=True)
+    assert not first[0].predictions["probability"].equals(first[1].predictions["probability"])
+
+
+def test_the_comparison_is_the_same(studies):
+    first, second = (compare(runs) for runs in studies)
+    assert first[["strategy", "split"]].to_numpy().tolist() == [
+        ["S1", "test"], ["S1", "test_shift"], ["S6", "test"], ["S6", "test_shift"]
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
