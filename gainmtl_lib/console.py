@@ -32,14 +32,13 @@ from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, 
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import (
     KINDS,
-    METRICS,
     PLACES,
+    SOURCES,
     TEST_SPLITS,
     MaskSource,
     error_analysis,
     evaluate,
     evaluated_data,
-    known_sources,
     mask_source_table,
 )
 from gainmtl_lib.explain import DefectExplainer
@@ -128,18 +127,18 @@ def _refuse(options: Mapping[str, Any], message: str) -> None:
 def _compare_sources(console: Console, run: Run, asked: SimpleNamespace) -> dict[str, Any]:
     """``--mask-source all``: one table per test split; a source whose masks some pictures lack is left out."""
     places = {name: getattr(asked, name) for name in PLACE_OPTIONS}
-    known, left_out = known_sources(run, **places)
-    data, parts = evaluated_data(run), []
-    for name in known:
+    MaskSource.of(run.settings, "none")  # complains where the strategy takes no masks
+    data, parts, left_out = evaluated_data(run), [], {}
+    for name in SOURCES:
         try:
             parts.append(
                 mask_source_table(run, [name], data=data, device=asked.device, reuse=not asked.force, **places)
             )
-        except DataError as error:
+        except (DataError, RunError) as error:
             left_out[name] = str(error)
     table = pd.concat(parts, ignore_index=True)
     for split, rows in table.groupby("split", sort=False):
-        shown = rows.set_index("source")[["mask", *METRICS, "label_leaks"]]
+        shown = rows.set_index("source").drop(columns=["split", "threshold", "teacher"])
         shown["label_leaks"] = shown["label_leaks"].map({True: "yes: no result", False: "no"})
         names = {**METRIC_NAMES, "label_leaks": "leaks the label"}
         console.print(frame_table(f"S6 by mask source, {split}", shown.rename(columns=names)))

@@ -310,13 +310,15 @@ def other_masks(data: GainDataModule, batch: Batch, *, seed: int = 0) -> Tensor:
     return torch.stack(masks)[:, None].to(batch.masks)
 
 
-def mask_source_table(run: Run, sources: Sequence[str], *, data: GainDataModule, **options: Any) -> pd.DataFrame:
+def mask_source_table(
+    run: Run, sources: Sequence[str], *, data: GainDataModule | None = None, **options: Any
+) -> pd.DataFrame:
     """Test results of a run of S6 by source of its masks; the threshold is chosen with the masks of the same source.
 
     Args:
         run: a finished run of S6.
         sources: names of `SOURCES`.
-        data: the run's own.
+        data: the run's own, where it is loaded already.
         options: of `evaluate`; the places of masks are given to the source that they are of.
 
     Returns:
@@ -328,7 +330,7 @@ def mask_source_table(run: Run, sources: Sequence[str], *, data: GainDataModule,
         DataError: masks that cannot be had, or pictures that cannot be read.
     """
     places = {name: options.pop(parameter, None) for name, (parameter, _) in PLACES.items()}
-    rows = []
+    data, rows = data or evaluated_data(run), []
     for name in sources:
         place = {PLACES[name][0]: places[name]} if name in PLACES else {}
         _, summary = evaluate(run, data=data, mask_source=name, **place, **options)
@@ -511,8 +513,10 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
-    """The numbers of one split's rows with verdicts; a metric that the strategy or the data lacks is absent, one without
-    an answer NaN. Defective images without a mask have no answer: ``skipped``."""
+    """The numbers of one split's rows with verdicts; what strategy or data lack is absent, what has no answer NaN.
+
+    Defective images without a mask have no answer: ``skipped``.
+    """
     counts = table["verdict"].value_counts()
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
     summary: dict[str, Any] = {

@@ -287,7 +287,7 @@ def system_of(folder: Path) -> str:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep others from writing to a run that is there; RunError where one does. What killed ones left half is removed."""
+    """Keep others from writing to a run that is there; RunError where one does. What killed ones left half goes."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -1,32 +1,42 @@
+"""Scores of maps and pixels, thresholds and the absolute scale, counted by hand, by brute force and by scikit-learn."""
+
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
-from gainmtl_lib import metrics
 from gainmtl_lib.metrics import (
+    Aupro,
     CamIoU,
-    Dice,
-    EnergyInside,
-    GridIoU,
     LocalizationIoU,
+    MapScale,
+    PixelAuroc,
     cam_iou,
+    choose_threshold,
+    classification,
     dice,
     energy_inside,
+    fit_scale,
     grid_iou,
     mask_iou,
     normalize_maps,
+    novelty_threshold,
     pixel_accuracy,
     point_game,
     resize_maps,
+    verdicts,
 )
 
 PER_IMAGE = [cam_iou, point_game, energy_inside, mask_iou, dice, pixel_accuracy]
-CLASSES = [CamIoU, EnergyInside, GridIoU, LocalizationIoU, Dice]
+CLASSES = [CamIoU, LocalizationIoU]
 
 
 def images(*pictures: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -145,15 +155,7 @@ def test_empty_masks_are_skipped_not_scored(kind):
     assert metric.skipped == 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "score"),
-    [
-        (CamIoU, cam_iou),
-        (EnergyInside, energy_inside),
-        (LocalizationIoU, mask_iou),
-        (Dice, dice),
-    ],
-)
+@pytest.mark.parametrize(("kind", "score"), [(CamIoU, cam_iou), (LocalizationIoU, mask_iou)])
 def test_class_is_the_mean_of_its_function(kind, score):
     maps = torch.rand(4, 1, 2, 4, generator=torch.Generator().manual_seed(2))
     metric = kind()
@@ -170,19 +172,237 @@ def test_pooled_weighs_by_area():
     assert metric.pooled().item() == pytest.approx(5 / 8)
 
 
-def test_grid_iou_class_reads_the_grid_of_the_maps():
-    metric = GridIoU()
-    metric.update(torch.rand(1, 1, 1, 2), MASK)
-    assert metric.compute().item() == grid_iou(MASK, (1, 2)).item()
+# --- Pixels of a whole set
+
+
+MASK = torch.tensor([[[[1.0, 1, 0, 0], [0, 0, 0, 0]]]])
+
+
+def aupro(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0.3) -> float:
+    metric = Aupro(limit)
+    metric.update(maps, masks)
+    return float(metric.compute())
+
+
+def test_aupro_of_perfect_and_reversed_scores():
+    assert aupro(MASK, MASK) == pytest.approx(1)
+    assert aupro(-MASK, MASK) == pytest.approx(0)
+    assert aupro(torch.ones_like(MASK), MASK) == pytest.approx(0.15)  # chance: overlap = rate, 0.3 / 2
+
+
+def test_aupro_weighs_regions_not_pixels():
+    # Regions of 1 and 3 pixels, four clean ones. Found in order: the small region, one clean, the large region:
+    # overlap 1/2 until the false positive rate 1/4, which then rises to 1 straight away.
+    masks = images([[1, 0, 1, 0], [0, 0, 1, 1]])
+    maps = images([[9, 8, 5, 0], [0, 0, 5, 5]])
+    assert aupro(maps, masks, limit=0.25) == pytest.approx(0.5)
+    assert aupro(maps, masks, limit=1.0) == pytest.approx(0.25 * 0.5 + 0.75 * 1)
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
+def test_aupro_equals_brute_force(limit):
+    generator = np.random.default_rng(3)
+    masks = ndimage.gaussian_filter(generator.random((5, 16, 16)), (0, 1, 1)) > 0.55
+    masks[0] = False
+    maps = generator.integers(0, 12, masks.shape) / 11 + 0.3 * masks  # with ties
+    expected = brute_force_aupro(maps, masks, limit)
+    result = aupro(torch.from_numpy(maps).float()[:, None], torch.from_numpy(masks).float()[:, None], limit)
+    assert result == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])  # probabilities; scores of both signs
+def test_aupro_of_scores_that_hardly_differ_is_within_its_bound(shift):
+    generator = np.random.default_rng(4)
+    masks = ndimage.gaussian_filter(generator.random((4, 24, 24)), (0, 1, 1)) > 0.52
+    maps = (0.7 + 0.04 * generator.random(masks.shape) + 0.01 * masks - shift).astype(np.float32)
+    maps[1] *= -1 if shift else 1
+    bits = 2.0 ** (np.floor(np.log2(np.abs(maps))) - 11)  # the value of the last bit that is told apart
+    levels = np.unique(np.floor(maps / bits) * bits)
+    assert 2 * len(levels) < np.unique(maps).size  # many scores share a level
+    points = [(0.0, 0.0), *(point(maps, masks, level) for level in levels[::-1])]
+    bound = sum((x1 - x0) * (y1 - y0) for (x0, y0), (x1, y1) in itertools.pairwise(points)) / 2 / 0.3
+    result = aupro(torch.from_numpy(maps)[:, None], torch.from_numpy(masks).float()[:, None])
+    assert 0 < abs(result - brute_force_aupro(maps, masks, 0.3)) <= bound < 0.02
+
+
+def test_aupro_in_batches_is_aupro_in_one():
+    generator = torch.Generator().manual_seed(5)
+    maps, masks = torch.rand(6, 1, 8, 8, generator=generator), torch.zeros(6, 1, 8, 8)
+    masks[::2, :, 1:4, 2:6] = 1
+    masks[0, :, 6:, 6:] = 1
+    metric = Aupro()
+    for piece in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        metric.update(maps[piece], masks[piece])
+    assert metric.regions == 4 and float(metric.compute()) == pytest.approx(aupro(maps, masks), abs=1e-12)
+
+
+def point(maps: np.ndarray, masks: np.ndarray, threshold: float) -> tuple[float, float]:
+    """False-positive rate and mean overlap of the regions at one threshold."""
+    shares = []
+    for image, mask in zip(maps, masks, strict=True):
+        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))
+        shares += [np.mean(image[labels == k] >= threshold) for k in range(1, found + 1)]
+    return float(np.mean(maps[~masks] >= threshold)), float(np.mean(shares))
+
+
+def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
+    thresholds = sorted(np.unique(maps), reverse=True)
+    points = [(0.0, 0.0), *(point(maps, masks, threshold) for threshold in thresholds)]
+    area = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 < limit and x1 > x0:
+            stop = min(x1, limit)
+            area += (stop - x0) * (y0 + y0 + (y1 - y0) * (stop - x0) / (x1 - x0)) / 2
+    return area / limit
+
+
+def test_aupro_without_regions_or_without_clean_pixels_has_no_answer():
+    assert math.isnan(aupro(torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)))
+    assert math.isnan(aupro(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)))
+
+
+def auroc(maps: torch.Tensor, masks: torch.Tensor) -> float:
+    metric = PixelAuroc()
+    metric.update(maps, masks)
+    return float(metric.compute())
+
+
+def test_pixel_auroc_counted_by_hand():
+    assert auroc(MASK, MASK) == 1
+    assert auroc(-MASK, MASK) == 0
+    assert auroc(torch.ones_like(MASK), MASK) == 0.5
+    # Of 2 x 6 pairs the first defect pixel wins six, the second four and ties one.
+    assert auroc(images([[9, 3, 5, 3], [0, 0, 0, 0]]), MASK) == pytest.approx((6 + 4 + 0.5) / 12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0])  # scores of both signs
+def test_pixel_auroc_is_that_of_scikit_learn(shift):
+    generator = np.random.default_rng(6)
+    masks = ndimage.gaussian_filter(generator.random((5, 1, 32, 32)), (0, 0, 1, 1)) > 0.55
+    maps = (np.exp(generator.normal(size=masks.shape) + masks) - shift).astype(np.float32)
+    expected = roc_auc_score(masks.ravel(), maps.ravel())
+    assert auroc(torch.from_numpy(maps), torch.from_numpy(masks).float()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_pixel_auroc_in_batches_is_pixel_auroc_in_one():
+    generator = torch.Generator().manual_seed(7)
+    maps, masks = torch.randn(6, 1, 4, 4, generator=generator), torch.zeros(6, 1, 8, 8)
+    masks[::2, :, 1:4, 2:6] = 1
+    metric = PixelAuroc()
+    for piece in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        metric.update(maps[piece], masks[piece])
+    assert float(metric.compute()) == auroc(maps, masks)
+
+
+def test_pixel_auroc_of_one_class_has_no_answer():
+    assert math.isnan(auroc(torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)))
+    assert math.isnan(auroc(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)))
+
+
+def test_pixel_auroc_counts_more_pixels_than_single_precision_can():
+    metric = PixelAuroc()
+    metric.update(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
+    metric.clean *= 10_000_000_000
+    assert float(metric.compute()) == 0.5
 
 
 def test_metrics_can_be_sent_to_another_process():
-    for kind in CLASSES:
-        assert pickle.loads(pickle.dumps(kind())).skipped == 0
+    for kind, state in ((Aupro, "clean"), (PixelAuroc, "clean"), (CamIoU, "skipped"), (LocalizationIoU, "skipped")):
+        assert getattr(pickle.loads(pickle.dumps(kind())), state).sum() == 0
 
 
-def test_metrics_stay_outside_the_graph():
-    maps = torch.rand(1, 1, 2, 4, requires_grad=True)
-    metric = metrics.CamIoU()
-    metric.update(maps, MASK)
-    assert not metric.compute().requires_grad
+# --- Decisions
+
+
+def test_threshold_maximises_f1_with_a_margin():
+    labels = np.array([0, 0, 0, 1, 1])
+    assert choose_threshold(labels, np.array([0.1, 0.2, 0.3, 0.7, 0.9])) == pytest.approx(0.5)
+    # F1 of the cuts: 0.25 -> 6/7, 0.55 -> 0.5, 0.8 -> 1/2... the widest cut that keeps both defects wins.
+    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.7, 0.9])) == pytest.approx(0.25)
+    assert choose_threshold(labels, np.full(5, 0.3)) == 0.5
+    assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
+
+
+def test_threshold_of_unbounded_scores_takes_the_widest_margin():
+    labels = np.array([0, 1, 0, 0, 1])
+    scores = np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
+    assert choose_threshold(labels, scores, near=None) == pytest.approx(3.5)
+    # F1 is 4/5 both below the lone defect at 1 (one false alarm) and ... above 8 it is 2/3: the cut at 4.5 keeps 4/5.
+    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 8.0, 9.0]), near=None) == pytest.approx(0.5)
+
+
+def test_threshold_without_a_choice_is_the_highest_score_when_nothing_is_natural():
+    assert choose_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0]), near=None) == 7.0
+
+
+def test_novelty_threshold_is_the_conformal_rank():
+    scores = np.arange(1.0, 20.0)  # 19 normals: rank ceil(20 * 0.95) = 19
+    assert novelty_threshold(scores) == 19.0
+    assert novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
+    assert novelty_threshold(np.array([0.3, 0.1])) == 0.3
+
+
+def test_novelty_threshold_keeps_its_promise_on_new_normals():
+    rng = np.random.default_rng(0)
+    rates = [(rng.exponential(size=500) > novelty_threshold(rng.exponential(size=39))).mean() for _ in range(400)]
+    assert 0.035 < np.mean(rates) <= 0.055
+
+
+def test_verdicts_by_hand():
+    assert verdicts(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0])) == ["TP", "FP", "FN", "TN"]
+
+
+LABELS = np.array([1, 1, 1, 1, 0, 0])
+SCORES = np.array([0.9, 0.8, 0.2, 0.7, 0.6, 0.1])
+
+
+def test_classification_by_hand():
+    scores = classification(LABELS, (SCORES >= 0.5).astype(int), SCORES)
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["precision"] == pytest.approx(3 / 4)
+    assert scores["recall"] == pytest.approx(3 / 4)
+    assert scores["auroc"] == pytest.approx(7 / 8)  # 7 of 8 pairs of a defect and a normal are in order
+    assert np.isnan(classification(LABELS[:4], np.ones(4, int), SCORES[:4])["auroc"])
+
+
+def test_classification_depends_on_the_order_of_scores_only():
+    calls = (SCORES >= 0.5).astype(int)
+    small, large = classification(LABELS, calls, SCORES), classification(LABELS, calls, SCORES * 4000 - 100)
+    assert small == large  # a sigmoid in between would tie what lies far from zero
+
+
+# --- The absolute scale
+
+
+def peaked(*peaks):
+    maps = np.full((len(peaks), 2, 3), -5.0)
+    maps[:, 1, 2] = peaks
+    return maps
+
+
+def test_the_scale_begins_where_normal_maps_end():
+    scale = fit_scale(peaked(0, 1, 2, 10, 20, 30), np.array([0, 0, 0, 1, 1, 1]))
+    assert scale == MapScale(floor=2.0, ceiling=20.0) and scale.separates
+
+
+def test_one_normal_picture_in_twenty_may_exceed_the_floor():
+    scale = fit_scale(peaked(*range(1, 41), 50), np.array([0] * 40 + [1]))
+    assert scale.floor == 39
+    assert scale.finds(peaked(38, 39, 39.5)).tolist() == [False, False, True]
+
+
+def test_a_calm_map_shows_nothing_and_a_strong_one_is_cut():
+    scale = MapScale(floor=2.0, ceiling=4.0)
+    shown = scale.apply(np.array([[-1.0, 2.0], [3.0, 9.0]]))
+    assert shown.tolist() == [[0.0, 0.0], [0.5, 1.0]]
+
+
+def test_maps_that_do_not_separate_show_only_what_exceeds_the_floor():
+    scale = MapScale(floor=2.0, ceiling=1.0)
+    assert not scale.separates
+    assert scale.apply(np.array([[1.5, 2.5]])).tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_without_one_of_the_classes_there_is_no_scale(label):
+    assert fit_scale(peaked(1, 2), np.array([label, label])) is None

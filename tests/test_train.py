@@ -26,6 +26,7 @@ from gainmtl_lib.losses import GainLoss
 from gainmtl_lib.model import GAINMTLModel
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import FileError, RunError, collect_runs, compare, load_checkpoint_model, load_run
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import (
     ARCHITECTURE,
     PLAN,
@@ -226,11 +227,12 @@ def test_bank_masks_are_augmented_as_images_are():
 def test_bank_masks_are_turned_as_the_images_own_are(size):
     """A mask's place must not tell whose it is: the mixer's cells are those of the images' augmentation, as often."""
     probabilities = {"hflip_prob": 0.0, "vflip_prob": 0.0, "rotate90_prob": 0.5}
-    augmentation = Augmentation(image_size=size, color_jitter_prob=0.0, gaussian_noise_prob=0.0, **probabilities)
+    still = {"image_size": size, "seed": 0, "color_jitter_prob": 0.0, "gaussian_noise_prob": 0.0}
+    augmentation = Augmentation(Settings().model_copy(update=still | probabilities))
     mask = np.zeros(size, np.uint8)
     mask[:2, :2] = 1
     image = np.zeros((*size, 3), np.uint8)
-    turned = [augmentation(image, mask, seed=0, epoch=0, index=index)[1] for index in range(2000)]
+    turned = [augmentation(image, mask, epoch=0, index=index)[1] for index in range(2000)]
     grid = (size[0] // 2, size[1] // 2)
     own = cells(torch.nn.functional.avg_pool2d(torch.from_numpy(np.stack(turned))[:, None].float(), 2))
     bank = [(10, torch.from_numpy(mask)[None].float())]

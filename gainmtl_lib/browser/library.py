@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.efficientad.evaluate import OUT_OF_DATE, Novelty, is_stale, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
-from gainmtl_lib.evaluation import AnyRun, stored_tables
-from gainmtl_lib.evaluation import stored_maps_stored as stored_maps
+from gainmtl_lib.evaluation import AnyRun, stored_maps, stored_tables
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
 

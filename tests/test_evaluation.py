@@ -1,0 +1,792 @@
+"""Evaluation as a whole, S6's masks from every source, and what a run's folder gives back."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
+from audited import row as audited_row
+from audited import write_audited
+from click.testing import CliRunner
+from drawn_data import write_generic, write_mask
+from filelock import FileLock
+from PIL import Image
+from tiny import tiny_data, tiny_settings
+
+from gainmtl_lib import evaluation as module
+from gainmtl_lib.cli import main
+from gainmtl_lib.console import _masks_from
+from gainmtl_lib.dataset import build_data, build_samples
+from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask, check_unseen
+from gainmtl_lib.efficientad.model import AnomalyOutput
+from gainmtl_lib.evaluation import (
+    SOURCES,
+    MaskSource,
+    add_verdicts,
+    error_analysis,
+    evaluate,
+    mask_source_table,
+    other_masks,
+    stored_maps,
+    stored_tables,
+)
+from gainmtl_lib.model import MASK_SOURCES, build_model
+from gainmtl_lib.readers import DataError, read_samples
+from gainmtl_lib.runs import Run, RunError, load_run
+from gainmtl_lib.train import fit
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(tiny_settings(tmp_path_factory.mktemp("evaluate"), num_epochs=2))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    return evaluate(run)
+
+
+def test_one_row_per_image_of_every_split(run, evaluated):
+    table, summary = evaluated
+    assert table["split"].value_counts().to_dict() == {"val": 4, "test": 6, "test_shift": 6}
+    assert not table["image"].duplicated().any()
+    splits = {"val", "test", "test_shift"}
+    assert set(summary) == splits | {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
+    assert set(summary["map_scales"]) == {"cam", "attention", "localization"}
+    assert summary["mask_source"] == "localization" and summary["label_leaks"] is False
+    maps = run.maps
+    assert maps["cam"].shape == (16, 4, 4) and maps["attention"].shape == (16, 4, 4)
+    assert maps["localization"].shape == (16, 16, 16)
+
+
+def test_scores_exist_for_annotated_defects_only(evaluated):
+    table, summary = evaluated
+    columns = ["cam_iou", "grid_iou", "point_game", "energy_inside", "attention_iou", "loc_iou", "cf_probability"]
+    assert table.loc[table["label"] == 1, columns].notna().all().all()
+    assert table.loc[table["label"] == 0, columns].isna().all().all()
+    assert summary["test"]["cam_iou"] == pytest.approx(table.query("split == 'test'")["cam_iou"].mean(), abs=1e-4)
+    assert summary["test"]["annotated"] == 3
+
+
+def test_a_second_call_reads_what_the_first_stored(run, evaluated):
+    table, summary = evaluate(load_run(run.folder))
+    pd.testing.assert_frame_equal(table, evaluated[0])
+    assert summary == evaluated[1]
+
+
+def test_evaluating_anew_gives_the_same_numbers(run, evaluated):
+    table, summary = evaluate(run, reuse=False)
+    pd.testing.assert_frame_equal(table, evaluated[0])
+    assert summary == evaluated[1]
+
+
+def test_the_runs_own_data_counts_as_the_data_it_was_trained_on(run, evaluated):
+    own = build_data(run.settings)
+    assert evaluate(run, data=own)[1] == evaluated[1] == evaluate(run, data=own, reuse=False)[1] == run.metrics
+    samples = own.samples.drop(index=own.samples.index[own.samples["split"] == "test"][:1])
+    _, other = evaluate(run, data=build_data(run.settings, samples))
+    assert other["test"]["images"] == 5 and run.metrics == evaluated[1]
+
+
+def test_a_model_is_evaluated_on_the_data_it_is_given(run, evaluated):
+    table, summary = evaluate(run.model, data=build_data(run.settings))
+    assert summary["test"]["auroc"] == pytest.approx(evaluated[1]["test"]["auroc"])
+    with pytest.raises(RunError, match="evaluating a model needs data"):
+        evaluate(run.model)
+
+
+def test_a_given_threshold_is_not_chosen_and_not_stored(run, evaluated):
+    table, summary = evaluate(run, threshold=0.0)
+    assert (table["predicted"] == 1).all() and summary["threshold_from"] == "given"
+    assert run.metrics["threshold"] == evaluated[1]["threshold"]
+
+
+def test_oracle_is_marked_and_not_stored(run, evaluated):
+    _, summary = evaluate(run, mask_source="oracle")
+    assert summary["label_leaks"] is True and summary["mask_source"] == "oracle"
+    assert run.metrics["mask_source"] == "localization"
+
+
+def test_a_mask_source_is_for_s6(tmp_path):
+    settings = tiny_settings(tmp_path, "S3")
+    with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
+        evaluate(build_model(settings), data=build_data(settings), mask_source="none")
+
+
+def test_external_masks_come_from_a_folder(run, tmp_path):
+    with pytest.raises(RunError, match="needs external_mask_dir"):
+        evaluate(run, mask_source="external")
+    for path in build_data(run.settings).samples["image"]:
+        cv2.imwrite(str(tmp_path / path.split("/")[-1]), np.full((64, 64), 255, np.uint8))
+    _, full = evaluate(run, mask_source="external", external_mask_dir=tmp_path)
+    _, none = evaluate(run, mask_source="none")
+    # A mask of ones lets attention through as it is, which is what no mask does.
+    assert full["test"]["cam_iou"] == pytest.approx(none["test"]["cam_iou"], abs=1e-6)
+    assert full["mask_source"] == "external"
+
+
+def table_by_hand():
+    nan = float("nan")
+    return pd.DataFrame(
+        [
+            # image, label, probability, cam_iou, point_game, energy, cf, control
+            ("found", 1, 0.9, 0.6, 1.0, 0.8, 0.1, 0.8),
+            ("lucky", 1, 0.8, 0.05, 0.0, 0.1, 0.7, 0.9),
+            ("missed", 1, 0.2, 0.4, 1.0, 0.5, 0.1, 0.2),
+            ("no_mask", 1, 0.7, nan, nan, nan, nan, nan),
+            ("alarm", 0, 0.6, nan, nan, nan, nan, nan),
+            ("calm", 0, 0.1, nan, nan, nan, nan, nan),
+        ],
+        columns=["image", "label", "probability", "cam_iou", "point_game", "energy_inside", "cf_probability",
+                 "cf_control_probability"],
+    ).assign(split="test")  # fmt: skip
+
+
+def test_verdicts_flips_and_wrong_reasons_by_hand():
+    table = add_verdicts(table_by_hand(), 0.5).set_index("image")
+    assert table["verdict"].to_dict() == {
+        "found": "TP", "lucky": "TP", "missed": "FN", "no_mask": "TP", "alarm": "FP", "calm": "TN"
+    }  # fmt: skip
+    assert table.index[table["wrong_reason"]].tolist() == ["lucky"]
+    assert table["cf_flip"].dropna().to_dict() == {"found": 1.0, "lucky": 0.0}
+    assert table["cf_control_flip"].dropna().to_dict() == {"found": 0.0, "lucky": 0.0}
+
+
+def test_errors_list_the_missed_first_then_the_wrong_reason():
+    table = add_verdicts(table_by_hand(), 0.5)
+    worse = table.query("image == 'missed'").assign(image="surely missed", probability=0.01)
+    errors = error_analysis(pd.concat([table, worse], ignore_index=True))
+    assert errors["image"].tolist() == ["surely missed", "missed", "lucky", "alarm"]
+    assert errors["kind"].tolist() == ["missed", "missed", "wrong reason", "false alarm"]
+    assert len(error_analysis(table, "val")) == 0
+
+
+def test_flips_are_asked_with_the_mask_off_the_defect_too(run, evaluated):
+    table, _ = evaluated
+    rows = table[table["label"] == 1]
+    assert rows["cf_probability"].between(0, 1).all()
+    placed = rows["cf_control_probability"].dropna()
+    assert placed.between(0, 1).all()
+    assert not torch.allclose(
+        torch.tensor(rows.loc[placed.index, "cf_probability"].to_numpy()), torch.tensor(placed.to_numpy())
+    )
+
+
+def test_pooled_scores_stand_beside_their_means(evaluated):
+    _, summary = evaluated
+    pooled = [name for name in summary["test"] if name.endswith("_pooled")]
+    assert pooled == ["cam_iou_pooled", "loc_iou_pooled"]
+    assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
+
+
+def test_no_picture_is_kept_at_full_size(run):
+    data = build_data(run.settings)
+    data.setup("test")
+    split = module.predict_split(run.model, data, "test", source=MaskSource.of(run.settings))
+    assert split._fields == ("table", "maps", "pooled")
+    assert sum(maps.nbytes for maps in split.maps.values()) / len(split.table) < 64 * 64
+
+
+def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
+    """The pictures are 12 x 16, so that they take the rows 8 to 55 of 64."""
+    given = []
+    own = module.control_masks
+    monkeypatch.setattr(module, "control_masks", lambda *a, **k: given.append(k["inside"]) or own(*a, **k))
+    samples = read_samples(write_generic(tmp_path), dataset_type="generic")
+    model = build_model(tiny_settings(tmp_path, "S5"))
+    for resize in ("letterbox", "squash"):
+        data = tiny_data(samples, image_size=(64, 64), resize=resize, batch_size=8)
+        module.predict_split(model, data, "test", source=MaskSource.of(model))
+    letterboxed, squashed = given
+    assert squashed is None
+    for place, row in zip(letterboxed[:, 0], data.rows("test"), strict=True):
+        if data.dataset.has_mask[row]:
+            assert place[8:56].all() and not place[:8].any() and not place[56:].any()
+        else:
+            assert place.all()  # nothing is asked of it
+
+
+@pytest.fixture
+def with_masks(run, tmp_path):
+    """The run as if trained for masks from a folder, here all ones; its model is the same."""
+    ones, zeros = (tmp_path / name for name in ("ones", "zeros"))
+    for path in build_data(run.settings).samples["image"]:
+        for folder, value in ((ones, 255), (zeros, 0)):
+            folder.mkdir(exist_ok=True)
+            cv2.imwrite(str(folder / path.split("/")[-1]), np.full((64, 64), value, np.uint8))
+    settings = run.settings.changed(mask_source="external", external_mask_dir=ones, outputs_dir=tmp_path / "outputs")
+    settings.run_dir.mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        shutil.copy(run.folder / name, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    return Run(settings.run_dir)
+
+
+def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(with_masks, tmp_path):
+    _, own = evaluate(with_masks)
+    assert own["mask_source"] == "external"
+    for reuse in (True, False):
+        _, other = evaluate(with_masks, external_mask_dir=tmp_path / "zeros", reuse=reuse)
+        assert other["test"]["cam_iou"] != own["test"]["cam_iou"]
+        assert with_masks.metrics == own
+
+
+def test_a_folder_of_masks_needs_the_source_that_reads_it(run, evaluated, tmp_path):
+    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
+        evaluate(run, external_mask_dir=tmp_path)
+    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
+        evaluate(run, mask_source="none", external_mask_dir=tmp_path)
+
+
+def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, tmp_path):
+    made = run.settings
+    data = {name: getattr(made, name) for name in ("data_root", "num_samples", "image_size")}
+    other = write_anomaly_run(tiny_anomaly_settings(tmp_path, **data))
+    code, output = command("evaluate", run.folder, "--mask-source", "efficientad", "--efficientad-run", other.folder)
+    assert code == 0 and f"masks from {other.folder}; its teacher: {other.teacher}" in output, output
+    assert "novel pictures" not in output and run.metrics == evaluated[1]  # its own evaluation is another
+    settings = made.changed(
+        mask_source="efficientad", efficientad_run=other.folder, outputs_dir=tmp_path / "outputs", experiment="own"
+    )
+    shutil.copytree(run.folder, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    for options in (("--force",), ("--efficientad-run", other.folder)):  # which is its own: nothing else is asked
+        code, output = command("evaluate", settings.run_dir, *options)
+        assert code == 0 and f"masks from {other.folder}" in output and "novel pictures" in output, output
+    assert load_run(settings.run_dir).metrics["teacher"] == other.teacher
+
+
+def test_a_run_is_evaluated_where_it_was_trained(run, evaluated, monkeypatch):
+    asked = []
+    own = module.checked_device
+    monkeypatch.setattr(module, "checked_device", lambda name: asked.append(name) or own("cpu"))
+    evaluate(run, threshold=0.5)
+    evaluate(run, threshold=0.5, device="cuda:1")
+    evaluate(run.model, data=build_data(run.settings))
+    assert asked == ["cpu", "cuda:1", "auto"]
+
+
+def test_an_interruption_leaves_no_mixture_of_two_evaluations(run, evaluated, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.np, "save", interrupt)
+        evaluate(run, reuse=False)
+    assert (run.folder / "predictions.csv").is_file() and not run.is_evaluated
+    _, summary = evaluate(run)
+    assert summary == evaluated[1] and run.is_evaluated
+
+
+def test_a_run_that_another_process_writes_to_is_not_evaluated_but_read(run, evaluated):
+    with FileLock(run.folder / ".lock"):
+        with pytest.raises(RunError, match="another process is writing to this run"):
+            evaluate(run, reuse=False)
+        assert evaluate(run)[1] == evaluated[1]
+    evaluate(run, reuse=False)
+
+
+def drawn(monkeypatch):
+    """What the pages say of the pictures: file name to the titles of its rows."""
+    pages = {}
+
+    def keep(figure, path):
+        pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+        return figure
+
+    monkeypatch.setattr("gainmtl_lib.console.save_figure", keep)
+    return pages
+
+
+@pytest.mark.parametrize("source", ["none", "oracle"])
+def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path, source):
+    table, _ = evaluate(run, mask_source=source)
+    pages = drawn(monkeypatch)
+    code, _ = command("evaluate", run.folder, "--mask-source", source, "--visualize", "--vis-dir", tmp_path)
+    assert code == 0
+    for (split, verdict), rows in table[table["split"] != "val"].groupby(["split", "verdict"]):
+        titles = pages[f"{split}_{verdict}_01"]
+        called = "defective" if verdict in ("TP", "FP") else "normal"
+        assert all(f"called {called}" in title for title in titles)
+        assert [title.split()[-1] for title in titles] == [f"{p:.2f}" for p in rows["probability"]]
+
+
+def test_pages_of_a_run_whose_masks_come_from_a_folder(with_masks, monkeypatch, tmp_path):
+    pages = drawn(monkeypatch)
+    code, output = command("evaluate", with_masks.folder, "--visualize", "--vis-dir", tmp_path)
+    assert code == 0, output
+    assert len([title for titles in pages.values() for title in titles if "p(defect)" in title]) == 12
+    best = ("evaluate", with_masks.folder, "--mask-source", "none", "--external-mask-dir", tmp_path)
+    assert "external_mask_dir is for mask_source 'external'" in command(*best)[1]
+
+
+def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(run.settings.data_root, folder)
+    settings = run.settings.changed(data_root=folder, outputs_dir=tmp_path / "outputs")
+    shutil.copytree(run.folder, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    picture = next((folder / "images/test").rglob("*.png"))
+    Image.open(picture).rotate(90).save(picture)
+    code, output = command("evaluate", settings.run_dir, "--visualize", "--vis-dir", tmp_path / "vis")
+    assert code == 1 and "the data changed since" in output and not (tmp_path / "vis").exists()
+
+
+def test_brackets_in_paths_are_printed(run, evaluated, monkeypatch, tmp_path):
+    drawn(monkeypatch)
+    monkeypatch.setattr("gainmtl_lib.console.explanation_pictures", lambda *_, **__: ())
+    folder, results = tmp_path / "[x]", tmp_path / "[y].json"
+    words = ("--visualize", "--vis-dir", folder, "--export-results", results)
+    code, output = command("evaluate", run.folder, *words)
+    assert code == 0 and str(folder) in output and str(results) in output
+    assert json.loads(results.read_text())["test"]["images"] == 6
+
+
+# --- S6's masks
+
+
+def model(strategy="S6", mask_source="localization"):
+    return SimpleNamespace(strategy=strategy, mask_source=mask_source)
+
+
+@pytest.fixture
+def data(tmp_path):
+    samples = read_samples(write_generic(tmp_path / "data"), dataset_type="generic")
+    data = tiny_data(samples, image_size=(8, 8), batch_size=4)
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path, data):
+    """Masks in subfolders, each with as many pixels as its image's row says."""
+    for row, image in enumerate(data.dataset.paths):
+        kind, name = image.split("/")[-2:]
+        size = (24, 32)  # twice the picture's
+        write_mask(tmp_path / "masks" / kind / name, size=size, box=(slice(0, 24), slice(0, 4 * (row % 6))))
+    return tmp_path / "masks"
+
+
+def test_the_models_own_source_unless_another_is_asked_for():
+    assert MaskSource.of(model()).name == "localization"
+    assert MaskSource.of(model(), "oracle").leaks and not MaskSource.of(model()).leaks
+    assert MaskSource.of(model("S3", "localization")).name is None
+
+
+def test_settings_know_their_folder(tmp_path):
+    settings = SimpleNamespace(strategy="S6", mask_source="external", external_mask_dir=tmp_path)
+    assert MaskSource.of(settings).place == tmp_path
+    assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
+    assert MaskSource.of(settings, "none").place is None
+
+
+def test_what_does_not_fit_together_is_named(tmp_path):
+    with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
+        MaskSource.of(model("S3"), "none")
+    with pytest.raises(RunError, match="'external' needs external_mask_dir"):
+        MaskSource.of(model(), "external")
+    with pytest.raises(RunError, match="this model is S6, and mask_source is 'localization': give mask_source 'ext"):
+        MaskSource.of(model(), folder=tmp_path)
+    with pytest.raises(RunError, match="this model is S3, whose attention takes no mask"):
+        MaskSource.of(model("S3"), folder=tmp_path)
+
+
+def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split(data, folder):
+    source = MaskSource("external", folder)
+    rows = [5, 2, 14, 3, 8]
+    masks = source.masks(data, data.dataset.__getitems__(rows))
+    assert masks.shape == (5, 1, 8, 8)
+    assert masks.mean((1, 2, 3)).tolist() == pytest.approx([(row % 6) / 8 for row in rows])
+    expected = data.external_masks("test", folder)
+    batches = [source.masks(data, batch) for batch in data.loader("test")]
+    assert len(batches) == 2 and torch.equal(torch.cat(batches), expected)
+
+
+def test_the_other_sources_need_no_file(data, tmp_path):
+    batch = data.dataset.__getitems__(data.rows("test"))
+    assert torch.equal(MaskSource("oracle").masks(data, batch), batch.masks)
+    assert all(MaskSource(name).masks(data, batch) is None for name in (None, "none", "localization"))
+    with pytest.raises(DataError, match="no such folder"):
+        MaskSource("external", tmp_path / "gone").masks(data, batch)
+
+
+class RedIsAnomalous(torch.nn.Module):
+    """An EfficientAD whose anomaly map is the red channel, from the 90 % to the 99.5 % quantile of normal parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        maps = 0.1 * images[:, :1]
+        return AnomalyOutput(maps, maps.amax(dim=(1, 2, 3)), maps)
+
+
+def anomalous(folder, monkeypatch, **settings):
+    """A source of masks whose run is made up, and which has seen no picture."""
+    monkeypatch.setattr("gainmtl_lib.efficientad.evaluate.check_unseen", lambda *_: None)
+    source = MaskSource("efficientad", folder)
+    made = {"image_size": (64, 64), "resize": "squash", "precision": "32"} | settings
+    source._outside.run = SimpleNamespace(model=RedIsAnomalous(), settings=SimpleNamespace(**made), teacher="a teacher")
+    return source
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """A picture of 24 x 48 whose right half is red, and its table of samples."""
+    pixels = np.zeros((24, 48, 3), np.uint8)
+    pixels[:, 24:, 2] = 255  # OpenCV's order
+    cv2.imwrite(str(tmp_path / "halves.png"), pixels)
+    row = {"image": str(tmp_path / "halves.png"), "label": 1, "mask": None, "defect_type": "x", "group": "x"}
+    return pd.DataFrame([row | {"split": "test"}])
+
+
+@pytest.mark.parametrize("own", ["squash", "letterbox"])
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_anomaly_masks_lie_where_the_picture_lies(halves, tmp_path, monkeypatch, own, resize):
+    """Whatever way either system puts the picture on its input: the right half is anomalous, and no bar is."""
+    data = tiny_data(halves, image_size=(32, 32), resize=resize)
+    source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
+    (mask,) = source.masks(data, data.dataset.__getitems__([0]))
+    rows = slice(0, 32) if resize == "squash" else slice(8, 24)
+    expected = torch.zeros(1, 32, 32)
+    expected[:, rows, 16:] = 1
+    assert mask.shape == (1, 32, 32) and mask.dtype == torch.float32
+    beside = [column for column in range(32) if column not in (15, 16)]  # where interpolation mixes the halves
+    torch.testing.assert_close(mask[..., beside], expected[..., beside], atol=1e-5, rtol=0)
+
+
+def test_an_anomaly_map_becomes_a_mask_through_its_quantiles():
+    values = np.array([[-0.3, 0.0, 0.05], [0.1, 0.4, 0.025]], np.float32)
+    picture = ScoredPicture(Path("a.png"), (2, 3), 0.4, values)
+    mask = anomaly_mask(picture, "squash", size=(2, 3), resize="squash")
+    np.testing.assert_allclose(mask, [[0, 0, 0.5], [1, 1, 0.25]], atol=1e-6)
+
+
+def test_anomaly_masks_come_from_the_picture_alone(data, tmp_path, monkeypatch):
+    source = anomalous(tmp_path, monkeypatch)
+    batch = data.dataset.__getitems__([5, 2])
+    told = source.masks(data, batch)
+    untold = source.masks(data, batch._replace(masks=torch.zeros_like(batch.masks), labels=1 - batch.labels))
+    assert torch.equal(told, untold) and told.min() >= 0 and told.max() <= 1 and not torch.equal(told[0], told[1])
+    assert torch.equal(source.masks(data, data.dataset.__getitems__([2])), told[1:])
+    assert source.summary == {
+        "mask_source": "efficientad", "label_leaks": False, "efficientad_run": str(tmp_path), "teacher": "a teacher"
+    }  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_read_is_named(data, tmp_path, monkeypatch):
+    batch = data.dataset.__getitems__([3])
+    Path(data.dataset.paths[3]).write_bytes(b"")
+    with pytest.raises(DataError, match="image is empty"):
+        anomalous(tmp_path, monkeypatch).masks(data, batch)
+
+
+def test_the_run_that_makes_the_masks_must_be_named(tmp_path):
+    with pytest.raises(RunError, match="'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"):
+        MaskSource.of(model(), "efficientad")
+    with pytest.raises(
+        RunError, match="efficientad_run is for mask_source 'efficientad'; this model is S6, and mask_so"
+    ):
+        MaskSource.of(model(), "external", tmp_path, tmp_path)
+    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path)
+    assert MaskSource.of(settings).place == tmp_path
+    assert MaskSource.of(settings, efficientad_run=tmp_path / "b").place == tmp_path / "b"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A model of S6, its data, and a run of EfficientAD on them."""
+    settings = tiny_settings(tmp_path, "S6")
+    samples = build_samples(settings)
+    torch.manual_seed(0)
+    return build_model(settings), samples, write_anomaly_run(tiny_anomaly_settings(tmp_path))
+
+
+def test_s6_is_evaluated_with_masks_of_an_efficientad_run(study):
+    s6, samples, run = study
+    data = tiny_data(samples, image_size=(64, 64), batch_size=8)
+    table, summary = evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
+    assert summary["mask_source"] == "efficientad" and summary["teacher"] == TEACHER["text"]
+    assert summary["efficientad_run"] == str(run.folder) and summary["label_leaks"] is False
+    without, _ = evaluate(s6, data=data, mask_source="none")
+    assert (table["probability"] != without["probability"]).any() and s6.mask_source == "localization"
+
+
+def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
+    s6, samples, run = study
+    swapped = samples.assign(split=samples["split"].replace({"train": "test", "test": "train"}))
+    data = tiny_data(swapped, image_size=(64, 64))
+    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
+        evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
+
+
+def test_an_efficientad_run_whose_data_moved_with_the_pictures_is_used(study, tmp_path):
+    _, samples, run = study
+    here = (tmp_path / "data").rename(tmp_path / "now")
+    moved = samples.assign(
+        image=samples["image"].str.replace(str(tmp_path / "data"), str(here)),
+        mask=[mask and mask.replace(str(tmp_path / "data"), str(here)) for mask in samples["mask"]],
+    )
+    check_unseen(run, moved)
+    assert not (tmp_path / "data").exists()  # and is not made anew
+    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
+        check_unseen(run, moved.assign(split=moved["split"].replace({"train": "test", "test": "train"})))
+
+
+def test_the_runs_own_efficientad_run_by_another_path_makes_its_own_masks(tmp_path):
+    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path / "run")
+    assert _masks_from(tmp_path / "b" / ".." / "run", settings, None) is None  # so it is asked for novel pictures
+    assert _masks_from(tmp_path / "b", settings, None) == tmp_path / "b"
+
+
+# --- By mask source
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Defect number n of a split has a mask of its n + 1 left columns, of eight at the network's size."""
+    root = write_generic(tmp_path / "data", splits=("train", "test"))
+    for split in ("train", "test"):
+        for number in range(3):
+            box = (slice(0, 12), slice(0, 2 * (number + 1) + (8 if split == "train" else 0)))
+            write_mask(root / "masks" / split / "defective" / f"{split}_d{number}.png", box=box)
+    return read_samples(root, dataset_type="generic")
+
+
+def columns_given(samples, rows, seed=0):
+    """How many columns the mask has that each row is given."""
+    data = tiny_data(samples, image_size=(8, 8))
+    return data, (other_masks(data, data.dataset.__getitems__(rows), seed=seed).mean((1, 2, 3)) * 8).round().tolist()
+
+
+def test_every_picture_is_given_another_ones_mask_of_its_split(samples):
+    data = tiny_data(samples, image_size=(8, 8))
+    rows = data.rows("test")
+    seen = set()
+    for seed in range(30):
+        _, given = columns_given(samples, rows, seed)
+        assert set(given) <= {1, 2, 3}  # masks of the training split have five and more
+        for row, columns in zip(rows, given, strict=True):
+            number = int(data.dataset.paths[row][-5]) if data.dataset.labels[row] else None
+            assert number is None or columns != number + 1
+            seen.add((row, columns))
+    assert len(seen) == 3 * 3 + 3 * 2  # each normal picture gets all three, each defect the two others
+
+
+def test_the_draw_is_seeded_and_knows_nothing_of_the_batch(samples):
+    rows = [7, 9, 11, 6]
+    _, given = columns_given(samples, rows)
+    assert columns_given(samples, rows)[1] == given
+    assert columns_given(samples, rows[::-1])[1] == given[::-1]
+    assert [columns_given(samples, [row])[1][0] for row in rows] == given
+    assert any(columns_given(samples, rows, seed)[1] != given for seed in range(1, 9))
+
+
+def test_another_picture_of_the_same_part_is_no_other(samples):
+    part = samples.assign(group=[group if "d2" in group else "one part" for group in samples["group"]])
+    one = part[part["split"] == "test"].reset_index(drop=True)
+    rows = [row for row in range(len(one)) if "d2" not in one.loc[row, "image"]]
+    assert columns_given(one, rows)[1] == [3.0] * 5
+
+
+def test_a_split_without_another_mask_is_named(samples):
+    alone = samples[~samples["image"].str.contains("test_d[01]")].reset_index(drop=True)
+    row = int(alone.index[alone["image"].str.contains("test_d2")][0])
+    with pytest.raises(
+        DataError, match=r"split 'test' has no annotated defect of another part than .*test_d2.png; ann"
+    ):
+        columns_given(alone, [row])
+    unannotated = samples.assign(mask=None)
+    with pytest.raises(DataError, match="mask_source 'other': split 'test' has no annotated defect"):
+        columns_given(unannotated, [int(samples.index[samples["split"] == "test"][0])])
+
+
+def test_other_needs_no_place_and_leaks_nothing(samples):
+    source = MaskSource("other")
+    assert source.summary == {"mask_source": "other", "label_leaks": False} and source.place is None
+    data = tiny_data(samples, image_size=(8, 8))
+    batch = data.dataset.__getitems__([6, 9])
+    masks = source.masks(data, batch)
+    assert masks.shape == (2, 1, 8, 8) and masks.dtype == torch.float32 and set(masks.unique().tolist()) == {0.0, 1.0}
+    told = source.masks(data, batch._replace(labels=1 - batch.labels, masks=1 - batch.masks))
+    assert torch.equal(told, masks)
+
+
+def test_the_table_knows_every_source():
+    assert set(SOURCES) == set(MASK_SOURCES)
+
+
+@pytest.fixture(scope="module")
+def anomaly_run(run, tmp_path_factory):
+    data = {name: getattr(run.settings, name) for name in ("data_root", "num_samples", "image_size")}
+    return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("anomalies"), **data))
+
+
+def test_one_row_per_source_and_test_split(run, anomaly_run):
+    names = ["localization", "efficientad", "none", "other", "oracle"]
+    table = mask_source_table(run, names, efficientad_run=anomaly_run.folder)
+    assert table[["source", "split"]].to_numpy().tolist() == [
+        [name, split] for name in names for split in ("test", "test_shift")
+    ]
+    assert table.loc[table["label_leaks"], "source"].unique().tolist() == ["oracle"]
+    assert set(table.loc[table["source"] == "efficientad", "teacher"]) == {TEACHER["text"]}
+    assert table.loc[table["source"] != "efficientad", "teacher"].isna().all()
+    for name in ("none", "other", "oracle"):
+        _, summary = evaluate(run, mask_source=name)
+        for row in table[table["source"] == name].to_dict("records"):
+            assert row["threshold"] == summary["threshold"]
+            for metric in ("accuracy", "recall", "auroc", "cam_iou"):
+                assert row[metric] == summary[row["split"]][metric]
+
+
+def test_the_runs_own_source_is_stored_and_the_others_are_not(run):
+    evaluate(run, reuse=False)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    table = mask_source_table(run, ["localization", "other", "oracle"])
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    own = table[(table["source"] == "localization") & (table["split"] == "test")].iloc[0]
+    assert own["cam_iou"] == run.metrics["test"]["cam_iou"]
+    (run.folder / "metrics.json").unlink()
+    mask_source_table(run, ["other"])
+    assert not run.is_evaluated
+    mask_source_table(run, ["localization"])
+    assert run.is_evaluated and run.metrics["mask_source"] == "localization"
+
+
+def test_what_cannot_be_compared_is_named(run):
+    with pytest.raises(RunError, match=r"mask_source must be one of localization, efficientad, .*, got 'guess'"):
+        mask_source_table(run, ["guess"])
+    with pytest.raises(RunError, match="mask_source 'efficientad' needs efficientad_run"):
+        mask_source_table(run, ["efficientad"])
+
+
+def command(*arguments):
+    result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_command_prints_and_exports_all_sources(run, anomaly_run, tmp_path):
+    exported = tmp_path / "[x].json"
+    words = ("--mask-source", "all", "--efficientad-run", anomaly_run.folder, "--export-results", exported)
+    code, output = command("evaluate", run.folder, *words)
+    assert code == 0, output
+    assert "S6 by mask source, test" in output and "S6 by mask source, test_shift" in output
+    assert "these are no results" in output and f"efficientad: its teacher: {TEACHER['text']}" in output
+    assert (
+        "left out: external, because mask_source 'external' needs external_mask_dir" in output
+        and "left out: efficientad" not in output
+    )
+    assert str(exported) in output
+    stored = json.loads(exported.read_text())
+    assert [row["source"] for row in stored["sources"] if row["split"] == "test"] == [
+        "localization", "efficientad", "none", "other", "oracle"
+    ]  # fmt: skip
+    assert [row["source"] for row in stored["sources"] if row["label_leaks"]] == ["oracle", "oracle"]
+    assert set(stored["left_out"]) == {"external"}
+
+
+def test_masks_that_cannot_be_had_leave_one_source_out(run, monkeypatch):
+    def none_there(*_, **__):
+        raise DataError("no annotated defect")
+
+    monkeypatch.setattr(module, "other_masks", none_there)
+    code, output = command("evaluate", run.folder, "--mask-source", "all")
+    assert code == 0 and "left out: other, because no annotated defect" in output and "oracle" in output, output
+
+
+def test_one_source_by_command(run):
+    code, output = command("evaluate", run.folder, "--mask-source", "other")
+    assert code == 0 and "these are no results" not in output and run.metrics["mask_source"] == "localization", output
+
+
+def test_all_is_for_a_run_on_its_own_data(run, tmp_path):
+    code, output = command("evaluate", run.folder, "--mask-source", "all", "--visualize", "--data-root", tmp_path)
+    assert code == 1 and "compares results on the run's own data; leave --data-root, --visualize out" in output
+    code, output = command("evaluate", "--checkpoint", tmp_path / "x.ckpt", "--mask-source", "all")
+    assert code == 1 and "--mask-source all is for a finished run; give its folder in place of --checkpoint" in output
+
+
+def test_a_run_whose_own_source_is_other_keeps_it(run, tmp_path):
+    settings = run.settings.changed(mask_source="other", outputs_dir=tmp_path)
+    settings.run_dir.mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        shutil.copy(run.folder / name, settings.run_dir)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    own = Run(settings.run_dir)
+    given, kept = mask_source_table(run, ["other"]), mask_source_table(own, ["other"])
+    pd.testing.assert_frame_equal(given, kept)
+    assert own.metrics["mask_source"] == "other" and own.metrics["label_leaks"] is False
+
+
+# --- Stored results
+
+
+ROWS = (("val", 1, 0.9), ("val", 0, 0.1), ("test", 1, 0.8), ("test", 0, 0.6))
+
+
+@pytest.fixture
+def audited(tmp_path):
+    return write_audited(tmp_path, [audited_row(*entry) for entry in ROWS])
+
+
+def test_tables_and_maps_are_read(audited):
+    table, metrics = stored_tables(load_run(audited))
+    assert len(table) == 4 and metrics["threshold"] == 0.5
+    assert stored_maps(load_run(audited), 4)["cam"].shape == (4, 4, 4)
+
+
+def test_not_evaluated_says_what_to_call(audited):
+    (audited / "metrics.json").unlink()
+    with pytest.raises(RunError, match=r"trained but not evaluated; first: gainmtl evaluate .*seed7"):
+        stored_tables(load_run(audited))
+
+
+@pytest.mark.parametrize("content", ["", "image,split\n1,2\n1,2,3\n", '"'])
+def test_damaged_predictions(audited, content):
+    (audited / "predictions.csv").write_text(content)
+    with pytest.raises(
+        RunError, match=r"predictions\.csv: cannot be read: .*; evaluate again: gainmtl evaluate .* --force"
+    ):
+        stored_tables(load_run(audited))
+
+
+def test_predictions_of_an_older_evaluation(audited):
+    (audited / "predictions.csv").write_text("image,split,label\na.png,test,1\n")
+    with pytest.raises(RunError, match=r"predictions\.csv: lacks mask, defect_type, .*; evaluate again"):
+        stored_tables(load_run(audited))
+
+
+def test_no_test_picture(audited):
+    lines = (audited / "predictions.csv").read_text().splitlines()
+    (audited / "predictions.csv").write_text("\n".join(lines[:3]))
+    with pytest.raises(RunError, match="holds no test picture; evaluate again"):
+        stored_tables(load_run(audited))
+
+
+def test_predictions_and_metrics_of_different_evaluations(audited):
+    metrics = json.loads((audited / "metrics.json").read_text())
+    metrics["test"]["FP"] = 5
+    (audited / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match=r"do not belong together \(test: 1 FP and 5\)"):
+        stored_tables(load_run(audited))
+
+
+def test_maps_of_another_evaluation(audited):
+    np.save(audited / "maps" / "cam.npy", np.zeros((3, 4, 4), np.float16))
+    with pytest.raises(RunError, match=r"cam\.npy is 3 x 4 x 4 for 4 predictions; evaluate again"):
+        stored_maps(load_run(audited), 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
+def test_damaged_maps(audited, content):
+    (audited / "maps" / "cam.npy").write_bytes(content)
+    with pytest.raises(RunError, match=r"maps: cannot be read: .*; evaluate again"):
+        stored_maps(load_run(audited), 4)
