@@ -29,7 +29,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.evaluation import stored_maps
+from gainmtl_lib.evaluation import output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
 from gainmtl_lib.metrics import MapScale, cam_iou, energy_inside, grid_iou, point_game
@@ -504,7 +504,7 @@ class DefectExplainer:
         images = pixels.to(device, torch.float32).div_(255)  # (B, 3, H, W)
         with as_at_inference(self.model):
             output = self.model(images)
-        stored = stored_maps(output)
+        stored = output_maps(output)
         explanations = [self._describe(output, stored, row, *of_it) for row, of_it in enumerate(ready)]
         self._ask_without_defect(images, explanations)
         return explanations

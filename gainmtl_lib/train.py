@@ -414,17 +414,13 @@ def previous_manifest(folder: Path, *, digest: str) -> dict[str, Any]:
     if run_status(folder) == "new":
         return {}
     manifest = read_json(folder / "manifest.json")
-    check_unchanged(folder, "the data", manifest["data_digest"], digest)
-    return manifest
-
-
-def check_unchanged(folder: Path, what: str, before: str, now: str) -> None:
-    """Raises `RunError`: files that a run reads have another digest than when it was started."""
-    if before != now:
+    before = manifest["data_digest"]
+    if before != digest:
         raise RunError(
-            f"{folder}: {what} changed since this run was started (digest {before[:12]} then, "
-            f"{now[:12]} now); change 'experiment', or start anew with --force (force=True)"
+            f"{folder}: the data changed since this run was started (digest {before[:12]} then, "
+            f"{digest[:12]} now); change 'experiment', or start anew with --force (force=True)"
         )
+    return manifest
 
 
 def checkpoint_to_resume(

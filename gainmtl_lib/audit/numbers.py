@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.efficientad.evaluate import Novelty, stored_novelty
 from gainmtl_lib.efficientad.evaluate import is_stale as novelty_is_stale
-from gainmtl_lib.evaluation import SPLITS, stored_cams, stored_tables
+from gainmtl_lib.evaluation import SPLITS, stored_maps, stored_tables
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import Settings
@@ -283,7 +283,7 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
     val = parts.get("val", table.iloc[:0])
     choice = choose_for_recall(val["label"].to_numpy(), val["probability"].to_numpy(), required_recall)
     at_recall = choice.threshold
-    cams, scale = stored_cams(run, len(table)), metrics.get("map_scales", {}).get("cam")
+    cams, scale = stored_maps(run, len(table))["cam"], metrics.get("map_scales", {}).get("cam")
     # One at a time, because all of them at full precision may not fit into memory.
     found = None if scale is None else np.array([bool(MapScale(**scale).finds(cam)) for cam in cams])
     bins, novelty = choose_bins(table, list(parts)), stored_novelty(run)

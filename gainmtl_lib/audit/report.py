@@ -30,7 +30,7 @@ from gainmtl_lib.audit.numbers import (
     verdicts_in_words,
 )
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_cams
+from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_maps
 from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay, resized
 from gainmtl_lib.metrics import CALM_SHARE, OFF_THE_DEFECT_IOU, MapScale
 from gainmtl_lib.readers import NORMAL, DataError
@@ -201,7 +201,7 @@ def galleries(run: Run, audit: Audit) -> list[dict[str, Any]]:
     Returns:
         Galleries with ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown.
     """
-    maps, scale = stored_cams(run, len(audit.table)), audit.scales.get("cam")
+    maps, scale = stored_maps(run, len(audit.table))["cam"], audit.scales.get("cam")
     table = audit.table.assign(row=np.arange(len(audit.table)))
     root = audit.data_root if isinstance(audit.data_root, Path) else run.settings.data_root
 

@@ -45,7 +45,7 @@ from gainmtl_lib.metrics import (
 )
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
-from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, remove_temporaries, run_status, write_json
+from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
 from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,6 @@ def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: 
     # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
     stored, arrays, last = (run.folder / name for name in ("predictions.csv", f"maps/{MAP}.npy", "metrics.json"))
     last.unlink(missing_ok=True)
-    remove_temporaries(stored, arrays, last)
     places = table[["image", "mask"]].map(relative)
     with atomic_path(stored) as path:
         table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format=FLOATS)
@@ -559,7 +558,6 @@ def find_novel(
         known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
         # Written last and removed first: an interruption leaves no flags, never a mixture of two.
         (run.folder / SUMMARY).unlink(missing_ok=True)
-        remove_temporaries(run.folder / TABLE, run.folder / SUMMARY)
         with atomic_path(run.folder / TABLE) as path:
             flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
         write_json(run.folder / SUMMARY, origin | {"splits": count_kinds(table, flagged, set(known))})

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +64,26 @@ from gainmtl_lib.runs import (
 )
 from gainmtl_lib.train import (
     AtomicCheckpointIO,
-    Continuity,
     TrainingDivergedError,
     check_count,
-    check_intent,
     checked_device,
-    circumstances,
+    checkpoint_to_resume,
     event_loggers,
     fit_interruptibly,
-    forget_foreign_best,
     inference_autocast,
-    is_finished,
     lightning_precision,
     previous_manifest,
     recorded,
-    resumed_checkpoint,
 )
 
 logger = logging.getLogger(__name__)
+
+ARCHITECTURE = ("model_size", "out_channels", "padding", "teacher")
+PLAN = (
+    "max_steps", "max_epochs", "train_batch_size", "devices", "val_every_n_steps", "learning_rate",
+    "weight_decay", "st_weight", "penalty_weight", "ae_weight", "hard_quantile",
+)  # fmt: skip
+"""Settings that a training shares with the checkpoint that it goes on from."""
 
 MAP = "anomaly"
 """Name of the map's file and of its scale."""
@@ -178,32 +180,23 @@ def fit_efficientad(
 
     Raises:
         RunError: the folder is in use or holds a run with other settings or data; the run is finished already;
-            the checkpoint is none or of another training (see `resumed_checkpoint`), or both `resume` and `force` were
-            asked for.
+            the checkpoint is none or of another training (see `checkpoint_to_resume`), or both `resume` and `force`
+            were asked for.
         DataError: the data cannot be used.
         ModelError: the teacher cannot be used, or the validation maps give no scale.
         DeviceError: the machine lacks what the settings ask for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
-    check_intent(settings.run_dir, resume=resume, force=force)
-    with claim(settings, force=force) as folder:
-        finished = is_finished(folder, resume=resume)
+    with claim(settings, resume=resume, force=force) as folder:
         data = SplitProvider(settings) if provider is None else provider
-        previous = previous_manifest(folder, digest=data.digest)
-        if finished:
+        if previous_manifest(folder, digest=data.digest).get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
-            _train(settings, data, folder, resume, previous)
+            _train(settings, data, folder, resume)
     return EfficientADRun(folder)
 
 
-def _train(
-    settings: EfficientADSettings,
-    provider: DatasetProvider,
-    folder: Path,
-    resume: str | Path | None,
-    previous: Mapping[str, Any],
-) -> None:
+def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Path, resume: str | Path | None) -> None:
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
     device = checked_device(settings.accelerator)
@@ -213,15 +206,15 @@ def _train(
     penalty = PenaltyImages(settings)
     check_validation(provider)
     data = TrainingData(settings, provider, penalty)
-    continuity = _continuity(settings, data.total_steps)
-    checkpoint = resumed_checkpoint(folder, settings, resume, continuity)
+    complete = partial(_is_complete, settings=settings, total=data.total_steps)
+    checkpoint = checkpoint_to_resume(folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete)
     model = build_model(settings)
     if checkpoint is None:
         fill_teacher(model.teacher, state)
         _measure_teacher(model, settings, provider, device)
     else:
         teacher = read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
-    manifest = circumstances(device=device, precision=settings.precision) | {
+    manifest = {
         "strategy": EFFICIENTAD,
         "seed": settings.seed,
         "devices": settings.devices,
@@ -231,33 +224,18 @@ def _train(
         "split_sizes": provider.split_sizes,
         "total_steps": data.total_steps,
         "data_digest": provider.digest,
-        "duration_s": previous.get("duration_s", 0),
     }
-    with recorded(folder, manifest) as manifest:
-        if checkpoint is None or not continuity.complete(read_checkpoint(checkpoint)):
-            forget_foreign_best(folder, checkpoint)
+    with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
+        if checkpoint is None or not complete(read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=data.total_steps, teacher=teacher)
             fit_interruptibly(_trainer(settings, device, folder, data), module, data, checkpoint)
         manifest |= _leave_best(folder)
 
 
-def _continuity(settings: EfficientADSettings, total: int) -> Continuity:
-    def complete(checkpoint: Mapping[str, Any]) -> bool:
-        validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
-        return checkpoint["global_step"] >= total or _exhausted(validated, settings)
-
-    return Continuity(
-        architecture=("model_size", "out_channels", "padding", "teacher"),
-        plan=(
-            "max_steps", "max_epochs", "train_batch_size", "devices", "val_every_n_steps", "learning_rate",
-            "weight_decay", "st_weight", "penalty_weight", "ae_weight", "hard_quantile",
-        ),
-        follows="the learning rate follows",
-        periodic="step_<n>.ckpt",
-        done=lambda checkpoint: f"{checkpoint['global_step']} steps",
-        complete=complete,
-    )  # fmt: skip
+def _is_complete(checkpoint: Mapping[str, Any], settings: EfficientADSettings, total: int) -> bool:
+    validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
+    return checkpoint["global_step"] >= total or _exhausted(validated, settings)
 
 
 def _measure_teacher(

@@ -26,8 +26,7 @@ from scipy import stats
 from gainmtl_lib.dataset import Batch, GainDataModule
 from gainmtl_lib.edits.heal import Edit, EditError, framed, heal, heal_beside
 from gainmtl_lib.edits.paste import paste, paste_clean
-from gainmtl_lib.evaluation import MaskSource, evaluated_data, file_digest, rows_of, stored_tables
-from gainmtl_lib.evaluation import stored_maps_stored as stored_maps
+from gainmtl_lib.evaluation import MaskSource, evaluated_data, file_digest, rows_of, stored_maps, stored_tables
 from gainmtl_lib.metrics import energy_inside
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.stats import (
