@@ -252,7 +252,9 @@ def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
     """
     checkpoint = read_checkpoint(path)
     if "teacher" in checkpoint:
-        raise RunError(f"{path}: a checkpoint of EfficientAD, not of a strategy; see gainmtl efficientad --help")
+        raise RunError(
+            f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
+        )
     settings, weights = Settings(**checkpoint["gainmtl_settings"]), checkpoint["state_dict"]
     prefix = "model."
     return _filled(settings, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}), settings

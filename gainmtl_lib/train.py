@@ -464,7 +464,7 @@ def checkpoint_to_resume(
         if differing := [f"  {k}: {stored.get(k)!r} and {asked[k]!r}" for k in names if stored.get(k) != asked[k]]:
             raise RunError(f"{path}: a checkpoint {whose} (stored and asked for):\n" + "\n".join(differing) + why)
     if "optimizer_states" not in checkpoint:
-        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or a periodic one")
+        raise RunError(f"{path}: holds weights but no optimiser state; resume from last.ckpt or a periodic checkpoint")
     steps, best = checkpoint["global_step"], own / "best.ckpt"
     if complete(checkpoint) and (path.resolve().parent != own.resolve() or not best.is_file()):
         raise RunError(f"{path}: all {steps} steps are done, and {best} is not theirs; resume from an earlier one")
