@@ -25,7 +25,6 @@ from gainmtl_lib.studies.reasons import (
     FIXED_MASKS,
     KINDS,
     NAMES,
-    SIGNS,
     Editor,
     cue_indicators,
     flip_indicators,
@@ -351,10 +350,3 @@ def test_an_indicator_is_judged_over_the_runs_that_have_it_and_lost_something():
     few = warnings_table(study(DROPS, cells=4, cam_iou=1 - DROPS)).loc["cam_iou"]
     assert np.isnan(few["low"]) and few["cells"] == 4
     assert warnings_table(study(np.full(24, nan), cam_iou=DROPS)).empty
-
-
-def test_every_sign_has_a_direction_and_a_reason():
-    assert set(SIGNS) <= set(NAMES) and all(sign.why for sign in SIGNS.values())
-    assert {name for name, sign in SIGNS.items() if sign.warns == "high"} == {
-        "wrong_reason_rate", "cue_energy", "cue_excess",
-    }  # fmt: skip
