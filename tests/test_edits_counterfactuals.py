@@ -57,9 +57,6 @@ def drawn(of: ImageCounterfactuals, epochs: int) -> list:
     return [each for each in found if each is not None]
 
 
-# the odds
-
-
 def test_the_odds():
     assert edit_odds(50, 50, 0.5) == {
         0: pytest.approx({"paste": 0.2, "heal_spot": 0.05, "paste_clean": 0.25}),
@@ -101,9 +98,6 @@ def test_of_a_cue_the_same_part_is_left_whatever_the_class_sizes(normals, defect
     assert cue_left(share) == pytest.approx(left)
 
 
-# what is drawn
-
-
 @pytest.mark.parametrize("normals, defectives", [(25, 25), (36, 14)])
 def test_what_is_drawn_follows_the_odds_in_both_labels_and_in_all_methods(normals, defectives):
     of, epochs = edits(normals, defectives), 16
@@ -129,20 +123,17 @@ def test_what_is_drawn_follows_the_odds_in_both_labels_and_in_all_methods(normal
 
 
 def test_edits_carry_their_labels_and_masks_and_change_only_their_region():
-    of = edits()
-    labels = dict.fromkeys(("heal", "heal_spot", "paste_clean"), 0) | dict.fromkeys(
-        ("paste", "repaste", "heal_beside"), 1
-    )
-    seen = set()
+    of, seen = edits(), set()
     for each in drawn(of, 8):
         before, edit = of._picture(each.row), each.edit
-        seen.add(each.kind)
-        assert edit.label == labels[each.kind] and edit.mask.any() == (edit.label == 1)
+        seen.add((each.kind, edit.label))
+        assert edit.mask.any() == (edit.label == 1)
         assert np.array_equal(edit.image[~edit.region], before.image[~edit.region])
         assert not np.array_equal(edit.image, before.image)
         if each.kind in ("repaste", "heal_beside"):
             assert np.array_equal(edit.mask, before.mask > 0)
-    assert seen == set(labels)
+    normal, defective = ("heal", "heal_spot", "paste_clean"), ("paste", "repaste", "heal_beside")
+    assert seen == {(kind, label) for label, kinds in enumerate((normal, defective)) for kind in kinds}
 
 
 def test_a_draw_follows_from_seed_epoch_and_row_alone():
@@ -158,9 +149,6 @@ def test_a_draw_follows_from_seed_epoch_and_row_alone():
     assert [each is None for each in before] != [each is None for each in kinds(first, 4)]
     assert len(drawn(edits(share=1.0), 2)) == 80
     assert len(drawn(edits(share=0.05), 20)) == pytest.approx(40, abs=20)
-
-
-# defects that cannot be edited
 
 
 def test_an_annotated_defect_takes_the_turn_of_one_without_a_mask():
@@ -204,8 +192,7 @@ def test_what_is_impossible_is_counted_and_logged(caplog, monkeypatch):
 
 
 def test_edits_that_are_all_impossible_stop_the_training():
-    message = r"image_counterfactual is 0.5, but \d+ of \d+ edits tried are impossible; .*covers the picture"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"is 0.5, but \d+ of \d+ edits tried are impossible; .*covers the picture"):
         edits(normals=1, defectives=3, covered=3, seed=3).check()
 
 
@@ -221,8 +208,6 @@ def test_what_is_missing_is_named(options, message):
     with pytest.raises(DataError, match=message):
         edits(**options)
 
-
-# letterboxed pictures
 
 INNER = {0: (SIDE, SIDE), 1: (24, SIDE), 2: (SIDE, 18)}
 """Size by row, modulo 3: whole, with bars above and below, with bars on both sides."""
@@ -267,9 +252,6 @@ def test_edits_never_reach_the_bars_which_take_the_mean_of_the_edited_part():
     assert {(each.kind, each.row % 3) for each in found} == {(k, n) for k in (*HEALING, *PASTING) for n in INNER}
 
 
-# what there is to look at
-
-
 def test_the_table_of_an_epoch_lists_its_edits():
     of = edits(without=15)
     table = of.epoch_table(2)
@@ -301,9 +283,6 @@ def test_the_figure_of_all_kinds_and_examples_that_cannot_be_had(caplog):
     with pytest.raises(DataError, match=r"could be edited by heal \(telea\): covers the picture"):
         edits(covered=20).example("heal", "telea")
     assert len(edits_figure(edits(covered=20)).axes) == 3 * 1 and "covers the picture" in caplog.text
-
-
-# masks for strategy S6
 
 
 @pytest.mark.parametrize(

@@ -11,25 +11,16 @@ from gainmtl_lib.edits.heal import (
     EditError,
     box_of,
     clone,
-    drawn_turn,
     filled,
     grown,
     heal,
     heal_beside,
     heal_spot,
-    inner_weights,
-    matched,
-    outer_weights,
-    pieces,
     place,
-    rim,
-    turned,
 )
 from gainmtl_lib.edits.paste import stands_out
 from gainmtl_lib.synthetic.data import draw_surface
 from gainmtl_lib.synthetic.surfaces import TEXTURES
-
-HEALS = (heal, heal_spot, heal_beside)
 
 
 @pytest.mark.parametrize("method", HEAL_METHODS)
@@ -84,7 +75,7 @@ def test_a_healed_place_is_plain_on_a_plain_picture_and_as_grainy_as_its_surroun
     assert 0.6 < roughness(edit.image, box((22, 38), (22, 38))) / roughness(noisy(0)) < 1.4
 
 
-@pytest.mark.parametrize("edit", HEALS)
+@pytest.mark.parametrize("edit", [heal, heal_spot, heal_beside])
 def test_equal_draws_give_equal_edits_and_others_others(edit):
     mask = MASKS["two pieces"]
     first, *others = (edit(dented(mask), mask, method="patch_same", rng=rng(k)).image for k in (3, 3, *range(4, 10)))
@@ -163,9 +154,6 @@ def test_errors_travel_between_processes():
     assert (error.reason, str(error)) == ("too faint", "too faint: nothing: left")
 
 
-# the parts
-
-
 @pytest.mark.parametrize("rows", [(0, 9), (7, 20), (30, 41)])
 @pytest.mark.parametrize("columns", [(0, 12), (11, 30), (0, 52)])
 @pytest.mark.parametrize("mixed", [False, True])
@@ -179,40 +167,6 @@ def test_cloning_keeps_every_pixel_at_its_place(rows, columns, mixed):
     assert result[spot].min() > (140 if mixed else 180)
     result[spot] = 100
     assert np.abs(result - 100).max() <= (25 if mixed else 4)
-
-
-def test_weights_rise_inside_only_and_a_grown_mask_is_replaced_in_full():
-    region = box((4, 12), (4, 12), (16, 16))
-    soft, inner = outer_weights(region, 2)[..., 0], inner_weights(region)[..., 0]
-    assert not soft[~region].any() and not inner[~region].any()
-    assert soft[8, 4] == pytest.approx(1 / 5**0.5, abs=0.001) and soft[8, 6] == 1
-    assert inner[8, 4] == pytest.approx(0.75, abs=0.03) and inner[8, 6] == 1
-    for mask in (box((8, 9), (8, 9), (20, 20)), box((6, 12), (0, 1), (20, 20)), np.eye(20, dtype=np.bool_)):
-        weights = outer_weights(grown(mask, 3), 3)[..., 0]
-        assert (weights[mask] == 1).all() and weights[grown(mask, 3) & ~mask].min() < 1
-
-
-def test_brightness_is_matched_on_the_ring():
-    ring, patch, target = box((0, 2), (0, 4), (4, 4)), plain(100, (4, 4)), plain(150, (4, 4))
-    patch[3, 3] = 40
-    result = matched(patch, target, ring)
-    assert result[0, 0] == pytest.approx(150) and result[3, 3] == pytest.approx(60, abs=0.5)
-    assert matched(patch, target, ring, contrast=1.0)[3, 3] == pytest.approx(90)
-    assert (matched(patch, target, ~ring & ring) == patch).all()
-
-
-def test_rim_grows_with_the_picture_and_near_pieces_are_one():
-    assert [rim((side, 999)) for side in (16, 64, 128, 512)] == [1, 1, 2, 3]
-    mask = box((10, 14), (10, 14)) | box((10, 14), (18, 22)) | box((40, 44), (40, 44))
-    assert sorted(int(piece.sum()) for piece in pieces(mask)) == [16, 32]
-
-
-def test_all_eight_turns_are_drawn_where_they_fit():
-    shape = np.array([[1, 2], [3, 4]])
-    assert len({turned(shape, turn).tobytes() for turn in range(8)}) == 8
-    wide = np.ones((2, 9), np.bool_)
-    assert {drawn_turn(wide, (5, 20), rng(k)) for k in range(60)} == {0, 2, 4, 6}
-    assert {drawn_turn(wide, (20, 20), rng(k)) for k in range(60)} == set(range(8))
 
 
 def test_every_free_place_is_as_likely_and_a_single_one_is_found():

@@ -5,7 +5,7 @@ import pytest
 from drawn_edits import MASKS, SIZE, box, dented, noisy, plain, rng, roughness
 
 from gainmtl_lib.edits.heal import EditError, box_of, grown
-from gainmtl_lib.edits.paste import PASTE_METHODS, changed, cut, paste, paste_clean, repaste, stands_out
+from gainmtl_lib.edits.paste import PASTE_METHODS, paste, paste_clean, repaste, stands_out
 
 
 @pytest.mark.parametrize("method", PASTE_METHODS)
@@ -70,14 +70,6 @@ def test_a_coarse_mask_is_cut_to_what_can_be_seen(method):
     assert edit.region.sum() == 24 * 24 and 64 <= edit.mask.sum() <= 12 * 12
 
 
-def test_small_unchanged_gaps_belong_to_the_defect_and_rims_do_not():
-    before, after = plain(), plain()
-    after[20:30, 20:30] = 60
-    after[24:26, 24:26] = 120
-    after[12, 12] = 123  # three levels: cannot be seen
-    assert (changed(before, after, box((10, 40), (10, 40))) == box((20, 30), (20, 30))).all()
-
-
 def test_the_pasted_defect_lies_wholly_inside_and_everywhere():
     donor_mask = box((3, 15), (40, 46))
     centres, tall = [], 0
@@ -119,8 +111,6 @@ def test_a_defect_that_fits_one_way_is_pasted_that_way():
     edit = paste(noisy(1, size=(12, 48)), dented(donor_mask), donor_mask, method="copy", rng=rng())
     rows, columns = box_of(edit.region)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (10, 40)
-    donor_mask = box((10, 26), (10, 26))
-    assert paste(noisy(1, size=(16, 16)), dented(donor_mask), donor_mask, method="copy", rng=rng()).region.all()
 
 
 def striped():
@@ -157,12 +147,3 @@ def test_what_cannot_be_pasted_says_why(call, reason, message):
     with pytest.raises(EditError, match=message) as error:
         call(MASKS["inside"], rng())
     assert error.value.reason == reason
-
-
-def test_a_patch_at_the_corner_knows_what_it_does_not_know():
-    mask = box((0, 4), (0, 6))
-    patch = cut(dented(mask), mask)
-    assert patch.image.shape == (20, 22, 3) and (patch.inner == mask[:4, :6]).all()
-    assert not patch.known[:8].any() and not patch.known[:, :8].any()  # mirrored pixels
-    assert not patch.known[patch.shape].any() and patch.known[12:, 8:].all()
-    assert abs(patch.image[:8].mean() - 120) < 10 and patch.image[8:12, 8:14].max() < 60  # no defect beyond the border

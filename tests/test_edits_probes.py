@@ -8,7 +8,7 @@ from tiny import tiny_settings
 
 from gainmtl_lib.dataset import GainDataModule, build_samples
 from gainmtl_lib.edits.counterfactuals import HEALING
-from gainmtl_lib.edits.probes import border_probe, border_views, draw_pairs, edited_probe, picture_views
+from gainmtl_lib.edits.probes import border_probe, border_views, draw_pairs, edited_probe
 from gainmtl_lib.readers import DataError
 
 SIDE = 48
@@ -96,15 +96,6 @@ def test_a_view_shows_the_ring_alone_in_colours_relative_to_its_mean():
     assert (view(np.ones((SIDE, SIDE), bool), before) == 0).all()
 
 
-def test_the_grain_is_the_difference_from_the_neighbourhood():
-    flat = np.full((SIDE, SIDE, 3), 100, np.uint8)
-    dotted = flat.copy()
-    dotted[20, 20] = 109
-    before, after = picture_views([flat, dotted])
-    assert np.abs(before).max() < 1e-4
-    assert after[20, 20, 3:] == pytest.approx([9 * (1 - 1 / 9) / 255 / 0.03] * 3, rel=1e-4)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     settings = tiny_settings(
@@ -136,11 +127,9 @@ def test_the_halves_share_no_part_and_hold_training_pictures_only(data):
 
 
 def test_drawing_is_seeded_and_takes_as_many_pictures_as_asked_for(data):
-    first, second, other = (draw_pairs(data, rounds=1, seed=seed) for seed in (0, 0, 1))
+    first, second, few = (draw_pairs(data, rounds=1, pictures=count) for count in (400, 400, 20))
     assert all(np.array_equal(a, b) for a, b in zip(first["after"], second["after"], strict=True))
-    assert first["part"].tolist() != other["part"].tolist()
-    few = draw_pairs(data, rounds=1, pictures=len(data.rows("train")) // 2)
-    assert len(first) * 0.35 < len(few) < len(first) * 0.65
+    assert len(few) <= 20 < len(first)
 
 
 def test_data_that_is_too_small_is_named(data):

@@ -15,7 +15,7 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.readers import DataError, read_image, read_mask, read_samples, split_samples
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.synthetic import cues, planting
+from gainmtl_lib.synthetic import cues
 from gainmtl_lib.synthetic.cues import read_cue
 from gainmtl_lib.synthetic.planting import (
     GROUP_PATTERN,
@@ -241,18 +241,6 @@ def test_the_same_bytes_from_the_same_seed_and_others_from_another(tmp_path):
     assert content[0] != content[2]
 
 
-def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    samples = read(generic(tmp_path / "in", per_class=3))
-
-    def fails(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(planting, "write_png", fails)
-    with pytest.raises(DataError, match="planted data could not be written: No space left"):
-        plant(samples, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
 def test_what_cannot_be_planted_is_an_error_that_says_why(tmp_path):
     samples = read(generic(tmp_path / "in", per_class=2))
     with pytest.raises(DataError, match=r"'texture' cannot be planted .*surface is what it shows.*mark, lighting, bo"):
@@ -295,21 +283,12 @@ def test_the_command_plants_and_says_how_to_read_it(tmp_path):
     assert "was there already" in CliRunner().invoke(main, [*words, "--dataset-type", "generic"]).output
     record = yaml.safe_load((tmp_path / "out" / "planted.yaml").read_text())
     assert (record["cue"], record["correlation"], record["seed"]) == ("border", 0.9, 0)
-    result = CliRunner().invoke(main, [*words[:4], "--cue", "texture"])
-    assert result.exit_code == 1 and "cannot be planted" in result.output
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["--seed", "-1"], 2, "-1 is not in the range x>=0"),
-        (["-p", "dataset_type", "synthetic"], 1, "dataset_type is 'synthetic', and planting takes photographs"),
-    ],
-)
-def test_what_the_command_refuses_before_it_writes_anything(tmp_path, words, code, message):
-    result = CliRunner().invoke(main, ["data", "plant", str(tmp_path / "in"), str(tmp_path / "out"), *words])
-    assert result.exit_code == code and message in result.output
-    assert not list(tmp_path.iterdir())
+    for more, message in (
+        (["--cue", "texture"], "cannot be planted"),
+        (["-p", "dataset_type", "synthetic"], "takes photographs"),
+    ):
+        result = CliRunner().invoke(main, ["data", "plant", str(tmp_path / "in"), str(tmp_path / "x"), *more])
+        assert result.exit_code == 1 and message in result.output and not (tmp_path / "x").exists()
 
 
 def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():
