@@ -279,7 +279,7 @@ def test_missing_maps_and_scales_are_said(runs, both, tmp_path):
     assert panel(runs["S1"], 0, Look(kind="attention"))[1] == [lacking]
     lacking = "EfficientAD has no attention map; it has: anomaly"
     assert panel(both[1], 0, Look(kind="attention"))[1] == [lacking]
-    assert panel(runs["S1"], 0, Look(kind=None))[1] == []
+    assert panel(runs["S1"], 0, Look(kind=""))[1] == []
     assert "No absolute scale" in panel(runs["S5"], 0, Look(kind="attention"))[1][0]
     flat = write_browsed_run(tmp_path, "S1", scales={"cam": {"floor": 3.0, "ceiling": 3.0}})
     assert "no higher on defects" in panel(flat, 5, Look())[1][0]
@@ -457,7 +457,7 @@ def test_every_control_changes_the_picture(browser):
     controls = browser.controls
     for control, value in ((controls.scale, False), (controls.strength, 0.2), (controls.level, 0.9),
                            (controls.contour, False), (controls.outline, False), (controls.kind, "localization"),
-                           (controls.kind, "none")):  # fmt: skip
+                           (controls.kind, "")):  # fmt: skip
         before = shown(browser)[1]
         control.value = value
         assert shown(browser)[1] != before
@@ -533,7 +533,7 @@ def test_both_systems_stand_side_by_side(both):
 
 def test_the_other_system_alone_is_called_by_its_own_words(both, tmp_path):
     browser = CamBrowser(both[1])
-    assert [value for _, value in browser.controls.kind.options] == ["anomaly", "none"]
+    assert [value for _, value in browser.controls.kind.options] == ["anomaly", ""]
     for words in ("anomaly score 0.070 ≥ 0.050", "anomaly IoU 0.05 (grid 0.70)", "right for the wrong reason"):
         assert words in browser.headline.value
     assert "anomaly score 0.070, right for the wrong reason" in browser.strip.pictures.value

@@ -158,11 +158,11 @@ def _button(text: str, act: Callable[[], None]) -> widgets.Button:
 # --- A strip of small pictures, a page at a time
 
 
-MARKS = {
-    "wrong_reason": ('<span class="gainmtl-wrong">!</span>', "right for the wrong reason"),
-    "novel": ('<span class="gainmtl-novel">?</span>', "novel"),
+FLAGS = {
+    "wrong_reason": ("!", "right for the wrong reason"),
+    "novel": ("?", "novel: called normal, yet unlike the good parts"),
 }
-"""By column, what stands behind the verdict where it is true, and what that means."""
+"""By the column that says where they stand: the mark on a thumbnail, and what it means."""
 
 
 class Strip(widgets.HBox):
@@ -192,25 +192,19 @@ class Strip(widgets.HBox):
         for place, (row, jpeg) in enumerate(zip(rows, jpegs), start=start):
             record = opened.table.iloc[row]
             verdict, score = record["verdict"], opened.system.rounded(record["score"])
-            found = [MARKS[column] for column in MARKS if record.get(column, False)]
-            known = [VERDICTS[verdict], f"{opened.system.score_name} {score}", *(meaning for _, meaning in found)]
+            found = {column: FLAGS[column] for column in FLAGS if record.get(column, False)}
+            known = [VERDICTS[verdict], f"{opened.system.score_name} {score}", *(words for _, words in found.values())]
             words = escape(f"{record['image']}: {', '.join(known)}")
+            marks = "".join(f'<span class="gainmtl-{column}">{mark}</span>' for column, (mark, _) in found.items())
             cells.append(
                 f'<button type="button" {PLACE}="{place}" title="{words}">'
                 f'<img alt="{words}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
-                f'<span class="gainmtl-{verdict}">{verdict}</span>{"".join(mark for mark, _ in found)} {score}</button>'
+                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score}</button>'
             )
         return "".join(cells)
 
 
 # --- The current picture, large
-
-
-FLAGS = {
-    "wrong_reason": ' <span class="gainmtl-flag">right for the wrong reason</span>',
-    "novel": ' <span class="gainmtl-flag gainmtl-novelty">novel: called normal, yet unlike the good parts</span>',
-}
-"""By the column that says where they stand."""
 
 
 class Viewer(widgets.Box):
@@ -235,7 +229,7 @@ class Viewer(widgets.Box):
                 absent = [f"{one.name} was not evaluated on this picture."]
                 drawn.append((f"<b>{escape(one.name)}</b>", (b"", absent)))
             else:
-                drawn.append((_caption(one, place, look, with_verdict=several), map_panel(one, place, shown, look)))
+                drawn.append((_caption(one, place, look, several=several), map_panel(one, place, shown, look)))
         for number, panel in enumerate(self.panels):
             panel.layout.display = None if number < len(drawn) else "none"
         for image, words, (caption, (jpeg, lines)) in zip(self.images, self.words, drawn):
@@ -277,16 +271,15 @@ def _headline(opened: OpenedRun, row: int) -> str:
     return " <i>·</i> ".join(parts) + _flags(record)
 
 
-def _caption(opened: OpenedRun, row: int, look: Look, *, with_verdict: bool) -> str:
+def _caption(opened: OpenedRun, row: int, look: Look, *, several: bool) -> str:
     """What tells the runs apart; of a single run the headline has said it."""
-    record = opened.table.iloc[row]
+    record, kind = opened.table.iloc[row], opened.own_kind(look.kind)
     parts = [f"<b>{escape(opened.name)}</b>"]
-    if with_verdict:
+    if several:
         parts += [_badge(record), f"{opened.system.score_name} {opened.system.rounded(record['score'])}"]
-    kind = None if look.kind is None else opened.own_kind(look.kind)
-    if kind in opened.maps and (with_verdict or kind != opened.system.main):
-        parts += _iou(opened, record, str(kind))
-    return " <i>·</i> ".join(parts) + (_flags(record) if with_verdict else "")
+    if kind in opened.maps and (several or kind != opened.system.main):
+        parts += _iou(opened, record, kind)
+    return " <i>·</i> ".join(parts) + _flags(record) * several
 
 
 def _badge(record: pd.Series) -> str:
@@ -295,7 +288,8 @@ def _badge(record: pd.Series) -> str:
 
 
 def _flags(record: pd.Series) -> str:
-    return "".join(flag for column, flag in FLAGS.items() if record.get(column, False))
+    found = {column: words for column, (_, words) in FLAGS.items() if record.get(column, False)}
+    return "".join(f' <span class="gainmtl-flag gainmtl-{column}">{words}</span>' for column, words in found.items())
 
 
 def _iou(opened: OpenedRun, record: pd.Series, kind: str) -> list[str]:
@@ -310,9 +304,6 @@ def _iou(opened: OpenedRun, record: pd.Series, kind: str) -> list[str]:
 # --- Beside the pictures
 
 
-NO_MAP = "none"
-
-
 class MapControls(widgets.VBox):
     """Which map, on which scale, how strong, from which level on; the main maps of two systems are one choice."""
 
@@ -320,13 +311,10 @@ class MapControls(widgets.VBox):
         look = Look()
         main = [kind for kind in MAIN_MAPS if kind in kinds]
         others = [(MAPS[kind].short, kind) for kind in MAPS if kind in kinds and kind not in main]
-        maps = [(" / ".join(MAPS[kind].short for kind in main), main[0]), *others, ("none", NO_MAP)]
+        maps = [(" / ".join(MAPS[kind].short for kind in main), main[0]), *others, ("none", "")]
         self.kind = _toggle("Map", maps)
         self.scale = _toggle("Scale", [("absolute", True), ("per image", False)])
-        self.scale.tooltips = [
-            "fixed on validation: what stays below the maps of normal parts is calm",
-            "stretched to each picture's own range: makes any picture glow",
-        ]
+        self.scale.tooltips = ["fixed on validation: maps of normal parts are calm", "makes any picture glow"]
         self.strength, self.level = _slider("Overlay", look.strength), _slider("Threshold", look.level or 0.5)
         self.contour = _box("white line at the threshold", True)
         self.outline = _box("outline of the annotated defect", look.outline)
@@ -339,7 +327,7 @@ class MapControls(widgets.VBox):
     def look(self) -> Look:
         """What is set."""
         return Look(
-            kind=None if self.kind.value == NO_MAP else str(self.kind.value),
+            kind=str(self.kind.value),
             absolute=bool(self.scale.value),
             strength=float(self.strength.value),
             level=float(self.level.value) if self.contour.value else None,

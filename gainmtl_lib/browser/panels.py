@@ -5,7 +5,7 @@ Sizes: H x W network input, h x w map cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,24 +21,14 @@ from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run
 
 
-@dataclass(frozen=True)
-class Look:
-    """How maps are shown.
+class Look(NamedTuple):
+    """How maps are shown."""
 
-    Attributes:
-        kind: one of `MAPS`, of which a run shows its own main map in place of another system's; None for the picture
-            alone.
-        absolute: on the scale fixed on validation; otherwise stretched per image.
-        strength: of the overlay, in [0, 1].
-        level: draws the contour at this value of the shown scale; None for none.
-        outline: draws the annotated defect.
-    """
-
-    kind: str | None = GAIN_MTL.main
-    absolute: bool = True
-    strength: float = 0.7
-    level: float | None = 0.5
-    outline: bool = True
+    kind: str = GAIN_MTL.main  # one of `MAPS`; a run shows its own main map in place of the other system's; "" for none
+    absolute: bool = True  # on the scale fixed on validation; otherwise stretched per image
+    strength: float = 0.7  # of the overlay
+    level: float | None = 0.5  # of the shown scale, where a contour is drawn
+    outline: bool = True  # of the annotated defect
 
 
 Panel = tuple[bytes, list[str]]
@@ -57,11 +47,10 @@ def plain_panel(shown: Shown, *, outline: bool) -> Panel:
 def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     """The picture with a run's map over it; a map that the run lacks is said instead."""
     mask = shown.mask if look.outline else None
-    kind = None if look.kind is None else opened.own_kind(look.kind)
-    if kind is None or kind not in opened.maps:
-        text = f"{opened.name} · " + ("no map" if kind is None else f"no {MAPS[kind].name}")
-        drawn = with_band(overlay(shown.pixels, mask=mask), text, bar=False)
-        return encode(drawn), [] if kind is None else [opened.why_no_map(kind)]
+    kind = opened.own_kind(look.kind)
+    if kind not in opened.maps:
+        drawn = with_band(overlay(shown.pixels, mask=mask), f"{opened.name} · no map", bar=False)
+        return encode(drawn), [opened.why_no_map(kind)] if kind else []
     values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
