@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +30,9 @@ from gainmtl_lib.readers import (
     SPLITS,
     DataError,
     Finding,
-    Level,
     read_image,
     read_mask_values,
-    scan_samples,
+    read_samples,
     split_samples,
 )
 from gainmtl_lib.settings import Settings
@@ -95,8 +94,12 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     Raises:
         FileError: the masks of boxes cannot be written.
     """
-    samples, findings = scan_samples(
-        settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern
+    findings: list[Finding] = []
+    samples = read_samples(
+        settings.data_root,
+        dataset_type=settings.dataset_type,
+        group_pattern=settings.group_pattern,
+        findings=findings,
     )
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in findings)
     if settings.label_kind == "box" and len(samples):
@@ -123,13 +126,19 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     )
     duplicates, auroc = find_duplicates(samples, inspected), size_auroc(samples)
     kinds = Counter(finding.kind for finding in findings if finding.kind)
+    states = Counter(one.mask_state for one in inspected)
+    masks = {state: states[state] for state in ("ok", "missing", "empty", "misfit", "unreadable")}
+    masks |= {
+        "non-binary": sum(not one.mask_binary for one in inspected),
+        "resized": sum(one.mask_resized for one in inspected),
+    }
     findings += [finding for one in inspected for finding in one.findings]
     findings += _findings_of_all(samples, inspected, duplicates, auroc, settings.label_kind)
     areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
     return DataReport(
         samples=samples,
         counts=_counts(samples),
-        masks=_mask_table(inspected, kinds),
+        masks=pd.DataFrame({"masks": masks | kinds}),
         defect_area=pd.DataFrame(
             {f"{share:.0%}": areas.quantile(share) for share in QUANTILES} | {"images": areas.size()}
         ),
@@ -145,19 +154,11 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
 
 @dataclass
 class Inspected:
-    """What decoding one sample told.
+    """What decoding one sample told; NaN and None where it cannot be said.
 
-    Attributes:
-        height: of the image on disk; NaN where it cannot be decoded, like `width`.
-        width: see `height`.
-        digest: SHA-256 of the image file.
-        thumbnail: its fine structure as a unit vector; None for a flat picture.
-        mask_state: ok, empty, misfit, unreadable, missing; None for normal images.
-        mask_resized: the mask's size differs from its image's, the aspect ratio does not.
-        mask_binary: the mask holds no other values than 0 and its largest.
-        defect_area: share of the mask that is defect.
-        grid_ious: IoU that the mask reaches on the map's grid, for each of `STRIDES`.
-        findings: problems of these files.
+    `height`, `width` and `digest` are the image file's, `thumbnail` is its fine structure as a unit vector.
+    `mask_state` is ok, empty, misfit, unreadable or missing, None for normal images; `grid_ious` is what the mask
+    reaches on the grid of each of `STRIDES`.
     """
 
     height: float = np.nan
@@ -293,14 +294,6 @@ def _counts(samples: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order, [*([NORMAL] if NORMAL in table.columns else []), *kinds, "total"]]
 
 
-def _mask_table(inspected: Sequence[Inspected], of_boxes: Mapping[str, int]) -> pd.DataFrame:
-    states = [one.mask_state for one in inspected]
-    counts = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
-    counts["non-binary"] = sum(not one.mask_binary for one in inspected)
-    counts["resized"] = sum(one.mask_resized for one in inspected)
-    return pd.DataFrame({"masks": counts | of_boxes})
-
-
 def _grid_table(inspected: Sequence[Inspected], image_size: tuple[int, int]) -> pd.DataFrame:
     values = np.array([one.grid_ious for one in inspected if not np.isnan(one.grid_ious[0])]).reshape(-1, len(STRIDES))
     table = pd.DataFrame(values, columns=pd.Index(STRIDES, name="map_stride")).agg(["mean", "median"]).T
@@ -316,34 +309,28 @@ def _findings_of_all(
     rare = min(defective, len(samples) - defective)
     missing = sum(one.mask_state == "missing" for one in inspected)
     grey = sum(not one.mask_binary for one in masks)
+    findings = []
+    if missing:
+        effect = "they train the classification terms only"
+        message = f"{missing} of {defective} defective images have no {annotation}; {effect}"
+        findings.append(Finding("warning", "", message))
+    if grey:
+        message = f"{grey} of {len(masks)} masks are not binary; values above {MASK_THRESHOLD} count as defect"
+        findings.append(Finding("info", "", message))
     crossing = duplicates[duplicates["crosses"] != ""]
-    within = len(duplicates) - len(crossing)
-    twins = ", or of test and test_shift" if "test_shift" in set(samples["split"]) else ""
-    named = "defective" if rare == defective else "normal"
-    effect = "they train the classification terms only"
-    rules: list[tuple[bool, Level, str]] = [
-        (missing > 0, "warning", f"{missing} of {defective} defective images have no {annotation}; {effect}"),
-        (
-            grey > 0,
-            "info",
-            f"{grey} of {len(masks)} masks are not binary; values above {MASK_THRESHOLD} count as defect",
-        ),
-        (within > 0, "info", f"{within} pairs of (nearly) equal images within a split{twins}"),
-        (
-            0 < rare < 0.1 * len(samples),
-            "warning",
-            f"only {rare} of {len(samples)} images are {named} ({rare / max(len(samples), 1):.1%})",
-        ),
-        (
-            auroc > 0.6,
-            "warning",
-            f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing); resize: squash hides it best",
-        ),
-    ]
-    findings = [Finding(level, "", message) for holds, level, message in rules if holds]
     for pair in crossing.itertuples():
         what = "same bytes as" if pair.kind == "exact" else "nearly the same picture as"
         findings.append(Finding("warning", str(pair.second), f"{what} {pair.first}, across splits ({pair.crosses})"))
+    if within := len(duplicates) - len(crossing):
+        twins = ", or of test and test_shift" if "test_shift" in set(samples["split"]) else ""
+        findings.append(Finding("info", "", f"{within} pairs of (nearly) equal images within a split{twins}"))
+    if 0 < rare < 0.1 * len(samples):
+        named = "defective" if rare == defective else "normal"
+        message = f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})"
+        findings.append(Finding("warning", "", message))
+    if auroc > 0.6:
+        message = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
+        findings.append(Finding("warning", "", f"{message}; resize: squash hides it best"))
     return findings
 
 
@@ -360,14 +347,8 @@ def contact_sheet_samples(
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_] | None], list[str]]:
     """What a contact sheet shows: pictures, masks and titles of random samples of every defect type, normal first.
 
-    Files that cannot be decoded, or whose mask does not fit, are left out.
-
-    Args:
-        samples: table of samples.
-        image_size: (H, W) of the small pictures.
-        per_type: pictures of each defect type, at most.
-        resize: squash or letterbox.
-        seed: of the choice.
+    At most `per_type` of each, chosen by `seed`; files that cannot be decoded, or whose mask does not fit, are left
+    out.
     """
     rng = np.random.default_rng(seed)
     images, masks, titles = [], [], []

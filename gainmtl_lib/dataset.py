@@ -118,11 +118,9 @@ class GainDataModule(L.LightningDataModule):
     """Loaders of all splits over one table of samples.
 
     Args:
-        settings: of the run: input size, batches, augmentation, edits, masks and workers.
-        samples: table with its split filled (`split_samples`); None: read as the settings say.
-
-    Raises:
-        DataError: no samples are given, and those of the settings cannot be read.
+        settings: of the run.
+        samples: table with its split filled (`split_samples`); None: read as the settings say, which may raise
+            `DataError`.
     """
 
     def __init__(self, settings: Settings, samples: pd.DataFrame | None = None) -> None:
@@ -138,11 +136,7 @@ class GainDataModule(L.LightningDataModule):
 
     @cached_property
     def dataset(self) -> SampleDataset:
-        """All samples by row; decodes them at first use.
-
-        Raises:
-            DataError: files that cannot be decoded.
-        """
+        """All samples by row; decodes them at first use, see `SampleDataset`."""
         settings = self.settings
         return SampleDataset(
             self._given,
@@ -201,11 +195,7 @@ class GainDataModule(L.LightningDataModule):
         return dataset.counterfactuals
 
     def rows(self, split: str) -> list[int]:
-        """Rows of one split, ascending.
-
-        Raises:
-            DataError: no image is in that split.
-        """
+        """Rows of one split, ascending; `DataError` if there are none."""
         splits = self.dataset.samples["split"]
         rows = np.flatnonzero(splits == split).tolist()
         if not rows:
@@ -226,11 +216,7 @@ class GainDataModule(L.LightningDataModule):
                 yield torch.from_numpy(mask)[None].float()
 
     def external_masks(self, split: str, folder: Path) -> Tensor:
-        """Masks in [0, 1] from another folder, float32 (N, 1, H, W), in the order of `loader(split)`.
-
-        Raises:
-            DataError: a mask is missing or does not fit, see `load_external_masks`.
-        """
+        """Masks in [0, 1] from another folder, (N, 1, H, W), in the order of `loader(split)`: `load_external_masks`."""
         images = [self.dataset.paths[row] for row in self.rows(split)]
         return load_external_masks(images, folder, image_size=self.settings.image_size, resize=self.settings.resize)
 
@@ -250,11 +236,7 @@ class GainDataModule(L.LightningDataModule):
         return self.loader("test")
 
     def loader(self, split: str) -> DataLoader[Batch]:
-        """Any split in the order of rows, without augmentation.
-
-        Raises:
-            DataError: no image is in that split.
-        """
+        """Any split in the order of rows, without augmentation; `DataError` if it is empty."""
         return self._loader(self.rows(split))
 
     def _loader(self, sampler: Sampler | Sequence[int], *, drop_last: bool = False) -> DataLoader[Batch]:
@@ -269,12 +251,7 @@ class GainDataModule(L.LightningDataModule):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Rows in an order drawn from (seed, epoch), each with the epoch, so that workers know it too.
-
-    Args:
-        rows: the rows to draw from.
-        seed: of the order.
-    """
+    """Rows in an order drawn from (seed, epoch), each with the epoch, so that workers know it too."""
 
     def __init__(self, rows: Sequence[int], *, seed: int) -> None:
         self.rows, self.seed, self.epoch = list(rows), seed, 0
@@ -422,8 +399,10 @@ class SampleDataset(Dataset[Batch]):
         self._slots = np.cumsum([mask is not None for mask in masks]) - 1
         self.images = torch.empty((len(images), *size, 3), dtype=torch.uint8) if settings.cache_images else None
         self.masks = torch.zeros((self._slots[-1] + 1, *size), dtype=torch.uint8) if settings.cache_images else None
-        if settings.num_workers > 0 and self.images is not None and self.masks is not None and not _forks():
-            self.images.share_memory_(), self.masks.share_memory_()
+        # Forked workers see the same memory anyway, and /dev/shm is often too small for a dataset.
+        if settings.cache_images and settings.num_workers > 0 and multiprocessing.get_start_method() != "fork":
+            for pixels in (self.images, self.masks):
+                pixels.share_memory_()
         kept: list[tuple[Place, str | None] | None] = [None] * len(images)
 
         def decode(row: int) -> Finding | None:
@@ -513,11 +492,6 @@ class Shown(NamedTuple):
     mask: NDArray[np.uint8] | None
     label: int
     row: int
-
-
-def _forks() -> bool:
-    """Whether workers see the same memory anyway; /dev/shm is often too small for a dataset."""
-    return multiprocessing.get_start_method() == "fork"
 
 
 class Augmentation:

@@ -125,21 +125,9 @@ def _fit(picture: NDArray, size: Size) -> NDArray:
 
 SHARES = (1, 1)
 """Size of a picture whose boxes are shares of its sides."""
-NEARLY_WHOLE = 0.95
-"""Share of the picture from which a box says hardly more than the label."""
 
 Pixels = tuple[int, int, int, int]
 """Rows and columns that a box covers: top, left, bottom, right, the last two not included."""
-
-
-class Box(NamedTuple):
-    """Edges from the picture's top left corner, where pixel column c spans [c, c + 1), and the place in its file."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-    place: str
 
 
 @dataclass
@@ -150,20 +138,20 @@ class Label:
         file: the label file.
         picture: path of the picture as the labels name it; of YOLO and VOC the label file's own, without suffix.
         size: of the picture that the boxes refer to; `SHARES`; None where the file does not say.
-        boxes: in the file's order.
+        boxes: place in the file, then left, top, right, bottom, from the picture's top left corner, where pixel
+            column c spans [c, c + 1).
     """
 
     file: Path
     picture: str
     size: Size | None
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[tuple[str, float, float, float, float]] = field(default_factory=list)
 
 
 class Drawn(NamedTuple):
-    """A label's picture by its path below the dataset's folder, and the pixels of its boxes."""
+    """A label's picture and the pixels of its boxes."""
 
     label: Label
-    image: Path
     size: Size
     boxes: set[Pixels]
 
@@ -191,27 +179,36 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
 
 def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, list[Finding]]:
     """`with_boxes` that reports instead of raising: the table with what can be drawn, and all else as findings."""
-    root, found = Path(os.path.abspath(settings.dataset_folder)), []
+    root, found, images = Path(os.path.abspath(settings.dataset_folder)), [], samples["image"].tolist()
     drawn: dict[int, Drawn] = {}
     labels = _read_labels(settings.box_labels, root, found)
-    for label, rows in _with_rows(labels, samples["image"].tolist(), root, found):
+    for label, rows in _with_rows(labels, images, root, found):
+        row, image = rows[0], images[rows[0]]
         with _reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
-            one = _draw(label, samples.iloc[rows], root, found)
-            if one.boxes and rows[0] in drawn:
-                other = drawn[rows[0]].label
+            if len(rows) > 1:
+                several = f"can mean {len(rows)} pictures, such as {image} and {images[rows[1]]}"
+                raise DataError(f"{label.file}: '{label.picture}' {several}; name the picture's folders, too")
+            size = picture_size(image)
+            boxes = _in_pixels(label, size, found)
+            if boxes and samples["label"].iloc[row] == 0:
+                advice = "move the picture, or remove the boxes"
+                raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
+            if boxes and row in drawn:
+                other = drawn[row].label
                 place = f"{other.file} ('{other.picture}')" if other.file == label.file else str(other.file)
-                what = f"'{label.picture}' is {samples['image'].iloc[rows[0]]}"
-                raise DataError(f"{label.file}: {what}, which has boxes in {place}, too; keep one")
-            if one.boxes:
-                drawn[rows[0]] = one
+                what = f"'{label.picture}' is {image}, which has boxes in {place}, too"
+                raise DataError(f"{label.file}: {what}; keep one")
+            if boxes:
+                drawn[row] = Drawn(label, size, boxes)
     if not drawn and not any(finding.level == "error" for finding in found):
         lost = "".join(f"{count} {kind}; " for kind, count in Counter(finding.kind for finding in found).items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
         message = f"the labels of {len(labels)} pictures hold no box that can be drawn; {lost}{advice}"
         found.append(Finding("error", str(settings.box_labels or root), message))
-    files = dict(zip(drawn, _stored(list(drawn.values()), settings.outputs_dir / "data" / STORE / root.name)))
-    masks = pd.Series([files.get(row) for row in range(len(samples))], index=samples.index, dtype=object)
-    return samples.assign(mask=masks), found
+    names = {row: Path(images[row]).relative_to(root) for row in drawn}
+    files = _stored({names[row]: one for row, one in drawn.items()}, settings.outputs_dir / "data" / STORE / root.name)
+    masks = [str(files[names[row]]) if row in drawn else None for row in range(len(samples))]
+    return samples.assign(mask=pd.Series(masks, index=samples.index, dtype=object)), found
 
 
 def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
@@ -257,7 +254,9 @@ def _with_rows(
     meant = []
     for label in labels:
         *folders, name = _parts(label.picture) or [""]
-        rows = [row for row in by_name.get(name, []) if (own[row][-1] == name) == (label.file.suffix.lower() == ".json")]
+        rows = [
+            row for row in by_name.get(name, []) if (own[row][-1] == name) == (label.file.suffix.lower() == ".json")
+        ]
         fitting = [row for row in rows if _within(folders, own[row][:-1]) or _within(own[row][:-1], folders)]
         pairs = {row: zip(reversed(folders), reversed(own[row][:-1]), strict=False) for row in fitting}
         meant.append([row for row in fitting if all(a == b for a, b in pairs[row])] or fitting)
@@ -288,20 +287,6 @@ def _within(some: Iterable[str], parts: Iterable[str]) -> bool:
     return all(part in left for part in some)
 
 
-def _draw(label: Label, pictures: pd.DataFrame, root: Path, found: list[Finding]) -> Drawn:
-    """The label's one picture with its boxes in pixels."""
-    images = pictures["image"].tolist()
-    if len(images) > 1:
-        several = f"'{label.picture}' can mean {len(images)} pictures, such as {images[0]} and {images[1]}"
-        raise DataError(f"{label.file}: {several}; name the picture's folders, too")
-    size = picture_size(images[0])
-    boxes = _in_pixels(label, size, found)
-    if boxes and pictures["label"].iloc[0] == 0:
-        normal = f"has boxes for {images[0]}, which is labelled normal"
-        raise DataError(f"{label.file}: {normal}; move the picture, or remove the boxes")
-    return Drawn(label, Path(images[0]).relative_to(root), size, boxes)
-
-
 def picture_size(path: str) -> Size:
     """(height, width) as `read_image` decodes it, mostly from the file's head alone."""
     with contextlib.suppress(Exception), Image.open(path) as picture:
@@ -319,22 +304,22 @@ def _in_pixels(label: Label, size: Size, found: list[Finding]) -> set[Pixels]:
             raise DataError(f"{label.file}: {sizes}; expected the same aspect ratio")
         _warn(found, "of a picture of another size", label.file, f"{sizes}; its boxes are scaled")
     boxes: set[Pixels] = set()
-    for box in label.boxes:
-        edges = np.array(box[:4]) * ([width / told[1], height / told[0]] * 2)
+    for place, *written in label.boxes:
+        edges = np.array(written) * ([width / told[1], height / told[0]] * 2)
         left, top, right, bottom = clipped = edges.clip(0, [width, height] * 2)
         picture = f"the picture of {height}x{width} (height x width)"
         if not (np.isfinite(edges).all() and left < right and top < bottom):
             numbers = ", ".join(f"{edge:.6g}" for edge in edges)
             message = f"left, top, right, bottom {numbers} cover nothing of {picture}"
-            _warn(found, "that cover nothing", label.file, f"{box.place}: {message}; left out")
+            _warn(found, "that cover nothing", label.file, f"{place}: {message}; left out")
             continue
         beyond, share = abs(edges - clipped).max(), (right - left) * (bottom - top) / (height * width)
         if beyond > 0.5:  # less covers no pixel more: written decimals, not a mistake
             message = f"reaches {beyond:.6g} pixels beyond {picture}; clipped"
-            _warn(found, "beyond the picture's edge", label.file, f"{box.place}: {message}")
-        if share >= NEARLY_WHOLE:
+            _warn(found, "beyond the picture's edge", label.file, f"{place}: {message}")
+        if share >= 0.95:
             message = f"covers {share:.0%} of the picture, and hardly says where the defect is"
-            _warn(found, "over nearly the whole picture", label.file, f"{box.place}: {message}")
+            _warn(found, "over nearly the whole picture", label.file, f"{place}: {message}")
         (first, last), (start, end) = _cells(top, bottom), _cells(left, right)
         boxes.add((first, start, last, end))
     return boxes
@@ -348,24 +333,24 @@ def _cells(start: float, end: float) -> tuple[int, int]:
     return (first, last) if last > first else (middle, middle + 1)
 
 
-def _stored(drawn: list[Drawn], place: Path) -> list[str]:
+def _stored(drawn: dict[Path, Drawn], place: Path) -> dict[Path, Path]:
     """The mask file of each picture, in a folder named by what is drawn there; what is there is not drawn again."""
-    content = sorted((one.image.as_posix(), one.size, sorted(one.boxes)) for one in drawn)
+    content = sorted((image.as_posix(), one.size, sorted(one.boxes)) for image, one in drawn.items())
     digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()  # 1: number of the drawing rule
     folder = place.with_name(f"{place.name}-{digest[:12]}")
     # After the picture's own suffix: a.jpg and a.bmp are two pictures.
-    files = [folder / one.image.with_name(f"{one.image.name}.png") for one in drawn]
-    missing = [(file, one) for file, one in zip(files, drawn, strict=True) if not file.is_file()]
-    for file, one in missing:
-        mask = np.zeros(one.size, dtype=np.uint8)
-        for top, left, bottom, right in one.boxes:
+    files = {image: folder / image.with_name(f"{image.name}.png") for image in drawn}
+    missing = [image for image, file in files.items() if not file.is_file()]
+    for image in missing:
+        mask = np.zeros(drawn[image].size, dtype=np.uint8)
+        for top, left, bottom, right in drawn[image].boxes:
             mask[top:bottom, left:right] = 255
         # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
-        with atomic_path(file) as path:
+        with atomic_path(files[image]) as path:
             path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
     if missing:
         logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
-    return [str(file) for file in files]
+    return files
 
 
 # --- The three formats of box labels
@@ -398,13 +383,13 @@ def _usual_place(root: Path) -> Path:
     found = sorted(path for path in (root / "annotations").glob("*.json") if not path.name.startswith("."))
     for folder, suffix in ((root / "labels", ".txt"), (root / "Annotations", ".xml")):
         found += [folder] if any(file.suffix.lower() == suffix for file in _files_below(folder)) else []
-    if not found:
-        places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
-        raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
-    if len(found) > 1:
+    if len(found) == 1:
+        return found[0]
+    if found:
         names = ", ".join(path.relative_to(root).as_posix() for path in found[:8])
         raise DataError(f"{root}: box labels lie in {len(found)} places ({names}); choose by box_labels: {EXPECTED}")
-    return found[0]
+    places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
+    raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
 
 
 def _label_files(place: Path) -> list[Path]:
@@ -415,12 +400,11 @@ def _label_files(place: Path) -> list[Path]:
         raise DataError(f"{place}: box_labels {what}; expected {EXPECTED}")
     files = _files_below(place)
     counts = Counter(file.suffix.lower() for file in files)
-    formats = ", ".join(f"{counts[suffix]} of {FORMATS[suffix]} ({suffix})" for suffix in FORMATS if counts[suffix])
     if len(counts) > 1:
+        formats = ", ".join(f"{counts[suffix]} of {FORMATS[suffix]} ({suffix})" for suffix in sorted(counts))
         raise DataError(f"{place}: holds label files of several formats: {formats}; keep one of them there")
     if not files:
-        inside = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
-        there = f"{', '.join(inside[:8])}{' …' if len(inside) > 8 else ''}" if inside else "nothing"
+        there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
         raise DataError(f"{place}: holds no label files; expected {EXPECTED}, found {there}")
     return files
 
@@ -441,6 +425,22 @@ def _parsed(file: Path, form: str, parse: Callable[[bytes], Any]) -> Any:
         raise DataError(f"{file}: not {form}: {error}") from None
 
 
+def _numbers(values: Any, count: int, expected: str) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != count:
+        raise DataError(f"{expected}, found {values!r:.80}")
+    return numbers
+
+
+def _told_size(sides: list[Any], what: str) -> Size | None:
+    """Height and width; None where a tool that does not know them wrote 0, -1 or nothing."""
+    height, width = _numbers([side or 0 for side in sides], 2, f"{what} must be two numbers")
+    return (int(height), int(width)) if min(height, width) > 0 and max(height, width) < math.inf else None
+
+
 def read_coco(file: Path, found: list[Finding]) -> list[Label]:
     """The pictures that a COCO file lists. A segmentation beside a box is not read; crowds are left out.
 
@@ -451,25 +451,22 @@ def read_coco(file: Path, found: list[Finding]) -> list[Label]:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         there = ", ".join(list(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
-    labels: dict[Any, Label] = {}
+    labels: dict[str, Label] = {}
     for one in _entries(file, content, "images", "id", "file_name"):
-        if one["id"] in labels:
+        if repr(one["id"]) in labels:
             raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
-        size = (one.get("height") or 0, one.get("width") or 0)  # exporters that do not know it write 0, -1 or null
-        labels[one["id"]] = Label(file, str(one["file_name"]), size if min(size) > 0 else None)
+        size = _told_size([one.get("height"), one.get("width")], f"{file}: image {one['id']}: height and width")
+        labels[repr(one["id"])] = Label(file, str(one["file_name"]), size)
     for number, one in enumerate(_entries(file, content, "annotations", "image_id", "bbox")):
         place = f"annotation {number if one.get('id') is None else one['id']}"
-        try:
-            x, y, width, height = map(float, one["bbox"])
-        except (TypeError, ValueError):
-            raise DataError(f"{file}: {place}: bbox must be four numbers, got {one['bbox']!r:.60}") from None
-        if one["image_id"] not in labels:
+        x, y, width, height = _numbers(one["bbox"], 4, f"{file}: {place}: bbox must be four numbers")
+        if repr(one["image_id"]) not in labels:
             message = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
             _warn(found, "of an unknown image", file, message)
         elif one.get("iscrowd"):
             _warn(found, "of crowds", file, f"{place}: a crowd, not one object's box; left out")
         else:
-            labels[one["image_id"]].boxes.append(Box(x, y, x + width, y + height, place))
+            labels[repr(one["image_id"])].boxes.append((place, x, y, x + width, y + height))
     return list(labels.values())
 
 
@@ -494,7 +491,7 @@ def read_yolo(file: Path, picture: str) -> Label:
         if columns := line.split():
             x, y, width, height = _yolo_values(columns, f"{file}: line {number}")
             edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            label.boxes.append(Box(*edges, f"line {number}"))
+            label.boxes.append((f"line {number}", *edges))
     return label
 
 
@@ -519,9 +516,7 @@ class _WithoutDoctype(ElementTree.TreeBuilder):
     """Refuses a document type, the only place where XML can define entities, before it is read."""
 
     def doctype(self, name: str, pubid: str, system: str) -> NoReturn:
-        raise ValueError(
-            "it declares a document type (<!DOCTYPE>), which can define entities and is not read; remove it"
-        )
+        raise ValueError("it declares a document type (<!DOCTYPE>), which can define entities; remove it")
 
 
 def read_voc(file: Path, picture: str) -> Label:
@@ -535,24 +530,12 @@ def read_voc(file: Path, picture: str) -> Label:
     if root.tag != "annotation":
         raise DataError(f"{file}: not a VOC file; expected the element <annotation>, found <{root.tag}>")
     sides = [root.findtext(f"size/{name}") for name in ("height", "width")]
-    try:
-        height, width = (int(float(side or 0)) for side in sides)
-    except (ValueError, OverflowError):
-        raise DataError(f"{file}: <size> must hold whole numbers, found height and width {sides}") from None
-    label = Label(
-        file, picture, (height, width) if min(height, width) > 0 else None
-    )  # tools that do not know it write 0
+    label = Label(file, picture, _told_size(sides, f"{file}: height and width in <size>"))
     for number, thing in enumerate(root.iterfind("object"), start=1):
-        place, corners = f"object {number}", ("xmin", "ymin", "xmax", "ymax")
-        texts = [thing.findtext(f"bndbox/{name}") for name in corners]
-        try:
-            left, top, right, bottom = (float(text) for text in texts)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            written = ", ".join(f"{name} {text!r}" for name, text in zip(corners, texts, strict=True))
-            raise DataError(
-                f"{file}: {place} has no complete <bndbox>; expected four numbers, found {written}"
-            ) from None
-        label.boxes.append(Box(left - 1, top - 1, right, bottom, place))  # counted from 1, the last one included
+        corners = [thing.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+        expected = f"{file}: object {number} has no complete <bndbox>; expected xmin, ymin, xmax and ymax"
+        left, top, right, bottom = _numbers(corners, 4, expected)
+        label.boxes.append((f"object {number}", left - 1, top - 1, right, bottom))  # from 1, the last one included
     return label
 
 
@@ -560,19 +543,10 @@ def read_voc(file: Path, picture: str) -> Label:
 
 
 def load_external_masks(images: Sequence[str], folder: Path, *, image_size: Size, resize: Resize) -> Tensor:
-    """One mask per image, grey values 0 to 255 as 0 to 1, resized but neither binarised nor rescaled.
+    """One mask per image, grey values 0 to 255 as 0 to 1, resized but neither binarised nor rescaled: (N, 1, H, W).
 
     A mask has the path of its image below the images' common folder, or only its stem, with or without the
     suffix ``_mask``.
-
-    Args:
-        images: paths of the images.
-        folder: holds the masks.
-        image_size: network input (H, W).
-        resize: as the images'.
-
-    Returns:
-        float32 (N, 1, H, W).
 
     Raises:
         DataError: the folder or a mask is missing, a stem does not tell which image is meant, or a mask has

@@ -98,51 +98,51 @@ class Scan:
 
 
 def read_samples(
-    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
+    root: str | Path,
+    *,
+    dataset_type: str,
+    group_pattern: str | None = None,
+    both_classes: bool = True,
+    findings: list[Finding] | None = None,
 ) -> pd.DataFrame:
     """Read a dataset's folder into the table of samples. No picture is decoded here: the loaders do that.
 
     Args:
         root: the dataset's folder; for `mvtec` that of one category.
-        dataset_type: generic, mvtec, magnetic_tile or synthetic.
+        dataset_type: one of `LAYOUTS`.
         group_pattern: regular expression searched in the file name; its first group, or the whole match,
             names the part that the picture shows. Without one each image is its own group, except where
             the reader knows better (magnetic_tile).
         both_classes: whether a single class is an error.
+        findings: takes what is wrong, so that nothing is raised or logged.
 
     Raises:
         DataError: the folder is missing, has no images or a single class, two files claim one stem, a name
             does not match the pattern, or a group lies in two splits.
     """
-    samples, findings = scan_samples(
-        root, dataset_type=dataset_type, group_pattern=group_pattern, both_classes=both_classes
-    )
-    raise_errors(findings)
-    for finding in findings:
-        logger.warning("%s", finding)
-    return samples
-
-
-def scan_samples(
-    root: str | Path, *, dataset_type: str, group_pattern: str | None = None, both_classes: bool = True
-) -> tuple[pd.DataFrame, list[Finding]]:
-    """`read_samples` that reports instead of raising: the table so far, and every finding."""
     if dataset_type not in LAYOUTS:
         raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
+    read, expected = LAYOUTS[dataset_type]
     scan = Scan(Path(os.path.abspath(root)))
-    if not scan.root.is_dir():
+    if scan.root.is_dir():
+        scan = read(scan.root)
+        if not scan.rows:
+            scan.report("error", scan.root, f"no images; expected {expected}; {_found(scan.root)}")
+    else:
         what = "is a file" if scan.root.exists() else "does not exist"
         scan.report("error", scan.root, f"data_root {what}; expected the dataset's folder")
-        return _table(scan, None), scan.findings
-    read, expected = LAYOUTS[dataset_type]
-    scan = read(scan.root)
-    if not scan.rows:
-        scan.report("error", scan.root, f"no images; expected {expected}; {_found(scan.root)}")
     samples = _table(scan, group_pattern)
     if both_classes and len(set(samples["label"])) == 1:
         only = (NORMAL, DEFECTIVE)[samples["label"].iloc[0]]
         scan.report("error", scan.root, f"all {len(samples)} images are {only}; expected normal and defective ones")
-    return samples, scan.findings + _crossing_groups(samples)
+    scan.findings += _crossing_groups(samples)
+    if findings is not None:
+        findings += scan.findings
+        return samples
+    raise_errors(scan.findings)
+    for finding in scan.findings:
+        logger.warning("%s", finding)
+    return samples
 
 
 def _table(scan: Scan, pattern: str | None) -> pd.DataFrame:
@@ -403,20 +403,15 @@ def _dataset_around(picture: Path) -> tuple[str, Path] | None:
 def split_samples(
     samples: pd.DataFrame, *, val_ratio: float, test_ratio: float, seed: int, both_classes: bool = True
 ) -> pd.DataFrame:
-    """Fill the column `split` with train, val, test (and test_shift where its folder exists).
+    """Fill the column `split` of a table of `read_samples` with train, val, test (and test_shift if it is there).
 
     What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
-    set, give `test_ratio` of themselves to test; then `val_ratio` of the training data goes to val.
-
-    Args:
-        samples: table of `read_samples`; not changed.
-        val_ratio: share of the training data; 0 where the layout has its own validation folder.
-        test_ratio: share of the images whose split is open.
-        seed: another seed, another split; the same seed, the same split.
-        both_classes: whether a split that lacks a class is an error.
+    set, give `test_ratio` of themselves to test; then `val_ratio` of the training data goes to val: 0 where the
+    layout has its own validation folder. The same seed gives the same split.
 
     Raises:
-        DataError: no validation data or two sources of it, a group that would cross splits, or a missing class.
+        DataError: no validation data or two sources of it, a group that would cross splits, or (`both_classes`) a
+            split that lacks a class.
     """
     raise_errors(_crossing_groups(samples))
     groups, label = samples["group"].to_numpy(dtype=object), samples["label"].to_numpy(dtype=np.int64)

@@ -514,8 +514,8 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY x "1"><!ENTITY y SYSTEM "file:///etc/passwd">]
 LEVELS = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 30))
 BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;")}'
 FIVE = "expected five: class, centre x, centre y, width, height"
-DOCTYPE = "declares a document type (<!DOCTYPE>), which can define entities and is not read; remove it"
-CORNERS = "object 1 has no complete <bndbox>; expected four numbers, found"
+DOCTYPE = "declares a document type (<!DOCTYPE>), which can define entities; remove it"
+CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax, found"
 
 
 @pytest.mark.parametrize(
@@ -533,8 +533,9 @@ CORNERS = "object 1 has no complete <bndbox>; expected four numbers, found"
         (
             ".json",
             entries(annotations=[{"image_id": 1, "bbox": [1, 2, 3]}]),
-            "annotation 0: bbox must be four numbers, got [1, 2, 3]",
+            "annotation 0: bbox must be four numbers, found [1, 2, 3]",
         ),
+        (".json", entries(images=[TWICE[0] | {"height": "x"}]), "image 1: height and width must be two numbers, found"),
         (".json", entries(images=TWICE), "images have the id 1 more than once; ids must tell them apart"),
         (".txt", "0 0.5 0.5 0.1", f"line 1 has 4 columns; {FIVE}"),
         (".txt", "7", f"line 1 has 1 column; {FIVE}"),
@@ -563,13 +564,13 @@ CORNERS = "object 1 has no complete <bndbox>; expected four numbers, found"
         (
             ".xml",
             "<annotation><object><name>a</name></object></annotation>",
-            f"{CORNERS} xmin None, ymin None, xmax None, ymax None",
+            f"{CORNERS} [None, None, None, None]",
         ),
-        (".xml", voc([(3, 2, 5, "")]), f"{CORNERS} xmin '3', ymin '2', xmax '5', ymax ''"),
+        (".xml", voc([(3, 2, 5, "")]), f"{CORNERS} ['3', '2', '5', '']"),
         (
             ".xml",
             voc([(3, 2, 5, 4)]).replace("<width>16", "<width>wide"),
-            "<size> must hold whole numbers, found height and width ['12', 'wide']",
+            "height and width in <size> must be two numbers, found ['12', 'wide']",
         ),
     ],
 )

@@ -21,7 +21,6 @@ from gainmtl_lib.readers import (
     read_image,
     read_mask,
     read_samples,
-    scan_samples,
     split_samples,
     to_8_bit,
 )
@@ -141,7 +140,8 @@ def test_groups_that_do_not_match_or_cross_splits_name_their_files(generic):
     with pytest.raises(DataError, match=r"n0: group lies in 3 splits: .*test_n0.png \(test\) and .*train_n0.png"):
         read(generic, group_pattern=r"[nd]\d")
     write_picture(generic / "images/train/defective/train_d0.jpg")
-    samples, findings = scan_samples(generic, dataset_type="generic", group_pattern=r"[nd]\d")
+    findings = []
+    samples = read(generic, group_pattern=r"[nd]\d", findings=findings)
     assert len(samples) == 18, "a scan does not raise"
     assert sum("same stem" in finding.message for finding in findings) == 1
     assert sum("group lies in" in finding.message for finding in findings) == 6

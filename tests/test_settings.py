@@ -118,7 +118,7 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
     with pytest.raises(SettingsError) as error:
         Small.from_yaml(first, second)
     assert str(error.value) == f"{second}: rate must be a number, got the text 'y'"
-    with pytest.raises(SettingsError, match="^rate must be a number, got the text 'z'$"):
+    with pytest.raises(SettingsError, match=r"^rate must be a number, got the text 'z'$"):
         Small.from_yaml(first, second, rate="z")
 
 
