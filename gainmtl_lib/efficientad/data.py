@@ -26,13 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from gainmtl_lib.dataset import (
-    Batch,
-    EpochSampler,
-    SampleDataset,
-    make_data,
-    whole_batches,
-)
+from gainmtl_lib.dataset import Batch, EpochSampler, SampleDataset, make_data, whole_batches
 from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
 from gainmtl_lib.labels import resize_image, with_boxes
 from gainmtl_lib.readers import (

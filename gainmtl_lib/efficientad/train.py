@@ -336,10 +336,7 @@ class EfficientADTraining(L.LightningModule):
         augmented = recoloured(batch.images, seed=settings.seed, number=batch.number)
         terms = self.losses(batch.images, augmented, batch.penalty)
         total = total_loss(
-            terms,
-            st_weight=settings.st_weight,
-            penalty_weight=settings.penalty_weight,
-            ae_weight=settings.ae_weight,
+            terms, st_weight=settings.st_weight, penalty_weight=settings.penalty_weight, ae_weight=settings.ae_weight
         )
         self._stop_unless_finite(terms, total)
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
@@ -394,11 +391,7 @@ class EfficientADTraining(L.LightningModule):
         self._losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {
-            "gainmtl_settings": self.settings.plain(),
-            "teacher": self.teacher,
-            "scores": self.scores,
-        }
+        checkpoint |= {"gainmtl_settings": self.settings.plain(), "teacher": self.teacher, "scores": self.scores}
 
     def configure_optimizers(self) -> Any:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -420,8 +413,7 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
     pixels, scores = PixelAuroc(sync_on_compute=False), []
     for maps, batch in seen:
         output = model.finish(
-            LocalMaps(*(one.to(model.quantiles.device) for one in maps)),
-            (batch.masks.shape[-2], batch.masks.shape[-1]),
+            LocalMaps(*(one.to(model.quantiles.device) for one in maps)), (batch.masks.shape[-2], batch.masks.shape[-1])
         )
         if not bool(torch.isfinite(output.score).all()):
             raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
