@@ -103,12 +103,12 @@ def _mask_values(mask: Any, name: str) -> NDArray[np.uint8]:
     if isinstance(mask, str | PathLike):
         _check_file(mask)
         return read_mask_values(Path(mask))
-    values = _pixels(mask, name)
+    values, shape = _pixels(mask, name), getattr(mask, "shape", ())
     if isinstance(mask, Image.Image) and values.ndim == 3:
         values = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
     values = np.squeeze(values)
     if values.ndim != 2 or not values.size:
-        raise DataError(f"{name}: mask has shape {tuple(mask.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
+        raise DataError(f"{name}: mask has shape {tuple(shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
     if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1:
         return values.astype(np.uint8) * 255
     return _eight_bit(values, name, mask_to_8_bit)
@@ -134,10 +134,11 @@ def _from_pil(picture: Image.Image, name: str) -> NDArray:
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableError(f"{name}: PIL cannot decode the picture: {error}") from None
     if upright.mode.startswith("I"):  # 16-bit files, also in 32 bits
-        low, high = upright.getextrema()
+        pixels = np.asarray(upright)
+        low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
         if low < 0 or high > 65535:
             raise DataError(f"{name}: values from {low} to {high}; expected 8- or 16-bit pixels")
-        return np.asarray(upright).astype(np.uint16)
+        return pixels.astype(np.uint16)
     return np.asarray(upright if upright.mode == "F" else upright.convert("L" if upright.mode in GREY else "RGB"))
 
 
@@ -623,7 +624,7 @@ def verdict_figure(
     texts = _texts(explanation, scales, class_names)
     lines = [line for text in texts for line in textwrap.wrap(text, int(across * CHARACTERS_PER_INCH))]
     figure = Figure(figsize=(across, 2 * panel * ratio + 1.5 + 0.2 * len(lines)), layout="constrained")
-    mosaic = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
+    mosaic: Any = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
     axes = figure.subplot_mosaic(mosaic, width_ratios=[2, *[1] * len(maps)])
     draw_overlay(axes["picture"], image, mask=mask)
     axes["picture"].set_title("picture\n{1} × {0} pixels".format(*frame.picture))

@@ -95,11 +95,12 @@ def enlarged_share(values: NDArray, scale: MapScale | None, size: tuple[int, int
     low, high = float(full.min()), float(full.max())
     if high - low <= FLAT * max(abs(low), abs(high)):
         return np.zeros_like(full)
-    return (full - low) / (high - low)
+    return np.divide(full - low, high - low, dtype=np.float32)
 
 
 def _enlarged(values: NDArray, size: tuple[int, int]) -> NDArray[np.float32]:
-    return np.asarray(cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR))
+    full = cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(full, dtype=np.float32)
 
 
 def eight_bit(picture: NDArray) -> NDArray[np.uint8]:
@@ -447,7 +448,7 @@ def explanation_figure(
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
     maps = {"deciding CAM": output.cam} | ({THE_SAME: output.cam} if scale else {})
-    maps |= {heading: output[name] for name, heading in UNIT_MAPS.items() if output[name] is not None}
+    maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
     prob = output.logits.float().softmax(dim=1)[:, 1].tolist()
     figure = map_grid(
         batch.images.permute(0, 2, 3, 1).numpy(),
@@ -587,10 +588,12 @@ def training_figure(history: pd.DataFrame) -> Figure:
         name = str(tag).removeprefix("train/loss_")
         style = {"label": "total (weighted)", "color": "k", "lw": 2} if name == "total" else {"label": name, "lw": 1}
         losses.plot(rows["step"], rows["value"].rolling(5, min_periods=1).mean(), **style)
-    for stage, rows in history[history["tag"] == "train/stage"].groupby("value"):
+    stages = history[history["tag"] == "train/stage"].astype({"value": int})
+    for stage in stages["value"].unique():
+        rows = stages[stages["value"] == stage]
         place = {"transform": losses.get_xaxis_transform(), "ha": "center", "va": "top"}
         losses.axvspan(rows["step"].min(), rows["step"].max(), color="k", alpha=0.02 + 0.03 * (stage % 2), lw=0)
-        losses.text(rows["step"].median(), 0.98, f"stage {stage:.0f}", fontsize=7, **place)
+        losses.text(rows["step"].median(), 0.98, f"stage {stage}", fontsize=7, **place)
     losses.set(xlabel="optimiser step", title="training losses (mean of 5 log entries)")
     losses.margins(y=0.12)
     losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -217,8 +217,8 @@ def impute(image: Tensor, removed: Tensor, rng: np.random.Generator, *, noise: f
 @lru_cache(2)
 def _neighbours(height: int, width: int) -> sparse.csr_array:
     """Weights of each pixel's neighbours, (HW, HW): 1/6 beside it, 1/12 across, as in the paper's code."""
-    rows, columns = (sparse.diags_array([1.0, 2.0, 1.0], offsets=[-1, 0, 1], shape=(n, n)) for n in (height, width))
-    weights = sparse.kron(rows, columns, format="csr") / 12
+    along = [sparse.csr_array(np.eye(n, k=-1) + 2 * np.eye(n) + np.eye(n, k=1)) for n in (height, width)]
+    weights = sparse.kron(*along, format="csr") / 12
     return sparse.csr_array(weights - sparse.diags_array(weights.diagonal()))
 
 
@@ -292,7 +292,7 @@ def found_defects(
 
 
 def faithfulness(
-    model: nn.Module,
+    model: Any,
     data: GainDataModule,
     rows: Sequence[int],
     *,
@@ -321,12 +321,12 @@ def faithfulness(
     """
     if not len(rows):
         raise ValueError("rows is empty; give rows of data.samples, for example of found_defects(…)")
-    make = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
+    make: Callable[..., Tensor] = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
     table = []
     for row in counted(map(int, rows), len(rows), "faithfulness, pictures", log=logger):
         images = data.dataset.__getitems__([row]).images
         own = make(model, images)[0, 0]
-        line: dict[str, Any] = {"row": row} | data.samples.loc[row, ["image", "group"]].to_dict()
+        line: dict[Any, Any] = {"row": row} | data.samples.loc[row, ["image", "group"]].to_dict()
         for prefix, values in (("random_", moved_map(own, (seed, row, 1))), ("", own)):
             curves = deletion_insertion(model, images[0], values, steps=steps, seed=(seed, row))
             line |= {f"{prefix}{name}_auc": np.trapezoid(curves[name], curves.index) for name in curves}
@@ -401,14 +401,16 @@ HEAD_IGNORED = "With the deciding head alone destroyed the map stays the same: i
 
 def cascade(model: GAINMTLModel) -> dict[str, list[nn.Module]]:
     """The parts that the deciding map rests on, from the deciding head down; the pyramid only where it gates (S6)."""
-    path, parts = model.attention, {"deciding head": [deciding_head(model)]}
+    path = model.attention
+    parts: dict[str, list[Any]] = {"deciding head": [deciding_head(model)]}
     if path is not None:
         parts["attention"] = [path.cbam, path.attention_head, path.mining_head, path.adapter]
     if model.strategy == "S6":
         parts["localization"] = [model.localization]
     if model.projection is not None:
         parts["projection"] = [model.projection]
-    return parts | {"backbone": [model.backbone]}
+    parts["backbone"] = [model.backbone]
+    return parts
 
 
 @torch.no_grad()
@@ -447,7 +449,7 @@ def randomisation_check(
     images = data.dataset.__getitems__([int(row) for row in rows]).images
     images = images.to(next(model.parameters(), images).device)
     batches = images.split(BATCH)
-    make = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
+    make: Callable[..., Tensor] = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
 
     def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float32]]:
         with as_at_inference(asked), torch.no_grad():
@@ -473,10 +475,10 @@ def randomisation_check(
 def compare_maps(before: Tensor, after: Tensor, images: Tensor) -> dict[str, NDArray]:
     """``spearman`` and ``ssim`` of two maps (B, 1, h, w) of each picture (B, 3, H, W)."""
     full = [normalize_maps(resize_maps(maps, images[:, :1])) for maps in (before, after)]
-    ssim = structural_similarity_index_measure(*full, data_range=1.0, reduction="none")
+    ssim = structural_similarity_index_measure(full[0], full[1], data_range=1.0, reduction="none")
     cells = [normalize_maps(maps).flatten(1).cpu().numpy() for maps in (before, after)]
     spearman = [
-        np.nan if np.ptp(b) == 0 else 0.0 if np.ptp(a) == 0 else stats.spearmanr(b, a).statistic for b, a in zip(*cells)
+        np.nan if np.ptp(b) == 0 else 0.0 if np.ptp(a) == 0 else stats.spearmanr(b, a)[0] for b, a in zip(*cells)
     ]
     return {"spearman": np.array(spearman), "ssim": np.atleast_1d(torch.as_tensor(ssim).cpu().numpy())}
 
