@@ -185,10 +185,8 @@ class GainDataModule(L.LightningDataModule):
             from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7
 
             dataset.counterfactuals = ImageCounterfactuals(
-                labels=dataset.labels.numpy(),
-                annotated=dataset.has_mask.numpy(),
-                rows=np.flatnonzero(dataset.in_training).tolist(),
-                picture=dataset.stored,
+                dataset,
+                np.flatnonzero(dataset.in_training).tolist(),
                 share=self.settings.image_counterfactual,
                 seed=self.settings.seed,
             )

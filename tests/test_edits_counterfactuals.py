@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,9 +48,8 @@ def edits(
         full = surface(row, bool(labels[row]), normals + without <= row < normals + without + covered)
         return full if annotated[row] else Picture(full.image, None)
 
-    return ImageCounterfactuals(
-        labels=labels, annotated=annotated, rows=range(len(labels)), picture=picture, share=share, seed=seed
-    )
+    dataset = SimpleNamespace(labels=labels, has_mask=annotated, stored=picture)
+    return ImageCounterfactuals(dataset, range(len(labels)), share=share, seed=seed)
 
 
 def drawn(of: ImageCounterfactuals, epochs: int) -> list:
@@ -125,7 +125,7 @@ def test_what_is_drawn_follows_the_odds_in_both_labels_and_in_all_methods(normal
 def test_edits_carry_their_labels_and_masks_and_change_only_their_region():
     of, seen = edits(), set()
     for each in drawn(of, 8):
-        before, edit = of._picture(each.row), each.edit
+        before, edit = of.dataset.stored(each.row), each.edit
         seen.add((each.kind, edit.label))
         assert edit.mask.any() == (edit.label == 1)
         assert np.array_equal(edit.image[~edit.region], before.image[~edit.region])
@@ -230,14 +230,10 @@ def letterboxed(row: int, defective: bool) -> Picture:
 def test_edits_never_reach_the_bars_which_take_the_mean_of_the_edited_part():
     """Bars of 250 beside a surface of 150: a spot of a bar, healed or pasted, would be brighter than any grain."""
     labels = np.array([0] * 12 + [1] * 12)
-    of = ImageCounterfactuals(
-        labels=labels,
-        annotated=labels == 1,
-        rows=range(len(labels)),
-        picture=lambda row: letterboxed(row, bool(labels[row])),
-        share=1.0,
-        seed=0,
+    dataset = SimpleNamespace(
+        labels=labels, has_mask=labels == 1, stored=lambda row: letterboxed(row, bool(labels[row]))
     )
+    of = ImageCounterfactuals(dataset, range(24), share=1.0, seed=0)
     found = [each for each in drawn(of, 16) if each.edit is not None]
     for each in found:
         before, edit = letterboxed(each.row, each.row >= 12), each.edit

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from gainmtl_lib.figures import contact_sheet
 from gainmtl_lib.readers import DataError
 
 if TYPE_CHECKING:
-    from gainmtl_lib.dataset import Picture
+    from gainmtl_lib.dataset import Picture, SampleDataset
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +91,8 @@ class ImageCounterfactuals:
     its turn, so that few masks still give as many counterfactuals; with a share of 1 it is never shown.
 
     Args:
-        labels: of all samples by row.
-        annotated: which of them have a mask.
+        dataset: holds every row's label, whether it has a mask, and its picture as stored. Bars are never edited.
         rows: the training rows.
-        picture: of a row at the network's size, not augmented. The bars of a letterboxed one are never edited.
         share: of edited pictures, in (0, 1].
         seed: of all draws.
 
@@ -102,21 +100,11 @@ class ImageCounterfactuals:
         DataError: the training split lacks a class, or no defect of it has a mask.
     """
 
-    def __init__(
-        self,
-        *,
-        labels: NDArray[np.int64],
-        annotated: NDArray[np.bool_],
-        rows: Sequence[int],
-        picture: Callable[[int], Picture],
-        share: float,
-        seed: int,
-    ) -> None:
-        self.rows, self.share, self.seed = list(rows), share, seed
-        self._labels, self._has_mask, self._picture = labels, annotated, picture
-        self.normals = [row for row in self.rows if labels[row] == 0]
-        self.defectives = [row for row in self.rows if labels[row] == 1]
-        self.annotated = [row for row in self.defectives if annotated[row]]
+    def __init__(self, dataset: SampleDataset, rows: Sequence[int], *, share: float, seed: int) -> None:
+        self.dataset, self.rows, self.share, self.seed = dataset, list(rows), share, seed
+        self.normals = [row for row in self.rows if not dataset.labels[row]]
+        self.defectives = [row for row in self.rows if dataset.labels[row]]
+        self.annotated = [row for row in self.defectives if dataset.has_mask[row]]
         asked = f"image_counterfactual is {share:g}"
         if not self.normals or not self.defectives:
             raise DataError(
@@ -140,7 +128,7 @@ class ImageCounterfactuals:
     def draw(self, epoch: int, row: int) -> Drawn | None:
         """The edit that a training position shows in an epoch; None where it shows its picture as it is."""
         rng = np.random.default_rng([self.seed, epoch, row, STREAM])
-        odds = self.odds[int(self._labels[row])]
+        odds = self.odds[int(self.dataset.labels[row])]
         place = int(np.searchsorted(np.cumsum(list(odds.values())), rng.random(), side="right"))
         return self._try(list(odds)[place], row, rng) if place < len(odds) else None
 
@@ -152,15 +140,11 @@ class ImageCounterfactuals:
             limit: of the training positions that are looked at, spread evenly over the split.
         """
         step = 1 if limit is None else max(1, -(-len(self.rows) // limit))
+        drawn = [(int(self.dataset.labels[row]), self.draw(epoch, row)) for row in self.rows[::step]]
         table = [
-            (
-                each.kind,
-                each.edit and each.edit.method,
-                each.edit.label if each.edit else self._labels[row],
-                each.failures,
-            )
-            for row in self.rows[::step]
-            if (each := self.draw(epoch, row)) is not None
+            (each.kind, getattr(each.edit, "method", None), getattr(each.edit, "label", label), each.failures)
+            for label, each in drawn
+            if each is not None
         ]
         return pd.DataFrame(table, columns=["kind", "method", "label", "failures"])
 
@@ -206,7 +190,7 @@ class ImageCounterfactuals:
         for _ in range(5 * TRIES):
             drawn = self._try(kind, self._one_of(source, rng), rng, method=method)
             if drawn.edit is not None:
-                return self._picture(drawn.row), drawn.edit
+                return self.dataset.stored(drawn.row), drawn.edit
             failures |= set(drawn.failures)
         how = f"{kind} ({method})" if method else kind
         raise DataError(f"no training picture could be edited by {how}: {', '.join(sorted(failures))}")
@@ -217,7 +201,7 @@ class ImageCounterfactuals:
         shown = row
         for attempt in range(TRIES):
             # A defect that two methods cannot edit (too large, as a rule) gives its turn away too.
-            if self._labels[row] == 1 and (not self._has_mask[row] or attempt >= TRIES // 2):
+            if self.dataset.labels[row] and (not self.dataset.has_mask[row] or attempt >= TRIES // 2):
                 shown = self._one_of(self.annotated, rng)
             chosen = method or methods[int(rng.integers(len(methods)))]
             try:
@@ -228,26 +212,26 @@ class ImageCounterfactuals:
 
     def _edit(self, kind: str, row: int, method: str, rng: Generator) -> Edit:
         """An edit without the picture's bars, which may be of another size than its donors and sources."""
-        picture = self._picture(row)
+        picture = self.dataset.stored(row)
         image, mask = picture.without_bars
-        donor = self._picture(self._one_of(self.annotated, rng)).without_bars if kind in KINDS[0] else None
         how = {"method": method, "rng": rng}
-        if kind in HEALING:
-            operation = {"heal": heal, "heal_beside": heal_beside, "heal_spot": heal_spot}[kind]
-            edit = operation(image, donor[1] if donor else mask, **how)
-        elif donor is None:
-            edit = repaste(image, mask, **how)
-        elif kind == "paste":
-            edit = paste(image, *donor, **how)
+        if kind in KINDS[1]:
+            edit = {"heal": heal, "heal_beside": heal_beside, "repaste": repaste}[kind](image, mask, **how)
         else:
-            edit = paste_clean(image, self._other_normal(row, rng), donor[1], **how)
+            donor_image, donor_mask = self.dataset.stored(self._one_of(self.annotated, rng)).without_bars
+            if kind == "paste":
+                edit = paste(image, donor_image, donor_mask, **how)
+            elif kind == "heal_spot":
+                edit = heal_spot(image, donor_mask, **how)
+            else:
+                edit = paste_clean(image, self._other_normal(row, rng), donor_mask, **how)
         return framed(edit, picture.image.shape[:2], picture.place)
 
     def _other_normal(self, row: int, rng: Generator) -> NDArray[np.uint8]:
         others = [normal for normal in self.normals if normal != row]
         if not others:
             raise EditError("no other normal picture", "the training split holds one only; expected two or more")
-        return self._picture(self._one_of(others, rng)).without_bars[0]
+        return self.dataset.stored(self._one_of(others, rng)).without_bars[0]
 
     @staticmethod
     def _one_of(rows: Sequence[int], rng: Generator) -> int:

@@ -30,12 +30,11 @@ class EditError(ValueError):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both, so that a loader's worker process can send it pickled
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[EditError], tuple[str, str]]:
-        """A loader's worker process sends its errors pickled."""
-        return type(self), (self.reason, str(self).removeprefix(f"{self.reason}: "))
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,8 @@ def draw_pairs(data: GainDataModule, *, seed: int = 0, pictures: int = 400, roun
     pairs = []
     for half in (0, 1):
         chosen = [row for row in rows if rank[row] % 2 == half]
-        labels, annotated = dataset.labels.numpy(), dataset.has_mask.numpy()
         try:
-            edits = ImageCounterfactuals(
-                labels=labels, annotated=annotated, rows=chosen, picture=dataset.stored, share=1.0, seed=seed
-            )
+            edits = ImageCounterfactuals(dataset, chosen, share=1.0, seed=seed)
         except DataError as error:
             few = f"half of the training pictures ({len(chosen)}) are too few to probe edits"
             raise DataError(f"{few}: {error}") from None
@@ -62,8 +59,7 @@ def draw_pairs(data: GainDataModule, *, seed: int = 0, pictures: int = 400, roun
                 window = _window(edit.region)
                 shown = dataset.stored(drawn.row).image[window], edit.image[window], edit.region[window]
                 pairs.append((*shown, edit.kind, edit.method, edit.label, groups[drawn.row], half == 1))
-    names = ["before", "after", "region", "kind", "method", "label", "part", "held_out"]
-    return pd.DataFrame(pairs, columns=names)
+    return pd.DataFrame(pairs, columns=["before", "after", "region", "kind", "method", "label", "part", "held_out"])
 
 
 def _window(region: NDArray[np.bool_]) -> tuple[slice, slice]:
