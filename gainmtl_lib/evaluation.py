@@ -72,8 +72,8 @@ def evaluate(
         data: in place of the run's own, or the run's own where the caller has it already.
         mask_source: S6 only, in place of the settings' own. ``oracle`` hands it the ground truth, which
             leaks the label: its results are marked.
-        external_mask_dir: one mask per image, found by stem, for ``external``; in place of the settings' own.
-        efficientad_run: folder of the run that makes the masks, for ``efficientad``; in place of the settings' own.
+        external_mask_dir, efficientad_run: where ``external`` or ``efficientad`` masks are from, in place of the
+            settings' own: a folder with one mask per image, found by stem; the folder of a run.
         threshold: fixed beforehand, in place of the one chosen on ``val``.
         device: where to compute, see `checked_device`; None is where the run was trained, ``auto`` for a model.
         reuse: take stored results of the run where they exist.
@@ -123,7 +123,6 @@ def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainD
 
     Raises:
         RunError: neither is given, the run's data changed since it was trained, or there is no test split.
-        DataError: pictures that cannot be read.
     """
     if data is None:
         if run is None:
@@ -164,12 +163,7 @@ PLACES = {
 
 
 class MaskSource:
-    """What the attention of one model is given.
-
-    Args:
-        name: one of `SOURCES`; None where the strategy's attention takes no mask.
-        place: of `external` the folder with one mask per image, of `efficientad` that of the run.
-    """
+    """What the attention of one model is given: the source's name, None where it takes no mask, and its place."""
 
     def __init__(self, name: str | None, place: Path | None = None) -> None:
         self.name, self.place = name, place
@@ -189,13 +183,7 @@ class MaskSource:
         folder: Path | None = None,
         efficientad_run: Path | None = None,
     ) -> MaskSource:
-        """The source of a model, or of a run's settings, which know their places.
-
-        Args:
-            model_or_settings: say the strategy, and the source where none is asked for.
-            name: in place of their own.
-            folder: of `external`, in place of the settings' own.
-            efficientad_run: of `efficientad`, in place of the settings' own.
+        """The source of a model, or of a run's settings, which know its place; what is given goes before their own.
 
         Raises:
             RunError: a source for another strategy than S6, one without its place, or a place without its source.
@@ -255,8 +243,7 @@ class MaskSource:
         """What to give as ``attention_masks``, (B, 1, H, W) in [0, 1]; None where the model finds its own or none.
 
         Raises:
-            DataError: masks from outside or of other pictures that are missing or do not fit, or pictures that cannot
-                be read.
+            DataError: masks or pictures that are missing, cannot be read or do not fit.
             RunError: an EfficientAD run that cannot be used here.
         """
         if self.leaks:
@@ -324,10 +311,6 @@ def mask_source_table(
     Returns:
         One row per source and test split: ``source``, ``mask`` (see `SOURCES`), ``split``, ``threshold``, the scores,
         ``label_leaks`` and ``teacher`` (of `efficientad`, else None).
-
-    Raises:
-        RunError: another strategy, or what `evaluate` refuses.
-        DataError: masks that cannot be had, or pictures that cannot be read.
     """
     places = {name: options.pop(parameter, None) for name, (parameter, _) in PLACES.items()}
     data, rows = data or evaluated_data(run), []
@@ -375,14 +358,7 @@ def _predict(model: GAINMTLModel, data: GainDataModule, source: MaskSource, devi
 
 @torch.inference_mode()
 def predict_split(model: GAINMTLModel, data: GainDataModule, split: str, *, source: MaskSource) -> SplitPredictions:
-    """Run the model over one split, in evaluation mode and single precision; pictures are not kept.
-
-    Args:
-        model: its device decides where the work is done.
-        data: set up; gives the split's images in a fixed order.
-        split: ``val``, ``test`` or ``test_shift``.
-        source: of S6's masks.
-    """
+    """Run the model, where it is, over one split in its order, in single precision; pictures are not kept."""
     device = next(model.parameters()).device
     model.eval()
     rows, maps = [], []
@@ -546,17 +522,10 @@ KINDS = {
 
 
 def error_analysis(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """The images of one split that need a look, most urgent first.
+    """The rows of `evaluate`'s table that need a look, most urgent first, with a first column ``kind`` (see `KINDS`).
 
     Missed defects come first (lowest probability first: the surest mistakes), then the right verdicts whose
     CAM is off the defect (lowest energy inside first), then false alarms (highest probability first).
-
-    Args:
-        predictions: table of `evaluate`.
-        split: which split.
-
-    Returns:
-        The table's rows with a first column ``kind``, one of `KINDS`.
     """
     rows = predictions[predictions["split"] == split]
     parts = {
@@ -605,11 +574,7 @@ def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], predictions: 
 
 
 def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The run's predictions and summary.
-
-    Args:
-        run: finished, of either system.
-        need_test: refuse an evaluation of the validation split alone.
+    """The predictions and summary of a finished run of either system, with a test split where one is needed.
 
     Raises:
         RunError: the run is not evaluated, or its files are damaged or do not belong together.
@@ -672,10 +637,6 @@ def file_digest(path: Path) -> str:
 
 def rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64]:
     """The row of ``data.samples`` of each row of predictions: both hold the pictures of a split in the same order.
-
-    Args:
-        predictions: of `evaluate`, all rows of each split that they hold.
-        data: set up.
 
     Raises:
         ValueError: the pictures are not the same.

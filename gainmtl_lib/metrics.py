@@ -134,12 +134,7 @@ class _Summed(Metric):
 
 
 class LocalizationIoU(_Summed):
-    """Mean `mask_iou` over the images that have a mask; NaN when there is none.
-
-    Attributes:
-        count: how many images were scored.
-        skipped: how many had no mask.
-    """
+    """Mean `mask_iou` over the `count` images that have a mask; NaN when there is none. The others are `skipped`."""
 
     total: Tensor
     count: Tensor
@@ -238,13 +233,8 @@ class Aupro(_Summed):
     """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
 
     Lowering one threshold over the whole set, the mean share of each defect region (8-connected) that is covered is
-    integrated over the share of defect-free pixels that are flagged.
-
-    The points of the curve are exact, only those between two levels are missing, so the area is off by at most half
-    the sum of (rate step x overlap step) / limit.
-
-    Args:
-        limit: false-positive rate at which integration ends, in (0, 1].
+    integrated over the share of defect-free pixels that are flagged, up to `limit`. Only points between two levels are
+    missing, so the area is off by at most half the sum of (rate step x overlap step) / limit.
     """
 
     covered: Tensor
@@ -323,16 +313,14 @@ _VERDICTS = {(1, 1): "TP", (0, 1): "FP", (1, 0): "FN", (0, 0): "TN"}
 def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0.5) -> float:
     """Score from which an image is called defective: the highest F1.
 
-    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both.
+    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both. Where there is nothing to
+    choose (one class, or all scores equal) it is `near`, without it the highest score.
 
     Args:
         labels: 0 or 1, (N,), of the validation split; never of a test split.
         scores: (N,).
         near: which of several equally good candidates is taken: the nearest to this value; None for scores without
             a natural middle takes the one with the widest margin.
-
-    Returns:
-        Where there is nothing to choose (one class, or all scores equal): `near`, without it the highest score.
     """
     values = np.unique(scores)
     if len(values) < 2 or labels.min() == labels.max():
@@ -349,12 +337,9 @@ def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0
 def novelty_threshold(normal_scores: NDArray, *, false_alarms: float = FALSE_ALARMS) -> float:
     """Anomaly score above which a picture is unlike the normal ones: their conformal quantile.
 
-    A new normal picture exceeds it with a probability of at most `false_alarms`, whatever the scores' distribution,
-    once there are 1 / false_alarms - 1 of them (Vovk, Gammerman, Shafer 2005); with fewer it is the highest score.
-
-    Args:
-        normal_scores: of the normal validation pictures, (N,), at least one.
-        false_alarms: in (0, 1).
+    Of the normal validation pictures' scores (N,). A new normal picture exceeds it with a probability of at most
+    `false_alarms`, whatever the scores' distribution, once there are 1 / false_alarms - 1 of them (Vovk, Gammerman,
+    Shafer 2005); with fewer it is the highest score.
     """
     rank = math.ceil((len(normal_scores) + 1) * (1 - false_alarms))
     return float(np.sort(normal_scores)[min(rank, len(normal_scores)) - 1])
@@ -366,13 +351,7 @@ def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
 
 
 def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of the verdicts; AUROC and AP of the scores (NaN for one class).
-
-    Args:
-        labels: 0 or 1, (N,).
-        predicted: 0 or 1, (N,).
-        scores: (N,), of any range.
-    """
+    """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range (NaN for one class)."""
     truth, calls = torch.tensor(labels), torch.tensor(predicted)
     both = truth.min() != truth.max()
     ranks = _ranks(scores)
@@ -429,14 +408,9 @@ class MapScale:
 
 
 def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
-    """The scale of one kind of map.
+    """The scale of one kind of map, (N, h, w) of the validation split with its labels.
 
-    Args:
-        maps: of the validation split, (N, h, w).
-        labels: 0 normal, 1 defective, (N,).
-
-    Returns:
-        None where a class is missing, because nothing says then what is calm or what is not.
+    None where a class is missing, because nothing says then what is calm or what is not.
     """
     peaks = np.asarray(maps, dtype=np.float32).max(axis=(1, 2))
     normal, defective = peaks[labels == 0], peaks[labels == 1]

@@ -24,33 +24,19 @@ from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 @dataclass
 class GainOutput:
-    """What the model says; readable by attribute and by key. Fields the strategy lacks are None.
+    """What the model says; readable by attribute and by key. Fields the strategy lacks are None."""
 
-    Attributes:
-        logits: the strategy's decision, (B, 2): `cls_logits` for S1-S2, `attended_cls_logits` from S3 on.
-        cam: class activation map of the deciding head, (B, 1, h, w), unbounded margin.
-        cls_logits: path 1, (B, 2).
-        cls_cam: CAM of path 1, (B, 1, h, w).
-        attended_cls_logits: path 2, (B, 2).
-        attention_logits: (B, 1, h, w), mining averaged in.
-        attention_map: sigmoid of `attention_logits`.
-        effective_attention: what gates the features: `attention_map`, in S6 its fusion with the mask.
-        cf_logits: decision with the defect suppressed, (B, 2); needs masks.
-        localization_logits: (B, 1, H, W).
-        localization_map: sigmoid of `localization_logits`.
-    """
-
-    logits: Tensor
-    cam: Tensor
-    cls_logits: Tensor
-    cls_cam: Tensor
-    attended_cls_logits: Tensor | None = None
-    attention_logits: Tensor | None = None
-    attention_map: Tensor | None = None
-    effective_attention: Tensor | None = None
-    cf_logits: Tensor | None = None
-    localization_logits: Tensor | None = None
-    localization_map: Tensor | None = None
+    logits: Tensor  # the strategy's decision, (B, 2): `cls_logits` for S1-S2, `attended_cls_logits` from S3 on
+    cam: Tensor  # class activation map of the deciding head, (B, 1, h, w), unbounded margin
+    cls_logits: Tensor  # path 1, (B, 2)
+    cls_cam: Tensor  # CAM of path 1, (B, 1, h, w)
+    attended_cls_logits: Tensor | None = None  # path 2, (B, 2)
+    attention_logits: Tensor | None = None  # (B, 1, h, w), mining averaged in
+    attention_map: Tensor | None = None  # sigmoid of `attention_logits`
+    effective_attention: Tensor | None = None  # what gates the features: `attention_map`, in S6 fused with the mask
+    cf_logits: Tensor | None = None  # the decision with the defect suppressed, (B, 2); needs masks
+    localization_logits: Tensor | None = None  # (B, 1, H, W)
+    localization_map: Tensor | None = None  # sigmoid of `localization_logits`
 
     def __getitem__(self, key: str) -> Tensor | None:
         if key not in self.keys():
@@ -81,18 +67,11 @@ def _convolutions(channels: int, hidden: int, out_channels: int, *, first: int =
 
 
 class CBAM(nn.Module):
-    """Channel, then spatial attention (Woo et al., ECCV 2018), as its equations have it: no batch norm on the gate.
-
-    Args:
-        channels: feature channels C.
-        reduction: C divided by the width of the shared MLP, which is at least 8: fewer rectified units can all
-            be off, and then never come back.
-        kernel_size: of the spatial convolution.
-    """
+    """Channel, then spatial attention (Woo et al., ECCV 2018), as its equations have it: no batch norm on the gate."""
 
     def __init__(self, channels: int, *, reduction: int = 16, kernel_size: int = 7) -> None:
         super().__init__()
-        hidden = max(8, channels // reduction)
+        hidden = max(8, channels // reduction)  # fewer rectified units can all be off, and then never come back
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
 
@@ -169,13 +148,7 @@ def fuse_attention(
 
 
 class ClassificationHead(nn.Module):
-    """Average pooling and two linear layers, normal against defective.
-
-    Args:
-        channels: feature channels C.
-        hidden: width between the layers.
-        dropout: share of hidden units dropped in training.
-    """
+    """Average pooling and two linear layers, normal against defective."""
 
     def __init__(self, channels: int, *, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -237,9 +210,7 @@ class LocalizationHead(nn.Module):
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Shape: (B, C, h, w) -> (B, 1, *size), upsampled fourfold and then to `size`."""
         logits = F.interpolate(self.body(features), scale_factor=4.0, mode="bilinear")
-        if logits.shape[2:] == size:
-            return logits
-        return F.interpolate(logits, size=size, mode="bilinear")
+        return logits if logits.shape[2:] == size else F.interpolate(logits, size=size, mode="bilinear")
 
 
 # --- The class activation map
@@ -423,13 +394,11 @@ class GAINMTLModel(nn.Module):
     Only the parts that the strategy uses exist.
 
     Args:
-        backbone_arch, pretrained, out_indices, use_mmpretrain: see `get_backbone`.
+        backbone_arch, pretrained, out_indices, use_mmpretrain, freeze_backbone_stages: see `get_backbone`.
         num_classes: 2; the CAM is a two-class margin.
-        fpn_channels: width of the feature pyramid.
-        attention_channels: width inside the attention and mining heads.
+        fpn_channels, attention_channels: width of the feature pyramid, and inside the attention and mining heads.
         use_counterfactual: False leaves path 3 out of S5 to S7.
         strategy: S1 to S7; S7 is the model of S5, trained on edited pictures besides.
-        freeze_backbone_stages: see `Backbone.freeze`.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
         counterfactual_mode: see `Counterfactual`.
@@ -468,13 +437,10 @@ class GAINMTLModel(nn.Module):
         super().__init__()
         if num_classes != 2:
             raise ModelError(f"num_classes must be 2 (the CAM is a two-class margin), got {num_classes}")
-        for name, value, known in (
-            ("strategy", strategy, STRATEGY_WEIGHTS),
-            ("fusion_norm", fusion_norm, FUSION_NORMS),
-            ("mask_source", mask_source, MASK_SOURCES),
-        ):
-            if value not in known:
-                raise ModelError(f"{name} must be one of {', '.join(known)}, got '{value}'")
+        known = {"strategy": STRATEGY_WEIGHTS, "fusion_norm": FUSION_NORMS, "mask_source": MASK_SOURCES}
+        for name, value in (("strategy", strategy), ("fusion_norm", fusion_norm), ("mask_source", mask_source)):
+            if value not in known[name]:
+                raise ModelError(f"{name} must be one of {', '.join(known[name])}, got '{value}'")
         if map_stride not in LEVEL_STRIDES.values():
             raise ModelError(f"map_stride must be one of {list(LEVEL_STRIDES.values())}, got {map_stride}")
         levels = checked_levels(out_indices)
@@ -493,9 +459,7 @@ class GAINMTLModel(nn.Module):
         width = map_channels if map_level else channels[-1]
         self.projection = MapProjection(channels[-1], channels[self._map_level], width) if map_level else None
         self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
-        self.attention: AttentionPath | None = None
-        self.localization: nn.ModuleDict | None = None
-        self.counterfactual: Counterfactual | None = None
+        self.attention = self.localization = self.counterfactual = None
         if strategy >= "S3":
             self.attention = AttentionPath(
                 width, attention_channels=attention_channels, head_channels=head_channels, dropout=dropout
@@ -508,15 +472,7 @@ class GAINMTLModel(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts this strategy has, by name; together they hold every parameter once."""
-        named = {
-            "backbone": self.backbone,
-            "projection": self.projection,
-            "cls": self.cls_head,
-            "attention": self.attention,
-            "localization": self.localization,
-            "counterfactual": self.counterfactual,
-        }
-        return {name: part for name, part in named.items() if part is not None}
+        return {name.removesuffix("_head"): part for name, part in self.named_children()}
 
     def forward(
         self,
@@ -626,11 +582,6 @@ class GAINMTLModel(nn.Module):
 
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
-    """The model of a run's settings.
-
-    Args:
-        settings: its constructor's parameters are fields of theirs.
-        pretrained: in place of the settings' own; False when weights are loaded afterwards.
-    """
+    """The model of a run's settings; `pretrained` in place of their own, False when weights are loaded afterwards."""
     given = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
     return GAINMTLModel(**given if pretrained is None else given | {"pretrained": pretrained})

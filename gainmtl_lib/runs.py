@@ -43,9 +43,7 @@ class FileError(OSError):
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends without an error.
-
-    The suffix is kept, for writers that choose a format by it.
+    """A temporary path of the same suffix beside `path`, renamed to it when the block ends without an error.
 
     Raises:
         FileError: the disk is full or the folder cannot be written to.
@@ -447,8 +445,7 @@ def compare(runs: list[Run]) -> pd.DataFrame:
 def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds per split and strategy, and the half-width of its 95 % t interval (NaN for one seed).
 
-    Returns:
-        Index (split, strategy); columns (metric, ``mean`` | ``half_width``) and (``seeds``, ``count``).
+    Index (split, strategy); columns (metric, ``mean`` | ``half_width``) and (``seeds``, ``count``).
     """
     grouped = comparison.groupby(["split", "strategy"])[list(COLUMNS)]
     mean, count, sem = grouped.mean(), grouped.count(), grouped.sem()
@@ -475,9 +472,7 @@ def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
 def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
     """What each strategy changed against the one that it is built on, and each variant against its strategy.
 
-    Returns:
-        Index (split, step) with steps like ``S1→S2``, ``S5→S7``, ``S5→S5-nowarmup``; the mean over the seeds that both
-        have, one column per metric.
+    Index (split, step), steps like ``S1→S2``, ``S5→S7``, ``S5→S5-nowarmup``; the mean over the seeds that both have.
     """
     names = sorted(comparison["strategy"].unique())
     plain = [name for name in names if name[2:3] != "-"]
@@ -486,9 +481,6 @@ def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
         before["S7"] = "S5"  # not built on S6
     steps = [(before[name], name) for name in names if before.get(name) in plain]
     means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
-    rows = {}
-    for split in comparison["split"].unique():
-        for first, second in steps:
-            one, other = (means.loc[split].xs(name, level="strategy") for name in (first, second))
-            rows[split, f"{first}→{second}"] = (other - one).mean()
-    return pd.DataFrame(rows).T.rename_axis(["split", "step"])
+    seeds = {name: means.xs(name, level="strategy") for name in names}
+    deltas = {f"{first}→{second}": seeds[second] - seeds[first] for first, second in steps}
+    return pd.concat(deltas, names=["step"]).groupby(["split", "step"], sort=False).mean()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,7 @@ class DeviceError(ValueError):
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``.
-
-    Raises:
-        DeviceError: another name, or it is not there.
-    """
+    """The device of ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:<k>``."""
     if not re.fullmatch(r"auto|cpu|mps(:0)?|cuda(:\d+)?", name):
         raise DeviceError(f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>")
     if name == "auto":
@@ -84,11 +80,7 @@ def check_count(device: torch.device, count: int) -> None:
 
 
 def lightning_precision(name: str, device: torch.device) -> str:
-    """Lightning's name of ``auto`` (fp16 AMP on CUDA, bf16 AMP on the CPU, else single), ``32``, ``bf16`` or ``16``.
-
-    Raises:
-        DeviceError: fp16 on the CPU, which has no gradient scaling.
-    """
+    """Lightning's name of ``auto`` (fp16 AMP on CUDA, bf16 AMP on the CPU, else single), ``32``, ``bf16`` or ``16``."""
     if name == "auto":
         name = {"cuda": "16", "cpu": "bf16"}.get(device.type, "32")
     if name == "16" and device.type == "cpu":
@@ -97,12 +89,7 @@ def lightning_precision(name: str, device: torch.device) -> str:
 
 
 def inference_autocast(name: str, device: torch.device) -> torch.autocast:
-    """The precision of `lightning_precision` for computing without training; fp16 becomes bf16 on the CPU.
-
-    Args:
-        name: ``auto``, ``32``, ``bf16`` or ``16``, of the training.
-        device: where it is computed now, which may be another one.
-    """
+    """The precision of a training, see `lightning_precision`, for computing without; fp16 becomes bf16 on the CPU."""
     if name == "16" and device.type == "cpu":
         name = "bf16"
     half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(lightning_precision(name, device))
@@ -287,17 +274,12 @@ class GainTraining(L.LightningModule):
         self.accuracy.update(prob, batch.labels)
         self.average_precision.update(prob, batch.labels)
         self.cam_iou.update(output.cam.float(), batch.masks * batch.has_mask[:, None, None, None])
+        for name in ("accuracy", "average_precision", "cam_iou"):
+            self.log(f"val/{name}", getattr(self, name), on_epoch=True)
         size = len(batch.labels)
         self.log("val/val_total", losses["total"], on_epoch=True, batch_size=size)
         self.log("val/val_cls", losses["cls"] if "cls" in losses else losses["total"], on_epoch=True, batch_size=size)
         self.log("compare/total_val", losses["total"], on_epoch=True, batch_size=size)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log("val/accuracy", self.accuracy.compute())
-        self.log("val/average_precision", self.average_precision.compute())
-        self.log("val/cam_iou", self.cam_iou.compute())
-        for metric in (self.accuracy, self.average_precision, self.cam_iou):
-            metric.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gainmtl_settings"] = self.settings.plain()
@@ -327,17 +309,10 @@ class RunCheckpoints(Checkpoint):
 
     Best is the highest validation average precision, ties by CAM-IoU. It is looked for in the final stage
     only, the same window for every strategy: before stage 2 the deciding head of S3-S7 is untrained.
-
-    Args:
-        folder: where they go.
-        every_n_epochs: distance of the periodic ones.
-        window_start: fraction of the training after which an epoch's end can be the best.
     """
 
     def __init__(self, folder: Path, *, every_n_epochs: int, window_start: float) -> None:
-        self.folder = folder
-        self.every_n_epochs = every_n_epochs
-        self.window_start = window_start
+        self.folder, self.every_n_epochs, self.window_start = folder, every_n_epochs, window_start
         self.best_score = (-math.inf, -math.inf)
         self.best_epoch: int | None = None
 
@@ -363,10 +338,8 @@ class RunCheckpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A score whose file stayed elsewhere is left there: it would let no later epoch be the best."""
-        if not (self.folder / "best.ckpt").is_file():
-            return
-        self.best_score = tuple(state_dict["best_score"])
-        self.best_epoch = state_dict["best_epoch"]
+        if (self.folder / "best.ckpt").is_file():
+            self.best_score, self.best_epoch = tuple(state_dict["best_score"]), state_dict["best_epoch"]
 
 
 class EpochLog(Callback):
@@ -435,11 +408,10 @@ def checkpoint_to_resume(
     """The checkpoint that a training goes on from; None when it starts at the beginning.
 
     Args:
-        folder: of the run.
-        settings: of the run.
+        folder: of the run, as are the settings.
         resume: checkpoint asked for, in place of the folder's own last one.
-        architecture: settings that decide which weights a model has.
-        plan: settings that decide how each step is made, as part of the whole training.
+        architecture: names of settings that decide which weights a model has.
+        plan: of those that decide how each step is made, as part of the whole training.
         complete: whether a checkpoint leaves nothing to train.
 
     Raises:
@@ -452,15 +424,12 @@ def checkpoint_to_resume(
         return None
     checkpoint = read_checkpoint(path)
     stored, asked = checkpoint["gainmtl_settings"], settings.plain()
-    for names, whose, why in (
-        (architecture, "of another model", ""),
-        (
-            plan,
-            "of a training with another plan",
-            "\nthe learning rate follows the whole training, of which a checkpoint is a part; keep these values, "
-            "or start a new run without --resume",
-        ),
-    ):
+    keep = (
+        "\nthe learning rate follows the whole training, of which a checkpoint is a part; keep these values, "
+        "or start a new run without --resume"
+    )
+    other_model, other_plan = (architecture, "of another model", ""), (plan, "of a training with another plan", keep)
+    for names, whose, why in (other_model, other_plan):
         if differing := [f"  {k}: {stored.get(k)!r} and {asked[k]!r}" for k in names if stored.get(k) != asked[k]]:
             raise RunError(f"{path}: a checkpoint {whose} (stored and asked for):\n" + "\n".join(differing) + why)
     if "optimizer_states" not in checkpoint:
@@ -478,10 +447,8 @@ def recorded(
 ) -> Iterator[dict[str, Any]]:
     """Keep the manifest beside a training: running meanwhile, complete once the block ends without an error.
 
-    Args:
-        folder: of the run.
-        manifest: what is known at the start; what the block adds is written.
-        device, precision: recorded, as are the time, which earlier starts add to, and the packages.
+    To what is known at the start come device, precision, packages and the time, which earlier starts add to; what the
+    block adds is written.
     """
     path, started = folder / "manifest.json", time.monotonic()
     before = read_json(path).get("duration_s", 0) if path.is_file() else 0
@@ -489,7 +456,7 @@ def recorded(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": lightning_precision(precision, device),
-        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
+        "versions": {name: next((one.version for one in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "duration_s": before,
     }
     write_json(path, manifest | {"status": "running"})
@@ -500,13 +467,6 @@ def recorded(
     finally:
         manifest["duration_s"] = round(before + time.monotonic() - started, 1)
         write_json(path, manifest | {"status": status})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def event_loggers(settings: RunSettings) -> list[Logger]:
@@ -574,11 +534,7 @@ def data_differences(data: GainDataModule, settings: Settings, names: tuple[str,
 
 
 def fit(
-    settings: Settings,
-    *,
-    data: GainDataModule | None = None,
-    resume: str | Path | None = None,
-    force: bool = False,
+    settings: Settings, *, data: GainDataModule | None = None, resume: str | Path | None = None, force: bool = False
 ) -> Run:
     """Train one strategy, or return its finished run.
 
