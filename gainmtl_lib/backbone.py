@@ -26,6 +26,8 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gainmtl_lib.settings import UserError
+
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
@@ -38,7 +40,7 @@ EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1
 }
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model that cannot be built or used as asked: names the cause and what to do."""
 
 

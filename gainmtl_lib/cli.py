@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, UserError, read_parameters, repository_root
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -38,29 +38,11 @@ class Commands(click.Group):
         """Run the command; an error that is meant for the user becomes a message without a traceback."""
         try:
             return super().invoke(ctx)
-        except _known_errors() as error:
+        except UserError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from where it was last saved"
             raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
-
-
-def _known_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is meant for the user. Imported late: `gainmtl --help` should not load torch."""
-    errors: list[type[Exception]] = [SettingsError]
-    for module, name in (
-        ("gainmtl_lib.runs", "FileError"),
-        ("gainmtl_lib.train", "DeviceError"),
-        ("gainmtl_lib.readers", "DataError"),
-        ("gainmtl_lib.backbone", "ModelError"),
-        ("gainmtl_lib.runs", "RunError"),
-        ("gainmtl_lib.train", "TrainingDivergedError"),
-        ("gainmtl_lib.notebooks", "NotebookError"),
-        ("gainmtl_lib.browser.serve", "ServeError"),
-    ):
-        if module in sys.modules:
-            errors.append(getattr(sys.modules[module], name))
-    return tuple(errors)
 
 
 def _hyphens(token: str) -> str:

@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.runs import atomic_path, claim
-from gainmtl_lib.settings import RunSettings, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError, read_parameters, repository_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ MEMORY_OF_A_NOTEBOOK = 3 * 2**30
 """Bytes that a notebook of the quick study takes at most, rounded up."""
 
 
-class NotebookError(RuntimeError):
+class NotebookError(UserError, RuntimeError):
     """A notebook that stopped: names it, the cell and the error."""
 
 

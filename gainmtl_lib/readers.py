@@ -20,12 +20,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gainmtl_lib.settings import UserError
+
 logger = logging.getLogger(__name__)
 
 Level = Literal["error", "warning", "info"]
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used: names the path, what was found, and what was expected."""
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gainmtl_lib.settings import RunSettings, Settings, SettingsError
+from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError
 from gainmtl_lib.wording import COMPARED, METRICS, NOTHING
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
 
 
-class FileError(OSError):
+class FileError(UserError, OSError):
     """A file that could not be written; names it and why. What was there before is untouched."""
 
 
@@ -68,7 +68,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run's folder or checkpoint that cannot be used; names it and what to do."""
 
 

@@ -14,7 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 
-class SettingsError(ValueError):
+class UserError(Exception):
+    """Something that the user can mend; the message says what, where, and what to do. Commands show it alone."""
+
+
+class SettingsError(UserError, ValueError):
     """A parameter that cannot be used: names it, what was found, and what was expected."""
 
 

@@ -44,7 +44,7 @@ from gainmtl_lib.runs import (
     save_weights,
     write_json,
 )
-from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, repository_root
+from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, UserError, repository_root
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 # --- Where to compute and in which precision, by the names that a user writes
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError, ValueError):
     """A device or a precision that this machine does not have."""
 
 
@@ -185,7 +185,7 @@ class MaskMixer:
 # --- The training step as Lightning runs it
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(UserError, RuntimeError):
     """A loss became NaN or infinite; names the term, the step and what to try."""
 
 

@@ -26,6 +26,7 @@ from tornado.web import RequestHandler
 from voila.app import Voila
 
 from gainmtl_lib.browser.library import notices, open_runs
+from gainmtl_lib.settings import UserError
 
 ADDRESS = "127.0.0.1"
 NAME = "CAM browser"
@@ -35,7 +36,7 @@ NOTHING_FROM_OUTSIDE = (
 """Voilà's page asks a public server for icons: behind a firewall that holds it up, elsewhere it tells of its use."""
 
 
-class ServeError(RuntimeError):
+class ServeError(UserError, RuntimeError):
     """The page cannot be served; says why and what to do."""
 
 

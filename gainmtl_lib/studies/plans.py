@@ -32,10 +32,8 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 
-from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import evaluate
-from gainmtl_lib.readers import DataError
-from gainmtl_lib.runs import FileError, Run, RunError, run_status
+from gainmtl_lib.runs import Run, run_status
 from gainmtl_lib.settings import (
     STRATEGY_WEIGHTS,
     AnyPath,
@@ -43,12 +41,13 @@ from gainmtl_lib.settings import (
     ParameterRecord,
     Settings,
     SettingsError,
+    UserError,
     closest,
     read_parameters,
     repository_root,
 )
 from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
-from gainmtl_lib.train import DeviceError, TrainingDivergedError, fit
+from gainmtl_lib.train import fit
 
 logger = logging.getLogger(__name__)
 
@@ -301,13 +300,6 @@ def _listed(values: Iterable[Any]) -> str:
 # --- The runs
 
 
-REASONS = (
-    RunError, DataError, ModelError, DeviceError, FileError, SettingsError, TrainingDivergedError,
-    torch.OutOfMemoryError,
-)  # fmt: skip
-"""What ends one run and lets the others go on; anything else is a mistake in the library."""
-
-
 @dataclass
 class Study:
     """What a study has so far.
@@ -359,7 +351,7 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
             ahead = ahead[1:]
             try:
                 _make(cell.settings, reasons=reasons)
-            except REASONS as error:
+            except (UserError, torch.OutOfMemoryError) as error:
                 study.failed[cell.name] = str(error)
                 logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
                 continue
