@@ -58,7 +58,7 @@ class Notes:
         """
         table = self._read().drop_duplicates("image", keep="last")
         marked = table["check_label"].str.strip().str.lower().isin(["yes", "true", "1"])
-        return {image: Note(*said) for image, *said in zip(table["image"], marked, table["note"], table["time"])}
+        return dict(zip(table["image"], map(Note, marked, table["note"], table["time"])))
 
     def marked(self) -> list[str]:
         """Pictures whose label needs a check; none where the file cannot be read, which the note's own field says."""
@@ -217,8 +217,9 @@ class OpenedRun:
 
     def counts(self, column: str, **choice: Any) -> dict[str, int]:
         """How many rows each value of a column would leave, the other filters of `choose` as they are."""
-        rows = self.choose(**choice | {column: "", "order": "stored"})
-        return self.table[column].iloc[rows].value_counts().to_dict()
+        choice |= {column: "", "order": "stored"}
+        rows = self.choose(**choice)
+        return {str(value): int(n) for value, n in self.table[column].iloc[rows].value_counts().items()}
 
     def own_kind(self, kind: str) -> str:
         """The kind of map that stands here for `kind`: a system's main map answers to the other's."""

@@ -15,7 +15,7 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import nbformat
@@ -45,7 +45,8 @@ class ClosedVoila(Voila):
 
     def init_handlers(self) -> list[tuple[Any, ...]]:
         """Voilà's handlers of requests, each of them one that asks who is there."""
-        return [(pattern, _closed(handler), *options) for pattern, handler, *options in super().init_handlers()]
+        handlers = cast("list[tuple[Any, ...]]", super().init_handlers())
+        return [(pattern, _closed(handler), *options) for pattern, handler, *options in handlers]
 
 
 def _closed(handler: type[RequestHandler]) -> type[RequestHandler]:
