@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.labels import Resize, check_aspect, resize_mask, scan_boxes
+from gainmtl_lib.labels import check_aspect, resize_mask, scan_boxes
 from gainmtl_lib.metrics import grid_iou
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import (
@@ -116,7 +116,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
             findings.append(Finding("error", str(settings.data_root), str(error)))
     jobs = list(zip(samples["image"], samples["label"], samples["mask"], strict=True))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(lambda job: _inspect(*job, settings), jobs)
+        results = pool.map(lambda job: _inspect(*job, settings=settings), jobs)
         inspected = list(counted(results, len(jobs), "checked images", log=logger))
     samples = samples.assign(
         height=[one.height for one in inspected],
@@ -173,7 +173,7 @@ class Inspected:
     findings: list[Finding] = field(default_factory=list)
 
 
-def _inspect(image: str, label: int, mask: str | None, settings: Settings) -> Inspected:
+def _inspect(image: str, label: int, mask: str | None, *, settings: Settings) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     try:
         pixels = read_image(image)
@@ -338,26 +338,20 @@ def _findings_of_all(
 
 
 def contact_sheet_samples(
-    samples: pd.DataFrame,
-    *,
-    image_size: tuple[int, int] = (160, 160),
-    per_type: int = 6,
-    resize: Resize = "letterbox",
-    seed: int = 0,
+    samples: pd.DataFrame, *, image_size: tuple[int, int] = (160, 160), per_type: int = 6
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_] | None], list[str]]:
     """What a contact sheet shows: pictures, masks and titles of random samples of every defect type, normal first.
 
-    At most `per_type` of each, chosen by `seed`; files that cannot be decoded, or whose mask does not fit, are left
-    out.
+    At most `per_type` of each; files that cannot be decoded, or whose mask does not fit, are left out.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     images, masks, titles = [], [], []
     for kind in sorted(set(samples["defect_type"]), key=lambda name: (name != NORMAL, name)):
         of_kind = samples[samples["defect_type"] == kind].to_dict("records")
         last = len(images) + per_type
         for row in (of_kind[place] for place in rng.permutation(len(of_kind))):
             try:
-                picture = load_picture(row["image"], row["mask"], image_size=image_size, resize=resize)
+                picture = load_picture(row["image"], row["mask"], image_size=image_size, resize="letterbox")
             except DataError:
                 continue
             images.append(picture.image)

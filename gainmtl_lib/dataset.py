@@ -383,7 +383,7 @@ class SampleDataset(Dataset[Batch]):
             samples["image"].tolist(), [mask if isinstance(mask, str) else None for mask in samples["mask"]]
         )
         self._positions = [row for row, each in enumerate(kept) if each is not None]
-        self.places = [kept[row][0] for row in self._positions]
+        self.places = [each[0] for each in kept if each is not None]
         masks = pd.Series([each and each[1] for each in kept], dtype=object)
         samples = samples.assign(mask=masks).iloc[self._positions].reset_index(drop=True)
         self.samples = with_mask_share(samples, mask_share, seed=settings.seed_of_split)
@@ -398,9 +398,10 @@ class SampleDataset(Dataset[Batch]):
         self.images = torch.empty((len(images), *size, 3), dtype=torch.uint8) if settings.cache_images else None
         self.masks = torch.zeros((self._slots[-1] + 1, *size), dtype=torch.uint8) if settings.cache_images else None
         # Forked workers see the same memory anyway, and /dev/shm is often too small for a dataset.
-        if settings.cache_images and settings.num_workers > 0 and multiprocessing.get_start_method() != "fork":
+        if settings.num_workers > 0 and multiprocessing.get_start_method() != "fork":
             for pixels in (self.images, self.masks):
-                pixels.share_memory_()
+                if pixels is not None:
+                    pixels.share_memory_()
         kept: list[tuple[Place, str | None] | None] = [None] * len(images)
 
         def decode(row: int) -> Finding | None:
@@ -418,7 +419,7 @@ class SampleDataset(Dataset[Batch]):
             if self.masks is not None and picture.mask is not None:
                 self.masks.numpy()[self._slots[row]] = picture.mask
             if picture.mask is None and masks[row] is not None:
-                return Finding("warning", masks[row], "mask holds no defect pixel; treated as missing")
+                return Finding("warning", str(masks[row]), "mask holds no defect pixel; treated as missing")
             return None
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
@@ -582,5 +583,5 @@ def coarser_mask(mask: Mask, quality: str, rng: np.random.Generator) -> Mask:
             offset = round(distance * np.sin(angle)), round(distance * np.cos(angle))
             moved = ndimage.shift(mask, offset, order=0)  # what leaves the picture is lost
             if moved.sum() >= mask.sum() / 2:
-                return moved
+                return moved.astype(np.bool_)
         distance /= 2

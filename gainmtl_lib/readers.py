@@ -9,8 +9,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -86,17 +86,8 @@ class Row(NamedTuple):
 COLUMNS = Row._fields
 
 
-@dataclass
-class Scan:
-    """Rows and findings of one dataset folder."""
-
-    root: Path
-    rows: list[Row] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def report(self, level: Level, path: Path, message: str) -> None:
-        """Add a finding about a file or folder."""
-        self.findings.append(Finding(level, str(path), message))
+Report = Callable[[Level, Path, str], None]
+"""Takes a finding about a file or folder."""
 
 
 def read_samples(
@@ -124,36 +115,38 @@ def read_samples(
     """
     if dataset_type not in LAYOUTS:
         raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
-    read, expected = LAYOUTS[dataset_type]
-    scan = Scan(Path(os.path.abspath(root)))
-    if scan.root.is_dir():
-        scan = read(scan.root)
-        if not scan.rows:
-            scan.report("error", scan.root, f"no images; expected {expected}; {_found(scan.root)}")
-    else:
-        what = "is a file" if scan.root.exists() else "does not exist"
-        scan.report("error", scan.root, f"data_root {what}; expected the dataset's folder")
-    samples = _table(scan, group_pattern)
+    (read, expected), root, found = LAYOUTS[dataset_type], Path(os.path.abspath(root)), []
+
+    def report(level: Level, path: Path, message: str) -> None:
+        found.append(Finding(level, str(path), message))
+
+    rows = list(read(root, report)) if root.is_dir() else []
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        report("error", root, f"data_root {what}; expected the dataset's folder")
+    elif not rows:
+        report("error", root, f"no images; expected {expected}; {_found(root)}")
+    samples = _table(rows, root, group_pattern, report)
     if both_classes and len(set(samples["label"])) == 1:
         only = (NORMAL, DEFECTIVE)[samples["label"].iloc[0]]
-        scan.report("error", scan.root, f"all {len(samples)} images are {only}; expected normal and defective ones")
-    scan.findings += _crossing_groups(samples)
+        report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
+    found += _crossing_groups(samples)
     if findings is not None:
-        findings += scan.findings
+        findings += found
         return samples
-    raise_errors(scan.findings)
-    for finding in scan.findings:
+    raise_errors(found)
+    for finding in found:
         logger.warning("%s", finding)
     return samples
 
 
-def _table(scan: Scan, pattern: str | None) -> pd.DataFrame:
+def _table(rows: list[Row], root: Path, pattern: str | None, report: Report) -> pd.DataFrame:
     lines = []
-    for row in sorted(scan.rows, key=lambda row: row.image):
+    for row in sorted(rows, key=lambda row: row.image):
         match = re.search(pattern, row.image.name) if pattern is not None else None
         if pattern is not None and match is None:
-            scan.report("error", row.image, f"group_pattern {pattern!r} does not match the file name")
-        group = row.group or row.image.relative_to(scan.root).as_posix()
+            report("error", row.image, f"group_pattern {pattern!r} does not match the file name")
+        group = row.group or row.image.relative_to(root).as_posix()
         if match is not None:  # a group of the pattern that did not take part in the match is None
             group = (match.groups() or (None,))[0] or match[0]
         mask = None if row.mask is None else str(row.mask)
@@ -219,80 +212,73 @@ SAME_TILE_STEP = 150
 picture, 30 of the 53 neighbouring series this near agree, 3 of the 201 further apart. Zero gives the 255 series."""
 
 
-def scan_generic(root: Path) -> Scan:
+def scan_generic(root: Path, report: Report) -> Iterator[Row]:
     """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
 
     Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
     or without the suffix ``_mask``.
     """
-    scan = Scan(root)
-    _report_unread(scan, root / "images", SPLITS)
+    _report_unread(report, root / "images", SPLITS)
     shared: dict[str, list[tuple[str, Path]]] = {}  # split and image by key, where masks have no split level
     for split in SPLITS:
         folder, masks = root / "images" / split, root / "masks" / split / DEFECTIVE
-        _report_unread(scan, folder, (NORMAL, DEFECTIVE))
-        scan.rows += [Row(path, 0, split=split) for path in image_files(folder / NORMAL)]
-        defective = _by_key(scan, folder / DEFECTIVE)
-        found = _match_masks(scan, defective, masks) if masks.is_dir() else None
+        _report_unread(report, folder, (NORMAL, DEFECTIVE))
+        yield from (Row(path, 0, split=split) for path in image_files(folder / NORMAL))
+        defective = _by_key(report, folder / DEFECTIVE)
+        found = _match_masks(report, defective, masks) if masks.is_dir() else None
         for key, path in defective.items():
             if found is None:
                 shared.setdefault(key, []).append((split, path))
             else:
-                scan.rows.append(Row(path, 1, found.get(key), _type(key), None, split))
-    masks = _match_masks(scan, {key: images[0][1] for key, images in shared.items()}, root / "masks" / DEFECTIVE)
+                yield Row(path, 1, found.get(key), _type(key), split=split)
+    masks = _match_masks(report, {key: images[0][1] for key, images in shared.items()}, root / "masks" / DEFECTIVE)
     for key, images in shared.items():
-        scan.rows += [Row(path, 1, masks.get(key), _type(key), None, split) for split, path in images]
+        yield from (Row(path, 1, masks.get(key), _type(key), split=split) for split, path in images)
         for _, path in images[1:] if key in masks else ():
             clash = f"has the same stem as {images[0][1]}, and {masks[key]} can be the mask of only one"
-            scan.report("error", path, f"{clash}; use masks/<split>/defective/")
-    return scan
+            report("error", path, f"{clash}; use masks/<split>/defective/")
 
 
-def scan_synthetic(root: Path) -> Scan:
+def scan_synthetic(root: Path, report: Report) -> Iterator[Row]:
     """The generic layout, with the defect types that ``samples.csv`` of `make_synthetic` records."""
-    scan, table = scan_generic(root), root / "samples.csv"
-    if table.is_file():
-        types = pd.read_csv(table, dtype=str, keep_default_na=False).set_index("image")["defect_type"].to_dict()
-        names = [row.image.relative_to(root).as_posix() for row in scan.rows]
-        scan.rows = [row._replace(defect_type=types.get(name, row.defect_type)) for name, row in zip(names, scan.rows)]
-    return scan
+    table = root / "samples.csv"
+    names = pd.read_csv(table, dtype=str, keep_default_na=False) if table.is_file() else None
+    types = {} if names is None else dict(zip(names["image"], names["defect_type"], strict=True))
+    for row in scan_generic(root, report):
+        yield row._replace(defect_type=types.get(row.image.relative_to(root).as_posix(), row.defect_type))
 
 
-def scan_mvtec(root: Path) -> Scan:
+def scan_mvtec(root: Path, report: Report) -> Iterator[Row]:
     """One category of MVTec AD: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``.
 
     All defects are in ``test``; their split is left open (None), so that `split_samples` can share them
     between train, val and test. Good images keep their folder's split.
     """
-    scan = Scan(root)
-    scan.rows += [Row(path, 0, split="train") for path in image_files(root / "train" / "good")]
+    for split in ("train", "test"):
+        yield from (Row(path, 0, split=split) for path in image_files(root / split / "good"))
     for folder in _folders(root / "test"):
-        if folder.name == "good":
-            scan.rows += [Row(path, 0, split="test") for path in image_files(folder)]
-            continue
-        defective = _by_key(scan, folder)
-        masks = _match_masks(scan, defective, root / "ground_truth" / folder.name)
-        scan.rows += [Row(path, 1, masks.get(key), folder.name) for key, path in defective.items()]
-    return scan
+        if folder.name != "good":
+            defective = _by_key(report, folder)
+            masks = _match_masks(report, defective, root / "ground_truth" / folder.name)
+            yield from (Row(path, 1, masks.get(key), folder.name) for key, path in defective.items())
 
 
-def scan_magnetic_tile(root: Path) -> Scan:
+def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
     """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them.
 
     `group` is the tile. One tile was photographed at up to six exposures, with k rising along the counter n:
     a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
     `SAME_TILE_STEP`: then the same tile was mostly photographed again.
     """
-    scan = Scan(root)
     shots: list[tuple[int, int, Path]] = []
-    pictures = [
-        path for folder in _folders(root) if folder.name.startswith("MT_") for path in image_files(folder / "Imgs")
-    ]
-    for path in pictures:
+    folders = [folder for folder in _folders(root) if folder.name.startswith("MT_")]
+    for path in (path for folder in folders for path in image_files(folder / "Imgs")):
         name = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
-        if path.suffix.lower() != ".png" and name is None:
-            scan.report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
-        elif path.suffix.lower() != ".png":
+        if path.suffix.lower() == ".png":
+            continue
+        if name is None:
+            report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
+        else:
             shots.append((int(name[2]), int(name[1]), path))
     tile, last_number, last_exposure = -1, 0, 0
     for number, exposure, path in sorted(shots, key=lambda shot: (*shot[:2], str(shot[2]))):
@@ -302,11 +288,10 @@ def scan_magnetic_tile(root: Path) -> Scan:
         last_number, last_exposure = number, exposure
         defect, mask = path.parent.parent.name.removeprefix("MT_").lower(), path.with_suffix(".png")
         of_class = (0, None, NORMAL) if defect == "free" else (1, mask if mask.is_file() else None, defect)
-        scan.rows.append(Row(path, *of_class, group=f"tile{tile:04d}"))
-    return scan
+        yield Row(path, *of_class, group=f"tile{tile:04d}")
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], Scan], str]] = {
+LAYOUTS: dict[str, tuple[Callable[[Path, Report], Iterator[Row]], str]] = {
     "generic": (scan_generic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
     "mvtec": (scan_mvtec, "train/good, test/<defect> and ground_truth/<defect>"),
     "magnetic_tile": (scan_magnetic_tile, "MT_<class>/Imgs/exp<k>_num_<n>.jpg"),
@@ -337,11 +322,11 @@ def _found(root: Path) -> str:
     return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
 
 
-def _report_unread(scan: Scan, folder: Path, expected: Iterable[str]) -> None:
+def _report_unread(report: Report, folder: Path, expected: Iterable[str]) -> None:
     """Pictures in a folder whose name the layout does not know would be left out without a word."""
     for other in _folders(folder):
         if other.name not in expected and image_files(other):
-            scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
+            report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
 
 
 def _type(key: str) -> str:
@@ -349,31 +334,31 @@ def _type(key: str) -> str:
     return key.split("/")[0] if "/" in key else DEFECTIVE
 
 
-def _by_key(scan: Scan, folder: Path) -> dict[str, Path]:
+def _by_key(report: Report, folder: Path) -> dict[str, Path]:
     """Files by their path below the folder without suffix; two files of one key are an error."""
     files: dict[str, Path] = {}
     for path in image_files(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
         if key in files:
-            scan.report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
+            report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
         files.setdefault(key, path)
     return files
 
 
-def _match_masks(scan: Scan, images: dict[str, Path], folder: Path) -> dict[str, Path]:
+def _match_masks(report: Report, images: dict[str, Path], folder: Path) -> dict[str, Path]:
     """The mask of each image key, of the same key or with the suffix ``_mask``."""
-    files = _by_key(scan, folder)
+    files = _by_key(report, folder)
     masks: dict[str, Path] = {}
     for key in images:
         candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
         if len(candidates) == 2:
-            scan.report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
+            report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
         if candidates:
             masks[key] = files.pop(candidates[0])
             for name in candidates[1:]:
                 files.pop(name)
     for path in files.values():
-        scan.report("warning", path, "mask without an image; it is not used")
+        report("warning", path, "mask without an image; it is not used")
     return masks
 
 
@@ -382,8 +367,8 @@ def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
 
     Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
     """
-    datasets = {_dataset_around(picture.absolute()) for picture in pictures} - {None}
-    rows = [row for layout, root in datasets for row in LAYOUTS[layout][0](root).rows]
+    datasets = {_dataset_around(picture.absolute()) for picture in pictures}
+    rows = [row for layout, root in filter(None, datasets) for row in LAYOUTS[layout][0](root, lambda *_: None)]
     masks = {row.image: row.mask for row in rows if row.mask is not None}
     return {picture: masks[picture.absolute()] for picture in pictures if picture.absolute() in masks}
 
