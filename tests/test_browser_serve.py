@@ -1,6 +1,5 @@
 """The page of `gainmtl browse`: who lacks its token is refused, whatever is asked."""
 
-import ast
 import os
 import signal
 import socket
@@ -14,11 +13,10 @@ import webbrowser
 from types import SimpleNamespace
 from urllib.parse import quote
 
-import nbformat
 import pytest
 from browsed import write_browsed_run
 
-from gainmtl_lib.browser.serve import ADDRESS, NAME, ClosedVoila, ServeError, _notebook, serve_browser
+from gainmtl_lib.browser.serve import ADDRESS, NAME, ClosedVoila, ServeError, serve_browser
 from gainmtl_lib.runs import RunError
 
 STARTED = (
@@ -125,14 +123,6 @@ def test_the_web_browser_is_given_a_file_that_only_this_user_can_read(tmp_path, 
     monkeypatch.setattr("gainmtl_lib.browser.serve.IOLoop.current", lambda: at_once)
     serve_browser([write_browsed_run(tmp_path, pictures=False).folder], announce=lambda _: None)
     assert found == [(True, 0o600, True)] and not any((tmp_path / "made").iterdir())
-
-
-def test_the_notebook_holds_one_cell_with_the_runs(tmp_path):
-    path = _notebook(tmp_path, [tmp_path / "it's", tmp_path / "b"], tmp_path / "data")
-    [cell] = nbformat.read(path, as_version=4).cells
-    call = ast.parse(cell.source).body[-1].value
-    assert ast.literal_eval(call.args[0]) == [str(tmp_path / "it's"), str(tmp_path / "b")]
-    assert ast.literal_eval(call.keywords[0].value) == str(tmp_path / "data")
 
 
 def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path):
