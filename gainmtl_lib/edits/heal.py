@@ -349,7 +349,7 @@ def place(shape: Mask, size: tuple[int, ...], rng: Generator, *, avoid: Mask | N
         window = slice(top, top + height), slice(left, left + width)
         if avoid is None or not (avoid[window] & shape).any():
             return window
-    free = np.flatnonzero(overlap(avoid, shape) < 0.5)
+    free = [] if avoid is None else np.flatnonzero(overlap(avoid, shape) < 0.5)
     if not len(free):
         raise EditError("no free place", f"a shape of {height}x{width} pixels fits nowhere off what it must avoid")
     top, left = divmod(int(free[rng.integers(len(free))]), columns)
@@ -375,7 +375,7 @@ def drawn_turn(shape: Mask, size: tuple[int, ...], rng: Generator) -> int:
     return int(rng.choice([turn for turn in range(8) if fits[turn % 2]]))
 
 
-def overlap(plane: NDArray, shape: NDArray) -> NDArray[np.float32]:
+def overlap(plane: NDArray, shape: NDArray) -> NDArray:
     """Sum of plane x shape at every place of the shape inside the plane, (H - h + 1, W - w + 1)."""
     return cv2.matchTemplate(plane.astype(np.float32), shape.astype(np.float32), cv2.TM_CCORR)
 
@@ -401,7 +401,7 @@ def inner_weights(region: Mask) -> NDArray[np.float32]:
     return (np.clip(_depth(region) + 0.5, 0, 2) / 2 * region).astype(np.float32)[..., None]
 
 
-def _depth(region: Mask) -> NDArray[np.float32]:
+def _depth(region: Mask) -> NDArray:
     """Distance in pixels to the nearest pixel outside; beyond the window's edge counts as inside."""
     return cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
@@ -445,7 +445,7 @@ def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False)
         cv2.copyMakeBorder(_bytes(side), pad, pad, pad, pad, cv2.BORDER_REFLECT) for side in (patch, target)
     )
     flag = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
-    return cv2.seamlessClone(source, base, wide, (x + width // 2, y + height // 2), flag)[pad:-pad, pad:-pad]
+    return _bytes(cv2.seamlessClone(source, base, wide, (x + width // 2, y + height // 2), flag)[pad:-pad, pad:-pad])
 
 
 def _bytes(picture: NDArray) -> Picture:

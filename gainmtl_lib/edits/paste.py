@@ -149,7 +149,7 @@ def _around(image: Picture, window: Window) -> Picture:
     return np.pad(image, ((CONTEXT, CONTEXT), (CONTEXT, CONTEXT), (0, 0)), mode="reflect")[_in_padded(window)].copy()
 
 
-def _inpainted(image: Picture, unknown: Mask) -> Picture:
+def _inpainted(image: Picture, unknown: Mask) -> NDArray:
     return cv2.inpaint(image, unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA)
 
 

@@ -5,7 +5,7 @@ Sizes: N pictures, C channels, h x w pixels of a window; a network's cells are `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -128,13 +128,13 @@ def edited_probe(pairs: pd.DataFrame, *, seed: int = 0, epochs: int = 6) -> pd.D
     clean, unedited = both[~both["defect"]], both[both["edited"] == 0]
     rows = {"clean places": clean, "defects": both[both["defect"]]}
     for kind, edits in both[both["edited"] == 1].groupby("kind"):
-        rows[kind] = pd.concat([edits, unedited[unedited["defect"] == edits["defect"].iloc[0]]])
+        rows[str(kind)] = pd.concat([edits, unedited[unedited["defect"] == edits["defect"].iloc[0]]])
     for method, edits in clean[clean["edited"] == 1].groupby("method"):
-        rows[method] = pd.concat([edits, clean[clean["edited"] == 0]])
+        rows[str(method)] = pd.concat([edits, clean[clean["edited"] == 0]])
     return _table(rows, "edited")
 
 
-def picture_views(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+def picture_views(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
     """Colours less the picture's mean, and less the mean of 3 x 3 pixels, where traces lie, (N, h, w, 6)."""
     shown = np.stack([image / 255 for image in images]).astype(np.float32)
     grain = np.stack([image - cv2.blur(image, (3, 3)) for image in shown])
@@ -152,7 +152,7 @@ def _auroc(pairs: pd.DataFrame, asked: str) -> dict[str, float]:
 
 
 def _scores(
-    views: NDArray, regions: Sequence[NDArray], targets: pd.Series, held_out: pd.Series, seed: int, epochs: int
+    views: NDArray, regions: Iterable[NDArray], targets: pd.Series, held_out: pd.Series, seed: int, epochs: int
 ) -> NDArray:
     """What a network that learnt the targets of one half says of the views held out, (N,), from their region's cells.
 

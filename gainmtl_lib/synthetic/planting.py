@@ -128,7 +128,7 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
         return NO_MASK if defect is None else PLANTERS[cue][0](defect) or NO_PLACE
 
     with ThreadPoolExecutor() as pool:
-        places = list(pool.map(look, samples.itertuples()))
+        places: list[Any] = list(pool.map(look, samples.itertuples()))
     findings = [found for found in places if isinstance(found, Finding)]
     raise_errors(findings)
     for finding in findings:
@@ -182,9 +182,9 @@ def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
             rng = np.random.default_rng([seed, row.Index, 1])
             place = row.places[int(rng.integers(len(row.places)))]
             picture = image.astype(np.float32) / 255
-            pixels, defect = PLANTERS[cue][1](picture, place, rng), _defect_pixels(row)
+            pixels = PLANTERS[cue][1](picture, place, rng) & ~np.asarray(_defect_pixels(row))
             image = to_bytes(picture)
-            write_png(folder / cues.FOLDER / below, (pixels & ~defect).astype(np.uint8) * 255)
+            write_png(folder / cues.FOLDER / below, pixels.astype(np.uint8) * 255)
         grey = bool((image == image[..., :1]).all())
         write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if row.mask is not None:
