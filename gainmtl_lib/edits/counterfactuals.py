@@ -135,9 +135,7 @@ class ImageCounterfactuals:
     def epoch_table(self, epoch: int, *, limit: int | None = None) -> pd.DataFrame:
         """The edits of an epoch, a row each: ``kind``, ``method`` (None if none worked), ``label``, ``failures``.
 
-        Args:
-            epoch: counted from 0.
-            limit: of the training positions that are looked at, spread evenly over the split.
+        `limit` is of the training positions that are looked at, spread evenly over the split.
         """
         step = 1 if limit is None else max(1, -(-len(self.rows) // limit))
         drawn = [(int(self.dataset.labels[row]), self.draw(epoch, row)) for row in self.rows[::step]]
@@ -245,10 +243,7 @@ MARGIN = 16
 def edits_figure(edits: ImageCounterfactuals, kind: str | None = None, *, number: int = 0) -> Figure:
     """Edits magnified, a column each: before, after, and four times the change; defect, and region, outlined.
 
-    Args:
-        edits: of a training split.
-        kind: its methods are shown; one edit of each kind when None. What is impossible here is left out and logged.
-        number: which example.
+    With a `kind`, one edit by each of its methods; else one of each kind. What is impossible is left out and logged.
     """
     columns = [(name, None) for name in (*KINDS[1], *KINDS[0])]
     if kind is not None:

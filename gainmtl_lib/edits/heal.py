@@ -22,12 +22,7 @@ MOST = 0.5
 
 
 class EditError(ValueError):
-    """An edit that is impossible here.
-
-    Args:
-        reason: short name to count by, such as `no free place`.
-        detail: what was found and what was expected.
-    """
+    """An edit that is impossible here, for a `reason` to count by (such as ``no free place``) and a detail to read."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that a loader's worker process can send it pickled
@@ -123,11 +118,7 @@ def heal_spot(image: Picture, shape: Mask, *, method: str, rng: Generator) -> Ed
 
 
 def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
-    """Control of healing: a spot shaped like the picture's own defect, beside it; label 1, mask and defect as before.
-
-    Raises:
-        EditError: as for `heal`, or no free place beside the defect.
-    """
+    """Control of healing: a spot shaped like the picture's defect, beside it; label 1, mask and defect as before."""
     check_mask(mask)
     width = rim(mask.shape)
     shape, spot = mask[box_of(mask)], np.zeros_like(mask)
@@ -141,9 +132,6 @@ def filled(image: Picture, region: Mask, *, taken: Mask, method: str, rng: Gener
     """The picture with a region replaced, piece by piece, each from sources of its own, (H, W, 3).
 
     Arguments as for `heal`, and `taken`: pixels that must not be learnt from, (H, W), the region and every defect.
-
-    Raises:
-        EditError: a region above half of the picture, no source.
     """
     check_mask(region, "the region to heal")
     result = image.copy()
@@ -179,17 +167,11 @@ SMALLEST = 8
 
 
 def patchwork(image: Picture, hole: Mask, taken: Mask, *, longest: int, rng: Generator) -> NDArray[np.float32]:
-    """The picture with its hole, and a ring around it, filled with patches of its other parts, float (H, W, 3).
+    """The picture with its hole (H, W), and a ring around it, filled with patches of its other parts, float (H, W, 3).
 
-    A part of the hole is found by what surrounds it, filled parts included, as in exemplar-based inpainting (Criminisi,
-    Perez and Toyama 2004, doi:10.1109/TIP.2004.833105). A part without a source is cut in two.
-
-    Args:
-        image: (H, W, 3).
-        hole: pixels to fill, (H, W).
-        taken: pixels that must not be learnt from, (H, W): the hole and every defect.
-        longest: side in pixels of the largest part.
-        rng: draws among the best few.
+    A part of the hole, at most `longest` pixels long, is found by what surrounds it, filled parts included, as in
+    exemplar-based inpainting (Criminisi, Perez and Toyama 2004, doi:10.1109/TIP.2004.833105). A part without a source
+    is cut in two. `taken`, the hole and every defect, is never learnt from.
 
     Raises:
         EditError: no source even for the smallest parts.
@@ -250,7 +232,7 @@ def _best(
     """One of the patches (h, w, 3) near a window that resemble the target most on the ring and show nothing taken."""
     there = near(widened(window, REACH, (window[0].stop + REACH, window[1].stop + REACH)), taken.shape)
     picture, taken, (height, width) = image[there], taken[there], inside.shape
-    score = _difference(_grey(target), ring, _grey(picture)).ravel()
+    score = _difference(grey(target), ring, grey(picture)).ravel()
     score[overlap(taken, inside | ring).ravel() > 0.5] = np.inf
     count = min(BEST, int(np.isfinite(score).sum()))
     if not count:
@@ -269,10 +251,6 @@ def _difference(target: NDArray, ring: Mask, picture: NDArray) -> NDArray[np.flo
     sums, squares = overlap(there, ring), overlap(there * there, ring)
     spread = squares - 2 * overlap(there, here) + float((here * here).sum())
     return np.asarray(spread - (sums - float(here.sum())) ** 2 / max(1, int(ring.sum())), dtype=np.float32)
-
-
-def _grey(picture: NDArray) -> NDArray:
-    return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
 
 
 # --- Masks and windows
@@ -318,8 +296,13 @@ def widened(window: Window, by: int, size: tuple[int, ...]) -> Window:
 def near(window: Window, size: tuple[int, ...]) -> Window:
     """A window of the same size, or as large as a picture of `size` has it, as near as it has it."""
     lengths = [min(length, side.stop - side.start) for side, length in zip(window, size[:2])]
-    starts = [min(side.start, whole - length) for side, whole, length in zip(window, size[:2], lengths)]
-    return slice(starts[0], starts[0] + lengths[0]), slice(starts[1], starts[1] + lengths[1])
+    top, left = (min(side.start, whole - length) for side, whole, length in zip(window, size[:2], lengths))
+    return slice(top, top + lengths[0]), slice(left, left + lengths[1])
+
+
+def grey(picture: NDArray) -> NDArray:
+    """An RGB picture (H, W, 3) in grey, (H, W)."""
+    return cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
 
 
 # --- Where things go
@@ -338,11 +321,7 @@ def placed_at_random(shape: Mask, image: Picture, rng: Generator) -> Mask:
 
 
 def place(shape: Mask, size: tuple[int, ...], rng: Generator, *, avoid: Mask | None = None) -> Window:
-    """A window for `shape` (h, w) in a picture of `size`, uniformly among those where it is off `avoid` (H, W).
-
-    Raises:
-        EditError: there is no free place.
-    """
+    """A window for `shape` (h, w) in a picture of `size`, uniformly among those where it is off `avoid` (H, W)."""
     (height, width), rows, columns = shape.shape, size[0] - shape.shape[0] + 1, size[1] - shape.shape[1] + 1
     for _ in range(TRIES):
         top, left = int(rng.integers(rows)), int(rng.integers(columns))
@@ -363,11 +342,7 @@ def turned(array: NDArray, turn: int) -> NDArray:
 
 
 def drawn_turn(shape: Mask, size: tuple[int, ...], rng: Generator) -> int:
-    """One of the eight turns with which the shape's box fits into a picture of `size`.
-
-    Raises:
-        EditError: the shape is larger than the picture either way.
-    """
+    """One of the eight turns with which the shape's box fits into a picture of `size`."""
     (height, width), (rows, columns) = shape.shape, size[:2]
     fits = [height <= rows and width <= columns, width <= rows and height <= columns]
     if not any(fits):
@@ -390,7 +365,7 @@ ERODED = 3
 """`cv2.seamlessClone` erodes its mask by three pixels; the mask is grown by as many, so that edges come along."""
 
 
-def outer_weights(region: Mask, width: int) -> NDArray[np.float32]:
+def outer_weights(region: Mask, width: int) -> NDArray:
     """Weights (h, w, 1) for a mask `grown` by `width` pixels to `region`: 1 on the mask, falling to 0 outside."""
     # The nearest pixel outside OpenCV's disc of radius n lies n across and 1 down.
     return np.clip(_depth(region) / np.float32(np.hypot(width, 1) - 1e-4), 0, 1)[..., None]
@@ -425,7 +400,7 @@ def matched(patch: NDArray, target: NDArray, ring: Mask, *, contrast: float | No
     return (patch - there) * gain + here
 
 
-def blend(patch: NDArray, target: Picture, weights: NDArray[np.float32]) -> Picture:
+def blend(patch: NDArray, target: Picture, weights: NDArray) -> Picture:
     """Weighted mean of patch and target, rounded to uint8."""
     return _bytes(target + weights * (patch.astype(np.float32) - target))
 

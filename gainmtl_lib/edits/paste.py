@@ -79,11 +79,7 @@ def paste(image: Picture, donor_image: Picture, donor_mask: Mask, *, method: str
 
 
 def paste_clean(image: Picture, clean: Picture, shape: Mask, *, method: str, rng: Generator) -> Edit:
-    """Control of pasting: a patch of another normal picture, shaped like some defect, in a normal picture; label 0.
-
-    Raises:
-        EditError: a shape larger than either picture, or a patch that stands out as a defect does.
-    """
+    """Control of pasting: a patch of another normal picture, shaped like some defect, in a normal picture; label 0."""
     after, region = _pasted_at_random(image, cut(clean, placed_at_random(shape, clean, rng)), method, rng)
     if stands_out(image, after, region):
         raise EditError("stands out", "the clean patch differs from its surroundings as much as a defect would")
@@ -91,11 +87,7 @@ def paste_clean(image: Picture, clean: Picture, shape: Mask, *, method: str, rng
 
 
 def repaste(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
-    """Control of pasting: the picture's defect pasted back where it was cut out and healed; label 1, mask as before.
-
-    Raises:
-        EditError: as for `heal` and `paste`.
-    """
+    """Control of pasting: the picture's defect pasted back where it was cut out and healed; label 1, mask as before."""
     check_mask(mask)
     region = grown(mask, rim(mask.shape))
     background = filled(image, region, taken=region, method="telea", rng=rng)
@@ -109,12 +101,12 @@ def repaste(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
 
 @dataclass(frozen=True)
 class Patch:
-    """A defect, or a defect's shape, cut out with `CONTEXT` pixels around it.
+    """A defect, or a defect's shape, cut out with `CONTEXT` pixels around it, (h, w).
 
     Attributes:
-        image: (h, w, 3), filled smoothly where its picture ended.
-        shape: pixels to paste, (h, w).
-        known: surroundings that may be compared with, (h, w): inside the picture, no defect.
+        image: filled smoothly where its picture ended.
+        shape: pixels to paste.
+        known: surroundings that may be compared with: inside the picture, no defect.
     """
 
     image: Picture

@@ -33,8 +33,7 @@ STREAM = 11
 def draw_pairs(data: GainDataModule, *, seed: int = 0, pictures: int = 400, rounds: int = 3) -> pd.DataFrame:
     """Windows of training pictures before and after edits as S7 draws them, each picture edited once a round.
 
-    The pictures fall into two halves by part. Each half is edited by itself, so that donors and sources of patches come
-    from the same half too.
+    The pictures fall into two halves by part, edited apart, so that donors and sources come from the same half too.
 
     Returns:
         A row for each edit: ``before``, ``after``, RGB uint8 (h, w, 3), ``region`` (h, w), ``kind``, ``method``,
@@ -84,16 +83,10 @@ def border_probe(
     """Does the border around an edit tell the label after it, as the remainder of a healed defect would?
 
     All else is blank, and the border's colours are relative to their mean. A background that goes along with the class
-    (a planted cue of texture, say) shows here too.
-
-    Args:
-        pairs: of `draw_pairs`.
-        kinds: of edits; None takes all. ``("heal", "paste")`` is what S7 would be without its controls.
-        seed: of the network.
-        epochs: passes over one half.
+    (a planted cue of texture, say) shows here too. `kinds` chooses edits: ``("heal", "paste")`` is S7 without controls.
 
     Returns:
-        By row (all, healing, pasting) of the other half: ``edits``, ``auroc`` (0.5 is guessing), and ``low`` and
+        By row (all, healing, pasting) of the half held out: ``edits``, ``auroc`` (0.5 is guessing), and ``low`` and
         ``high``, its interval by part, NaN where too few are there.
     """
     pairs = pairs if kinds is None else pairs[pairs["kind"].isin(kinds)]

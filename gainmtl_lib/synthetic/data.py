@@ -182,11 +182,7 @@ def visible_defect(
 ) -> tuple[NDArray, NDArray]:
     """A defect with enough pixels inside the picture that leaves a place for a cue, whether one comes or not.
 
-    Args:
-        rng: decides its place and look.
-        size: (H, W).
-        kind: among `surfaces.DEFECTS`.
-        free: the places that defect pixels (H, W) leave.
+    `kind` is among `surfaces.DEFECTS`; `free` tells the places that defect pixels (H, W) leave.
 
     Returns:
         opacity (H, W), above 0 on the defect's pixels only; colour factor (H, W, 3).
@@ -210,7 +206,7 @@ def to_bytes(picture: NDArray) -> NDArray[np.uint8]:
 def make_once(
     root: Path, parameters: Mapping[str, Any], write: Callable[[Path], Mapping | None], *, record: str, what: str
 ) -> bool:
-    """Fill a folder, unless it holds the same data already. An interrupted call leaves nothing at `root`.
+    """Fill a folder, and say so, unless it holds the same data already. An interruption leaves nothing at `root`.
 
     Args:
         root: folder to make.
@@ -218,9 +214,6 @@ def make_once(
         write: fills the folder that it is given; what it returns is recorded besides, and not compared.
         record: file name for the parameters, YAML.
         what: the data in words, for messages.
-
-    Returns:
-        Whether it was made by this call.
 
     Raises:
         DataError: the folder holds something else, was made with other parameters, or cannot be written.
@@ -265,10 +258,7 @@ def _is_made(root: Path, parameters: Mapping[str, Any], record: str, what: str) 
 
 
 def write_png(path: Path, pixels: NDArray) -> None:
-    """Write uint8 pixels, (H, W) grey or (H, W, 3) BGR, little compressed; its folder is made.
-
-    Raises:
-        OSError: with its reason, which OpenCV's own writer would reduce to False.
-    """
+    """Write uint8 pixels, (H, W) grey or (H, W, 3) BGR, little compressed; its folder is made."""
+    # Not OpenCV's own writer, which reduces the reason of a failure to False.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
