@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import matplotlib.pyplot as plt
@@ -31,7 +30,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.evaluation import MaskSource, rows_of
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GAINMTLModel, GainOutput
-from gainmtl_lib.readers import DataError, read_image, read_mask
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
 from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 
@@ -157,15 +156,11 @@ def resized_mask(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> NDArr
     return kept | np.isin(regions, lost)
 
 
-# --- Pictures as a browser shows them: with words, as JPEG, decoded once and kept for a while
+# --- Pictures with words below them, and as JPEG
 
 BAND, BAND_TEXT, BAR_RIM = (32, 36, 42), (235, 238, 242), (120, 126, 134)
 LETTER, SMALLEST = 15, 11
 """Height of the band's letters, and how small they may become where words are long."""
-GROUND = 150
-"""Grey of a picture that is not there."""
-THUMBNAIL = 84
-KEPT_PICTURES, KEPT_THUMBNAILS, READERS = 32, 4096, 2
 
 
 def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.uint8]:
@@ -201,91 +196,9 @@ def encode(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
-class Shown(NamedTuple):
-    """A picture ready to be drawn on, a grey field where the file is not there."""
-
-    pixels: NDArray[np.uint8]  # RGB, (H, W, 3)
-    size: tuple[int, int]  # (h, w) on disk
-    mask: NDArray[np.bool_] | None  # (H, W)
-    problem: str  # what is missing, in words
-
-
-class PictureFiles:
-    """Decoded pictures and thumbnails, the most recently used kept; safe to use from several threads."""
-
-    def __init__(self) -> None:
-        cv2.setNumThreads(1)  # beside a training its threads wait for each other, and a picture takes 20 times as long
-        self.load = lru_cache(KEPT_PICTURES)(load_shown)
-        self.thumbnail = lru_cache(KEPT_THUMBNAILS)(thumbnail)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="pictures")
-        self._ahead: list[Future[bytes]] = []
-
-    def thumbnails(self, paths: list[Path | None]) -> list[bytes]:
-        """Small JPEGs in the order of the paths; decoding releases the interpreter lock."""
-        self.prefetch_thumbnails([])  # what may be wanted later stands back
-        return list(self._readers.map(self.thumbnail, paths))
-
-    def prefetch_thumbnails(self, paths: list[Path | None]) -> None:
-        """Decode those of a page that is likely to be next; what an earlier call left to do is given up."""
-        for waiting in self._ahead:
-            waiting.cancel()
-        self._ahead = [self._readers.submit(self.thumbnail, path) for path in paths]
-
-    def prefetch(self, image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> None:
-        """Decode a picture that is likely to be looked at next, beside whatever goes on."""
-        self._readers.submit(self.load, image, mask, side, size)
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
-
-
-def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
-    """Decode a picture and its mask, the longer side brought to `side` pixels.
-
-    Args:
-        image: None where its folder is known to be missing.
-        mask: None where there is no annotation.
-        side: in pixels.
-        size: (h, w) of the grey field that stands for a picture that is not there.
-    """
-    problems: list[str] = []
-
-    def read(reader: Callable[[Path], NDArray], path: Path | None, otherwise: NDArray | None) -> Any:
-        try:
-            return otherwise if path is None else reader(path)
-        except DataError as error:
-            problems.append(str(error).split(";")[0])
-            return otherwise
-
-    pixels, region = read(read_image, image, ground(size)), read(read_mask, mask, None)
-    h, w = pixels.shape[:2]
-    shape = fitting((h, w), side)
-    return Shown(resized(pixels, shape), (h, w), resized_mask(region, shape), "; ".join(problems))
-
-
-def thumbnail(path: Path | None) -> bytes:
-    """A small JPEG of the whole picture; grey where the file is not there."""
-    pixels = ground((THUMBNAIL, THUMBNAIL))
-    try:
-        if path is not None:
-            pixels = _reduced_jpeg(path) if path.suffix.lower() in {".jpg", ".jpeg"} else read_image(path)
-    except (DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
-        pass
-    return encode(resized(pixels, fitting((pixels.shape[0], pixels.shape[1]), THUMBNAIL)), quality=80)
-
-
-def _reduced_jpeg(path: Path) -> NDArray[np.uint8]:
-    """A JPEG decoded at a quarter of its size, which is several times faster; small ones at their own."""
-    reduced = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
-    if reduced is None or max(reduced.shape) < THUMBNAIL:
-        return read_image(path)
-    return np.asarray(cv2.cvtColor(reduced, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
 def ground(size: tuple[int, int]) -> NDArray[np.uint8]:
     """A grey field (H, W, 3) in place of a picture that is not there."""
-    return np.full((*size, 3), GROUND, dtype=np.uint8)
+    return np.full((*size, 3), 150, dtype=np.uint8)
 
 
 def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -14,9 +14,8 @@ from ipywidgets import Widget
 
 from gainmtl_lib.browser.app import PAGE, PLACE, CamBrowser
 from gainmtl_lib.browser.library import Notes, NotesError, notices, open_runs
-from gainmtl_lib.browser.panels import Look, ask, map_panel, plain_panel
+from gainmtl_lib.browser.panels import Look, PictureFiles, ask, map_panel, plain_panel
 from gainmtl_lib.evaluation import error_analysis
-from gainmtl_lib.figures import PictureFiles
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import FileError, Run, RunError, save_weights
 

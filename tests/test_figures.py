@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny import tiny_settings
 
+from gainmtl_lib.browser.panels import THUMBNAIL, PictureFiles, thumbnail
 from gainmtl_lib.dataset import build_data
 from gainmtl_lib.evaluation import MaskSource
 from gainmtl_lib.figures import (
@@ -21,8 +22,6 @@ from gainmtl_lib.figures import (
     CONTOUR,
     LETTER,
     OUTLINE,
-    THUMBNAIL,
-    PictureFiles,
     classification_figure,
     contact_sheet,
     encode,
@@ -38,7 +37,6 @@ from gainmtl_lib.figures import (
     same_pictures_figure,
     save_figure,
     strategies_figure,
-    thumbnail,
     training_figure,
     with_band,
 )
@@ -160,7 +158,6 @@ def test_pictures_are_decoded_once_and_missing_ones_are_grey_and_told(tmp_path, 
     assert thumbnail(path) == thumbnail(None) == thumbnail(tmp_path / "gone.jpg")
     gone = PictureFiles().load(path, tmp_path / "gone.png", 100, (10, 20))
     assert gone.pixels.shape == (50, 100, 3) and name in gone.problem and "gone.png" in gone.problem
-    files.close()
 
 
 # --- Figures

@@ -28,9 +28,8 @@ from gainmtl_lib.browser.library import (
     notices,
     open_runs,
 )
-from gainmtl_lib.browser.panels import Look, Panel, ask, map_panel, plain_panel
+from gainmtl_lib.browser.panels import Look, Panel, PictureFiles, ask, map_panel, plain_panel
 from gainmtl_lib.evaluation import SPLITS
-from gainmtl_lib.figures import PictureFiles
 from gainmtl_lib.runs import FileError
 
 PLACE = "data-gainmtl-place"
@@ -434,7 +433,7 @@ class CamBrowser(widgets.VBox):
     def close(self) -> None:
         """Take the widgets off the page and stop reading ahead."""
         if "pictures" in self.__dict__:  # Python closes a widget too when it never came to be
-            self.pictures.close()
+            self.pictures.readers.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     @property
@@ -475,7 +474,9 @@ class CamBrowser(widgets.VBox):
 
     def _read_ahead(self, first: OpenedRun) -> None:
         for row in self.rows[self.place + 1 : self.place + 2]:
-            self.pictures.prefetch(*first.files(row), side_of(self._beside), first.run.settings.image_size)
+            self.pictures.readers.submit(
+                self.pictures.load, *first.files(row), side_of(self._beside), first.run.settings.image_size
+            )
         next_page = (self.place // PAGE + 1) * PAGE
         self.pictures.prefetch_thumbnails([first.files(row)[0] for row in self.rows[next_page : next_page + PAGE]])
 

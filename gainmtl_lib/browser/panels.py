@@ -5,8 +5,12 @@ Sizes: H x W network input, h x w map cells.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -15,10 +19,92 @@ from safetensors import SafetensorError
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
 from gainmtl_lib.explain import DefectExplainer, Frame, answer
-from gainmtl_lib.figures import Shown, encode, enlarged_share, overlay, with_band
+from gainmtl_lib.figures import (
+    encode,
+    enlarged_share,
+    fitting,
+    ground,
+    overlay,
+    resized,
+    resized_mask,
+    with_band,
+)
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run
+
+# --- Pictures decoded once and kept for a while
+
+THUMBNAIL = 84
+
+
+class Shown(NamedTuple):
+    """A picture ready to be drawn on, a grey field where the file is not there."""
+
+    pixels: NDArray[np.uint8]  # RGB, (H, W, 3)
+    size: tuple[int, int]  # (h, w) on disk
+    mask: NDArray[np.bool_] | None  # (H, W)
+    problem: str  # what is missing, in words
+
+
+class PictureFiles:
+    """Decoded pictures and thumbnails, the most recently used kept; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        cv2.setNumThreads(1)  # beside a training its threads wait for each other, and a picture takes 20 times as long
+        self.load, self.thumbnail = lru_cache(32)(load_shown), lru_cache(4096)(thumbnail)
+        self.readers = ThreadPoolExecutor(2, thread_name_prefix="pictures")  # decoding releases the interpreter lock
+        self._ahead: list[Future[bytes]] = []
+
+    def thumbnails(self, paths: list[Path | None]) -> list[bytes]:
+        """Small JPEGs in the order of the paths."""
+        self.prefetch_thumbnails([])  # what may be wanted later stands back
+        return list(self.readers.map(self.thumbnail, paths))
+
+    def prefetch_thumbnails(self, paths: list[Path | None]) -> None:
+        """Decode those of a page that is likely to be next; what an earlier call left to do is given up."""
+        for waiting in self._ahead:
+            waiting.cancel()
+        self._ahead = [self.readers.submit(self.thumbnail, path) for path in paths]
+
+
+def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
+    """Decode a picture and its mask, as far as they are there, the longer side brought to `side` pixels.
+
+    A grey field of `size` (h, w) stands for a picture that is not there.
+    """
+    pixels, region, problems = ground(size), None, []
+    try:
+        pixels = pixels if image is None else read_image(image)
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
+    try:
+        region = None if mask is None else read_mask(mask)
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
+    h, w = pixels.shape[:2]
+    shape = fitting((h, w), side)
+    return Shown(resized(pixels, shape), (h, w), resized_mask(region, shape), "; ".join(problems))
+
+
+def thumbnail(path: Path | None) -> bytes:
+    """A small JPEG of the whole picture; grey where the file is not there."""
+    pixels = None
+    try:
+        # A quarter of a JPEG's size is decoded several times faster.
+        if path is not None and path.suffix.lower() in {".jpg", ".jpeg"}:
+            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+        if pixels is not None and max(pixels.shape) >= THUMBNAIL:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        elif path is not None:
+            pixels = read_image(path)
+    except (DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
+        pixels = None
+    pixels = ground((THUMBNAIL, THUMBNAIL)) if pixels is None else pixels
+    return encode(resized(pixels, fitting((pixels.shape[0], pixels.shape[1]), THUMBNAIL)), quality=80)
+
+
+# --- Panels
 
 
 class Look(NamedTuple):
