@@ -395,7 +395,7 @@ class Settings(RunSettings):
 # --- Parameter files
 
 
-class OneOfEachName(yaml.SafeLoader):
+class _OneOfEachName(yaml.SafeLoader):
     """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -418,7 +418,7 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
     if not path.is_file():
         raise SettingsError(f"{path}: no such parameter file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OneOfEachName)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachName)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a YAML file: {error}") from None
     if content is None:

@@ -42,6 +42,7 @@ from gainmtl_lib.settings import (
     Settings,
     SettingsError,
     UserError,
+    as_tuple,
     closest,
     read_parameters,
     repository_root,
@@ -53,10 +54,6 @@ logger = logging.getLogger(__name__)
 
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
 """What synthetic data is made from: one folder holds one choice of them."""
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _as_rows(value: Any) -> Any:
@@ -134,8 +131,8 @@ class Plan(ParameterRecord):
     """
 
     experiment: FolderName
-    base: Annotated[tuple[AnyPath, ...], BeforeValidator(_as_tuple)] = ()
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    base: Annotated[tuple[AnyPath, ...], BeforeValidator(as_tuple)] = ()
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     data_per_seed: bool = False
     parameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_rows)]
