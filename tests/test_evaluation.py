@@ -22,7 +22,6 @@ from tiny import tiny_data, tiny_settings
 
 from gainmtl_lib import evaluation as module
 from gainmtl_lib.cli import main
-from gainmtl_lib.console import _masks_from
 from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask, check_unseen
 from gainmtl_lib.efficientad.model import AnomalyOutput
@@ -108,12 +107,6 @@ def test_a_given_threshold_is_not_chosen_and_not_stored(run, evaluated):
     assert run.metrics["threshold"] == evaluated[1]["threshold"]
 
 
-def test_oracle_is_marked_and_not_stored(run, evaluated):
-    _, summary = evaluate(run, mask_source="oracle")
-    assert summary["label_leaks"] is True and summary["mask_source"] == "oracle"
-    assert run.metrics["mask_source"] == "localization"
-
-
 def test_a_mask_source_is_for_s6(tmp_path):
     settings = tiny_settings(tmp_path, "S3")
     with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
@@ -186,14 +179,6 @@ def test_pooled_scores_stand_beside_their_means(evaluated):
     assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
 
 
-def test_no_picture_is_kept_at_full_size(run):
-    data = build_data(run.settings)
-    data.setup("test")
-    split = module.predict_split(run.model, data, "test", source=MaskSource.of(run.settings))
-    assert split._fields == ("table", "maps", "pooled")
-    assert sum(maps.nbytes for maps in split.maps.values()) / len(split.table) < 64 * 64
-
-
 def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
     """The pictures are 12 x 16, so that they take the rows 8 to 55 of 64."""
     given = []
@@ -236,13 +221,6 @@ def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(w
         _, other = evaluate(with_masks, external_mask_dir=tmp_path / "zeros", reuse=reuse)
         assert other["test"]["cam_iou"] != own["test"]["cam_iou"]
         assert with_masks.metrics == own
-
-
-def test_a_folder_of_masks_needs_the_source_that_reads_it(run, evaluated, tmp_path):
-    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
-        evaluate(run, external_mask_dir=tmp_path)
-    with pytest.raises(RunError, match="external_mask_dir is for mask_source 'external'"):
-        evaluate(run, mask_source="none", external_mask_dir=tmp_path)
 
 
 def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, tmp_path):
@@ -318,15 +296,6 @@ def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path
         assert [title.split()[-1] for title in titles] == [f"{p:.2f}" for p in rows["probability"]]
 
 
-def test_pages_of_a_run_whose_masks_come_from_a_folder(with_masks, monkeypatch, tmp_path):
-    pages = drawn(monkeypatch)
-    code, output = command("evaluate", with_masks.folder, "--visualize", "--vis-dir", tmp_path)
-    assert code == 0, output
-    assert len([title for titles in pages.values() for title in titles if "p(defect)" in title]) == 12
-    best = ("evaluate", with_masks.folder, "--mask-source", "none", "--external-mask-dir", tmp_path)
-    assert "external_mask_dir is for mask_source 'external'" in command(*best)[1]
-
-
 def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(run.settings.data_root, folder)
@@ -337,16 +306,6 @@ def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
     Image.open(picture).rotate(90).save(picture)
     code, output = command("evaluate", settings.run_dir, "--visualize", "--vis-dir", tmp_path / "vis")
     assert code == 1 and "the data changed since" in output and not (tmp_path / "vis").exists()
-
-
-def test_brackets_in_paths_are_printed(run, evaluated, monkeypatch, tmp_path):
-    drawn(monkeypatch)
-    monkeypatch.setattr("gainmtl_lib.console.explanation_pictures", lambda *_, **__: ())
-    folder, results = tmp_path / "[x]", tmp_path / "[y].json"
-    words = ("--visualize", "--vis-dir", folder, "--export-results", results)
-    code, output = command("evaluate", run.folder, *words)
-    assert code == 0 and str(folder) in output and str(results) in output
-    assert json.loads(results.read_text())["test"]["images"] == 6
 
 
 # --- S6's masks
@@ -482,25 +441,6 @@ def test_anomaly_masks_come_from_the_picture_alone(data, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_a_picture_that_cannot_be_read_is_named(data, tmp_path, monkeypatch):
-    batch = data.dataset.__getitems__([3])
-    Path(data.dataset.paths[3]).write_bytes(b"")
-    with pytest.raises(DataError, match="image is empty"):
-        anomalous(tmp_path, monkeypatch).masks(data, batch)
-
-
-def test_the_run_that_makes_the_masks_must_be_named(tmp_path):
-    with pytest.raises(RunError, match="'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"):
-        MaskSource.of(model(), "efficientad")
-    with pytest.raises(
-        RunError, match="efficientad_run is for mask_source 'efficientad'; this model is S6, and mask_so"
-    ):
-        MaskSource.of(model(), "external", tmp_path, tmp_path)
-    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path)
-    assert MaskSource.of(settings).place == tmp_path
-    assert MaskSource.of(settings, efficientad_run=tmp_path / "b").place == tmp_path / "b"
-
-
 @pytest.fixture
 def study(tmp_path):
     """A model of S6, its data, and a run of EfficientAD on them."""
@@ -508,16 +448,6 @@ def study(tmp_path):
     samples = build_samples(settings)
     torch.manual_seed(0)
     return build_model(settings), samples, write_anomaly_run(tiny_anomaly_settings(tmp_path))
-
-
-def test_s6_is_evaluated_with_masks_of_an_efficientad_run(study):
-    s6, samples, run = study
-    data = tiny_data(samples, image_size=(64, 64), batch_size=8)
-    table, summary = evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
-    assert summary["mask_source"] == "efficientad" and summary["teacher"] == TEACHER["text"]
-    assert summary["efficientad_run"] == str(run.folder) and summary["label_leaks"] is False
-    without, _ = evaluate(s6, data=data, mask_source="none")
-    assert (table["probability"] != without["probability"]).any() and s6.mask_source == "localization"
 
 
 def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
@@ -539,12 +469,6 @@ def test_an_efficientad_run_whose_data_moved_with_the_pictures_is_used(study, tm
     assert not (tmp_path / "data").exists()  # and is not made anew
     with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
         check_unseen(run, moved.assign(split=moved["split"].replace({"train": "test", "test": "train"})))
-
-
-def test_the_runs_own_efficientad_run_by_another_path_makes_its_own_masks(tmp_path):
-    settings = SimpleNamespace(strategy="S6", mask_source="efficientad", efficientad_run=tmp_path / "run")
-    assert _masks_from(tmp_path / "b" / ".." / "run", settings, None) is None  # so it is asked for novel pictures
-    assert _masks_from(tmp_path / "b", settings, None) == tmp_path / "b"
 
 
 # --- By mask source
@@ -590,13 +514,6 @@ def test_the_draw_is_seeded_and_knows_nothing_of_the_batch(samples):
     assert any(columns_given(samples, rows, seed)[1] != given for seed in range(1, 9))
 
 
-def test_another_picture_of_the_same_part_is_no_other(samples):
-    part = samples.assign(group=[group if "d2" in group else "one part" for group in samples["group"]])
-    one = part[part["split"] == "test"].reset_index(drop=True)
-    rows = [row for row in range(len(one)) if "d2" not in one.loc[row, "image"]]
-    assert columns_given(one, rows)[1] == [3.0] * 5
-
-
 def test_a_split_without_another_mask_is_named(samples):
     alone = samples[~samples["image"].str.contains("test_d[01]")].reset_index(drop=True)
     row = int(alone.index[alone["image"].str.contains("test_d2")][0])
@@ -607,17 +524,6 @@ def test_a_split_without_another_mask_is_named(samples):
     unannotated = samples.assign(mask=None)
     with pytest.raises(DataError, match="mask_source 'other': split 'test' has no annotated defect"):
         columns_given(unannotated, [int(samples.index[samples["split"] == "test"][0])])
-
-
-def test_other_needs_no_place_and_leaks_nothing(samples):
-    source = MaskSource("other")
-    assert source.summary == {"mask_source": "other", "label_leaks": False} and source.place is None
-    data = tiny_data(samples, image_size=(8, 8))
-    batch = data.dataset.__getitems__([6, 9])
-    masks = source.masks(data, batch)
-    assert masks.shape == (2, 1, 8, 8) and masks.dtype == torch.float32 and set(masks.unique().tolist()) == {0.0, 1.0}
-    told = source.masks(data, batch._replace(labels=1 - batch.labels, masks=1 - batch.masks))
-    assert torch.equal(told, masks)
 
 
 def test_the_table_knows_every_source():
@@ -702,28 +608,11 @@ def test_masks_that_cannot_be_had_leave_one_source_out(run, monkeypatch):
     assert code == 0 and "left out: other, because no annotated defect" in output and "oracle" in output, output
 
 
-def test_one_source_by_command(run):
-    code, output = command("evaluate", run.folder, "--mask-source", "other")
-    assert code == 0 and "these are no results" not in output and run.metrics["mask_source"] == "localization", output
-
-
 def test_all_is_for_a_run_on_its_own_data(run, tmp_path):
     code, output = command("evaluate", run.folder, "--mask-source", "all", "--visualize", "--data-root", tmp_path)
     assert code == 1 and "compares results on the run's own data; leave --data-root, --visualize out" in output
     code, output = command("evaluate", "--checkpoint", tmp_path / "x.ckpt", "--mask-source", "all")
     assert code == 1 and "--mask-source all is for a finished run; give its folder in place of --checkpoint" in output
-
-
-def test_a_run_whose_own_source_is_other_keeps_it(run, tmp_path):
-    settings = run.settings.changed(mask_source="other", outputs_dir=tmp_path)
-    settings.run_dir.mkdir(parents=True)
-    for name in ("manifest.json", "model.safetensors"):
-        shutil.copy(run.folder / name, settings.run_dir)
-    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
-    own = Run(settings.run_dir)
-    given, kept = mask_source_table(run, ["other"]), mask_source_table(own, ["other"])
-    pd.testing.assert_frame_equal(given, kept)
-    assert own.metrics["mask_source"] == "other" and own.metrics["label_leaks"] is False
 
 
 # --- Stored results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,10 +55,6 @@ def test_normalize_maps_is_per_image():
 def test_constant_map_normalizes_to_zero_even_after_upsampling(value):
     upsampled = resize_maps(torch.full((1, 1, 3, 5), value), torch.zeros(1, 1, 37, 41))
     assert not normalize_maps(upsampled).any()
-
-
-def test_a_map_that_varies_little_around_zero_is_not_constant():
-    assert torch.equal(normalize_maps(images([[1e-20, 0, 0, 0]])), images([[1, 0, 0, 0]]))
 
 
 def test_resize_is_bilinear_without_corner_alignment():
@@ -122,14 +117,6 @@ def test_values_that_are_not_finite_do_not_take_an_image_out(score):
     assert score(maps, MASK).item() == pytest.approx(0.75 if score is pixel_accuracy else 0)
 
 
-@pytest.mark.parametrize("score", PER_IMAGE)
-def test_half_precision_scores_like_float(score):
-    maps = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).half()
-    masks = (torch.arange(64) % 5 == 0).float().view(1, 1, 8, 8).expand(3, -1, -1, -1)
-    assert torch.equal(score(maps, masks), score(maps.float(), masks))
-    assert score(maps, masks).dtype == torch.float32
-
-
 @pytest.mark.parametrize("kind", CLASSES)
 def test_batches_add_up_to_one_pass(kind):
     generator = torch.Generator().manual_seed(1)
@@ -153,14 +140,6 @@ def test_empty_masks_are_skipped_not_scored(kind):
     assert math.isnan(metric.compute())
     assert math.isnan(metric.pooled())
     assert metric.skipped == 2
-
-
-@pytest.mark.parametrize(("kind", "score"), [(CamIoU, cam_iou), (LocalizationIoU, mask_iou)])
-def test_class_is_the_mean_of_its_function(kind, score):
-    maps = torch.rand(4, 1, 2, 4, generator=torch.Generator().manual_seed(2))
-    metric = kind()
-    metric.update(maps, MASK.expand(4, -1, -1, -1))
-    assert metric.compute().item() == pytest.approx(score(maps, MASK.expand(4, -1, -1, -1)).mean().item())
 
 
 def test_pooled_weighs_by_area():
@@ -284,31 +263,11 @@ def test_pixel_auroc_is_that_of_scikit_learn(shift):
     assert auroc(torch.from_numpy(maps), torch.from_numpy(masks).float()) == pytest.approx(expected, abs=1e-4)
 
 
-def test_pixel_auroc_in_batches_is_pixel_auroc_in_one():
-    generator = torch.Generator().manual_seed(7)
-    maps, masks = torch.randn(6, 1, 4, 4, generator=generator), torch.zeros(6, 1, 8, 8)
-    masks[::2, :, 1:4, 2:6] = 1
-    metric = PixelAuroc()
-    for piece in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        metric.update(maps[piece], masks[piece])
-    assert float(metric.compute()) == auroc(maps, masks)
-
-
-def test_pixel_auroc_of_one_class_has_no_answer():
-    assert math.isnan(auroc(torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)))
-    assert math.isnan(auroc(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)))
-
-
 def test_pixel_auroc_counts_more_pixels_than_single_precision_can():
     metric = PixelAuroc()
     metric.update(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
     metric.clean *= 10_000_000_000
     assert float(metric.compute()) == 0.5
-
-
-def test_metrics_can_be_sent_to_another_process():
-    for kind, state in ((Aupro, "clean"), (PixelAuroc, "clean"), (CamIoU, "skipped"), (LocalizationIoU, "skipped")):
-        assert getattr(pickle.loads(pickle.dumps(kind())), state).sum() == 0
 
 
 # --- Decisions

@@ -21,11 +21,10 @@ from torchmetrics.functional.classification import binary_auroc
 from gainmtl_lib import train as module
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Augmentation, Batch
-from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.losses import GainLoss
 from gainmtl_lib.model import GAINMTLModel
 from gainmtl_lib.readers import DataError
-from gainmtl_lib.runs import FileError, RunError, collect_runs, compare, load_checkpoint_model, load_run
+from gainmtl_lib.runs import FileError, RunError, load_checkpoint_model, load_run
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import (
     ARCHITECTURE,
@@ -58,19 +57,6 @@ def test_a_device_that_is_not_there():
 def test_another_name_is_no_device(name):
     with pytest.raises(DeviceError, match=f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>"):
         checked_device(name)
-
-
-def test_the_name_of_a_tensors_device_is_one(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name in ("cpu", "cuda:1", "mps:0"):
-        assert str(checked_device(name)) == name
-
-
-def test_a_mac_without_its_accelerator(monkeypatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="device is 'mps', but this machine has none"):
-        checked_device("mps")
 
 
 def test_precision_by_device():
@@ -177,18 +163,6 @@ def test_presence_is_independent_of_the_class():
     assert present.float().mean().item() == pytest.approx(0.8, abs=0.02)
 
 
-def test_the_look_of_masks_is_independent_of_the_class():
-    bank = [(k, dot(k, value)) for k, value in enumerate((0.25, 0.5, 0.75, 1.0))]
-    rows = [(k, 1, mask) for k, mask in bank] + [(10 + k, 0, None) for k in range(4)]
-    masks, present = draws(mixer(bank), make_batch(rows), 2000)
-    heights = masks.flatten(2).amax(dim=2)
-    counts = [
-        [int((heights[:, rows][present[:, rows]] == value).sum()) for value in (0.25, 0.5, 0.75, 1.0)]
-        for rows in (slice(0, 4), slice(4, 8))
-    ]
-    assert stats.chi2_contingency(counts).pvalue > 0.01
-
-
 @pytest.mark.parametrize("fusion_norm", ["sigmoid", "product"])
 def test_what_gates_the_features_in_training_says_nothing_about_the_class(monkeypatch, tmp_path, fusion_norm):
     """Features that are the same for every picture: whatever still tells the classes apart came in with the masks.
@@ -260,13 +234,6 @@ def test_a_healed_picture_never_gets_the_mask_of_the_defect_it_had():
     masks, present = draws(mixer(BANK), make_batch([(10, 0, None)]), 3000)
     assert set(cells(masks[:, 0])) == {5, 10, None}
     assert present.float().mean().item() == pytest.approx(0.8, abs=0.03)
-
-
-def test_a_pasted_defect_has_a_mask_of_its_own():
-    masks, _ = draws(mixer(BANK), make_batch([(50, 1, dot(7))]), 3000)
-    drawn = cells(masks[:, 0])
-    shares = [sum(cell in group for cell in drawn) / 3000 for group in ([7], [0, 5, 10], [None])]
-    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
 
 
 def test_masks_of_pasted_defects_belong_to_no_sample():
@@ -396,20 +363,12 @@ def test_an_equal_run_is_reused_not_trained_twice(finished):
     assert (finished.folder / "checkpoints/last.ckpt").stat().st_mtime_ns == before
 
 
-def test_other_settings_are_listed(finished):
-    other = finished.settings.changed(num_epochs=9, learning_rate=0.5)
-    with pytest.raises(RunError) as error:
-        fit(other)
-    assert "num_epochs: 4 and 9" in str(error.value) and "learning_rate: 0.001 and 0.5" in str(error.value)
-    assert "  seed:" not in str(error.value) and "--force" in str(error.value)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(finished, shared, monkeypatch):
-    settings = finished.settings.changed(experiment="interrupted")
+def resumed_after(settings, monkeypatch, *, epoch):
+    """Interrupted in an epoch's second step, then started again."""
     step = GainTraining.training_step
 
     def interrupted(self, batch, batch_idx):
-        if self.current_epoch == 2 and batch_idx == 1:
+        if self.current_epoch == epoch and batch_idx == 1:
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
@@ -419,7 +378,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, shared, monkeypatch
     with pytest.raises(RunError, match="not finished"):
         load_run(settings.run_dir)
     monkeypatch.undo()
-    resumed = fit(settings)
+    return fit(settings)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, monkeypatch):
+    resumed = resumed_after(finished.settings.changed(experiment="interrupted"), monkeypatch, epoch=2)
 
     def losses(run):
         rows = run.history[run.history["tag"].str.startswith(("train/loss", "val/", "train/learning"))]
@@ -439,20 +402,9 @@ def test_a_resumed_run_with_edited_pictures_equals_an_uninterrupted_one(shared, 
         "paste": 2.4, "heal_spot": 0.6, "paste_clean": 3.0, "heal": 2.4, "heal_beside": 3.0, "repaste": 0.6
     }  # fmt: skip
     assert whole.manifest["train_annotated"] == 6 and whole.manifest["train_defective"] == 12
-    step = GainTraining.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.current_epoch == 1 and batch_idx == 1:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(GainTraining, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit(settings.changed(experiment="edited_later"))
-    monkeypatch.undo()
-    resumed = fit(settings.changed(experiment="edited_later"))
+    resumed = resumed_after(settings.changed(experiment="edited_later"), monkeypatch, epoch=1)
     assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
-    assert [each for each in whole.manifest if each not in resumed.manifest] == []
+    assert whole.manifest.keys() == resumed.manifest.keys()
 
 
 def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(shared):
@@ -490,14 +442,6 @@ def test_resume_takes_a_periodic_checkpoint_of_another_run(finished, shared):
     run = fit(settings, resume=finished.folder / "checkpoints/epoch_2.ckpt")
     assert run.history.query("tag == 'val/accuracy'")["value"].size == 2
     torch.testing.assert_close(run.model.cls_head.out.weight, finished.model.cls_head.out.weight)
-
-
-def test_a_checkpoint_of_another_model_names_what_differs(finished, shared):
-    settings = tiny_settings(shared, "S3", experiment="other", head_channels=8)
-    with pytest.raises(RunError) as error:
-        fit(settings, resume=finished.folder / "checkpoints/last.ckpt")
-    assert "a checkpoint of another model" in str(error.value)
-    assert "strategy: 'S6' and 'S3'" in str(error.value) and "head_channels: 16 and 8" in str(error.value)
 
 
 def test_a_best_score_without_its_file_does_not_travel(finished, shared):
@@ -616,21 +560,6 @@ def test_tensorboard_can_be_off_or_elsewhere(shared):
     assert len(elsewhere.history)
 
 
-def test_a_copied_run_has_its_own_curves(finished, tmp_path):
-    copied, bare = tmp_path / "copied", tmp_path / "bare"
-    shutil.copytree(finished.folder, copied)
-    shutil.copytree(finished.folder, bare, ignore=shutil.ignore_patterns("tensorboard"))
-    pd.testing.assert_frame_equal(load_run(copied).history, finished.history)
-    with pytest.raises(RunError, match="bare/tensorboard: no TensorBoard log of this run"):
-        _ = load_run(bare).history
-
-
-def test_wandb_is_named_when_it_is_missing(shared, monkeypatch):
-    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    with pytest.raises(RunError, match="use_wandb is true but the package wandb is missing; pip install wandb"):
-        fit(tiny_settings(shared, "S1", experiment="wandb", use_wandb=True))
-
-
 def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
     class WithoutService(WandbLogger):
         experiment = Mock()
@@ -643,40 +572,4 @@ def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
     WithoutService.experiment.finish.assert_called_once_with()
 
 
-def test_the_mixer_covers_every_annotated_training_image(shared):
-    settings = tiny_settings(shared)
-    data = module.build_data(settings)
-    data.setup("fit")
-    mixer = module._mixer(settings, data)
-    assert mixer.bank.shape == (12, 1, 4, 4)
-    assert set(mixer.place) == set(data.samples.query("split == 'train' and label == 1").index)
-
-
 # --- The same seed gives the same study, twice from nothing
-
-
-@pytest.fixture(scope="module")
-def studies(tmp_path_factory):
-    """S1 and S6, which has every part and every kind of randomness, in two folders that share nothing."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
-    for folder in folders:
-        for strategy in ("S1", "S6"):
-            evaluate(fit(tiny_settings(folder, strategy, num_epochs=2)), device="cpu")
-    return [collect_runs(folder / "outputs/tiny") for folder in folders]
-
-
-def test_every_picture_gets_the_same_answer(studies):
-    first, second = studies
-    assert [run.settings.strategy for run in first] == ["S1", "S6"]
-    for one, other in zip(first, second, strict=True):
-        assert one.folder != other.folder and len(one.predictions) == 16
-        pd.testing.assert_frame_equal(one.predictions, other.predictions, check_exact=True)
-    assert not first[0].predictions["probability"].equals(first[1].predictions["probability"])
-
-
-def test_the_comparison_is_the_same(studies):
-    first, second = (compare(runs) for runs in studies)
-    assert first[["strategy", "split"]].to_numpy().tolist() == [
-        ["S1", "test"], ["S1", "test_shift"], ["S6", "test"], ["S6", "test_shift"]
-    ]  # fmt: skip
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
