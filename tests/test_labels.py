@@ -140,19 +140,6 @@ def test_a_box_reaches_the_network_at_its_place(root):
     assert mask.sum() == pytest.approx(16 * 12, abs=12)
 
 
-def test_formats_share_one_stored_folder_and_other_boxes_get_another(root, tmp_path):
-    folders = set()
-    for write in WRITERS.values():
-        place = write(root)
-        folders.add(next(iter(masks(read(root)).values())).split("/images/")[0])
-        shutil.rmtree(place if place.is_dir() else place.parent)
-    content = coco()
-    content["annotations"][0]["bbox"][2] += 1
-    write_coco(root, content)
-    changed = next(iter(masks(read(root)).values())).split("/images/")[0]
-    assert len(folders) == 1 and changed not in folders and Path(changed).name.startswith("data-")
-
-
 def test_stored_masks_are_used_again_and_completed(root, tmp_path, caplog):
     caplog.set_level("INFO")
     write_coco(root)
@@ -165,13 +152,6 @@ def test_stored_masks_are_used_again_and_completed(root, tmp_path, caplog):
     assert "drew the boxes of 1 pictures" in caplog.text
     assert all(Path(first[name]).stat().st_mtime_ns == times[name] for name in ("train_d0", "train_d1"))
     assert len([path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]) == 3
-
-
-def test_a_store_that_cannot_be_written_is_named(root, tmp_path):
-    write_coco(root)
-    (tmp_path / "outputs").write_text("a file where a folder is to be")
-    with pytest.raises(OSError, match="could not be written"):
-        read(root)
 
 
 def test_mask_files_are_ignored_and_the_rest_of_the_table_stays(root, caplog):
@@ -522,13 +502,11 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
     ("name", "text", "message"),
     [
         (".json", "{", "not a JSON file: "),
-        (".json", "[" * 100_000, "not a JSON file: "),
         (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
         (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
         (".json", '{"images": []}', "expected images, annotations and categories, found images"),
         (".json", entries(images=[{"id": 1}]), "not a COCO file of boxes: entry 0 of images has no file_name"),
         (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
-        (".json", entries(images=3), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
         (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
         (
             ".json",
@@ -538,7 +516,6 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         (".json", entries(images=[TWICE[0] | {"height": "x"}]), "image 1: height and width must be two numbers, found"),
         (".json", entries(images=TWICE), "images have the id 1 more than once; ids must tell them apart"),
         (".txt", "0 0.5 0.5 0.1", f"line 1 has 4 columns; {FIVE}"),
-        (".txt", "7", f"line 1 has 1 column; {FIVE}"),
         (
             ".txt",
             "0 .5 .5 .1 .1\n0 .5 .5 .1 .1 .9",
@@ -546,7 +523,6 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         ),
         (".txt", "0 .1 .1 .2 .1 .2 .2", f"line 1 has 7 columns, as a polygon of 3 points has; {FIVE}"),
         (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and four numbers"),
-        (".txt", "0 .5 x .1 .1", "line 1 reads '0 .5 x .1 .1'; expected a class number and four numbers"),
         (
             ".txt",
             "0 120 80 30 20",
@@ -554,13 +530,11 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         ),
         (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
         (".xml", "", "not a readable XML file: no element found"),
-        (".xml", "<annotation>&x;</annotation>", "not a readable XML file: undefined entity"),
         (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
         (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), DOCTYPE),
         (".xml", BOMB, DOCTYPE),
         (".xml", BOMB.encode("utf-16"), DOCTYPE),
         (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
-        (".xml", '<?xml version="1.0" encoding="euc-kr"?><annotation/>', "multi-byte encodings are not supported"),
         (
             ".xml",
             "<annotation><object><name>a</name></object></annotation>",
