@@ -17,26 +17,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from gainmtl_lib import wording
+from gainmtl_lib import metrics, stats, wording
+from gainmtl_lib.audit import numbers
 from gainmtl_lib.audit.limits import known_limits, marks
-from gainmtl_lib.audit.numbers import (
-    DECISION,
-    FLIPS,
-    MEASURES,
-    SHIFTED,
-    Audit,
-    audit_run,
-    explanation_rows,
-    verdicts_in_words,
-)
+from gainmtl_lib.audit.numbers import Audit, audit_run, explanation_rows
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_maps
 from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay, resized
-from gainmtl_lib.metrics import CALM_SHARE, OFF_THE_DEFECT_IOU, MapScale
-from gainmtl_lib.readers import NORMAL, DataError
+from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, atomic_path, load_run, row_name
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.stats import CONFIDENCE, FEWEST_GROUPS, RESAMPLES, SEED
 
 FILES = (
     "settings.yaml", "manifest.json", "model.safetensors", "predictions.csv", "metrics.json", "maps/cam.npy",
@@ -110,30 +101,10 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": wording.number,
-        "percent": wording.percent,
-        "interval": wording.interval,
-        "of_count": wording.of_count,
-        "plural": wording.plural,
-        "duration": lambda seconds: str(timedelta(seconds=round(seconds))),
-    }
-    environment.globals |= {
-        "percent": wording.percent,
-        "verdicts_in_words": verdicts_in_words,
-        "split_names": wording.SPLIT_NAMES,
-        "decision": {name: wording.METRICS[name] for name in DECISION},
-        "flips": FLIPS,
-        "shifted": {name: wording.METRICS.get(name, name) for name in SHIFTED},
-        "measures": MEASURES,
-        "normal_kind": NORMAL,
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "resampling_seed": SEED,
-        "fewest_groups": FEWEST_GROUPS,
-        "calm_share": CALM_SHARE,
-        "off_the_defect_iou": OFF_THE_DEFECT_IOU,
-    }
+    written = ("number", "percent", "interval", "of_count", "plural")
+    environment.filters |= {name: getattr(wording, name) for name in written}
+    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    environment.globals |= {"wording": wording, "stats": stats, "metrics": metrics, "numbers": numbers}
     return environment.get_template("report.html.jinja")
 
 

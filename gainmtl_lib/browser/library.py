@@ -194,19 +194,12 @@ class OpenedRun:
         return self.root / self.image(row), self.root / mask if isinstance(mask, str) else None
 
     def choose(
-        self,
-        *,
-        split: str = "",
-        verdict: str = "",
-        defect_type: str = "",
-        marked_only: bool = False,
-        novel_only: bool = False,
-        order: str = "stored",
+        self, *, order: str = "stored", marked_only: bool = False, novel_only: bool = False, **wanted: str
     ) -> NDArray[np.intp]:
-        """Rows that fit, in one of the `ORDERS`; an empty text leaves its column free."""
+        """Rows that fit, in one of the `ORDERS`; `wanted` gives values of columns, an empty text leaves one free."""
         rows = self.table
-        for column, wanted in {"split": split, "verdict": verdict, "defect_type": defect_type}.items():
-            rows = rows[rows[column] == wanted] if wanted else rows
+        for column, value in wanted.items():
+            rows = rows[rows[column] == value] if value else rows
         if marked_only:
             rows = rows[rows["image"].isin(self.notes.marked())]
         if novel_only:
