@@ -1,11 +1,8 @@
 """How sure a number is: 95 % intervals of scores of one run, and tests of what a study's rows changed.
 
-Two pictures of one part are not two observations. A share of pictures takes Wilson's interval, the difference of two
-shares of the same pictures Tango's, both at the number of independent pictures that the groups are worth; every other
-score is resampled group by group. Rows of a study are compared seed by seed with a paired t test; where there is one
-seed, its pictures are resampled.
-
-Sizes: N pictures, G groups (pictures of one part), K seeds.
+Two pictures of one part (a group) are not two observations. Shares of pictures take Wilson's interval, differences of
+two shares of the same pictures Tango's, both at the number of independent pictures that the groups are worth; other
+scores are resampled group by group. Rows of a study are compared seed by seed with a paired t test.
 """
 
 from __future__ import annotations
@@ -35,15 +32,9 @@ FEWEST_GROUPS = 10
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how sure it is.
+    """A number, NaN where there is no answer, and how sure it is: `low` and `high` are NaN where nothing can be said.
 
-    Attributes:
-        value: NaN where there is no answer.
-        low: lower end of the interval; NaN, like `high`, where none can be given.
-        high: upper end.
-        count: pictures that it rests on.
-        groups: parts that these pictures show.
-        hits: how many of the pictures, for a share; None for other scores.
+    It rests on `count` pictures of `groups` parts; `hits` of them, where it is a share.
     """
 
     value: float = nan
@@ -76,31 +67,22 @@ def wilson(hits: float, count: float) -> tuple[float, float]:
     """Wilson's score interval of a share; `scipy.stats.binomtest` has it for whole counts only."""
     if count <= 0:
         return nan, nan
-    z, share = _z(), hits / count
+    z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), hits / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     # At the ends the formula gives 0 and 1 only up to rounding.
-    return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
-
-
-def _z() -> float:
-    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return (0.0 if share == 0 else float(middle - half)), (1.0 if share == 1 else float(middle + half))
 
 
 def tango(only_first: float, only_second: float, count: float) -> tuple[float, float]:
     """Score interval of the difference of two paired shares (Tango, Stat Med 1998).
 
     It excludes 0 exactly where McNemar's test rejects equal shares. Where all pairs that differ do so in one direction,
-    its end on that side is Wilson's of their share.
-
-    Args:
-        only_first: pairs in which the first is 1 and the second 0.
-        only_second: the other way round.
-        count: of all pairs.
+    its end on that side is Wilson's of their share. `only_first` and `only_second` count the pairs with a single 1.
     """
     if count <= 0:
         return nan, nan
-    gain, square = only_first - only_second, _z() ** 2
+    gain, square = only_first - only_second, stats.chi2.ppf(CONFIDENCE, 1)
 
     def beyond(difference: float) -> float:
         """Above 0 where the pairs contradict this difference; `rare` is the likeliest share of only_second under it."""
@@ -110,20 +92,16 @@ def tango(only_first: float, only_second: float, count: float) -> tuple[float, f
         return (gain - count * difference) ** 2 - square * count * (2 * rare + difference * (1 - difference))
 
     value, step = gain / count, 1e-9  # beside the value itself, where both terms are 0 when all pairs agree
-    low = -1.0 if value - step <= -1 else float(optimize.brentq(beyond, -1, value - step))  # type: ignore[arg-type]
-    high = 1.0 if value + step >= 1 else float(optimize.brentq(beyond, value + step, 1))  # type: ignore[arg-type]
+    low = -1.0 if value - step <= -1 else optimize.brentq(beyond, -1, value - step)
+    high = 1.0 if value + step >= 1 else optimize.brentq(beyond, value + step, 1)
     return low, high
 
 
 def effective_count(values: NDArray, groups: NDArray) -> float:
-    """How many independent pictures N pictures of G parts are worth: N / design effect (Kish 1965).
+    """How many independent pictures N pictures, (N,), of grouped parts are worth: N / design effect (Kish 1965).
 
     Between N² / Σ n_g² (all pictures of a part agree) and N (they are independent). Where all values are equal
     nothing tells how much the pictures of a part agree; the lower end is taken then.
-
-    Args:
-        values: 0 or 1, or their differences, (N,).
-        groups: codes, (N,).
     """
     codes = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(codes).astype(float)
@@ -137,12 +115,7 @@ def effective_count(values: NDArray, groups: NDArray) -> float:
 
 
 def proportion(values: NDArray, groups: NDArray) -> Estimate:
-    """The share of pictures with value 1 and Wilson's interval.
-
-    Args:
-        values: 0 or 1, (N,); none gives an empty estimate.
-        groups: codes, (N,).
-    """
+    """The share of pictures with value 1, of 0 and 1, (N,), and Wilson's interval; `groups` are codes, (N,)."""
     if not len(values):
         return Estimate(hits=0)
     values = np.asarray(values, dtype=float)
@@ -152,13 +125,7 @@ def proportion(values: NDArray, groups: NDArray) -> Estimate:
 
 
 def paired_difference(first: NDArray, second: NDArray, groups: NDArray) -> Estimate:
-    """The share of 1 in `first` minus that in `second`, of the same pictures, with Tango's interval.
-
-    Args:
-        first: 0 or 1, (N,); none gives an empty estimate.
-        second: likewise, in the same order.
-        groups: codes, (N,).
-    """
+    """The share of 1 in `first` minus that in `second`, both (N,) of the same pictures, with Tango's interval."""
     gain = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     if not len(gain):
         return Estimate()
@@ -170,13 +137,8 @@ def paired_difference(first: NDArray, second: NDArray, groups: NDArray) -> Estim
 def difference(first: Estimate, second: Estimate, *, independent: bool) -> Estimate:
     """`first` − `second` of two sets of pictures, from their intervals (MOVER, Zou and Donner 2008).
 
-    For two independent shares with Wilson's intervals this is Newcombe's interval.
-
-    Args:
-        first: of one set.
-        second: of the other.
-        independent: whether no part is in both; see `share_parts`. Otherwise the interval is that of the worst
-            correlation, −1, and at most √2 times as wide.
+    For two independent shares with Wilson's intervals this is Newcombe's interval. Where some part is in both sets (not
+    `independent`, see `share_parts`) it is that of the worst correlation, −1, and at most √2 times as wide.
     """
     value, count = first.value - second.value, first.count + second.count
     if not (first.has_interval and second.has_interval):
@@ -193,12 +155,9 @@ def difference(first: Estimate, second: Estimate, *, independent: bool) -> Estim
 def resamples(
     statistic: Callable[[NDArray], float], groups: NDArray, *, strata: NDArray | None = None
 ) -> NDArray[np.float64]:
-    """A statistic in `RESAMPLES` draws of as many groups, (R,), without NaN; empty for too few groups.
+    """A statistic of row numbers in `RESAMPLES` draws of as many groups, without NaN; empty for too few groups.
 
-    Args:
-        statistic: of row numbers.
-        groups: codes, (N,).
-        strata: 0 or 1 per row, (N,): groups with and without a 1 are drawn apart, each resample has as many of both.
+    With `strata`, 0 or 1 per row, groups with and without a 1 are drawn apart: each resample has as many of both.
     """
     codes = np.unique(groups, return_inverse=True)[1]
     order, sizes = np.argsort(codes, kind="stable"), np.bincount(codes)
@@ -224,12 +183,11 @@ def resamples(
 
 def resampled(statistic: Callable[[NDArray], float], groups: NDArray, *, strata: NDArray | None = None) -> Estimate:
     """A statistic and its percentile bootstrap over groups, see `resamples`; no interval where all draws are equal."""
-    low, high = percentiles(resamples(statistic, groups, strata=strata))
+    low, high = _percentiles(resamples(statistic, groups, strata=strata))
     return Estimate(statistic(np.arange(len(groups))), low, high, len(groups), len(np.unique(groups)))
 
 
-def percentiles(drawn: NDArray) -> tuple[float, float]:
-    """Ends of the 95 % percentile interval; NaN where there are no draws, or all are the same."""
+def _percentiles(drawn: NDArray) -> tuple[float, float]:
     if not len(drawn) or drawn.min() == drawn.max():
         return nan, nan
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -258,11 +216,9 @@ def mean_gain(values: NDArray, groups: NDArray) -> Estimate:
 
 
 def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
-    """Verdicts, ranking and explanation of one split, each with its interval, by the names of `METRICS`.
+    """Verdicts, ranking and explanation of one split of `evaluate`'s table, by the names of `METRICS`.
 
-    Args:
-        rows: of `evaluate`'s table. Scores that the strategy lacks are absent; one without an answer is NaN.
-            ``cf_excess`` is over the pictures that were asked both flips.
+    Scores that the strategy lacks are absent. ``cf_excess`` is over the pictures that were asked both flips.
     """
     groups = group_codes(rows)
     labels, called, prob = (rows[name].to_numpy() for name in ("label", "predicted", "probability"))
@@ -280,13 +236,13 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     if {"cf_flip", "cf_control_flip"} <= set(rows):
         flip, control = (rows[name].to_numpy(dtype=float) for name in ("cf_flip", "cf_control_flip"))
         both = ~np.isnan(flip) & ~np.isnan(control)
-        scores["cf_flip_rate"], scores["cf_control_flip_rate"] = mean_score(flip, groups), mean_score(control, groups)
+        scores |= {"cf_flip_rate": mean_score(flip, groups), "cf_control_flip_rate": mean_score(control, groups)}
         scores["cf_excess"] = paired_difference(flip[both], control[both], groups[both])
     return scores
 
 
 def f1(labels: NDArray, called: NDArray) -> float:
-    """Of verdicts 0 and 1, both (N,); NaN where neither a defect nor a defective verdict is among them."""
+    """Of verdicts; NaN where neither a defect nor a defective verdict is among them."""
     total = labels.sum() + called.sum()
     return float(2 * (labels * called).sum() / total) if total else nan
 
@@ -316,7 +272,6 @@ def average_precision(labels: NDArray, scores: NDArray) -> float:
 
 # --- Rows of a study, and the steps between them
 
-
 BETTER, WORSE = "better", "worse"
 NOT_DISTINGUISHABLE, NOT_TESTED = "not distinguishable", "not tested"
 Row = Mapping[int, pd.DataFrame]
@@ -344,11 +299,10 @@ def rows_table(rows: Mapping[str, Row], metric: str) -> pd.DataFrame:
 
     The interval is Student's over seeds; that of one seed is the bootstrap over its groups.
     """
-    lines = []
-    for name, row in rows.items():
-        lines.append({"row": name} | _over_seeds({seed: [table] for seed, table in row.items()}, metric))
-    table = pd.DataFrame(lines, columns=["row", "value", "low", "high", "seeds", "pictures", "note"])
-    return table.rename(columns={"value": "mean"})
+    columns = ["row", "value", "low", "high", "seeds", "pictures", "note"]
+    tables = {name: {seed: [table] for seed, table in row.items()} for name, row in rows.items()}
+    lines = [{"row": name} | _over_seeds(by_seed, metric) for name, by_seed in tables.items()]
+    return pd.DataFrame(lines, columns=columns).rename(columns={"value": "mean"})
 
 
 def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric: str) -> pd.DataFrame:
@@ -357,17 +311,10 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
     Seeds that are judged on the same pictures share their luck: the test says what other seeds would give, not other
     pictures. Of a single seed the groups are resampled instead, which says nothing about other seeds.
 
-    Args:
-        rows: by name; a step with a row that has no runs is not tested.
-        steps: pairs of names, before and after: the family of the correction.
-        metric: of `score`; more is better.
-
     Returns:
         ``step``, ``difference`` (after − before), ``low``, ``high`` (of this step alone: they may exclude 0 though the
         verdict does not), ``p``, ``p_holm``, ``verdict``, ``seeds``, ``pictures`` (of the fewest), ``note``.
-
-    Raises:
-        DataError: two runs of a seed hold different pictures.
+        `DataError` where two runs of a seed hold different pictures.
     """
     lines = []
     for before, after in steps:
@@ -380,7 +327,8 @@ def steps_table(rows: Mapping[str, Row], steps: Iterable[Sequence[str]], metric:
     columns = ["step", "value", "low", "high", "p", "p_holm", "verdict", "seeds", "pictures", "note"]
     table = pd.DataFrame(lines, columns=columns)
     table["p_holm"] = holm(table["p"])
-    table["verdict"] = [verdict(value, p) for value, p in zip(table["value"], table["p_holm"])]
+    found = [table["p_holm"].isna(), table["p_holm"] >= 1 - CONFIDENCE, table["value"] > 0]
+    table["verdict"] = np.select(found, [NOT_TESTED, NOT_DISTINGUISHABLE, BETTER], WORSE)
     return table.rename(columns={"value": "difference"})
 
 
@@ -392,11 +340,11 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, owner: str) -> list[pd.Da
             f"{owner}: the two runs were evaluated on different pictures ({len(first)} and {len(second)}, "
             f"{len(common)} of them in both); compare runs of the same data and split"
         )
-    differ = (first["label"] != second["label"]).to_numpy()
-    if differ.any():
+    differ = first["image"][first["label"] != second["label"]].tolist()
+    if differ:
         raise DataError(
-            f"{owner}: {differ.sum()} pictures have another label in the second run, the first is "
-            f"{first['image'][differ.argmax()]}; compare runs of the same data"
+            f"{owner}: {len(differ)} pictures have another label in the second run, the first is {differ[0]}; compare "
+            "runs of the same data"
         )
     return [first, second]
 
@@ -420,14 +368,13 @@ def _over_seeds(tables: Mapping[int, Sequence[pd.DataFrame]], metric: str) -> di
 
 
 def _over_groups(tables: Sequence[pd.DataFrame], metric: str) -> dict[str, Any]:
-    """Interval and p of one seed's score or difference."""
     columns = [{str(name): table[name].to_numpy() for name in table} for table in tables]
 
     def statistic(chosen: NDArray) -> float:
         return _last_less_first([{name: of[chosen] for name, of in one.items()} for one in columns], metric)
 
     drawn = resamples(statistic, group_codes(tables[0]), strata=tables[0]["label"].to_numpy())
-    low, high = percentiles(drawn)
+    low, high = _percentiles(drawn)
     p = nan if isnan(low) else min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean())))
     return {"low": low, "high": high, "p": p, "note": "one seed: judged over pictures"}
 
@@ -440,18 +387,10 @@ def _last_less_first(tables: Sequence[Mapping[str, Any] | pd.DataFrame], metric:
 def holm(p: ArrayLike) -> NDArray[np.float64]:
     """p-values adjusted so that the probability of any false rejection among them stays below the level (Holm 1979).
 
-    Args:
-        p: in [0, 1], (S,); NaN is no member of the family and stays NaN.
+    NaN is no member of the family and stays NaN.
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]  # NaN comes last
     adjusted = np.full(len(values), nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)), 1)
     return adjusted
-
-
-def verdict(value: float, adjusted: float) -> str:
-    """What a step did, by its adjusted p-value: `BETTER`, `WORSE`, `NOT_DISTINGUISHABLE`, or for NaN `NOT_TESTED`."""
-    if isnan(adjusted):
-        return NOT_TESTED
-    return NOT_DISTINGUISHABLE if adjusted >= 1 - CONFIDENCE else BETTER if value > 0 else WORSE

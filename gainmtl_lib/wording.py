@@ -1,6 +1,6 @@
 """What a metric is called, and how a number and a table are written: the same on the console, in notebooks and reports.
 
-An estimate is anything with ``value``, ``low`` and ``high``: a `gainmtl_lib.stats.Estimate`, or a row of a table.
+An estimate has ``value``, ``low`` and ``high``: a `gainmtl_lib.stats.Estimate`, or a row of a table.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 
 METRICS = {
-    # the verdict
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
     "auroc": "AUROC",
     "average_precision": "AP",
-    # the map that decides
     "cam_iou": "CAM-IoU",
     "cam_iou_pooled": "CAM-IoU, pooled",
     "grid_iou": "grid IoU",
     "point_game": "PointGame",
     "energy_inside": "Energy-Inside",
     "wrong_reason_rate": "wrong-reason rate",
-    # the other maps
     "attention_iou": "attention IoU",
     "attention_point_game": "attention PointGame",
     "attention_energy_inside": "attention Energy-Inside",
@@ -41,11 +38,9 @@ METRICS = {
     "anomaly_energy_inside": "map Energy-Inside",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO",
-    # the verdict without the defect
     "cf_flip_rate": "flip",
     "cf_control_flip_rate": "control flip",
     "cf_excess": "flip − control flip",
-    # the verdict on edited pictures
     "image_flip": "healed flip",
     "image_flip_control": "healed control flip",
     "image_flip_excess": "healed flip − control",
@@ -53,7 +48,6 @@ METRICS = {
     "paste_flip_control": "pasted control flip",
     "paste_flip_excess": "pasted flip − control",
     "counterfactual_accuracy": "accuracy, edited",
-    # changed conditions, and a cue
     "accuracy_shift": "accuracy, test_shift",
     "drop": "drop",
     "auroc_shift": "AUROC, test_shift",
@@ -62,8 +56,6 @@ METRICS = {
     "cue_area": "area of the cue",
     "cue_excess": "energy on the cue − its area",
 }
-"""Every metric's name in words."""
-
 COMPARED = (
     "accuracy", "recall", "auroc", "cam_iou", "grid_iou", "attention_iou", "point_game", "energy_inside", "loc_iou",
     "cf_flip_rate", "cf_control_flip_rate",
@@ -72,7 +64,6 @@ COMPARED = (
 
 SPLIT_NAMES = {"val": "validation", "test": "test", "test_shift": "test_shift"}
 NOTHING = "–"
-MINUS = "\u2212"
 PERCENT = "\u00a0%"  # with a space that does not break
 
 
@@ -82,7 +73,9 @@ def number(value: Any, digits: int = 3) -> str:
         return NOTHING
     if isinstance(value, int):
         return str(value)
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", MINUS)  # adding 0 leaves no sign on what rounds to 0
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace(
+        "-", "\u2212"
+    )  # adding 0 leaves no sign on what rounds to 0
 
 
 def signed(value: Any, digits: int = 3) -> str:
@@ -97,12 +90,7 @@ def percent(value: float | None) -> str:
 
 
 def interval(estimate: Any, show: Callable[[float], str] = number) -> str:
-    """``0.942 (0.844 to 0.980)``; the number alone where no interval can be given.
-
-    Args:
-        estimate: with ``value``, ``low`` and ``high``.
-        show: how a number is written: `number`, `signed` or `percent`.
-    """
+    """``0.942 (0.844 to 0.980)``; the number alone where no interval can be given. `show` writes a number."""
     if estimate.low != estimate.low or estimate.value != estimate.value:
         return show(estimate.value)
     return f"{show(estimate.value)} ({show(estimate.low)} to {show(estimate.high)})"
@@ -130,8 +118,7 @@ def join_words(words: Sequence[str]) -> str:
 
 def frame_table(title: str, rows: pd.DataFrame) -> Table:
     """A data frame for the console, its index as the first column."""
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column(str(rows.index.name or ""))
+    table = Table(str(rows.index.name or ""), title=escape(title), title_justify="left")
     for column in rows.columns:
         table.add_column(escape(str(column)), justify="right")
     for name, *values in rows.itertuples(name=None):
@@ -141,9 +128,8 @@ def frame_table(title: str, rows: pd.DataFrame) -> Table:
 
 def markdown_table(rows: pd.DataFrame) -> list[str]:
     """The lines of a Markdown table, the frame's index as the first column."""
-    header = [str(rows.index.name or ""), *map(str, rows.columns)]
-    body = [list(map(_cell, row)) for row in rows.itertuples(name=None)]
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+    lines = [[rows.index.name or "", *rows.columns], ["---"] * (rows.shape[1] + 1), *rows.itertuples(name=None)]
+    return [f"| {' | '.join(map(_cell, line))} |" for line in lines]
 
 
 def _cell(value: Any) -> str:

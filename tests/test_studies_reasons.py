@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from math import nan
 from types import SimpleNamespace
 
@@ -25,13 +26,12 @@ from gainmtl_lib.studies.reasons import (
     FIXED_MASKS,
     KINDS,
     NAMES,
-    Editor,
     cue_indicators,
+    edited_pictures,
     flip_indicators,
     image_flips,
     indicator_table,
     measure_indicators,
-    rank_correlation,
     split_indicators,
     stored_indicators,
     warnings_figure,
@@ -102,7 +102,7 @@ def rows_of(data, called=None):
 
 
 def edits_of(data, **values):
-    return list(Editor(data, np.flatnonzero(data.samples["split"] == "test"), rows_of(data, **values)).edits())
+    return list(edited_pictures(data, rows_of(data, **values), Counter()))
 
 
 def asked(tmp_path, follows, strategy="S1", settings=None, **values):
@@ -235,11 +235,10 @@ def test_energy_on_the_cue_beside_its_area():
     cams = np.zeros((2, 4, 4), np.float16)
     cams[0, 0, 0], cams[0, 3, 3], cams[0, 2, 2] = 3, 1, -7  # three quarters of the non-negative energy
     cams[1] = 1  # even: as much as its area
-    found = cue_indicators(np.array([4, 7]), cams, cues, np.arange(10))
+    found = cue_indicators(cams, cues, np.array([4, 7]))
     assert found["cue_energy"].value == pytest.approx((0.75 + 0.5) / 2) and found["cue_energy"].count == 2
     assert found["cue_area"].value == pytest.approx((0.25 + 0.5) / 2)
     assert found["cue_excess"].value == pytest.approx(0.25)
-    assert cue_indicators(np.array([], dtype=int), cams[:0], cues[:0], np.arange(3)) == {}
 
 
 # --- Indicators of a tiny run, stored beside its evaluation
@@ -315,27 +314,15 @@ def test_validation_alone_is_not_enough(run, monkeypatch):
 DROPS = np.linspace(0, 0.75, 24)[np.random.default_rng(0).permutation(24)]
 
 
-def study(drops, *, cells=12, **columns):
-    """Runs in equal cells, their indicators in the order of the runs."""
-    rows = pd.DataFrame({"drop": drops} | columns)
-    each = len(rows) // cells
-    return rows.assign(cue="mark", correlation=[0.5 + 0.01 * (k // each) for k in range(len(rows))])
-
-
-def test_rank_correlation_is_spearmans():
-    rng = np.random.default_rng(1)
-    first, second = rng.integers(0, 5, 12), rng.integers(0, 5, 12)
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
-    assert np.isnan(rank_correlation(np.ones(12), second)) and np.isnan(rank_correlation(first[:2], second[:2]))
-
-
 def test_low_agreement_and_high_energy_on_the_cue_warn_as_stated_beforehand():
     noise = np.random.default_rng(3).permutation(24).astype(float)
-    found = warnings_table(study(DROPS, cam_iou=1 - DROPS, cue_energy=1 - DROPS, accuracy=0.9, auroc=noise))
+    columns = {"cam_iou": 1 - DROPS, "cue_energy": 1 - DROPS, "accuracy": 0.9, "auroc": noise.round(-1)}
+    found = warnings_table(pd.DataFrame({"drop": DROPS} | columns))
     assert list(found.index) == ["cam_iou", "auroc", "cue_energy", "accuracy"]
     assert found["value"][["cam_iou", "cue_energy"]].tolist() == pytest.approx([1, -1])
-    assert found.loc["cam_iou", ["indicator", "warns", "runs", "cells"]].tolist() == ["CAM-IoU", "low", 24, 12]
-    assert found.loc["auroc", "low"] < 0 < found.loc["auroc", "high"] and np.isnan(found.loc["accuracy", "value"])
+    assert found["value"]["auroc"] == pytest.approx(stats.spearmanr(-columns["auroc"], DROPS).statistic)  # with ties
+    assert found.loc["cam_iou", ["indicator", "warns", "runs"]].tolist() == ["CAM-IoU", "low", 24]
+    assert np.isnan(found.loc["accuracy", "value"])
     (axis,) = warnings_figure(found).axes
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[0] == "CAM-IoU (low; 24 runs)" and len(labels) == 3  # a constant has no rank
@@ -345,8 +332,7 @@ def test_low_agreement_and_high_energy_on_the_cue_warn_as_stated_beforehand():
 def test_an_indicator_is_judged_over_the_runs_that_have_it_and_lost_something():
     values, drops = np.where(np.arange(24) % 2, nan, 1 - DROPS), DROPS.copy()
     drops[:4] = nan
-    found = warnings_table(study(drops, attention_iou=values, loc_iou=nan))
+    found = warnings_table(pd.DataFrame({"drop": drops, "attention_iou": values, "loc_iou": nan}))
     assert list(found.index) == ["attention_iou"] and found.loc["attention_iou", "runs"] == 10
-    few = warnings_table(study(DROPS, cells=4, cam_iou=1 - DROPS)).loc["cam_iou"]
-    assert np.isnan(few["low"]) and few["cells"] == 4
-    assert warnings_table(study(np.full(24, nan), cam_iou=DROPS)).empty
+    assert np.isnan(warnings_table(pd.DataFrame({"drop": DROPS[:2], "cam_iou": DROPS[:2]})).loc["cam_iou", "value"])
+    assert warnings_table(pd.DataFrame({"drop": np.full(24, nan), "cam_iou": DROPS})).empty

@@ -236,7 +236,7 @@ def test_one_row_per_run_with_every_indicator(study, settings):
 
 
 def test_a_second_call_trains_nothing(study, settings, monkeypatch):
-    monkeypatch.setattr(plans, "_make", None)
+    monkeypatch.setattr(plans, "fit", None)
     again = run_study(settings.cells(), reasons=True)
     pd.testing.assert_frame_equal(study_table(again.runs), study_table(study.runs))
 

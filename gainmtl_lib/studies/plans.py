@@ -12,8 +12,7 @@ A plan is a YAML file, ``params/studies/<name>.yaml``::
       S4, no warm-up: {strategy: S4, loc_warmup_ratio: 0.0}
     steps: [[S1, S4], [S4, "S4, no warm-up"]]    # paired comparisons: before, after
 
-The shortcut study (`gainmtl_lib.studies.shortcut`) is another such record, whose rows are cues, correlations and
-strategies. Both are run by `run_study`.
+The shortcut study (`gainmtl_lib.studies.shortcut`) is another such record; both are run by `run_study`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
@@ -41,8 +40,8 @@ from gainmtl_lib.settings import (
     ParameterRecord,
     Settings,
     SettingsError,
+    Several,
     UserError,
-    as_tuple,
     closest,
     read_parameters,
     repository_root,
@@ -54,6 +53,10 @@ logger = logging.getLogger(__name__)
 
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
 """What synthetic data is made from: one folder holds one choice of them."""
+
+OWN = ("experiment", "seeds", "data_per_seed")
+"""What can be given in place of the plan's own."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _as_rows(value: Any) -> Any:
@@ -74,20 +77,9 @@ def _as_steps(value: Any) -> Any:
     return tuple(map(tuple, value))
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study.
-
-    Attributes:
-        row: of the plan.
-        seed: of training, and of synthetic data where each seed has its own.
-        settings: of the run.
-        cue: of the shortcut study.
-        correlation: of the cue with the class.
-    """
+    """One run of a study; `cue` and its `correlation` with the class are the shortcut study's."""
 
     row: str
     seed: int
@@ -107,10 +99,7 @@ class Cell:
         return Run(self.settings.run_dir)
 
     def predictions(self, split: str) -> pd.DataFrame:
-        """Of one split, names of pictures and groups led by their dataset's folder.
-
-        Synthetic pictures of two datasets have the same names and are not the same pictures.
-        """
+        """Of one split; names are led by their dataset's folder: those of two synthetic datasets are the same."""
         table, lead = self.run.predictions, f"{self.settings.dataset_folder.name}/"
         table = table[table["split"] == split].reset_index(drop=True)
         return table.assign(**{name: lead + table[name].astype("string") for name in ("image", "group")})
@@ -131,8 +120,8 @@ class Plan(ParameterRecord):
     """
 
     experiment: FolderName
-    base: Annotated[tuple[AnyPath, ...], BeforeValidator(as_tuple)] = ()
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+    base: Several[AnyPath] = ()
+    seeds: Annotated[Several[Seed], Field(min_length=1)]
     data_per_seed: bool = False
     parameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_rows)]
@@ -145,11 +134,21 @@ class Plan(ParameterRecord):
         for base in self.base:
             if "strategy" in read_parameters(base):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
-        _check_steps(self.steps, self.rows)
-        self._check_reserved("parameters", self.parameters, "strategy")
+        for before, after in self.steps:
+            for name in (before, after):
+                if name not in self.rows:
+                    raise ValueError(f"steps: {_no_row(name, self.rows)}")
+            if before == after:
+                raise ValueError(f"steps: {before!r} is compared with itself")
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError("steps: a pair is given twice")
+        own = {"seed", "variant", "experiment"} | ({"synthetic_seed"} if self.data_per_seed else set())
+        named = {f"row {row!r}": own & set(values) for row, values in self.rows.items()}
+        for where, reserved in ({"parameters": (own | {"strategy"}) & set(self.parameters)} | named).items():
+            if reserved:
+                raise ValueError(f"{where}: {_listed(sorted(reserved))} comes from the plan itself; leave it out")
         checked: dict[str, Settings] = {}
-        for row, values in self.rows.items():
-            self._check_reserved(f"row {row!r}", values)
+        for row in self.rows:
             settings = self._checked(row)
             for other, before in checked.items():
                 _check_two_rows(other, before, row, settings)
@@ -162,6 +161,25 @@ class Plan(ParameterRecord):
                     "both the same data_root, or leave the step out"
                 )
         return self
+
+    def _checked(self, row: str) -> Settings:
+        strategy = self.rows[row].get("strategy")
+        if strategy is None:
+            raise ValueError(f"row {row!r} has no strategy; give one of {_listed(STRATEGY_WEIGHTS)}")
+        if row in STRATEGY_WEIGHTS and strategy != row:
+            raise ValueError(f"row {row!r} has strategy {strategy!r}; name it otherwise")
+        try:
+            settings = self.settings(row, self.seeds[0])
+        except SettingsError as error:
+            raise ValueError("\n".join(f"row {row!r}: {line}" for line in str(error).split("\n"))) from None
+        if not settings.variant and row != settings.strategy:
+            raise ValueError(f"row {row!r} needs a letter or digit beside its strategy, to name its folder")
+        if self.data_per_seed and settings.dataset_type != "synthetic":
+            raise ValueError(
+                f"row {row!r}: data_per_seed needs dataset_type 'synthetic', got {settings.dataset_type!r}; "
+                "set data_per_seed to false"
+            )
+        return settings
 
     def settings(self, row: str, seed: int) -> Settings:
         """The parameters of one run; its ``variant`` is the row's name where that is not the bare strategy."""
@@ -178,99 +196,24 @@ class Plan(ParameterRecord):
         return [Cell(row, seed, self.settings(row, seed)) for seed in self.seeds for row in self.rows]
 
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Plan:
-        """The part of the plan with these rows and seeds, and the steps between the rows that are left.
-
-        Raises:
-            SettingsError: a row or seed that the plan lacks.
-        """
-        kept = list(self.rows if rows is None else rows)
-        for row in kept:
-            if row not in self.rows:
-                raise SettingsError(_no_row(row, self.rows))
-        chosen = tuple(self.seeds if seeds is None else seeds)
+        """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
+        kept, chosen = (
+            list(own if asked is None else asked) for own, asked in ((self.rows, rows), (self.seeds, seeds))
+        )
+        if strange := [row for row in kept if row not in self.rows]:
+            raise SettingsError(_no_row(strange[0], self.rows))
         if strange := sorted(set(chosen) - set(self.seeds)):
             raise SettingsError(f"seed {strange[0]} is not in the plan, which has {_listed(self.seeds)}")
         steps = tuple(step for step in self.steps if set(step) <= set(kept))
-        return self.changed(rows={row: self.rows[row] for row in kept}, seeds=chosen, steps=steps)
-
-    def _checked(self, row: str) -> Settings:
-        if row in STRATEGY_WEIGHTS and self.rows[row].get("strategy") not in (row, None):
-            raise ValueError(f"row {row!r} has strategy {self.rows[row]['strategy']!r}; name it otherwise")
-        if "strategy" not in self.rows[row]:
-            raise ValueError(f"row {row!r} has no strategy; give one of {_listed(STRATEGY_WEIGHTS)}")
-        try:
-            settings = self.settings(row, self.seeds[0])
-        except SettingsError as error:
-            raise ValueError("\n".join(f"row {row!r}: {line}" for line in str(error).split("\n"))) from None
-        if not settings.variant and row != settings.strategy:
-            raise ValueError(f"row {row!r} needs a letter or digit beside its strategy, to name its folder")
-        if self.data_per_seed and settings.dataset_type != "synthetic":
-            raise ValueError(
-                f"row {row!r}: data_per_seed needs dataset_type 'synthetic', got {settings.dataset_type!r}; "
-                "set data_per_seed to false"
-            )
-        return settings
-
-    def _check_reserved(self, where: str, values: Mapping[str, Any], *more: str) -> None:
-        reserved = {"seed", "variant", "experiment", *more} | ({"synthetic_seed"} if self.data_per_seed else set())
-        if found := sorted(reserved & set(values)):
-            raise ValueError(f"{where}: {_listed(found)} comes from the plan itself; leave it out")
+        return self.changed(rows={row: self.rows[row] for row in kept}, seeds=tuple(chosen), steps=steps)
 
 
-def load_plan(path: str | Path, **overrides: Any) -> Plan:
-    """Read and check a plan.
-
-    Args:
-        path: the file, or the name of one in ``params/studies``.
-        overrides: in place of the file's own: ``experiment``, ``seeds``, ``data_per_seed``, and parameters of the
-            runs, which win over the base files and lose against what a row departs in.
-
-    Raises:
-        SettingsError: no such file, no plan, or something in it that cannot be used; names file and key.
-    """
-    file = _plan_file(path)
-    content = read_parameters(file, nested=True)
-    names = ("experiment", "seeds", "data_per_seed")
-    unknown = [name for name in overrides if name not in {*names, *Settings.model_fields}]
-    if unknown:
-        raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
-    if content.pop("report", None):
-        logger.info("%s: 'report' is left out; plans have no parameter of this name any more", file)
-    own = {name: value for name, value in overrides.items() if name in names}
-    parameters = {name: value for name, value in overrides.items() if name not in names}
-    written = content.get("parameters", {})
-    if parameters and isinstance(written, dict):  # what is none, `Plan` complains about
-        own["parameters"] = written | parameters
-    try:
-        return Plan(**content | own)
-    except SettingsError as error:
-        raise SettingsError("\n".join(f"{file}: {line}" for line in str(error).split("\n"))) from None
+def _no_row(name: str, rows: Iterable[str]) -> str:
+    return f"{name!r} is no row of the plan{closest(name, rows)}; rows: {'; '.join(rows)}"
 
 
-def variant_of(row: str, strategy: str) -> str:
-    """A row's name as part of a folder's: ``S4, no warm-up`` of S4 is ``no-warm-up``, ``S4`` itself is empty."""
-    rest = row[len(strategy) :] if row.lower().startswith(strategy.lower()) else row
-    return re.sub(r"[^\w.]+", "-", rest.lower()).strip("-.")
-
-
-def _plan_file(path: str | Path) -> Path:
-    folder = repository_root() / "params" / "studies"
-    for file in (Path(path), repository_root() / path, folder / f"{path}.yaml"):
-        if file.is_file():
-            return file
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    raise SettingsError(f"{path}: no such plan; a file, or one of {_listed(known)}{closest(str(path), known)}")
-
-
-def _check_steps(steps: Sequence[tuple[str, str]], rows: Mapping[str, Any]) -> None:
-    for before, after in steps:
-        for name in (before, after):
-            if name not in rows:
-                raise ValueError(f"steps: {_no_row(name, rows)}")
-        if before == after:
-            raise ValueError(f"steps: {before!r} is compared with itself")
-    if len(set(steps)) < len(steps):
-        raise ValueError("steps: a pair is given twice")
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _check_two_rows(first: str, before: Settings, second: str, settings: Settings) -> None:
@@ -286,12 +229,40 @@ def _check_two_rows(first: str, before: Settings, second: str, settings: Setting
         )
 
 
-def _no_row(name: str, rows: Iterable[str]) -> str:
-    return f"{name!r} is no row of the plan{closest(name, rows)}; rows: {'; '.join(rows)}"
+def load_plan(path: str | Path, **overrides: Any) -> Plan:
+    """Read and check a plan.
+
+    Args:
+        path: the file, or the name of one in ``params/studies``.
+        overrides: `OWN` in place of the file's, and parameters of the runs, which win over the base files and lose
+            against what a row departs in.
+
+    Raises:
+        SettingsError: no such file, no plan, or something in it that cannot be used; names file and key.
+    """
+    folder = repository_root() / "params" / "studies"
+    file = next(filter(Path.is_file, (Path(path), repository_root() / path, folder / f"{path}.yaml")), None)
+    if file is None:
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise SettingsError(f"{path}: no such plan; a file, or one of {_listed(known)}{closest(str(path), known)}")
+    content = read_parameters(file, nested=True)
+    content.pop("report", None)  # a parameter that plans had once
+    if unknown := [name for name in overrides if name not in {*OWN, *Settings.model_fields}]:
+        raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
+    own = {name: overrides.pop(name) for name in OWN if name in overrides}
+    written = content.get("parameters", {})
+    if overrides and isinstance(written, dict):  # what is none, `Plan` complains about
+        own["parameters"] = written | overrides
+    try:
+        return Plan(**content | own)
+    except SettingsError as error:
+        raise SettingsError("\n".join(f"{file}: {line}" for line in str(error).split("\n"))) from None
 
 
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values))
+def variant_of(row: str, strategy: str) -> str:
+    """A row's name as part of a folder's: ``S4, no warm-up`` of S4 is ``no-warm-up``, ``S4`` itself is empty."""
+    rest = row[len(strategy) :] if row.lower().startswith(strategy.lower()) else row
+    return re.sub(r"[^\w.]+", "-", rest.lower()).strip("-.")
 
 
 # --- The runs
@@ -299,13 +270,7 @@ def _listed(values: Iterable[Any]) -> str:
 
 @dataclass
 class Study:
-    """What a study has so far.
-
-    Attributes:
-        runs: finished, in the plan's order.
-        failed: by the run's name the reason.
-        missing: names of runs that have not been made.
-    """
+    """What a study has so far: finished runs in the plan's order, reasons of those that failed, names of the rest."""
 
     runs: list[Cell] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -323,12 +288,8 @@ class Study:
 
 def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool = False) -> Study:
     """Train and evaluate what is missing. A run that fails is named and the others go on; a second call goes on where
-    the first was interrupted, and what another plan has trained with equal settings is taken as it is.
-
-    Args:
-        cells: the runs, in order.
-        reasons: ask each run for its reasons besides, see `measure_indicators`.
-        only_report: train and measure nothing.
+    the first was interrupted, and what another plan has trained with equal settings is taken as it is. With `reasons`
+    each run is asked for its reasons besides (`measure_indicators`); `only_report` trains and measures nothing.
     """
     study, ahead = Study(), [cell for cell in cells if not is_done(cell, reasons=reasons)]
     spent = [(cell.row, float(cell.run.manifest.get("duration_s", 0))) for cell in cells if cell not in ahead]
@@ -347,7 +308,10 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
             started = time.monotonic()
             ahead = ahead[1:]
             try:
-                _make(cell.settings, reasons=reasons)
+                run = fit(cell.settings)
+                evaluate(run)
+                if reasons:
+                    measure_indicators(run)
             except (UserError, torch.OutOfMemoryError) as error:
                 study.failed[cell.name] = str(error)
                 logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
@@ -355,13 +319,6 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
             spent.append((cell.row, time.monotonic() - started))
             study.runs.append(cell)
     return study
-
-
-def _make(settings: Settings, *, reasons: bool) -> None:
-    run = fit(settings)
-    evaluate(run)
-    if reasons:
-        measure_indicators(run)
 
 
 def is_done(cell: Cell, *, reasons: bool = False) -> bool:

@@ -34,26 +34,22 @@ from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
 from gainmtl_lib.synthetic.cues import Cue
 from gainmtl_lib.synthetic.planting import RECORD as PLANTED_FILE
-from gainmtl_lib.wording import METRICS, interval, number
+from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5
 """Correlation at which the cue says nothing about the class: the control of every cue."""
 
 
-def _as_tuple(value: Any) -> Any:
-    """A list, or a single value, which needs no brackets on the command line."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-Several = BeforeValidator(_as_tuple)
+Several = BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,))
+"""A list, or a single value, which needs no brackets on the command line."""
 AtLeastOne = Field(min_length=1)
 
 
 class ShortcutStudySettings(ParameterRecord):
     """Parameters of the study. Strict: unknown names and wrong types raise `SettingsError`.
 
-    Those of the training are in the file that `base` names, or the files, of which later ones win; what is given here
-    besides wins over them (None leaves it). `image_counterfactual` is for S7 alone; the others edit nothing.
+    Those of the training are in the files that `base` names, of which later ones win; what is given here besides wins
+    over them (None leaves it). `image_counterfactual` is for S7 alone; the others edit nothing.
     """
 
     # study
@@ -113,11 +109,7 @@ class ShortcutStudySettings(ParameterRecord):
         return self.outputs_dir / self.experiment
 
     def cells(self) -> list[Cell]:
-        """Every run of the grid, in the order in which they are trained: all strategies of a cue and correlation.
-
-        Raises:
-            SettingsError: the base cannot be used, or `data_root` holds another cue than asked for, or none.
-        """
+        """Every run of the grid, in the order in which they are trained: all strategies of a cue and correlation."""
         grid = product(self.seeds, self.cues, self.correlations, self.strategies)
         return [
             Cell(strategy, seed, self._run(cue, correlation, strategy, seed), cue, correlation)
@@ -139,20 +131,14 @@ class ShortcutStudySettings(ParameterRecord):
         own = {"strategy": strategy, "seed": seed, "experiment": cell, "outputs_dir": self.folder}
         if strategy == "S7" and self.image_counterfactual is not None:
             own["image_counterfactual"] = self.image_counterfactual
-        return Settings.from_yaml(*self.base, **self._departures(), **data, **own)
-
-    def _departures(self) -> dict[str, Any]:
-        named = ("experiment", "outputs_dir", "data_root", "image_counterfactual")
-        given = {name: getattr(self, name) for name in type(self).model_fields if name in Settings.model_fields}
-        return {name: value for name, value in given.items() if value is not None and name not in named}
+        given = {name: getattr(self, name) for name in Settings.model_fields if name in type(self).model_fields}
+        given.pop("image_counterfactual")
+        given = {name: value for name, value in given.items() if value is not None}
+        return Settings.from_yaml(*self.base, **given | data | own)
 
 
 def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
-    """How the planted data is to be read, as its record says; a base made for other data would read it otherwise.
-
-    Raises:
-        SettingsError: there is no record, it cannot be read, or it is of another cue or correlation.
-    """
+    """How the planted data is to be read, as its record says; a base made for other data would read it otherwise."""
     path = root / PLANTED_FILE
     if not path.is_file():
         raise SettingsError(
@@ -176,15 +162,14 @@ def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
 
 # --- Report
 
-
 RUN_COLUMNS = (
     "accuracy", "accuracy_shift", "auroc", "auroc_shift", "cam_iou", "grid_iou", "cue_energy", "cue_area", "cf_excess",
     "image_flip_excess", "paste_flip_excess", "counterfactual_accuracy",
 )  # fmt: skip
 ABOUT_WARNINGS = (
     "Rank correlation (Spearman) of what is measured on the distribution of the training with the accuracy lost when "
-    "the cue is reversed, positive where it warns in the direction stated beforehand; 95 % interval by bootstrap over "
-    "cells. About other strategies than the study's it says nothing."
+    "the cue is reversed, positive where it warns in the direction stated beforehand. About other strategies than the "
+    "study's it says nothing."
 )
 
 
@@ -193,8 +178,7 @@ def study_table(runs: Sequence[Cell]) -> pd.DataFrame:
     rows = []
     for cell in runs:
         found = (stored_indicators(cell.run) or {}).get("indicators", {})
-        place = {"cue": cell.cue, "correlation": cell.correlation, "seed": cell.seed, "strategy": cell.row}
-        rows.append(place | {name: found.get(name, {}).get("value") for name in NAMES})
+        rows.append([cell.cue, cell.correlation, cell.seed, cell.row, *(found.get(n, {}).get("value") for n in NAMES)])
     table = pd.DataFrame(rows, columns=["cue", "correlation", "seed", "strategy", *NAMES])
     return table.astype(dict.fromkeys(NAMES, float))
 
@@ -215,22 +199,16 @@ def followed(runs: Sequence[Cell]) -> list[Cell]:
 
 def readable_runs(table: pd.DataFrame) -> pd.DataFrame:
     """One line per run of `study_table`, as text."""
-    places = zip(table["cue"], table["correlation"], table["strategy"], table["seed"])
-    names = [f"{cue} {correlation:g}, {strategy}, seed {seed}" for cue, correlation, strategy, seed in places]
+    names = [f"{row.cue} {row.correlation:g}, {row.strategy}, seed {row.seed}" for row in table.itertuples()]
     known = table[[*RUN_COLUMNS]].dropna(axis=1, how="all").set_axis(pd.Index(names, name="run"))
     return known.map(lambda value: number(value, 2)).rename(columns=METRICS)
 
 
 def readable_warnings(warnings: pd.DataFrame) -> pd.DataFrame:
     """`warnings_table` as text, and why each indicator should warn."""
-    rows = list(warnings.itertuples())
-    columns = {
-        "warns when": [row.warns for row in rows],
-        "rank correlation": [interval(row) for row in rows],
-        "runs": [row.runs for row in rows],
-        "because": [SIGNS[str(row.Index)].why for row in rows],
-    }
-    return pd.DataFrame(columns, index=pd.Index([row.indicator for row in rows], name="indicator"))
+    reasons = [SIGNS[name][1] for name in warnings.index]
+    shown = warnings.assign(value=warnings["value"].map(number), because=reasons).set_index("indicator")
+    return shown.rename(columns={"warns": "warns when", "value": "rank correlation"})
 
 
 def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report:
@@ -239,24 +217,17 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
     warnings, strategies = warnings_table(table), plan_report(plan, followed(runs))
 
     def figures() -> dict[str, Figure]:
-        """Those that have something to show."""
         made = strategies.figures()
         made |= {"reversed": reversed_heatmap(table)} if table["accuracy_shift"].notna().any() else {}
-        ranked = len(warnings) and warnings["value"].notna().any()
-        return made | ({"warnings": warnings_figure(warnings)} if ranked else {})
+        return made | ({"warnings": warnings_figure(warnings)} if warnings["value"].notna().any() else {})
 
-    sections = (
-        {"runs": readable_runs(table)} | strategies.sections | {"what would have warned": readable_warnings(warnings)}
-    )
+    sections = {"runs": readable_runs(table), **strategies.sections}
+    sections["what would have warned"] = readable_warnings(warnings)
     return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures, (ABOUT_WARNINGS,))
 
 
 def reversed_heatmap(table: pd.DataFrame) -> Figure:
-    """Accuracy with the cue reversed, strategy by cue and correlation, mean over seeds; white is a coin's.
-
-    Args:
-        table: of `Study.table`.
-    """
+    """Accuracy with the cue reversed, of `study_table`, mean over seeds; white is a coin's."""
     cells = table.dropna(subset="accuracy_shift").groupby("cue", sort=False)["correlation"].unique()
     order = [(str(cue), float(correlation)) for cue, found in cells.items() for correlation in sorted(found)]
     grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")[order]
@@ -265,8 +236,8 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
     image = axis.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(0.5, 0, 1), aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy()):
         dark = abs(value - 0.5) > 0.29
-        text = "–" if np.isnan(value) else f"{value:.2f}"
-        axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        style = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if dark else "black"}
+        axis.text(column, row, number(value, 2), **style)
     axis.set_yticks(range(len(grid)), [str(name) for name in grid.index])
     axis.set_xticks(range(len(order)), [f"{correlation:g}" for _, correlation in order])
     axis.set_xlabel(f"correlation of the cue with the class\n({NO_SHORTCUT:g}: nothing to follow)")
