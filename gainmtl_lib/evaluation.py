@@ -98,7 +98,7 @@ def evaluate(
         return run.predictions, run.metrics
     with hold(run.folder) if run is not None and as_trained else nullcontext():
         data = evaluated_data(run, data)
-        model = run_or_model if run is None else run.model
+        model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
         predictions = _predict(model, data, source, device or ("auto" if run is None else run.settings.device))
         table, summary = _summary(predictions, threshold)
         summary |= source.summary

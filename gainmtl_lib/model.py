@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -583,5 +583,7 @@ class GAINMTLModel(nn.Module):
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
     """The model of a run's settings; `pretrained` in place of their own, False when weights are loaded afterwards."""
-    given = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
-    return GAINMTLModel(**given if pretrained is None else given | {"pretrained": pretrained})
+    given: dict[str, Any] = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
+    if pretrained is not None:
+        given["pretrained"] = pretrained
+    return GAINMTLModel(**given)

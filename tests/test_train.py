@@ -505,7 +505,7 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
-    settings = tiny_settings(shared, "S1", experiment="full_disk")
+    settings = tiny_settings(shared, "S1", experiment="full_disk", num_epochs=3)
     save = torch.save
     calls = []
 
