@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from rich.console import Console
@@ -85,12 +84,7 @@ SHOWN = 20
 
 
 def evaluate_and_report(console: Console, **options: Any) -> None:
-    """``gainmtl evaluate``: of a run of either system, or of a strategy's checkpoint.
-
-    Args:
-        options: those of the command, by their names; of a run of EfficientAD only ``run_folder``, ``device``,
-            ``export_results`` and ``force``.
-    """
+    """Evaluate a run of either system, or a strategy's checkpoint; options as those of the command, by their names."""
     asked = SimpleNamespace(**options)
     if (asked.run_folder is None) == (asked.checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
@@ -281,15 +275,11 @@ def _print_errors(console: Console, table: pd.DataFrame) -> None:
 
 
 def print_comparison(console: Console, experiment: Path, *, export: Path | None = None) -> None:
-    """The strategies of an experiment side by side, EfficientAD below them, and where its files lie.
+    """The strategies of an experiment's folder side by side, EfficientAD below them, and where its files lie.
 
     Args:
-        experiment: its folder.
-        export: folder for ``comparison.csv``, ``table.md``, ``strategies.png`` and ``same_pictures.jpg``, and of
-            EfficientAD ``efficientad.md`` and ``efficientad.jpg``: small enough to be committed.
-
-    Raises:
-        RunError: no evaluated run of either system.
+        experiment: the folder.
+        export: folder for the tables and figures, small enough to be committed.
     """
     anomalies = collect_efficientad(experiment)
     try:
@@ -347,18 +337,10 @@ STORED = (
 
 
 def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path], **options: Any) -> bool:
-    """Explain each picture; one that cannot be used is named, and the others are explained all the same.
+    """Explain each picture, and say whether all could be: one that cannot be used is named.
 
     Args:
-        run_folder: a finished run.
-        images: picture files.
         options: those of the command, by their names.
-
-    Returns:
-        Whether every picture could be explained.
-
-    Raises:
-        DataError: a wrong number of masks, or pictures whose figures would have the same name.
     """
     asked = SimpleNamespace(**options)
     run, masks = load_run(run_folder), asked.masks
@@ -382,7 +364,7 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
         if isinstance(explained, DataError):
             failed.append(f"not explained: {explained}")
             continue
-        answers[str(image)] = {name: _plain(explained[name]) for name in STORED if name in explained}
+        answers[str(image)] = {name: explained[name] for name in STORED if name in explained}
         explainer.figure_of(explained, title=image.name, save_path=folder / f"{image.stem}.png")
     if answers:
         rows = {Path(image).name: _told(answer) for image, answer in answers.items()}
@@ -409,30 +391,13 @@ def _told(answer: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
 # --- gainmtl data
 
 
 def report_data_check(
     console: Console, settings: Settings, *, val_ratio: float | None, contact_sheet_path: Path | None
 ) -> bool:
-    """Tables and findings of a dataset.
-
-    Args:
-        settings: of the training that the data is for.
-        val_ratio: as for `check_data_of`.
-        contact_sheet_path: file of the contact sheet; None for none.
-
-    Returns:
-        Whether a training run would accept the data.
-    """
+    """Tables and findings of a dataset, and whether a training run with these settings would accept it."""
     report = check_data_of(settings, val_ratio=val_ratio)
     sections = {
         "images by split and defect type": report.counts,
@@ -461,18 +426,7 @@ def report_data_check(
 def report_planting(
     console: Console, settings: Settings, out: Path, *, cue: str, correlation: float, seed: int
 ) -> None:
-    """Plant a cue into photographs where that is not done yet, and say what is there now.
-
-    Args:
-        settings: that read and split the source.
-        out: folder to write.
-        cue: mark, lighting or border.
-        correlation: of cue and class.
-        seed: of the choice of pictures and places.
-
-    Raises:
-        DataError: the source's type is synthetic, or as `plant_cue`.
-    """
+    """Plant a cue into the photographs that `settings` read and split, see `plant_cue`; say what is there now."""
     if settings.dataset_type == "synthetic":  # whose reading would make a dataset where there is none
         raise DataError(
             "dataset_type is 'synthetic', and planting takes photographs; choose generic, mvtec or magnetic_tile, or "

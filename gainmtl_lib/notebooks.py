@@ -89,11 +89,6 @@ def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Ma
 
     Args:
         strategy: ``S1`` … ``S7``, or None for a notebook about all of them.
-        files: parameter files, later ones win.
-        overrides: values that win over files.
-
-    Raises:
-        SettingsError: a value that cannot be used, or another strategy than the notebook's.
     """
     asked = _given(files, overrides).get("strategy", strategy)
     if strategy is not None and asked != strategy:
@@ -109,11 +104,7 @@ def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
 
 
 def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
-    """Execute one strategy's notebook into its run's folder.
-
-    Returns:
-        The executed notebook, ``outputs/<experiment>/<strategy>/seed<k>/notebook.ipynb``.
-    """
+    """Execute one strategy's notebook into its run's folder; the executed notebook."""
     settings = notebook_settings(strategy, files, overrides)
     if force:
         _drop(settings)
@@ -127,9 +118,8 @@ def run_all(
 ) -> Path:
     """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
 
-    Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`); what is
-    left is its notebook's own. The shortcut study has parameters and synthetic data of its own, so that data that is
-    not synthetic goes without it.
+    Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`). The
+    shortcut study has parameters and synthetic data of its own, so that data that is not synthetic goes without it.
 
     Args:
         files: parameter files, later ones win.
