@@ -1,11 +1,8 @@
 """Whether a map shows what the decision rests on: other methods' maps, and what taking pixels or weights away does.
 
-Sizes: B images, C channels, H x W network input, h x w feature grid.
-
-Arguments of one name mean the same everywhere: `model` may be in any mode, is asked as at inference and left as it was,
-and gives a record with ``logits`` and ``cam``; `data` is set up, and `rows` are of ``data.samples``; `image` is one
-picture, RGB in [0, 1], (3, H, W), `values` its map, (h, w) on any scale, higher being more relevant; `explain` makes
-maps; `seed` is of every draw.
+Sizes: B images, C channels, H x W network input, h x w feature grid. A `model` may be in any mode, is asked as at
+inference and left as it was. `rows` are of ``data.samples``. An `image` is RGB in [0, 1], (3, H, W), `values` its map,
+(h, w) on any scale, higher being more relevant. `seed` is of every draw.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,48 +37,42 @@ from gainmtl_lib.train import checked_device
 
 logger = logging.getLogger(__name__)
 
-Explain = str | Callable[[Any, Tensor], Tensor]
-"""A method of `compute_cam`, or a function of model and images (B, 3, H, W) to maps (B, 1, h, w)."""
+Explain = Callable[[Any, Tensor], Tensor]
+"""A function of model and images (B, 3, H, W) to maps (B, 1, h, w), such as ``partial(compute_cam, method=…)``."""
 
 # --- Maps of the same decision by other methods
 
 CAM_METHODS = ("ours", "grad_cam", "layer_cam", "hires_cam", "eigen_cam", "score_cam")
 CHANNELS_AT_A_TIME = 16
-"""Pictures that Score-CAM has in memory: all at once would take 4 GB at 1280 channels and 512 pixels."""
+"""Pictures that Score-CAM has in memory: all would take 4 GB at 1280 channels and 512 pixels."""
 
 
-def compute_cam(model: GAINMTLModel, images: Tensor, method: str) -> Tensor:
+def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Tensor:
     """The map of one method for the decision on each picture, as the method defines it: not stretched, not resized.
 
     Args:
         model: computed in single precision.
         images: (B, 3, H, W).
-        method: of `CAM_METHODS`, "ours" being the model's own exact map, or ``attention``, what gates the features from
-            S3 on: no explanation of the decision, but comparable.
+        method: of `CAM_METHODS`, "ours" being the model's own exact map.
 
     Returns:
-        float32 (B, 1, h, w), without graph. `ModelError` when there is no such method, or no attention.
+        float32 (B, 1, h, w), without graph.
     """
-    known = ", ".join(CAM_METHODS)
-    if method not in (*CAM_METHODS, "attention"):
-        raise ModelError(f"method must be one of {known} or attention, got '{method}'")
-    if method == "attention" and model.attention is None:
-        raise ModelError(f"strategy {model.strategy} has no attention, which begins with S3; there are {known}")
+    if method not in CAM_METHODS:
+        raise ModelError(f"method must be one of {', '.join(CAM_METHODS)}, got '{method}'")
     device = next(model.parameters(), images).device
     with as_at_inference(model), torch.autocast(device.type, enabled=False), torch.inference_mode(False):
         images = images.detach().clone().to(device).float()
-        if method in ("ours", "attention"):
+        if method == "ours":
             with torch.no_grad():
-                output = model(images)
-            return (output.cam if method == "ours" else output.effective_attention).float()
-        features = deciding_features(model, images)
+                return model(images).cam.float()
+        features, head = deciding_features(model, images), deciding_head(model)
         if method == "score_cam":
             return _score_cam(model, images, features)
         if method == "eigen_cam":
             return _eigen_cam(features)
         with torch.enable_grad():
-            margins = deciding_head(model)(features.requires_grad_()).diff(dim=1)
-            (gradient,) = torch.autograd.grad(margins.sum(), features)
+            (gradient,) = torch.autograd.grad(head(features.requires_grad_()).diff(dim=1).sum(), features)
         return _from_gradient(features.detach(), gradient, method)
 
 
@@ -110,10 +101,8 @@ def _score_cam(model: GAINMTLModel, images: Tensor, features: Tensor) -> Tensor:
     low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
     masks = (masks - low) / (high - low + 1e-8)
     batches = [(image, part) for image, own in zip(images, masks) for part in own[:, None].split(CHANNELS_AT_A_TIME)]
-    margins = [
-        model(model.mean + (image - model.mean) * part).logits.diff(dim=1)
-        for image, part in counted(batches, len(batches), "Score-CAM, batches", log=logger)
-    ]
+    batches = counted(batches, len(batches), "Score-CAM, batches", log=logger)
+    margins = [model(model.mean + (image - model.mean) * part).logits.diff(dim=1) for image, part in batches]
     weights = torch.cat(margins).view(features.shape[:2]).softmax(1)
     return (weights[..., None, None] * features).sum(1, keepdim=True).relu()
 
@@ -139,12 +128,7 @@ def deciding_features(model: GAINMTLModel, images: Tensor) -> Tensor:
 
 BATCH = 32
 """Forward passes at a time."""
-BLUR = 8
-"""The shorter side in standard deviations of the blur that stands for "taken away"."""
 ROAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
-NOISE = 0.01
-"""Standard deviation of ROAD's noise on replaced pixels, for colours in [0, 1]; the paper's value."""
-
 Seed = int | Sequence[int]
 
 
@@ -153,12 +137,11 @@ def deletion_insertion(
 ) -> pd.DataFrame:
     """Probability of "defective" while the most relevant pixels are blurred, or revealed on the blurred picture.
 
-    Blurred, because a patch of one colour on a textured surface looks like a defect itself. That is not beyond doubt
-    either: see the curves' ends. Takes 2 (`steps` + 1) forward passes.
+    Blurred, because a patch of one colour on a textured surface looks like a defect itself.
 
     Returns:
-        ``deletion`` and ``insertion`` by share of the pixels, 0 to 1. The area is small under the first when the map
-        names what the decision needs, large under the second when it names what suffices.
+        ``deletion`` and ``insertion`` by share of the pixels, 0 to 1, at `steps` + 1 places. The area is small under
+        the first when the map names what the decision needs, large under the second when it names what suffices.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -177,17 +160,12 @@ def deletion_insertion(
 
 
 def road(
-    model: nn.Module,
-    image: Tensor,
-    values: Tensor,
-    *,
-    fractions: Sequence[float] = ROAD_FRACTIONS,
-    seed: Seed = 0,
+    model: nn.Module, image: Tensor, values: Tensor, *, fractions: Sequence[float] = ROAD_FRACTIONS, seed: Seed = 0
 ) -> float:
     """Probability without the least relevant minus that without the most relevant pixels (Rong et al. 2022).
 
-    The mean over the `fractions` of pixels that are filled in from around them, each in (0, 1). In [-1, 1], 0 for a map
-    that says nothing.
+    The mean over the `fractions` of pixels, each in (0, 1), that are filled in from around them. In [-1, 1], 0 for a
+    map that says nothing.
     """
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(f"fractions must lie in (0, 1), got {list(fractions)}; nothing can be filled in from nothing")
@@ -200,8 +178,11 @@ def road(
     return float((least - most).mean())
 
 
-def impute(image: Tensor, removed: Tensor, rng: np.random.Generator, *, noise: float = NOISE) -> Tensor:
-    """Fill in the pixels of `removed`, bool (H, W): each becomes the weighted mean of all its neighbours, and noise."""
+def impute(image: Tensor, removed: Tensor, rng: np.random.Generator, *, noise: float = 0.01) -> Tensor:
+    """Fill in the pixels of `removed`, bool (H, W): each becomes the weighted mean of its neighbours, and noise.
+
+    Its standard deviation is the paper's.
+    """
     gone = removed.numpy().ravel()
     weights = _neighbours(*removed.shape)[gone]
     system = (sparse.diags_array(weights.sum(axis=1)) - weights[:, gone]).tocsc()
@@ -226,11 +207,8 @@ def relevance_places(values: Tensor, image: Tensor, seed: Seed = 0) -> Tensor:
     """Each pixel's place in the order of relevance, int64 (H, W), 0 being the most relevant.
 
     Equal values, such as the zeros of a rectified map, stand in random order, drawn on the map's own grid: in the
-    order of rows a flat map would be a map of the upper left corner.
+    order of rows a flat map would be one of the upper left corner.
     """
-    if image.ndim != 3 or values.ndim != 2:
-        got = f"{tuple(image.shape)} and {tuple(values.shape)}"
-        raise ValueError(f"expected one image (3, H, W) and one map (h, w), got {got}")
     noise = torch.from_numpy(np.random.default_rng(seed).random(values.shape, dtype=np.float32))
     full = [resize_maps(grid[None, None].cpu(), image[None, :1].cpu()) for grid in (values, noise)]
     # Rounded, because upsampling leaves differences of a few float32 ulp between equal values.
@@ -241,10 +219,7 @@ def relevance_places(values: Tensor, image: Tensor, seed: Seed = 0) -> Tensor:
 
 
 def moved_map(values: Tensor, seed: Seed = 0) -> Tensor:
-    """The random map to compare with: the same map, turned over and rolled to a random place.
-
-    As smooth and as peaked as the map itself. Independent noise would hit a bit of everything at each step.
-    """
+    """The random map to compare with, as smooth and as peaked: the same map, turned over and rolled to some place."""
     rng = np.random.default_rng(seed)
     flipped = values.flip([axis for axis in (0, 1) if rng.random() < 0.5])
     return flipped.roll([int(rng.integers(size)) for size in values.shape], (0, 1))
@@ -252,7 +227,7 @@ def moved_map(values: Tensor, seed: Seed = 0) -> Tensor:
 
 def blur(image: Tensor) -> Tensor:
     """The picture (3, H, W) without anything smaller than about an eighth of it."""
-    sigma = min(image.shape[1:]) / BLUR
+    sigma = min(image.shape[1:]) / 8
     pixels = ndimage.gaussian_filter(image.cpu().numpy(), (0, sigma, sigma), truncate=2.5)
     return torch.from_numpy(np.asarray(pixels)).to(image.device)
 
@@ -279,8 +254,7 @@ def found_defects(
 ) -> list[int]:
     """Rows of the defects of a split that were found (TP), ascending; of more than `limit`, as many are drawn.
 
-    Raises:
-        ValueError: there is no such picture, or predictions and data do not belong together.
+    `ValueError` where there is none, or predictions and data do not belong together.
     """
     chosen = (predictions["split"] == split) & (predictions["verdict"] == "TP")
     found = rows_of(predictions, data)[chosen.to_numpy()]
@@ -296,7 +270,7 @@ def faithfulness(
     data: GainDataModule,
     rows: Sequence[int],
     *,
-    explain: Explain = "ours",
+    explain: Explain = compute_cam,
     steps: int = 16,
     road_fractions: Sequence[float] = ROAD_FRACTIONS,
     seed: int = 0,
@@ -305,27 +279,26 @@ def faithfulness(
     """Deletion, insertion and ROAD of each picture, for its map and for that map moved to a random place.
 
     Args:
-        model: takes 4 (steps + 1) + 4 K forward passes a picture for K ROAD fractions.
-        data: see above.
+        model: gives a record with ``logits`` and ``cam``.
+        data: set up.
         rows: meant for pictures called defective, see `found_defects`.
-        explain: see above.
+        explain: makes the maps.
         steps: see `deletion_insertion`.
         road_fractions: see `road`; empty leaves ROAD out.
         seed: drawn with for each row by itself.
         predictions: of the run; adds ``cf_flip`` and ``cf_control_flip`` of each picture, where it has them.
 
     Returns:
-        One row per picture: ``row``, ``image``, ``group`` (the part it shows), ``probability``,
-        ``baseline_probability`` (of the blurred picture), ``deletion_auc`` (lower is better), ``insertion_auc`` and
-        ``road`` (higher is better), each also with ``random_``.
+        One row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the blurred
+        picture), ``deletion_auc`` (lower is better), ``insertion_auc`` and ``road`` (higher is better), each also with
+        ``random_``.
     """
     if not len(rows):
         raise ValueError("rows is empty; give rows of data.samples, for example of found_defects(…)")
-    make: Callable[..., Tensor] = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
     table = []
     for row in counted(map(int, rows), len(rows), "faithfulness, pictures", log=logger):
         images = data.dataset.__getitems__([row]).images
-        own = make(model, images)[0, 0]
+        own = explain(model, images)[0, 0]
         line: dict[Any, Any] = {"row": row} | data.samples.loc[row, ["image", "group"]].to_dict()
         for prefix, values in (("random_", moved_map(own, (seed, row, 1))), ("", own)):
             curves = deletion_insertion(model, images[0], values, steps=steps, seed=(seed, row))
@@ -346,24 +319,22 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and ``road``
-        ``ours``, ``random``, ``reversed``, ``gain`` (positive is better; parts are resampled), ``low``, ``high`` and
-        ``verdict``; for ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest
-        likewise; and ``notes``, sentences on what these numbers cannot say.
+        ``ours``, ``random``, ``reversed``, ``gain`` (positive is better), ``low``, ``high`` and ``verdict``; for
+        ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``,
+        sentences on what these numbers cannot say.
     """
     picture, blurred = float(table["probability"].mean()), float(table["baseline_probability"].mean())
     groups = group_codes(table)
     summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups))}
     summary |= {"probability": picture, "baseline_probability": blurred}
     # The reversed map's deletion is the map's insertion, and the other way round.
-    measures = {"deletion": ("deletion_auc", -1, table["insertion_auc"])}
-    measures["insertion"] = ("insertion_auc", 1, table["deletion_auc"])
-    if "road" in table:
-        measures["road"] = ("road", 1, -table["road"])
-    for measure, (name, sign, reverse) in measures.items():
-        ours, random = table[name], table[f"random_{name}"]
-        means = {"ours": float(ours.mean()), "random": float(random.mean()), "reversed": float(reverse.mean())}
+    reverse = {"deletion_auc": table["insertion_auc"], "insertion_auc": table["deletion_auc"]}
+    reverse |= {"road": -table["road"]} if "road" in table else {}
+    for name, reversed_map in reverse.items():
+        ours, random, sign = table[name], table[f"random_{name}"], -1 if name == "deletion_auc" else 1
+        means = {"ours": float(ours.mean()), "random": float(random.mean()), "reversed": float(reversed_map.mean())}
         gain = mean_gain((sign * (ours - random)).to_numpy(), groups)
-        summary[measure] = means | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
+        summary[name.removesuffix("_auc")] = means | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
     if {"cf_flip", "cf_control_flip"} <= set(table.columns):
         asked = table.dropna(subset=["cf_flip", "cf_control_flip"])  # whose mask had a place to move to
         flip, control = asked["cf_flip"], asked["cf_control_flip"]
@@ -378,7 +349,6 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _judged(gain: Estimate, better: str, around: str, below: str) -> dict[str, float | str]:
-    """The gain, its interval, and the verdict for one above, around or below zero."""
     if gain.has_interval:
         verdict = better if gain.low > 0 else below if gain.high < 0 else around
     elif gain.groups < FEWEST_GROUPS:
@@ -395,33 +365,20 @@ SAME_MAP = 0.5
 DEPENDS_ON_WEIGHTS = "depends on the learnt weights"
 STAYS = "stays the same without the learnt weights: it explains nothing"
 FLAT = "every map is flat: there is nothing to check"
-HEAD_IGNORED_FROM = 0.999
 HEAD_IGNORED = "With the deciding head alone destroyed the map stays the same: it shows features, not the decision."
 
 
 def cascade(model: GAINMTLModel) -> dict[str, list[nn.Module]]:
     """The parts that the deciding map rests on, from the deciding head down; the pyramid only where it gates (S6)."""
     path = model.attention
-    parts: dict[str, list[Any]] = {"deciding head": [deciding_head(model)]}
-    if path is not None:
-        parts["attention"] = [path.cbam, path.attention_head, path.mining_head, path.adapter]
-    if model.strategy == "S6":
-        parts["localization"] = [model.localization]
-    if model.projection is not None:
-        parts["projection"] = [model.projection]
-    parts["backbone"] = [model.backbone]
-    return parts
-
-
-@torch.no_grad()
-def shuffle_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Put the values of each parameter and buffer in random order, in place.
-
-    Not drawn anew: behind batch norms with stored statistics, weights of another scale leave features fainter still.
-    """
-    for tensor in [*module.parameters(), *module.buffers()]:
-        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-        tensor.copy_(tensor.flatten()[order].view_as(tensor))
+    parts: dict[str, list[Any]] = {
+        "deciding head": [deciding_head(model)],
+        "attention": [] if path is None else [path.cbam, path.attention_head, path.mining_head, path.adapter],
+        "localization": [model.localization] if model.strategy == "S6" else [],
+        "projection": [model.projection] if model.projection is not None else [],
+        "backbone": [model.backbone],
+    }
+    return {name: modules for name, modules in parts.items() if modules}
 
 
 def randomisation_check(
@@ -429,31 +386,25 @@ def randomisation_check(
     data: GainDataModule,
     rows: Sequence[int],
     *,
-    explain: Explain = "ours",
+    explain: Explain = compute_cam,
     draws: int = 3,
     threshold: float = 0.5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Each picture's map and verdict with more and more of the weights shuffled, on a copy of the model.
-
-    `draws` times from the trained weights on; `threshold` is of the verdict.
+    """Each picture's map and verdict with more and more of the weights shuffled, `draws` times, on copies of the model.
 
     Returns:
         One row per draw, part and picture: ``part``, destroyed with all parts before it, ``draw``, ``row``;
-        ``spearman``, the rank correlation of the map's cells with the trained model's (0 where only the new map is
-        flat, NaN where the trained one is); ``ssim`` of both, per-image scaled at input resolution;
-        ``probability``, ``trained_probability``, ``verdict_changed``.
+        ``spearman`` and ``ssim`` of the map beside the trained model's, see `compare_maps`; ``probability``,
+        ``trained_probability``, ``verdict_changed`` (at `threshold`).
     """
-    if not len(rows) or draws < 1:
-        raise ValueError(f"expected at least one row and one draw, got {len(rows)} rows and {draws} draws")
     images = data.dataset.__getitems__([int(row) for row in rows]).images
     images = images.to(next(model.parameters(), images).device)
     batches = images.split(BATCH)
-    make: Callable[..., Tensor] = partial(compute_cam, method=explain) if isinstance(explain, str) else explain
 
     def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float32]]:
         with as_at_inference(asked), torch.no_grad():
-            maps = torch.cat([make(asked, batch) for batch in batches])
+            maps = torch.cat([explain(asked, batch) for batch in batches])
         return maps, torch.cat([defect_probability(asked, batch) for batch in batches]).numpy()
 
     trained_maps, trained = ask(model)
@@ -462,8 +413,10 @@ def randomisation_check(
         shuffled = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(seed + draw)
         for name, modules in cascade(shuffled).items():
-            for module in modules:
-                shuffle_weights(module, generator)
+            # Not drawn anew: behind stored statistics, weights of another scale would leave features fainter still.
+            for tensor in [tensor for part in modules for tensor in (*part.parameters(), *part.buffers())]:
+                order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+                tensor.data = tensor.flatten()[order].view_as(tensor).detach()
             maps, probability = ask(shuffled)
             columns = {"part": name, "draw": draw, "row": list(rows), **compare_maps(trained_maps, maps, images)}
             changed = (probability >= threshold) != (trained >= threshold)
@@ -473,14 +426,16 @@ def randomisation_check(
 
 
 def compare_maps(before: Tensor, after: Tensor, images: Tensor) -> dict[str, NDArray]:
-    """``spearman`` and ``ssim`` of two maps (B, 1, h, w) of each picture (B, 3, H, W)."""
+    """``spearman``, of cells, and ``ssim``, at input resolution, of two maps (B, 1, h, w) of each picture (B, 3, H, W).
+
+    The rank correlation is 0 where only the second map is flat, NaN where the first one is.
+    """
     full = [normalize_maps(resize_maps(maps, images[:, :1])) for maps in (before, after)]
     ssim = structural_similarity_index_measure(full[0], full[1], data_range=1.0, reduction="none")
     cells = [normalize_maps(maps).flatten(1).cpu().numpy() for maps in (before, after)]
-    spearman = [
-        np.nan if np.ptp(b) == 0 else 0.0 if np.ptp(a) == 0 else stats.spearmanr(b, a)[0] for b, a in zip(*cells)
-    ]
-    return {"spearman": np.array(spearman), "ssim": np.atleast_1d(torch.as_tensor(ssim).cpu().numpy())}
+    ranked = [stats.spearmanr(b, a)[0] if np.ptp(a) and np.ptp(b) else 0.0 for b, a in zip(*cells)]
+    spearman = np.where(np.ptp(cells[0], axis=1) == 0, np.nan, ranked)
+    return {"spearman": spearman, "ssim": np.atleast_1d(torch.as_tensor(ssim).cpu().numpy())}
 
 
 def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
@@ -488,25 +443,20 @@ def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``parts``: by name ``similarity`` (mean absolute rank correlation), ``spearman``, ``ssim``,
-        ``probability_change`` (mean absolute) and ``verdicts_changed`` (share); ``similarity`` of the last part;
-        ``level``, `SAME_MAP`; ``verdict``; and ``notes``, sentences.
+        ``probability_change`` (mean absolute), ``verdicts_changed`` (share); ``similarity`` of the last part;
+        ``level``, from which maps count as the same; ``verdict``; and ``notes``, sentences.
     """
-    means = (
-        table.assign(
-            similarity=table["spearman"].abs(),
-            probability_change=(table["probability"] - table["trained_probability"]).abs(),
-            verdicts_changed=table["verdict_changed"],
-        )
-        .groupby("part", sort=False)[["similarity", "spearman", "ssim", "probability_change", "verdicts_changed"]]
-        .mean()
-    )
+    change = (table["probability"] - table["trained_probability"]).abs()
+    columns = {"similarity": table["spearman"].abs(), "spearman": table["spearman"], "ssim": table["ssim"]}
+    columns |= {"probability_change": change, "verdicts_changed": table["verdict_changed"]}
+    means = pd.DataFrame(columns).groupby(table["part"], sort=False).mean()
     head, *_, similarity = means["similarity"]
     return {
         "parts": means.to_dict("index"),
         "similarity": float(similarity),
         "level": SAME_MAP,
         "verdict": FLAT if np.isnan(similarity) else STAYS if similarity >= SAME_MAP else DEPENDS_ON_WEIGHTS,
-        "notes": [HEAD_IGNORED] if head > HEAD_IGNORED_FROM else [],
+        "notes": [HEAD_IGNORED] if head > 0.999 else [],
     }
 
 
@@ -514,28 +464,22 @@ def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
 
 FILE = "faithfulness.json"
 KEYS = {"predictions", "settings", "split", "found", "pictures", "map", "randomisation"}
+HOW = {"limit": 24, "steps": 16, "road_fractions": list(ROAD_FRACTIONS), "draws": 3, "seed": 0}
+"""Pictures at most, drawn with the seed; steps of the curves, ROAD's fractions, draws of the randomisation."""
 SAME_PROBABILITY = 0.02
 """How far the model may lie from the stored probability of a picture: as much as another device may bring about."""
 
 
-def measure_faithfulness(
-    run: Run,
-    *,
-    data_root: str | Path | None = None,
-    limit: int = 24,
-    steps: int = 16,
-    road_fractions: Sequence[float] = ROAD_FRACTIONS,
-    draws: int = 3,
-    seed: int = 0,
-) -> dict[str, Any]:
+def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how: Any) -> dict[str, Any]:
     """Deletion, insertion, ROAD and the randomisation check of the deciding CAM, kept as ``faithfulness.json``.
 
     On found defects of the first test split: there is a decision to explain, and nothing is chosen by it. What was
-    measured before with these settings for these predictions is taken as it is.
+    measured before in the same way for these predictions is taken as it is.
 
     Args:
-        run: finished and evaluated, its pictures at hand, or under `data_root` when they moved since the training.
-        limit: of more found defects, as many are drawn with the seed.
+        run: finished and evaluated.
+        data_root: where its pictures are, when they moved since the training.
+        how: in place of `HOW`.
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings``; ``split``; ``found``, how many
@@ -546,8 +490,8 @@ def measure_faithfulness(
         RunError: the run is not evaluated, found no defect, takes its masks from outside, or decides otherwise now.
         DataError: pictures that are not there or cannot be read.
     """
-    settings = {"limit": limit, "steps": steps, "road_fractions": list(road_fractions), "draws": draws, "seed": seed}
-    stored = stored_faithfulness(run)
+    settings: dict[str, Any] = HOW | how
+    stored, seed = stored_faithfulness(run), settings["seed"]
     if stored is not None and stored["settings"] == settings:
         return stored
     table, metrics = stored_tables(run)
@@ -561,8 +505,8 @@ def measure_faithfulness(
     found = table[(table["split"] == split) & (table["verdict"] == "TP")]
     if found.empty:
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
-    chosen = found.sample(min(limit, len(found)), random_state=seed).sort_index()
-    data = _pictures(run, chosen, run.settings.data_root if data_root is None else Path(data_root).expanduser())
+    chosen = found.sample(min(settings["limit"], len(found)), random_state=seed).sort_index()
+    data = _pictures(run, chosen, Path(data_root or run.settings.data_root).expanduser())
     rows, own_device = range(len(chosen)), next(run.model.parameters()).device
     try:
         model = run.model.to(checked_device(run.settings.device))
@@ -574,9 +518,10 @@ def measure_faithfulness(
                     f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
                     f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
                 )
-        scores = faithfulness(model, data, rows, steps=steps, road_fractions=road_fractions, seed=seed)
-        threshold = float(metrics["threshold"])
-        shuffled = randomisation_check(model, data, rows, draws=draws, threshold=threshold, seed=seed)
+        curves = {name: settings[name] for name in ("steps", "road_fractions", "seed")}
+        scores = faithfulness(model, data, rows, **curves)
+        of_draws = {"draws": settings["draws"], "threshold": float(metrics["threshold"]), "seed": seed}
+        shuffled = randomisation_check(model, data, rows, **of_draws)
     finally:
         run.model.to(own_device)
     measured = {"predictions": digest, "settings": settings, "split": split, "found": len(found)}
