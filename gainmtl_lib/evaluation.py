@@ -375,7 +375,7 @@ def predict_split(model: GAINMTLModel, data: GainDataModule, split: str, *, sour
                 control = model(batch.images, moved, attention_masks=given).cf_logits
                 asked = {"cf": (output.cf_logits, batch.has_mask), "cf_control": (control, batch.has_mask & placed)}
                 for name, (logits, has_answer) in asked.items():
-                    rows[-1][f"{name}_probability"] = _defect_probability(logits).where(has_answer, torch.nan)
+                    rows[-1][f"{name}_probability"] = defect_probability(logits).where(has_answer, torch.nan)
             maps.append(output_maps(output))
             annotated = batch.has_mask
             cam_score.update(output.cam[annotated], batch.masks[annotated])
@@ -404,7 +404,7 @@ def _scores(batch: Batch, output: GainOutput) -> dict[str, Tensor]:
     masks = batch.masks * batch.has_mask[:, None, None, None]
     columns = {
         "index": batch.index,
-        "probability": _defect_probability(output.logits),
+        "probability": defect_probability(output.logits),
         "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
         "cam_iou": cam_iou(output.cam, masks),
         "grid_iou": grid_iou(masks, (output.cam.shape[-2], output.cam.shape[-1])),
@@ -438,7 +438,8 @@ def _places(data: GainDataModule, batch: Batch) -> Tensor | None:
     return places
 
 
-def _defect_probability(logits: Tensor) -> Tensor:
+def defect_probability(logits: Tensor) -> Tensor:
+    """Of logits (B, 2), in [0, 1], (B,)."""
     return logits.float().softmax(dim=1)[:, 1]
 
 

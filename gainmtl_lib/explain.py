@@ -1,16 +1,14 @@
 """What a model says of any picture: verdict, maps, defect boxes, whether it would say so without the defect, a figure.
 
-Sizes: B pictures, h x w a picture as it is given, H x W network input; maps have a size of their own.
+Sizes: h x w a picture as given, H x W network input; maps have a size of their own.
 """
 
 from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib import font_manager
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -28,31 +25,19 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
+from gainmtl_lib import readers
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.evaluation import output_maps
+from gainmtl_lib.evaluation import defect_probability, output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
 from gainmtl_lib.metrics import MapScale, cam_iou, energy_inside, grid_iou, point_game
-from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, GainOutput, as_at_inference, control_masks
-from gainmtl_lib.readers import (
-    MASK_THRESHOLD,
-    DataError,
-    UnreadableError,
-    mask_to_8_bit,
-    read_image,
-    read_mask_values,
-    to_8_bit,
-)
+from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
+from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.runs import Run
 
 logger = logging.getLogger(__name__)
 
 # --- Any kind of picture and mask to pixels: what comes out is what a file with the same pixels would give
-
-KINDS = "a path, a PIL picture, an array (h, w[, C]) or a tensor (C, h, w)"
-GREY = ("1", "L", "LA")
-OVERSHOOT = 1e-3
-"""How far floats may leave [0, 1], as resizing makes them do."""
 
 
 def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
@@ -65,15 +50,14 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
     """
     if isinstance(picture, str | PathLike):
         _check_file(picture)
-        return read_image(Path(picture))
+        return readers.read_image(Path(picture))
     pixels = _pixels(picture, name)
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
         raise DataError(
             f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected 1, 3 or 4 channels, first in "
             "a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
         )
-    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, to_8_bit).reshape(*pixels.shape[:2], -1)
+    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, readers.to_8_bit).reshape(*pixels.shape[:2], -1)
     return np.repeat(values, 3 // values.shape[2], axis=2)
 
 
@@ -81,65 +65,56 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
     """Defect pixels of one mask, bool (h, w), in the mask's own size; None when it marks nothing.
 
     Args:
-        mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; arrays and tensors may also hold just 0
-            and 1, or booleans. Anything else is a `DataError`.
+        mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; or just 0 and 1, or booleans.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
         name: what messages call it.
     """
-    values = _mask_values(mask, name)
-    size = (values.shape[0], values.shape[1])
-    if not same_aspect(size, picture_size):
-        raise DataError(
-            f"{name}: mask is {size[0]}x{size[1]} (height x width), its picture {picture_size[0]}x{picture_size[1]}; "
-            "expected the same aspect ratio"
-        )
-    defect = values > MASK_THRESHOLD
-    if values.any() and not defect.any():
-        logger.warning("%s: no mask value exceeds %d; treated as no mask", name, MASK_THRESHOLD)
-    return defect if defect.any() else None
-
-
-def _mask_values(mask: Any, name: str) -> NDArray[np.uint8]:
     if isinstance(mask, str | PathLike):
         _check_file(mask)
-        return read_mask_values(Path(mask))
-    values, shape = _pixels(mask, name), getattr(mask, "shape", ())
-    if isinstance(mask, Image.Image) and values.ndim == 3:
-        values = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
-    values = np.squeeze(values)
-    if values.ndim != 2 or not values.size:
-        raise DataError(f"{name}: mask has shape {tuple(shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
-    if values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1:
-        return values.astype(np.uint8) * 255
-    return _eight_bit(values, name, mask_to_8_bit)
+        values = readers.read_mask_values(Path(mask))
+    else:
+        values = _pixels(mask, name)
+        colours = isinstance(mask, Image.Image) and values.ndim == 3
+        values = np.squeeze(cv2.cvtColor(values, cv2.COLOR_RGB2GRAY) if colours else values)
+        if values.ndim != 2 or not values.size:
+            given: Any = mask
+            raise DataError(f"{name}: mask has shape {tuple(given.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
+        few = values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1  # 0 and 1
+        values = values.astype(np.uint8) * 255 if few else _eight_bit(values, name, readers.mask_to_8_bit)
+    size = (values.shape[0], values.shape[1])
+    if not same_aspect(size, picture_size):
+        own, other = (f"{height}x{width}" for height, width in (size, picture_size))
+        told = f"mask is {own} (height x width), its picture {other}; expected the same aspect ratio"
+        raise DataError(f"{name}: {told}")
+    defect = values > readers.MASK_THRESHOLD
+    if values.any() and not defect.any():
+        logger.warning("%s: no mask value exceeds %d; treated as no mask", name, readers.MASK_THRESHOLD)
+    return defect if defect.any() else None
 
 
 def _pixels(given: Any, name: str) -> NDArray:
     """What PIL, NumPy or torch holds as an array with channels last, if it has any."""
-    if isinstance(given, Image.Image):
-        return _from_pil(given, name)
+    if isinstance(given, np.ndarray):
+        return given
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         pixels = (given.float() if given.dtype == torch.bfloat16 else given).numpy()  # NumPy has no bfloat16
         return np.moveaxis(pixels, 0, -1) if pixels.ndim == 3 else pixels
-    if not isinstance(given, np.ndarray):
-        raise DataError(f"{name}: got a {type(given).__name__}; expected {KINDS}, or a list of such")
-    return given
-
-
-def _from_pil(picture: Image.Image, name: str) -> NDArray:
-    _check_frames(picture, name)
+    if not isinstance(given, Image.Image):
+        kinds = "a path, a PIL picture, an array (h, w[, C]) or a tensor (C, h, w)"
+        raise DataError(f"{name}: got a {type(given).__name__}; expected {kinds}, or a list of such")
+    _check_frames(given, name)
     try:
-        upright = ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(given)
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableError(f"{name}: PIL cannot decode the picture: {error}") from None
     if upright.mode.startswith("I"):  # 16-bit files, also in 32 bits
         pixels = np.asarray(upright)
-        low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
-        if low < 0 or high > 65535:
-            raise DataError(f"{name}: values from {low} to {high}; expected 8- or 16-bit pixels")
+        if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+            raise DataError(f"{name}: values from {pixels.min()} to {pixels.max()}; expected 8- or 16-bit pixels")
         return pixels.astype(np.uint16)
-    return np.asarray(upright if upright.mode == "F" else upright.convert("L" if upright.mode in GREY else "RGB"))
+    grey = upright.mode in ("1", "L", "LA")
+    return np.asarray(upright if upright.mode == "F" else upright.convert("L" if grey else "RGB"))
 
 
 def _check_file(path: str | PathLike[str]) -> None:
@@ -151,10 +126,8 @@ def _check_file(path: str | PathLike[str]) -> None:
 def _check_frames(picture: Image.Image, name: str) -> None:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a photograph with a preview behind it
-        raise UnreadableError(
-            f"{name}: holds {frames} frames ({picture.format}); expected one picture: save the frame that is meant "
-            "as a file of its own"
-        )
+        told = f"holds {frames} frames ({picture.format}); expected one picture"
+        raise UnreadableError(f"{name}: {told}: save the frame that is meant as a file of its own")
 
 
 def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str], NDArray]) -> NDArray[np.uint8]:
@@ -167,18 +140,14 @@ def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str],
     if not np.isfinite(pixels).all():
         raise DataError(f"{name}: {int((~np.isfinite(pixels)).sum())} values are not finite; expected [0, 1]")
     low, high = pixels.min(), pixels.max()
-    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+    if low < -1e-3 or high > 1 + 1e-3:  # resizing may overshoot a little
         hint = "the model normalises by itself" if low < 0 else "divide by the full scale, or give integers"
         raise DataError(f"{name}: float values from {low:.4g} to {high:.4g}; expected [0, 1]: {hint}")
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 
-Asked = tuple[Any, Any, str, str]
-"""One picture to be explained, its mask or None, and what messages call them."""
-
-
-def pair(image: Any, mask: Any = None) -> tuple[list[Asked], bool]:
-    """Pictures with their masks, and whether many were given. `DataError`: another number of masks than of pictures."""
+def pair(image: Any, mask: Any = None) -> tuple[list[tuple[Any, Any, str, str]], bool]:
+    """Pictures, their masks or None and what messages call the two; and whether many were given."""
     many = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)
     images, several = list(image) if many else [image], isinstance(mask, list | tuple)
     if many != several and mask is not None and not (many and isinstance(mask, np.ndarray | Tensor)):
@@ -186,76 +155,41 @@ def pair(image: Any, mask: Any = None) -> tuple[list[Asked], bool]:
     masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
     if len(masks) != len(images):
         raise DataError(f"mask: got {len(masks)} masks for {len(images)} pictures; give one each, None where none is")
-
-    def name(given: Any, what: str) -> str:
-        return str(given) if isinstance(given, str | PathLike) else what
-
-    places = [f"[{place}]" for place in range(len(images))] if many else [""]
-    rows = zip(images, masks, places, strict=True)
-    return [(one, own, name(one, f"image{at}"), name(own, f"mask{at}")) for one, own, at in rows], many
-
-
-# --- Where the picture and its defects lie
-
-THRESHOLD = 0.5
-"""Probability from which a pixel counts as defect."""
-
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in whole pixels; x1 and y1 stand just behind the last pixel."""
+    asked = []
+    for place, (one, own) in enumerate(zip(images, masks)):
+        at = f"[{place}]" if many else ""
+        names = ((one, f"image{at}"), (own, f"mask{at}"))
+        asked.append((one, own, *(str(given) if isinstance(given, str | PathLike) else name for given, name in names)))
+    return asked, many
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where a picture of (h, w) lies in the network's input: the rows and columns that it takes."""
+# --- Where the defects lie
 
-    picture: tuple[int, int]
-    rows: slice
-    columns: slice
-
-    @classmethod
-    def of(cls, picture: tuple[int, int], size: tuple[int, int], resize: Resize) -> Frame:
-        """The frame of a picture (h, w) in an input of `size` (H, W)."""
-        return cls(picture, *inside(inner_size(picture, size, resize), size))
-
-    def crop(self, plane: NDArray) -> NDArray:
-        """A map (H, W) without the bars beside the picture."""
-        return plane[self.rows, self.columns]
-
-    def plane(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """True where the picture lies in an input of `size` (H, W), False in the bars beside it."""
-        plane = np.zeros(size, dtype=np.bool_)
-        plane[self.rows, self.columns] = True
-        return plane
-
-    def to_picture(self, box: Box) -> Box:
-        """A box of `crop`'s pixels in the given picture's pixels, rounded outwards."""
-        (h, w), (height, width), (x0, y0, x1, y1) = self.picture, self._inner, box
-        return x0 * w // width, y0 * h // height, -(-x1 * w // width), -(-y1 * h // height)
-
-    def to_input(self, box: Box) -> tuple[float, float, float, float]:
-        """A box of the given picture in the input's pixels, to be drawn."""
-        (h, w), (height, width), (x0, y0, x1, y1) = self.picture, self._inner, box
-        left, top = self.columns.start, self.rows.start
-        return left + x0 * width / w, top + y0 * height / h, left + x1 * width / w, top + y1 * height / h
-
-    @property
-    def _inner(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+THRESHOLD = 0.5  # probability from which a pixel counts as defect
 
 
-def defect_boxes(defect: NDArray[np.bool_], frame: Frame) -> list[Box]:
-    """A box around each connected region of an input (diagonals connect) in the given picture, largest region first."""
-    labels, _ = ndimage.label(frame.crop(defect), structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
-    places = ndimage.find_objects(labels)
+def defect_boxes(defect: NDArray[np.bool_], picture: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """A box (x0, y0, x1, y1) around each connected region (diagonals connect), the largest region first.
+
+    Args:
+        defect: the part of the network's input where the picture lies.
+        picture: (h, w), whose pixels the boxes are in, rounded outwards; x1 and y1 stand just behind the last one.
+    """
+    labels, _ = ndimage.label(defect, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
     order = np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")
-    return [frame.to_picture((x.start, y.start, x.stop, y.stop)) for y, x in (places[int(k)] for k in order)]
+    places = ndimage.find_objects(labels)
+    (h, w), (height, width) = picture, defect.shape
+    boxes = []
+    for y, x in (places[int(number)] for number in order):
+        left_top = x.start * w // width, y.start * h // height
+        boxes.append((*left_top, -(-x.stop * w // width), -(-y.stop * h // height)))
+    return boxes
 
 
 # --- Would the model still say so without the defect?
 
 CLASS_NAMES = ("normal", "defective")
 REGION = {"annotation": "the annotated defect", "localization": "the region that the model itself localizes"}
-NOTHING_TO_SUPPRESS = "the localization marks nothing and no mask was given, so there is nothing to suppress"
 
 
 def answer(
@@ -269,9 +203,8 @@ def answer(
     """What three defect probabilities say: of the picture, without the defect, and of the control if there was one.
 
     Returns:
-        ``probability``, ``without_defect`` (its features suppressed), ``control`` (the same mask moved off the defect;
-        None without a place to move to), whether the verdict turns from defective to normal (``flips``,
-        ``control_flips``), ``mask_from``, and all of this as a sentence, ``message``.
+        ``probability``, ``without_defect``, ``control``, whether the verdict turns to normal (``flips``,
+        ``control_flips``), ``mask_from``, and all of this in words, ``message``.
     """
     called = before >= threshold
     flips = called and after < threshold
@@ -286,21 +219,13 @@ def answer(
         (False, True): f", yet turns {elsewhere}: the decision rests on something else.",
         (False, False): f", as {elsewhere}: the decision does not hang on this region alone.",
     }
-    message = f"Without {REGION[mask_from]} the verdict {verdict} ({before:.2f} → {after:.2f})"
-    message += ends[flips, control_flips]
+    message = (
+        f"Without {REGION[mask_from]} the verdict {verdict} ({before:.2f} → {after:.2f}){ends[flips, control_flips]}"
+    )
     if not called:
         message = f"The verdict is {names[0]} already ({before:.2f}), so there is no {names[1]} verdict to question."
     said = {"probability": before, "without_defect": after, "control": control, "flips": flips}
     return said | {"control_flips": control_flips, "mask_from": mask_from, "message": message}
-
-
-def why_no_path(model: GAINMTLModel) -> str | None:
-    """Why the question cannot be put to a model at all; None where it can."""
-    if model.counterfactual is not None:
-        return None
-    if model.strategy < "S5":
-        return f"strategy {model.strategy} has no counterfactual path to ask; S5 to S7 have one"
-    return f"this {model.strategy} model has no counterfactual path: it was built with use_counterfactual false"
 
 
 # --- What is said of one picture
@@ -316,51 +241,46 @@ class NotExplained(KeyError):
 class Explanation(dict[str, Any]):
     """Everything said of one picture, by name. What has no answer is absent, never NaN; asking for it says why.
 
-    Always there:
-
-    - ``prediction`` (0 normal, 1 defective), ``prediction_name``, ``confidence`` (probability of the predicted class),
-      ``probability`` (of defective), ``threshold``;
-    - ``image``, uint8 (H, W, 3) as the network saw it, and ``cam``, float32, of the deciding head;
-    - ``counterfactual``: for a defective verdict what `answer` gives, None for a normal one. None too where it cannot
-      be asked; then ``counterfactual_missing`` says why in a sentence.
+    Always there: ``prediction`` (0 normal, 1 defective), ``prediction_name``, ``confidence`` (probability of the
+    predicted class), ``probability`` (of defective), ``threshold``; ``image``, uint8 (H, W, 3) as the network saw it;
+    ``cam``, float32, of the deciding head; ``counterfactual``, for a defective verdict what `answer` gives, otherwise
+    None. None too where it cannot be asked; then ``counterfactual_missing`` says why.
 
     Where there is an answer:
 
-    - ``attention``, float32, what gates the features, from S3 on;
-    - from S4 on ``localization``, float32 (H, W), ``boxes`` (x0, y0, x1, y1) in pixels of the given picture, one for
-      each region at or above 0.5, ``box``, that of the largest, None without any, and ``area``, the regions' share of
-      the picture. The localization is taught on defective pictures only: for a normal verdict just what exceeds the
-      floor of its absolute scale counts, nothing where that is unknown;
-    - ``found``, for each map with an absolute scale, whether it finds anything;
+    - from S3 on ``attention``, float32, what gates the features; ``found``, whether each map with an absolute scale
+      finds anything;
+    - from S4 on ``localization``, float32 (H, W), ``boxes`` in pixels of the given picture around its regions, ``box``,
+      that of the largest or None, and ``area``, the regions' share of the picture. It is taught on defective pictures
+      only: for a normal verdict just what exceeds the floor of its absolute scale counts, if that is known;
     - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself reaches on
       the CAM's grid), ``point_game`` and ``energy_inside``.
 
     Attributes:
-        strategy: of the model.
-        frame: where the picture lies in the network's input.
+        picture: its own size (h, w).
+        place: rows and columns that it takes in the network's input.
         stored: the maps as an evaluation keeps them, which is what the absolute scales are of.
         defect: what the model localizes, bool (H, W).
     """
 
     strategy: str
-    frame: Frame
+    picture: tuple[int, int]
+    place: tuple[slice, slice]
     stored: dict[str, NDArray]
     defect: NDArray[np.bool_]
 
     def __missing__(self, key: str) -> Any:
-        reasons = {"attention": f"strategy {self.strategy} has no attention path; S3 to S7 have one"}
+        reasons = {
+            "attention": f"strategy {self.strategy} has no attention path; S3 to S7 have one",
+            "found": "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run",
+            "counterfactual_missing": "the counterfactual is there, or the verdict is normal and asks for none",
+        }
         place = f"strategy {self.strategy} has no localization path; S4 to S7 have one"
         reasons |= dict.fromkeys(("localization", "box", "boxes", "area"), place)
         scores = ("cam_iou", "grid_iou", "point_game", "energy_inside", "mask")
         reasons |= dict.fromkeys(scores, "no mask was given, or it marks no pixel")
-        reasons["found"] = "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run"
-        reasons["counterfactual_missing"] = "the counterfactual is there, or the verdict is normal and asks for none"
         reason = reasons.get(key, f"there are {', '.join(self)}")
         raise NotExplained(f"no '{key}' in this explanation: {reason}")
-
-
-Ready = tuple[NDArray[np.uint8], NDArray[np.bool_] | None, Frame]
-"""A picture (H, W, 3) and its mask (H, W) at the network's size."""
 
 
 class DefectExplainer:
@@ -372,7 +292,6 @@ class DefectExplainer:
         scales: the absolute scale of each map, ``cam``, ``attention``, ``localization``, as far as known.
         image_size: network input (H, W), that of the training, as `resize`, squash or letterbox.
         class_names: of normal and defective, in any language.
-        batch_size: pictures in memory at a time.
     """
 
     def __init__(
@@ -384,7 +303,6 @@ class DefectExplainer:
         image_size: tuple[int, int] = (512, 512),
         resize: Resize = "squash",
         class_names: Sequence[str] = CLASS_NAMES,
-        batch_size: int = 16,
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}")
@@ -393,9 +311,8 @@ class DefectExplainer:
         if isinstance(class_names, str) or len(set(class_names)) != 2 or len(class_names) != 2:
             raise ValueError(f"class_names must be two different names, normal first, got {class_names!r}")
         self.model, self.threshold, self.scales = model, float(threshold), dict(scales or {})
-        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.image_size, self.class_names = (int(image_size[0]), int(image_size[1])), tuple(class_names)
         self.resize: Resize = resize
-        self.class_names, self.batch_size = tuple(class_names), max(1, batch_size)
 
     @classmethod
     def from_run(cls, run: Run, *, class_names: Sequence[str] = CLASS_NAMES) -> DefectExplainer:
@@ -427,168 +344,117 @@ class DefectExplainer:
             ModelError: an S6 model whose masks come from outside.
         """
         asked, many = pair(image, mask)
-        explanations = list(_raising(self._explained(asked)))
+        explanations = [self._explain(*one) for one in asked]
         return explanations if many else explanations[0]
 
-    def stream(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation]:
-        """`explain` for many pictures, one explanation after the other, so that they need not fit into memory."""
-        return _raising(self.attempts(images, masks))
-
     def attempts(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation | DataError]:
-        """`stream` that goes on behind a picture which cannot be used, and gives its error in its place."""
-        return self._explained(pair(list(images), masks)[0])
+        """`explain` for many, one after the other; a picture that cannot be used gives its error in its place."""
+        for one in pair(list(images), masks)[0]:
+            try:
+                yield self._explain(*one)
+            except DataError as error:
+                yield error
 
     def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
         """One picture's explanation as a figure, see `figure_of`; raises as `explain`, or when many are given."""
-        _check_format(save_path)
-        asked, _ = pair(image, mask)
+        asked, many = pair(image, mask)
         if len(asked) != 1:
             raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
-        (explanation,) = _raising(self._explained(asked))
-        given, _, name, _ = asked[0]
+        explained, (given, _, name, _) = self.explain(image, mask), asked[0]
         title = Path(name).name if name == str(given) else ""
-        return self.figure_of(explanation, title=title, save_path=save_path)
+        return self.figure_of(explained[0] if many else explained, title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
-        """An explanation as a figure: verdict, boxes, each map on both scales, the counterfactual. Nothing is computed.
+        """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed.
 
         Class names that no installed font can draw fall back to English, with a warning.
-
-        Args:
-            explanation: of this explainer.
-            title: what the picture is called.
-            save_path: where to write the figure, atomically, .png or .jpg.
         """
-        _check_format(save_path)
-        families, missing = fonts_for("".join(self.class_names))
-        names = CLASS_NAMES if missing else self.class_names
-        if missing:
-            told = [" and ".join(f"'{name}'" for name in each) for each in (self.class_names, CLASS_NAMES)]
-            logger.warning("no font for %s; figures say %s (install one, such as fonts-nanum)", *told)
-        lacking = fonts_for(title)[1]
-        title = "".join("?" if letter in lacking else letter for letter in title)
-        with mpl.rc_context({"font.family": families}):
-            figure = verdict_figure(explanation, scales=self.scales, class_names=names, title=title)
+        if save_path is not None and Path(save_path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
+        installed = {entry.name for entry in font_manager.fontManager.ttflist}
+        fonts, names = [font for font in HANGUL_FONTS if font in installed], self.class_names
+        if not fonts:
+            title = "".join("?" if letter >= HANGUL else letter for letter in title)
+            if max("".join(names)) >= HANGUL:
+                told = [" and ".join(f"'{name}'" for name in each) for each in (names, CLASS_NAMES)]
+                logger.warning("no font for %s; figures say %s (install one, such as fonts-nanum)", *told)
+                names = CLASS_NAMES
+        with mpl.rc_context({"font.family": [*mpl.rcParams["font.family"], *fonts]}):
+            figure = _verdict_figure(explanation, self.scales, names, title)
         return figure if save_path is None else save_figure(figure, Path(save_path))
 
-    def _explained(self, asked: Sequence[Asked]) -> Iterator[Explanation | DataError]:
+    @torch.inference_mode()
+    def _explain(self, image: Any, mask: Any, name: str, mask_name: str) -> Explanation:
         if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
             raise ModelError(
                 f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
                 "had here; to explain what the model says without, take 'localization' or 'none': set "
                 "model.mask_source, or give gainmtl explain --mask-source"
             )
-        for start in range(0, len(asked), self.batch_size):
-            ready = [self._read(one) for one in asked[start : start + self.batch_size]]
-            explained = iter(self._explain_batch([one for one in ready if not isinstance(one, DataError)]))
-            yield from (one if isinstance(one, DataError) else next(explained) for one in ready)
-
-    def _read(self, asked: Asked) -> Ready | DataError:
-        image, mask, name, mask_name = asked
-        try:
-            pixels = read_picture(image, name)
-            size = (pixels.shape[0], pixels.shape[1])
-            defect = None if mask is None else read_defect(mask, size, mask_name)
-        except DataError as error:
-            return error
-        if defect is not None:
-            defect = resize_mask(defect, self.image_size, self.resize, image_size=size)
-        frame = Frame.of(size, self.image_size, self.resize)
-        return resize_image(pixels, self.image_size, self.resize), defect, frame
-
-    @torch.inference_mode()
-    def _explain_batch(self, ready: Sequence[Ready]) -> list[Explanation]:
-        if not ready:
-            return []
+        pixels = read_picture(image, name)
+        size = (pixels.shape[0], pixels.shape[1])
+        defect = None if mask is None else read_defect(mask, size, mask_name)
+        pixels = resize_image(pixels, self.image_size, self.resize)
         device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.stack([image for image, _, _ in ready])).permute(0, 3, 1, 2)
-        images = pixels.to(device, torch.float32).div_(255)  # (B, 3, H, W)
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, torch.float32).div_(255)  # (1, 3, H, W)
         with as_at_inference(self.model):
             output = self.model(images)
-        stored = output_maps(output)
-        explanations = [self._describe(output, stored, row, *of_it) for row, of_it in enumerate(ready)]
-        self._ask_without_defect(images, explanations)
-        return explanations
-
-    def _describe(self, output: GainOutput, stored: Mapping[str, NDArray], row: int, *ready: Any) -> Explanation:
-        """All but the counterfactual, which is None until it is asked for."""
-        image, mask, frame = ready
-        probability = _defect_probability(output.logits)[row]
+        probability = float(defect_probability(output.logits)[0])
         prediction = int(probability >= self.threshold)
+        confidence = probability if prediction else 1 - probability
         told = Explanation(
-            prediction=prediction,
-            prediction_name=self.class_names[prediction],
-            confidence=probability if prediction else 1 - probability,
-            probability=probability,
-            threshold=self.threshold,
-            image=image,
-            counterfactual=None,
-        )
+            prediction=prediction, prediction_name=self.class_names[prediction], confidence=confidence,
+            probability=probability, threshold=self.threshold, image=pixels, counterfactual=None,
+        )  # fmt: skip
         maps = {"cam": output.cam, "attention": output.effective_attention, "localization": output.localization_map}
-        told |= {name: maps[name][row, 0].float().cpu().numpy().copy() for name in maps if maps[name] is not None}
-        told.strategy, told.frame = self.model.strategy, frame
-        told.stored = {name: values[row] for name, values in stored.items()}
+        told |= {name: maps[name][0, 0].float().cpu().numpy() for name in maps if maps[name] is not None}
+        told.strategy, told.picture = self.model.strategy, size
+        told.place = inside(inner_size(size, self.image_size, self.resize), self.image_size)
+        told.stored = {name: values[0] for name, values in output_maps(output).items()}
         known = {name: scale for name, scale in self.scales.items() if name in told.stored}
         if known:
             told["found"] = {name: bool(scale.finds(told.stored[name])) for name, scale in known.items()}
-        told.defect = self._localized(told)
+        told.defect = np.zeros(self.image_size, dtype=np.bool_)
         if "localization" in told:
-            boxes = defect_boxes(told.defect, told.frame)
-            area = float(told.frame.crop(told.defect).mean())
-            told |= {"box": boxes[0] if boxes else None, "boxes": boxes, "area": area}
-        if mask is not None:
-            cam, masks = output.cam[row : row + 1].float().cpu(), torch.from_numpy(mask)[None, None].float()
-            told |= {"mask": mask, "cam_iou": float(cam_iou(cam, masks)), "point_game": float(point_game(cam, masks))}
+            level, scale = THRESHOLD, self.scales.get("localization")
+            if not prediction:
+                level = max(THRESHOLD, scale.floor) if scale and told["found"]["localization"] else np.inf
+            told.defect[told.place] = told["localization"][told.place] >= level
+            boxes = defect_boxes(told.defect[told.place], size)
+            told |= {"box": boxes[0] if boxes else None, "boxes": boxes}
+            told["area"] = float(told.defect[told.place].mean())
+        if defect is not None:
+            told["mask"] = resize_mask(defect, self.image_size, self.resize, image_size=size)
+            cam, masks = output.cam.float().cpu(), torch.from_numpy(told["mask"])[None, None].float()
+            told |= {"cam_iou": float(cam_iou(cam, masks)), "point_game": float(point_game(cam, masks))}
             told["grid_iou"] = float(grid_iou(masks, (cam.shape[-2], cam.shape[-1])))
             told["energy_inside"] = float(energy_inside(cam, masks))
+        if prediction:
+            self._ask_without_defect(images, told)
         return told
 
-    def _localized(self, told: Explanation) -> NDArray[np.bool_]:
-        """What counts as localized defect, of a normal verdict only what exceeds normal validation pictures."""
-        if "localization" not in told:
-            return np.zeros(self.image_size, dtype=np.bool_)
-        level = THRESHOLD
-        if told["prediction"] == 0:
-            scale = self.scales.get("localization")
-            level = max(THRESHOLD, scale.floor) if scale and told["found"]["localization"] else np.inf
-        return (told["localization"] >= level) & told.frame.plane(self.image_size)
-
-    def _ask_without_defect(self, images: Tensor, explanations: Sequence[Explanation]) -> None:
-        """Ask the defective verdicts for their counterfactual, all at once: of the annotated defect, or their own."""
-        asked, masks = [], []
-        for row, told in enumerate(explanations):
-            mask = told.get("mask", told.defect)
-            reason = why_no_path(self.model) or (None if mask.any() else NOTHING_TO_SUPPRESS)
-            if told["prediction"] == 1 and reason:
-                told["counterfactual_missing"] = reason
-            elif told["prediction"] == 1:
-                asked.append(row)
-                masks.append(torch.from_numpy(mask).float()[None])
-        if not asked:
+    def _ask_without_defect(self, images: Tensor, told: Explanation) -> None:
+        """Ask for the counterfactual of the annotated defect, or of the model's own."""
+        mask, strategy = told.get("mask", told.defect), self.model.strategy
+        missing = "" if mask.any() else "the localization marks nothing and no mask was given: nothing to suppress"
+        if self.model.counterfactual is None:
+            missing = f"this {strategy} model has no counterfactual path: it was built with use_counterfactual false"
+        if strategy < "S5":
+            missing = f"strategy {strategy} has no counterfactual path to ask; S5 to S7 have one"
+        if missing:
+            told["counterfactual_missing"] = missing
             return
-        planes = [torch.from_numpy(explanations[row].frame.plane(self.image_size))[None] for row in asked]
-        suppressed, within = torch.stack(masks).to(images.device), torch.stack(planes).to(images.device)
+        suppressed = torch.from_numpy(mask)[None, None].to(images)
+        within = torch.zeros_like(suppressed, dtype=torch.bool)
+        within[..., told.place[0], told.place[1]] = True
         # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
         moved, placed = control_masks(suppressed, margin=2 * self.model.map_stride, inside=within)
         with as_at_inference(self.model):
-            output = self.model(images[asked], suppressed)
-            control_logits = self.model(images[asked], moved).cf_logits
-        said = (_defect_probability(logits) for logits in (output.logits, output.cf_logits, control_logits))
-        for row, before, after, control, has_place in zip(asked, *said, placed.tolist()):
-            told, source = explanations[row], "annotation" if "mask" in explanations[row] else "localization"
-            control = control if has_place else None
-            told["counterfactual"] = answer(before, after, control, self.threshold, source, self.class_names)
-
-
-def _raising(explained: Iterable[Explanation | DataError]) -> Iterator[Explanation]:
-    for one in explained:
-        if isinstance(one, DataError):
-            raise one
-        yield one
-
-
-def _defect_probability(logits: Tensor) -> list[float]:
-    return logits.float().softmax(dim=1)[:, 1].tolist()
+            output = self.model(images.repeat(2, 1, 1, 1), torch.cat([suppressed, moved]))
+        after, control = defect_probability(output.cf_logits).tolist()
+        numbers = told["probability"], after, control if placed[0] else None, self.threshold
+        source = "annotation" if "mask" in told else "localization"
+        told["counterfactual"] = answer(*numbers, source, self.class_names)
 
 
 # --- One explanation as a figure
@@ -596,72 +462,60 @@ def _defect_probability(logits: Tensor) -> list[float]:
 HEADINGS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}
 VERDICT_COLORS = ("#1b7837", "#b2182b")
 BOX = "#ffb000"
-SIDE = 2.6
-"""Of a map panel, in inches."""
-CHARACTERS_PER_INCH = 13
-LONGEST_TITLE = 48
+HANGUL = "\u1100"  # from this letter on matplotlib's own font has next to none
 HANGUL_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
 
-def verdict_figure(
-    explanation: Explanation, *, scales: Mapping[str, MapScale], class_names: Sequence[str], title: str = ""
+def _verdict_figure(
+    explanation: Explanation, scales: Mapping[str, MapScale], class_names: Sequence[str], title: str
 ) -> Figure:
-    """Left the picture, right the maps: above on their absolute scale, below stretched per image.
-
-    Args:
-        explanation: of one picture.
-        scales: absolute scales by map, as far as known.
-        class_names: of normal and defective, in characters that the fonts have.
-        title: stands before the verdict.
-    """
+    """Left the picture, right the maps: above on their absolute scale, below stretched per image."""
     maps = [name for name in HEADINGS if name in explanation]
-    image, mask, frame = explanation["image"], explanation.get("mask"), explanation.frame
-    bars = frame.crop(image).shape != image.shape
-    height, width = image.shape[:2] if bars else frame.picture
+    image, mask, (h, w) = explanation["image"], explanation.get("mask"), explanation.picture
+    rows, columns = explanation.place
+    inner_height, inner_width = rows.stop - rows.start, columns.stop - columns.start
+    bars = (inner_height, inner_width) != image.shape[:2]
+    height, width = image.shape[:2] if bars else (h, w)
     ratio = float(np.clip(height / width, 0.4, 2.0))  # a ribbon is shown less extreme
-    panel = SIDE / max(1.0, ratio) ** 0.5
+    panel = 2.6 / max(1.0, ratio) ** 0.5
     across = max(7.0, panel * (2 + len(maps)))
     texts = _texts(explanation, scales, class_names)
-    lines = [line for text in texts for line in textwrap.wrap(text, int(across * CHARACTERS_PER_INCH))]
+    lines = [line for text in texts for line in textwrap.wrap(text, int(across * 13))]
     figure = Figure(figsize=(across, 2 * panel * ratio + 1.5 + 0.2 * len(lines)), layout="constrained")
     mosaic: Any = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
     axes = figure.subplot_mosaic(mosaic, width_ratios=[2, *[1] * len(maps)])
     draw_overlay(axes["picture"], image, mask=mask)
-    axes["picture"].set_title("picture\n{1} × {0} pixels".format(*frame.picture))
-    for place, box in enumerate(explanation.get("boxes", [])):
-        x0, y0, x1, y1 = frame.to_input(box)
+    axes["picture"].set_title(f"picture\n{w} × {h} pixels")
+    x_scale, y_scale = inner_width / w, inner_height / h
+    for place, (x0, y0, x1, y1) in enumerate(explanation.get("boxes", [])):
+        corner = columns.start + x0 * x_scale - 0.5, rows.start + y0 * y_scale - 0.5
         style = {"fill": False, "ec": BOX, "clip_on": False, "lw": 1.0 if place else 2.0}
-        axes["picture"].add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **style))
+        axes["picture"].add_patch(Rectangle(corner, (x1 - x0) * x_scale, (y1 - y0) * y_scale, **style))
     for name in maps:
-        _draw_absolute(axes[name], explanation, name, scales.get(name))
-        values = explanation[name]
+        values, scale, note = explanation[name], scales.get(name), ""
+        if scale is not None:
+            share = enlarged_share(explanation.stored[name], scale, image.shape[:2])
+            end = f"{scale.floor:.2f} to {scale.ceiling:.2f}" if scale.separates else f"above {scale.floor:.2f} or not"
+            about, note = f"absolute, {end}", "" if explanation["found"][name] else "nothing found"
+        elif name == "cam":
+            share, about, note = None, "no absolute scale", "unknown"
+        else:
+            share, about = values, "0 to 1, no absolute scale"
+        axes[name].set_title(f"{HEADINGS[name]}\n{about}")
+        centre = {"transform": axes[name].transAxes, "ha": "center", "va": "center"}
+        axes[name].text(0.5, 0.5, note, color="white", fontsize=11, **centre)
+        draw_overlay(axes[name], np.full_like(image, 128) if share is None else image, share, mask)
         draw_overlay(axes[f"{name} per image"], image, enlarged_share(values, None, image.shape[:2]), mask)
         axes[f"{name} per image"].set_title(f"{HEADINGS[name]}\nper image, {values.min():.2f} to {values.max():.2f}")
     for axis in axes.values():
         axis.set_aspect(ratio * image.shape[1] / image.shape[0])
         axis.title.set_fontsize(9)
-    title = title if len(title) <= LONGEST_TITLE else f"…{title[1 - LONGEST_TITLE :]}"
+    title = title if len(title) <= 48 else f"…{title[-47:]}"
     verdict = f"{class_names[explanation['prediction']]}, confidence {explanation['confidence']:.1%}"
     heading, color = f"{title}: {verdict}" if title else verdict, VERDICT_COLORS[explanation["prediction"]]
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=color)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
     return figure
-
-
-def _draw_absolute(axis: Axes, explanation: Explanation, name: str, scale: MapScale | None) -> None:
-    image, mask, note = explanation["image"], explanation.get("mask"), ""
-    if scale is not None:
-        draw_overlay(axis, image, enlarged_share(explanation.stored[name], scale, image.shape[:2]), mask)
-        about = f"{scale.floor:.2f} to {scale.ceiling:.2f}" if scale.separates else f"above {scale.floor:.2f} or not"
-        about, note = f"absolute, {about}", "" if explanation["found"][name] else "nothing found"
-    elif name == "cam":
-        draw_overlay(axis, np.full_like(image, 128), mask=mask)
-        about, note = "no absolute scale", "unknown"
-    else:
-        draw_overlay(axis, image, explanation[name], mask)
-        about = "0 to 1, no absolute scale"
-    axis.set_title(f"{HEADINGS[name]}\n{about}")
-    axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", color="white", fontsize=11)
 
 
 def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequence[str]) -> Iterator[str]:
@@ -670,16 +524,14 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequ
     if "area" in explanation:
         facts.append(f"localized area {explanation['area']:.1%}")
     if "cam_iou" in explanation:
-        facts.append(f"CAM-IoU {explanation['cam_iou']:.2f} (grid {explanation['grid_iou']:.2f})")
-        facts.append(f"PointGame {explanation['point_game']:.2f}")
-        facts.append(f"Energy-Inside {explanation['energy_inside']:.2f}")
+        facts.append("CAM-IoU {cam_iou:.2f} (grid {grid_iou:.2f})".format_map(explanation))
+        facts.append("PointGame {point_game:.2f} · Energy-Inside {energy_inside:.2f}".format_map(explanation))
     yield " · ".join(facts)
     marks = ["Cyan outline: annotated defect."] if "mask" in explanation else []
     boxes, scale, normal = explanation.get("boxes"), scales.get("localization"), explanation["prediction"] == 0
     if boxes:
-        marks.append(
-            f"Orange box: localization ≥ {max(THRESHOLD, scale.floor) if normal and scale else THRESHOLD:.2g}."
-        )
+        level = max(THRESHOLD, scale.floor) if normal and scale else THRESHOLD
+        marks.append(f"Orange box: localization ≥ {level:.2g}.")
     elif boxes is not None and normal and scale is None:
         marks.append("No box: of a normal verdict the localization is judged on its absolute scale, which is unknown.")
     elif boxes is not None:
@@ -694,21 +546,3 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequ
         yield answer(*numbers, asked["mask_from"], names)["message"]
     elif "counterfactual_missing" in explanation:
         yield f"No counterfactual: {explanation['counterfactual_missing']}."
-
-
-def _check_format(save_path: str | Path | None) -> None:
-    if save_path is not None and Path(save_path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
-
-
-def fonts_for(text: str) -> tuple[list[str], set[str]]:
-    """Families to draw a text with, the default ones before those for Hangul, and the characters that all lack."""
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    families = [*mpl.rcParams["font.family"], *(name for name in HANGUL_FONTS if name in installed)]
-    return families, set(text).difference(*map(_characters, families))
-
-
-@cache
-def _characters(family: str) -> frozenset[str]:
-    path = font_manager.findfont(font_manager.FontProperties(family=[family]))
-    return frozenset(map(chr, font_manager.get_font(path).get_charmap()))

@@ -1,7 +1,6 @@
 """Pictures: a map laid over a picture, in one way everywhere, and the figures that more than one notebook draws.
 
-No figure is pyplot's, which a notebook would show a second time.
-Sizes: N pictures, H x W pixels of a picture, h x w cells of a map.
+No figure is pyplot's, which a notebook would show a second time. Sizes: H x W a picture's pixels, h x w a map's cells.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
 
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
-from gainmtl_lib.evaluation import MaskSource, rows_of
+from gainmtl_lib.evaluation import MaskSource, defect_probability, rows_of
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError
@@ -40,12 +39,6 @@ logger = logging.getLogger(__name__)
 
 OUTLINE, CONTOUR, RIM = (0, 229, 255), (255, 255, 255), (25, 25, 25)
 """RGB of the annotated defect's outline, of the line at a level of the map, and of the dark rim of both."""
-BESIDE = 4
-"""Pixels from the defect to its outline, which would cover a thin scratch: more than line and rim reach inwards."""
-FADE = 0.35
-"""Map value from which the overlay has its full strength."""
-FLAT = 1e-6
-"""Relative span below which a map is constant and says nothing."""
 
 
 def overlay(
@@ -56,27 +49,31 @@ def overlay(
     level: float | None = None,
     mask: NDArray | None = None,
 ) -> NDArray[np.uint8]:
-    """Lay a map over a greyed picture; without a map the picture keeps its colours. What has another size is fitted.
+    """Lay a map over a greyed picture; without a map the picture keeps its colours. Gives (H, W, 3).
 
     Args:
-        picture: RGB, (H, W, 3), 8 bits or float in [0, 1].
+        picture: RGB, (H, W, 3), 8 bits or float in [0, 1]; the others are fitted to it.
         share: map in [0, 1], see `enlarged_share`.
-        strength: of the overlay, in [0, 1].
+        strength: of the map's colours, in [0, 1].
         level: draws the contour of the map at this value.
         mask: annotated defect, above zero, to be outlined.
-
-    Returns:
-        (H, W, 3).
     """
-    drawn = eight_bit(picture).copy()
+    drawn: Any = eight_bit(picture).copy()
     size = (drawn.shape[0], drawn.shape[1])
     if share is not None:
         heat = _enlarged(share, size).clip(0, 1)
-        drawn = _laid_over(drawn, heat, strength)
+        grey = cv2.cvtColor(cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        index = np.rint(heat * 255).astype(np.uint8)
+        # From a map value of 0.35 the colours have their full strength.
+        opacities = np.rint(255 * strength * np.clip(np.arange(256) / 255 / 0.35, 0, 1)).astype(np.uint8)
+        opacity = cv2.cvtColor(opacities[index], cv2.COLOR_GRAY2RGB)
+        colours = cv2.multiply(inferno()[index], opacity, scale=1 / 255)
+        drawn = cv2.add(colours, cv2.multiply(grey, 255 - opacity, scale=1 / 255))
         if level is not None:
             _draw_edge(drawn, heat >= level, CONTOUR)
     if mask is not None and (region := resized_mask(np.asarray(mask) > 0, size)) is not None:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * BESIDE + 1, 2 * BESIDE + 1))
+        # Four pixels beside the defect: an outline on it would cover a thin scratch.
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
         _draw_edge(drawn, cv2.dilate(region.astype(np.uint8), kernel), OUTLINE)
     return drawn
 
@@ -92,28 +89,18 @@ def enlarged_share(values: NDArray, scale: MapScale | None, size: tuple[int, int
         return scale.apply(full)
     # As `metrics.normalize_maps`, without torch's threads, which cost more than the sum.
     low, high = float(full.min()), float(full.max())
-    if high - low <= FLAT * max(abs(low), abs(high)):
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant: says nothing
         return np.zeros_like(full)
     return np.divide(full - low, high - low, dtype=np.float32)
 
 
 def _enlarged(values: NDArray, size: tuple[int, int]) -> NDArray[np.float32]:
-    full = cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.asarray(full, dtype=np.float32)
+    return cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
 def eight_bit(picture: NDArray) -> NDArray[np.uint8]:
     """Colours in [0, 1] as 8 bits; what has 8 bits stays."""
     return picture if picture.dtype == np.uint8 else np.rint(picture * 255).astype(np.uint8)
-
-
-def _laid_over(picture: NDArray[np.uint8], heat: NDArray[np.float32], strength: float) -> NDArray[np.uint8]:
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    index = np.rint(heat * 255).astype(np.uint8)
-    opacities = np.rint(255 * strength * np.clip(np.arange(256) / 255 / FADE, 0, 1)).astype(np.uint8)
-    opacity = cv2.cvtColor(opacities[index], cv2.COLOR_GRAY2RGB)
-    colours = cv2.multiply(inferno()[index], opacity, scale=1 / 255)
-    return np.asarray(cv2.add(colours, cv2.multiply(grey, 255 - opacity, scale=1 / 255)), dtype=np.uint8)
 
 
 @cache
@@ -124,9 +111,9 @@ def inferno() -> NDArray[np.uint8]:
 
 
 def _draw_edge(drawn: NDArray[np.uint8], region: NDArray, colour: tuple[int, int, int]) -> None:
-    """The region's edge with a dark rim, which keeps it visible on any ground."""
     lines, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     width = 2 if max(drawn.shape) >= 320 else 1
+    # The dark rim keeps it visible on any ground.
     cv2.drawContours(drawn, lines, -1, RIM, width + 2, cv2.LINE_AA)
     cv2.drawContours(drawn, lines, -1, colour, width, cv2.LINE_AA)
 
@@ -158,9 +145,12 @@ def resized_mask(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> NDArr
 
 # --- Pictures with words below them, and as JPEG
 
-BAND, BAND_TEXT, BAR_RIM = (32, 36, 42), (235, 238, 242), (120, 126, 134)
-LETTER, SMALLEST = 15, 11
-"""Height of the band's letters, and how small they may become where words are long."""
+BAND = (32, 36, 42)
+LETTER = 15
+"""Height of the band's letters."""
+
+
+_font = cache(ImageFont.load_default)
 
 
 def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.uint8]:
@@ -169,30 +159,26 @@ def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.u
     Words that do not fit become smaller, then fewer; `bar` puts the colours of 0 to 1 before them.
     """
     band = Image.new("RGB", (drawn.shape[1], 2 * LETTER), BAND)
+    text_colour = (235, 238, 242)
     pen, start = ImageDraw.Draw(band), 103 if bar else 8
     if bar:
         ramp = inferno()[np.linspace(0, 255, 56).astype(int)]
         band.paste(Image.fromarray(np.tile(ramp, (14, 1, 1))), (23, LETTER - 7))
-        pen.rectangle((22, LETTER - 8, 79, LETTER + 7), outline=BAR_RIM)
-        pen.text((17, LETTER), "0", BAND_TEXT, _font(LETTER), anchor="rm")
-        pen.text((85, LETTER), "1", BAND_TEXT, _font(LETTER), anchor="lm")
+        pen.rectangle((22, LETTER - 8, 79, LETTER + 7), outline=(120, 126, 134))
+        pen.text((17, LETTER), "0", text_colour, _font(LETTER), anchor="rm")
+        pen.text((85, LETTER), "1", text_colour, _font(LETTER), anchor="lm")
     room = band.width - start - 6
-    size = next((size for size in range(LETTER, SMALLEST, -1) if _font(size).getlength(text) <= room), SMALLEST)
+    size = next((size for size in range(LETTER, 11, -1) if _font(size).getlength(text) <= room), 11)
     while len(text) > 1 and _font(size).getlength(text) > room:
         text = text[:-2].rstrip() + "…"
-    pen.text((start, LETTER), text, BAND_TEXT, _font(size), anchor="lm")
+    pen.text((start, LETTER), text, text_colour, _font(size), anchor="lm")
     return np.concatenate([drawn, np.asarray(band)])
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def encode(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     """RGB (H, W, 3) as JPEG, with colours at full resolution: outlines are thin."""
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR]
+    options.append(cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
@@ -209,15 +195,9 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 # --- Pictures in figures
 
-PANEL = 320
-"""Shorter pictures are enlarged to it, so that outlines are as fine on small ones."""
-
 
 def save_figure(figure: Figure, path: Path) -> Figure:
-    """Write a figure, atomically; the suffix says the format, ``.jpg`` for photographs.
-
-    Returned, so that a notebook's last line shows it; one of pyplot's is closed, so that it is not shown twice.
-    """
+    """Write a figure, atomically; the suffix says the format. Returned, so that a notebook's last line shows it."""
     png = path.suffix == ".png"
     options: dict[str, Any] = {"metadata": {"Software": None}} if png else {"pil_kwargs": {"quality": 80}}
     with atomic_path(path) as temporary:
@@ -234,7 +214,7 @@ def inline_figures_as_jpeg() -> None:
 def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mask: NDArray | None = None) -> None:
     """Show an `overlay` on an axis without ticks, whose coordinates stay those of the picture's own pixels."""
     height, width = picture.shape[:2]
-    size = fitting((height, width), max(PANEL, height, width))
+    size = fitting((height, width), max(320, height, width))  # so that outlines are as fine on small pictures
     drawn = overlay(resized(eight_bit(picture), size), share, mask=mask)
     axis.imshow(drawn, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axis.set(xticks=[], yticks=[])
@@ -243,14 +223,7 @@ def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mas
 def contact_sheet(
     images: Sequence[NDArray], masks: Sequence[NDArray | None], titles: Sequence[str], *, columns: int = 6
 ) -> Figure:
-    """Images in a grid, the outline of the defect mask drawn on each.
-
-    Args:
-        images: (H, W, 3), 8 bits or float in [0, 1].
-        masks: (H, W), above zero is defect, or None.
-        titles: one line each.
-        columns: of the grid.
-    """
+    """Images (H, W, 3), 8 bits or float in [0, 1], in a grid, with the outline of the mask (H, W) if there is one."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.7 * columns, 1.95 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -272,10 +245,10 @@ def map_grid(
     unit_maps: Sequence[str] = (),
     scales: Mapping[str, MapScale] | None = None,
 ) -> Figure:
-    """One row per image: the picture with the mask's outline, then each map laid over it.
+    """One row per image: the picture (H, W, 3) in [0, 1] with the outline of its mask (H, W), then each map over it.
 
     Args:
-        images: (N, H, W, 3) in [0, 1].
+        images: (N, H, W, 3).
         masks: (N, H, W), above zero is defect.
         maps: name to (N, h, w); stretched per image, and the heading says so, for that makes any picture glow.
         row_titles: what stands at the left of each row.
@@ -306,10 +279,9 @@ def map_grid(
 
 # --- What a model says of test pictures
 
-PER_PAGE, CHARACTERS_PER_INCH = 8, 16
 THE_SAME = "the same"
+NAMES = ["normal", "defective"]
 UNIT_MAPS = {"effective_attention": "attention", "localization_map": "localization"}
-LEAKS = "mask_source oracle: the model is told where the defect is; no result"
 
 
 def pick_rows(samples: pd.DataFrame, split: str, *, defective: int, normal: int) -> list[int]:
@@ -325,11 +297,7 @@ def look(
 ) -> tuple[Batch, GainOutput]:
     """What the model says of some rows of ``data.samples``, in evaluation mode.
 
-    Args:
-        run_or_model: a run knows the place of its attention's masks, a model alone does not.
-        data: set up.
-        rows: to look at.
-        source: of S6's masks, in place of their own; without them `RunError` or `DataError`.
+    A run knows the place of its attention's masks; without those of S6, its own or of a `source`: `RunError`.
     """
     model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
     source = source or _own_source(run_or_model)
@@ -338,8 +306,8 @@ def look(
         return batch, model.eval()(batch.images, batch.masks, attention_masks=source.masks(data, batch))
 
 
-def _own_source(run_or_model: Run | GAINMTLModel) -> MaskSource:
-    return MaskSource.of(run_or_model.settings if isinstance(run_or_model, Run) else run_or_model)
+def _own_source(of: Run | GAINMTLModel) -> MaskSource:
+    return MaskSource.of(of.settings if isinstance(of, Run) else of)
 
 
 def explanation_figure(
@@ -351,23 +319,23 @@ def explanation_figure(
     scale: MapScale | None = None,
     source: MaskSource | None = None,
 ) -> Figure:
-    """One row per picture: mask outline, then every map the strategy has.
+    """One row per picture, see `look`: mask outline, then every map; the oracle is named, and EfficientAD's teacher.
 
-    Args:
-        run_or_model: see `look`, as `data`, `rows` and `source`; the oracle is named, and an EfficientAD run's teacher.
-        threshold: adds the verdict to the row's title.
-        scale: shows the deciding CAM on its absolute scale, too.
+    A `threshold` adds the verdict to the row's title, a `scale` shows the deciding CAM on its absolute scale, too.
     """
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
     maps = {"deciding CAM": output.cam} | ({THE_SAME: output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
-    prob = output.logits.float().softmax(dim=1)[:, 1].tolist()
+    titles = []
+    for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist()):
+        verdict = "" if threshold is None else f"\ncalled {NAMES[p >= threshold]}"
+        titles.append(f"{NAMES[label]}{verdict}\np(defect) {p:.2f}")
     figure = map_grid(
         batch.images.permute(0, 2, 3, 1).numpy(),
         batch.masks[:, 0].numpy(),
         {heading: values[:, 0].float().numpy() for heading, values in maps.items()},
-        [_title(int(label), p, threshold) for label, p in zip(batch.labels, prob)],
+        titles,
         unit_maps=list(UNIT_MAPS.values()),
         scales={THE_SAME: scale} if scale else None,
     )
@@ -376,15 +344,10 @@ def explanation_figure(
 
 
 def _masks_told(source: MaskSource) -> str:
-    """What must stand beside results of a source of masks; empty where it is the model itself."""
     teacher = source.summary.get("teacher")
-    return LEAKS if source.leaks else f"masks from EfficientAD; its teacher: {teacher}" if teacher else ""
-
-
-def _title(label: int, probability: float, threshold: float | None) -> str:
-    names = ("normal", "defective")
-    verdict = "" if threshold is None else f"\ncalled {names[probability >= threshold]}"
-    return f"{names[label]}{verdict}\np(defect) {probability:.2f}"
+    if source.leaks:
+        return "mask_source oracle: the model is told where the defect is; no result"
+    return f"masks from EfficientAD; its teacher: {teacher}" if teacher else ""
 
 
 def explanation_pictures(
@@ -399,11 +362,7 @@ def explanation_pictures(
 ) -> Iterator[tuple[str, Figure]]:
     """Figures and names, such as ``test_FN_01``, of all pictures of some splits: misses, false alarms, then the rest.
 
-    Args:
-        run_or_model: of the predictions, see `explanation_figure`, as `threshold`, `scale` and `source`.
-        data: set up, with the pictures of the predictions, otherwise `ValueError`.
-        table: of `evaluate`.
-        splits: which of them, where present.
+    `table` is of `evaluate`, and `data`, set up, has its pictures, otherwise `ValueError`.
     """
     source = source or _own_source(run_or_model)
     for split in splits:
@@ -411,8 +370,8 @@ def explanation_pictures(
         rows, verdicts = rows_of(predicted, data), predicted["verdict"].to_numpy()
         for verdict in ("FN", "FP", "TP", "TN"):
             chosen = rows[verdicts == verdict]
-            for page, start in enumerate(range(0, len(chosen), PER_PAGE), start=1):
-                shown = chosen[start : start + PER_PAGE].tolist()
+            for page, start in enumerate(range(0, len(chosen), 8), start=1):
+                shown = chosen[start : start + 8].tolist()
                 figure = explanation_figure(run_or_model, data, shown, threshold=threshold, scale=scale, source=source)
                 yield f"{split}_{verdict}_{page:02d}", figure
 
@@ -421,11 +380,11 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     """The deciding CAM of several strategies on the same pictures, the defect probability under each.
 
     Args:
-        runs: trained on the same data; of several seeds of a strategy the first is shown. One whose masks from outside
-            cannot be had is left out, and the figure says so.
-        split: where the pictures come from.
-        defective: how many defective pictures, of as many types as there are.
-        normal: how many normal ones.
+        runs: of the same data; of several seeds of a strategy the first is shown. One whose masks from outside cannot
+            be had is left out, and the figure says so.
+        split: where the pictures come from, `defective` of as many types as there are, and `normal` ones.
+        defective: how many.
+        normal: how many.
     """
     data = build_data(runs[0].settings)
     data.setup("test")
@@ -443,12 +402,12 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             told[name] = f"{name} is left out: its masks from outside cannot be had."
             continue
         maps[name] = output.cam[:, 0].float().numpy()
-        notes[name] = [f"p(defect) {p:.2f}" for p in output.logits.float().softmax(dim=1)[:, 1]]
+        notes[name] = [f"p(defect) {p:.2f}" for p in defect_probability(output.logits)]
         told[name] = f"{name}: {said}." if not source.leaks and (said := _masks_told(source)) else ""
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
     figure = map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
-    width = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    width = int(figure.get_figwidth() * 16)  # characters
     figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), width), fontsize=8)
     return figure
 
@@ -465,14 +424,21 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
     figure = Figure(figsize=(3.1 * (len(splits) + 2), 3.1), layout="constrained")
     *matrices, roc, pr = figure.subplots(1, len(splits) + 2)
     style: dict[str, Any] = {"annot": True, "fmt": "d", "cmap": "Blues", "cbar": False, "square": True}
-    names = ["normal", "defective"]
     for axis, (split, rows) in zip(matrices, splits.items()):
         counts = confusion_matrix(rows["label"], rows["predicted"], labels=[0, 1])
-        sns.heatmap(counts, ax=axis, xticklabels=names, yticklabels=names, **style)
+        sns.heatmap(counts, ax=axis, xticklabels=NAMES, yticklabels=NAMES, **style)
         axis.set(title=SPLIT_NAMES[split], xlabel=f"verdict at {threshold:.2f}", ylabel="truth")
     for split, rows in splits.items():
-        if rows["label"].nunique() == 2:
-            _curves(roc, pr, split, rows, threshold)
+        if rows["label"].nunique() < 2:
+            continue
+        curve = {"name": split, "curve_kwargs": {"color": SPLIT_COLORS[split]}}
+        RocCurveDisplay.from_predictions(rows["label"], rows["probability"], ax=roc, **curve)
+        PrecisionRecallDisplay.from_predictions(rows["label"], rows["probability"], ax=pr, **curve)
+        called = rows["probability"] >= threshold
+        recall = called[rows["label"] == 1].mean()
+        roc.plot(called[rows["label"] == 0].mean(), recall, "o", color=SPLIT_COLORS[split])
+        if called.any():
+            pr.plot(recall, rows.loc[called, "label"].mean(), "o", color=SPLIT_COLORS[split])
     roc.set(title="ROC (dot: threshold)", xlabel="false alarm rate", ylabel="recall")
     pr.set(title="precision-recall (dot: threshold)", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
     for axis in figure.axes:
@@ -480,17 +446,6 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
         if axis.get_legend_handles_labels()[0]:  # a split of one class has no curve
             axis.legend(fontsize=7, loc="lower right" if axis is roc else "lower left")
     return figure
-
-
-def _curves(roc: Axes, pr: Axes, split: str, rows: pd.DataFrame, threshold: float) -> None:
-    style = {"name": split, "curve_kwargs": {"color": SPLIT_COLORS[split]}}
-    RocCurveDisplay.from_predictions(rows["label"], rows["probability"], ax=roc, **style)
-    PrecisionRecallDisplay.from_predictions(rows["label"], rows["probability"], ax=pr, **style)
-    called = rows["probability"] >= threshold
-    recall = called[rows["label"] == 1].mean()
-    roc.plot(called[rows["label"] == 0].mean(), recall, "o", color=SPLIT_COLORS[split])
-    if called.any():
-        pr.plot(recall, rows.loc[called, "label"].mean(), "o", color=SPLIT_COLORS[split])
 
 
 def training_figure(history: pd.DataFrame) -> Figure:

@@ -7,7 +7,6 @@ import warnings
 from types import SimpleNamespace
 
 import cv2
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -25,11 +24,9 @@ from gainmtl_lib.explain import (
     BOX,
     VERDICT_COLORS,
     DefectExplainer,
-    Frame,
     NotExplained,
     answer,
     defect_boxes,
-    fonts_for,
     pair,
     read_defect,
     read_picture,
@@ -113,13 +110,13 @@ def test_files_give_the_same_pixels(tmp_path):
 
 
 def test_orientation_tags_are_followed_by_both_readers(tmp_path):
-    turned = Image.fromarray(COLOR)
+    turned, path = Image.fromarray(COLOR), tmp_path / "turned.png"
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    turned.save(tmp_path / "turned.png", exif=exif)
-    from_file = read_picture(tmp_path / "turned.png")
-    assert from_file.shape == (16, 12, 3)
-    assert np.array_equal(from_file, read_picture(Image.open(tmp_path / "turned.png")))
+    turned.save(path, exif=exif)
+    assert read_picture(path).shape == (16, 12, 3) and np.array_equal(
+        read_picture(path), read_picture(Image.open(path))
+    )
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
@@ -247,9 +244,6 @@ def test_a_wrong_number_of_masks_is_said(images, masks, message):
 
 # --- Where the picture and its defects lie
 
-SQUASHED = Frame.of((20, 40), (10, 10), "squash")
-LETTERBOXED = Frame.of((20, 40), (8, 8), "letterbox")
-
 
 def marked(size, *boxes):
     plane = np.zeros(size, np.bool_)
@@ -258,58 +252,28 @@ def marked(size, *boxes):
     return plane
 
 
-def test_a_box_is_in_the_pixels_of_the_given_picture():
-    assert defect_boxes(marked((10, 10), (1, 2, 3, 7)), SQUASHED) == [(4, 4, 12, 14)]
-    assert (LETTERBOXED.rows, LETTERBOXED.columns) == (slice(2, 6), slice(0, 8))
-    assert defect_boxes(marked((8, 8), (2, 3, 4, 5)), LETTERBOXED) == [(10, 5, 20, 15)]
-    plane = LETTERBOXED.plane((8, 8))
-    assert plane[2:6].all() and plane.sum() == 4 * 8
-    assert defect_boxes(np.ones((64, 64), bool), Frame.of((7, 5), (64, 64), "squash")) == [(0, 0, 5, 7)]
-
-
-def test_the_largest_region_comes_first_and_diagonals_connect():
-    plane = marked((10, 10), (0, 0, 1, 1), (5, 5, 7, 7), (7, 7, 9, 9))
-    assert defect_boxes(plane, SQUASHED) == [(20, 10, 36, 18), (0, 0, 4, 2)]
-
-
-@pytest.mark.parametrize(
-    ("frame", "box", "drawn_at"),
-    [(SQUASHED, (4, 4, 20, 16), (1, 2, 5, 8)), (LETTERBOXED, (5, 5, 20, 15), (1, 3, 4, 5))],
-)
-def test_a_box_is_drawn_where_it_was_found(frame, box, drawn_at):
-    assert frame.to_input(box) == drawn_at
-    left, top = frame.columns.start, frame.rows.start
-    x0, y0, x1, y1 = drawn_at
-    assert frame.to_picture((x0 - left, y0 - top, x1 - left, y1 - top)) == box
+def test_a_box_is_in_the_pixels_of_the_given_picture_the_largest_region_first():
+    assert defect_boxes(marked((10, 10), (1, 2, 3, 7)), (20, 40)) == [(4, 4, 12, 14)]
+    assert defect_boxes(marked((4, 8), (2, 1, 4, 3)), (20, 40)) == [(10, 5, 20, 15)]
+    assert defect_boxes(np.ones((64, 64), bool), (7, 5)) == [(0, 0, 5, 7)]
+    diagonals_connect = marked((10, 10), (0, 0, 1, 1), (5, 5, 7, 7), (7, 7, 9, 9))
+    assert defect_boxes(diagonals_connect, (20, 40)) == [(20, 10, 36, 18), (0, 0, 4, 2)]
 
 
 # --- The verdict without the defect
 
 
-@pytest.mark.parametrize(
-    ("after", "control", "flips", "control_flips", "sentence"),
-    [
-        (
-            0.01,
-            0.99,
-            True,
-            False,
-            "Without the annotated defect the verdict turns to normal (0.99 → 0.01), but not with an equal area "
-            "suppressed elsewhere (0.99): the decision rests on this region.",
-        ),
-        (0.98, 0.99, False, False, "the decision does not hang on this region alone."),
-        (
-            0.01,
-            0.02,
-            True,
-            True,
-            "but so it does with an equal area suppressed elsewhere (0.02): the flip proves nothing.",
-        ),
-        (0.98, 0.02, False, True, "stays defective (0.99 → 0.98), yet turns with an equal area"),
-        (0.01, None, True, None, "without a control the flip proves little."),
-        (0.98, None, False, None, "does not hang on this region alone; there was no room for a control."),
-    ],
-)
+FLIP = "Without the annotated defect the verdict turns to normal (0.99 → 0.01), but not with an equal area suppressed"
+
+
+@pytest.mark.parametrize(("after", "control", "flips", "control_flips", "sentence"), [
+    (0.01, 0.99, True, False, f"{FLIP} elsewhere (0.99): the decision rests on this region."),
+    (0.98, 0.99, False, False, "the decision does not hang on this region alone."),
+    (0.01, 0.02, True, True, "but so it does with an equal area suppressed elsewhere (0.02): the flip proves nothing."),
+    (0.98, 0.02, False, True, "stays defective (0.99 → 0.98), yet turns with an equal area"),
+    (0.01, None, True, None, "without a control the flip proves little."),
+    (0.98, None, False, None, "does not hang on this region alone; there was no room for a control."),
+])  # fmt: skip
 def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sentence):
     said = answer(0.99, after, control, 0.5)
     assert sentence in said["message"] and (said["flips"], said["control_flips"]) == (flips, control_flips)
@@ -488,29 +452,21 @@ def test_every_kind_of_input_gives_the_same_answer(tmp_path):
         same(first, other)
 
 
-def test_many_are_explained_in_batches_as_one_by_one():
+def test_many_are_explained_as_one_by_one_and_attempts_go_on_behind_what_cannot_be_used(tmp_path):
     pictures = [picture(value=int(value)) for value in np.linspace(0, 255, 7)]
     masks = [block() if number % 2 else None for number in range(7)]
-    model = Looks()
-    explained = explainer_of(model, batch_size=3).explain(pictures, masks)
-    assert model.batches[0] == 3 and max(model.batches) == 3
+    explained = explainer_of().explain(pictures, masks)
     assert [one["prediction"] for one in explained] == [0, 0, 0, 1, 1, 1, 1]
     for one, image, mask in zip(explained, pictures, masks):
         same(one, explainer_of().explain(image, mask))
     assert explainer_of().explain([]) == []
-
-
-def test_a_stream_stops_and_attempts_go_on_behind_a_picture_that_cannot_be_used(tmp_path):
-    stream = explainer_of(batch_size=1).stream([picture(), tmp_path / "absent.png"])
-    assert next(stream)["prediction"] == 1
-    with pytest.raises(DataError, match=r"absent.png: image cannot be read"):
-        next(stream)
-    model = Looks()
     given = [picture(value=10), tmp_path / "absent.png", picture(value=20), picture(), tmp_path / "gone.png"]
-    first, absent, *others, gone = explainer_of(model, batch_size=3).attempts(given)
+    first, absent, *others, gone = explainer_of().attempts(given)
     assert [one["prediction"] for one in (first, *others)] == [0, 0, 1]
     assert isinstance(absent, DataError) and isinstance(gone, DataError)
-    assert "absent.png: image cannot be read" in str(absent) and model.batches[:2] == [2, 1]
+    assert "absent.png: image cannot be read" in str(absent)
+    with pytest.raises(DataError, match=r"absent.png: image cannot be read"):
+        explainer_of().explain(given)
 
 
 def test_boxes_and_masks_follow_a_letterboxed_picture():
@@ -544,7 +500,7 @@ def test_the_control_lies_in_the_picture_and_not_in_the_bars_beside_it():
     pictures = [picture(*place, size=(40, 80)) for place in places]
     model = Remembers()
     explainer_of(model, resize="letterbox").explain(pictures, [block(*place, size=(40, 80)) for place in places])
-    defects, controls = model.masks
+    defects, controls = torch.stack(model.masks).unbind(1)
     assert len(controls) == len(places) and controls.flatten(1).any(1).all()
     assert not controls[..., :16, :].any() and not controls[..., 48:, :].any()
     assert not (controls * defects).any()
@@ -555,7 +511,6 @@ def test_the_model_is_left_as_it_was():
     trained = explainer_of(model).explain(picture())
     assert model.training and model.dropout.training
     same(trained, explainer_of(model.eval()).explain(picture()))
-    assert trained["cam"].base is None  # not a view that keeps a whole batch in memory
 
 
 @pytest.mark.parametrize(
@@ -752,7 +707,7 @@ def test_a_figure_is_written_and_nothing_is_asked_again(tmp_path):
 def test_one_figure_shows_one_picture_in_a_known_format(tmp_path):
     for name in ("e", "e.txt", "e.pdf"):
         with pytest.raises(ValueError, match=r"save_path must end in .png, .jpg, .jpeg, got '.*e"):
-            explainer_of().visualize("absent.png", save_path=tmp_path / name)  # before anything is computed
+            explainer_of().visualize(picture(), save_path=tmp_path / name)
     with pytest.raises(DataError, match="visualize draws one picture, got 2; call it for each"):
         explainer_of().visualize([picture(), picture()])
     assert explainer_of().visualize(torch.zeros(1, 3, 64, 64)).axes
@@ -760,23 +715,13 @@ def test_one_figure_shows_one_picture_in_a_known_format(tmp_path):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Installed fonts by name and characters, beside the default one."""
+    """Installed fonts by name, beside the default one."""
 
-    def install(**known):
-        entries = [SimpleNamespace(name=name) for name in known]
+    def install(*names):
+        entries = [SimpleNamespace(name=name) for name in names]
         monkeypatch.setattr(module.font_manager, "fontManager", SimpleNamespace(ttflist=entries))
-        latin = frozenset(map(chr, range(32, 500))) | set("→…·×≥")
-        monkeypatch.setattr(module, "_characters", lambda family: known.get(family, latin))
 
     return install
-
-
-def test_hangul_takes_a_font_that_has_it(installed):
-    default = list(mpl.rcParams["font.family"])
-    installed(NanumGothic=frozenset("양품불량"), Latin=frozenset("ab"))
-    assert fonts_for("양품, défectueux") == ([*default, "NanumGothic"], set())
-    installed(NanumGothic=frozenset("양품"))
-    assert fonts_for("양품불량") == ([*default, "NanumGothic"], {"불", "량"})
 
 
 def test_figures_fall_back_to_english_names_and_leave_the_explanation_in_its_own(installed, caplog):
@@ -794,6 +739,6 @@ def test_figures_fall_back_to_english_names_and_leave_the_explanation_in_its_own
 
 
 def test_figures_use_a_font_that_has_the_names(installed):
-    installed(NanumGothic=frozenset("양품불량"))
+    installed("NanumGothic", "Latin")
     figure = explainer_of(class_names=("양품", "불량")).visualize(picture())
     assert figure.get_suptitle().startswith("불량") and figure._suptitle.get_fontfamily()[-1] == "NanumGothic"

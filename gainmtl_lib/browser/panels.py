@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
-from gainmtl_lib.explain import DefectExplainer, Frame, answer
+from gainmtl_lib.explain import DefectExplainer, answer
 from gainmtl_lib.figures import (
     encode,
     enlarged_share,
@@ -29,6 +29,7 @@ from gainmtl_lib.figures import (
     resized_mask,
     with_band,
 )
+from gainmtl_lib.labels import inner_size, inside
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run
@@ -140,7 +141,8 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
-    heat = Frame.of(shown.size, size, opened.run.settings.resize).crop(enlarged_share(values, scale, size))
+    place = inside(inner_size(shown.size, size, opened.run.settings.resize), size)
+    heat = enlarged_share(values, scale, size)[place]
     drawn = overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
     text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + " · nothing found" * nothing

@@ -23,8 +23,9 @@ from gainmtl_lib.efficientad.data import SplitProvider, found_categories
 from gainmtl_lib.efficientad.evaluate import Detector, ScoredPicture, evaluate_efficientad, score_pictures
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
-from gainmtl_lib.explain import Frame, read_defect
+from gainmtl_lib.explain import read_defect
 from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized, resized_mask, with_band
+from gainmtl_lib.labels import inner_size, inside
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of, read_image
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
@@ -246,7 +247,7 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     picture, region = resized(read_image(scored.path), (height, width)), resized_mask(defect, (height, width))
     size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])
     share = enlarged_share(scored.anomaly_map, detector.scale, size)
-    heat = Frame.of(scored.size, size, detector.settings.resize).crop(share)
+    heat = share[inside(inner_size(scored.size, size, detector.settings.resize), size)]
     said = [scored.path.name, detector.verdict(scored.score), "anomalous" if detector.anomalous(scored.score) else None]
     words = " · ".join([*filter(None, said), f"score {scored.score:.4g}"])
     heat_words = f"anomaly map · {detector.scale_name}"
