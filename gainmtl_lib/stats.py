@@ -67,11 +67,11 @@ def wilson(hits: float, count: float) -> tuple[float, float]:
     """Wilson's score interval of a share; `scipy.stats.binomtest` has it for whole counts only."""
     if count <= 0:
         return nan, nan
-    z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), hits / count
+    z, share = float(stats.norm.ppf((1 + CONFIDENCE) / 2)), hits / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     # At the ends the formula gives 0 and 1 only up to rounding.
-    return (0.0 if share == 0 else float(middle - half)), (1.0 if share == 1 else float(middle + half))
+    return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
 
 
 def tango(only_first: float, only_second: float, count: float) -> tuple[float, float]:
@@ -92,9 +92,11 @@ def tango(only_first: float, only_second: float, count: float) -> tuple[float, f
         return (gain - count * difference) ** 2 - square * count * (2 * rare + difference * (1 - difference))
 
     value, step = gain / count, 1e-9  # beside the value itself, where both terms are 0 when all pairs agree
-    low = -1.0 if value - step <= -1 else optimize.brentq(beyond, -1, value - step)
-    high = 1.0 if value + step >= 1 else optimize.brentq(beyond, value + step, 1)
-    return low, high
+    solve: Any = optimize.brentq
+    return (
+        -1.0 if value - step <= -1 else solve(beyond, -1, value - step),
+        1.0 if value + step >= 1 else solve(beyond, value + step, 1),
+    )
 
 
 def effective_count(values: NDArray, groups: NDArray) -> float:
@@ -195,10 +197,9 @@ def _percentiles(drawn: NDArray) -> tuple[float, float]:
 
 
 def mean_score(values: NDArray, groups: NDArray) -> Estimate:
-    """Mean of a per-picture score in [0, 1] over the pictures that have one (not NaN).
+    """Mean of a per-picture score in [0, 1] over the pictures that have one (not NaN); all 0 or 1 are a share.
 
-    Scores that are all 0 or 1 are a share and take its interval, others are resampled by group. Not for differences,
-    which may be 0 and 1 without being a share: see `paired_difference` and `mean_gain`.
+    Not for differences, which may be 0 and 1 without being a share: see `paired_difference` and `mean_gain`.
     """
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)

@@ -534,7 +534,7 @@ def test_maps_compared_by_hand():
 
 # --- A run's own map, measured, stored, shown in the report, and stale after a change
 
-QUICK = {"steps": 2, "road_fractions": (0.5,), "draws": 1}
+QUICK = {"steps": 2, "road_fractions": [0.5], "draws": 1}
 DEFECTS = [f"images/test/defective/{number}.png" for number in range(5)]
 
 

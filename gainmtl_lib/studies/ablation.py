@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 
+from gainmtl_lib import stats
 from gainmtl_lib.figures import save_figure
 from gainmtl_lib.runs import RunError, atomic_path
-from gainmtl_lib.stats import BETTER, NOT_DISTINGUISHABLE, NOT_TESTED, WORSE, rows_table, steps_table
 from gainmtl_lib.studies.plans import Cell, run_study
 from gainmtl_lib.wording import COMPARED, METRICS, frame_table, interval, markdown_table, probability, signed
 
@@ -27,16 +27,8 @@ SPLITS = {
     "test_shift": ("accuracy", "auroc"),
 }
 """What the rows of a plan are shown with, by split."""
-FAMILIES = (
-    ("test", "accuracy"),
-    ("test", "auroc"),
-    ("test", "cam_iou"),
-    ("test", "cf_excess"),
-    ("test_shift", "accuracy"),
-    ("test_shift", "auroc"),
-)
-"""Split and metric of each family of steps; the correction is for the number of steps within one."""
-
+FAMILIES = {"test": ("accuracy", "auroc", "cam_iou", "cf_excess"), "test_shift": ("accuracy", "auroc")}
+"""Metrics of each family of steps, by split; the correction is for the number of steps within one."""
 
 # --- Tables
 
@@ -54,64 +46,54 @@ def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
 
 
 def rows_of_study(runs: Sequence[Cell]) -> pd.DataFrame:
-    """`rows_table` of every split and metric of `SPLITS`, which stand in columns ``split`` and ``metric``."""
-    return _joined(runs, [(split, metric) for split, names in SPLITS.items() for metric in names], rows_table)
+    """`stats.rows_table` of every split and metric of `SPLITS`, which stand in columns ``split`` and ``metric``."""
+    return _of_families(runs, SPLITS, stats.rows_table)
 
 
 def steps_of_study(runs: Sequence[Cell], steps: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """`steps_table` of every family, with columns ``split`` and ``metric``."""
-    return _joined(runs, FAMILIES if steps else (), lambda tables, metric: steps_table(tables, steps, metric))
+    """`stats.steps_table` of every family, with columns ``split`` and ``metric``."""
+    families = FAMILIES if steps else {}
+    return _of_families(runs, families, lambda tables, metric: stats.steps_table(tables, steps, metric))
 
 
-def _joined(runs: Sequence[Cell], families: Iterable[tuple[str, str]], make: Callable[..., Any]) -> pd.DataFrame:
+def _of_families(
+    runs: Sequence[Cell], families: Mapping[str, Sequence[str]], make: Callable[..., pd.DataFrame]
+) -> pd.DataFrame:
     """What is made of the predictions by row and seed; a split that the data lacks is left out."""
-    tables: dict[str, dict[str, dict[int, pd.DataFrame]]] = {}
-    for split, cell in product(SPLITS, runs):
-        if len(table := cell.predictions(split)):
-            tables.setdefault(split, {}).setdefault(cell.row, {})[cell.seed] = table
-    parts = [make(tables[s], m).assign(split=s, metric=m) for s, m in families if s in tables]
+    parts = []
+    for split, metrics in families.items():
+        tables: dict[str, dict[int, pd.DataFrame]] = {}
+        for cell in runs:
+            if len(table := cell.predictions(split)):
+                tables.setdefault(cell.row, {})[cell.seed] = table
+        parts += [make(tables, metric).assign(split=split, metric=metric) for metric in metrics if tables]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["split", "metric"])
 
 
 def readable_rows(rows: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of one split as text: ``0.912 (0.874 to 0.943)`` with an interval, a dash for no answer.
-
-    Args:
-        rows: of `rows_of_study`.
-        split: ``test`` or ``test_shift``.
-    """
+    """The rows of one split, of `rows_of_study`, as text: ``0.912 (0.874 to 0.943)``, a dash for no answer."""
     part = rows[rows["split"] == split].rename(columns={"mean": "value"})
     part = part.assign(text=[interval(row) for row in part.itertuples()])
-    columns = {
+    columns: dict[str, Any] = {
         METRICS[str(metric)]: lines.set_index("row")["text"] for metric, lines in part.groupby("metric", sort=False)
     }
     return pd.DataFrame(columns | {"seeds": part.groupby("row", sort=False)["seeds"].max()}).rename_axis("row")
 
 
 def readable_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Steps of one split and metric as text.
-
-    Args:
-        steps: of `steps_table`, or one family of `steps_of_study`.
-    """
+    """Steps of one split and metric, a family of `steps_of_study`, as text."""
     changes = [interval(row, signed) for row in steps.rename(columns={"difference": "value"}).itertuples()]
-    columns = {
-        "change": changes,
-        "p, Holm": steps["p_holm"].map(probability).to_list(),
-        "verdict": steps["verdict"].to_list(),
-        "seeds": steps["seeds"].to_list(),
-    }
-    return pd.DataFrame(columns, index=pd.Index(steps["step"], name="step"))
+    shown = steps.assign(change=changes, p=steps["p_holm"].map(probability)).rename(columns={"p": "p, Holm"})
+    return shown.set_index("step")[["change", "p, Holm", "verdict", "seeds"]]
 
 
 # --- Figures
 
-
 VERDICT_STYLES = {
-    BETTER: {"color": "#0072B2", "marker": ">"},
-    WORSE: {"color": "#D55E00", "marker": "<"},
-    NOT_DISTINGUISHABLE: {"color": "#6b6b6b", "marker": "o"},
-    NOT_TESTED: {"color": "#a0a0a0", "marker": "x"},
+    stats.BETTER: {"color": "#0072B2", "marker": ">"},
+    stats.WORSE: {"color": "#D55E00", "marker": "<"},
+    stats.NOT_DISTINGUISHABLE: {"color": "#6b6b6b", "marker": "o"},
+    stats.NOT_TESTED: {"color": "#a0a0a0", "marker": "x"},
 }
 SPLIT_COLORS = {"test": "#0072B2", "test_shift": "#D55E00"}
 WIDTH = 6.9
@@ -119,10 +101,10 @@ WIDTH = 6.9
 
 
 def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
-    """One line per step: difference with its interval, and beside it the numbers and the verdict in words.
+    """One line per step of a family: difference with its interval, and beside it the numbers and the verdict.
 
     Args:
-        steps: of one split and metric, see `steps_table`; NaN is drawn as no answer.
+        steps: of one split and metric.
         metric: what the difference is of, for the axis.
     """
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * max(len(steps), 1)), layout="constrained")
@@ -147,11 +129,7 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
 
 
 def rows_figure(rows: pd.DataFrame) -> Figure:
-    """Accuracy of every row, as in training and under changed conditions joined by a line, and its CAM-IoU.
-
-    Args:
-        rows: of `rows_of_study`.
-    """
+    """Accuracy of every row of `rows_of_study`, as in training and under changed conditions, and its CAM-IoU."""
     names = list(rows["row"].unique())
     figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
@@ -179,14 +157,7 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """What is shown of a study's finished runs.
-
-    Attributes:
-        sections: tables of text by title.
-        tables: numbers by file name.
-        figures: makes them, by file name.
-        remarks: what has to be said beside the tables.
-    """
+    """What is shown of a study's finished runs: tables of text by title, of numbers by file name, figures, remarks."""
 
     sections: dict[str, pd.DataFrame]
     tables: dict[str, pd.DataFrame]
@@ -205,7 +176,6 @@ def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
     sections |= {f"steps: {METRICS[m]}, {split}": readable_steps(part) for (split, m), part in families.items()}
 
     def figures() -> dict[str, Figure]:
-        """Of the rows, and of each family of steps."""
         made = {"rows": rows_figure(rows)} if len(rows) else {}
         for (split, metric), part in families.items():
             made[f"steps_{split}_{metric}"] = steps_figure(part, metric=f"{METRICS[metric]}, {split}")
@@ -230,15 +200,11 @@ def run_and_report(
         plan: a `Plan`, or another record with ``cells()`` and ``plain()``.
         report_of: makes the report of the plan's finished runs.
         reasons: see `run_study`.
-        export: folder for the same as files, small enough to be committed: ``table.md``, ``plan.yaml`` (the plan as it
-            was run), a CSV file per table, and figures.
+        export: folder for the same as files: ``table.md``, ``plan.yaml``, a CSV file per table, and figures.
         only_report: train nothing; report what is there.
 
     Returns:
-        How many runs failed.
-
-    Raises:
-        RunError: no run is finished.
+        How many runs failed. `RunError` when none is finished.
     """
     study = run_study(plan.cells(), reasons=reasons, only_report=only_report)
     if not study.runs:
@@ -250,13 +216,8 @@ def run_and_report(
         console.print(frame_table(title, table))
     for line in remarks:
         console.print(escape(line))
-    if export is not None:
-        _export(report, plan, remarks, export)
-        console.print(f"exported: {escape(str(export))}")
-    return len(study.failed)
-
-
-def _export(report: Report, plan: Any, remarks: Sequence[str], folder: Path) -> None:
+    if export is None:
+        return len(study.failed)
     sections = [f"**{title}**\n\n" + "\n".join(markdown_table(table)) for title, table in report.sections.items()]
     texts = {
         "table.md": "\n\n".join([*sections, "\n".join(f"- {remark}" for remark in remarks)]) + "\n",
@@ -264,7 +225,9 @@ def _export(report: Report, plan: Any, remarks: Sequence[str], folder: Path) -> 
     }
     texts |= {f"{name}.csv": table.to_csv(index=False, float_format="%.4f") for name, table in report.tables.items()}
     for name, text in texts.items():
-        with atomic_path(folder / name) as path:
+        with atomic_path(export / name) as path:
             path.write_text(text, encoding="utf-8")
     for name, figure in report.figures().items():
-        save_figure(figure, folder / f"{name}.png")
+        save_figure(figure, export / f"{name}.png")
+    console.print(f"exported: {escape(str(export))}")
+    return len(study.failed)

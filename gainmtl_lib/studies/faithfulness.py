@@ -114,7 +114,7 @@ def deciding_head(model: GAINMTLModel) -> ClassificationHead:
 
 @torch.no_grad()
 def deciding_features(model: GAINMTLModel, images: Tensor) -> Tensor:
-    """What the deciding head classifies, (B, C, h, w): conv_head, the projection, or the adapter's output."""
+    """What the deciding head classifies, (B, C, h, w)."""
     seen: list[Tensor] = []
     handle = deciding_head(model).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
@@ -226,7 +226,7 @@ def moved_map(values: Tensor, seed: Seed = 0) -> Tensor:
 
 
 def blur(image: Tensor) -> Tensor:
-    """The picture (3, H, W) without anything smaller than about an eighth of it."""
+    """The picture without anything smaller than about an eighth of it."""
     sigma = min(image.shape[1:]) / 8
     pixels = ndimage.gaussian_filter(image.cpu().numpy(), (0, sigma, sigma), truncate=2.5)
     return torch.from_numpy(np.asarray(pixels)).to(image.device)
@@ -433,7 +433,7 @@ def compare_maps(before: Tensor, after: Tensor, images: Tensor) -> dict[str, NDA
     full = [normalize_maps(resize_maps(maps, images[:, :1])) for maps in (before, after)]
     ssim = structural_similarity_index_measure(full[0], full[1], data_range=1.0, reduction="none")
     cells = [normalize_maps(maps).flatten(1).cpu().numpy() for maps in (before, after)]
-    ranked = [stats.spearmanr(b, a)[0] if np.ptp(a) and np.ptp(b) else 0.0 for b, a in zip(*cells)]
+    ranked: list[Any] = [stats.spearmanr(b, a)[0] if np.ptp(a) and np.ptp(b) else 0.0 for b, a in zip(*cells)]
     spearman = np.where(np.ptp(cells[0], axis=1) == 0, np.nan, ranked)
     return {"spearman": spearman, "ssim": np.atleast_1d(torch.as_tensor(ssim).cpu().numpy())}
 

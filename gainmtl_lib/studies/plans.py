@@ -27,6 +27,7 @@ from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -53,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
 """What synthetic data is made from: one folder holds one choice of them."""
-
 OWN = ("experiment", "seeds", "data_per_seed")
 """What can be given in place of the plan's own."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As in ``S5, seed 1`` or ``lighting 0.95, S5, seed 1``."""
+        """``S5, seed 1`` or ``lighting 0.95, S5, seed 1``."""
         cell = f"{self.cue} {self.correlation:g}, " if self.cue else ""
         return f"{cell}{self.row}, seed {self.seed}"
 
@@ -106,17 +106,10 @@ class Cell:
 
 
 class Plan(ParameterRecord):
-    """Rows × seeds of a study. Every row's parameters are checked when the plan is made.
+    """Rows × seeds of a study, see the module. Every row's parameters are checked when the plan is made.
 
-    Attributes:
-        experiment: folder of all its runs below the outputs.
-        base: parameter files of every run, later ones win. They choose no strategy.
-        seeds: of the runs; rows are compared seed by seed.
-        data_per_seed: each seed has synthetic data of its own: ``synthetic_seed`` is the seed, the folder
-            ``<data_root>-<seed>``.
-        parameters: win over `base`, lose against a row.
-        rows: name to parameters; each gives ``strategy``.
-        steps: pairs of rows (before, after).
+    With `data_per_seed` a run's ``synthetic_seed`` is the seed, its data's folder ``<data_root>-<seed>``. `parameters`
+    win over `base` and lose against a row.
     """
 
     experiment: FolderName
@@ -197,15 +190,13 @@ class Plan(ParameterRecord):
 
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Plan:
         """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
-        kept, chosen = (
-            list(own if asked is None else asked) for own, asked in ((self.rows, rows), (self.seeds, seeds))
-        )
+        kept, chosen = list(self.rows if rows is None else rows), tuple(self.seeds if seeds is None else seeds)
         if strange := [row for row in kept if row not in self.rows]:
             raise SettingsError(_no_row(strange[0], self.rows))
         if strange := sorted(set(chosen) - set(self.seeds)):
             raise SettingsError(f"seed {strange[0]} is not in the plan, which has {_listed(self.seeds)}")
         steps = tuple(step for step in self.steps if set(step) <= set(kept))
-        return self.changed(rows={row: self.rows[row] for row in kept}, seeds=tuple(chosen), steps=steps)
+        return self.changed(rows={row: self.rows[row] for row in kept}, seeds=chosen, steps=steps)
 
 
 def _no_row(name: str, rows: Iterable[str]) -> str:
@@ -230,15 +221,10 @@ def _check_two_rows(first: str, before: Settings, second: str, settings: Setting
 
 
 def load_plan(path: str | Path, **overrides: Any) -> Plan:
-    """Read and check a plan.
+    """Read and check a plan: a file, or the name of one in ``params/studies``.
 
-    Args:
-        path: the file, or the name of one in ``params/studies``.
-        overrides: `OWN` in place of the file's, and parameters of the runs, which win over the base files and lose
-            against what a row departs in.
-
-    Raises:
-        SettingsError: no such file, no plan, or something in it that cannot be used; names file and key.
+    Overrides are `OWN`, in place of the file's, and parameters of the runs, which win over the base files and lose
+    against what a row departs in. `SettingsError` names file and key of what cannot be used.
     """
     folder = repository_root() / "params" / "studies"
     file = next(filter(Path.is_file, (Path(path), repository_root() / path, folder / f"{path}.yaml")), None)
@@ -332,7 +318,6 @@ def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[Cell]) -> str:
     """``, about 14 min left``, from rows and seconds of the runs whose time is known; empty where there are none."""
     if not spent or not ahead:
         return ""
-    known = pd.DataFrame(spent, columns=["row", "seconds"])
-    by_row = known.groupby("row")["seconds"].mean()
-    minutes = sum(by_row.get(cell.row, known["seconds"].mean()) for cell in ahead) / 60
+    known = pd.DataFrame(spent).groupby(0)[1].mean()
+    minutes = sum(known.get(cell.row, np.mean([seconds for _, seconds in spent])) for cell in ahead) / 60
     return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"

@@ -179,12 +179,8 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
     """Ask an evaluated run for its reasons, and store the answers as ``indicators.json``.
 
     At the run's own threshold, chosen on validation: scores of the test splits, `flip_indicators`, and where the data
-    records a cue, `cue_indicators`. What the strategy or the data lacks is absent.
-
-    Args:
-        run: finished and evaluated.
-        device: where to compute, see `checked_device`; None is where the run was trained.
-        reuse: take what is stored where it was measured in this way for these predictions.
+    records a cue, `cue_indicators`. What the strategy or the data lacks is absent. What is stored for these predictions
+    is reused.
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement;
@@ -193,7 +189,6 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
 
     Raises:
         RunError: the run is not evaluated, has no ``test`` split, or its data changed.
-        DataError: pictures that cannot be read.
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
@@ -288,20 +283,16 @@ SIGNS = {
 def warnings_table(table: pd.DataFrame) -> pd.DataFrame:
     """How well each indicator ranks the runs by what they lose; about other strategies than theirs it says nothing.
 
-    Args:
-        table: one row per run: ``drop`` and the indicators. Each is judged over the runs that have it; runs without a
-            drop are left out.
-
     Returns:
-        One row per indicator of `SIGNS` that some run has, the best first: ``indicator`` (in words), ``warns``
-        (low or high), ``value``, Spearman's rank correlation with the drop, positive where it warns as expected (NaN
-        for fewer than three runs, or where one side is constant), ``runs``.
+        One row per indicator of `SIGNS` that some run of `table` with a ``drop`` has, the best first: ``indicator`` (in
+        words), ``warns`` (low or high), ``value``, Spearman's rank correlation with the drop, positive where it warns
+        as expected (NaN for fewer than three runs, or where one side is constant), ``runs``.
     """
     rows = {}
     for name, (warns, _) in SIGNS.items():
         known = table[[name, "drop"]].dropna() if name in table else table.iloc[:0]
         if len(known):
-            rank = known.corr("spearman", min_periods=3).iloc[0, 1] * (1 if warns == "high" else -1)
+            rank = known.corr("spearman", min_periods=3).to_numpy()[0, 1] * (1 if warns == "high" else -1)
             rows[name] = {"indicator": METRICS[name], "warns": warns, "value": rank, "runs": len(known)}
     ranked = pd.DataFrame.from_dict(rows, orient="index", columns=["indicator", "warns", "value", "runs"])
     return ranked.sort_values("value", ascending=False, kind="stable")
