@@ -215,7 +215,7 @@ def our_step(precision: str) -> Callable[[Path], dict[str, Any]]:
             if not first:
                 first.update({name: [float(value)] for name, value in terms.items()})
             optimiser.zero_grad()
-            total_loss(terms, st_weight=1, penalty_weight=1, ae_weight=1).backward()
+            total_loss(terms, training.settings).backward()
             optimiser.step()
 
         return {"seconds": fastest(once, 3), "values": first}

@@ -19,12 +19,11 @@ from rich.markup import escape
 from gainmtl_lib.data_check import LEVELS, check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import (
-    OUT_OF_DATE,
     TABLE,
     Novelty,
     evaluate_efficientad,
     find_novel,
-    is_stale,
+    out_of_date,
     stored_novelty,
 )
 from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, print_evaluation, same_anomalies_figure
@@ -223,8 +222,8 @@ def _print_besides(console: Console, run: Run, asked: SimpleNamespace) -> dict[s
         _print_novelty(console, novelty)
         console.print(f"score and flag of every picture: {escape(str(run.folder / TABLE))}")
         besides["novelty"] = novelty.summary
-    elif is_stale(run):
-        console.print(f"novel pictures: not shown, {escape(OUT_OF_DATE.format(folder=run.folder))}")
+    elif why := out_of_date(run):
+        console.print(f"novel pictures: not shown, {escape(why)}")
     if asked.reasons:
         measured = besides["reasons"] = measure_indicators(run, device=asked.device, reuse=not asked.force)
         console.print(
@@ -245,20 +244,13 @@ def _novelty(run: Run, asked: SimpleNamespace) -> Novelty | None:
 
 
 def _print_novelty(console: Console, novelty: Novelty) -> None:
-    for split, kinds in novelty.kinds.items():
-        rows = {
-            kind.name + (" (no training picture)" if kind.unseen else ""): {
-                "count": kind.count,
-                "called defective": kind.called_defective,
-                "anomalous": kind.anomalous,
-                "novel (anomalous, called normal)": kind.novel,
-            }
-            for kind in kinds
-        }
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("pictures")
+    headings = {"called_defective": "called defective", "novel": "novel (anomalous, called normal)"}
+    for split, kinds in novelty.kinds.groupby(level="split"):
+        table = kinds.droplevel("split").rename(columns=headings).rename_axis("pictures")
+        table.index += np.where(table.pop("unseen"), " (no training picture)", "")
         console.print(frame_table(f"{split}: novel pictures, anomaly score above {novelty.threshold:.3f}", table))
     console.print(f"threshold: {escape(novelty.summary['threshold_from'])}")
-    console.print(f"EfficientAD run: {escape(novelty.source)}; teacher: {escape(novelty.teacher)}")
+    console.print(f"EfficientAD run: {escape(novelty.summary['efficientad_run'])}; teacher: {escape(novelty.teacher)}")
 
 
 def _print_errors(console: Console, table: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from anomaly_runs import tiny_anomaly_settings
 from drawn_data import write_mask, write_picture
 from tiny import tiny_settings
 
-from gainmtl_lib.efficientad.evaluate import count_kinds, flag
+from gainmtl_lib.efficientad.evaluate import flag
 from gainmtl_lib.efficientad.train import EfficientADRun
 from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.runs import Run, write_json
@@ -148,8 +148,8 @@ def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ())
     """What `find_novel` leaves: anomaly scores of 0.9 for the pictures of these names, of 0.1 for the others."""
     table = run.predictions
     names = table["image"].str.removeprefix("images/").str.removesuffix(".png")
-    flagged = flag(table, np.where(names.isin(novel), 0.9, 0.1), 0.5)
     known = set(table["defect_type"]) - set(unseen)
+    flagged, kinds = flag(table, np.where(names.isin(novel), 0.9, 0.1), 0.5, known)
     flagged.to_csv(run.folder / "novelty.csv", index=False)
     origin = {
         "predictions": file_digest(run.folder / "predictions.csv"),
@@ -159,4 +159,4 @@ def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ())
         "threshold": 0.5,
         "threshold_from": "normal validation pictures of that run, 5% false alarms allowed",
     }
-    write_json(run.folder / "novelty.json", origin | {"splits": count_kinds(table, flagged, known)})
+    write_json(run.folder / "novelty.json", origin | {"kinds": kinds})

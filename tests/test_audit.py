@@ -5,7 +5,7 @@ import json
 import math
 import re
 from base64 import b64decode
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html import unescape
 
 import cv2
@@ -31,7 +31,7 @@ from gainmtl_lib.audit.numbers import (
 )
 from gainmtl_lib.audit.report import SHOWN, SIDE, galleries, trade_off_figure, write_report
 from gainmtl_lib.cli import main
-from gainmtl_lib.efficientad.evaluate import Kind, Novelty
+from gainmtl_lib.efficientad.evaluate import Novelty
 from gainmtl_lib.figures import OUTLINE
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError
@@ -253,8 +253,9 @@ def with_metrics(audit, **metrics):
 
 def with_novelty(audit, teacher="distilled from x", **normals):
     """With so many of 20 normal pictures of each split flagged."""
-    splits = {split: [asdict(Kind("normal", 20, 0, count, count))] for split, count in normals.items()}
-    return replace(audit, novelty=Novelty(pd.DataFrame(), {"teacher": teacher, "splits": splits}))
+    kinds = [{"split": split, "name": "normal", "count": 20, "anomalous": count} for split, count in normals.items()]
+    kinds = kinds or [{"split": "test", "name": "dent", "count": 1, "anomalous": 0}]
+    return replace(audit, novelty=Novelty(pd.DataFrame(), {"teacher": teacher, "kinds": kinds}))
 
 
 def shuffled(audit, verdict, similarity):

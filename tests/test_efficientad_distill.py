@@ -195,7 +195,7 @@ def test_pictures_that_are_all_the_same_are_an_error(tmp_path):
     name = {"backbone": "resnet18", "image_size": 64}
     dead = {key: torch.zeros_like(t) for key, t in backbone("resnet18").net.state_dict().items()}
     torch.save(dead, tmp_path / "dead.pth")
-    with pytest.raises(ModelError, match="8 of the backbone's 8 target channels never change"):
+    with pytest.raises(ModelError, match="8 of the backbone's 8 channels never change"):
         distill(
             tmp_path / "plain", tmp_path / "t.safetensors", **SMALL | name | {"backbone_weights": tmp_path / "dead.pth"}
         )

@@ -28,15 +28,13 @@ from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
 from gainmtl_lib.efficientad.evaluate import (
     QUANTILE_SCALE,
     Detector,
-    Kind,
     SplitPredictions,
     add_verdicts,
-    count_kinds,
     decided_on,
     evaluate_efficientad,
     find_novel,
     flag,
-    is_stale,
+    out_of_date,
     predict_split,
     score_pictures,
     stored_novelty,
@@ -441,17 +439,17 @@ def test_novel_is_what_passes_although_it_is_unlike_the_good_parts_and_every_kin
         ("g", "test", 1, "dent", 0, 0.6), ("h", "test_shift", 1, None, 0, 0.2),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["image", "split", "label", "defect_type", "predicted", "score"])
-    flagged = flag(table, table["score"], 0.5)
+    flagged, kinds = flag(table, table["score"], 0.5, {"stain"})
     assert flagged.columns.tolist() == ["image", "split", "anomaly_score", "anomalous", "novel"]
     assert "".join(flagged.loc[flagged["anomalous"], "image"]) == "acdeg"  # f lies at the threshold, not above it
     assert "".join(flagged.loc[flagged["novel"], "image"]) == "adg"
-    counted = count_kinds(table, flagged, {"stain"})
-    assert [Kind(**kind) for kind in counted["test"]] == [
-        Kind("normal", 3, called_defective=1, anomalous=2, novel=1),
-        Kind("dent", 1, called_defective=0, anomalous=1, novel=1, unseen=True),
-        Kind("stain", 2, called_defective=1, anomalous=1, novel=0),
+    names = ("split", "name", "count", "called_defective", "anomalous", "novel", "unseen")
+    assert [tuple(kind[name] for name in names) for kind in kinds] == [
+        ("test", "normal", 3, 1, 2, 1, False),
+        ("test", "dent", 1, 0, 1, 1, True),
+        ("test", "stain", 2, 1, 1, 0, False),
+        ("test_shift", "unknown", 1, 0, 0, 0, True),
     ]
-    assert [Kind(**kind) for kind in counted["test_shift"]] == [Kind("unknown", 1, 0, 0, 0, unseen=True)]
 
 
 def write_run(folder, **settings):
@@ -506,9 +504,9 @@ def test_scores_are_those_of_the_model_and_the_threshold_that_of_its_evaluation(
     np.testing.assert_allclose(joined["anomaly_score"], scores.loc[joined["image"]], rtol=1e-4)
     assert found.threshold == metrics["novelty_threshold"]
     assert (found.table["novel"] == found.table["anomalous"] & (strategy.predictions["predicted"] == 0)).all()
-    assert found.teacher == TEACHER["text"] and found.source == str(other.folder)
+    assert found.teacher == TEACHER["text"] and found.summary["efficientad_run"] == str(other.folder)
     assert {path: path.read_bytes() for path in before} == before
-    assert not any(kind.unseen for kinds in found.kinds.values() for kind in kinds)  # drawn defects are all in training
+    assert not found.kinds["unseen"].any()  # drawn defects are all in training
     with FileLock(strategy.folder / ".lock"), pytest.raises(RunError, match="another process is writing to this run"):
         find_novel(strategy, other, reuse=False)
 
@@ -519,23 +517,23 @@ def test_flags_belong_to_one_evaluation_and_one_training(strategy, other, monkey
         patch.setattr(module, "score_pictures", None)
         again = find_novel(load_run(strategy.folder), other)
     pd.testing.assert_frame_equal(again.table, found.table)
-    assert again.summary == found.summary == stored_novelty(strategy).summary and not is_stale(strategy)
+    assert again.summary == found.summary == stored_novelty(strategy).summary and not out_of_date(strategy)
     path = strategy.folder / "predictions.csv"
     path.write_text(path.read_text().replace("0.5,", "0.51,"))
-    assert stored_novelty(strategy) is None and is_stale(strategy)
+    assert stored_novelty(strategy) is None and out_of_date(strategy)
     torch.manual_seed(4)
     model = untrained(other.settings)
     torch.nn.init.normal_(model.student.convolutions[-1].weight)
     find_novel(strategy, other)
     save_weights(model, other.folder / "model.safetensors")
-    assert stored_novelty(strategy) is None and is_stale(strategy)
+    assert stored_novelty(strategy) is None and out_of_date(strategy)
     code, output = command("evaluate", strategy.folder)
     assert code == 0 and "novel pictures: not shown, what is stored is of other predictions or of an" in output
     other = type(other)(other.folder)  # trained anew in the same place
     evaluate_efficientad(other, reuse=False)
     assert find_novel(strategy, other).table["anomaly_score"].tolist() != found.table["anomaly_score"].tolist()
     shutil.rmtree(other.folder)  # or is not there any more, and has not changed
-    assert stored_novelty(strategy) is not None and not is_stale(strategy)
+    assert stored_novelty(strategy) is not None and not out_of_date(strategy)
 
 
 @pytest.mark.parametrize(
@@ -571,7 +569,7 @@ def test_what_learnt_from_the_test_pictures_is_refused_also_by_another_path(tmp_
         with pytest.raises(RunError, match=r"learnt from \d of the 6 test pictures, such as .*\.png; what it says"):
             find_novel(run, leaking)
         assert not leaking.is_evaluated  # told before the work is done
-    assert find_novel(run, write_anomaly_run(settings.changed(seed=3))).kinds["test"][0].name == "normal"
+    assert find_novel(run, write_anomaly_run(settings.changed(seed=3))).kinds.index[0] == ("test", "normal")
 
 
 def test_what_cannot_be_flagged_is_told(strategy, other):

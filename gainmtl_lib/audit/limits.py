@@ -191,12 +191,11 @@ def _of_efficientad(audit: Audit) -> Iterator[Limit]:
             "method: what it finds and misses says little about EfficientAD."
         )
         yield Limit("Random teacher", text)
-    kinds = {} if audit.novelty is None else audit.novelty.kinds
+    kinds = [] if audit.novelty is None else audit.novelty.kinds.itertuples()
     flagged = [
-        f"{kind.anomalous} of {kind.count} normal pictures of {split} ({percent(kind.anomalous / kind.count)})"
-        for split, of_split in kinds.items()
-        for kind in of_split
-        if kind.name == NORMAL and wilson(kind.anomalous, kind.count)[0] > FALSE_ALARMS  # more than by chance
+        f"{kind.anomalous} of {kind.count} normal pictures of {kind.Index[0]} ({percent(kind.anomalous / kind.count)})"
+        for kind in kinds
+        if kind.Index[1] == NORMAL and wilson(kind.anomalous, kind.count)[0] > FALSE_ALARMS  # more than by chance
     ]
     if flagged:
         text = (

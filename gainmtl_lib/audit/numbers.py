@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gainmtl_lib.efficientad.evaluate import Novelty, stored_novelty
-from gainmtl_lib.efficientad.evaluate import is_stale as novelty_is_stale
+from gainmtl_lib.efficientad.evaluate import Novelty, out_of_date, stored_novelty
 from gainmtl_lib.evaluation import SPLITS, stored_maps, stored_tables
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.runs import Run
@@ -287,7 +286,7 @@ def audit_run(run: Run, *, required_recall: float = 0.99, data_root: Path | None
     # One at a time, because all of them at full precision may not fit into memory.
     found = None if scale is None else np.array([bool(MapScale(**scale).finds(cam)) for cam in cams])
     bins, novelty = choose_bins(table, list(parts)), stored_novelty(run)
-    stale = {"faithfulness": faithfulness_is_stale(run), "novelty": novelty_is_stale(run)}
+    stale = {"faithfulness": faithfulness_is_stale(run), "novelty": out_of_date(run)}
     chosen = {split: operating_point(rows, metrics["threshold"], decided=True) for split, rows in parts.items()}
     scores = {split: split_scores(rows) | {"overkill": chosen[split].overkill} for split, rows in parts.items()}
     return Audit(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gainmtl_lib.efficientad.evaluate import OUT_OF_DATE, Novelty, is_stale, stored_novelty
+from gainmtl_lib.efficientad.evaluate import Novelty, out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import AnyRun, stored_maps, stored_tables
 from gainmtl_lib.metrics import MapScale
@@ -329,10 +329,10 @@ def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
         elif teacher := one.run.metrics.get("teacher"):
             yield f"{one.name}: its attention takes masks from EfficientAD; teacher {teacher}."
         if one.novelty is not None:
-            source, teacher = one.novelty.source, one.novelty.teacher
+            source, teacher = one.novelty.summary["efficientad_run"], one.novelty.teacher
             yield f"{one.name}: novel pictures are flagged by EfficientAD ({source}); teacher {teacher}."
-        if isinstance(one.run, Run) and is_stale(one.run):
-            yield f"{one.name}: novel pictures are not marked: {OUT_OF_DATE.format(folder=one.run.folder)}."
+        if isinstance(one.run, Run) and (why := out_of_date(one.run)):
+            yield f"{one.name}: novel pictures are not marked: {why}."
     for other in opened[1:]:
         yield from _mismatch(opened[0], other)
 

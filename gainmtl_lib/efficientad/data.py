@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,21 +54,18 @@ _PASS, _PENALTY, _PENALTY_ORDER, _COLOUR, _ANOMALY, _OTHER, _KIND = 10, 20, 21, 
 # --- Good parts and the providers of them
 
 
-GOOD_PARTS = ("train", "val")
-"""Splits of which the normal images alone are used."""
-
-
 def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
-    """The table of samples with its split, defects of `GOOD_PARTS` left out; missing synthetic data is made first.
+    """The table of samples with its split, defects of train and val left out; missing synthetic data is made first.
 
     The split is that of GAIN-MTL with the same ratios and `seed_of_split`, so that both systems are tested on the
     same pictures, except for MVTec AD: there its own protocol holds, everything in ``test`` is tested on.
-
-    Raises:
-        DataError: the dataset cannot be read or split, has no such category, or no normal image in `GOOD_PARTS`.
     """
     make_data(settings)
-    _check_category(settings)
+    if settings.category is not None and settings.data_root.is_dir() and not settings.dataset_folder.is_dir():
+        found = found_categories(settings.data_root)
+        near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
+        there = f"found {', '.join(found)}" if found else "no folder there holds train/good"
+        raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
     samples = read_samples(
         settings.dataset_folder,
         dataset_type=settings.dataset_type,
@@ -86,14 +83,14 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
         both_classes=False,
     )
     _check_good_parts(samples, settings.dataset_folder)
-    dropped = samples["split"].isin(GOOD_PARTS) & (samples["label"] == 1)
+    dropped = samples["split"].isin(("train", "val")) & (samples["label"] == 1)
     if dropped.any():
         logger.info("left out: %d defective images of train and val; EfficientAD learns from good parts", dropped.sum())
     return samples[~dropped].reset_index(drop=True)
 
 
 def _check_good_parts(samples: pd.DataFrame, folder: Path) -> None:
-    for split in GOOD_PARTS:
+    for split in ("train", "val"):
         labels = samples.loc[samples["split"] == split, "label"]
         if not (labels == 0).any():
             raise DataError(
@@ -105,15 +102,6 @@ def _check_good_parts(samples: pd.DataFrame, folder: Path) -> None:
 def found_categories(data_root: Path) -> list[str]:
     """Folders of `data_root` that hold a category of MVTec AD, sorted."""
     return sorted(path.parent.parent.name for path in data_root.glob("*/train/good") if path.is_dir())
-
-
-def _check_category(settings: EfficientADSettings) -> None:
-    if settings.category is None or settings.dataset_folder.is_dir() or not settings.data_root.is_dir():
-        return
-    found = found_categories(settings.data_root)
-    near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
-    there = f"found {', '.join(found)}" if found else "no folder there holds train/good"
-    raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
 
 
 class DatasetProvider(ABC):
@@ -133,10 +121,7 @@ class DatasetProvider(ABC):
 
     @abstractmethod
     def get_val_dataloader(self) -> DataLoader[Any]:
-        """Normal and anomalous images, always in the same order.
-
-        `NormalsAndAnomalies` makes such a set of normal pictures alone.
-        """
+        """Normal and anomalous images, always in the same order; `NormalsAndAnomalies` makes a set of normal ones."""
 
     def get_test_dataloader(self) -> DataLoader[Any] | None:
         """Labelled images, always in the same order; None where there is nothing to test on."""
@@ -149,9 +134,9 @@ class DatasetProvider(ABC):
 
     def loader(self, split: str) -> DataLoader[Any]:
         """One of `splits`."""
-        loader = {"val": self.get_val_dataloader, "test": self.get_test_dataloader}.get(split, lambda: None)()
-        if loader is None:
+        if split not in self.splits:
             raise DataError(f"no images in split '{split}'; the data has {', '.join(self.splits)}")
+        loader: Any = self.get_val_dataloader() if split == "val" else self.get_test_dataloader()
         return loader
 
     def table(self, split: str) -> pd.DataFrame | None:
@@ -182,7 +167,7 @@ class SplitProvider(DatasetProvider):
         samples: the table that `Batch.index` points into; after the first loader without unreadable rows.
 
     Raises:
-        DataError: see `samples_in_use`.
+        DataError: the data cannot be read or split, has no such category, or no normal image in train or val.
     """
 
     def __init__(self, settings: EfficientADSettings) -> None:
@@ -196,17 +181,14 @@ class SplitProvider(DatasetProvider):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """val, and test and test_shift where they exist."""
         return tuple(split for split in self.split_sizes if split != "train")
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Images by split, synthesised ones not counted."""
         sizes = self.samples["split"].value_counts(sort=False)
         return {split: int(sizes[split]) for split in SPLITS if split in sizes}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        """Normal images in an order that follows from (seed, pass), as they are."""
         sampler = EpochSampler(self._rows("train"), seed=self.settings.seed)
         return self._loader(self.dataset, sampler, self.settings.train_batch_size)
 
@@ -215,11 +197,9 @@ class SplitProvider(DatasetProvider):
         return self._loader(self._validation, range(len(self._validation)))
 
     def get_test_dataloader(self) -> DataLoader[Batch] | None:
-        """The test split, None where it is empty."""
         return self._test_loader("test")
 
     def loader(self, split: str) -> DataLoader[Any]:
-        """One of `splits`."""
         shifted = self._test_loader(split) if split == "test_shift" else None
         return super().loader(split) if shifted is None else shifted
 
@@ -246,9 +226,7 @@ class SplitProvider(DatasetProvider):
     @cached_property
     def _validation(self) -> NormalsAndAnomalies:
         rows = self._rows("val")
-        pictures = [self.dataset.stored(row) for row in rows]
-        regions = None if self.settings.resize == "squash" else [picture.place for picture in pictures]
-        images = [picture.image for picture in pictures]
+        images, regions = zip(*((one.image, one.place) for one in map(self.dataset.stored, rows)), strict=True)
         return NormalsAndAnomalies(images, seed=self.settings.seed_of_split, rows=rows, regions=regions)
 
     def _rows(self, split: str) -> list[int]:
@@ -271,10 +249,8 @@ def as_batch(item: Any, *, split: str) -> Batch:
         zeros = torch.zeros(len(item), dtype=torch.int64)
         item = Batch(item, zeros, torch.zeros_like(item[:, :1]), zeros.bool(), torch.arange(len(item)))
     if not isinstance(item, Batch):
-        raise DataError(
-            f"{the} {type(item).__name__}; expected gainmtl_lib.dataset.Batch, or a tensor of normal images "
-            "(B, 3, H, W)"
-        )
+        expected = "gainmtl_lib.dataset.Batch, or a tensor of normal images (B, 3, H, W)"
+        raise DataError(f"{the} {type(item).__name__}; expected {expected}")
     images, labels = item.images, item.labels
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32 or not len(images):
         raise DataError(f"{the} images {tuple(images.shape)} of {images.dtype}; expected torch.float32 (B, 3, H, W)")
@@ -287,9 +263,7 @@ def as_batch(item: Any, *, split: str) -> Batch:
         raise DataError(f"{the} labels {sorted(strange)}; expected 0 (normal) and 1 (anomalous)")
     low, high = (float(value) for value in images.aminmax())
     if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"{the} images from {low:.4g} to {high:.4g}; expected 0 to 1, not normalised: the model does that"
-        )
+        raise DataError(f"{the} images from {low:.4g} to {high:.4g}; expected 0 to 1: the model normalises")
     if split == "train" and labels.any():
         raise DataError("the train loader yields defective images (label 1); EfficientAD learns from normal images")
     return item
@@ -310,10 +284,6 @@ def check_validation(provider: DatasetProvider) -> None:
 
 CUT_PASTE = "cut_paste"
 KINDS = (*DEFECTS, CUT_PASTE)
-"""As many pictures as there are kinds, in order, show all of them."""
-
-LEAST_AREA = 0.0015
-"""Share of a square on the region's shorter side, as of a drawn defect's picture."""
 LEAST_CHANGE = 12
 """Grey levels that half of an anomaly's pixels must change by to be seen."""
 
@@ -325,23 +295,27 @@ def kind_of(index: int, *, seed: int) -> str:
 
 
 def synthesise(
-    image: Image, *, other: Callable[[], Image], seed: int, index: int, region: Region | None = None
+    image: Image,
+    *,
+    other: Callable[[], Image],
+    seed: int,
+    index: int,
+    region: Region = (slice(None), slice(None)),
 ) -> tuple[Image, NDArray[np.bool_]]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     Args:
         image: RGB (H, W, 3), at least 32 pixels a side.
         other: gives another normal picture of any size; asked for where a piece of one is wanted.
-        seed: of the anomalies.
-        index: of this one.
-        region: where it may lie; None is the whole picture.
+        seed, index: of the anomalies, and of this one.
+        region: where it may lie.
 
     Returns:
         The copy, and the mask (H, W) outside of which it is the normal picture.
     """
     rng, kind = np.random.default_rng([seed, index, _ANOMALY]), kind_of(index, seed=seed)
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
-    inside[region or (slice(None), slice(None))] = True
+    inside[region] = True
     shorter = min(inside.any(axis=1).sum(), inside.any(axis=0).sum())
     before = image.astype(np.float32) / 255
     source = other().astype(np.float32) / 255 if kind == CUT_PASTE else before
@@ -349,14 +323,13 @@ def synthesise(
         changed, mask = _pasted(rng, before, source) if kind == CUT_PASTE else _drawn(rng, before, kind)
         mask &= inside
         after = np.where(mask[..., None], np.clip(np.rint(changed * 255), 0, 255), image).astype(np.uint8)
-        if mask.sum() < max(8.0, LEAST_AREA * shorter**2):
+        if mask.sum() < max(8.0, 0.0015 * shorter**2):  # the share of a square, as of a drawn defect's picture
             continue
         if np.median(np.abs(image[mask].astype(int) - after[mask]).max(axis=1)) >= LEAST_CHANGE:
             return after, mask
 
 
 def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, NDArray[np.bool_]]:
-    """A drawn defect in the light of its surroundings, the texture showing through."""
     opacity, colour = visible_defect(rng, (image.shape[0], image.shape[1]), kind)
     mask = opacity > 0
     shift = (colour - 1) * max(0.4, float(image[mask].mean()))  # on black a factor would change nothing
@@ -366,7 +339,7 @@ def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, NDArray[np.b
 
 
 def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, NDArray[np.bool_]]:
-    """A rectangle from elsewhere, mirrored perhaps, in another light (after CutPaste, arXiv 2104.04015)."""
+    # A rectangle from elsewhere, mirrored perhaps, in another light (after CutPaste, arXiv 2104.04015).
     sides = [min(image.shape[axis], source.shape[axis]) for axis in (0, 1)]
     size = [max(1, round(side * rng.uniform(0.08, 0.35))) for side in sides]
 
@@ -385,10 +358,10 @@ class NormalsAndAnomalies(Dataset[Batch]):
     """N normal pictures and then one anomalous copy of each, as a loader over validation data wants them.
 
     Args:
-        pictures: by place, RGB uint8 (H, W, 3), all of one size.
+        pictures: RGB uint8 (H, W, 3), all of one size.
         seed: of the anomalies.
-        rows: by place the picture's row in the table of samples, for `Batch.index`; its place without.
-        regions: by place, see `synthesise`.
+        rows: of the pictures in the table of samples, for `Batch.index`; their places without.
+        regions: of the pictures, see `synthesise`.
     """
 
     def __init__(
@@ -399,73 +372,69 @@ class NormalsAndAnomalies(Dataset[Batch]):
         rows: Sequence[int] | None = None,
         regions: Sequence[Region] | None = None,
     ) -> None:
-        self.pictures, self.seed, self.regions = pictures, seed, regions
-        self.rows = list(range(len(pictures)) if rows is None else rows)
+        self.pictures, self.seed = pictures, seed
+        self.rows = range(len(pictures)) if rows is None else rows
+        self.regions = [(slice(None), slice(None))] * len(pictures) if regions is None else regions
 
     def __len__(self) -> int:
         return 2 * len(self.pictures)
 
-    def __getitem__(self, key: int) -> Batch:
-        """A batch of one."""
-        return self.__getitems__([key])
-
     def __getitems__(self, keys: Sequence[int]) -> Batch:
         """The batch of these keys, 0 to 2N - 1."""
         drawn = [self._picture(key) for key in keys]
-        images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)  # (B, 3, H, W)
-        masks = torch.from_numpy(np.stack([mask for _, mask in drawn])[:, None])
+        images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
         labels = torch.tensor([key // len(self.pictures) for key in keys])
         rows = torch.tensor([self.rows[key % len(self.pictures)] for key in keys])
-        return Batch(images.to(torch.float32).div_(255), labels, masks.to(torch.float32), labels == 1, rows)
+        return Batch(images.permute(0, 3, 1, 2).float().div_(255), labels, masks[:, None].float(), labels == 1, rows)
 
     def _picture(self, key: int) -> tuple[Image, NDArray[np.bool_]]:
         anomalous, place = divmod(key, len(self.pictures))
         image = self.pictures[place]
         if not anomalous:
             return image, np.zeros(image.shape[:2], dtype=np.bool_)
-        region = None if self.regions is None else self.regions[place]
-        return synthesise(image, other=lambda: self._other(place), seed=self.seed, index=place, region=region)
-
-    def _other(self, place: int) -> Image:
-        """What a letterbox's picture fills of another one; of the only picture itself."""
         steps = np.random.default_rng([self.seed, place, _OTHER]).integers(1, max(2, len(self.pictures)))
-        chosen = (place + int(steps)) % len(self.pictures)
-        return self.pictures[chosen] if self.regions is None else self.pictures[chosen][self.regions[chosen]]
+        chosen = (place + int(steps)) % len(self.pictures)  # the only picture itself
+
+        def other() -> Image:  # of a letterbox what the picture fills
+            return self.pictures[chosen][self.regions[chosen]]
+
+        return synthesise(image, other=other, seed=self.seed, index=place, region=self.regions[place])
 
 
 # --- Pictures of something else, for the pretraining penalty
 
 
-GREY_SHARE = 0.3
+def as_grey(picture: Image) -> Image:
+    """The same picture without colours, still (H, W, 3)."""
+    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, *key: int) -> NDArray[np.int64]:
+    """The numbers below `count` in an order that follows from the key."""
+    return np.random.default_rng(key).permutation(count)
 
 
 class PenaltyImages(Dataset[Tensor]):
-    """Pictures by number, a share of `GREY_SHARE` of them grey: of the folder `penalty_images`, without it drawn ones.
+    """Pictures by number, three in ten of them grey: of the folder `penalty_images`, without it drawn ones.
 
     Of a folder's images, resized to (2H, 2W), the middle (H, W) is taken; each pass over them has an order of its own.
     `text` says where they come from, for the record and wherever a result is shown.
     """
 
     def __init__(self, settings: EfficientADSettings) -> None:
-        self.folder, self.image_size, self.seed = settings.penalty_images, settings.image_size, settings.seed
-        self.skip_unreadable = settings.skip_unreadable
+        self.settings, folder = settings, settings.penalty_images
         self.text = "drawn pictures (not natural images: not the paper's penalty)"
-        self._order = (-1, np.arange(0))
-        if self.folder is None:
+        if folder is None:
             return
-        if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: no such folder; penalty_images names a folder of natural images")
-        self.files = [path.relative_to(self.folder).as_posix() for path in image_files(self.folder)]
+        self.files = image_files(folder)
         if not self.files:
+            what = "holds no images" if folder.is_dir() else "no such folder"
             raise DataError(
-                f"{self.folder}: holds no images; penalty_images names a folder of natural images (at any depth), or "
-                "leave it out to train with drawn pictures"
+                f"{folder}: {what}; penalty_images names a folder of natural images (at any depth), or leave it out to "
+                "train with drawn pictures"
             )
-        self.text = f"{len(self.files)} natural images of {self.folder.name}"
-
-    def __getitem__(self, number: int) -> Tensor:
-        """Shape: float32 (3, H, W) in [0, 1]."""
-        return self.__getitems__([number])[0]
+        self.text = f"{len(self.files)} natural images of {folder.name}"
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """Shape: float32 (B, 3, H, W) in [0, 1], one per number."""
@@ -474,34 +443,29 @@ class PenaltyImages(Dataset[Tensor]):
         return pictures.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
     def _picture(self, number: int) -> Image:
-        rng = np.random.default_rng([self.seed, number, _PENALTY])
-        grey = rng.random() < GREY_SHARE
-        picture = draw_leaves(rng, self.image_size) if self.folder is None else self._middle(self.folder, number)
-        return (
-            np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
-            if grey
-            else picture
-        )
+        rng = np.random.default_rng([self.settings.seed, number, _PENALTY])
+        grey = rng.random() < 0.3
+        drawn = self.settings.penalty_images is None
+        picture = draw_leaves(rng, self.settings.image_size) if drawn else self._middle(number)
+        return as_grey(picture) if grey else picture
 
-    def _middle(self, folder: Path, number: int) -> Image:
+    def _middle(self, number: int) -> Image:
         """Of the image whose turn it is, or of the next that can be decoded."""
-        height, width = self.image_size
+        height, width = self.settings.image_size
         for later in range(number, number + len(self.files)):
             passes, place = divmod(later, len(self.files))
-            if self._order[0] != passes:
-                order = np.random.default_rng([self.seed, passes, _PENALTY_ORDER]).permutation(len(self.files))
-                self._order = (passes, order)
+            order = shuffled(len(self.files), self.settings.seed, passes, _PENALTY_ORDER)
             try:
-                picture = read_image(folder / self.files[self._order[1][place]])
+                picture = read_image(self.files[order[place]])
             except UnreadableError as error:
-                if not self.skip_unreadable:
+                if not self.settings.skip_unreadable:
                     raise UnreadableError(f"{error}, or leave it out with skip_unreadable: true") from None
                 logger.warning("left out: %s", error)
                 continue
             resized = resize_image(picture, (2 * height, 2 * width), "squash")
             top, left = height // 2, width // 2
             return resized[top : top + height, left : left + width]
-        raise DataError(f"{folder}: none of its {len(self.files)} images can be decoded")
+        raise DataError(f"{self.settings.penalty_images}: none of its {len(self.files)} images can be decoded")
 
 
 def draw_leaves(rng: Generator, size: Size) -> Image:
@@ -513,7 +477,8 @@ def draw_leaves(rng: Generator, size: Size) -> Image:
     cells = [cell for cell in (2, 4, 8, 16, 32, 64) if cell < min(size)]
     sheets = [np.sum([cell * smooth_noise(rng, size, cell) for cell in cells], axis=0)]  # clouds of all scales
     sheets += [TEXTURES[str(rng.choice(list(TEXTURES)))](rng, size) for _ in range(2)]
-    textures = np.stack([_unit(sheet) for sheet in sheets])
+    even = [(sheet - sheet.mean()) / max(float(sheet.std()), 1e-6) for sheet in sheets]
+    textures = np.stack([sheet.astype(np.float32) for sheet in even])
     sheet = rng.integers(0, len(sheets), leaves + 1)[owner]
     grain = np.take_along_axis(textures, sheet[None], axis=0)[0] * contrast[owner]
     picture = cv2.GaussianBlur(colour[owner] + grain[..., None], (0, 0), rng.uniform(0.3, 1.2))
@@ -538,18 +503,11 @@ def _lie(rng: Generator, size: Size, leaves: int) -> NDArray[np.int32]:
     return owner
 
 
-def _unit(plane: Plane) -> Plane:
-    return ((plane - plane.mean()) / max(float(plane.std()), 1e-6)).astype(np.float32)
-
-
 # --- Training batches by step
 
 
 def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
-    """Each image with one of brightness, contrast and saturation changed by up to a fifth.
-
-    Which, and by how much, follows from (seed, number, place in the batch) alone.
-    """
+    """Each image with brightness, contrast or saturation changed by up to a fifth, as follows from (seed, number)."""
     rng = np.random.default_rng([seed, number, _COLOUR])
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
     changed = [changes[int(rng.integers(3))](image, float(rng.uniform(0.8, 1.2))) for image in images]
@@ -570,17 +528,22 @@ class TrainingData(L.LightningDataModule):
     def __init__(self, settings: EfficientADSettings, provider: DatasetProvider, penalty: PenaltyImages) -> None:
         super().__init__()
         self.settings, self.provider, self.penalty = settings, provider, penalty
-        self.pass_length = _length(provider.get_train_dataloader())
-        self._batches: Iterator[TrainBatch] = iter(())
-        self._next = -1
+        loader: Any = provider.get_train_dataloader()
+        if not isinstance(loader, DataLoader):
+            raise DataError(f"get_train_dataloader returned {type(loader).__name__}; expected a torch DataLoader")
+        try:
+            self.pass_length = len(loader)
+        except TypeError:
+            raise DataError("the train loader has no length, by which passes are counted; expected __len__") from None
+        if not self.pass_length:
+            raise DataError("the train loader is empty; expected normal images")
+        self._next = -1  # the step that `_batches` go on from
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole training: `max_steps`, or those of `max_epochs` where they are fewer."""
-        settings = self.settings
-        if settings.max_epochs is None:
-            return settings.max_steps
-        return min(settings.max_steps, settings.max_epochs * math.ceil(self.pass_length / settings.devices))
+        settings, steps_a_pass = self.settings, math.ceil(self.pass_length / self.settings.devices)
+        return min(settings.max_steps, (settings.max_epochs or settings.max_steps) * steps_a_pass)
 
     def train_dataloader(self) -> Interval:
         trainer: Any = self.trainer
@@ -645,19 +608,3 @@ class Interval:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         return islice(self.batches, self.steps)
-
-
-def _length(loader: DataLoader[Any]) -> int:
-    if not isinstance(loader, DataLoader):
-        raise DataError(
-            f"get_train_dataloader returned {type(loader).__name__}; expected a torch.utils.data.DataLoader"
-        )
-    try:
-        length = len(loader)
-    except TypeError:
-        raise DataError(
-            "the train loader has no length; a training counts its passes, so that its dataset needs __len__"
-        ) from None
-    if not length:
-        raise DataError("the train loader is empty; expected normal images")
-    return length

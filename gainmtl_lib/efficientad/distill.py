@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import timm
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gainmtl_lib.backbone import Backbone, ModelError, fetch_weights, get_backbone, load_weights
+from gainmtl_lib.efficientad.data import as_grey, shuffled
 from gainmtl_lib.efficientad.model import (
     RECORD,
     SMALLEST_IMAGE,
@@ -44,22 +44,12 @@ logger = logging.getLogger(__name__)
 
 
 class Distillation(ParameterRecord):
-    """Parameters of one distillation; defaults are the paper's. Strict: what cannot be used raises `SettingsError`.
+    """Parameters of one distillation; defaults are the paper's. Strict: what cannot be used raises `SettingsError`."""
 
-    Attributes:
-        images: folder of pictures, at any depth.
-        output: ``.safetensors`` file for the teacher.
-        backbone: any timm name with features at strides 8 and 16; it sees pictures of twice `image_size`.
-        backbone_weights: True for those that go by its name, a file, or False for random ones.
-        statistics_images: pictures, at most, that give the targets' mean and standard deviation; each counts once.
-        save_every_n_steps: how often the work so far is kept.
-        device: see `checked_device`.
-    """
-
-    images: AnyPath
-    output: AnyPath
-    backbone: str = "wide_resnet101_2"
-    backbone_weights: Annotated[bool | Path, BeforeValidator(as_path)] = True
+    images: AnyPath  # a folder of pictures, at any depth
+    output: AnyPath  # a .safetensors file
+    backbone: str = "wide_resnet101_2"  # any timm name with features at strides 8 and 16; sees twice `image_size`
+    backbone_weights: Annotated[bool | Path, BeforeValidator(as_path)] = True  # by name, a file, or random ones
     model_size: ModelSize = "S"
     out_channels: Count = 384
     image_size: Annotated[int, Field(ge=SMALLEST_IMAGE)] = 256
@@ -67,7 +57,7 @@ class Distillation(ParameterRecord):
     batch_size: Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
-    statistics_images: Count = 10_000
+    statistics_images: Count = 10_000  # that give the targets' mean and deviation
     seed: Annotated[int, Field(ge=0)] = 42
     save_every_n_steps: Count = 1000
     device: str = "auto"
@@ -82,14 +72,11 @@ class Distillation(ParameterRecord):
 
     def record(self, pictures: int) -> dict[str, Any]:
         """What decides the teacher, for its file: plain values, no paths."""
-        weights, words = self.backbone_weights, {True: "pretrained", False: "random weights"}
+        weights: Any = self.backbone_weights
+        named = {True: "pretrained", False: "random weights"}[weights] if isinstance(weights, bool) else weights.name
         left_out = {"output", "backbone_weights", "save_every_n_steps", "device", "num_workers"}
-        return {name: value for name, value in self.plain().items() if name not in left_out} | {
-            "images": self.images.name,
-            "pictures": pictures,
-            "weights": words[weights] if isinstance(weights, bool) else weights.name,
-            "padding": True,
-        }
+        values = {name: value for name, value in self.plain().items() if name not in left_out}
+        return values | {"images": self.images.name, "pictures": pictures, "weights": named, "padding": True}
 
 
 class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
@@ -104,15 +91,12 @@ class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
             what = "holds no pictures" if folder.is_dir() else "is no folder"
             raise DataError(f"{folder}: {what}; distillation needs a folder of many pictures, at any depth")
         self.side, self.seed = side, seed
-        self._order = (-1, np.arange(0))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         turn, place = divmod(number, len(self.files))
-        if self._order[0] != turn:
-            self._order = (turn, np.random.default_rng([self.seed, 0, turn]).permutation(len(self.files)))
-        picture = read_image(self.files[self._order[1][place]])
+        picture = read_image(self.files[shuffled(len(self.files), self.seed, 0, turn)[place]])
         if np.random.default_rng([self.seed, 1, number]).random() < 0.1:
-            picture = np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+            picture = as_grey(picture)
         sides = (2 * self.side, self.side)
         large, small = (torch.from_numpy(resize_image(picture, (side, side), "squash")) for side in sides)
         return large.permute(2, 0, 1), small.permute(2, 0, 1)
@@ -176,12 +160,11 @@ class TeacherTraining:
         self.device, side = checked_device(settings.device), settings.image_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.network = PatchDescriptionNetwork(
-                model_size=settings.model_size, out_channels=settings.out_channels, padding=True
-            )
+            size, channels = settings.model_size, settings.out_channels
+            self.network = PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
             backbone = _backbone(settings.backbone, settings.backbone_weights)
         grid = self.network.grid((side, side))
-        self.targets = BackboneTargets(backbone, out_channels=settings.out_channels, grid=grid)
+        self.targets = BackboneTargets(backbone, out_channels=channels, grid=grid)
         for part in (self.network, self.targets):
             part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
@@ -195,13 +178,8 @@ class TeacherTraining:
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
         """Take the targets' mean and standard deviation over pictures (B, 3, 2H, 2W)."""
-        mean, std = channel_moments(self.targets(self._pixels(large)) for large in batches)
-        if useless := int((~(std > 0)).sum()):  # NaN included
-            raise ModelError(
-                f"{useless} of the backbone's {len(std)} target channels never change on these pictures, or are not "
-                "finite; the pictures are all the same, or the backbone's weights are damaged"
-            )
-        self.mean, self.std = (each.view(1, -1, 1, 1).to(self.device) for each in (mean, std))
+        moments = channel_moments((self.targets(self._pixels(large)) for large in batches), whose="the backbone's")
+        self.mean, self.std = (each.view(1, -1, 1, 1).to(self.device) for each in moments)
 
     def step(self, large: Tensor, small: Tensor) -> Tensor:
         """One step of the optimiser; the loss before it, a scalar: mean squared difference to the targets."""
@@ -217,10 +195,10 @@ class TeacherTraining:
 
     def keep(self, path: Path, record: dict[str, Any]) -> None:
         """Write what `restore` goes on from."""
-        parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        kept = {"record": record, "steps": self.steps, "mean": self.mean, "std": self.std}
+        kept |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         with atomic_path(path) as temporary:
-            numbers = {"record": record, "steps": self.steps, "mean": self.mean, "std": self.std}
-            torch.save(numbers | parts, temporary)
+            torch.save(kept, temporary)
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
         """Go on from what `keep` wrote."""
@@ -228,10 +206,8 @@ class TeacherTraining:
             kept = torch.load(path, map_location=self.device, weights_only=True)
             stored = kept["record"]
         except Exception as error:  # whatever a foreign file makes the unpickler raise
-            raise ModelError(
-                f"{path}: no unfinished distillation ({type(error).__name__}); remove it, or start anew with "
-                "force=True (--force)"
-            ) from None
+            what = f"no unfinished distillation ({type(error).__name__})"
+            raise ModelError(f"{path}: {what}; remove it, or start anew with force=True (--force)") from None
         # Broken pictures may have been taken out meanwhile.
         _check_same(record, stored | {"pictures": record["pictures"]}, path)
         self.steps, self.mean, self.std = kept["steps"], kept["mean"], kept["std"]
@@ -254,23 +230,20 @@ def _backbone(name: str, weights: bool | Path) -> Backbone:
 
 
 def distill(images: str | Path, output: str | Path, *, force: bool = False, **values: Any) -> Path:
-    """Teach a network on a folder of pictures, or return the finished teacher.
+    """Teach a network on a folder of pictures, or return the finished teacher, the path of `output`.
 
-    Interrupted work goes on with the same call, from ``<output>.part``, and ends as uninterrupted work does.
+    Interrupted work goes on with the same call, from ``<output>.part``, and ends as uninterrupted work does. The
+    output's metadata tell how it was made, which `teacher_of` repeats.
 
     Args:
         images: see `Distillation`.
-        output: see `Distillation`; its metadata tell how it was made, which `teacher_of` repeats.
+        output: see `Distillation`.
         force: start anew, dropping output and unfinished work.
         values: other fields of `Distillation`.
 
-    Returns:
-        The output's path.
-
     Raises:
         SettingsError: a value that cannot be used.
-        ModelError: an unknown backbone, weights that cannot be had or do not fit, or a file in the output's place that
-            was made otherwise.
+        ModelError: an unknown backbone, weights that do not fit, or a file in the output's place made otherwise.
         DataError: the folder holds no pictures, or one that cannot be read.
         TrainingDivergedError: the loss became NaN or infinite.
     """
@@ -300,10 +273,8 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
             if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
                 continue
             if not math.isfinite(value := loss.item()):
-                raise TrainingDivergedError(
-                    f"{settings.output}: the loss is {value} at step {training.steps}; lower learning_rate and start "
-                    "anew with force=True (--force)"
-                )
+                where = f"{settings.output}: the loss is {value} at step {training.steps}"
+                raise TrainingDivergedError(f"{where}; lower learning_rate and start anew with force=True (--force)")
             logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
             training.keep(unfinished, record)
     except KeyboardInterrupt:

@@ -82,8 +82,8 @@ def evaluate_efficientad(
         per split, that of ``val`` with its anomalies.
 
     Raises:
-        RunError: the data changed since the run was trained, other data is given to a run without an evaluation of
-            its own, or another process writes to the run.
+        RunError: the data changed since the run was trained, other data is given to a run that is not evaluated, or
+            another process writes to the run.
         DataError: pictures that cannot be read.
     """
     trained_on = run.manifest["data_digest"]
@@ -137,13 +137,13 @@ class SplitPredictions(NamedTuple):
 
     table: pd.DataFrame  # one row per image, in the loader's order
     maps: NDArray[np.float16]  # (N, h, w), the anomaly map on the networks' own grid
-    pixel_auroc: float  # over images whose defect pixels are known; NaN without an answer, as the next
-    aupro: float  # up to a false-positive rate of 0.3
+    pixel_auroc: float  # over images whose defect pixels are known; NaN without an answer
+    aupro: float
 
 
 @torch.inference_mode()
 def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
-    """Run the model over one split, val with the anomalies synthesised on it, where the model lies."""
+    """Run the model over one split, val with its anomalies, where the model lies."""
     pixel_auroc, aupro = PixelAuroc(), Aupro()
     rows, maps, device = [], [], next(model.parameters()).device
     loader = provider.loader(split)
@@ -159,12 +159,9 @@ def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str
         raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
     if len(grids := {part.shape[1:] for part in maps}) > 1:
         shown = " and ".join("x".join(map(str, grid)) for grid in sorted(grids))
-        raise DataError(
-            f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize to one"
-        )
+        raise DataError(f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize them")
     table = pd.concat(rows, ignore_index=True)
-    described = _described(provider.table(split), split, table.pop("label"))
-    table = pd.concat([described, table], axis=1)
+    table = pd.concat([_described(provider.table(split), split, table.pop("label")), table], axis=1)
     return SplitPredictions(table, np.concatenate(maps), float(pixel_auroc.compute()), float(aupro.compute()))
 
 
@@ -185,7 +182,7 @@ def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
 
 
 def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.DataFrame:
-    """Where each image comes from; the images of a provider that does not say go by number."""
+    # The images of a provider that does not say where they come from go by number.
     if known is None:
         names = [f"{split} {number}" for number in range(len(labels))]
         kinds = np.where(labels, DEFECTIVE, NORMAL)
@@ -201,7 +198,7 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
 
 
 def decided_on(val: SplitPredictions) -> dict[str, Any]:
-    """Threshold, novelty threshold and absolute scale of the map, from validation with its anomalies."""
+    """Thresholds and absolute scale of the map, from validation with its anomalies."""
     labels, scores = (val.table[name].to_numpy() for name in ("label", "anomaly_score"))
     scale = fit_scale(val.maps, labels)
     return {
@@ -223,7 +220,7 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
-    """The numbers of one split, from its rows with verdicts; NaN has no answer, ``skipped`` defects have no mask."""
+    """The numbers of one split, from its rows with verdicts; ``skipped`` defects have no mask."""
     verdict, answered = table["verdict"], table["anomaly_iou"].notna()
     return {
         "images": len(table),
@@ -264,7 +261,6 @@ def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: 
 
 QUANTILE_SCALE = MapScale(0.0, 0.1)
 """Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts."""
-QUANTILE_NAME = "90 % to 99.5 % of normal parts"
 
 PIXELS_AT_ONCE = 8 * 256 * 256
 """Of one batch: the widest layer takes up to a kilobyte for each."""
@@ -272,25 +268,15 @@ PIXELS_AT_ONCE = 8 * 256 * 256
 
 @dataclass(frozen=True)
 class Detector:
-    """A model and what its validation decided.
-
-    Attributes:
-        model: in evaluation mode.
-        settings: those it was trained with.
-        teacher: where its teacher came from; to be shown with every result.
-        threshold: score from which a picture is called defective; None before the run is evaluated.
-        novelty_threshold: score above which a picture is unlike the normal ones; None likewise.
-        scale: absolute scale of its anomaly map.
-        scale_name: what that scale is.
-    """
+    """A model in evaluation mode and what its validation decided, thresholds None before the run is evaluated."""
 
     model: EfficientADModel
     settings: EfficientADSettings
-    teacher: str
-    threshold: float | None = None
-    novelty_threshold: float | None = None
+    teacher: str  # where it came from, to be shown with every result
+    threshold: float | None = None  # score from which a picture is called defective
+    novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
     scale: MapScale = QUANTILE_SCALE
-    scale_name: str = QUANTILE_NAME
+    scale_name: str = "90 % to 99.5 % of normal parts"
 
     @classmethod
     def open(cls, place: Path) -> Detector:
@@ -303,10 +289,9 @@ class Detector:
         run = load_efficientad(place)
         if not run.is_evaluated:
             return cls(run.model, run.settings, run.teacher)
-        decided = (run.metrics["threshold"], run.metrics["novelty_threshold"])
-        if run.scale is None:
-            return cls(run.model, run.settings, run.teacher, *decided)
-        return cls(run.model, run.settings, run.teacher, *decided, run.scale, "absolute scale")
+        scale = () if run.scale is None else (run.scale, "absolute scale")
+        decided = (run.metrics["threshold"], run.metrics["novelty_threshold"], *scale)
+        return cls(run.model, run.settings, run.teacher, *decided)
 
     def verdict(self, score: float) -> str | None:
         """``defective`` or ``normal``; None without a threshold."""
@@ -342,10 +327,6 @@ def score_pictures(
         paths: of picture files.
         image_size: network input (H, W); None is the training's.
         device: where to compute, see `checked_device`; None is the settings' accelerator.
-
-    Raises:
-        ModelError: an image size below the smallest.
-        DeviceError: the device is not there.
     """
     height, width = size = image_size or settings.image_size
     check_size(height, width)
@@ -363,24 +344,19 @@ def score_pictures(
             chunk = paths[start : start + at_once]
             decoded = list(pool.map(read, chunk))
             inputs = [item[0] for item in decoded if not isinstance(item, DataError)]
-            with inference_autocast(settings.precision, where):  # never while the caller has its turn
-                outputs = iter(_scores_and_maps(model, inputs, where))
+            said: Iterator[Any] = iter(())
+            if inputs:
+                pixels = torch.from_numpy(np.stack(inputs)).to(where).permute(0, 3, 1, 2).float().div_(255)
+                # Both modes end before the caller has its turn.
+                with inference_autocast(settings.precision, where), torch.inference_mode():
+                    output = model(pixels)
+                said = zip(output.score.tolist(), output.anomaly_map[:, 0].cpu().numpy(), strict=True)
             for path, item in zip(chunk, decoded, strict=True):
-                yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(outputs))
-
-
-@torch.inference_mode()
-def _scores_and_maps(
-    model: EfficientADModel, pictures: list[NDArray[np.uint8]], device: torch.device
-) -> list[tuple[float, NDArray[np.float32]]]:
-    if not pictures:
-        return []
-    output = model(torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255))
-    return list(zip(output.score.tolist(), output.anomaly_map[:, 0].cpu().numpy(), strict=True))
+                yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(said))
 
 
 def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None) -> Iterator[ScoredPicture]:
-    """Of each picture, in order, at the run's own input size; one that cannot be read is an error."""
+    # One that cannot be read is an error.
     for one in score_pictures(run.model, run.settings, [Path(path) for path in paths], device=device):
         if isinstance(one, DataError):
             raise one
@@ -426,18 +402,10 @@ def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], 
 
 
 def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
-    """Refuse a run that learnt from pictures which a strategy is tested on: it would give their labels away.
+    """`RunError`: the run learnt from pictures that a strategy is tested on, and would give their labels away.
 
-    Pictures are compared by path; a copy elsewhere is not noticed. A run whose data moved is looked up where the
-    strategy's lie.
-
-    Args:
-        run: of EfficientAD.
-        samples: table of the strategy's samples.
-
-    Raises:
-        RunError: it did, or its own pictures are not known.
-        DataError: its data cannot be read.
+    Pictures of the strategy's samples are compared by path; a copy elsewhere is not noticed. A run whose data moved is
+    looked up where the strategy's lie.
     """
     settings = run.settings
     if not settings.dataset_folder.is_dir():  # synthetic data is then read as it is, not made anew
@@ -449,7 +417,7 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     if provider.digest != run.manifest["data_digest"]:
         raise RunError(
             f"{run.folder}: which pictures it learnt from is not known, because its data changed since or came from a "
-            "provider of its own; so whether it has seen the test pictures is not known either: train it anew"
+            "provider of its own; it may have seen the test pictures: train it anew"
         )
     # The student sees the first; quantiles and thresholds are of the second.
     learnt_from, own = ("train", "val"), provider.samples
@@ -468,34 +436,17 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
 
 TABLE, SUMMARY = "novelty.csv", "novelty.json"
 COLUMNS = {"image": str, "split": str, "anomaly_score": float, "anomalous": bool, "novel": bool}
-KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "splits"}
-OUT_OF_DATE = (
-    "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
-    "gainmtl evaluate {folder} --efficientad-run FOLDER"
-)
+KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "kinds"}
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The normal pictures of a split, or its defects of one type."""
-
-    name: str  # of the type, or `NORMAL`
-    count: int
-    called_defective: int  # by the verdict; of normal pictures, its false alarms
-    anomalous: int  # with a score above the threshold
-    novel: int  # anomalous ones that the verdict calls normal
-    unseen: bool = False  # a type that no training picture shows
-
-
-@dataclass(frozen=True)
-class Novelty:
+class Novelty(NamedTuple):
     """Which pictures of an evaluation are flagged as novel.
 
     Attributes:
         table: one row per prediction, in their order: ``image``, ``split``, ``anomaly_score``, ``anomalous`` (above the
             threshold) and ``novel`` (anomalous, although the verdict is normal).
         summary: ``predictions`` and ``weights``, SHA-256 of what it belongs to; ``efficientad_run``, its ``teacher``,
-            ``threshold`` and ``threshold_from``; ``splits``, see `kinds`.
+            ``threshold`` and ``threshold_from``; ``kinds``, see there.
     """
 
     table: pd.DataFrame
@@ -504,22 +455,19 @@ class Novelty:
     @property
     def threshold(self) -> float:
         """Anomaly score above which a picture is unlike the good ones."""
-        return float(self.summary["threshold"])
+        return self.summary["threshold"]
 
     @property
     def teacher(self) -> str:
         """Where the EfficientAD run's teacher came from; stands wherever the flag is shown."""
-        return str(self.summary["teacher"])
+        return self.summary["teacher"]
 
     @property
-    def source(self) -> str:
-        """The folder of the EfficientAD run."""
-        return str(self.summary["efficientad_run"])
-
-    @property
-    def kinds(self) -> dict[str, list[Kind]]:
-        """By test split: the normal pictures first, then the defects by type."""
-        return {split: [Kind(**kind) for kind in kinds] for split, kinds in self.summary["splits"].items()}
+    def kinds(self) -> pd.DataFrame:
+        """By test ``split`` and ``name``, normal pictures first, then defects by type: ``count``, ``called_defective``,
+        ``anomalous``, ``novel``, and ``unseen``: no training picture shows that type.
+        """
+        return pd.DataFrame(self.summary["kinds"]).set_index(["split", "name"])
 
 
 def find_novel(
@@ -554,14 +502,16 @@ def find_novel(
         evaluate_efficientad(other, device=device)
         origin = _origin(run, other)
         files = [run.settings.dataset_folder / image for image in table["image"]]
-        flagged = flag(table, [one.score for one in _scored(other, files, device)], origin["threshold"])
         known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
+        scores = [one.score for one in _scored(other, files, device)]
+        flagged, kinds = flag(table, scores, origin["threshold"], set(known))
         # Written last and removed first: an interruption leaves no flags, never a mixture of two.
         (run.folder / SUMMARY).unlink(missing_ok=True)
         with atomic_path(run.folder / TABLE) as path:
             flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
-        write_json(run.folder / SUMMARY, origin | {"splits": count_kinds(table, flagged, set(known))})
-    return _read(run)  # as a later call reads it
+        write_json(run.folder / SUMMARY, origin | {"kinds": kinds})
+    stored: Any = stored_novelty(run)  # as a later call reads it
+    return stored
 
 
 def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
@@ -576,24 +526,21 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
     }
 
 
-def flag(table: pd.DataFrame, scores: Collection[float], threshold: float) -> pd.DataFrame:
-    """The columns of `Novelty.table`, from predictions and the anomaly score of each row."""
+def flag(
+    table: pd.DataFrame, scores: Collection[float], threshold: float, known: Collection[str]
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """`Novelty.table` and the records of `Novelty.kinds`, from predictions, the anomaly score of each row, and the
+    types of defects that training pictures show.
+    """
     flagged = table[["image", "split"]].assign(anomaly_score=list(scores))
     flagged["anomalous"] = flagged["anomaly_score"] > threshold
-    return flagged.assign(novel=flagged["anomalous"] & (table["predicted"] == 0))
-
-
-def count_kinds(table: pd.DataFrame, flagged: pd.DataFrame, known: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """What the flag does on each test split, as `Novelty.kinds` reads it."""
-    rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"])
-    rows["kind"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
-    counted: dict[str, list[dict[str, Any]]] = {}
-    for split in TEST_SPLITS:
-        for (label, name), part in rows[rows["split"] == split].groupby(["label", "kind"]):
-            counts = (int(part[column].sum()) for column in ("predicted", "anomalous", "novel"))
-            kind = Kind(str(name), len(part), *counts, unseen=bool(label == 1 and name not in known))
-            counted.setdefault(split, []).append(asdict(kind))
-    return counted
+    flagged["novel"] = flagged["anomalous"] & (table["predicted"] == 0)
+    rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"], count=1)
+    rows["name"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
+    kinds = rows[rows["split"].isin(TEST_SPLITS)].groupby(["split", "label", "name"])
+    kinds = kinds[["count", "predicted", "anomalous", "novel"]].sum().reset_index()
+    kinds["unseen"] = (kinds.pop("label") == 1) & ~kinds["name"].isin(known)
+    return flagged, kinds.rename(columns={"predicted": "called_defective"}).to_dict("records")
 
 
 def stored_novelty(run: Run) -> Novelty | None:
@@ -602,33 +549,29 @@ def stored_novelty(run: Run) -> Novelty | None:
     """
     if not (run.folder / SUMMARY).is_file():
         return None
-    novelty = _read(run)
-    weights = file_digest(Path(novelty.source) / "model.safetensors")
-    # An EfficientAD run that is not there any more is taken to be as it was.
-    if weights not in ("", novelty.summary["weights"]):
-        return None
-    if novelty.summary["predictions"] != file_digest(run.folder / "predictions.csv"):
-        return None
-    if novelty.table["image"].tolist() != run.predictions["image"].tolist():
-        raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {_again(run)}")
-    return novelty
-
-
-def is_stale(run: Run) -> bool:
-    """Whether what is stored is out of date, see `stored_novelty`."""
-    return (run.folder / SUMMARY).is_file() and stored_novelty(run) is None
-
-
-def _read(run: Run) -> Novelty:
+    again = f"remove novelty.json, or flag anew: gainmtl evaluate {run.folder} --efficientad-run FOLDER"
     summary = read_json(run.folder / SUMMARY)
     if not isinstance(summary, dict) or not summary.keys() >= KEYS:
-        raise RunError(f"{run.folder / SUMMARY}: lacks what belongs there; {_again(run)}")
+        raise RunError(f"{run.folder / SUMMARY}: lacks what belongs there; {again}")
     try:
         table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run.folder / TABLE}: cannot be read: {' '.join(str(error).split())}; {_again(run)}") from None
+        raise RunError(f"{run.folder / TABLE}: cannot be read: {' '.join(str(error).split())}; {again}") from None
+    weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
+    # An EfficientAD run that is not there any more is taken to be as it was.
+    trained_anew = weights not in ("", summary["weights"])
+    if trained_anew or summary["predictions"] != file_digest(run.folder / "predictions.csv"):
+        return None
+    if table["image"].tolist() != run.predictions["image"].tolist():
+        raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {again}")
     return Novelty(table, summary)
 
 
-def _again(run: Run) -> str:
-    return f"remove novelty.json, or flag anew: gainmtl evaluate {run.folder} --efficientad-run FOLDER"
+def out_of_date(run: Run) -> str:
+    """Why nothing stored can be shown, in words; empty where nothing is stored or it is up to date."""
+    if not (run.folder / SUMMARY).is_file() or stored_novelty(run) is not None:
+        return ""
+    return (
+        "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
+        f"gainmtl evaluate {run.folder} --efficientad-run FOLDER"
+    )

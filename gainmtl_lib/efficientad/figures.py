@@ -40,10 +40,6 @@ SIDE = 384
 """Longer side of each panel's picture, in pixels."""
 NARROWEST = 256
 """Pixels a panel is wide at least, however narrow its picture: the words below must stay readable."""
-GAP = 6
-"""White pixels between two panels."""
-ROWS_PRINTED = 20
-"""Of the table of scores; a folder may hold thousands."""
 
 
 # --- ``gainmtl efficientad train``
@@ -58,17 +54,7 @@ def train_and_report(
     resume: Path | None,
     force: bool,
 ) -> None:
-    """Train a run, or one for each category, evaluate it and print its metrics.
-
-    Args:
-        console: takes the tables.
-        files: of parameters, later ones win.
-        values: that win over the files.
-        category: in place of the parameters' own; ``all`` also writes the table of all, ``categories.csv`` in
-            ``outputs/<experiment>/efficientad``.
-        resume: checkpoint to go on from.
-        force: start anew.
-    """
+    """Train a run, evaluate it and print its metrics; of category ``all`` a run for each, and ``categories.csv``."""
     named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
     every = [settings]
@@ -95,24 +81,19 @@ def print_evaluation(console: Console, run: EfficientADRun) -> None:
     """The metrics of an evaluated run, by split, and what they rest on."""
     metrics = run.metrics
     splits = [name for name, values in metrics.items() if isinstance(values, dict) and "images" in values]
-    rows = {name: [number(metrics[split][name]) for split in splits] for name in metrics[splits[0]]}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=splits).rename_axis("metric")
+    table = pd.DataFrame({split: {name: number(value) for name, value in metrics[split].items()} for split in splits})
     title = f"{run.settings.run_name}: threshold {metrics['threshold']:.4g} ({metrics['threshold_from']})"
-    console.print(frame_table(title, table))
-    console.print(f"novelty threshold: {metrics['novelty_threshold']:.4g}")
-    console.print(f"teacher: {escape(metrics['teacher'])}")
-    console.print(f"penalty images: {escape(metrics['penalty'])}")
-    console.print(f"run: {escape(str(run.folder))}")
+    console.print(frame_table(title, table.rename_axis("metric")))
+    console.print(f"novelty threshold: {metrics['novelty_threshold']:.4g}\nteacher: {escape(metrics['teacher'])}")
+    console.print(f"penalty images: {escape(metrics['penalty'])}\nrun: {escape(str(run.folder))}")
 
 
 def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
-    """Test metrics of evaluated runs, one row per category (where there is none, per experiment), then their ``mean``.
-
-    A metric that one category has no answer for is the mean over the others.
-    """
-    names = [run.settings.category or run.settings.experiment for run in runs]
-    values = [{HEADINGS[name]: run.metrics["test"][name] for name in BY_CATEGORY} for run in runs]
-    table = pd.DataFrame(values, index=pd.Index(names, name="category"), dtype=float)
+    """Test metrics of evaluated runs by category, then their ``mean`` over those that have an answer."""
+    values = {
+        run.settings.category: {HEADINGS[name]: run.metrics["test"][name] for name in BY_CATEGORY} for run in runs
+    }
+    table = pd.DataFrame.from_dict(values, orient="index", dtype=float).rename_axis("category")
     table.loc["mean"] = table.mean()
     return table
 
@@ -130,7 +111,7 @@ def predict_and_report(
     image_size: tuple[int, int] | None,
     device: str | None,
 ) -> bool:
-    """Score each picture; one that cannot be used is named, and the others are scored all the same.
+    """Score each picture and say whether all could be; one that cannot be used is named, and the others go on.
 
     Args:
         console: takes the table.
@@ -141,14 +122,6 @@ def predict_and_report(
             picture, whose scores go beside it. Of the run's own pictures that one is the first defective one.
         image_size: network input (H, W); None is the training's.
         device: where to compute, see `checked_device`; None is the settings' accelerator.
-
-    Returns:
-        Whether every picture could be scored.
-
-    Raises:
-        RunError: no finished run or no checkpoint of EfficientAD, or no pictures and a run of other data.
-        DataError: no pictures, a wrong number of masks, or pictures that would be drawn to the same file.
-        ModelError: an image size below the smallest.
     """
     detector = Detector.open(place)
     single = output.suffix.lower() in IMAGE_SUFFIXES
@@ -170,7 +143,14 @@ def predict_and_report(
     listed = output.with_suffix(".csv") if single else output / "scores.csv"
     with atomic_path(listed) as path:
         table.to_csv(path, index=False, float_format="%.9g")
-    _print_scores(console, detector, table)
+    title = "no threshold: the run is not evaluated"
+    if detector.threshold is not None:
+        title = f"threshold {detector.threshold:.4g}"
+    shown = table.head(20).drop(columns="threshold").rename(columns={"anomaly_score": "anomaly score"})
+    shown.index = pd.Index([Path(image).name for image in shown.pop("image")], name="picture")
+    console.print(frame_table(title, shown))
+    if len(table) > len(shown):
+        console.print(f"… {len(table) - len(shown)} more; the table of scores has all of them")
     if image_size not in (None, detector.settings.image_size):
         trained, here = (f"{height}x{width}" for height, width in (detector.settings.image_size, image_size))
         console.print(f"computed at {here}; thresholds and scale are those of {trained} (height x width)")
@@ -185,18 +165,13 @@ def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> d
     """Pictures, of folders those at any depth, with their ground truth, given or found."""
     pictures: list[Path] = []
     for place in places:
-        if place.is_dir() and output.absolute().is_relative_to(place.absolute()):
-            raise DataError(
-                f"--output {output} lies in {place}, whose pictures are to be scored; choose another folder"
-            )
         if not place.exists():
             raise DataError(f"{place}: no such picture or folder")
-        found = image_files(place) if place.is_dir() else [place]
-        if not found:
-            raise DataError(
-                f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp files"
-            )
-        pictures += found
+        if place.is_dir() and output.absolute().is_relative_to(place.absolute()):
+            raise DataError(f"--output {output} lies in {place}, whose pictures are to be scored; choose another")
+        if place.is_dir() and not image_files(place):
+            raise DataError(f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp")
+        pictures += image_files(place) if place.is_dir() else [place]
     if masks and len(masks) != len(pictures):
         raise DataError(f"{len(pictures)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
     known = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
@@ -217,10 +192,8 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
     if single and len(pictures) != 1:
         raise DataError(f"--output {output} is the file of one picture, got {len(pictures)}; give a folder")
     base = os.path.commonpath([picture.absolute().parent for picture in pictures])
-    targets = {
-        picture: output if single else (output / picture.absolute().relative_to(base)).with_suffix(".png")
-        for picture in pictures
-    }
+    drawn_to = {picture: (output / picture.absolute().relative_to(base)).with_suffix(".png") for picture in pictures}
+    targets = dict.fromkeys(pictures, output) if single else drawn_to
     count = Counter(targets.values())
     if clashing := sorted(str(picture) for picture, target in targets.items() if count[target] > 1):
         raise DataError(f"{', '.join(clashing)} would be drawn to the same file; rename one or take them one at a time")
@@ -228,16 +201,6 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
     if lost := sorted(str(target) for target in targets.values() if target.resolve() in originals):
         raise DataError(f"--output {output} would overwrite {lost[0]}, which is to be scored; choose another place")
     return targets
-
-
-def _print_scores(console: Console, detector: Detector, table: pd.DataFrame) -> None:
-    none = detector.threshold is None
-    title = "no threshold: the run is not evaluated" if none else f"threshold {detector.threshold:.4g}"
-    shown = table.head(ROWS_PRINTED).drop(columns="threshold").rename(columns={"anomaly_score": "anomaly score"})
-    shown.index = pd.Index([Path(image).name for image in shown.pop("image")], name="picture")
-    console.print(frame_table(title, shown))
-    if len(table) > ROWS_PRINTED:
-        console.print(f"… {len(table) - ROWS_PRINTED} more; the table of scores has all of them")
 
 
 def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
@@ -250,19 +213,16 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     heat = share[inside(inner_size(scored.size, size, detector.settings.resize), size)]
     said = [scored.path.name, detector.verdict(scored.score), "anomalous" if detector.anomalous(scored.score) else None]
     words = " · ".join([*filter(None, said), f"score {scored.score:.4g}"])
-    heat_words = f"anomaly map · {detector.scale_name}"
-    panels = [_panel(picture, words), _panel(overlay(picture, heat, mask=region), heat_words, bar=True)]
+    panels = [(picture, words), (overlay(picture, heat, mask=region), f"anomaly map · {detector.scale_name}")]
     if region is not None:
-        panels.append(_panel(np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))
-    gap = np.full((len(panels[0]), GAP, 3), 255, dtype=np.uint8)
-    beside = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-    return with_band(beside, f"EfficientAD · teacher: {detector.teacher}", bar=False)
-
-
-def _panel(pixels: NDArray[np.uint8], words: str, *, bar: bool = False) -> NDArray[np.uint8]:
-    missing = max(0, NARROWEST - pixels.shape[1])
-    sides = (missing // 2, missing - missing // 2)
-    return with_band(np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255), words, bar=bar)
+        panels.append((np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))
+    missing = max(0, NARROWEST - width)
+    beside = []
+    for turn, (pixels, below) in enumerate(panels):
+        sides = (missing // 2 + 6 * (turn > 0), missing - missing // 2)  # white between two panels
+        wide = np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255)
+        beside.append(with_band(wide, below, bar=turn == 1))
+    return with_band(np.concatenate(beside, axis=1), f"EfficientAD · teacher: {detector.teacher}", bar=False)
 
 
 # --- The EfficientAD runs of an experiment, to stand below its strategies
@@ -276,7 +236,7 @@ def collect_efficientad(experiment: Path) -> list[EfficientADRun]:
 
 
 def anomaly_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
-    """One row per run and test split as text, a dash for what has no answer; the last column is the teacher."""
+    """One row per run and test split as text; the last column is the teacher."""
     rows = {}
     for run in runs:
         for split in ("test", "test_shift"):
@@ -287,7 +247,7 @@ def anomaly_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
 
 
 def same_anomalies_figure(run: EfficientADRun) -> Figure:
-    """The three maps of pictures of its test split, those that `same_pictures_figure` shows; names the teacher."""
+    """The three maps of the test pictures that `same_pictures_figure` shows."""
     provider = SplitProvider(run.settings)
     rows = pick_rows(provider.samples, "test", defective=4, normal=1)
     titles = [str(provider.samples["defect_type"][row]) for row in rows]

@@ -26,7 +26,6 @@ from gainmtl_lib.runs import EFFICIENTAD
 from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
 
 ModelSize = Literal["S", "M"]
-RANDOM = "random"
 
 SMALLEST_IMAGE = 64
 """Pixels a side. Of these a description without padding has 8 cells, and the encoder's last grid 2."""
@@ -41,15 +40,10 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 
 
-def _as_teacher(value: Any) -> Any:
-    return value if value == RANDOM else as_path(value)
-
-
 class EfficientADSettings(RunSettings):
     """Parameters of one EfficientAD run. Strict: unknown names and wrong types raise `SettingsError`.
 
-    `teacher` has no default: without pretrained features the method is another one, so that `random` must be asked
-    for.
+    `teacher` has no default: without pretrained features the method is another one, so `random` must be asked for.
     """
 
     # model
@@ -58,7 +52,7 @@ class EfficientADSettings(RunSettings):
     padding: bool = False
     teacher: Annotated[
         Literal["random"] | Path,
-        BeforeValidator(_as_teacher),
+        BeforeValidator(lambda value: value if value == "random" else as_path(value)),
         Field(description="the path of a weights file, or random"),
     ]
 
@@ -91,10 +85,7 @@ class EfficientADSettings(RunSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if min(self.image_size) < SMALLEST_IMAGE:
-            raise ValueError(
-                f"image_size must be at least {SMALLEST_IMAGE} pixels a side (the networks' strides), "
-                f"got {list(self.image_size)}"
-            )
+            raise ValueError(f"image_size must be at least {SMALLEST_IMAGE} pixels a side, got {list(self.image_size)}")
         if self.category is not None and self.dataset_type != "mvtec":
             raise ValueError(f"category is for dataset_type mvtec, got {self.dataset_type} and {self.category!r}")
         return self
@@ -113,52 +104,39 @@ class EfficientADSettings(RunSettings):
 # --- The networks (appendix A.1)
 
 
-class _Layer(NamedTuple):
-    """A convolution, the padding that a padded network gives it, and whether average pooling follows."""
-
-    channels: int
-    kernel: int
-    padding: int
-    pooled: bool = False
-
-
-_HIDDEN: dict[ModelSize, tuple[_Layer, ...]] = {
-    "S": (_Layer(128, 4, 3, pooled=True), _Layer(256, 4, 3, pooled=True), _Layer(256, 3, 1)),
-    "M": (_Layer(256, 4, 3, pooled=True), _Layer(512, 4, 3, pooled=True), _Layer(512, 1, 0), _Layer(512, 3, 1)),
+# Of each convolution: channels, kernel, padding in a padded network, whether average pooling follows.
+_HIDDEN = {
+    "S": ((128, 4, 3, True), (256, 4, 3, True), (256, 3, 1, False)),
+    "M": ((256, 4, 3, True), (512, 4, 3, True), (512, 1, 0, False), (512, 3, 1, False)),
 }
 
 
 class PatchDescriptionNetwork(nn.Module):
     """Describes every patch of 33 pixels a side in one pass (PDN): S has four convolutions, M six.
 
-    Args:
-        model_size: S or M.
-        out_channels: C.
-        padding: whether convolutions and poolings pad with zeros. The description then covers the whole image,
-            otherwise it ends four cells before each border.
+    With `padding` the description covers the whole image, otherwise it ends four cells before each border.
     """
 
     def __init__(self, *, model_size: ModelSize, out_channels: int, padding: bool = False) -> None:
         super().__init__()
-        last = (_Layer(out_channels, 4, 0), _Layer(out_channels, 1, 0))[: 2 if model_size == "M" else 1]
+        last = ((out_channels, 4, 0, False), (out_channels, 1, 0, False))[: 2 if model_size == "M" else 1]
         self.padding = padding
         self._layers = (*_HIDDEN[model_size], *last)
-        channels = (3, *(layer.channels for layer in self._layers))
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, layer.kernel, padding=layer.padding if padding else 0)
-            for layer, (before, after) in zip(self._layers, pairwise(channels), strict=True)
+            nn.Conv2d(before, after, kernel, padding=pad if padding else 0)
+            for (before, *_), (after, kernel, pad, _) in pairwise([(3,), *self._layers])
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Shape: normalised (B, 3, H, W) -> (B, C, h, w), unbounded."""
+        """Shape: normalised (B, 3, H, W) -> (B, C, h, w)."""
         return self.convolutions[-1](self.hidden(images))
 
     def hidden(self, images: Tensor) -> Tensor:
         """What the last convolution reads, (B, C', h', w'), for `part`."""
         features = images
-        for layer, convolution in zip(self._layers[:-1], self.convolutions):
+        for (*_, pooled), convolution in zip(self._layers[:-1], self.convolutions):
             features = F.relu(convolution(features), inplace=True)
-            if layer.pooled:
+            if pooled:
                 features = F.avg_pool2d(features, 2, padding=1 if self.padding else 0)
         return features
 
@@ -169,33 +147,25 @@ class PatchDescriptionNetwork(nn.Module):
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Cells (h, w) of the description of an image (H, W)."""
-        height, width = (self._cells(side) for side in image_size)
-        return height, width
-
-    def _cells(self, side: int) -> int:
-        pad = 1 if self.padding else 0
-        for layer in self._layers:
-            side += 2 * layer.padding * pad - layer.kernel + 1
-            if layer.pooled:
-                side = (side + 2 * pad) // 2
-        return side
+        cells, padded = torch.tensor(image_size), int(self.padding)
+        for _, kernel, pad, pooled in self._layers:
+            cells = cells + 2 * pad * padded - kernel + 1
+            if pooled:
+                cells = (cells + 2 * padded) // 2
+        return int(cells[0]), int(cells[1])
 
 
 class AutoEncoder(nn.Module):
     """Reproduces the teacher's description through a bottleneck, so that it keeps to the global structure.
 
     The decoder's grids follow from the image: one less than an even share and the even share in turn, 3, 8, 15, 32, 63
-    and 127 cells at 256 pixels. Where the encoder's grid is smaller than the bottleneck's kernel (images below 256
-    pixels) it is padded with zeros around, so that one set of weights serves every size.
-
-    Args:
-        out_channels: C.
-        dropout: of the decoder's first six convolutions, while training (the paper's 0.2).
+    and 127 cells at 256 pixels. Below 256 pixels the encoder's grid is padded with zeros to the bottleneck's kernel,
+    so that one set of weights serves every size.
     """
 
-    def __init__(self, *, out_channels: int, dropout: float = 0.2) -> None:
+    def __init__(self, *, out_channels: int) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = 0.2
         widths = (3, 32, 32, 64, 64, 64)
         strided = [nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)]
         self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, 8)])
@@ -223,7 +193,6 @@ class AutoEncoder(nn.Module):
 
 # --- The model
 
-
 BORDER = 4
 """Cells before each border that a description without padding leaves out."""
 
@@ -234,23 +203,20 @@ QUANTILES = (0.9, 0.995)
 class LocalMaps(NamedTuple):
     """The two maps on the description's grid, (B, 1, h, w), at least 0, not yet on a common scale."""
 
-    student_teacher: Tensor  # local anomalies
-    student_autoencoder: Tensor  # logical anomalies
+    student_teacher: Tensor
+    student_autoencoder: Tensor
 
 
 class AnomalyOutput(NamedTuple):
-    """What the model says.
+    """What the model says, float32.
 
-    Attributes:
-        anomaly_map: float32 (B, 1, H, W): the mean of the two maps, 0 at the 90 % quantile of normal parts and 0.1 at
-            the 99.5 % quantile; negative where calmer. 0 on the border that a network without padding leaves out.
-        score: float32 (B,), the map's maximum before it is enlarged.
-        cells: float32 (B, 1, h', w'): the map before it is enlarged, its border of 0 included.
+    The map is the mean of the two maps, each 0 at the 90 % quantile of normal parts and 0.1 at the 99.5 % quantile,
+    negative where calmer, and 0 on the border that a network without padding leaves out.
     """
 
-    anomaly_map: Tensor
-    score: Tensor
-    cells: Tensor
+    anomaly_map: Tensor  # (B, 1, H, W)
+    score: Tensor  # (B,), the map's maximum before it is enlarged
+    cells: Tensor  # (B, 1, h', w'), the map before it is enlarged, its border included
 
 
 class EfficientADModel(nn.Module):
@@ -260,6 +226,9 @@ class EfficientADModel(nn.Module):
         model_size: S or M, of teacher and student.
         out_channels: C of the teacher and of the autoencoder; the student has twice that, one half for each.
         padding: see `PatchDescriptionNetwork`.
+
+    Raises:
+        ModelError: another size; in `forward`, images below `SMALLEST_IMAGE`.
     """
 
     teacher_mean: Tensor
@@ -291,11 +260,11 @@ class EfficientADModel(nn.Module):
     def local_maps(self, images: Tensor) -> LocalMaps:
         """The two maps of images (B, 3, H, W) in [0, 1], not yet put on their scale."""
         pixels = self.normalized(images)
-        described = self.describe(pixels)
+        described = self.describe(pixels).float()
         local, whole = self.student(pixels).float().split(self.out_channels, dim=1)
         predicted = self.autoencoder(pixels, (described.shape[-2], described.shape[-1])).float()
         return LocalMaps(
-            (described.float() - local).square().mean(dim=1, keepdim=True),
+            (described - local).square().mean(dim=1, keepdim=True),
             (predicted - whole).square().mean(dim=1, keepdim=True),
         )
 
@@ -321,27 +290,20 @@ class EfficientADModel(nn.Module):
     @torch.no_grad()
     def measure_teacher(self, batches: Iterable[Tensor]) -> None:
         """Standardise the teacher's channels by their mean and deviation over one pass of images in [0, 1]."""
-        images = (batch.to(self.teacher_mean.device) for batch in batches)
-        pixels = (self.normalized(each).contiguous(memory_format=torch.channels_last) for each in images)
-        mean, std = channel_moments(self.teacher(each) for each in pixels)
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise ModelError("the teacher's channel statistics are not finite; its weights are damaged")
-        if dead := int((std <= 0).sum()):
-            raise ModelError(
-                f"{dead} of the teacher's {len(std)} channels never change on the training images; "
-                "its weights are damaged, or the images are all the same"
-            )
+        device, layout = self.teacher_mean.device, torch.channels_last
+        pixels = (self.normalized(batch.to(device)).contiguous(memory_format=layout) for batch in batches)
+        mean, std = channel_moments((self.teacher(each) for each in pixels), whose="the teacher's")
         self.teacher_mean.copy_(mean.view(1, -1, 1, 1))
         self.teacher_std.copy_(std.view(1, -1, 1, 1))
 
     def set_quantiles(self, quantiles: Tensor, *, images: int) -> None:
         """Where the scale of each map begins and ends, (2, 2): of each map of `LocalMaps` its `QUANTILES`."""
-        if not bool(torch.isfinite(quantiles).all()) or bool((quantiles[:, 1] <= quantiles[:, 0]).any()):
+        if not (quantiles.isfinite().all() and (quantiles[:, 1] > quantiles[:, 0]).all()):
             values = ", ".join(f"{value:.4g}" for value in quantiles.flatten().tolist())
             raise ModelError(
-                f"the quantiles of the normal validation maps give no scale ({values}) from {images} "
-                f"image{'s' if images != 1 else ''}; expected finite values, the upper above the lower: validate on "
-                "more normal images (val_ratio), and see that the loss is finite"
+                f"the quantiles of the normal validation maps ({images}) give no scale ({values}); expected finite "
+                "values, the upper above the lower: validate on more normal images (val_ratio), and see that the loss "
+                "is finite"
             )
         self.quantiles.copy_(quantiles)
 
@@ -360,7 +322,7 @@ def check_size(height: int, width: int) -> None:
         )
 
 
-def channel_moments(descriptions: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all cells of descriptions (B, C, h, w), float32 (C,) each.
 
     Each part's moments join the others' in float64 (Chan, Golub, LeVeque 1979), so that neither many images nor a mean
@@ -375,26 +337,26 @@ def channel_moments(descriptions: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         mean = mean + away * (cells / total)
         squares = squares + variance * cells + away.square() * (count * cells / total)
         count = total
-    return mean.float(), (squares / count).sqrt().float()
+    mean, std = mean.float(), (squares / count).sqrt().float()
+    if useless := int((~(mean.isfinite() & std.isfinite() & (std > 0))).sum()):
+        raise ModelError(
+            f"{useless} of {whose} {len(std)} channels never change on these images, or are not finite; the images are "
+            "all the same, or the network's weights are damaged"
+        )
+    return mean, std
 
 
 # --- The four terms of training (sections 3.2 and 3.3; algorithm 1)
-
 
 TERMS = ("st", "penalty", "ae", "stae")
 """Student-teacher, pretraining penalty, teacher-autoencoder, student-autoencoder; logged as ``<term>_loss``."""
 
 
 def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999) -> Tensor:
-    """Mean of the largest squared differences: ``mean(d | d >= q-quantile of d)``.
+    """Mean of the largest squared differences d of (B, C, h, w), ``mean(d | d >= q-quantile of d)``.
 
     Taken over all images, channels and cells together, so that the student is pulled where it imitates worst and not
     where it imitates well already.
-
-    Args:
-        student: its teacher half, (B, C, h, w).
-        teacher: standardised description, (B, C, h, w).
-        quantile: share of the differences left out, p_hard; 0 takes the mean of all.
     """
     difference = (teacher.float() - student.float()).square()
     count = difference.numel()
@@ -416,22 +378,16 @@ def distance_loss(first: Tensor, second: Tensor) -> Tensor:
     return (first.float() - second.float()).square().mean()
 
 
-def total_loss(terms: dict[str, Tensor], *, st_weight: float, penalty_weight: float, ae_weight: float) -> Tensor:
+def total_loss(terms: dict[str, Tensor], settings: EfficientADSettings) -> Tensor:
     """The weighted sum; `ae_weight` scales both terms of the autoencoder."""
-    weights = {"st": st_weight, "penalty": penalty_weight, "ae": ae_weight, "stae": ae_weight}
-    return torch.stack([weights[name] * terms[name] for name in TERMS]).sum()
+    weights = (settings.st_weight, settings.penalty_weight, settings.ae_weight, settings.ae_weight)
+    return torch.stack([weight * terms[name] for name, weight in zip(TERMS, weights, strict=True)]).sum()
 
 
 # --- Weights from files: ours, the published ones' (nelson1425/EfficientAD) and anomalib's
 
-
 RECORD = "gainmtl_teacher"
 """Key of a teacher file's metadata under which `distill` tells, as JSON, how the teacher was made."""
-
-_LAYER = re.compile(r"(?:convolutions\.|conv)?(\d+)\.(weight|bias)")
-"""A layer's name: ours, the published files' and anomalib's."""
-_KINDS = {8: "a patch description network of size S", 12: "a patch description network of size M"}
-"""By the number of tensors, two to a convolution."""
 
 
 def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
@@ -439,14 +395,11 @@ def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]
 
     The description has ``kind`` (``random`` or ``file``) and ``text``; of a file also ``file``, its ``digest``
     (SHA-256) and, when `distill` made it, ``distilled``: how. A random one follows from the seed alone.
-
-    Raises:
-        ModelError: see `read_weights`; the teacher has another size or other channels than the settings.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = PatchDescriptionNetwork(model_size=settings.model_size, out_channels=settings.out_channels)
-    if settings.teacher == RANDOM:
+    if settings.teacher == "random":
         text = "random (untrained teacher: not the paper's method)"
         return network.state_dict(), {"kind": "random", "text": text, "seed": settings.seed}
     path = Path(settings.teacher)
@@ -470,14 +423,7 @@ def teacher_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_weights(path: str | Path) -> StateDict:
-    """The tensors in a file under the file's names; nothing in it is run.
-
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` or Lightning wrote.
-
-    Raises:
-        ModelError: no such file, no tensors in it, or a network pickled as a whole.
-    """
+    """The tensors in a ``.safetensors`` file, or what ``torch.save`` or Lightning wrote; nothing in it is run."""
     path, unknown = Path(path), []
     if path.suffix != ".safetensors":
         with suppress(Exception):  # whatever a foreign file raises, `read_checkpoint` words it
@@ -493,7 +439,7 @@ def read_weights(path: str | Path) -> StateDict:
 
 
 class _Placeholder:
-    """Stands where a checkpoint names a class beside its tensors: takes everything, does nothing."""
+    """Stands where a checkpoint names a class beside its tensors."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -505,15 +451,16 @@ def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the tea
     bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     given = {k.removeprefix("teacher."): v for k, v in bare.items() if k.startswith("teacher.")} or bare
     places = {}
-    for name in given:
-        if (layer := _LAYER.fullmatch(name)) is None:
+    for name in given:  # ours, the published files' and anomalib's
+        if (layer := re.fullmatch(r"(?:convolutions\.|conv)?(\d+)\.(weight|bias)", name)) is None:
             raise ModelError(f"{source}: no network of EfficientAD, '{name}' is none of its layers")
         places[name] = (int(layer[1]), layer[2] == "bias")
     # From the input to the output, each convolution's weight before its bias.
     tensors, expected = [given[name] for name in sorted(places, key=places.__getitem__)], network.state_dict()
     found, wanted = [[tuple(t.shape) for t in each] for each in (tensors, expected.values())]
     if found != wanted:
-        theirs, ours = (f"{_KINDS.get(len(each), 'a network')} with {each[-1][0]} channels" for each in (found, wanted))
+        kinds = {8: "a patch description network of size S", 12: "a patch description network of size M"}
+        theirs, ours = (f"{kinds.get(len(each), 'a network')} with {each[-1][0]} channels" for each in (found, wanted))
         if theirs == ours:
             ours = f"its tensors to be {wanted}, got {found}"
         raise ModelError(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,6 @@ PLAN = (
 MAP = "anomaly"
 """Name of the map's file and of its scale."""
 
-KEPT = 3
-"""How many of the best validations keep a checkpoint of their own."""
-
-STEPS_BETWEEN_CHECKS = 10
-"""Whether losses are finite is asked for several steps at once: each answer waits for the device."""
-
 
 # --- Finished runs
 
@@ -114,7 +108,7 @@ class EfficientADRun(StoredRun[EfficientADSettings]):
 
     @property
     def teacher(self) -> str:
-        """Where the teacher came from; stands wherever a result of the run is shown."""
+        """Where the teacher came from, to be shown with every result."""
         return self.manifest["teacher"]["text"]
 
     @property
@@ -179,9 +173,8 @@ def fit_efficientad(
         force: start anew, dropping what the folder holds.
 
     Raises:
-        RunError: the folder is in use or holds a run with other settings or data; the run is finished already;
-            the checkpoint is none or of another training (see `checkpoint_to_resume`), or both `resume` and `force`
-            were asked for.
+        RunError: the folder is in use, or holds a run with other settings or data; with `resume`, the run is finished,
+            `force` was asked for too, or the checkpoint is none or of another training.
         DataError: the data cannot be used.
         ModelError: the teacher cannot be used, or the validation maps give no scale.
         DeviceError: the machine lacks what the settings ask for.
@@ -201,17 +194,27 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
     # What settings alone can get wrong comes before pictures are decoded.
     device = checked_device(settings.accelerator)
     check_count(device, settings.devices)
-    lightning_precision(settings.precision, device)
+    precision: Any = lightning_precision(settings.precision, device)
     state, teacher = teacher_of(settings)
     penalty = PenaltyImages(settings)
     check_validation(provider)
     data = TrainingData(settings, provider, penalty)
-    complete = partial(_is_complete, settings=settings, total=data.total_steps)
+    total = data.total_steps
+
+    def complete(checkpoint: Mapping[str, Any]) -> bool:
+        validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
+        return checkpoint["global_step"] >= total or _exhausted(validated, settings)
+
     checkpoint = checkpoint_to_resume(folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete)
     model = build_model(settings)
     if checkpoint is None:
         fill_teacher(model.teacher, state)
-        _measure_teacher(model, settings, provider, device)
+        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loader = provider.get_train_dataloader()
+        batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
+        with inference_autocast(settings.precision, device):
+            model.measure_teacher(as_batch(item, split="train").images for item in batches)
+        model.cpu()
     else:
         teacher = read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
     manifest = {
@@ -222,66 +225,37 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
         "penalty": penalty.text,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "split_sizes": provider.split_sizes,
-        "total_steps": data.total_steps,
+        "total_steps": total,
         "data_digest": provider.digest,
     }
     with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
         if checkpoint is None or not complete(read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
-            module = EfficientADTraining(model, settings, total_steps=data.total_steps, teacher=teacher)
-            fit_interruptibly(_trainer(settings, device, folder, data), module, data, checkpoint)
-        manifest |= _leave_best(folder)
-
-
-def _is_complete(checkpoint: Mapping[str, Any], settings: EfficientADSettings, total: int) -> bool:
-    validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
-    return checkpoint["global_step"] >= total or _exhausted(validated, settings)
-
-
-def _measure_teacher(
-    model: EfficientADModel, settings: EfficientADSettings, provider: DatasetProvider, device: torch.device
-) -> None:
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = provider.get_train_dataloader()
-    batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
-    with inference_autocast(settings.precision, device):
-        model.measure_teacher(as_batch(item, split="train").images for item in batches)
-    model.cpu()
-
-
-def _trainer(settings: EfficientADSettings, device: torch.device, folder: Path, data: TrainingData) -> L.Trainer:
-    total = data.total_steps
-    return L.Trainer(
-        accelerator=device.type,
-        devices=settings.devices,
-        strategy="ddp_spawn" if settings.devices > 1 else "auto",
-        precision=lightning_precision(settings.precision, device),  # type: ignore[arg-type]
-        max_epochs=math.ceil(total / settings.val_every_n_steps),
-        reload_dataloaders_every_n_epochs=1,  # the next interval of steps
-        use_distributed_sampler=False,  # each process knows its share
-        benchmark=device.type == "cuda",
-        logger=event_loggers(settings),
-        callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(10, settings.val_every_n_steps, total),
-        default_root_dir=folder,
-    )
-
-
-def _leave_best(folder: Path) -> dict[str, Any]:
-    """Write the best weights; tell where they come from. Read from files: other processes may have trained."""
-    best = folder / "checkpoints" / "best.ckpt"
-    save_weights(load_checkpoint(best)[0], folder / "model.safetensors")
-    checkpoint = read_checkpoint(best)
-    return {
-        "steps": read_checkpoint(best.with_name("last.ckpt"))["global_step"],
-        "best_step": checkpoint["global_step"],
-        "best_val_auroc": checkpoint["scores"]["image_auroc"],
-        "best_val_pixel_auroc": checkpoint["scores"]["pixel_auroc"],
-    }
+            module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
+            trainer = L.Trainer(
+                accelerator=device.type,
+                devices=settings.devices,
+                strategy="ddp_spawn" if settings.devices > 1 else "auto",
+                precision=precision,
+                max_epochs=math.ceil(total / settings.val_every_n_steps),
+                reload_dataloaders_every_n_epochs=1,  # the next interval of steps
+                use_distributed_sampler=False,  # each process knows its share
+                benchmark=device.type == "cuda",
+                logger=event_loggers(settings),
+                callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
+                plugins=[AtomicCheckpointIO()],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                log_every_n_steps=min(10, settings.val_every_n_steps, total),
+                default_root_dir=folder,
+            )
+            fit_interruptibly(trainer, module, data, checkpoint)
+        # Read from files: other processes may have trained.
+        best, last = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+        save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
+        manifest |= {"steps": last["global_step"], "best_step": best["global_step"]}
+        manifest |= {f"best_val_{name.removeprefix('image_')}": score for name, score in best["scores"].items()}
 
 
 class EfficientADTraining(L.LightningModule):
@@ -292,12 +266,7 @@ class EfficientADTraining(L.LightningModule):
     """
 
     def __init__(
-        self,
-        model: EfficientADModel,
-        settings: EfficientADSettings,
-        *,
-        total_steps: int,
-        teacher: dict[str, Any] | None = None,
+        self, model: EfficientADModel, settings: EfficientADSettings, *, total_steps: int, teacher: Any = None
     ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -335,9 +304,7 @@ class EfficientADTraining(L.LightningModule):
         torch.manual_seed(settings.seed * 1_000_003 + batch.number)
         augmented = recoloured(batch.images, seed=settings.seed, number=batch.number)
         terms = self.losses(batch.images, augmented, batch.penalty)
-        total = total_loss(
-            terms, st_weight=settings.st_weight, penalty_weight=settings.penalty_weight, ae_weight=settings.ae_weight
-        )
+        total = total_loss(terms, settings)
         self._stop_unless_finite(terms, total)
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -357,7 +324,7 @@ class EfficientADTraining(L.LightningModule):
 
     def _stop_unless_finite(self, terms: dict[str, Tensor], total: Tensor) -> None:
         self._unchecked.append(torch.stack([*(terms[name].detach() for name in TERMS), total.detach()]))
-        if len(self._unchecked) < STEPS_BETWEEN_CHECKS and not self.trainer.is_last_batch:
+        if len(self._unchecked) < 10 and not self.trainer.is_last_batch:  # each answer waits for the device
             return
         values = torch.stack(self._unchecked).cpu()  # (steps, terms and their sum)
         self._unchecked.clear()
@@ -375,7 +342,7 @@ class EfficientADTraining(L.LightningModule):
     def validation_step(self, item: Any, batch_idx: int) -> None:
         """Maps are held until the last is seen, because the scale of all of them comes from the normal ones."""
         batch = as_batch(item, split="val")
-        # In the training's precision, as the finished model is evaluated: the scale of its maps must be that one.
+        # In the training's precision, in which the finished model is evaluated too.
         maps = self.model.local_maps(batch.images.contiguous(memory_format=torch.channels_last))
         held = Batch(batch.images[:, :0], *(part.cpu() for part in batch[1:]))
         self._seen.append((LocalMaps(*(one.float().cpu() for one in maps)), held))
@@ -385,20 +352,20 @@ class EfficientADTraining(L.LightningModule):
         self.scores = calibrate(self.model, self._seen)
         self._seen = []
         self.log_dict({f"val/{name}": score for name, score in self.scores.items()}, sync_dist=True)
-        self._say_progress(
-            "validation image AUROC {image_auroc:.3f}, pixel AUROC {pixel_auroc:.3f}; ".format(**self.scores)
-        )
+        told = "validation image AUROC {image_auroc:.3f}, pixel AUROC {pixel_auroc:.3f}; "
+        self._say_progress(told.format(**self.scores))
         self._losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"gainmtl_settings": self.settings.plain(), "teacher": self.teacher, "scores": self.scores}
 
     def configure_optimizers(self) -> Any:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        fused = self.device.type in {"cpu", "cuda"}  # one pass over the weights instead of a dozen
         settings, decay_from = self.settings, int(0.95 * self.total_steps)
         optimizer = torch.optim.Adam(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type in {"cpu", "cuda"},  # one pass over the weights instead of a dozen
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 if step >= decay_from > 0 else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -412,9 +379,8 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
     model.set_quantiles(torch.tensor(np.stack([np.quantile(each, QUANTILES) for each in values])), images=count)
     pixels, scores = PixelAuroc(sync_on_compute=False), []
     for maps, batch in seen:
-        output = model.finish(
-            LocalMaps(*(one.to(model.quantiles.device) for one in maps)), (batch.masks.shape[-2], batch.masks.shape[-1])
-        )
+        maps = LocalMaps(*(one.to(model.quantiles.device) for one in maps))
+        output = model.finish(maps, (batch.masks.shape[-2], batch.masks.shape[-1]))
         if not bool(torch.isfinite(output.score).all()):
             raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
         answered = (batch.labels == 0) | batch.has_mask
@@ -426,7 +392,7 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
 
 
 class StepCheckpoints(Checkpoint):
-    """``last.ckpt`` at every validation, ``best.ckpt``, and ``step_<n>.ckpt`` of the `KEPT` best validations.
+    """``last.ckpt`` at every validation, ``best.ckpt``, and ``step_<n>.ckpt`` of the three best validations.
 
     The best has the highest image AUROC, then pixel AUROC, then came first; Lightning's own callbacks know one number.
     Stops the training once `patience` validations brought no better one.
@@ -440,7 +406,7 @@ class StepCheckpoints(Checkpoint):
         step = trainer.global_step
         scores = [float(trainer.callback_metrics[f"val/{name}_auroc"]) for name in ("image", "pixel")]
         self.validated.append([*(-math.inf if math.isnan(score) else round(score, 6) for score in scores), -step])
-        kept = [f"step_{-one[2]:.0f}.ckpt" for one in sorted(self.validated, reverse=True)[:KEPT]]
+        kept = [f"step_{-one[2]:.0f}.ckpt" for one in sorted(self.validated, reverse=True)[:3]]
         own = f"step_{step}.ckpt"
         if own == kept[0]:
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
