@@ -11,23 +11,8 @@ from drawn_data import truncate_file, write_mask, write_picture
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from gainmtl_lib.dataset import Batch, build_samples, whole_batches
-from gainmtl_lib.efficientad.data import (
-    CUT_PASTE,
-    KINDS,
-    LEAST_CHANGE,
-    DatasetProvider,
-    NormalsAndAnomalies,
-    PenaltyImages,
-    SplitProvider,
-    TrainingData,
-    as_batch,
-    draw_leaves,
-    found_categories,
-    kind_of,
-    recoloured,
-    samples_in_use,
-    synthesise,
-)
+from gainmtl_lib.efficientad import data as module
+from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.readers import COLUMNS, DataError, UnreadableError, data_digest
 from gainmtl_lib.settings import Settings
@@ -55,7 +40,7 @@ def names(samples, split):
 def read(one, first, stop, *, rank=0, world=1, **values):
     """Number, images and the penalty's sum of some steps of one device."""
     asked = settings(**{"image_size": SIZE} | values)
-    data = TrainingData(asked, one, PenaltyImages(asked))
+    data = module.TrainingData(asked, one, module.PenaltyImages(asked))
     batches = data.batches(first, rank, world)
     return [(b.number, b.images, float(b.penalty.sum())) for b, _ in zip(batches, range(first, stop))]
 
@@ -111,7 +96,10 @@ def test_the_split_is_that_of_gain_mtl(tmp_path, seed, pattern):
         write_picture(tmp_path / f"images/train/defective/{kind}/bad{number}_x.png", seed=number)
         write_mask(tmp_path / f"masks/train/defective/{kind}/bad{number}_x.png")
     shared = dict(data_root=tmp_path, val_ratio=0.25, test_ratio=0.3, split_seed=seed, group_pattern=pattern)
-    theirs, ours = build_samples(Settings(**shared)), samples_in_use(EfficientADSettings(teacher="random", **shared))
+    theirs, ours = (
+        build_samples(Settings(**shared)),
+        module.samples_in_use(EfficientADSettings(teacher="random", **shared)),
+    )
     assert names(ours, "test") == names(theirs, "test")
     for split in ("train", "val"):
         assert names(ours, split) == names(theirs[theirs["label"] == 0], split)
@@ -140,11 +128,15 @@ def test_mvtec_is_tested_on_its_whole_test_folder(mvtec):
     inside = provider(mvtec / "bottle", dataset_type="mvtec", val_ratio=0.2)
     assert inside.digest == one.digest  # the category may be the root
     values = {
-        frozenset(names(samples_in_use(settings(mvtec, dataset_type="mvtec", category="bottle", split_seed=s)), "val"))
+        frozenset(
+            names(module.samples_in_use(settings(mvtec, dataset_type="mvtec", category="bottle", split_seed=s)), "val")
+        )
         for s in range(4)
     }
     assert len(values) > 1
-    assert found_categories(mvtec) == ["bottle", "metal_nut"] and found_categories(mvtec / "nowhere") == []
+    assert (
+        module.found_categories(mvtec) == ["bottle", "metal_nut"] and module.found_categories(mvtec / "nowhere") == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +159,7 @@ def test_validation_holds_normals_and_their_anomalous_copies(generic):
     batch = Batch(*(torch.cat(parts) for parts in zip(*one.loader("val"), strict=True)))
     table = one.table("val")
     assert batch.labels.tolist() == batch.has_mask.int().tolist() == table["label"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert table["defect_type"].tolist() == ["normal"] * 3 + [kind_of(place, seed=3) for place in range(3)]
+    assert table["defect_type"].tolist() == ["normal"] * 3 + [module.kind_of(place, seed=3) for place in range(3)]
     assert table["image"].tolist() == [one.samples["image"][row] for row in batch.index.tolist()]
     for normal, copy, mask in zip(batch.images[:3], batch.images[3:], batch.masks[3:, 0].bool(), strict=True):
         assert torch.equal(normal[:, ~mask], copy[:, ~mask]) and not torch.equal(normal, copy)
@@ -231,7 +223,7 @@ class OwnProvider(DatasetProvider):
         return DataLoader(images, batch_size=3, shuffle=True)
 
     def get_val_dataloader(self):
-        both = NormalsAndAnomalies(self.pictures[:2], seed=0)
+        both = module.NormalsAndAnomalies(self.pictures[:2], seed=0)
         return whole_batches(both, range(len(both)), batch_size=2, num_workers=0, seed=0)
 
 
@@ -263,12 +255,12 @@ def test_one_loader_of_the_settings_data_can_be_replaced(generic):
 
 def test_batches_stay_and_images_become_normal_ones():
     images = torch.rand(2, 3, 8, 8)
-    batch = as_batch(images, split="train")
+    batch = module.as_batch(images, split="train")
     assert batch.images is images and batch.labels.tolist() == [0, 0] and batch.has_mask.tolist() == [False, False]
-    assert batch.masks.shape == (2, 1, 8, 8) and not batch.masks.any() and as_batch(batch, split="val") is batch
+    assert batch.masks.shape == (2, 1, 8, 8) and not batch.masks.any() and module.as_batch(batch, split="val") is batch
 
 
-NORMAL = as_batch(torch.rand(2, 3, 8, 8), split="val")
+NORMAL = module.as_batch(torch.rand(2, 3, 8, 8), split="val")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +279,7 @@ NORMAL = as_batch(torch.rand(2, 3, 8, 8), split="val")
 )
 def test_what_a_loader_may_not_yield(item, message):
     with pytest.raises(DataError, match=message):
-        as_batch(item, split="train")
+        module.as_batch(item, split="train")
 
 
 # --- Anomalies
@@ -298,35 +290,37 @@ def photograph(seed=0, *, size=(64, 80), low=90, high=150):
 
 
 def numbered(kind, *, seed=0):
-    return next(index for index in range(4) if kind_of(index, seed=seed) == kind)
+    return next(index for index in range(4) if module.kind_of(index, seed=seed) == kind)
 
 
 def test_kinds_take_turns_in_changing_order():
-    rounds = [[kind_of(4 * k + turn, seed=0) for turn in range(4)] for k in range(6)]
-    assert all(sorted(kinds) == sorted(KINDS) for kinds in rounds) and len({tuple(kinds) for kinds in rounds}) > 2
+    rounds = [[module.kind_of(4 * k + turn, seed=0) for turn in range(4)] for k in range(6)]
+    assert (
+        all(sorted(kinds) == sorted(module.KINDS) for kinds in rounds) and len({tuple(kinds) for kinds in rounds}) > 2
+    )
 
 
 @pytest.mark.parametrize("image", [photograph(), *(np.full((64, 80, 3), v, np.uint8) for v in (0, 20, 255))])
 @pytest.mark.parametrize("index", range(4))
 def test_the_mask_is_exact_and_the_anomaly_visible_on_any_ground(image, index):
     before = image.copy()
-    made, mask = synthesise(image, other=lambda: image, seed=0, index=index)
+    made, mask = module.synthesise(image, other=lambda: image, seed=0, index=index)
     assert (made.shape, made.dtype, mask.shape, mask.dtype) == (image.shape, np.uint8, (64, 80), np.bool_)
     assert np.array_equal(made[~mask], image[~mask]) and np.array_equal(image, before)
     assert mask.sum() >= max(8, 0.0015 * 64 * 64)
-    assert np.median(np.abs(made.astype(int) - image).max(axis=2)[mask]) >= LEAST_CHANGE
+    assert np.median(np.abs(made.astype(int) - image).max(axis=2)[mask]) >= module.LEAST_CHANGE
     assert (made == made[..., :1]).all() == (image == image[..., :1]).all()  # grey stays grey
-    again, _ = synthesise(image, other=lambda: image, seed=0, index=index)
-    other, _ = synthesise(image, other=lambda: image, seed=1, index=index)
+    again, _ = module.synthesise(image, other=lambda: image, seed=0, index=index)
+    other, _ = module.synthesise(image, other=lambda: image, seed=1, index=index)
     assert np.array_equal(made, again) and not np.array_equal(made, other)
     region = (slice(24, 40), slice(0, 80))
-    _, mask = synthesise(image, other=lambda: image, seed=0, index=index, region=region)
+    _, mask = module.synthesise(image, other=lambda: image, seed=0, index=index, region=region)
     assert mask[region].sum() == mask.sum() >= 8
 
 
 def test_a_pasted_piece_is_of_the_other_picture_in_another_light():
     low, high = photograph(1, low=40, high=44), photograph(2, size=(9, 70), low=180, high=184)
-    made, mask = synthesise(low, other=lambda: high, seed=0, index=numbered(CUT_PASTE))
+    made, mask = module.synthesise(low, other=lambda: high, seed=0, index=numbered(module.CUT_PASTE))
     piece = made[mask].astype(int)
     assert abs(np.median(piece) - 182) <= 0.15 * 255 + 3 and np.ptp(piece) <= 4
     rows, columns = np.nonzero(mask)
@@ -343,15 +337,15 @@ class Watched(list):
 
 def test_the_set_holds_the_normals_and_then_their_copies_with_pieces_of_another():
     pictures = [photograph(number) for number in range(5)]
-    both = NormalsAndAnomalies(pictures, seed=3, rows=[7, 8, 9, 11, 12])
+    both = module.NormalsAndAnomalies(pictures, seed=3, rows=[7, 8, 9, 11, 12])
     batch = both.__getitems__(list(range(len(both))))
     assert batch.labels.tolist() == [0] * 5 + [1] * 5 and batch.has_mask.tolist() == [False] * 5 + [True] * 5
     assert batch.index.tolist() == [7, 8, 9, 11, 12] * 2 and not batch.masks[:5].any()
     assert torch.equal(batch.images[2], torch.from_numpy(pictures[2]).permute(2, 0, 1) / 255)
     assert torch.equal(both.__getitems__([5]).images[0], batch.images[5])
     for seed in range(8):
-        place, watched = numbered(CUT_PASTE, seed=seed), Watched(pictures)
-        NormalsAndAnomalies(watched, seed=seed).__getitems__([5 + place])
+        place, watched = numbered(module.CUT_PASTE, seed=seed), Watched(pictures)
+        module.NormalsAndAnomalies(watched, seed=seed).__getitems__([5 + place])
         assert watched.asked[0] == place and len(set(watched.asked) - {place}) == 1
 
 
@@ -367,7 +361,7 @@ def folder(tmp_path):
 
 
 def penalty(folder=None, **values):
-    return PenaltyImages(settings(penalty_images=folder, **values))
+    return module.PenaltyImages(settings(penalty_images=folder, **values))
 
 
 def levels(images):
@@ -398,7 +392,7 @@ def test_each_pass_shows_the_middle_of_every_image_once_in_another_order(folder,
 
 
 def test_drawn_pictures_differ_and_have_edges_colours_and_textures():
-    pictures = [draw_leaves(np.random.default_rng(seed), SIZE) for seed in range(8)]
+    pictures = [module.draw_leaves(np.random.default_rng(seed), SIZE) for seed in range(8)]
     assert all(picture.shape == (*SIZE, 3) and picture.std() > 30 for picture in pictures)
     assert all(np.abs(np.diff(picture.astype(int), axis=1)).max() > 40 for picture in pictures)
     assert len({tuple(picture.reshape(-1, 3).mean(0).round()) for picture in pictures}) == 8
@@ -426,7 +420,7 @@ def test_each_image_is_recoloured_by_one_of_three_changes_near_one():
     towards = {"brightness": torch.zeros(1), "contrast": grey.mean(), "saturation": grey.expand(3, -1, -1)}
     found = {name: [] for name in towards}
     for number in range(60):
-        changed = recoloured(images, seed=1, number=number)[0]
+        changed = module.recoloured(images, seed=1, number=number)[0]
         for name, middle in towards.items():
             away = images[0] - middle
             factor = float(((changed - middle) * away).sum() / away.square().sum())
@@ -434,9 +428,9 @@ def test_each_image_is_recoloured_by_one_of_three_changes_near_one():
                 found[name].append(factor)
     assert all(len(factors) > 10 for factors in found.values())
     assert all(0.8 - 1e-3 <= factor <= 1.2 + 1e-3 for factors in found.values() for factor in factors)
-    batch = recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)
+    batch = module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)
     assert len({float(image.sum()) for image in batch}) == 4
-    assert torch.equal(batch, recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0))
+    assert torch.equal(batch, module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0))
 
 
 # --- Batches by step
@@ -501,7 +495,7 @@ def test_devices_share_the_batches_and_workers_change_nothing():
 def test_epochs_and_steps_both_bound_a_training():
     def total(**values):
         asked = settings(max_steps=100, **values)
-        return TrainingData(asked, Own(shuffled()), PenaltyImages(asked)).total_steps
+        return module.TrainingData(asked, Own(shuffled()), module.PenaltyImages(asked)).total_steps
 
     assert (total(), total(max_epochs=3), total(max_epochs=30), total(max_epochs=3, devices=2)) == (100, 12, 100, 6)
 

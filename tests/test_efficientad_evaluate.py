@@ -24,32 +24,9 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.console import print_comparison
 from gainmtl_lib.dataset import Batch, build_samples
 from gainmtl_lib.efficientad import evaluate as module
+from gainmtl_lib.efficientad import figures
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
-from gainmtl_lib.efficientad.evaluate import (
-    QUANTILE_SCALE,
-    Detector,
-    SplitPredictions,
-    add_verdicts,
-    decided_on,
-    evaluate_efficientad,
-    find_novel,
-    flag,
-    out_of_date,
-    predict_split,
-    score_pictures,
-    stored_novelty,
-    summarise,
-)
-from gainmtl_lib.efficientad.figures import (
-    NARROWEST,
-    SIDE,
-    anomaly_maps_figure,
-    anomaly_table,
-    category_table,
-    collect_efficientad,
-    drawn,
-    framed,
-)
+from gainmtl_lib.efficientad.evaluate import Detector, evaluate_efficientad, find_novel, stored_novelty
 from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel
 from gainmtl_lib.efficientad.train import EfficientADRun, load_efficientad
 from gainmtl_lib.metrics import Aupro, MapScale, PixelAuroc, choose_threshold, novelty_threshold
@@ -165,7 +142,7 @@ def test_a_run_is_refused_when_its_data_changed_and_an_interruption_leaves_it_un
     with pytest.raises(RunError, match="trained but not evaluated"):
         evaluate_efficientad(changed, provider=Given())
     other = write_anomaly_run(tiny_anomaly_settings(tmp_path, seed=7))
-    assert Detector.open(other.folder).threshold is None and Detector.open(other.folder).scale == QUANTILE_SCALE
+    assert Detector.open(other.folder).threshold is None and Detector.open(other.folder).scale == module.QUANTILE_SCALE
     evaluate_efficientad(other)
     monkeypatch.setattr(module.np, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -200,16 +177,16 @@ def test_pixels_count_where_their_truth_is_known():
     masks[1:3, :, 10:20, 10:20] = 1
     labels, has_mask = [0, 1, 1, 1], [False, True, True, False]  # the last has a defect that nobody marked
     parts = [batch(maps[i : i + 2], labels[i : i + 2], masks[i : i + 2], has_mask[i : i + 2]) for i in (0, 2)]
-    said = predict_split(Spoken(), Given(*parts), "test")
+    said = module.predict_split(Spoken(), Given(*parts), "test")
     for metric, value in ((PixelAuroc(), said.pixel_auroc), (Aupro(), said.aupro)):
         metric.update(maps[:3], masks[:3])
         assert value == pytest.approx(float(metric.compute()))
     assert said.table["anomaly_iou"].isna().tolist() == [True, False, False, True]
     assert said.table["defect_area"].iloc[1] == pytest.approx(100 / 64**2)
     assert said.table["anomaly_score"].astype(np.float32).tolist() == maps.amax(dim=(1, 2, 3)).tolist()
-    summary = summarise(add_verdicts(said.table, 0.5), said)
+    summary = module.summarise(module.add_verdicts(said.table, 0.5), said)
     assert (summary["annotated"], summary["skipped"], summary["defective"]) == (2, 1, 3)
-    unknown = predict_split(Spoken(), Given(batch(maps[:1], [1], masks[:1], [False])), "test")
+    unknown = module.predict_split(Spoken(), Given(batch(maps[:1], [1], masks[:1], [False])), "test")
     assert np.isnan(unknown.pixel_auroc) and np.isnan(unknown.aupro)
 
 
@@ -238,7 +215,7 @@ def black(side=64, count=2):
 )
 def test_loaders_and_tables_that_do_not_fit_are_an_error(provider, message):
     with pytest.raises(DataError, match=message):
-        predict_split(Spoken(), provider, "test")
+        module.predict_split(Spoken(), provider, "test")
 
 
 def table_of(scores, labels, iou=0.5, hit=1.0):
@@ -250,18 +227,21 @@ def table_of(scores, labels, iou=0.5, hit=1.0):
 def test_decisions_are_those_of_validation():
     scores, labels = np.array([-2.0, -1.0, 0.5, 3.0, 4.0]), np.array([0, 0, 0, 1, 1])
     maps = np.broadcast_to(scores[:, None, None], (5, 2, 2)).astype(np.float16)
-    decided = decided_on(SplitPredictions(table_of(scores, labels), maps, 0.0, 0.0))
+    decided = module.decided_on(module.SplitPredictions(table_of(scores, labels), maps, 0.0, 0.0))
     assert decided["threshold"] == choose_threshold(labels, scores, near=None) == 1.75
     assert decided["novelty_threshold"] == 0.5
     assert decided["map_scales"] == {"anomaly": {"floor": 0.5, "ceiling": 3.5}}
 
 
 def test_a_defect_found_by_a_map_off_it_is_right_for_the_wrong_reason():
-    table = add_verdicts(table_of([5.0, 5.0, 0.0], [1, 0, 1], iou=0.05, hit=0.0), 1.0)
+    table = module.add_verdicts(table_of([5.0, 5.0, 0.0], [1, 0, 1], iou=0.05, hit=0.0), 1.0)
     assert table["verdict"].tolist() == ["TP", "FP", "FN"] and table["wrong_reason"].tolist() == [True, False, False]
-    assert not add_verdicts(table_of([5.0], [1], iou=0.05, hit=1.0), 1.0)["wrong_reason"].any()
-    table = add_verdicts(table_of([50.0, 51.0, 52.0, 53.0], [0, 1, 0, 1]), 52.5)  # ranked without ties
-    assert summarise(table, SplitPredictions(table, np.zeros((4, 2, 2), np.float16), 0.0, 0.0))["auroc"] == 0.75
+    assert not module.add_verdicts(table_of([5.0], [1], iou=0.05, hit=1.0), 1.0)["wrong_reason"].any()
+    table = module.add_verdicts(table_of([50.0, 51.0, 52.0, 53.0], [0, 1, 0, 1]), 52.5)  # ranked without ties
+    assert (
+        module.summarise(table, module.SplitPredictions(table, np.zeros((4, 2, 2), np.float16), 0.0, 0.0))["auroc"]
+        == 0.75
+    )
 
 
 def test_the_table_of_categories_has_a_mean(tmp_path):
@@ -273,7 +253,7 @@ def test_the_table_of_categories_has_a_mean(tmp_path):
         test = {"auroc": auroc, "average_precision": 0.25, "pixel_auroc": None, "aupro": auroc / 2, "f1": 1}
         (settings.run_dir / "metrics.json").write_text(json.dumps({"test": test}))
         runs.append(EfficientADRun(settings.run_dir))
-    table = category_table(runs)
+    table = figures.category_table(runs)
     assert list(table.index) == ["bottle", "wood", "mean"]
     assert list(table.columns) == ["image AUROC", "AP", "pixel AUROC", "AUPRO", "F1"]
     assert table.loc["mean", "image AUROC"] == 0.75 and table["pixel AUROC"].isna().all()
@@ -295,22 +275,24 @@ def test_scores_are_those_of_the_evaluation_at_any_size_and_a_bad_picture_gives_
     table = run.predictions.query("split == 'test'")
     paths = [run.settings.data_root / name for name in table["image"]]
     truncate_file(broken := write_picture(tmp_path / "broken.png", size=(64, 64)))
-    scored = list(score_pictures(run.model, run.settings, [broken, *paths]))
+    scored = list(module.score_pictures(run.model, run.settings, [broken, *paths]))
     assert isinstance(scored[0], DataError) and "broken.png" in str(scored[0])
     assert [one.path for one in scored[1:]] == paths and scored[1].size == (64, 64)
     assert [one.score for one in scored[1:]] == pytest.approx(table["anomaly_score"].tolist(), rel=1e-4)
     paths = [write_picture(tmp_path / f"{n}.png", size=size) for n, size in enumerate([(90, 50), (64, 128)])]
-    scored = list(score_pictures(run.model, run.settings.changed(resize="letterbox"), paths, image_size=(64, 96)))
+    scored = list(
+        module.score_pictures(run.model, run.settings.changed(resize="letterbox"), paths, image_size=(64, 96))
+    )
     assert [one.size for one in scored] == [(90, 50), (64, 128)]
     assert {one.anomaly_map.shape for one in scored} == {(64, 96)}
 
 
 def test_batches_follow_from_the_size_and_the_precision_is_the_networks_alone(run, defective, monkeypatch):
     sizes, own = [], run.model.forward
-    single = [one.score for one in score_pictures(run.model, run.settings, defective)]
+    single = [one.score for one in module.score_pictures(run.model, run.settings, defective)]
     monkeypatch.setattr(run.model, "forward", lambda images: sizes.append(len(images)) or own(images))
     monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * 64 * 64)
-    pictures = score_pictures(run.model, run.settings.changed(precision="bf16"), defective[:3])
+    pictures = module.score_pictures(run.model, run.settings.changed(precision="bf16"), defective[:3])
     first = next(pictures)
     assert not torch.is_autocast_enabled("cpu")  # the caller's own work is not the model's
     assert [one.score for one in (first, *pictures)] == pytest.approx(single[:3], rel=0.1)
@@ -324,7 +306,7 @@ def test_the_best_checkpoint_of_a_run_is_the_run_and_others_stand_alone(run, tmp
     path = write_checkpoint(untrained(run.settings), run.settings, tmp_path / "last.ckpt")
     alone = Detector.open(path)
     assert alone.threshold is None and alone.novelty_threshold is None and alone.teacher == TEACHER["text"]
-    assert alone.scale == QUANTILE_SCALE and "90 % to 99.5 %" in alone.scale_name
+    assert alone.scale == module.QUANTILE_SCALE and "90 % to 99.5 %" in alone.scale_name
     picture = write_picture(tmp_path / "part.png", size=(64, 64))
     code, output = predict(path, picture, "--output", tmp_path / "out")
     assert code == 0 and "no threshold: the run is not evaluated" in output
@@ -335,14 +317,14 @@ def test_the_best_checkpoint_of_a_run_is_the_run_and_others_stand_alone(run, tmp
 @pytest.mark.parametrize("size", [(400, 20), (20, 400), (64, 64)])
 def test_the_heat_map_is_on_the_absolute_scale_and_narrow_pictures_keep_room_for_words(run, tmp_path, size):
     picture = write_picture(tmp_path / "part.png", size=size)
-    scored = next(iter(score_pictures(run.model, run.settings, [picture])))
+    scored = next(iter(module.score_pictures(run.model, run.settings, [picture])))
     detector = replace(Detector.open(run.folder), scale=MapScale(0.1, 0.5))
-    colours, width = [], max(NARROWEST, round(SIDE * size[1] / max(size)))
+    colours, width = [], max(figures.NARROWEST, round(figures.SIDE * size[1] / max(size)))
     for value in (0.1, 0.3, 0.5):
         scored.anomaly_map[:] = value
-        pixels = drawn(detector, scored)
+        pixels = figures.drawn(detector, scored)
         assert pixels.shape[1] == 2 * width + 6
-        heat = pixels[: round(SIDE * size[0] / max(size)), width + 6 :].astype(int)
+        heat = pixels[: round(figures.SIDE * size[0] / max(size)), width + 6 :].astype(int)
         colours.append(float((heat.max(axis=2) - heat.min(axis=2)).mean()))
     assert colours[0] == 0 and min(colours[1:]) > 1  # grey: at the floor nothing is found
 
@@ -361,7 +343,10 @@ def test_a_folder_is_scored_and_drawn(run, tmp_path):
     pictures = {path.relative_to(tmp_path / "[x]"): cv2.imread(str(path)) for path in (tmp_path / "[x]").rglob("*.png")}
     assert set(pictures) == {path.relative_to(folder) for path in folder.rglob("*.png")}
     widths = {path.parent.name: pixels.shape[1] for path, pixels in pictures.items()}
-    assert widths == {"normal": 2 * SIDE + 6, "defective": 3 * SIDE + 12}  # the last shows the ground truth
+    assert widths == {
+        "normal": 2 * figures.SIDE + 6,
+        "defective": 3 * figures.SIDE + 12,
+    }  # the last shows the ground truth
 
 
 def test_the_specifications_spelling(run, defective, tmp_path):
@@ -369,7 +354,7 @@ def test_the_specifications_spelling(run, defective, tmp_path):
     options = ("--model_path", best, "--image_path", defective[0], "--output_path", target, "--image_size", 96, 80)
     code, output = predict(*options)
     assert code == 0 and "computed at 96x80; thresholds and scale are those of 64x64" in output
-    assert cv2.imread(str(target)).shape[1] == 3 * SIDE + 12
+    assert cv2.imread(str(target)).shape[1] == 3 * figures.SIDE + 12
     assert pd.read_csv(target.with_suffix(".csv"))["image"].tolist() == [str(defective[0])]
     assert predict("--model_path", best, "--is_synthetic", "True", "--output_path", tmp_path / "one.png")[0] == 0
     assert pd.read_csv(tmp_path / "one.csv")["image"].tolist() == [str(defective[0])]
@@ -383,7 +368,7 @@ def test_a_given_mask_is_drawn_and_what_cannot_be_used_is_named(run, tmp_path, m
     mask[16:48, 16:48] = 255
     cv2.imwrite(str(tmp_path / "where.png"), mask)
     assert predict(run.folder, good, "--mask", tmp_path / "where.png", "--output", tmp_path / "out.png")[0] == 0
-    truth = cv2.imread(str(tmp_path / "out.png"))[:SIDE, 2 * SIDE + 12 :]
+    truth = cv2.imread(str(tmp_path / "out.png"))[: figures.SIDE, 2 * figures.SIDE + 12 :]
     assert (truth > 127).mean() == pytest.approx(0.25, abs=0.02)
     truncate_file(broken)
     code, output = predict(run.folder, folder, "--output", tmp_path / "out")
@@ -439,7 +424,7 @@ def test_novel_is_what_passes_although_it_is_unlike_the_good_parts_and_every_kin
         ("g", "test", 1, "dent", 0, 0.6), ("h", "test_shift", 1, None, 0, 0.2),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["image", "split", "label", "defect_type", "predicted", "score"])
-    flagged, kinds = flag(table, table["score"], 0.5, {"stain"})
+    flagged, kinds = module.flag(table, table["score"], 0.5, {"stain"})
     assert flagged.columns.tolist() == ["image", "split", "anomaly_score", "anomalous", "novel"]
     assert "".join(flagged.loc[flagged["anomalous"], "image"]) == "acdeg"  # f lies at the threshold, not above it
     assert "".join(flagged.loc[flagged["novel"], "image"]) == "adg"
@@ -517,23 +502,23 @@ def test_flags_belong_to_one_evaluation_and_one_training(strategy, other, monkey
         patch.setattr(module, "score_pictures", None)
         again = find_novel(load_run(strategy.folder), other)
     pd.testing.assert_frame_equal(again.table, found.table)
-    assert again.summary == found.summary == stored_novelty(strategy).summary and not out_of_date(strategy)
+    assert again.summary == found.summary == stored_novelty(strategy).summary and not module.out_of_date(strategy)
     path = strategy.folder / "predictions.csv"
     path.write_text(path.read_text().replace("0.5,", "0.51,"))
-    assert stored_novelty(strategy) is None and out_of_date(strategy)
+    assert stored_novelty(strategy) is None and module.out_of_date(strategy)
     torch.manual_seed(4)
     model = untrained(other.settings)
     torch.nn.init.normal_(model.student.convolutions[-1].weight)
     find_novel(strategy, other)
     save_weights(model, other.folder / "model.safetensors")
-    assert stored_novelty(strategy) is None and out_of_date(strategy)
+    assert stored_novelty(strategy) is None and module.out_of_date(strategy)
     code, output = command("evaluate", strategy.folder)
     assert code == 0 and "novel pictures: not shown, what is stored is of other predictions or of an" in output
     other = type(other)(other.folder)  # trained anew in the same place
     evaluate_efficientad(other, reuse=False)
     assert find_novel(strategy, other).table["anomaly_score"].tolist() != found.table["anomaly_score"].tolist()
     shutil.rmtree(other.folder)  # or is not there any more, and has not changed
-    assert stored_novelty(strategy) is not None and not out_of_date(strategy)
+    assert stored_novelty(strategy) is not None and not module.out_of_date(strategy)
 
 
 @pytest.mark.parametrize(
@@ -616,8 +601,8 @@ def test_evaluated_runs_are_collected_tabled_and_exported(run, tmp_path):
     experiment = run.folder.parents[1]
     write_anomaly_run(run.settings.changed(seed=7))  # not evaluated
     write_anomaly_run(run.settings.changed(seed=8), status="running")
-    (collected,) = collect_efficientad(experiment)
-    table = anomaly_table([collected])
+    (collected,) = figures.collect_efficientad(experiment)
+    table = figures.anomaly_table([collected])
     assert table.index.tolist() == ["EfficientAD, seed 42, test", "EfficientAD, seed 42, test_shift"]
     assert table["teacher"].tolist() == [TEACHER["text"]] * 2
     assert table.loc["EfficientAD, seed 42, test", "image AUROC"] == f"{run.metrics['test']['auroc']:.3f}"
@@ -633,11 +618,11 @@ def test_one_row_per_picture_with_its_score_and_a_border_at_each_maps_lowest_val
     model, masks = EfficientADModel("S", 4).eval(), torch.zeros(2, 1, 64, 64)
     masks[0, :, 8:20, 8:20] = 1
     pictures = batch(torch.rand(2, 1, 64, 64), [1, 0], masks, [True, False])
-    figure = anomaly_maps_figure(model, pictures, ["defective", "normal"], scale=MapScale(1e6, 2e6))
+    figure = figures.anomaly_maps_figure(model, pictures, ["defective", "normal"], scale=MapScale(1e6, 2e6))
     headings = [axis.get_title() for axis in figure.axes[:4]]
     assert headings[1].startswith("student–teacher") and headings[3] == "anomaly map\n(absolute)"
     assert figure.axes[3].get_xlabel().startswith("score ") and figure.axes[4].get_ylabel() == "normal"
     maps = torch.stack([torch.full((1, 8, 8), 2.0), torch.full((1, 8, 8), 5.0)])
     maps[0, 0, 3, 3] = 1.0
-    shown = framed(maps, model)
+    shown = figures.framed(maps, model)
     assert shown.shape == (2, 16, 16) and shown[0, 0, 0] == 1.0 and shown[0, 4, 4] == 2.0 and shown[1, 0, 0] == 5.0

@@ -13,25 +13,8 @@ from anomaly_runs import set_statistics
 from efficientad_reference import autoencoder, description_network, lively, sequential_names
 
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.efficientad.model import (
-    BORDER,
-    MVTEC_CATEGORIES,
-    SMALLEST_IMAGE,
-    TERMS,
-    AutoEncoder,
-    EfficientADModel,
-    EfficientADSettings,
-    LocalMaps,
-    PatchDescriptionNetwork,
-    channel_moments,
-    distance_loss,
-    fill_teacher,
-    hard_feature_loss,
-    pretraining_penalty,
-    read_weights,
-    teacher_of,
-    total_loss,
-)
+from gainmtl_lib.efficientad import model as ad
+from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings
 from gainmtl_lib.settings import SettingsError, read_parameters, repository_root
 
 PARAMS = repository_root() / "params"
@@ -67,7 +50,7 @@ def test_description_is_that_of_the_published_layers(model_size, padding):
 @pytest.mark.parametrize(("padding", "cells"), [(False, 56), (True, 64)])
 @torch.inference_mode()
 def test_autoencoder_is_that_of_the_published_layers(padding, cells):
-    ours, reference = lively(AutoEncoder(out_channels=C)).eval(), autoencoder(C, cells=cells)
+    ours, reference = lively(ad.AutoEncoder(out_channels=C)).eval(), autoencoder(C, cells=cells)
     reference.load_state_dict(sequential_names(ours, reference))
     images = drawn(256, 256) - 0.5
     assert built(padding=padding).teacher.grid((256, 256)) == (cells, cells)
@@ -77,7 +60,7 @@ def test_autoencoder_is_that_of_the_published_layers(padding, cells):
 @pytest.mark.parametrize(("model_size", "parameters"), [("S", 2_694_144), ("M", 8_026_624)])
 def test_parameters_are_as_many_as_published(model_size, parameters):
     with torch.device("meta"):
-        teacher = PatchDescriptionNetwork(model_size=model_size, out_channels=384)
+        teacher = ad.PatchDescriptionNetwork(model_size=model_size, out_channels=384)
     assert sum(parameter.numel() for parameter in teacher.parameters()) == parameters
 
 
@@ -92,14 +75,14 @@ def test_a_cell_sees_33_pixels_around_its_place_and_the_grid_is_foretold(model_s
         places = seen.sum(dim=axis).nonzero().flatten()
         assert (int(places[0]), int(places[-1])) == (max(0, 4 * cell + first), 4 * cell + first + 32)
     network = network.to("meta")
-    for height in [*range(SMALLEST_IMAGE, 100, 5), 127, 250, 255, 257, 512, 1001]:
+    for height in [*range(ad.SMALLEST_IMAGE, 100, 5), 127, 250, 255, 257, 512, 1001]:
         width = 400 - height // 4
         assert network(torch.empty(1, 3, height, width, device="meta")).shape[2:] == network.grid((height, width))
 
 
 @torch.inference_mode()
 def test_autoencoder_answers_on_any_grid_and_drops_out_in_training_alone():
-    network = AutoEncoder(out_channels=C)
+    network = ad.AutoEncoder(out_channels=C)
     shapes = []
     network.encoder[-1].register_forward_hook(lambda module, given, result: shapes.append(tuple(result.shape[2:])))
     for side in (64, 100, 255):
@@ -148,12 +131,12 @@ def test_quantiles_become_0_and_a_tenth_and_the_maps_are_averaged_and_never_clam
     model = built(padding=True)
     model.set_quantiles(torch.tensor([[2.0, 4.0], [10.0, 30.0]]), images=5)
     first, second = torch.tensor([2.0, 4, 2, 6]).view(4, 1, 1, 1), torch.tensor([10.0, 30, 30, 0]).view(4, 1, 1, 1)
-    finished = model.finish(LocalMaps(first, second), (8, 8))
+    finished = model.finish(ad.LocalMaps(first, second), (8, 8))
     torch.testing.assert_close(finished.score, torch.tensor([0, 0.1, 0.05, (0.2 - 0.05) / 2]))
     torch.testing.assert_close(finished.anomaly_map.amax(dim=(1, 2, 3)), finished.score)
     model.set_quantiles(torch.tensor([[0.0, 0.1], [0.0, 0.1]]), images=5)
     values = torch.tensor([-2000.0, -1000, -0.5, 0, 1, 1000, 2000]).view(-1, 1, 1, 1)
-    torch.testing.assert_close(model.finish(LocalMaps(values, values), (8, 8)).score, values.flatten())
+    torch.testing.assert_close(model.finish(ad.LocalMaps(values, values), (8, 8)).score, values.flatten())
 
 
 @torch.inference_mode()
@@ -165,7 +148,7 @@ def test_the_border_of_an_unpadded_network_is_0_and_does_not_score():
     outside[14:-14, 14:-14] = False  # four cells of four pixels, of which enlarging blurs the inner one and a half
     image_map = output.anomaly_map[0, 0]
     assert (image_map[outside] == 0).all() and (image_map[18:-18, 18:-18] < -0.3).all() and output.score < -0.3
-    assert model.teacher.grid((256, 256))[0] + 2 * BORDER == built(padding=True).teacher.grid((256, 256))[0] == 64
+    assert model.teacher.grid((256, 256))[0] + 2 * ad.BORDER == built(padding=True).teacher.grid((256, 256))[0] == 64
 
 
 @pytest.mark.parametrize("padding", [False, True])
@@ -185,7 +168,7 @@ def test_a_point_lies_on_the_map_where_it_lies_on_the_picture(model_size, paddin
 
 def test_moments_of_parts_are_those_of_the_whole_even_far_above_the_deviation():
     parts = [1000 + 0.01 * torch.randn(size, 3, 4, 5) for size in (1, 40, 20)]
-    mean, std = channel_moments(parts, whose="the")
+    mean, std = ad.channel_moments(parts, whose="the")
     whole = torch.cat(parts).double()
     torch.testing.assert_close(mean, whole.mean((0, 2, 3)).float())
     torch.testing.assert_close(std, whole.std((0, 2, 3), correction=0).float(), rtol=1e-4, atol=0)
@@ -223,10 +206,10 @@ def test_each_term_moves_its_networks_and_none_the_teacher():
     described = model.describe(pixels)
     student, predicted = model.student(pixels), model.autoencoder(pixels, model.teacher.grid((64, 64)))
     terms = {
-        "st": (hard_feature_loss(student[:, :C], described), {"student"}),
-        "penalty": (pretraining_penalty(student[:, :C]), {"student"}),
-        "ae": (distance_loss(described, predicted), {"autoencoder"}),
-        "stae": (distance_loss(predicted, student[:, C:]), {"student", "autoencoder"}),
+        "st": (ad.hard_feature_loss(student[:, :C], described), {"student"}),
+        "penalty": (ad.pretraining_penalty(student[:, :C]), {"student"}),
+        "ae": (ad.distance_loss(described, predicted), {"autoencoder"}),
+        "stae": (ad.distance_loss(predicted, student[:, C:]), {"student", "autoencoder"}),
     }
     for loss, expected in terms.values():
         model.zero_grad(set_to_none=True)
@@ -238,12 +221,12 @@ def test_each_term_moves_its_networks_and_none_the_teacher():
 def test_hard_loss_by_hand():
     """Of the squares of 0 to 1000, the 0.999-quantile is 999 squared: two values are not below it."""
     teacher = torch.arange(1001.0).view(1, 7, 11, 13)
-    assert hard_feature_loss(torch.zeros_like(teacher), teacher, 0.999).item() == (999**2 + 1000**2) / 2
+    assert ad.hard_feature_loss(torch.zeros_like(teacher), teacher, 0.999).item() == (999**2 + 1000**2) / 2
     teacher = torch.tensor([0.0, 1, 2, 3]).view(1, 1, 2, 2)
     zeros = torch.zeros_like(teacher)
     for quantile, expected in ((0.5, (4 + 9) / 2), (0.0, (0 + 1 + 4 + 9) / 4), (1.0, 9)):
-        assert hard_feature_loss(zeros, teacher, quantile).item() == expected  # between two values the lower is out
-    assert hard_feature_loss(torch.zeros(1, 2, 3, 3), torch.full((1, 2, 3, 3), 2.0)).item() == 4  # all are hardest
+        assert ad.hard_feature_loss(zeros, teacher, quantile).item() == expected  # between two values the lower is out
+    assert ad.hard_feature_loss(torch.zeros(1, 2, 3, 3), torch.full((1, 2, 3, 3), 2.0)).item() == 4  # all are hardest
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.9, 0.99, 0.999])
@@ -251,25 +234,25 @@ def test_hard_loss_is_the_mean_not_below_the_interpolated_quantile(quantile):
     student, teacher = (torch.randn(2, 8, 13, 11, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     difference = (teacher - student).square()
     expected = difference[difference >= torch.quantile(difference, quantile)].mean()
-    torch.testing.assert_close(hard_feature_loss(student, teacher, quantile), expected)
+    torch.testing.assert_close(ad.hard_feature_loss(student, teacher, quantile), expected)
 
 
 def test_hard_loss_takes_more_values_than_a_float_counts():
     student = torch.zeros(1, 1, 2**12, 2**12 + 1)
     student[0, 0, 0, :20] = 3
-    assert hard_feature_loss(student, torch.zeros(()).expand_as(student), 1 - 15 / student.numel()).item() == 9
+    assert ad.hard_feature_loss(student, torch.zeros(()).expand_as(student), 1 - 15 / student.numel()).item() == 9
 
 
 def test_gradients_pull_where_the_student_is_worst_to_zero_and_both_together():
     student = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    hard_feature_loss(student, torch.tensor([1.0, -2, 3, -4]).view(1, 1, 2, 2), 0.6).backward()
+    ad.hard_feature_loss(student, torch.tensor([1.0, -2, 3, -4]).view(1, 1, 2, 2), 0.6).backward()
     assert student.grad.flatten().tolist() == [0, 0, -3, 4]  # the gradient points away from the teacher
     first = torch.tensor([1.0, -3.0]).view(1, 2, 1, 1).requires_grad_()
-    loss = pretraining_penalty(first)
+    loss = ad.pretraining_penalty(first)
     loss.backward()
     assert loss.item() == 5 and first.grad.flatten().tolist() == [1, -3]
     first, second = (torch.tensor(v).view(1, 2, 1, 1).requires_grad_() for v in ([1.0, 2.0], [4.0, 1.0]))
-    loss = distance_loss(first, second)
+    loss = ad.distance_loss(first, second)
     loss.backward()
     assert loss.item() == 5
     assert first.grad.flatten().tolist() == [-3, 1] and second.grad.flatten().tolist() == [3, -1]
@@ -277,11 +260,16 @@ def test_gradients_pull_where_the_student_is_worst_to_zero_and_both_together():
 
 def test_half_precision_is_summed_in_single_and_one_weight_scales_both_terms_of_the_autoencoder():
     student = torch.full((1, 1, 2, 2), 300.0, dtype=torch.float16)
-    for loss in (hard_feature_loss(student, -student), pretraining_penalty(student), distance_loss(student, -student)):
+    for loss in (
+        ad.hard_feature_loss(student, -student),
+        ad.pretraining_penalty(student),
+        ad.distance_loss(student, -student),
+    ):
         assert loss.dtype == torch.float32 and math.isfinite(loss.item())
-    terms = {name: torch.tensor(value) for name, value in zip(TERMS, (1.0, 10.0, 100.0, 1000.0), strict=True)}
+    terms = {name: torch.tensor(value) for name, value in zip(ad.TERMS, (1.0, 10.0, 100.0, 1000.0), strict=True)}
     assert (
-        total_loss(terms, settings("random", st_weight=2, penalty_weight=3, ae_weight=4)).item() == 2 + 30 + 400 + 4000
+        ad.total_loss(terms, settings("random", st_weight=2, penalty_weight=3, ae_weight=4)).item()
+        == 2 + 30 + 400 + 4000
     )
 
 
@@ -294,7 +282,7 @@ def test_defaults_are_the_papers():
     assert (s.max_steps, s.train_batch_size, s.learning_rate, s.weight_decay) == (70_000, 1, 1e-4, 1e-5)
     assert (s.hard_quantile, s.st_weight, s.ae_weight, s.penalty_weight) == (0.999, 1, 1, 1)
     assert (s.early_stopping, s.patience, s.precision) == (True, 10, "32")
-    assert len(set(MVTEC_CATEGORIES)) == 15
+    assert len(set(ad.MVTEC_CATEGORIES)) == 15
 
 
 def test_mvtec_file_writes_every_default_but_what_it_says_of_mvtec():
@@ -363,7 +351,7 @@ def test_a_teacher_loads_from_every_naming_alone_or_out_of_a_whole_model(model_s
     alone = {name.removeprefix("teacher."): t for name, t in state.items() if name.startswith("teacher.")}
     for given in (alone, state, {f"model.{name}": tensor.half() for name, tensor in state.items()}):
         model = built(model_size, seed=2)
-        fill_teacher(model.teacher, dict(reversed(given.items())))
+        ad.fill_teacher(model.teacher, dict(reversed(given.items())))
         expected = {
             name: tensor.to(given[next(iter(given))].dtype).float()
             for name, tensor in source.teacher.state_dict().items()
@@ -384,7 +372,7 @@ def test_a_checkpoint_of_anomalib_is_read_though_it_names_a_class(tmp_path, monk
     state = {f"model.{name}": tensor for name, tensor in anomalib_names(source).items()}
     torch.save({"state_dict": state, "hyper_parameters": {"model_size": Size.S}, "epoch": 3}, path)
     monkeypatch.delitem(sys.modules, "another_package.models")
-    assert same(source.teacher, teacher_of(settings(path))[0])
+    assert same(source.teacher, ad.teacher_of(settings(path))[0])
 
 
 class Trap:
@@ -401,13 +389,13 @@ def test_nothing_in_a_file_is_run(tmp_path):
     sprung, path = tmp_path / "sprung", tmp_path / "teacher.pth"
     state = built().teacher.state_dict()
     torch.save({"state_dict": state, "extra": Trap(sprung)}, path)
-    assert read_weights(path).keys() == state.keys()
+    assert ad.read_weights(path).keys() == state.keys()
     torch.save(Trap(sprung), path)
     with pytest.raises(ModelError, match="holds no tensors by name"):
-        read_weights(path)
+        ad.read_weights(path)
     torch.save(description_network("S", C, padding=False), path)
     with pytest.raises(ModelError, match=r"pickled as a whole.*torch\.save\(network\.state_dict\(\)"):
-        read_weights(path)
+        ad.read_weights(path)
     assert not sprung.exists()
 
 
@@ -423,22 +411,22 @@ def test_nothing_in_a_file_is_run(tmp_path):
 def test_a_teacher_of_another_shape_says_found_and_expected(tmp_path, given, message):
     torch.save(given, tmp_path / "a.pth")
     with pytest.raises(ModelError, match=message):
-        teacher_of(settings(tmp_path / "a.pth"))
+        ad.teacher_of(settings(tmp_path / "a.pth"))
     with pytest.raises(ModelError, match="no such weights file"):
-        teacher_of(settings(tmp_path / "nowhere.pth"))
+        ad.teacher_of(settings(tmp_path / "nowhere.pth"))
 
 
 def test_a_random_teacher_follows_from_the_seed_alone_and_a_file_is_told_by_name_and_digest(tmp_path):
     state = torch.get_rng_state()
-    first, description = teacher_of(settings("random", seed=3))
+    first, description = ad.teacher_of(settings("random", seed=3))
     assert torch.equal(torch.get_rng_state(), state)
     assert description == {"kind": "random", "text": "random (untrained teacher: not the paper's method)", "seed": 3}
-    again, other = (teacher_of(settings("random", seed=seed))[0] for seed in (3, 4))
+    again, other = (ad.teacher_of(settings("random", seed=seed))[0] for seed in (3, 4))
     assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
     digests = set()
     for weights in (first, other):
         torch.save(weights, tmp_path / "teacher.pth")
-        read, told = teacher_of(settings(tmp_path / "teacher.pth"))
+        read, told = ad.teacher_of(settings(tmp_path / "teacher.pth"))
         assert told["kind"] == "file" and told["text"] == "weights file teacher.pth"
         assert told["file"] == (tmp_path / "teacher.pth").as_posix() and torch.equal(
             *(w["convolutions.0.bias"] for w in (read, weights))

@@ -11,50 +11,17 @@ import torch
 from anomaly_runs import TEACHER, set_statistics, tiny_anomaly_settings, untrained, write_anomaly_run, write_checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from gainmtl_lib import runs
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import data
+from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad import train as module
-from gainmtl_lib.efficientad.data import (
-    DatasetProvider,
-    PenaltyImages,
-    SplitProvider,
-    TrainBatch,
-    TrainingData,
-    recoloured,
-)
-from gainmtl_lib.efficientad.model import (
-    QUANTILES,
-    TERMS,
-    EfficientADModel,
-    LocalMaps,
-    build_model,
-    distance_loss,
-    fill_teacher,
-    hard_feature_loss,
-    pretraining_penalty,
-    teacher_of,
-)
-from gainmtl_lib.efficientad.train import (
-    EfficientADRun,
-    EfficientADTraining,
-    StepCheckpoints,
-    calibrate,
-    fit_efficientad,
-    load_checkpoint,
-    load_efficientad,
-    open_run,
-)
+from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
+from gainmtl_lib.efficientad.model import EfficientADModel, LocalMaps
+from gainmtl_lib.efficientad.train import EfficientADTraining, fit_efficientad, load_efficientad
 from gainmtl_lib.readers import DataError
-from gainmtl_lib.runs import (
-    Run,
-    RunError,
-    hold,
-    load_checkpoint_model,
-    load_run,
-    read_checkpoint,
-    save_weights,
-    write_json,
-)
+from gainmtl_lib.runs import RunError
 from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
 
 
@@ -84,7 +51,7 @@ def first_step(run):
 
 
 def last(run):
-    return read_checkpoint(run.folder / "checkpoints/last.ckpt")
+    return runs.read_checkpoint(run.folder / "checkpoints/last.ckpt")
 
 
 def scored(monkeypatch, *scores):
@@ -124,8 +91,8 @@ def test_a_run_leaves_what_its_folder_promises(finished, settings):
     assert manifest["status"] == "complete" and manifest["strategy"] == "efficientad"
     assert manifest["split_sizes"]["train"] == 12 and manifest["precision"] == "32-true"
     assert manifest["steps"] == manifest["total_steps"] == 9 and manifest["duration_s"] > 0
-    assert "untrained" in finished.teacher and finished.penalty == PenaltyImages(settings).text
-    state, _ = teacher_of(settings)
+    assert "untrained" in finished.teacher and finished.penalty == data.PenaltyImages(settings).text
+    state, _ = networks.teacher_of(settings)
     assert all(torch.equal(value, finished.model.teacher.state_dict()[name]) for name, value in state.items())
     assert not torch.equal(finished.model.teacher_mean, torch.zeros(1, 8, 1, 1))
 
@@ -136,14 +103,14 @@ def test_best_last_and_the_top_three_are_kept_and_the_weights_are_the_best(finis
     ranked = noted.sort_values(list(noted), ascending=False, kind="stable").index + 1
     assert checkpoints(finished.folder) == ["best.ckpt", "last.ckpt", *sorted(f"step_{n}.ckpt" for n in ranked[:3])]
     assert finished.manifest["best_step"] == ranked[0] and last(finished)["global_step"] == 9
-    model, settings, teacher = load_checkpoint(finished.folder / "checkpoints/best.ckpt")
+    model, settings, teacher = module.load_checkpoint(finished.folder / "checkpoints/best.ckpt")
     assert settings == finished.settings and teacher == finished.teacher
     stored = load_efficientad(finished.folder).model.state_dict()
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
 
 
 def test_the_four_terms_are_logged_and_the_learning_rate_falls_at_95_percent(finished):
-    terms = {f"train/{term}_loss" for term in TERMS}
+    terms = {f"train/{term}_loss" for term in networks.TERMS}
     logged = {"train/loss_total", "train/learning_rate", "val/image_auroc", "val/pixel_auroc"}
     assert terms | logged <= set(finished.history["tag"])
     rates = finished.history.query("tag == 'train/learning_rate'")["value"]
@@ -233,7 +200,7 @@ def test_a_training_that_had_stopped_is_only_finished(settings, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         fit_efficientad(asked)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "fit_interruptibly", None)
+    monkeypatch.setattr(module.training, "fit_interruptibly", None)
     assert fit_efficientad(asked).manifest["steps"] == 2
 
 
@@ -247,7 +214,7 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(settings, monkeypatch)
     monkeypatch.setattr(EfficientADTraining, "losses", broken)
     with pytest.raises(TrainingDivergedError, match=r"became nan in ae at step 3; .*lower learning_rate"):
         fit_efficientad(asked)
-    assert read_checkpoint(asked.run_dir / "checkpoints/last.ckpt")["global_step"] == 2
+    assert runs.read_checkpoint(asked.run_dir / "checkpoints/last.ckpt")["global_step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -268,13 +235,13 @@ def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(
     with pytest.raises(error, match=message):
         fit_efficientad(asked)
     assert [path.name for path in asked.run_dir.iterdir()] == [".lock"]
-    with hold(asked.run_dir), pytest.raises(RunError, match="another process is writing to this run"):
+    with runs.hold(asked.run_dir), pytest.raises(RunError, match="another process is writing to this run"):
         fit_efficientad(asked)
 
 
 def test_batches_epochs_precision_and_a_teachers_file(settings, shared):
     teacher = shared / "teacher.safetensors"
-    save_weights(build_model(settings).teacher, teacher)
+    runs.save_weights(networks.build_model(settings).teacher, teacher)
     asked = settings.changed(experiment="batches", train_batch_size=5, max_epochs=1, precision="bf16", teacher=teacher)
     run = fit_efficientad(asked.changed(use_tensorboard=False, padding=True))
     assert run.teacher == "weights file teacher.safetensors" and run.manifest["teacher"]["digest"]
@@ -284,7 +251,7 @@ def test_batches_epochs_precision_and_a_teachers_file(settings, shared):
         seen = [(model.local_maps(batch.images), batch) for batch in SplitProvider(asked).get_val_dataloader()]
         seen = [(LocalMaps(*(one.float() for one in maps)), batch) for maps, batch in seen]
     stored = model.quantiles.clone()
-    calibrate(model, seen)
+    module.calibrate(model, seen)
     torch.testing.assert_close(model.quantiles, stored)
     with pytest.raises(ModelError, match=r"with 8 channels, expected .* with 16 channels"):
         fit_efficientad(settings.changed(experiment="unfit", teacher=teacher, out_channels=16))
@@ -319,14 +286,14 @@ def test_each_of_two_devices_takes_its_own_batch_and_both_learn_from_both(settin
     run = fit_efficientad(asked)
     assert run.manifest["devices"] == 2 and run.manifest["steps"] == 1
     torch.manual_seed(asked.seed)
-    model = build_model(asked)
-    fill_teacher(model.teacher, teacher_of(asked)[0])
+    model = networks.build_model(asked)
+    networks.fill_teacher(model.teacher, networks.teacher_of(asked)[0])
     set_statistics(model, run.model.teacher_mean.flatten(), run.model.teacher_std.flatten())
     training = EfficientADTraining(model, asked, total_steps=1)
-    stream = TrainingData(asked, SplitProvider(asked), PenaltyImages(asked)).batches(0)
+    stream = data.TrainingData(asked, SplitProvider(asked), data.PenaltyImages(asked)).batches(0)
     for batch in (next(stream), next(stream)):
         torch.manual_seed(asked.seed * 1_000_003 + batch.number)
-        augmented = recoloured(batch.images, seed=asked.seed, number=batch.number)
+        augmented = data.recoloured(batch.images, seed=asked.seed, number=batch.number)
         (sum(training.losses(batch.images, augmented, batch.penalty).values()) / 2).backward()
     moments = last(run)["optimizer_states"][0]["state"]
     for place, parameter in enumerate(p for p in training.parameters() if p.requires_grad):
@@ -353,12 +320,12 @@ def test_one_pass_gives_the_losses_of_separate_passes_and_moves_all_but_the_teac
     one, other, third = (model.normalized(part) for part in (images, augmented, penalty))
     grid = model.teacher.grid((64, 72))
     expected = {
-        "st": hard_feature_loss(model.student(one)[:, :8], model.describe(one)),
-        "penalty": pretraining_penalty(model.student(third)[:, :8]),
-        "ae": distance_loss(model.describe(other), model.autoencoder(other, grid)),
-        "stae": distance_loss(model.student(other)[:, 8:], model.autoencoder(other, grid)),
+        "st": networks.hard_feature_loss(model.student(one)[:, :8], model.describe(one)),
+        "penalty": networks.pretraining_penalty(model.student(third)[:, :8]),
+        "ae": networks.distance_loss(model.describe(other), model.autoencoder(other, grid)),
+        "stae": networks.distance_loss(model.student(other)[:, 8:], model.autoencoder(other, grid)),
     }
-    assert tuple(terms) == TERMS
+    assert tuple(terms) == networks.TERMS
     torch.testing.assert_close(terms, expected, rtol=1e-4, atol=1e-6)
     sum(terms.values()).backward()
     moved = {name for name, p in training.named_parameters() if p.grad is not None}
@@ -385,7 +352,7 @@ def step(training, number, *, last=False):
     training.log_dict = lambda *args, **kwargs: None
     training.on_train_start()
     pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(number))
-    return training.training_step(TrainBatch(number, pictures, pictures.flip(0)), 0)
+    return training.training_step(data.TrainBatch(number, pictures, pictures.flip(0)), 0)
 
 
 def test_a_step_follows_from_seed_and_number_alone(training):
@@ -398,11 +365,9 @@ def test_a_step_follows_from_seed_and_number_alone(training):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_loss_that_is_not_finite_names_its_term_and_step(training, monkeypatch, last):
-    monkeypatch.setattr(
-        module,
-        "pretraining_penalty",
-        lambda student: student.square().mean() * (math.inf if training.trainer.global_step == 3 else 1),
-    )
+    own = networks.pretraining_penalty
+    factor = lambda: math.inf if training.trainer.global_step == 3 else 1  # noqa: E731
+    monkeypatch.setattr(networks, "pretraining_penalty", lambda student: own(student) * factor())
     with pytest.raises(TrainingDivergedError, match=r"became inf in penalty at step 4; .*learning_rate"):
         for number in range(10):
             step(training, number, last=last and number == 5)
@@ -410,7 +375,7 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step(training, monkeypatch
 
 
 def test_the_best_has_the_highest_image_auroc_then_pixel_auroc_then_came_first(tmp_path):
-    callback = StepCheckpoints(tmp_path, tiny_anomaly_settings(tmp_path, patience=4))
+    callback = module.StepCheckpoints(tmp_path, tiny_anomaly_settings(tmp_path, patience=4))
     saved = {}
     trainer = SimpleNamespace(is_global_zero=True, should_stop=False)
     trainer.save_checkpoint = lambda path, weights_only: (
@@ -425,7 +390,7 @@ def test_the_best_has_the_highest_image_auroc_then_pixel_auroc_then_came_first(t
         assert trainer.should_stop == (number == 7)  # the fourth after the best
     assert saved["best.ckpt"] == 30 and saved["last.ckpt"] == 70
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_20.ckpt", "step_30.ckpt", "step_40.ckpt"]
-    other = StepCheckpoints(tmp_path / "elsewhere", callback.settings)
+    other = module.StepCheckpoints(tmp_path / "elsewhere", callback.settings)
     other.load_state_dict(callback.state_dict())
     assert not other.validated  # whose best checkpoint is not there
     callback.load_state_dict({"validated": callback.validated[:2]})
@@ -453,13 +418,13 @@ def seen():
 
 def test_the_scale_comes_from_normal_images_alone_and_scores_are_compared_as_they_are(seen):
     model, values, masks, batches = seen
-    scores = calibrate(model, batches())
-    expected = torch.tensor([torch.quantile(values[:2], q) for q in QUANTILES])
+    scores = module.calibrate(model, batches())
+    expected = torch.tensor([torch.quantile(values[:2], q) for q in networks.QUANTILES])
     torch.testing.assert_close(model.quantiles, torch.stack([expected, 10 * expected]))
     assert scores["image_auroc"] == 1 and scores["pixel_auroc"] > 0.98
     values[1:, 0, 5, 5] = torch.tensor([1000.0, 2000.0, 3000.0])  # a sigmoid in float32 would make them equal
-    assert calibrate(model, batches())["image_auroc"] == 1
-    bare = calibrate(model, batches(masks=masks * 0, has_mask=torch.zeros(4, dtype=torch.bool)))
+    assert module.calibrate(model, batches())["image_auroc"] == 1
+    bare = module.calibrate(model, batches(masks=masks * 0, has_mask=torch.zeros(4, dtype=torch.bool)))
     assert bare["image_auroc"] == 1 and math.isnan(bare["pixel_auroc"])
 
 
@@ -474,7 +439,7 @@ def test_a_broken_map_is_named(seen, row, message):
     model, values, _, batches = seen
     values[row, 0, 2, 2] = math.nan
     with pytest.raises(ModelError, match=message):
-        calibrate(model, batches())
+        module.calibrate(model, batches())
 
 
 # --- Finished runs
@@ -486,8 +451,8 @@ def run(tmp_path_factory):
 
 
 def test_a_run_gives_back_what_was_written(run):
-    loaded = open_run(str(run.folder))
-    assert isinstance(loaded, EfficientADRun) and loaded.settings == run.settings and not loaded.model.training
+    loaded = module.open_run(str(run.folder))
+    assert isinstance(loaded, module.EfficientADRun) and loaded.settings == run.settings and not loaded.model.training
     assert loaded.teacher == TEACHER["text"] and loaded.penalty == "textures"
     expected = untrained(run.settings).state_dict()
     assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in expected.items())
@@ -496,20 +461,20 @@ def test_a_run_gives_back_what_was_written(run):
 
 
 def test_runs_and_checkpoints_of_both_systems_are_told_apart(run, tmp_path):
-    for opened in (open_run, load_efficientad):
+    for opened in (module.open_run, load_efficientad):
         with pytest.raises(RunError, match=r"no run here \(no manifest\.json\)"):
             opened(tmp_path)
-    write_json(tmp_path / "manifest.json", {"strategy": "S5", "status": "complete"})
-    assert type(open_run(tmp_path)) is Run
+    runs.write_json(tmp_path / "manifest.json", {"strategy": "S5", "status": "complete"})
+    assert type(module.open_run(tmp_path)) is runs.Run
     with pytest.raises(RunError, match="a run of strategy S5, not of EfficientAD; see gainmtl evaluate --help"):
         load_efficientad(tmp_path)
     with pytest.raises(RunError, match="a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad"):
-        load_run(run.folder)
+        runs.load_run(run.folder)
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}, "gainmtl_settings": {"strategy": "S5"}}, path)
     with pytest.raises(RunError, match=r"other\.ckpt: a checkpoint of a GAIN-MTL strategy, not of EfficientAD"):
-        load_checkpoint(path)
+        module.load_checkpoint(path)
     moved = write_checkpoint(untrained(run.settings), run.settings, tmp_path / "moved.ckpt")
-    assert load_checkpoint(moved)[2] == TEACHER["text"]
+    assert module.load_checkpoint(moved)[2] == TEACHER["text"]
     with pytest.raises(RunError, match=r"moved\.ckpt: a checkpoint of EfficientAD, not of a GAIN-MTL strategy"):
-        load_checkpoint_model(moved)
+        runs.load_checkpoint_model(moved)

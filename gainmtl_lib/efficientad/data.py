@@ -26,19 +26,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from gainmtl_lib import readers
 from gainmtl_lib.dataset import Batch, EpochSampler, SampleDataset, make_data, whole_batches
 from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
 from gainmtl_lib.labels import resize_image, with_boxes
-from gainmtl_lib.readers import (
-    SPLITS,
-    DataError,
-    UnreadableError,
-    data_digest,
-    image_files,
-    read_image,
-    read_samples,
-    split_samples,
-)
+from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import visible_defect
 from gainmtl_lib.synthetic.surfaces import DEFECTS, TEXTURES, Plane, Size, smooth_noise
@@ -66,7 +58,7 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
         near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
         there = f"found {', '.join(found)}" if found else "no folder there holds train/good"
         raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
-    samples = read_samples(
+    samples = readers.read_samples(
         settings.dataset_folder,
         dataset_type=settings.dataset_type,
         group_pattern=settings.group_pattern,
@@ -75,7 +67,7 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
     samples = with_boxes(samples, settings)
     if settings.dataset_type == "mvtec":
         samples["split"] = [split or "test" for split in samples["split"]]
-    samples = split_samples(
+    samples = readers.split_samples(
         samples,
         val_ratio=settings.val_ratio,
         test_ratio=settings.test_ratio,
@@ -177,7 +169,7 @@ class SplitProvider(DatasetProvider):
     @cached_property
     def digest(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`data_digest` of the samples in use."""
-        return data_digest(self._all)
+        return readers.data_digest(self._all)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -186,7 +178,7 @@ class SplitProvider(DatasetProvider):
     @property
     def split_sizes(self) -> dict[str, int]:
         sizes = self.samples["split"].value_counts(sort=False)
-        return {split: int(sizes[split]) for split in SPLITS if split in sizes}
+        return {split: int(sizes[split]) for split in readers.SPLITS if split in sizes}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         sampler = EpochSampler(self._rows("train"), seed=self.settings.seed)
@@ -427,7 +419,7 @@ class PenaltyImages(Dataset[Tensor]):
         self.text = "drawn pictures (not natural images: not the paper's penalty)"
         if folder is None:
             return
-        self.files = image_files(folder)
+        self.files = readers.image_files(folder)
         if not self.files:
             what = "holds no images" if folder.is_dir() else "no such folder"
             raise DataError(
@@ -456,7 +448,7 @@ class PenaltyImages(Dataset[Tensor]):
             passes, place = divmod(later, len(self.files))
             order = shuffled(len(self.files), self.settings.seed, passes, _PENALTY_ORDER)
             try:
-                picture = read_image(self.files[order[place]])
+                picture = readers.read_image(self.files[order[place]])
             except UnreadableError as error:
                 if not self.settings.skip_unreadable:
                     raise UnreadableError(f"{error}, or leave it out with skip_unreadable: true") from None

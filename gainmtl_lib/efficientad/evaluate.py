@@ -21,28 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batch
 from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, samples_as_trained, stored_tables
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_values
-from gainmtl_lib.metrics import (
-    FALSE_ALARMS,
-    OFF_THE_DEFECT_IOU,
-    Aupro,
-    MapScale,
-    PixelAuroc,
-    cam_iou,
-    choose_threshold,
-    classification,
-    energy_inside,
-    fit_scale,
-    grid_iou,
-    novelty_threshold,
-    point_game,
-    verdicts,
-)
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
@@ -144,7 +129,7 @@ class SplitPredictions(NamedTuple):
 @torch.inference_mode()
 def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
     """Run the model over one split, val with its anomalies, where the model lies."""
-    pixel_auroc, aupro = PixelAuroc(), Aupro()
+    pixel_auroc, aupro = metrics.PixelAuroc(), metrics.Aupro()
     rows, maps, device = [], [], next(model.parameters()).device
     loader = provider.loader(split)
     for item in counted(loader, len(loader), f"{split}, batch", log=logger):
@@ -170,10 +155,10 @@ def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
     columns = {
         "anomaly_score": output.score,
         "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
-        "anomaly_iou": cam_iou(output.anomaly_map, masks),
-        "grid_iou": grid_iou(masks, (output.cells.shape[-2], output.cells.shape[-1])),
-        "anomaly_point_game": point_game(output.anomaly_map, masks),
-        "anomaly_energy_inside": energy_inside(output.anomaly_map, masks),
+        "anomaly_iou": metrics.cam_iou(output.anomaly_map, masks),
+        "grid_iou": metrics.grid_iou(masks, (output.cells.shape[-2], output.cells.shape[-1])),
+        "anomaly_point_game": metrics.point_game(output.anomaly_map, masks),
+        "anomaly_energy_inside": metrics.energy_inside(output.anomaly_map, masks),
     }
     table = pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()})
     # As they are stored, so that a threshold taken from them decides the same on what is read back.
@@ -200,11 +185,11 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
 def decided_on(val: SplitPredictions) -> dict[str, Any]:
     """Thresholds and absolute scale of the map, from validation with its anomalies."""
     labels, scores = (val.table[name].to_numpy() for name in ("label", "anomaly_score"))
-    scale = fit_scale(val.maps, labels)
+    scale = metrics.fit_scale(val.maps, labels)
     return {
-        "threshold": choose_threshold(labels, scores, near=None),
+        "threshold": metrics.choose_threshold(labels, scores, near=None),
         "threshold_from": "validation with its anomalies, highest F1",
-        "novelty_threshold": novelty_threshold(scores[labels == 0]),
+        "novelty_threshold": metrics.novelty_threshold(scores[labels == 0]),
         "map_scales": {} if scale is None else {MAP: asdict(scale)},
     }
 
@@ -212,8 +197,10 @@ def decided_on(val: SplitPredictions) -> dict[str, Any]:
 def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Columns ``predicted``, ``verdict`` and ``wrong_reason``: a defect that was found, by a map that lies off it."""
     predicted = (table["anomaly_score"] >= threshold).astype(int)
-    verdict = pd.Series(verdicts(table["label"].to_numpy(), predicted.to_numpy()), index=table.index, dtype=object)
-    off = (table["anomaly_iou"] < OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
+    verdict = pd.Series(
+        metrics.verdicts(table["label"].to_numpy(), predicted.to_numpy()), index=table.index, dtype=object
+    )
+    off = (table["anomaly_iou"] < metrics.OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
     decided = {"predicted": predicted, "verdict": verdict, "wrong_reason": (verdict == "TP") & off}
     place = list(table.columns).index("anomaly_score") + 1
     return table.assign(**decided)[[*table.columns[:place], *decided, *table.columns[place:]]]
@@ -229,7 +216,7 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
         "annotated": int(answered.sum()),
         "skipped": int(((table["label"] == 1) & ~answered).sum()),
         **{name: int((verdict == name).sum()) for name in ("TP", "FP", "FN", "TN")},
-        **classification(*(table[name].to_numpy() for name in ("label", "predicted", "anomaly_score"))),
+        **metrics.classification(*(table[name].to_numpy() for name in ("label", "predicted", "anomaly_score"))),
         "pixel_auroc": predictions.pixel_auroc,
         "aupro": predictions.aupro,
         **{name: float(table[name].mean()) for name in MEANS},
@@ -259,7 +246,7 @@ def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: 
 # --- Pictures from anywhere
 
 
-QUANTILE_SCALE = MapScale(0.0, 0.1)
+QUANTILE_SCALE = metrics.MapScale(0.0, 0.1)
 """Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts."""
 
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -274,8 +261,8 @@ class Detector:
     settings: EfficientADSettings
     teacher: str  # where it came from, to be shown with every result
     threshold: float | None = None  # score from which a picture is called defective
-    novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
-    scale: MapScale = QUANTILE_SCALE
+    metrics.novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
+    scale: metrics.MapScale = QUANTILE_SCALE
     scale_name: str = "90 % to 99.5 % of normal parts"
 
     @classmethod
@@ -522,7 +509,7 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
         "weights": file_digest(other.folder / "model.safetensors"),
         "teacher": other.teacher,
         "threshold": float(other.metrics["novelty_threshold"]),
-        "threshold_from": f"normal validation pictures of that run, {FALSE_ALARMS:.0%} false alarms allowed",
+        "threshold_from": f"normal validation pictures of that run, {metrics.FALSE_ALARMS:.0%} false alarms allowed",
     }
 
 

@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from gainmtl_lib import train as training
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.data import (
     DatasetProvider,
     PenaltyImages,
@@ -34,20 +36,7 @@ from gainmtl_lib.efficientad.data import (
     check_validation,
     recoloured,
 )
-from gainmtl_lib.efficientad.model import (
-    QUANTILES,
-    TERMS,
-    EfficientADModel,
-    EfficientADSettings,
-    LocalMaps,
-    build_model,
-    distance_loss,
-    fill_teacher,
-    hard_feature_loss,
-    pretraining_penalty,
-    teacher_of,
-    total_loss,
-)
+from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
 from gainmtl_lib.metrics import MapScale, PixelAuroc
 from gainmtl_lib.progress import counted, every, show_progress
 from gainmtl_lib.runs import (
@@ -62,19 +51,7 @@ from gainmtl_lib.runs import (
     save_weights,
     system_of,
 )
-from gainmtl_lib.train import (
-    AtomicCheckpointIO,
-    TrainingDivergedError,
-    check_count,
-    checked_device,
-    checkpoint_to_resume,
-    event_loggers,
-    fit_interruptibly,
-    inference_autocast,
-    lightning_precision,
-    previous_manifest,
-    recorded,
-)
+from gainmtl_lib.train import TrainingDivergedError, inference_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +79,7 @@ class EfficientADRun(StoredRun[EfficientADSettings]):
     @cached_property
     def model(self) -> EfficientADModel:
         """The best model, in evaluation mode, on the CPU."""
-        model = build_model(self.settings)
+        model = networks.build_model(self.settings)
         model.load_state_dict(load_file(self.folder / "model.safetensors"))
         return model.eval()
 
@@ -144,7 +121,7 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientADModel, EfficientADSett
     if "teacher" not in checkpoint:
         raise RunError(f"{path}: a checkpoint of a GAIN-MTL strategy, not of EfficientAD; see gainmtl evaluate --help")
     settings = EfficientADSettings(**checkpoint["gainmtl_settings"])
-    model = build_model(settings)
+    model = networks.build_model(settings)
     weights = checkpoint["state_dict"].items()
     model.load_state_dict({k.removeprefix("model."): v for k, v in weights if k.startswith("model.")})
     return model.eval(), settings, checkpoint["teacher"]["text"]
@@ -182,7 +159,7 @@ def fit_efficientad(
     """
     with claim(settings, resume=resume, force=force) as folder:
         data = SplitProvider(settings) if provider is None else provider
-        if previous_manifest(folder, digest=data.digest).get("status") == "complete":
+        if training.previous_manifest(folder, digest=data.digest).get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
             _train(settings, data, folder, resume)
@@ -192,10 +169,10 @@ def fit_efficientad(
 def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Path, resume: str | Path | None) -> None:
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
-    device = checked_device(settings.accelerator)
-    check_count(device, settings.devices)
-    precision: Any = lightning_precision(settings.precision, device)
-    state, teacher = teacher_of(settings)
+    device = training.checked_device(settings.accelerator)
+    training.check_count(device, settings.devices)
+    precision: Any = training.lightning_precision(settings.precision, device)
+    state, teacher = networks.teacher_of(settings)
     penalty = PenaltyImages(settings)
     check_validation(provider)
     data = TrainingData(settings, provider, penalty)
@@ -205,10 +182,12 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
         validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
         return checkpoint["global_step"] >= total or _exhausted(validated, settings)
 
-    checkpoint = checkpoint_to_resume(folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete)
-    model = build_model(settings)
+    checkpoint = training.checkpoint_to_resume(
+        folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete
+    )
+    model = networks.build_model(settings)
     if checkpoint is None:
-        fill_teacher(model.teacher, state)
+        networks.fill_teacher(model.teacher, state)
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         loader = provider.get_train_dataloader()
         batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
@@ -228,7 +207,7 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
         "total_steps": total,
         "data_digest": provider.digest,
     }
-    with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
+    with training.recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
         if checkpoint is None or not complete(read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
@@ -241,16 +220,16 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
                 reload_dataloaders_every_n_epochs=1,  # the next interval of steps
                 use_distributed_sampler=False,  # each process knows its share
                 benchmark=device.type == "cuda",
-                logger=event_loggers(settings),
+                logger=training.event_loggers(settings),
                 callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
-                plugins=[AtomicCheckpointIO()],
+                plugins=[training.AtomicCheckpointIO()],
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
                 log_every_n_steps=min(10, settings.val_every_n_steps, total),
                 default_root_dir=folder,
             )
-            fit_interruptibly(trainer, module, data, checkpoint)
+            training.fit_interruptibly(trainer, module, data, checkpoint)
         # Read from files: other processes may have trained.
         best, last = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
         save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
@@ -288,10 +267,10 @@ class EfficientADTraining(L.LightningModule):
         whole = model.student.part(hidden[p + b :], slice(c, 2 * c))
         predicted = model.autoencoder(pixels[p + b :], (described.shape[-2], described.shape[-1]))
         return {
-            "st": hard_feature_loss(local, described[:b], self.settings.hard_quantile),
-            "penalty": pretraining_penalty(penalised),
-            "ae": distance_loss(predicted, described[b:]),
-            "stae": distance_loss(whole, predicted),
+            "st": networks.hard_feature_loss(local, described[:b], self.settings.hard_quantile),
+            "penalty": networks.pretraining_penalty(penalised),
+            "ae": networks.distance_loss(predicted, described[b:]),
+            "stae": networks.distance_loss(whole, predicted),
         }
 
     def on_train_start(self) -> None:
@@ -304,7 +283,7 @@ class EfficientADTraining(L.LightningModule):
         torch.manual_seed(settings.seed * 1_000_003 + batch.number)
         augmented = recoloured(batch.images, seed=settings.seed, number=batch.number)
         terms = self.losses(batch.images, augmented, batch.penalty)
-        total = total_loss(terms, settings)
+        total = networks.total_loss(terms, settings)
         self._stop_unless_finite(terms, total)
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -323,21 +302,19 @@ class EfficientADTraining(L.LightningModule):
         logger.info(text, step, self.total_steps, loss, validation, speed, left)
 
     def _stop_unless_finite(self, terms: dict[str, Tensor], total: Tensor) -> None:
-        self._unchecked.append(torch.stack([*(terms[name].detach() for name in TERMS), total.detach()]))
+        self._unchecked.append(torch.stack([*(terms[name].detach() for name in networks.TERMS), total.detach()]))
         if len(self._unchecked) < 10 and not self.trainer.is_last_batch:  # each answer waits for the device
             return
         values = torch.stack(self._unchecked).cpu()  # (steps, terms and their sum)
         self._unchecked.clear()
         broken = ~torch.isfinite(values)
-        if not broken.any():
-            return
-        row = int(broken.any(dim=1).nonzero()[0])
-        names = [name for name, wrong in zip(TERMS, broken[row, :-1].tolist(), strict=True) if wrong]
-        step = self.global_step + 1 - (len(values) - 1 - row)  # the last row is of the step that is under way
-        raise TrainingDivergedError(
-            f"the loss became {values[row, -1].item()} in {', '.join(names) or 'the sum'} at step {step}; "
-            "the last checkpoint holds the validation before. Try a lower learning_rate, or precision '32'"
-        )
+        for row in broken.any(dim=1).nonzero()[:1].flatten().tolist():
+            names = [name for name, wrong in zip(networks.TERMS, broken[row].tolist()) if wrong]
+            step = self.global_step + 1 - (len(values) - 1 - row)  # the last row is of the step that is under way
+            raise TrainingDivergedError(
+                f"the loss became {values[row, -1].item()} in {', '.join(names) or 'the sum'} at step {step}; the last "
+                "checkpoint holds the validation before. Try a lower learning_rate, or precision '32'"
+            )
 
     def validation_step(self, item: Any, batch_idx: int) -> None:
         """Maps are held until the last is seen, because the scale of all of them comes from the normal ones."""
@@ -373,21 +350,18 @@ class EfficientADTraining(L.LightningModule):
 
 def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> dict[str, float]:
     """Set the scale of the model's maps by the normal images, and say how well the scaled maps tell anomalies."""
-    normal = [[one[batch.labels == 0].flatten() for one in maps] for maps, batch in seen]
-    values = [torch.cat(each).numpy() for each in zip(*normal, strict=True)]
-    count = sum(int((batch.labels == 0).sum()) for _, batch in seen)
-    model.set_quantiles(torch.tensor(np.stack([np.quantile(each, QUANTILES) for each in values])), images=count)
-    pixels, scores = PixelAuroc(sync_on_compute=False), []
-    for maps, batch in seen:
-        maps = LocalMaps(*(one.to(model.quantiles.device) for one in maps))
-        output = model.finish(maps, (batch.masks.shape[-2], batch.masks.shape[-1]))
-        if not bool(torch.isfinite(output.score).all()):
-            raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
-        answered = (batch.labels == 0) | batch.has_mask
-        pixels.update(output.anomaly_map.cpu()[answered], batch.masks[answered])
-        scores.append(output.score.cpu())
-    labels = torch.cat([batch.labels for _, batch in seen])
-    image_auroc = roc_auc_score(labels.numpy(), torch.cat(scores).double().numpy())
+    maps, whole = ([torch.cat(part) for part in zip(*each, strict=True)] for each in zip(*seen, strict=True))
+    batch, pixels = Batch(*whole), PixelAuroc(sync_on_compute=False)
+    normal = batch.labels == 0
+    quantiles = np.stack([np.quantile(one[normal].numpy(), networks.QUANTILES) for one in maps])
+    model.set_quantiles(torch.tensor(quantiles), images=int(normal.sum()))
+    placed = LocalMaps(*(one.to(model.quantiles.device) for one in maps))
+    output = model.finish(placed, (batch.masks.shape[-2], batch.masks.shape[-1]))
+    if not output.score.isfinite().all():
+        raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
+    answered = normal | batch.has_mask
+    pixels.update(output.anomaly_map.cpu()[answered], batch.masks[answered])
+    image_auroc = roc_auc_score(batch.labels.numpy(), output.score.double().cpu().numpy())
     return {"image_auroc": float(image_auroc), "pixel_auroc": float(pixels.compute())}
 
 
