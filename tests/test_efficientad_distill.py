@@ -21,7 +21,6 @@ from gainmtl_lib.efficientad.distill import (
     PicturePairs,
     TeacherTraining,
     distill,
-    even_shares,
 )
 from gainmtl_lib.efficientad.model import EfficientADSettings, teacher_of
 from gainmtl_lib.readers import DataError
@@ -64,13 +63,6 @@ def patchcore(levels: list[torch.Tensor], out_channels: int) -> torch.Tensor:
     return joined.view(len(levels[0]), height, width, out_channels).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize(("values", "shares"), [(9, 4), (4, 9), (2048, 384), (36, 1024), (7, 7), (5, 1)])
-def test_even_shares_are_adaptive_average_pooling(values, shares):
-    row = torch.rand(1, 1, values, generator=torch.Generator().manual_seed(0))
-    expected = F.adaptive_avg_pool1d(row, shares).flatten()
-    torch.testing.assert_close(even_shares(values, shares) @ row.flatten(), expected)
-
-
 @pytest.mark.parametrize("out_channels", [8, 7, 1])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet18"])
 @torch.inference_mode()
@@ -109,12 +101,19 @@ def test_pairs_are_one_picture_at_two_sizes_sometimes_grey(pictures):
     assert 10 < grey[True] < 60  # 30 expected
 
 
-def test_pictures_that_cannot_be_used_are_named(tmp_path, pictures):
+def test_files_and_losses_that_cannot_be_used_are_named(tmp_path, pictures, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no pictures; distillation needs a folder of many pictures"):
         distill(tmp_path / "empty", tmp_path / "t.safetensors", **SMALL)
     with pytest.raises(DataError, match="nowhere: is no folder"):
         distill(tmp_path / "nowhere", tmp_path / "t.safetensors", **SMALL)
+    (tmp_path / "u.safetensors.part").write_bytes(b"half a download")
+    with pytest.raises(ModelError, match=r"u\.safetensors\.part: no unfinished distillation .*; remove it"):
+        distill(pictures, tmp_path / "u.safetensors", **SMALL)
+    told = {"steps": 2}
+    monkeypatch.setattr(TeacherTraining, "step", lambda self, *_: vars(self).update(told) or torch.tensor(math.nan))
+    with pytest.raises(TrainingDivergedError, match="the loss is nan at step 2; lower learning_rate"):
+        distill(pictures, tmp_path / "v.safetensors", **SMALL)
     truncate_file(pictures / "class0" / "0.png")
     with pytest.raises(DataError, match=r"class0/0\.png: image is truncated or not an image"):
         distill(pictures, tmp_path / "t.safetensors", **SMALL)
@@ -201,14 +200,6 @@ def test_pictures_that_are_all_the_same_are_an_error(tmp_path):
         )
 
 
-def test_a_loss_that_is_not_finite_stops_the_work(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(
-        TeacherTraining, "step", lambda self, *_: self.__dict__.update(steps=2) or torch.tensor(math.nan)
-    )
-    with pytest.raises(TrainingDivergedError, match="the loss is nan at step 2; lower learning_rate"):
-        distill(pictures, tmp_path / "t.safetensors", **SMALL)
-
-
 def test_backbone_weights_come_from_a_file_or_by_name(tmp_path, pictures, monkeypatch):
     given = backbone().net.state_dict()
     save_file({f"backbone.net.{name}": t.contiguous() for name, t in given.items()}, tmp_path / "gain.safetensors")
@@ -254,9 +245,3 @@ def test_the_global_random_state_is_neither_read_nor_moved(tmp_path, pictures):
 def test_values_that_cannot_be_used(tmp_path, pictures, values, error, message):
     with pytest.raises(error, match=message):
         distill(**SMALL | {"images": pictures, "output": tmp_path / "t.safetensors"} | values)
-
-
-def test_a_foreign_file_in_the_place_of_unfinished_work_is_an_error(tmp_path, pictures):
-    (tmp_path / "t.safetensors.part").write_bytes(b"half a download")
-    with pytest.raises(ModelError, match=r"t\.safetensors\.part: no unfinished distillation .*; remove it"):
-        distill(pictures, tmp_path / "t.safetensors", **SMALL)

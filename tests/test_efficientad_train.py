@@ -327,6 +327,12 @@ def test_one_pass_gives_the_losses_of_separate_passes_and_moves_all_but_the_teac
     }
     assert tuple(terms) == networks.TERMS
     torch.testing.assert_close(terms, expected, rtol=1e-4, atol=1e-6)
+    networks_of = {"st": "student", "penalty": "student", "ae": "autoencoder", "stae": "student autoencoder"}
+    for term, loss in terms.items():
+        training.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)
+        moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == set(networks_of[term].split())
     sum(terms.values()).backward()
     moved = {name for name, p in training.named_parameters() if p.grad is not None}
     assert moved == {name for name, _ in training.named_parameters() if ".teacher." not in name}

@@ -261,7 +261,7 @@ class Detector:
     settings: EfficientADSettings
     teacher: str  # where it came from, to be shown with every result
     threshold: float | None = None  # score from which a picture is called defective
-    metrics.novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
+    novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
     scale: metrics.MapScale = QUANTILE_SCALE
     scale_name: str = "90 % to 99.5 % of normal parts"
 
