@@ -247,7 +247,7 @@ def _print_novelty(console: Console, novelty: Novelty) -> None:
     headings = {"called_defective": "called defective", "novel": "novel (anomalous, called normal)"}
     for split, kinds in novelty.kinds.groupby(level="split"):
         table = kinds.droplevel("split").rename(columns=headings).rename_axis("pictures")
-        table.index += np.where(table.pop("unseen"), " (no training picture)", "")
+        table.index += table.pop("unseen").map({True: " (no training picture)", False: ""}).to_numpy()
         console.print(frame_table(f"{split}: novel pictures, anomaly score above {novelty.threshold:.3f}", table))
     console.print(f"threshold: {escape(novelty.summary['threshold_from'])}")
     console.print(f"EfficientAD run: {escape(novelty.summary['efficientad_run'])}; teacher: {escape(novelty.teacher)}")
