@@ -11,19 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from gainmtl_lib import notebooks
 from gainmtl_lib.efficientad.model import EfficientADSettings
-from gainmtl_lib.notebooks import (
-    ABLATION,
-    ANOMALIES,
-    EXPLANATION,
-    INSPECTION,
-    SHORTCUTS,
-    STRATEGY_NOTEBOOKS,
-    Job,
-    NotebookError,
-    clean,
-    execute,
-    notebook_path,
-)
+from gainmtl_lib.notebooks import ABLATION, ANOMALIES, EXPLANATION, SHORTCUTS, STRATEGY_NOTEBOOKS, clean, notebook_path
 from gainmtl_lib.settings import Settings, read_parameters, repository_root
 from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
@@ -32,7 +20,7 @@ OWN_PARAMETERS = {
     ANOMALIES: ("efficientad_synthetic.yaml", EfficientADSettings),
     SHORTCUTS: ("studies/shortcut.yaml", ShortcutStudySettings),
 }
-NAMES = sorted([INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION, *OWN_PARAMETERS])
+NAMES = sorted([notebooks.INSPECTION, *STRATEGY_NOTEBOOKS.values(), ABLATION, EXPLANATION, *OWN_PARAMETERS])
 
 
 def read(name):
@@ -54,36 +42,24 @@ def test_the_collection_is_complete_and_nothing_else_is_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_executed_top_to_bottom_without_errors_or_stderr(name):
-    cells = code_cells(name)
+def test_executed_top_to_bottom_without_errors_or_stderr_and_clean(name):
+    cells, notebook = code_cells(name), read(name)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert outputs
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert clean(read(name)) == notebook and notebook_path(name).stat().st_size < 400_000
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_clean_already(name):
-    notebook = read(name)
-    assert clean(read(name)) == notebook
-
-
-@pytest.mark.parametrize("name", OWN_PARAMETERS)
-def test_parameters_are_those_of_the_notebooks_own_file(name):
-    file, record = OWN_PARAMETERS[name]
-    assert parameters(name) == read_parameters(PARAMS / file)
-    record(**parameters(name))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN_PARAMETERS])
-def test_parameters_are_quick_yaml_and_the_strategys_file(name):
-    strategy = {value: key for key, value in STRATEGY_NOTEBOOKS.items()}.get(name)
-    wanted = read_parameters(PARAMS / "quick.yaml")
-    if strategy:
-        wanted |= read_parameters(PARAMS / f"{strategy.lower()}.yaml")
+def test_parameters_are_those_of_the_files(name):
+    """Of the notebook's own file, or quick.yaml and the strategy's."""
+    file, record = OWN_PARAMETERS.get(name, ("quick.yaml", Settings))
+    wanted = read_parameters(PARAMS / file)
+    for strategy, notebook in STRATEGY_NOTEBOOKS.items():
+        wanted |= read_parameters(PARAMS / f"{strategy.lower()}.yaml") if notebook == name else {}
     assert parameters(name) == wanted
-    Settings(**parameters(name))
+    record(**parameters(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,21 +75,11 @@ def test_opens_with_its_question_then_parameters_then_settings(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cells_are_short_and_hold_no_library_code(name):
+def test_cells_are_short_and_hold_no_library_code_and_compared_ones_no_trained_numbers(name):
     for cell in code_cells(name)[1:]:
         assert len(cell.source.splitlines()) <= 25
-        assert not re.search(
-            r"^\s*class |^\s*def |pip install|optimizer\.|\.backward\(|/home/|/Users/", cell.source, re.M
-        )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_under_400_kb(name):
-    assert notebook_path(name).stat().st_size < 400_000
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_compared_cells_hold_no_trained_numbers_and_have_counts(name):
+        library = r"^\s*class |^\s*def |pip install|optimizer\.|\.backward\(|/home/|/Users/"
+        assert not re.search(library, cell.source, re.M)
     compared = [cell for cell in code_cells(name) if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert compared or name == ABLATION
     for cell in compared:
@@ -163,27 +129,25 @@ def begun(monkeypatch):
 
 
 def jobs(*names):
-    return [Job(name, None, {}) for name in names]
+    return [notebooks.Job(name, None, {}) for name in names]
 
 
 def test_notebooks_wait_for_the_runs_that_they_read(begun):
-    execute(jobs(EXPLANATION, ANOMALIES, *STRATEGY_NOTEBOOKS.values(), SHORTCUTS), workers=2)
+    notebooks.execute(jobs(EXPLANATION, ANOMALIES, *STRATEGY_NOTEBOOKS.values(), SHORTCUTS), workers=2)
     place = {name: begun.order.index(name) for name in begun.order}
     assert len(place) == 10 and place[SHORTCUTS] == 0  # the longest comes first
     assert place[EXPLANATION] > max(place[name] for name in STRATEGY_NOTEBOOKS.values())
     assert place[ANOMALIES] > max(place[STRATEGY_NOTEBOOKS[name]] for name in ("S1", "S5", "S6"))
-
-
-def test_a_notebook_alone_waits_for_none(begun):
-    execute(jobs(EXPLANATION), workers=4)
-    assert begun.order == [EXPLANATION]
+    begun.order.clear()
+    notebooks.execute(jobs(EXPLANATION), workers=4)
+    assert begun.order == [EXPLANATION]  # alone it waits for none
 
 
 def test_after_one_that_stopped_no_other_begins_and_each_is_named(begun):
     s1, s2, s3 = list(STRATEGY_NOTEBOOKS.values())[:3]
     begun.fails = {s1: "01 stopped in cell 3: ValueError: x", s2: "02 stopped"}
-    with pytest.raises(NotebookError, match=r"(?s)01 stopped in cell 3: ValueError: x.*02 stopped"):
-        execute(jobs(s1, s2, s3), workers=2)
+    with pytest.raises(notebooks.NotebookError, match=r"(?s)01 stopped in cell 3: ValueError: x.*02 stopped"):
+        notebooks.execute(jobs(s1, s2, s3), workers=2)
     assert begun.order == [s1, s2]
 
 
