@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -30,6 +31,7 @@ from gainmtl_lib.readers import (
     SPLITS,
     DataError,
     Finding,
+    Level,
     read_image,
     read_mask_values,
     read_samples,
@@ -45,8 +47,6 @@ THUMBNAIL = 32
 NEAR_DUPLICATE = 0.9
 """Correlation of the fine structure of two thumbnails from which they count as pictures of the same thing."""
 MAX_COMPARED = 20_000
-USUAL_VAL_RATIO = 0.2
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class DataReport:
         size_auroc: how well image size alone tells the class; 0.5 tells nothing, NaN cannot be said.
         grid_iou: mean and median IoU that the masks themselves reach on the map's grid, by map stride.
         findings: every problem, errors first.
+        usable: whether a training run would accept the data.
     """
 
     samples: pd.DataFrame
@@ -74,78 +75,65 @@ class DataReport:
     size_auroc: float
     grid_iou: pd.DataFrame
     findings: list[Finding]
-
-    @property
-    def usable(self) -> bool:
-        """Whether a training run would accept the data."""
-        return not any(finding.level == "error" for finding in self.findings)
+    usable: bool
 
 
 def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> DataReport:
     """Read every file of a training's data and report all that a run would stumble over, or be misled by.
 
     Counts and crossings are those of the split that the training makes; one that fails is reported as an error. Where
-    boxes take the place of mask files, what can be drawn is drawn and checked as masks are.
+    boxes take the place of mask files, what can be drawn is drawn and checked as masks are (`FileError` where these
+    cannot be written).
 
     Args:
         settings: of the training.
         val_ratio: in place of the settings'; None: 0.2, or the data's own validation folder.
-
-    Raises:
-        FileError: the masks of boxes cannot be written.
     """
-    findings: list[Finding] = []
+    root, found = settings.data_root, []
     samples = read_samples(
-        settings.data_root,
-        dataset_type=settings.dataset_type,
-        group_pattern=settings.group_pattern,
-        findings=findings,
+        root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern, findings=found
     )
-    sound = len(samples) > 0 and not any(finding.level == "error" for finding in findings)
+    sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
     if settings.label_kind == "box" and len(samples):
         samples, of_boxes = scan_boxes(samples, settings)
-        findings += of_boxes
+        found += of_boxes
     if sound:
-        if val_ratio is None:
-            val_ratio = 0.0 if "val" in set(samples["split"]) else USUAL_VAL_RATIO
+        usual, test_ratio = 0.0 if "val" in set(samples["split"]) else 0.2, settings.test_ratio
+        ratio = usual if val_ratio is None else val_ratio
         try:
-            samples = split_samples(
-                samples, val_ratio=val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
-            )
+            samples = split_samples(samples, val_ratio=ratio, test_ratio=test_ratio, seed=settings.seed_of_split)
         except DataError as error:
-            findings.append(Finding("error", str(settings.data_root), str(error)))
-    jobs = list(zip(samples["image"], samples["label"], samples["mask"], strict=True))
+            found.append(Finding("error", str(root), str(error)))
+    jobs = [samples[name].tolist() for name in ("image", "label", "mask")]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(lambda job: _inspect(*job, settings=settings), jobs)
-        inspected = list(counted(results, len(jobs), "checked images", log=logger))
-    samples = samples.assign(
-        height=[one.height for one in inspected],
-        width=[one.width for one in inspected],
-        mask_state=pd.Series([one.mask_state for one in inspected], dtype=object),
-        defect_area=[one.defect_area for one in inspected],
-    )
-    duplicates, auroc = find_duplicates(samples, inspected), size_auroc(samples)
-    kinds = Counter(finding.kind for finding in findings if finding.kind)
-    states = Counter(one.mask_state for one in inspected)
-    masks = {state: states[state] for state in ("ok", "missing", "empty", "misfit", "unreadable")}
-    masks |= {
-        "non-binary": sum(not one.mask_binary for one in inspected),
-        "resized": sum(one.mask_resized for one in inspected),
-    }
-    findings += [finding for one in inspected for finding in one.findings]
-    findings += _findings_of_all(samples, inspected, duplicates, auroc, settings.label_kind)
+        results = pool.map(partial(_inspect, settings), *jobs)
+        inspected = list(counted(results, len(samples), "checked images", log=logger))
+    for name, kind in {"height": float, "width": float, "mask_state": object, "defect_area": float}.items():
+        samples[name] = pd.Series([getattr(one, name) for one in inspected], dtype=kind)
+    states = [one.mask_state for one in inspected]
+    masks = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
+    masks["non-binary"] = sum(not one.mask_binary for one in inspected)
+    masks["resized"] = sum(one.mask_resized for one in inspected)
+    masks |= Counter(finding.kind for finding in found if finding.kind)
+    duplicates, auroc = _find_duplicates(samples, inspected), _size_auroc(samples)
+    found += [finding for one in inspected for finding in one.findings]
+    found += _findings_of_all(samples, masks, duplicates, auroc, settings.label_kind)
     areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
+    quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    ious = np.array([one.grid_ious for one in inspected if one.grid_ious]).reshape(-1, len(STRIDES))
+    height, width = settings.image_size
     return DataReport(
         samples=samples,
         counts=_counts(samples),
-        masks=pd.DataFrame({"masks": masks | kinds}),
-        defect_area=pd.DataFrame(
-            {f"{share:.0%}": areas.quantile(share) for share in QUANTILES} | {"images": areas.size()}
-        ),
+        masks=pd.DataFrame({"masks": masks}),
+        defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
         size_auroc=auroc,
-        grid_iou=_grid_table(inspected, settings.image_size),
-        findings=sorted(findings, key=lambda finding: LEVELS.index(finding.level)),
+        grid_iou=pd.DataFrame(ious, columns=pd.Index(STRIDES, name="map_stride"))
+        .agg(["mean", "median"])
+        .T.assign(grid=[f"{height // stride}x{width // stride}" for stride in STRIDES]),
+        findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
+        usable=not any(finding.level == "error" for finding in found),
     )
 
 
@@ -154,76 +142,64 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
 
 @dataclass
 class Inspected:
-    """What decoding one sample told; NaN and None where it cannot be said.
-
-    `height`, `width` and `digest` are the image file's, `thumbnail` is its fine structure as a unit vector.
-    `mask_state` is ok, empty, misfit, unreadable or missing, None for normal images; `grid_ious` is what the mask
-    reaches on the grid of each of `STRIDES`.
-    """
+    """What decoding one sample told; NaN and None where it cannot be said."""
 
     height: float = np.nan
     width: float = np.nan
     digest: str | None = None
-    thumbnail: NDArray | None = None
+    thumbnail: NDArray | None = None  # its fine structure as a unit vector; None without any
     mask_state: str | None = None
     mask_resized: bool = False
     mask_binary: bool = True
     defect_area: float = np.nan
-    grid_ious: tuple[float, ...] = (np.nan,) * len(STRIDES)
+    grid_ious: tuple[float, ...] = ()  # what the mask reaches on the grid of each of `STRIDES`
     findings: list[Finding] = field(default_factory=list)
 
 
-def _inspect(image: str, label: int, mask: str | None, *, settings: Settings) -> Inspected:
+def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     try:
         pixels = read_image(image)
         one.height, one.width = map(float, pixels.shape[:2])
-        one.digest, one.thumbnail = hashlib.sha256(Path(image).read_bytes()).hexdigest(), _thumbnail(pixels)
+        one.digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+        detail = small - cv2.GaussianBlur(small, (0, 0), 2)
+        norm = float(np.linalg.norm(detail))
+        one.thumbnail = (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
     except DataError as error:
         one.findings.append(Finding("error", "", str(error)))
-    if mask is not None:
-        try:
-            one.mask_state = "unreadable"
-            values = read_mask_values(mask)
-            one.mask_state, one.mask_binary = "misfit", bool(np.isin(values, (0, values.max())).all())
-            size = values.shape if pixels is None else check_aspect(mask, values, image, pixels)
-            one.mask_resized, one.mask_state = values.shape != size, "ok"
-            _inspect_mask(one, mask, values, size, settings)
-        except DataError as error:
-            one.findings.append(Finding("error", "", str(error)))
-    return one
-
-
-def _inspect_mask(one: Inspected, mask: str, values: NDArray, size: tuple[int, ...], settings: Settings) -> None:
-    """Defect area and grid IoU of a mask that fits its image of `size`."""
+    if mask is None:
+        return one
+    try:
+        one.mask_state = "unreadable"
+        values = read_mask_values(mask)
+        one.mask_state, one.mask_binary = "misfit", bool(np.isin(values, (0, values.max())).all())
+        size = values.shape if pixels is None else check_aspect(mask, values, image, pixels)
+    except DataError as error:
+        one.findings.append(Finding("error", "", str(error)))
+        return one
+    one.mask_state, one.mask_resized, defect = "ok", values.shape != size, values > MASK_THRESHOLD
     if one.mask_resized:
         sizes = f"mask is {values.shape[0]}x{values.shape[1]} (height x width), its image {size[0]}x{size[1]}"
         one.findings.append(Finding("info", mask, f"{sizes}; it is fitted"))
-    defect, (height, width) = values > MASK_THRESHOLD, settings.image_size
     if not defect.any():
         one.mask_state = "empty"
         message = f"mask holds no defect pixel (largest value {values.max()}, above {MASK_THRESHOLD} counts)"
         one.findings.append(Finding("warning", mask, f"{message}; treated as missing"))
-        return
+        return one
+    height, width = settings.image_size
     fitted = resize_mask(defect, (height, width), settings.resize, image_size=(size[0], size[1]))
     plane = torch.from_numpy(fitted).float()[None, None]
     one.defect_area = float(defect.mean())
     one.grid_ious = tuple(float(grid_iou(plane, grid=(height // stride, width // stride))) for stride in STRIDES)
-
-
-def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray | None:
-    """Unit vector of the fine structure of a small grey picture; None for a picture without any."""
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    detail = small - cv2.GaussianBlur(small, (0, 0), 2)
-    norm = float(np.linalg.norm(detail))
-    return (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
+    return one
 
 
 # --- All of them together
 
 
-def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd.DataFrame:
+def _find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd.DataFrame:
     """Pairs of images with equal bytes, and pairs whose thumbnails correlate.
 
     Thumbnails are compared by their fine structure, whatever their brightness, contrast and lighting: a
@@ -231,23 +207,18 @@ def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd
     and test_shift does not count as crossing: the shifted test may show the test pictures again.
     """
     first_of: dict[str, int] = {}
-    pairs: list[tuple[int, int, str]] = []
+    pairs = {}
     for row, one in enumerate(inspected):
-        if one.digest is not None:
-            first = first_of.setdefault(one.digest, row)
-            pairs += [(first, row, "exact")] if first != row else []
-    exact = {pair[:2] for pair in pairs}
+        if one.digest is not None and (first := first_of.setdefault(one.digest, row)) != row:
+            pairs[first, row] = "exact"
     rows = [row for row, one in enumerate(inspected) if one.thumbnail is not None][:MAX_COMPARED]
-    if rows:
-        stack = np.stack([inspected[row].thumbnail for row in rows])  # type: ignore[arg-type]
-        for start in range(0, len(rows), 1024):
-            alike = stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE
-            for left, right in np.argwhere(np.triu(alike, k=start + 1)):
-                pair = (rows[start + left], rows[right])
-                pairs += [(*pair, "near")] if pair not in exact else []
-    images, splits = samples["image"].tolist(), samples["split"].tolist()
-    lines = []
-    for first, second, kind in pairs:
+    stack = np.array([inspected[row].thumbnail for row in rows]).reshape(len(rows), THUMBNAIL**2)
+    for start in range(0, len(rows), 1024):
+        alike = stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE
+        for left, right in np.argwhere(np.triu(alike, k=start + 1)):
+            pairs.setdefault((rows[start + left], rows[right]), "near")
+    images, splits, lines = samples["image"].tolist(), samples["split"].tolist(), []
+    for (first, second), kind in pairs.items():
         where = {splits[first], splits[second]}
         apart = None not in where and len(where) == 2 and where != {"test", "test_shift"}
         crosses = f"{splits[first]}, {splits[second]}" if apart else ""
@@ -255,20 +226,20 @@ def find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd
     return pd.DataFrame(lines, columns=["first", "second", "kind", "crosses"])
 
 
-def size_auroc(samples: pd.DataFrame) -> float:
+def _size_auroc(samples: pd.DataFrame) -> float:
     """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole.
 
     Without test_shift, whose pictures may be those of test under other groups.
     """
-    sizes = samples[["height", "width"]].to_numpy(dtype=float)
-    readable = ~np.isnan(sizes[:, 0]) & (samples["split"] != "test_shift").to_numpy()
-    sizes, groups = sizes[readable], samples["group"].to_numpy(dtype=object)[readable]
-    labels = samples["label"].to_numpy(dtype=np.int64)[readable]
-    folds = min([5, *(len(set(groups[labels == label])) for label in (0, 1))])
-    if folds < 2:
-        return float("nan")
-    if len(np.unique(sizes, axis=0)) == 1:
-        return 0.5
+    seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
+    sizes, groups, labels = (
+        seen[["height", "width"]].to_numpy(float),
+        seen["group"].to_numpy(),
+        seen["label"].to_numpy(),
+    )
+    folds = min(5, *(len(set(groups[labels == label])) for label in (0, 1)))
+    if folds < 2 or len(np.unique(sizes, axis=0)) == 1:
+        return float("nan") if folds < 2 else 0.5
     # Imported here: scikit-learn takes a second to load, and nothing else needs it.
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.metrics import roc_auc_score
@@ -287,50 +258,41 @@ def size_auroc(samples: pd.DataFrame) -> float:
 def _counts(samples: pd.DataFrame) -> pd.DataFrame:
     if not len(samples):
         return pd.DataFrame()
-    splits = samples["split"].where(samples["split"].notna(), "undecided")
+    splits = samples["split"].fillna("undecided")
     table = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
-    order = [name for name in (*SPLITS, "undecided", "total") if name in table.index]
-    kinds = [name for name in table.columns if name not in (NORMAL, "total")]
-    return table.loc[order, [*([NORMAL] if NORMAL in table.columns else []), *kinds, "total"]]
-
-
-def _grid_table(inspected: Sequence[Inspected], image_size: tuple[int, int]) -> pd.DataFrame:
-    values = np.array([one.grid_ious for one in inspected if not np.isnan(one.grid_ious[0])]).reshape(-1, len(STRIDES))
-    table = pd.DataFrame(values, columns=pd.Index(STRIDES, name="map_stride")).agg(["mean", "median"]).T
-    return table.assign(grid=[f"{image_size[0] // stride}x{image_size[1] // stride}" for stride in STRIDES])
+    kinds = sorted(table.columns, key=lambda name: (name != NORMAL, name == "total"))
+    return table.loc[[name for name in (*SPLITS, "undecided", "total") if name in table.index], kinds]
 
 
 def _findings_of_all(
-    samples: pd.DataFrame, inspected: Sequence[Inspected], duplicates: pd.DataFrame, auroc: float, annotation: str
+    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, auroc: float, annotation: str
 ) -> list[Finding]:
-    """Findings about the dataset as a whole."""
-    masks = [one for one in inspected if one.mask_state not in (None, "missing", "unreadable")]
-    defective = int((samples["label"] == 1).sum())
+    defective, missing, grey = int((samples["label"] == 1).sum()), masks["missing"], masks["non-binary"]
     rare = min(defective, len(samples) - defective)
-    missing = sum(one.mask_state == "missing" for one in inspected)
-    grey = sum(not one.mask_binary for one in masks)
-    findings = []
-    if missing:
-        effect = "they train the classification terms only"
-        message = f"{missing} of {defective} defective images have no {annotation}; {effect}"
-        findings.append(Finding("warning", "", message))
-    if grey:
-        message = f"{grey} of {len(masks)} masks are not binary; values above {MASK_THRESHOLD} count as defect"
-        findings.append(Finding("info", "", message))
     crossing = duplicates[duplicates["crosses"] != ""]
-    for pair in crossing.itertuples():
-        what = "same bytes as" if pair.kind == "exact" else "nearly the same picture as"
-        findings.append(Finding("warning", str(pair.second), f"{what} {pair.first}, across splits ({pair.crosses})"))
+    findings = []
+
+    def say(level: Level, message: str, file: str = "") -> None:
+        findings.append(Finding(level, file, message))
+
+    if missing:
+        lack = f"{missing} of {defective} defective images have no {annotation}"
+        say("warning", f"{lack}; they train the classification terms only")
+    if grey:
+        read = masks["ok"] + masks["empty"] + masks["misfit"]
+        say("info", f"{grey} of {read} masks are not binary; values above {MASK_THRESHOLD} count as defect")
+    for first, second, kind, crosses in crossing.itertuples(index=False):
+        what = "same bytes as" if kind == "exact" else "nearly the same picture as"
+        say("warning", f"{what} {first}, across splits ({crosses})", second)
     if within := len(duplicates) - len(crossing):
         twins = ", or of test and test_shift" if "test_shift" in set(samples["split"]) else ""
-        findings.append(Finding("info", "", f"{within} pairs of (nearly) equal images within a split{twins}"))
+        say("info", f"{within} pairs of (nearly) equal images within a split{twins}")
     if 0 < rare < 0.1 * len(samples):
         named = "defective" if rare == defective else "normal"
-        message = f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})"
-        findings.append(Finding("warning", "", message))
+        say("warning", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
     if auroc > 0.6:
-        message = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
-        findings.append(Finding("warning", "", f"{message}; resize: squash hides it best"))
+        predicts = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
+        say("warning", f"{predicts}; resize: squash hides it best")
     return findings
 
 

@@ -11,7 +11,6 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,28 +26,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gainmtl_lib.labels import (
-    Resize,
-    check_aspect,
-    inner_size,
-    inside,
-    load_external_masks,
-    resize_image,
-    resize_mask,
-    with_boxes,
-)
+from gainmtl_lib import labels, readers
+from gainmtl_lib.labels import Resize
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import (
-    DataError,
-    Finding,
-    UnreadableError,
-    data_digest,
-    raise_errors,
-    read_image,
-    read_mask,
-    read_samples,
-    split_samples,
-)
+from gainmtl_lib.readers import DataError, Finding, UnreadableError, data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
 
 if TYPE_CHECKING:
@@ -100,13 +81,10 @@ def make_data(settings: RunSettings) -> None:
 def build_samples(settings: RunSettings) -> pd.DataFrame:
     """The table of samples with its split; synthetic data is made first where it is missing."""
     make_data(settings)
-    samples = read_samples(settings.data_root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern)
-    return split_samples(
-        with_boxes(samples, settings),
-        val_ratio=settings.val_ratio,
-        test_ratio=settings.test_ratio,
-        seed=settings.seed_of_split,
-    )
+    kind, pattern = settings.dataset_type, settings.group_pattern
+    samples = labels.with_boxes(read_samples(settings.data_root, dataset_type=kind, group_pattern=pattern), settings)
+    val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
+    return split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
 
 
 def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:
@@ -137,14 +115,9 @@ class GainDataModule(L.LightningDataModule):
     @cached_property
     def dataset(self) -> SampleDataset:
         """All samples by row; decodes them at first use, see `SampleDataset`."""
-        settings = self.settings
-        return SampleDataset(
-            self._given,
-            settings,
-            augmentation=Augmentation(settings),
-            mask_share=settings.mask_share,
-            mask_quality=settings.mask_quality,
-        )
+        share, quality = self.settings.mask_share, self.settings.mask_quality
+        augment = Augmentation(self.settings)
+        return SampleDataset(self._given, self.settings, augment, mask_share=share, mask_quality=quality)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -155,8 +128,8 @@ class GainDataModule(L.LightningDataModule):
     @property
     def class_counts(self) -> tuple[int, int]:
         """Normal and defective images of the training split."""
-        labels = self.samples.loc[self.samples["split"] == "train", "label"]
-        return int((labels == 0).sum()), int((labels == 1).sum())
+        given = self.samples.loc[self.samples["split"] == "train", "label"]
+        return int((given == 0).sum()), int((given == 1).sum())
 
     def setup(self, stage: str | None = None) -> None:
         """Decode every file once; a second call does nothing.
@@ -175,31 +148,21 @@ class GainDataModule(L.LightningDataModule):
 
     @property
     def counterfactuals(self) -> ImageCounterfactuals | None:
-        """The edits of training pictures; None where `image_counterfactual` is 0.
-
-        Raises:
-            DataError: the training split lacks a class or has no mask.
-        """
-        dataset = self.dataset
-        if dataset.counterfactuals is None and self.settings.image_counterfactual > 0:
+        """The edits of training pictures; None where `image_counterfactual` is 0."""
+        dataset, share = self.dataset, self.settings.image_counterfactual
+        if dataset.counterfactuals is None and share > 0:
             from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7
 
-            dataset.counterfactuals = ImageCounterfactuals(
-                dataset,
-                np.flatnonzero(dataset.in_training).tolist(),
-                share=self.settings.image_counterfactual,
-                seed=self.settings.seed,
-            )
+            rows = np.flatnonzero(dataset.in_training).tolist()
+            dataset.counterfactuals = ImageCounterfactuals(dataset, rows, share=share, seed=self.settings.seed)
         return dataset.counterfactuals
 
     def rows(self, split: str) -> list[int]:
         """Rows of one split, ascending; `DataError` if there are none."""
         splits = self.dataset.samples["split"]
-        rows = np.flatnonzero(splits == split).tolist()
-        if not rows:
-            found = ", ".join(map(str, splits.unique()))
-            raise DataError(f"no image is in split '{split}'; the data has {found}")
-        return rows
+        if not (splits == split).any():
+            raise DataError(f"no image is in split '{split}'; the data has {', '.join(splits.unique())}")
+        return np.flatnonzero(splits == split).tolist()
 
     def training_masks(self) -> Iterator[tuple[int, Tensor]]:
         """Row and mask, float32 (1, H, W) of 0 and 1, of each annotated training image, not augmented."""
@@ -209,20 +172,18 @@ class GainDataModule(L.LightningDataModule):
 
     def pasted_masks(self) -> Iterator[Tensor]:
         """Masks of defects pasted in training, float32 (1, H, W), as many as `ImageCounterfactuals` finds apt."""
-        if self.counterfactuals is not None:
-            for mask in self.counterfactuals.pasted_masks():
-                yield torch.from_numpy(mask)[None].float()
+        for mask in () if self.counterfactuals is None else self.counterfactuals.pasted_masks():
+            yield torch.from_numpy(mask)[None].float()
 
     def external_masks(self, split: str, folder: Path) -> Tensor:
         """Masks in [0, 1] from another folder, (N, 1, H, W), in the order of `loader(split)`: `load_external_masks`."""
-        images = [self.dataset.paths[row] for row in self.rows(split)]
-        return load_external_masks(images, folder, image_size=self.settings.image_size, resize=self.settings.resize)
+        images, size = [self.dataset.paths[row] for row in self.rows(split)], self.settings.image_size
+        return labels.load_external_masks(images, folder, image_size=size, resize=self.settings.resize)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""
         _ = self.counterfactuals  # in place before workers copy the dataset
-        sampler = EpochSampler(self.rows("train"), seed=self.settings.seed)
-        batch_size = self.settings.batch_size
+        sampler, batch_size = EpochSampler(self.rows("train"), seed=self.settings.seed), self.settings.batch_size
         return self._loader(sampler, drop_last=batch_size > 1 and len(sampler) % batch_size == 1)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -238,14 +199,8 @@ class GainDataModule(L.LightningDataModule):
         return self._loader(self.rows(split))
 
     def _loader(self, sampler: Sampler | Sequence[int], *, drop_last: bool = False) -> DataLoader[Batch]:
-        return whole_batches(
-            self.dataset,
-            sampler,
-            batch_size=self.settings.batch_size,
-            drop_last=drop_last,
-            num_workers=self.settings.num_workers,
-            seed=self.settings.seed,
-        )
+        own = dict(batch_size=self.settings.batch_size, num_workers=self.settings.num_workers, seed=self.settings.seed)
+        return whole_batches(self.dataset, sampler, **own, drop_last=drop_last)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -306,8 +261,7 @@ Key = int | tuple[int, int]
 """A row, or (epoch, row) for the row as that epoch edits and augments it."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One decoded sample at the network's size.
 
     Attributes:
@@ -324,28 +278,24 @@ class Picture:
     def without_bars(self) -> tuple[NDArray[np.uint8], Mask]:
         """The picture itself (h, w, 3), and its defect pixels (h, w): none without a mask."""
         image = self.image[self.place]
-        if self.mask is None:
-            return image, np.zeros(image.shape[:2], dtype=np.bool_)
-        return image, self.mask[self.place].astype(np.bool_)
+        empty = np.zeros(image.shape[:2], dtype=np.bool_)
+        return image, empty if self.mask is None else self.mask[self.place].astype(np.bool_)
 
 
 def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], resize: Resize) -> Picture:
     """Decode one sample and bring it to the network's input size.
 
-    Raises:
-        UnreadableError: one of its files cannot be decoded.
-        DataError: the mask has another aspect ratio than its image.
+    `UnreadableError` where a file cannot be decoded, `DataError` where the mask has another aspect ratio.
     """
-    pixels = read_image(image)
+    pixels, plane = readers.read_image(image), None
     size = (pixels.shape[0], pixels.shape[1])
-    resized = resize_image(pixels, image_size, resize)
-    place = inside(inner_size(size, image_size, resize), image_size)
-    defect = None if mask is None else read_mask(mask)
-    if mask is not None and defect is not None:
-        check_aspect(mask, defect, image, pixels)
-    if defect is None or not defect.any():
-        return Picture(resized, None, place)
-    return Picture(resized, resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8), place)
+    if mask is not None:
+        defect = readers.read_mask(mask)
+        labels.check_aspect(mask, defect, image, pixels)
+        if defect.any():
+            plane = labels.resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8)
+    place = labels.inside(labels.inner_size(size, image_size, resize), image_size)
+    return Picture(labels.resize_image(pixels, image_size, resize), plane, place)
 
 
 class SampleDataset(Dataset[Batch]):
@@ -371,61 +321,59 @@ class SampleDataset(Dataset[Batch]):
         self,
         samples: pd.DataFrame,
         settings: RunSettings,
-        *,
         augmentation: Augmentation | None = None,
+        *,
         mask_share: float = 1.0,
         mask_quality: str = "exact",
     ) -> None:
         self.settings, self.augmentation, self.mask_quality = settings, augmentation, mask_quality
         self.counterfactuals: ImageCounterfactuals | None = None
-        samples = samples.reset_index(drop=True)
-        kept = self._decode(
-            samples["image"].tolist(), [mask if isinstance(mask, str) else None for mask in samples["mask"]]
-        )
-        self._positions = [row for row, each in enumerate(kept) if each is not None]
-        self.places = [each[0] for each in kept if each is not None]
-        masks = pd.Series([each and each[1] for each in kept], dtype=object)
-        samples = samples.assign(mask=masks).iloc[self._positions].reset_index(drop=True)
+        masks = [mask if isinstance(mask, str) else None for mask in samples["mask"]]
+        kept = self._decode(samples["image"].tolist(), masks)
+        self._positions = sorted(kept)
+        self.places = [kept[row][0] for row in self._positions]
+        masks = pd.Series([kept[row][1] for row in self._positions], dtype=object)
+        samples = samples.iloc[self._positions].reset_index(drop=True).assign(mask=masks)
         self.samples = with_mask_share(samples, mask_share, seed=settings.seed_of_split)
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
 
-    def _decode(self, images: list[str], masks: list[str | None]) -> list[tuple[Place, str | None] | None]:
-        """Place and mask file of each sample, the mask None if it is empty; None for a sample that is left out."""
+    def _decode(self, images: list[str], masks: list[str | None]) -> dict[int, tuple[Place, str | None]]:
+        """Place and mask file by row, the mask None if it is empty; samples that are left out have none."""
         settings, size = self.settings, self.settings.image_size
         self._slots = np.cumsum([mask is not None for mask in masks]) - 1
         self.images = torch.empty((len(images), *size, 3), dtype=torch.uint8) if settings.cache_images else None
         self.masks = torch.zeros((self._slots[-1] + 1, *size), dtype=torch.uint8) if settings.cache_images else None
         # Forked workers see the same memory anyway, and /dev/shm is often too small for a dataset.
         if settings.num_workers > 0 and multiprocessing.get_start_method() != "fork":
-            for pixels in (self.images, self.masks):
-                if pixels is not None:
-                    pixels.share_memory_()
-        kept: list[tuple[Place, str | None] | None] = [None] * len(images)
+            for pixels in filter(torch.is_tensor, (self.images, self.masks)):
+                pixels.share_memory_()
+        kept: dict[int, tuple[Place, str | None]] = {}
 
         def decode(row: int) -> Finding | None:
+            mask = masks[row]
             try:
-                picture = load_picture(images[row], masks[row], image_size=size, resize=settings.resize)
+                picture = load_picture(images[row], mask, image_size=size, resize=settings.resize)
             except UnreadableError as error:
                 if settings.skip_unreadable:
                     return Finding("warning", "", f"left out: {error}")
                 return Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
             except DataError as error:
                 return Finding("error", "", str(error))
-            kept[row] = picture.place, None if picture.mask is None else masks[row]
-            if self.images is not None:
+            kept[row] = picture.place, None if picture.mask is None else mask
+            if self.images is not None and self.masks is not None:
                 self.images.numpy()[row] = picture.image
-            if self.masks is not None and picture.mask is not None:
-                self.masks.numpy()[self._slots[row]] = picture.mask
-            if picture.mask is None and masks[row] is not None:
-                return Finding("warning", str(masks[row]), "mask holds no defect pixel; treated as missing")
+                if picture.mask is not None:
+                    self.masks.numpy()[self._slots[row]] = picture.mask
+            if mask is not None and picture.mask is None:
+                return Finding("warning", mask, "mask holds no defect pixel; treated as missing")
             return None
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             done = counted(pool.map(decode, range(len(images))), len(images), "decoded images", log=logger)
             findings = [finding for finding in done if finding is not None]
-        raise_errors(findings)
+        readers.raise_errors(findings)
         for finding in findings:
             logger.warning("%s", finding)
         return kept
@@ -434,38 +382,36 @@ class SampleDataset(Dataset[Batch]):
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> Batch:
-        """A batch of one."""
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these keys; PyTorch's loaders call this instead of collecting single items."""
-        shown = [self._shown(key) for key in keys]
-        images = torch.from_numpy(np.stack([each.image for each in shown]))
-        masks = torch.zeros((len(keys), 1, *self.settings.image_size))
-        for mask, each in zip(masks, shown, strict=True):
-            if each.mask is not None:
-                mask[0] = torch.from_numpy(each.mask)
+        images, masks, classes, rows = zip(*map(self._shown, keys))
+        planes = torch.zeros((len(keys), 1, *self.settings.image_size))
+        for plane, mask in zip(planes, masks):
+            if mask is not None:
+                plane[0] = torch.from_numpy(mask)
         # (B, H, W, 3) -> (B, 3, H, W) as a view: the memory stays channels-last, which convolutions like best.
-        images = images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-        labels = torch.tensor([each.label for each in shown])
-        has_mask = torch.tensor([each.mask is not None for each in shown])
-        return Batch(images, labels, masks, has_mask, torch.tensor([each.row for each in shown]))
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        has_mask = torch.tensor([mask is not None for mask in masks])
+        return Batch(pixels, torch.tensor(classes), planes, has_mask, torch.tensor(rows))
 
-    def _shown(self, key: Key) -> Shown:
+    def _shown(self, key: Key) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, int, int]:
+        """Pixels and mask as in `Picture`, the label there, and the row of the picture that is shown."""
         epoch, row = (None, key) if isinstance(key, int) else key
         drawn = None if epoch is None or self.counterfactuals is None else self.counterfactuals.draw(epoch, row)
         if drawn is None or drawn.edit is None:
-            picture = self.stored(row)
-            shown = Shown(picture.image, picture.mask, int(self.labels[row]), row)
+            image, mask, _ = self.stored(row)
+            label, shown = int(self.labels[row]), row
         else:
+            image, label, shown = drawn.edit.image, drawn.edit.label, drawn.row
             mask = drawn.edit.mask.astype(np.uint8) if drawn.edit.mask.any() else None
-            shown = Shown(drawn.edit.image, mask, drawn.edit.label, drawn.row)
-        if epoch is None or self.augmentation is None:
-            return shown
-        # By the position's row: a picture that takes the turn of several is augmented differently each time.
-        mask = np.zeros(self.settings.image_size, dtype=np.uint8) if shown.mask is None else shown.mask
-        image, mask = self.augmentation(shown.image, mask, epoch=epoch, index=row)
-        return shown._replace(image=image, mask=None if shown.mask is None else mask)
+        if epoch is not None and self.augmentation is not None:
+            # By the position's row: a picture that takes the turn of several is augmented differently each time.
+            plane = np.zeros(self.settings.image_size, dtype=np.uint8) if mask is None else mask
+            image, plane = self.augmentation(image, plane, epoch=epoch, index=row)
+            mask = None if mask is None else plane
+        return image, mask, label, shown
 
     def stored(self, row: int) -> Picture:
         """The picture of a row, neither edited nor augmented, with the mask that training uses, off the bars."""
@@ -481,16 +427,7 @@ class SampleDataset(Dataset[Batch]):
         rng = np.random.default_rng([self.settings.seed_of_split, row, STREAM])
         mask = np.zeros_like(picture.mask)
         mask[picture.place] = coarser_mask(picture.without_bars[1], self.mask_quality, rng)
-        return replace(picture, mask=mask)
-
-
-class Shown(NamedTuple):
-    """What one place of a batch shows: pixels and mask as in `Picture`, the label there, and the row of the picture."""
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8] | None
-    label: int
-    row: int
+        return picture._replace(mask=mask)
 
 
 class Augmentation:
@@ -505,15 +442,14 @@ class Augmentation:
         turned, square = settings.rotate90_prob, settings.image_size[0] == settings.image_size[1]
         half_turn = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=turned)
         self.seed = settings.seed
-        self.transform = A.Compose(
-            [
-                A.HorizontalFlip(p=settings.hflip_prob),
-                A.VerticalFlip(p=settings.vflip_prob),
-                A.RandomRotate90(p=turned) if square else half_turn,
-                A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=settings.color_jitter_prob),
-                A.GaussNoise(std_range=(0.01, 0.05), p=settings.gaussian_noise_prob),
-            ]
-        )
+        steps = [
+            A.HorizontalFlip(p=settings.hflip_prob),
+            A.VerticalFlip(p=settings.vflip_prob),
+            A.RandomRotate90(p=turned) if square else half_turn,
+            A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=settings.color_jitter_prob),
+            A.GaussNoise(std_range=(0.01, 0.05), p=settings.gaussian_noise_prob),
+        ]
+        self.transform = A.Compose(steps)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], *, epoch: int, index: int

@@ -14,7 +14,6 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, NoReturn
 from xml.etree import ElementTree
@@ -27,16 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gainmtl_lib.readers import (
-    STORE,
-    DataError,
-    Finding,
-    UnreadableError,
-    image_files,
-    raise_errors,
-    read_image,
-    read_mask_values,
-)
+from gainmtl_lib import readers
+from gainmtl_lib.readers import DataError, Finding, UnreadableError, read_image
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import RunSettings
 
@@ -126,12 +117,8 @@ def _fit(picture: NDArray, size: Size) -> NDArray:
 SHARES = (1, 1)
 """Size of a picture whose boxes are shares of its sides."""
 
-Pixels = tuple[int, int, int, int]
-"""Rows and columns that a box covers: top, left, bottom, right, the last two not included."""
 
-
-@dataclass
-class Label:
+class Label(NamedTuple):
     """What a file says of one picture; every class counts as defect.
 
     Attributes:
@@ -145,15 +132,12 @@ class Label:
     file: Path
     picture: str
     size: Size | None
-    boxes: list[tuple[str, float, float, float, float]] = field(default_factory=list)
+    boxes: list[tuple[str, float, float, float, float]]
 
 
-class Drawn(NamedTuple):
-    """A label's picture and the pixels of its boxes."""
-
-    label: Label
-    size: Size
-    boxes: set[Pixels]
+Pixels = set[tuple[int, int, int, int]]
+"""Rows and columns that each box covers: top, left, bottom, right, the last two not included."""
+Found = list[Finding]
 
 
 def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
@@ -167,7 +151,7 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     if settings.label_kind == "mask":
         return samples
     boxed, found = scan_boxes(samples, settings)
-    raise_errors(found)
+    readers.raise_errors(found)
     # One line of each kind, with an example: labels of thousands of pictures share one mistake.
     examples = {finding.kind: finding for finding in reversed(found)}
     for kind, count in Counter(finding.kind for finding in found).items():
@@ -177,10 +161,10 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     return boxed
 
 
-def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, list[Finding]]:
+def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, Found]:
     """`with_boxes` that reports instead of raising: the table with what can be drawn, and all else as findings."""
     root, found, images = Path(os.path.abspath(settings.dataset_folder)), [], samples["image"].tolist()
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, tuple[Label, Size, Pixels]] = {}
     labels = _read_labels(settings.box_labels, root, found)
     for label, rows in _with_rows(labels, images, root, found):
         row, image = rows[0], images[rows[0]]
@@ -194,20 +178,35 @@ def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFra
                 advice = "move the picture, or remove the boxes"
                 raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
             if boxes and row in drawn:
-                other = drawn[row].label
-                place = f"{other.file} ('{other.picture}')" if other.file == label.file else str(other.file)
+                other = drawn[row][0]
+                place = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
                 what = f"'{label.picture}' is {image}, which has boxes in {place}, too"
                 raise DataError(f"{label.file}: {what}; keep one")
             if boxes:
-                drawn[row] = Drawn(label, size, boxes)
+                drawn[row] = label, size, boxes
     if not drawn and not any(finding.level == "error" for finding in found):
         lost = "".join(f"{count} {kind}; " for kind, count in Counter(finding.kind for finding in found).items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
         message = f"the labels of {len(labels)} pictures hold no box that can be drawn; {lost}{advice}"
         found.append(Finding("error", str(settings.box_labels or root), message))
+    # Stored in a folder named by what is drawn there; 1 is the number of the drawing rule.
     names = {row: Path(images[row]).relative_to(root) for row in drawn}
-    files = _stored({names[row]: one for row, one in drawn.items()}, settings.outputs_dir / "data" / STORE / root.name)
-    masks = [str(files[names[row]]) if row in drawn else None for row in range(len(samples))]
+    content = sorted((names[row].as_posix(), size, sorted(boxes)) for row, (_, size, boxes) in drawn.items())
+    digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:12]
+    folder = settings.outputs_dir / "data" / readers.STORE / f"{root.name}-{digest}"
+    # After the picture's own suffix: a.jpg and a.bmp are two pictures.
+    files = {row: folder / name.with_name(f"{name.name}.png") for row, name in names.items()}
+    missing = [row for row, file in files.items() if not file.is_file()]
+    for row in missing:
+        mask = np.zeros(drawn[row][1], dtype=np.uint8)
+        for top, left, bottom, right in drawn[row][2]:
+            mask[top:bottom, left:right] = 255
+        # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
+        with atomic_path(files[row]) as path:
+            path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+    if missing:
+        logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
+    masks = [str(files[row]) if row in files else None for row in range(len(samples))]
     return samples.assign(mask=pd.Series(masks, index=samples.index, dtype=object)), found
 
 
@@ -223,7 +222,7 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _reported(found: list[Finding]) -> Iterator[None]:
+def _reported(found: Found) -> Iterator[None]:
     """A `DataError` becomes a finding, so that an error in one file does not hide another."""
     try:
         yield
@@ -231,17 +230,15 @@ def _reported(found: list[Finding]) -> Iterator[None]:
         found.append(Finding("error", "", str(error)))
 
 
-def _warn(found: list[Finding], kind: str, file: Path, message: str) -> None:
+def _warn(found: Found, kind: str, file: Path, message: str) -> None:
     found.append(Finding("warning", str(file), message, f"boxes {kind}"))
 
 
-def _with_rows(
-    labels: list[Label], images: list[str], root: Path, found: list[Finding]
-) -> Iterator[tuple[Label, list[int]]]:
+def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found) -> Iterator[tuple[Label, list[int]]]:
     """Labels with boxes, and the rows of the pictures that each can mean.
 
-    A label means the pictures of its name (or stem) whose folders fit: the label's folders occur in this order
-    among the picture's below the dataset's folder, or the other way round. So ``train/a``, ``defective/a`` and
+    A label means the pictures of its name (or stem) whose folders fit: the label's occur in this order among the
+    picture's below the dataset's folder, or the other way round. So ``train/a``, ``defective/a`` and
     ``/elsewhere/images/train/defective/a`` all mean ``images/train/defective/a.png``; ``val/a`` does not. Of several,
     those are meant whose folders end in the label's, or the other way round: beside ``images/train/defective/a.png``,
     ``defective/a`` does not mean ``images/train/defective/crack/a.png``.
@@ -254,17 +251,16 @@ def _with_rows(
     meant = []
     for label in labels:
         *folders, name = _parts(label.picture) or [""]
-        rows = [
-            row for row in by_name.get(name, []) if (own[row][-1] == name) == (label.file.suffix.lower() == ".json")
-        ]
-        fitting = [row for row in rows if _within(folders, own[row][:-1]) or _within(own[row][:-1], folders)]
-        pairs = {row: zip(reversed(folders), reversed(own[row][:-1]), strict=False) for row in fitting}
-        meant.append([row for row in fitting if all(a == b for a, b in pairs[row])] or fitting)
+        whole = label.file.suffix.lower() == ".json"  # only COCO names pictures with their suffix
+        rows = {row: own[row][:-1] for row in by_name.get(name, []) if (own[row][-1] == name) == whole}
+        fitting = [row for row, its in rows.items() if _within(folders, its) or _within(its, folders)]
+        ending = [row for row in fitting if all(a == b for a, b in zip(folders[::-1], rows[row][::-1]))]
+        meant.append(ending or fitting)
     if labels and not any(meant):
         message = f"none of the {len(labels)} labels means a picture below {root}, such as '{labels[0].picture}'"
         found.append(Finding("error", str(labels[0].file), message))
         return
-    for label, rows in zip(labels, meant, strict=True):
+    for label, rows in zip(labels, meant):
         if not rows:
             message = f"there is no picture '{label.picture}' in the dataset; its label is left out"
             _warn(found, "without a picture", label.file, message)
@@ -282,7 +278,6 @@ def _parts(path: str) -> list[str]:
 
 
 def _within(some: Iterable[str], parts: Iterable[str]) -> bool:
-    """Whether `some` occur in this order among `parts`."""
     left = iter(parts)
     return all(part in left for part in some)
 
@@ -292,18 +287,17 @@ def picture_size(path: str) -> Size:
     with contextlib.suppress(Exception), Image.open(path) as picture:
         if picture.getexif().get(0x0112, 1) == 1:  # the tag of the orientation: upright
             return picture.height, picture.width
-    pixels = read_image(path)
-    return pixels.shape[0], pixels.shape[1]
+    height, width, _ = read_image(path).shape
+    return height, width
 
 
-def _in_pixels(label: Label, size: Size, found: list[Finding]) -> set[Pixels]:
-    (height, width), told = size, label.size or size
+def _in_pixels(label: Label, size: Size, found: Found) -> Pixels:
+    (height, width), told, boxes = size, label.size or size, set()
     if told not in (SHARES, size):
         sizes = f"the picture is {told[0]}x{told[1]} (height x width) there, and {height}x{width} on disk"
         if not same_aspect(told, size):
             raise DataError(f"{label.file}: {sizes}; expected the same aspect ratio")
         _warn(found, "of a picture of another size", label.file, f"{sizes}; its boxes are scaled")
-    boxes: set[Pixels] = set()
     for place, *written in label.boxes:
         edges = np.array(written) * ([width / told[1], height / told[0]] * 2)
         left, top, right, bottom = clipped = edges.clip(0, [width, height] * 2)
@@ -333,26 +327,6 @@ def _cells(start: float, end: float) -> tuple[int, int]:
     return (first, last) if last > first else (middle, middle + 1)
 
 
-def _stored(drawn: dict[Path, Drawn], place: Path) -> dict[Path, Path]:
-    """The mask file of each picture, in a folder named by what is drawn there; what is there is not drawn again."""
-    content = sorted((image.as_posix(), one.size, sorted(one.boxes)) for image, one in drawn.items())
-    digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()  # 1: number of the drawing rule
-    folder = place.with_name(f"{place.name}-{digest[:12]}")
-    # After the picture's own suffix: a.jpg and a.bmp are two pictures.
-    files = {image: folder / image.with_name(f"{image.name}.png") for image in drawn}
-    missing = [image for image, file in files.items() if not file.is_file()]
-    for image in missing:
-        mask = np.zeros(drawn[image].size, dtype=np.uint8)
-        for top, left, bottom, right in drawn[image].boxes:
-            mask[top:bottom, left:right] = 255
-        # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
-        with atomic_path(files[image]) as path:
-            path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
-    if missing:
-        logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
-    return files
-
-
 # --- The three formats of box labels
 
 
@@ -360,8 +334,7 @@ FORMATS = {".json": "COCO", ".txt": "YOLO", ".xml": "VOC"}
 EXPECTED = "a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (.xml)"
 
 
-def _read_labels(given: Path | None, root: Path, found: list[Finding]) -> list[Label]:
-    """Labels of every picture that label files name; each broken file is an error among the findings."""
+def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
     labels: list[Label] = []
     with _reported(found):
         place = given or _usual_place(root)
@@ -370,26 +343,25 @@ def _read_labels(given: Path | None, root: Path, found: list[Finding]) -> list[L
             with _reported(found):
                 match file.suffix.lower():
                     case ".json":
-                        labels += read_coco(file, found)
+                        labels += _read_coco(file, found)
                     case ".txt":
-                        labels.append(read_yolo(file, picture))
+                        labels.append(_read_yolo(file, picture))
                     case _:
-                        labels.append(read_voc(file, picture))
+                        labels.append(_read_voc(file, picture))
     return labels
 
 
 def _usual_place(root: Path) -> Path:
-    """The one place of label files below a dataset's folder."""
     found = sorted(path for path in (root / "annotations").glob("*.json") if not path.name.startswith("."))
     for folder, suffix in ((root / "labels", ".txt"), (root / "Annotations", ".xml")):
         found += [folder] if any(file.suffix.lower() == suffix for file in _files_below(folder)) else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.relative_to(root).as_posix() for path in found[:8])
+    names = ", ".join(path.relative_to(root).as_posix() for path in found[:8])
+    if len(found) > 1:
         raise DataError(f"{root}: box labels lie in {len(found)} places ({names}); choose by box_labels: {EXPECTED}")
-    places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
-    raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
+    if not found:
+        places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
+        raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
+    return found[0]
 
 
 def _label_files(place: Path) -> list[Path]:
@@ -426,13 +398,10 @@ def _parsed(file: Path, form: str, parse: Callable[[bytes], Any]) -> Any:
 
 
 def _numbers(values: Any, count: int, expected: str) -> list[float]:
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count:
-        raise DataError(f"{expected}, found {values!r:.80}")
-    return numbers
+    with contextlib.suppress(TypeError, ValueError):
+        if len(numbers := [float(value) for value in values]) == count:
+            return numbers
+    raise DataError(f"{expected}, found {values!r:.80}")
 
 
 def _told_size(sides: list[Any], what: str) -> Size | None:
@@ -441,23 +410,24 @@ def _told_size(sides: list[Any], what: str) -> Size | None:
     return (int(height), int(width)) if min(height, width) > 0 and max(height, width) < math.inf else None
 
 
-def read_coco(file: Path, found: list[Finding]) -> list[Label]:
-    """The pictures that a COCO file lists. A segmentation beside a box is not read; crowds are left out.
-
-    Raises:
-        DataError: no JSON, no COCO file of detections, or an image listed twice.
-    """
+def _read_coco(file: Path, found: Found) -> list[Label]:
+    """A segmentation beside a box is not read; crowds are left out."""
     content = _parsed(file, "a JSON file", json.loads)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         there = ", ".join(list(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
+    for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id", "bbox")}.items():
+        for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
+            if missing := [name for name in needed if not isinstance(one, dict) or name not in one]:
+                lack = f"entry {number} of {what} has no {', '.join(missing)}"
+                raise DataError(f"{file}: not a COCO file of boxes: {lack}")
     labels: dict[str, Label] = {}
-    for one in _entries(file, content, "images", "id", "file_name"):
+    for one in content["images"]:
         if repr(one["id"]) in labels:
             raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
         size = _told_size([one.get("height"), one.get("width")], f"{file}: image {one['id']}: height and width")
-        labels[repr(one["id"])] = Label(file, str(one["file_name"]), size)
-    for number, one in enumerate(_entries(file, content, "annotations", "image_id", "bbox")):
+        labels[repr(one["id"])] = Label(file, str(one["file_name"]), size, [])
+    for number, one in enumerate(content["annotations"]):
         place = f"annotation {number if one.get('id') is None else one['id']}"
         x, y, width, height = _numbers(one["bbox"], 4, f"{file}: {place}: bbox must be four numbers")
         if repr(one["image_id"]) not in labels:
@@ -470,46 +440,31 @@ def read_coco(file: Path, found: list[Finding]) -> list[Label]:
     return list(labels.values())
 
 
-def _entries(file: Path, content: dict[str, Any], what: str, *needed: str) -> Iterator[dict[str, Any]]:
-    for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
-        missing = [name for name in needed if name not in one] if isinstance(one, dict) else needed
-        if missing:
-            raise DataError(f"{file}: not a COCO file of boxes: entry {number} of {what} has no {', '.join(missing)}")
-        yield one
-
-
-def read_yolo(file: Path, picture: str) -> Label:
-    """The boxes of one label file; an empty one has none.
-
-    Raises:
-        DataError: no UTF-8 text, other than five columns (a polygon or a confidence is named), or values that are
-            no numbers or no shares.
-    """
-    label = Label(file, picture, SHARES)
+def _read_yolo(file: Path, picture: str) -> Label:
+    label = Label(file, picture, SHARES, [])
     lines = _parsed(file, "a text file", lambda content: content.decode("utf-8-sig")).splitlines()
-    for number, line in enumerate(lines, start=1):
-        if columns := line.split():
-            x, y, width, height = _yolo_values(columns, f"{file}: line {number}")
-            edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            label.boxes.append((f"line {number}", *edges))
+    for number, columns in enumerate(map(str.split, lines), start=1):
+        where, count = f"{file}: line {number}", len(columns)
+        if not columns:
+            continue
+        if count != 5:
+            polygon = f", as a polygon of {count // 2} points has" if count > 6 and count % 2 else ""
+            shape = ", as predictions with a confidence have" if count == 6 else polygon
+            has = f"{count} column{'s' if count > 1 else ''}{shape}"
+            raise DataError(f"{where} has {has}; expected five: class, centre x, centre y, width, height")
+        try:
+            _, x, y, width, height = values = [int(columns[0]), *map(float, columns[1:])]
+        except ValueError:
+            line = f"{' '.join(columns)!r:.60}"
+            raise DataError(f"{where} reads {line}; expected a class number and four numbers") from None
+        largest = max(map(abs, values[1:]))
+        if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
+            raise DataError(
+                f"{where} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels"
+            )
+        edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        label.boxes.append((f"line {number}", *edges))
     return label
-
-
-def _yolo_values(columns: list[str], where: str) -> list[float]:
-    if (count := len(columns)) != 5:
-        polygon = f", as a polygon of {count // 2} points has" if count > 6 and count % 2 else ""
-        shape = ", as predictions with a confidence have" if count == 6 else polygon
-        has = f"{count} column{'s' if count > 1 else ''}{shape}"
-        raise DataError(f"{where} has {has}; expected five: class, centre x, centre y, width, height")
-    try:
-        int(columns[0])
-        shares = [float(column) for column in columns[1:]]
-    except ValueError:
-        raise DataError(f"{where} reads {' '.join(columns)!r:.60}; expected a class number and four numbers") from None
-    largest = max(map(abs, shares))
-    if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
-        raise DataError(f"{where} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels")
-    return shares
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):
@@ -519,18 +474,13 @@ class _WithoutDoctype(ElementTree.TreeBuilder):
         raise ValueError("it declares a document type (<!DOCTYPE>), which can define entities; remove it")
 
 
-def read_voc(file: Path, picture: str) -> Label:
-    """The boxes of one file, difficult and truncated ones included.
-
-    Raises:
-        DataError: no XML, no VOC annotation, a declared document type, or an object without a complete box.
-    """
+def _read_voc(file: Path, picture: str) -> Label:
     parser = ElementTree.XMLParser(target=_WithoutDoctype())
     root = _parsed(file, "a readable XML file", lambda content: ElementTree.fromstring(content, parser))
     if root.tag != "annotation":
         raise DataError(f"{file}: not a VOC file; expected the element <annotation>, found <{root.tag}>")
     sides = [root.findtext(f"size/{name}") for name in ("height", "width")]
-    label = Label(file, picture, _told_size(sides, f"{file}: height and width in <size>"))
+    label = Label(file, picture, _told_size(sides, f"{file}: height and width in <size>"), [])
     for number, thing in enumerate(root.iterfind("object"), start=1):
         corners = [thing.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
         expected = f"{file}: object {number} has no complete <bndbox>; expected xmin, ymin, xmax and ymax"
@@ -546,15 +496,11 @@ def load_external_masks(images: Sequence[str], folder: Path, *, image_size: Size
     """One mask per image, grey values 0 to 255 as 0 to 1, resized but neither binarised nor rescaled: (N, 1, H, W).
 
     A mask has the path of its image below the images' common folder, or only its stem, with or without the
-    suffix ``_mask``.
-
-    Raises:
-        DataError: the folder or a mask is missing, a stem does not tell which image is meant, or a mask has
-            another aspect ratio than its image.
+    suffix ``_mask``. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in image_files(folder)}
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in readers.image_files(folder)}
     base = os.path.commonpath([os.path.dirname(image) for image in images])
     stems = Counter(Path(image).stem for image in images)
     masks = torch.zeros((len(images), 1, *image_size))
@@ -566,8 +512,8 @@ def load_external_masks(images: Sequence[str], folder: Path, *, image_size: Size
         if "/" not in key and "/" in below and stems[stem] > 1:
             advice = f"put their masks in subfolders, as {below}.png"
             raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
-        values, pixels = read_mask_values(files[key]), read_image(image)
-        size = check_aspect(files[key], values, image, pixels)
+        values = readers.read_mask_values(files[key])
+        size = check_aspect(files[key], values, image, read_image(image))
         mask[0] = torch.from_numpy(resize_values(values / 255, image_size, resize, image_size=size))
     return masks
 

@@ -5,12 +5,12 @@ h x w is a picture on disk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -35,8 +35,7 @@ class UnreadableError(DataError):
     """A file that cannot be decoded: the one error that a run may be asked to step over."""
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One problem of a dataset.
 
     Attributes:
@@ -57,8 +56,7 @@ class Finding:
 
 def raise_errors(findings: Iterable[Finding], *, limit: int = 20) -> None:
     """Raise one `DataError` that lists every finding of level `error`, at most `limit` of them in full."""
-    errors = [str(finding) for finding in findings if finding.level == "error"]
-    if errors:
+    if errors := [str(finding) for finding in findings if finding.level == "error"]:
         more = [f"… and {len(errors) - limit} more"] if len(errors) > limit else []
         raise DataError("\n".join(errors[:limit] + more))
 
@@ -84,8 +82,6 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields
-
-
 Report = Callable[[Level, Path, str], None]
 """Takes a finding about a file or folder."""
 
@@ -103,15 +99,10 @@ def read_samples(
     Args:
         root: the dataset's folder; for `mvtec` that of one category.
         dataset_type: one of `LAYOUTS`.
-        group_pattern: regular expression searched in the file name; its first group, or the whole match,
-            names the part that the picture shows. Without one each image is its own group, except where
-            the reader knows better (magnetic_tile).
+        group_pattern: regular expression searched in the file name; its first group, or the whole match, names the
+            part that the picture shows. Without one each image is its own group, unless the reader knows better.
         both_classes: whether a single class is an error.
-        findings: takes what is wrong, so that nothing is raised or logged.
-
-    Raises:
-        DataError: the folder is missing, has no images or a single class, two files claim one stem, a name
-            does not match the pattern, or a group lies in two splits.
+        findings: takes what is wrong, so that nothing is raised (`DataError`, of all that is wrong) or logged.
     """
     if dataset_type not in LAYOUTS:
         raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
@@ -120,59 +111,48 @@ def read_samples(
     def report(level: Level, path: Path, message: str) -> None:
         found.append(Finding(level, str(path), message))
 
-    rows = list(read(root, report)) if root.is_dir() else []
+    rows = sorted(read(root, report), key=lambda row: row.image) if root.is_dir() else []
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         report("error", root, f"data_root {what}; expected the dataset's folder")
     elif not rows:
         report("error", root, f"no images; expected {expected}; {_found(root)}")
-    samples = _table(rows, root, group_pattern, report)
+    for place, row in enumerate(rows):
+        match = None if group_pattern is None else re.search(group_pattern, row.image.name)
+        group = row.group or row.image.relative_to(root).as_posix()
+        if match is not None:  # a group of the pattern that did not take part in the match is None
+            group = (match.groups() or (None,))[0] or match[0]
+        elif group_pattern is not None:
+            report("error", row.image, f"group_pattern {group_pattern!r} does not match the file name")
+        rows[place] = row._replace(image=str(row.image), mask=row.mask and str(row.mask), group=group)
+    # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
+    samples = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
     if both_classes and len(set(samples["label"])) == 1:
         only = (NORMAL, DEFECTIVE)[samples["label"].iloc[0]]
         report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
     found += _crossing_groups(samples)
-    if findings is not None:
+    if findings is None:
+        raise_errors(found)
+        for finding in found:
+            logger.warning("%s", finding)
+    else:
         findings += found
-        return samples
-    raise_errors(found)
-    for finding in found:
-        logger.warning("%s", finding)
     return samples
 
 
-def _table(rows: list[Row], root: Path, pattern: str | None, report: Report) -> pd.DataFrame:
-    lines = []
-    for row in sorted(rows, key=lambda row: row.image):
-        match = re.search(pattern, row.image.name) if pattern is not None else None
-        if pattern is not None and match is None:
-            report("error", row.image, f"group_pattern {pattern!r} does not match the file name")
-        group = row.group or row.image.relative_to(root).as_posix()
-        if match is not None:  # a group of the pattern that did not take part in the match is None
-            group = (match.groups() or (None,))[0] or match[0]
-        mask = None if row.mask is None else str(row.mask)
-        lines.append(row._replace(image=str(row.image), mask=mask, group=group))
-    # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
-    return pd.DataFrame(lines, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
-
-
 def _crossing_groups(samples: pd.DataFrame) -> list[Finding]:
-    """An error for each group whose images lie in more than one split."""
     firsts = samples.dropna(subset=["split"]).drop_duplicates(["group", "split"])
-    crossing = firsts[firsts["group"].duplicated(keep=False)].groupby("group")
-    places = {group: [f"{row.image} ({row.split})" for row in rows.itertuples()] for group, rows in crossing}
-    return [
-        Finding("error", str(group), f"group lies in {len(images)} splits: {' and '.join(images)}")
-        for group, images in places.items()
-    ]
+    found = []
+    for group, rows in firsts[firsts["group"].duplicated(keep=False)].groupby("group"):
+        images = [f"{row.image} ({row.split})" for row in rows.itertuples()]
+        found.append(Finding("error", str(group), f"group lies in {len(images)} splits: {' and '.join(images)}"))
+    return found
 
 
 def data_digest(samples: pd.DataFrame) -> str:
     """SHA-256 over each sample's label, split, file bytes and path below the common folder.
 
-    Independent of the order of rows and of where the dataset lies.
-
-    Raises:
-        DataError: a file cannot be read.
+    Independent of the order of rows and of where the dataset lies. `DataError` for a file that cannot be read.
     """
     files = [path for column in ("image", "mask") for path in samples[column] if isinstance(path, str)]
     folders = {os.path.dirname(path) for path in files if not _name_in_store(path)}  # the store lies beside the runs
@@ -180,11 +160,12 @@ def data_digest(samples: pd.DataFrame) -> str:
     total = hashlib.sha256()
     for row in samples.sort_values("image").to_dict("records"):
         total.update(f"{row['label']} {row['split']}\n".encode())
-        for path in (row["image"], row["mask"]):
-            if isinstance(path, str):
-                name = _name_in_store(path) or Path(path).relative_to(base).as_posix()
-                total.update(f"{name}\n".encode())
-                total.update(_file_digest(path))
+        for path in (path for path in (row["image"], row["mask"]) if isinstance(path, str)):
+            total.update(f"{_name_in_store(path) or Path(path).relative_to(base).as_posix()}\n".encode())
+            try:
+                total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return total.hexdigest()
 
 
@@ -192,14 +173,6 @@ def _name_in_store(mask: str) -> str:
     """A stored mask's path below its dataset's folder in the store; empty for any other file."""
     _, store, below = Path(mask).as_posix().rpartition(f"/{STORE}/")
     return below.partition("/")[2] if store else ""
-
-
-def _file_digest(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 # --- The folder layouts
@@ -218,19 +191,21 @@ def scan_generic(root: Path, report: Report) -> Iterator[Row]:
     Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
     or without the suffix ``_mask``.
     """
-    _report_unread(report, root / "images", SPLITS)
+    for folder, expected in ((root / "images", SPLITS), *((root / "images" / s, (NORMAL, DEFECTIVE)) for s in SPLITS)):
+        for other in _folders(folder):  # pictures there would be left out without a word
+            if other.name not in expected and image_files(other):
+                report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
     shared: dict[str, list[tuple[str, Path]]] = {}  # split and image by key, where masks have no split level
     for split in SPLITS:
         folder, masks = root / "images" / split, root / "masks" / split / DEFECTIVE
-        _report_unread(report, folder, (NORMAL, DEFECTIVE))
         yield from (Row(path, 0, split=split) for path in image_files(folder / NORMAL))
         defective = _by_key(report, folder / DEFECTIVE)
-        found = _match_masks(report, defective, masks) if masks.is_dir() else None
-        for key, path in defective.items():
-            if found is None:
+        if masks.is_dir():
+            found = _match_masks(report, defective, masks)
+            yield from (Row(path, 1, found.get(key), _type(key), split=split) for key, path in defective.items())
+        else:
+            for key, path in defective.items():
                 shared.setdefault(key, []).append((split, path))
-            else:
-                yield Row(path, 1, found.get(key), _type(key), split=split)
     masks = _match_masks(report, {key: images[0][1] for key, images in shared.items()}, root / "masks" / DEFECTIVE)
     for key, images in shared.items():
         yield from (Row(path, 1, masks.get(key), _type(key), split=split) for split, path in images)
@@ -241,9 +216,9 @@ def scan_generic(root: Path, report: Report) -> Iterator[Row]:
 
 def scan_synthetic(root: Path, report: Report) -> Iterator[Row]:
     """The generic layout, with the defect types that ``samples.csv`` of `make_synthetic` records."""
-    table = root / "samples.csv"
-    names = pd.read_csv(table, dtype=str, keep_default_na=False) if table.is_file() else None
-    types = {} if names is None else dict(zip(names["image"], names["defect_type"], strict=True))
+    table, types = root / "samples.csv", {}
+    if table.is_file():
+        types = pd.read_csv(table, dtype=str, keep_default_na=False).set_index("image")["defect_type"].to_dict()
     for row in scan_generic(root, report):
         yield row._replace(defect_type=types.get(row.image.relative_to(root).as_posix(), row.defect_type))
 
@@ -270,25 +245,23 @@ def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
     a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
     `SAME_TILE_STEP`: then the same tile was mostly photographed again.
     """
-    shots: list[tuple[int, int, Path]] = []
-    folders = [folder for folder in _folders(root) if folder.name.startswith("MT_")]
-    for path in (path for folder in folders for path in image_files(folder / "Imgs")):
-        name = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
-        if path.suffix.lower() == ".png":
-            continue
-        if name is None:
-            report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
-        else:
-            shots.append((int(name[2]), int(name[1]), path))
+    shots: list[tuple[int, int, str]] = []
+    for folder in (folder for folder in _folders(root) if folder.name.startswith("MT_")):
+        for path in (path for path in image_files(folder / "Imgs") if path.suffix.lower() != ".png"):
+            if name := re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem):
+                shots.append((int(name[2]), int(name[1]), str(path)))
+            else:
+                report("error", path, "the name tells no tile; expected exp<k>_num_<n>.jpg")
     tile, last_number, last_exposure = -1, 0, 0
-    for number, exposure, path in sorted(shots, key=lambda shot: (*shot[:2], str(shot[2]))):
+    for number, exposure, path in sorted(shots):
         step = number - last_number
         if tile < 0 or step > 400 or (exposure <= last_exposure and step > SAME_TILE_STEP):
             tile += 1
         last_number, last_exposure = number, exposure
-        defect, mask = path.parent.parent.name.removeprefix("MT_").lower(), path.with_suffix(".png")
+        image, mask = Path(path), Path(path).with_suffix(".png")
+        defect = image.parent.parent.name.removeprefix("MT_").lower()
         of_class = (0, None, NORMAL) if defect == "free" else (1, mask if mask.is_file() else None, defect)
-        yield Row(path, *of_class, group=f"tile{tile:04d}")
+        yield Row(image, *of_class, group=f"tile{tile:04d}")
 
 
 LAYOUTS: dict[str, tuple[Callable[[Path, Report], Iterator[Row]], str]] = {
@@ -322,15 +295,7 @@ def _found(root: Path) -> str:
     return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
 
 
-def _report_unread(report: Report, folder: Path, expected: Iterable[str]) -> None:
-    """Pictures in a folder whose name the layout does not know would be left out without a word."""
-    for other in _folders(folder):
-        if other.name not in expected and image_files(other):
-            report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-
-
 def _type(key: str) -> str:
-    """Defect type of an image by its path below ``defective``."""
     return key.split("/")[0] if "/" in key else DEFECTIVE
 
 
@@ -347,16 +312,13 @@ def _by_key(report: Report, folder: Path) -> dict[str, Path]:
 
 def _match_masks(report: Report, images: dict[str, Path], folder: Path) -> dict[str, Path]:
     """The mask of each image key, of the same key or with the suffix ``_mask``."""
-    files = _by_key(report, folder)
-    masks: dict[str, Path] = {}
+    files, masks = _by_key(report, folder), {}
     for key in images:
         candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
-        if len(candidates) == 2:
-            report("error", files[key], f"is a second mask of {images[key]} besides {files[candidates[1]]}")
-        if candidates:
-            masks[key] = files.pop(candidates[0])
-            for name in candidates[1:]:
-                files.pop(name)
+        for name in reversed(candidates):
+            masks[key] = files.pop(name)
+            if name != candidates[0]:
+                report("error", files[key], f"is a second mask of {images[key]} besides {masks[key]}")
     for path in files.values():
         report("warning", path, "mask without an image; it is not used")
     return masks
@@ -367,21 +329,16 @@ def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
 
     Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
     """
-    datasets = {_dataset_around(picture.absolute()) for picture in pictures}
-    rows = [row for layout, root in filter(None, datasets) for row in LAYOUTS[layout][0](root, lambda *_: None)]
-    masks = {row.image: row.mask for row in rows if row.mask is not None}
-    return {picture: masks[picture.absolute()] for picture in pictures if picture.absolute() in masks}
-
-
-def _dataset_around(picture: Path) -> tuple[str, Path] | None:
-    for folder in picture.parents:
+    datasets = set()
+    for folder in {folder for picture in pictures for folder in picture.absolute().parents}:
         if folder.name == "images" and (folder.parent / "masks").is_dir():
-            return "generic", folder.parent
+            datasets.add((scan_generic, folder.parent))
         if folder.name == "test" and (folder.parent / "ground_truth").is_dir():
-            return "mvtec", folder.parent
+            datasets.add((scan_mvtec, folder.parent))
         if folder.name == "Imgs" and folder.parent.name.startswith("MT_"):
-            return "magnetic_tile", folder.parent.parent
-    return None
+            datasets.add((scan_magnetic_tile, folder.parent.parent))
+    masks = {row.image: row.mask for read, root in datasets for row in read(root, lambda *_: None)}
+    return {picture: mask for picture in pictures if (mask := masks.get(picture.absolute())) is not None}
 
 
 # --- Train, validation and test
@@ -407,9 +364,9 @@ def split_samples(
     split = samples["split"].fillna(placed).fillna("open").to_numpy(dtype=object, copy=True)
     strata = np.array([f"{row['label']} {row['defect_type']}" for row in samples.to_dict("records")])
 
-    def hold_out(rows: NDArray[np.intp], ratio: float, part: int) -> NDArray[np.intp]:
+    def hold_out(rows: NDArray[np.intp], name: str, ratio: float, part: int) -> None:
         rng = np.random.default_rng([seed, part])
-        return rows[_held_rows(groups[rows].astype(str), strata[rows], label[rows], ratio, rng)]
+        split[rows[_held_rows(groups[rows].astype(str), strata[rows], label[rows], ratio, rng)]] = name
 
     open_rows = np.flatnonzero(split == "open")
     if not len(open_rows) and not (split == "test").any():
@@ -417,7 +374,7 @@ def split_samples(
         open_rows = np.flatnonzero(split == "train")
     if len(open_rows):
         split[open_rows] = "train"
-        split[hold_out(open_rows, test_ratio, 0)] = "test"
+        hold_out(open_rows, "test", test_ratio, 0)
     in_val = int((split == "val").sum())
     if in_val and val_ratio > 0:
         own = f"the data has a validation folder of its own ({in_val} images)"
@@ -426,50 +383,35 @@ def split_samples(
         advice = "set val_ratio to the share of the training images to validate on, usually 0.2"
         raise DataError(f"val_ratio is 0, but the data has no validation folder (images/val); {advice}")
     if not in_val:
-        split[hold_out(np.flatnonzero(split == "train"), val_ratio, 1)] = "val"
+        hold_out(np.flatnonzero(split == "train"), "val", val_ratio, 1)
     for name, (value, kind) in product(SPLITS[:3], enumerate((NORMAL, DEFECTIVE))) if both_classes else ():
-        labels = label[split == name]
-        if value not in labels:
-            advice = "add images, or choose other val_ratio, test_ratio or split_seed"
-            found = f"split '{name}' has no {kind} image among {len(labels)}"
-            raise DataError(f"{found}; expected both classes in each split: {advice}")
+        if value not in (labels := label[split == name]):
+            found = f"split '{name}' has no {kind} image among {len(labels)}; expected both classes in each split"
+            raise DataError(f"{found}: add images, or choose other val_ratio, test_ratio or split_seed")
     return samples.reset_index(drop=True).assign(split=pd.Series(split, dtype=object))
 
 
 def _held_rows(
     groups: NDArray, strata: NDArray, label: NDArray[np.int64], ratio: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Which rows to hold out: whole groups, close to `ratio` of every stratum and of both classes."""
+    """Which rows to hold out: whole groups, close to `ratio` of every stratum and of both classes.
+
+    Groups with the same counts are interchangeable, so the search runs over the few kinds of groups, and how many of
+    each to hold out: random rounding of the share of each kind, then single steps and swaps downhill.
+    """
     names, group_of = np.unique(groups, return_inverse=True)
     stratum_names, stratum_of = np.unique(strata, return_inverse=True)
     # The classes themselves count as two more strata, so that many small defect types cannot all round one way.
     counts = np.zeros((len(names), len(stratum_names) + 2), dtype=np.int64)
     np.add.at(counts, (group_of, stratum_of), 1)
     np.add.at(counts, (group_of, len(stratum_names) + label), 1)
-    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)
-    kind_of = kind_of.reshape(-1)
-    held = np.zeros(len(names), dtype=np.bool_)
-    for kind, number in enumerate(_held_per_kind(kinds, np.bincount(kind_of), ratio, rng)):
-        held[rng.permutation(np.flatnonzero(kind_of == kind))[:number]] = True
-    return held[group_of]
-
-
-def _held_per_kind(
-    kinds: NDArray[np.int64], available: NDArray[np.int64], ratio: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """How many groups of each kind to hold out so that every stratum comes near its share.
-
-    Groups with the same counts are interchangeable, so the search runs over the few kinds (images per stratum, the
-    two classes last: (K, S + 2)) and how many groups of each there are (K,): random rounding of the share of each
-    kind, then single steps and swaps downhill.
-    """
+    kinds, kind_of, available = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
     totals = available @ kinds
     weights = 1 / np.maximum(totals, 1)
     weights[-2:] *= len(weights) - 2  # the classes count as much as all their defect types together
     held = np.floor(ratio * available + rng.random(len(available))).astype(np.int64).clip(0, available)
     # A step moves one group of a kind in or out: (kind, sign). A move is a step or, unless kinds are many, two.
-    kind = np.tile(rng.permutation(len(kinds)), 2)
-    sign = np.repeat([1, -1], len(kinds))
+    kind, sign = np.tile(rng.permutation(len(kinds)), 2), np.repeat([1, -1], len(kinds))
     first = second = np.arange(len(kind))
     if len(kinds) <= 300:  # so many kinds leave little to mend, and their pairs would fill the memory
         first, second = np.triu_indices(len(kind))
@@ -482,9 +424,13 @@ def _held_per_kind(
         gain[~(possible[first] & possible[second])] = 0
         best = int(np.argmax(gain))
         if gain[best] <= 1e-9:
-            return held
+            break
         for step in {int(first[best]), int(second[best])}:
             held[kind[step]] += sign[step]
+    chosen = np.zeros(len(names), dtype=np.bool_)
+    for one, number in enumerate(held):
+        chosen[rng.permutation(np.flatnonzero(kind_of.reshape(-1) == one))[:number]] = True
+    return chosen[group_of]
 
 
 # --- Decoding
@@ -497,8 +443,7 @@ MASK_THRESHOLD = 127
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Decode an image to (h, w, 3) RGB, turned as its orientation tag says; grey is repeated, alpha dropped.
 
-    Raises:
-        UnreadableError: the file is missing, truncated, or not an image.
+    `UnreadableError` where the file is missing, truncated, or not an image; so do the two below.
     """
     # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
     image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
@@ -506,11 +451,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
-    """Decode a mask to its 8-bit values, (h, w).
-
-    Raises:
-        UnreadableError: the file is missing, truncated, or not an image.
-    """
+    """Decode a mask to its 8-bit values, (h, w)."""
     return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
 
 
@@ -525,30 +466,26 @@ def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
     A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
     could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable.
     """
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype != np.uint16:
+    if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
-    return cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
+    return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
 
 
 def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
     """As `to_8_bit`, but a mask whose values all fit 8 bits keeps them: it has two values and no brightness."""
-    if mask.dtype == np.uint16 and mask.max(initial=0) <= 255:
-        return mask.astype(np.uint8)
-    return to_8_bit(mask, path)
+    fits = mask.dtype == np.uint16 and mask.max(initial=0) <= 255
+    return mask.astype(np.uint8) if fits else to_8_bit(mask, path)
 
 
 def _decode(path: str | Path, flags: int, what: str) -> NDArray:
+    image = None
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
-    try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:
-        image = None
+    with contextlib.suppress(cv2.error):  # of an empty file, too
+        image = cv2.imdecode(data, flags)
     if image is None:
-        state = "is empty" if not data.size else "is truncated or not an image"
+        state = "is truncated or not an image" if data.size else "is empty"
         raise UnreadableError(f"{path}: {what} {state}; replace the file")
     return image

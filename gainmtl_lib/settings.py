@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -40,27 +40,26 @@ class ParameterRecord(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("\n".join(_sentences(error, type(self).model_fields))) from None
+            # A value that fits no member of a union is reported once per member: the first line says enough.
+            details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
+            lines = [_sentence(detail, type(self).model_fields) for detail in reversed(details.values())]
+            raise SettingsError("\n".join(lines)) from None
 
     @classmethod
     def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
-        """Compose parameter files, later ones win, then overrides.
-
-        Raises:
-            SettingsError: a file that is missing or no flat mapping, or a value that cannot be used; the
-                message names the file that holds it.
-        """
+        """Compose parameter files, later ones win, then overrides. A `SettingsError` names the file it is about."""
         origin: dict[str, str] = {}
         values: dict[str, Any] = {}
         for path in paths:
             content = read_parameters(path)
-            origin |= dict.fromkeys(content, str(path))
+            origin |= dict.fromkeys(content, f"{path}: ")
             values |= content
         origin |= dict.fromkeys(overrides, "")
         try:
             return cls(**values | overrides)
-        except SettingsError as error:
-            raise SettingsError("\n".join(_with_origin(line, origin) for line in str(error).split("\n"))) from None
+        except SettingsError as error:  # each line is led by the file that holds the first parameter it names
+            found = [(next((n for n in re.findall(r"\w+", s) if n in origin), ""), s) for s in str(error).split("\n")]
+            raise SettingsError("\n".join(origin.get(name, "") + sentence for name, sentence in found)) from None
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -73,12 +72,10 @@ class ParameterRecord(BaseModel):
         plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
         history = namespace.get("In")
         known = {*cls.model_fields, *_literal_names(history)} if isinstance(history, list) else set(namespace)
-        values = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, plain) and name in known and not name.startswith("_") and name not in {"In", "Out"}
-        }
-        return cls(**values)
+        names = {name for name in known & set(namespace) if not name.startswith("_")} - {"In", "Out"}
+        return cls(
+            **{name: namespace[name] for name in namespace if name in names and isinstance(namespace[name], plain)}
+        )
 
     def plain(self) -> dict[str, Any]:
         """The fields as YAML and JSON can hold them; paths inside the repository are relative to it."""
@@ -99,11 +96,10 @@ def _literal_names(cells: list[str]) -> set[str]:
     names: set[str] = set()
     for source in cells:
         try:
-            statements = ast.parse(source).body
-            pairs = [(target.id, ast.literal_eval(s.value)) for s in statements for target in s.targets]  # type: ignore[attr-defined]
+            pairs = [(target.id, ast.literal_eval(s.value)) for s in ast.parse(source).body for target in s.targets]  # type: ignore[attr-defined]
         except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
             continue
-        names |= {name for name, _ in pairs}
+        names |= dict(pairs).keys()
     return names
 
 
@@ -131,33 +127,19 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_size(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else as_tuple(value)
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _compiling(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"group_pattern is not a regular expression: {error}") from None
-    return pattern
-
-
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
 FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 """Of one folder: neither a path nor ``..`` nor hidden."""
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(as_tuple)]
-Side = Annotated[int, Field(ge=32)]
-ImageSize = Annotated[tuple[Side, Side], BeforeValidator(_as_size)]
+ImageSize = Annotated[
+    tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]],
+    BeforeValidator(lambda value: (value, value) if type(value) is int else as_tuple(value)),
+]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
+Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
 
 # --- What the runs of both systems share
@@ -170,7 +152,6 @@ class RunSettings(ParameterRecord):
     experiment: FolderName = "gainmtl"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # what NumPy's own generator takes
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
-
     # data
     data_root: AnyPath = Field(default=Path("data"), validate_default=True)
     dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
@@ -179,31 +160,31 @@ class RunSettings(ParameterRecord):
     val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0)] | None = None
-    group_pattern: Annotated[str, AfterValidator(_compiling)] | None = None
+    group_pattern: str | None = None
     label_kind: Literal["mask", "box"] = "mask"
     box_labels: AnyPath | None = None
     skip_unreadable: bool = False
-
     # synthetic data (dataset_type: synthetic)
     num_samples: Annotated[int, Field(ge=10)] = 1000
     synthetic_seed: Annotated[int, Field(ge=0)] = 0
     shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
     shortcut_correlation: Probability = 0.95
-
     # work
     num_workers: Annotated[int, Field(ge=0)] = 0
     cache_images: bool = True
-
     # logging
     use_tensorboard: bool = True
     tensorboard_dir: AnyPath | None = None
 
     @model_validator(mode="after")
-    def _labels_are_asked_for(self) -> Self:
+    def _sound(self) -> Self:
         if self.label_kind == "mask" and self.box_labels is not None:
-            raise ValueError(
-                "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"
-            )
+            advice = "set label_kind: box, or leave box_labels out"
+            raise ValueError(f"box_labels is given, but label_kind is 'mask'; {advice}")
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise ValueError(f"group_pattern is not a regular expression: {error}") from None
         return self
 
     @property
@@ -229,9 +210,10 @@ class RunSettings(ParameterRecord):
     @property
     def tensorboard_folder(self) -> Path:
         """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
-        if self.tensorboard_dir is None:
-            return self.run_dir / "tensorboard"
-        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+        own = self.run_dir / "tensorboard"
+        return (
+            own if self.tensorboard_dir is None else self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
+        )
 
 
 # --- GAIN-MTL: the strategies and every parameter
@@ -273,7 +255,6 @@ class Settings(RunSettings):
     # run
     strategy: Strategy = "S5"
     variant: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
-
     # model
     backbone_arch: str = "s"
     use_mmpretrain: bool = True
@@ -297,7 +278,6 @@ class Settings(RunSettings):
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
     efficientad_run: AnyPath | None = None
-
     # data
     hflip_prob: Probability = 0.5
     vflip_prob: Probability = 0.5
@@ -307,7 +287,6 @@ class Settings(RunSettings):
     image_counterfactual: Probability
     mask_share: Probability = 1.0
     mask_quality: Literal["exact", "box", "dilated", "shifted"] = "exact"
-
     # loss
     lambda_cls: Weight
     lambda_am: Weight
@@ -320,7 +299,6 @@ class Settings(RunSettings):
     focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
     cam_guide_target: Literal["cls", "deciding", "both"] = "both"
     normal_attention: Literal["entropy", "zero"] = "entropy"
-
     # training
     num_epochs: Count = 100
     batch_size: Count = 16
@@ -335,7 +313,6 @@ class Settings(RunSettings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Precision = "auto"
     save_every_n_epochs: Count = 10
-
     # logging
     use_wandb: bool = False
     wandb_project: str = "gain-mtl"
@@ -350,35 +327,31 @@ class Settings(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problem := self._problem():
-            raise ValueError(problem)
-        return self
-
-    def _problem(self) -> str:
-        levels, masks = list(self.out_indices), self.own_mask_prob + self.other_mask_prob
-        ratios = [self.stage1_ratio, self.stage2_ratio, self.stage3_ratio, self.stage4_ratio]
-        if self.num_classes != 2:
-            return f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}"
-        if abs(sum(ratios) - 1) > 1e-6:
-            given = " + ".join(map(str, ratios))
-            return f"stage1_ratio … stage4_ratio must sum to 1, got {given} = {sum(ratios):g}"
-        if sorted(set(levels) & {1, 2, 3, 4}) != levels:
-            return f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}"
-        if any(side % 32 for side in self.image_size):
-            return f"image_size must be multiples of 32 (the coarsest stride), got {list(self.image_size)}"
-        if masks > 1:
-            given = f"{self.own_mask_prob:g} + {self.other_mask_prob:g}"
-            return f"own_mask_prob + other_mask_prob must not exceed 1, got {given}"
-        if self.mask_source == "external" and self.external_mask_dir is None:
-            return "mask_source 'external' needs external_mask_dir, the folder with one mask per image"
-        if self.mask_source == "efficientad" and self.efficientad_run is None:
-            return "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run"
+        levels, masks, size = list(self.out_indices), (self.own_mask_prob, self.other_mask_prob), list(self.image_size)
+        ratios = (self.stage1_ratio, self.stage2_ratio, self.stage3_ratio, self.stage4_ratio)
+        ratio_sum = f"{' + '.join(map(str, ratios))} = {sum(ratios):g}"
+        checks = {
+            f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}": self.num_classes == 2,
+            f"stage1_ratio … stage4_ratio must sum to 1, got {ratio_sum}": abs(sum(ratios) - 1) <= 1e-6,
+            f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}": (
+                sorted(set(levels) & {1, 2, 3, 4}) == levels
+            ),
+            f"image_size must be multiples of 32 (the coarsest stride), got {size}": not any(s % 32 for s in size),
+            f"own_mask_prob + other_mask_prob must not exceed 1, got {masks[0]:g} + {masks[1]:g}": sum(masks) <= 1,
+            "mask_source 'external' needs external_mask_dir, the folder with one mask per image": (
+                self.mask_source != "external" or self.external_mask_dir is not None
+            ),
+            "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run": (
+                self.mask_source != "efficientad" or self.efficientad_run is not None
+            ),
+        }
         for term, (part, first) in PART_OF_TERM.items():
-            weight, strategy = getattr(self, f"lambda_{term}"), self.strategy
-            if weight > 0 and strategy < first:
-                lack = f"strategy {strategy} has no {part} ({first} adds it)"
-                return f"lambda_{term} is {weight:g}, but {lack}; set it to 0"
-        return ""
+            weight, lack = getattr(self, f"lambda_{term}"), f"strategy {self.strategy} has no {part} ({first} adds it)"
+            checks[f"lambda_{term} is {weight:g}, but {lack}; set it to 0"] = not weight or self.strategy >= first
+        for sentence, holds in checks.items():
+            if not holds:
+                raise ValueError(sentence)
+        return self
 
     @property
     def run_name(self) -> str:
@@ -399,7 +372,6 @@ class _OneOfEachName(yaml.SafeLoader):
     """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; YAMLError with the place where a name is repeated."""
         names: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in names:
@@ -409,11 +381,7 @@ class _OneOfEachName(yaml.SafeLoader):
 
 
 def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]:
-    """One parameter file as a flat mapping, or as it is where values may be mappings, as in a study's plan.
-
-    Raises:
-        SettingsError: the file is missing, is not YAML, gives a name twice, or is not a mapping at its top level.
-    """
+    """One parameter file as a flat mapping, or (`nested`) with mappings as values, as in a study's plan."""
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path}: no such parameter file")
@@ -421,15 +389,12 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachName)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a YAML file: {error}") from None
-    if content is None:
-        return {}
+    content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
-    mappings = [key for key, value in content.items() if isinstance(value, dict)]
-    if mappings and not nested:
-        raise SettingsError(
-            f"{path}: {', '.join(mappings)} holds a nested mapping; parameters are flat, write them at the top level"
-        )
+    if not nested and (mappings := [key for key, value in content.items() if isinstance(value, dict)]):
+        advice = "parameters are flat, write them at the top level"
+        raise SettingsError(f"{path}: {', '.join(mappings)} holds a nested mapping; {advice}")
     return content
 
 
@@ -452,13 +417,6 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _sentences(error: ValidationError, fields: Mapping[str, FieldInfo]) -> list[str]:
-    """One sentence per parameter that cannot be used."""
-    # A value that fits no member of a union is reported once per member: the first line says enough.
-    details = {detail["loc"][:1] or number: detail for number, detail in enumerate(reversed(error.errors()))}
-    return [_sentence(detail, fields) for detail in reversed(details.values())]
-
-
 def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
     name = str(detail["loc"][0]) if detail["loc"] else ""
     value, kind = detail["input"], detail["type"]
@@ -478,9 +436,3 @@ def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
         if kind == "bool_type" and value.lower() in {"true", "false"}:
             hint = f"; with -p write {value.capitalize()}"
     return f"{name} must be {expected}, got {got}{hint}"
-
-
-def _with_origin(line: str, origin: Mapping[str, str]) -> str:
-    """The sentence, led by the file that holds the first parameter it names; values given otherwise have none."""
-    named = next((name for name in re.findall(r"\w+", line) if name in origin), None)
-    return f"{origin[named]}: {line}" if named and origin[named] else line
