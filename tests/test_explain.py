@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from drawn_data import truncate_file
@@ -54,7 +55,7 @@ COLORED = {
     "array, read-only strides": COLOR[:, ::-1][:, ::-1],
     "16 bits": COLOR.astype(np.uint16) * 257,
     "16 bits, other byte order": (COLOR.astype(np.uint16) * 257).astype(">u2"),
-    "float": COLOR / 255,
+    "float that overshoots a little": (COLOR / 255 - 0.5) * 1.001 + 0.5,
     "half": (COLOR / 255).astype(np.float16),
     "alpha": np.dstack([COLOR, ALPHA]),
     "alpha, 16 bits": np.dstack([COLOR, ALPHA]).astype(np.uint16) * 257,
@@ -122,7 +123,7 @@ def test_orientation_tags_are_followed_by_both_readers(tmp_path):
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
 def test_several_frames_are_no_picture(tmp_path, suffix):
     path = tmp_path / f"moving{suffix}"
-    frames = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(3)]
+    frames = [Image.fromarray(COLOR), *(Image.fromarray(COLOR[:, ::-1] // part) for part in (1, 2))]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     for given in (path, Image.open(path)):
         with pytest.raises(UnreadableError, match=r"holds 3 frames \(.*\); expected one picture: save the frame"):
@@ -130,14 +131,15 @@ def test_several_frames_are_no_picture(tmp_path, suffix):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"absent.png: image cannot be read: No such file"):
-        read_picture(tmp_path / "absent.png")
     Image.fromarray(COLOR).save(tmp_path / "cut.png")
     truncate_file(tmp_path / "cut.png")
-    with pytest.raises(DataError, match=r"cut.png: image is truncated or not an image"):
-        read_picture(tmp_path / "cut.png")
-    with pytest.raises(DataError, match="shot: PIL cannot decode the picture: "):
-        read_picture(Image.open(tmp_path / "cut.png"), "shot")
+    for given, message in (
+        (tmp_path / "absent.png", r"absent.png: image cannot be read: No such file"),
+        (tmp_path / "cut.png", r"cut.png: image is truncated or not an image"),
+        (Image.open(tmp_path / "cut.png"), "image: PIL cannot decode the picture: "),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_picture(given)
     with pytest.raises(DataError, match=r"absent.png: mask cannot be read"):
         read_defect(tmp_path / "absent.png", (12, 16))
 
@@ -162,10 +164,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_what_is_no_picture_is_said(given, message):
     with pytest.raises(DataError, match=message):
         read_picture(given)
-
-
-def test_floats_may_overshoot_a_little():
-    assert read_picture(np.array([[1.0005, -0.0005]]))[0, :, 0].tolist() == [255, 0]
 
 
 MASK = np.zeros((12, 16), np.bool_)
@@ -218,11 +216,9 @@ def test_what_is_no_mask_is_said(mask, message):
 
 
 def test_one_picture_is_one_and_a_list_or_a_batch_is_many():
-    asked, many = pair("a.png", "b.png")
-    assert not many and asked == [("a.png", "b.png", "a.png", "b.png")]
+    assert pair("a.png", "b.png") == ([("a.png", "b.png", "a.png", "b.png")], False)
     asked, many = pair(["a.png", COLOR], [None, MASK])
     assert many and [one[2:] for one in asked] == [("a.png", "mask[0]"), ("image[1]", "mask[1]")]
-    assert pair([]) == ([], True)
     for batch in (torch.zeros(1, 3, 8, 8), np.zeros((1, 8, 8, 3))):
         asked, many = pair(batch, torch.ones(1, 1, 8, 8))
         assert many and len(asked) == 1 and asked[0][1].shape == (1, 8, 8)
@@ -278,11 +274,8 @@ def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sent
     said = answer(0.99, after, control, 0.5)
     assert sentence in said["message"] and (said["flips"], said["control_flips"]) == (flips, control_flips)
     assert (said["probability"], said["without_defect"], said["control"]) == (0.99, after, control)
-
-
-def test_a_normal_verdict_has_nothing_to_question():
-    said = answer(0.02, 0.01, 0.02, 0.5)
-    assert not said["flips"] and said["control_flips"] is False
+    said = answer(0.02, after, control, 0.5)
+    assert not said["flips"] and not said["control_flips"]
     assert said["message"] == "The verdict is normal already (0.02), so there is no defective verdict to question."
 
 
@@ -368,9 +361,8 @@ def test_no_counterfactual_says_why():
     for strategy in ("S1", "S4"):
         explanation = explainer_of(Looks(strategy=strategy)).explain(picture(), block())
         assert explanation["prediction"] == 1 and explanation["counterfactual"] is None
-        assert explanation["counterfactual_missing"].startswith(
-            f"strategy {strategy} has no counterfactual path to ask"
-        )
+        missing = explanation["counterfactual_missing"]
+        assert missing.startswith(f"strategy {strategy} has no counterfactual path to ask")
     without_path = Looks(strategy="S5")
     without_path.counterfactual = None
     missing = explainer_of(without_path).explain(picture())["counterfactual_missing"]
@@ -382,32 +374,25 @@ def test_no_counterfactual_says_why():
     assert annotated["counterfactual"] is not None and "counterfactual_missing" not in annotated
 
 
-def test_a_normal_verdict_asks_nothing():
+def test_a_normal_verdict_asks_nothing_and_an_empty_mask_is_none():
     model = Looks()
     explanation = explainer_of(model).explain(picture(value=10), block())
     assert explanation["counterfactual"] is None and "counterfactual_missing" not in explanation
     assert model.batches == [1]
-
-
-def test_an_empty_mask_is_no_mask():
     explanation = explainer_of().explain(picture(), np.zeros((64, 64)))
-    assert "cam_iou" not in explanation and explanation["counterfactual"]["mask_from"] == "localization"
-    assert explanation.get("cam_iou", "N/A") == "N/A"
+    assert explanation.get("cam_iou", "N/A") == "N/A" and explanation["counterfactual"]["mask_from"] == "localization"
     assert not any(isinstance(value, float) and np.isnan(value) for value in explanation.values())
 
 
-@pytest.mark.parametrize(
-    ("strategy", "name", "reason"),
-    [
-        ("S1", "attention", "strategy S1 has no attention path; S3 to S7 have one"),
-        ("S3", "localization", "strategy S3 has no localization path; S4 to S7 have one"),
-        ("S3", "box", "strategy S3 has no localization path"),
-        ("S5", "cam_iou", "no mask was given, or it marks no pixel"),
-        ("S5", "found", "no absolute scale is known; DefectExplainer.from_run"),
-        ("S5", "counterfactual_missing", "the verdict is normal and asks for none"),
-        ("S5", "atention", "there are prediction, prediction_name, confidence"),
-    ],
-)
+@pytest.mark.parametrize(("strategy", "name", "reason"), [
+    ("S1", "attention", "strategy S1 has no attention path; S3 to S7 have one"),
+    ("S3", "localization", "strategy S3 has no localization path; S4 to S7 have one"),
+    ("S3", "box", "strategy S3 has no localization path"),
+    ("S5", "cam_iou", "no mask was given, or it marks no pixel"),
+    ("S5", "found", "no absolute scale is known; DefectExplainer.from_run"),
+    ("S5", "counterfactual_missing", "the verdict is normal and asks for none"),
+    ("S5", "atention", "there are prediction, prediction_name, confidence"),
+])  # fmt: skip
 def test_asking_for_what_is_absent_says_why(strategy, name, reason):
     explanation = pickle.loads(pickle.dumps(explainer_of(Looks(strategy=strategy)).explain(picture())))
     assert name not in explanation and explanation.get(name, "N/A") == "N/A"
@@ -485,13 +470,12 @@ def test_boxes_and_masks_follow_a_letterboxed_picture():
 class Remembers(Looks):
     """Keeps the masks that it was asked to suppress."""
 
-    def __init__(self, **options):
-        super().__init__(WHOLE, level=0.01, **options)
+    def __init__(self):
+        super().__init__(WHOLE, level=0.01)
         self.masks = []
 
     def forward(self, images, masks=None):
-        if masks is not None:
-            self.masks.append(masks)
+        self.masks += [] if masks is None else [masks]
         return super().forward(images, masks)
 
 
@@ -513,25 +497,19 @@ def test_the_model_is_left_as_it_was():
     same(trained, explainer_of(model.eval()).explain(picture()))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_options_and_masks_from_outside_are_named():
+    for options, message in (
         ({"threshold": 1.5}, r"threshold must be a probability in \[0, 1\], got 1.5"),
         ({"class_names": ("same", "same")}, "class_names must be two different names, normal first"),
         ({"class_names": "ab"}, "class_names must be two different names"),
         ({"resize": "crop"}, "resize must be squash or letterbox, got 'crop'"),
-    ],
-)
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        explainer_of(**options)
-
-
-@pytest.mark.parametrize("source", ["efficientad", "external", "other", "oracle"])
-def test_masks_from_outside_cannot_be_had_for_single_pictures(source):
-    told = f"mask_source '{source}' needs a mask from outside .* set model.mask_source, or give gainmtl explain --mask"
-    with pytest.raises(ModelError, match=told):
-        explainer_of(Looks(strategy="S6", mask_source=source)).explain(picture())
+    ):
+        with pytest.raises(ValueError, match=message):
+            explainer_of(**options)
+    for source in ("efficientad", "external", "other", "oracle"):
+        told = f"mask_source '{source}' needs a mask from outside .* set model.mask_source, or give gainmtl explain"
+        with pytest.raises(ModelError, match=told):
+            explainer_of(Looks(strategy="S6", mask_source=source)).explain(picture())
 
 
 @pytest.mark.parametrize("source", ["localization", "none"])
@@ -576,10 +554,10 @@ def test_a_run_answers_counterfactuals_as_its_evaluation_did(run):
     explainer.threshold = 0.0  # every verdict is questioned
     rows, root = run.predictions.query("label == 1"), run.settings.data_root
     explained = explainer.explain([root / name for name in rows["image"]], [root / name for name in rows["mask"]])
-    asked = [one["counterfactual"] for one in explained]
-    assert [one["without_defect"] for one in asked] == pytest.approx(rows["cf_probability"].tolist(), abs=1e-4)
-    controls = [float("nan") if one["control"] is None else one["control"] for one in asked]
-    assert controls == pytest.approx(rows["cf_control_probability"].tolist(), abs=1e-4, nan_ok=True)
+    asked = pd.DataFrame([one["counterfactual"] for one in explained]).astype({"control": float})
+    expected = {"without_defect": "cf_probability", "control": "cf_control_probability"}
+    for ours, stored in expected.items():
+        assert asked[ours].tolist() == pytest.approx(rows[stored].tolist(), abs=1e-4, nan_ok=True)
 
 
 def test_a_run_without_evaluation_works_with_less(run, tmp_path, caplog):
@@ -609,6 +587,10 @@ def words(figure):
     return figure.get_supxlabel().replace("\n", " ")
 
 
+def panel(figure, title):
+    return next(axis for axis in figure.axes if axis.get_title().startswith(title))
+
+
 def test_every_map_is_drawn_on_both_scales_and_says_which():
     assert titles(drawn(image=picture(value=255) * (picture() == 255))) == [
         "attention\nabsolute, 0.50 to 0.90",
@@ -620,11 +602,13 @@ def test_every_map_is_drawn_on_both_scales_and_says_which():
         "picture\n64 × 64 pixels",
     ]
     assert [title.split("\n")[0] for title in titles(drawn(Looks(strategy="S1")))] == ["deciding CAM"] * 2 + ["picture"]
+    figure = drawn(scales=None)
+    assert [text.get_text() for text in panel(figure, "deciding CAM\nno absolute scale").texts] == ["unknown"]
+    assert "attention\n0 to 1, no absolute scale" in titles(figure)
+    figure = drawn(scales=SCALES | {"cam": MapScale(2.0, 1.0)})
+    assert "deciding CAM\nabsolute, above 2.00 or not" in titles(figure)
+    assert "The deciding CAM peaks as high on normal validation pictures as on defective ones" in words(figure)
     assert not plt.get_fignums()  # shows nothing and leaks nothing
-
-
-def panel(figure, title):
-    return next(axis for axis in figure.axes if axis.get_title().startswith(title))
 
 
 def test_a_calm_map_says_that_nothing_was_found_and_stays_grey():
@@ -632,15 +616,6 @@ def test_a_calm_map_says_that_nothing_was_found_and_stays_grey():
     calm, loud = panel(figure, "localization\nabsolute"), panel(figure, "localization\nper image")
     assert [text.get_text() for text in (*calm.texts, *loud.texts)] == ["nothing found"]
     assert np.ptp(calm.images[0].get_array(), axis=2).max() == 0 < np.ptp(loud.images[0].get_array(), axis=2).max()
-
-
-def test_scales_that_are_unknown_or_tell_little_are_said():
-    figure = drawn(scales=None)
-    assert [text.get_text() for text in panel(figure, "deciding CAM\nno absolute scale").texts] == ["unknown"]
-    assert "attention\n0 to 1, no absolute scale" in titles(figure)
-    figure = drawn(scales=SCALES | {"cam": MapScale(2.0, 1.0)})
-    assert "deciding CAM\nabsolute, above 2.00 or not" in titles(figure)
-    assert "The deciding CAM peaks as high on normal validation pictures as on defective ones" in words(figure)
 
 
 def test_verdict_numbers_and_counterfactual_stand_in_words():
@@ -671,14 +646,16 @@ def test_boxes_are_drawn_in_the_input_and_the_mask_on_every_panel():
     axis = panel(drawn(image=image), "picture")
     assert [patch.get_bbox().bounds for patch in axis.patches] == [(-0.5, -0.5, 24, 24), (39.5, 39.5, 8, 8)]
     assert all(patch.get_edgecolor() == to_rgba(BOX) for patch in axis.patches)
+    wide = picture(slice(10, 20), slice(20, 40), size=(40, 80))
+    axis = panel(drawn(Looks(WHOLE, level=0.08), wide, resize="letterbox"), "picture")
+    assert [patch.get_bbox().bounds for patch in axis.patches] == [(15.5, 23.5, 16, 8)]
     plain, outlined = drawn().axes, drawn(mask=block(slice(30, 50), slice(30, 50))).axes
     assert all((one.images[0].get_array() != other.images[0].get_array()).any() for one, other in zip(plain, outlined))
 
 
-@pytest.mark.parametrize(
-    ("size", "resize", "ratio"),
-    [((64, 64), "squash", 1), ((32, 64), "squash", 0.5), ((64, 32), "squash", 2), ((32, 64), "letterbox", 1)],
-)
+@pytest.mark.parametrize(("size", "resize", "ratio"), [
+    ((64, 64), "squash", 1), ((32, 64), "squash", 0.5), ((64, 32), "squash", 2), ((32, 64), "letterbox", 1),
+])  # fmt: skip
 def test_pictures_are_shown_in_their_own_proportions_and_nothing_overlaps(size, resize, ratio):
     figure = drawn(image=picture(size=size), mask=block(size=size), resize=resize)
     figure.draw_without_rendering()
@@ -691,7 +668,7 @@ def test_pictures_are_shown_in_their_own_proportions_and_nothing_overlaps(size, 
     assert not [(a, b) for k, a in enumerate(placed) for b in placed[k + 1 :] if a.overlaps(b)]
 
 
-def test_a_figure_is_written_and_nothing_is_asked_again(tmp_path):
+def test_a_figure_of_one_picture_is_written_and_nothing_is_asked_again(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "part_3.png")
     figure = explainer_of().visualize(tmp_path / "part_3.png", block(), save_path=tmp_path / "new" / "e.png")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["e.png"]
@@ -702,15 +679,12 @@ def test_a_figure_is_written_and_nothing_is_asked_again(tmp_path):
     asked = len(model.batches)
     assert explanation["counterfactual"]["message"] in words(explainer.figure_of(explanation))
     assert len(model.batches) == asked and not plt.get_fignums()
-
-
-def test_one_figure_shows_one_picture_in_a_known_format(tmp_path):
     for name in ("e", "e.txt", "e.pdf"):
         with pytest.raises(ValueError, match=r"save_path must end in .png, .jpg, .jpeg, got '.*e"):
-            explainer_of().visualize(picture(), save_path=tmp_path / name)
+            explainer.figure_of(explanation, save_path=tmp_path / name)
     with pytest.raises(DataError, match="visualize draws one picture, got 2; call it for each"):
-        explainer_of().visualize([picture(), picture()])
-    assert explainer_of().visualize(torch.zeros(1, 3, 64, 64)).axes
+        explainer.visualize([picture(), picture()])
+    assert explainer.visualize(torch.zeros(1, 3, 64, 64)).axes
 
 
 @pytest.fixture
