@@ -155,12 +155,12 @@ def pair(image: Any, mask: Any = None) -> tuple[list[tuple[Any, Any, str, str]],
     masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
     if len(masks) != len(images):
         raise DataError(f"mask: got {len(masks)} masks for {len(images)} pictures; give one each, None where none is")
-    asked = []
-    for place, (one, own) in enumerate(zip(images, masks)):
-        at = f"[{place}]" if many else ""
-        names = ((one, f"image{at}"), (own, f"mask{at}"))
-        asked.append((one, own, *(str(given) if isinstance(given, str | PathLike) else name for given, name in names)))
-    return asked, many
+
+    def name(given: Any, what: str, place: int) -> str:
+        return str(given) if isinstance(given, str | PathLike) else f"{what}[{place}]" if many else what
+
+    rows = enumerate(zip(images, masks, strict=True))
+    return [(one, own, name(one, "image", at), name(own, "mask", at)) for at, (one, own) in rows], many
 
 
 # --- Where the defects lie
@@ -179,11 +179,10 @@ def defect_boxes(defect: NDArray[np.bool_], picture: tuple[int, int]) -> list[tu
     order = np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")
     places = ndimage.find_objects(labels)
     (h, w), (height, width) = picture, defect.shape
-    boxes = []
-    for y, x in (places[int(number)] for number in order):
-        left_top = x.start * w // width, y.start * h // height
-        boxes.append((*left_top, -(-x.stop * w // width), -(-y.stop * h // height)))
-    return boxes
+    return [
+        (x.start * w // width, y.start * h // height, -(-x.stop * w // width), -(-y.stop * h // height))
+        for y, x in (places[int(number)] for number in order)
+    ]
 
 
 # --- Would the model still say so without the defect?
@@ -193,18 +192,13 @@ REGION = {"annotation": "the annotated defect", "localization": "the region that
 
 
 def answer(
-    before: float,
-    after: float,
-    control: float | None,
-    threshold: float,
-    mask_from: str = "annotation",
-    names: Sequence[str] = CLASS_NAMES,
+    before: float, after: float, control: float | None, threshold: float, mask_from: str, names: Sequence[str]
 ) -> dict[str, Any]:
     """What three defect probabilities say: of the picture, without the defect, and of the control if there was one.
 
     Returns:
         ``probability``, ``without_defect``, ``control``, whether the verdict turns to normal (``flips``,
-        ``control_flips``), ``mask_from``, and all of this in words, ``message``.
+        ``control_flips``), ``mask_from``, a key of `REGION`, and all of this in words, ``message``.
     """
     called = before >= threshold
     flips = called and after < threshold
@@ -256,18 +250,13 @@ class Explanation(dict[str, Any]):
     - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself reaches on
       the CAM's grid), ``point_game`` and ``energy_inside``.
 
-    Attributes:
-        picture: its own size (h, w).
-        place: rows and columns that it takes in the network's input.
-        stored: the maps as an evaluation keeps them, which is what the absolute scales are of.
-        defect: what the model localizes, bool (H, W).
     """
 
     strategy: str
-    picture: tuple[int, int]
-    place: tuple[slice, slice]
-    stored: dict[str, NDArray]
-    defect: NDArray[np.bool_]
+    picture: tuple[int, int]  # its own size (h, w)
+    place: tuple[slice, slice]  # rows and columns that it takes in the network's input
+    stored: dict[str, NDArray]  # the maps as an evaluation keeps them, which is what the absolute scales are of
+    defect: NDArray[np.bool_]  # what the model localizes, (H, W)
 
     def __missing__(self, key: str) -> Any:
         reasons = {
@@ -357,12 +346,12 @@ class DefectExplainer:
 
     def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
         """One picture's explanation as a figure, see `figure_of`; raises as `explain`, or when many are given."""
-        asked, many = pair(image, mask)
+        asked, _ = pair(image, mask)
         if len(asked) != 1:
             raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
-        explained, (given, _, name, _) = self.explain(image, mask), asked[0]
-        title = Path(name).name if name == str(given) else ""
-        return self.figure_of(explained[0] if many else explained, title=title, save_path=save_path)
+        given, _, name, _ = asked[0]
+        title = Path(name).name if isinstance(given, str | PathLike) else ""
+        return self.figure_of(self._explain(*asked[0]), title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
         """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed.
@@ -387,9 +376,9 @@ class DefectExplainer:
     def _explain(self, image: Any, mask: Any, name: str, mask_name: str) -> Explanation:
         if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
             raise ModelError(
-                f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture, which cannot be "
-                "had here; to explain what the model says without, take 'localization' or 'none': set "
-                "model.mask_source, or give gainmtl explain --mask-source"
+                f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture; to explain what "
+                "the model says without, set model.mask_source to 'localization' or 'none', or give gainmtl explain "
+                "--mask-source"
             )
         pixels = read_picture(image, name)
         size = (pixels.shape[0], pixels.shape[1])
@@ -479,8 +468,9 @@ def _verdict_figure(
     ratio = float(np.clip(height / width, 0.4, 2.0))  # a ribbon is shown less extreme
     panel = 2.6 / max(1.0, ratio) ** 0.5
     across = max(7.0, panel * (2 + len(maps)))
-    texts = _texts(explanation, scales, class_names)
-    lines = [line for text in texts for line in textwrap.wrap(text, int(across * 13))]
+    lines = [
+        line for text in _texts(explanation, scales, class_names) for line in textwrap.wrap(text, int(across * 13))
+    ]
     figure = Figure(figsize=(across, 2 * panel * ratio + 1.5 + 0.2 * len(lines)), layout="constrained")
     mosaic: Any = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
     axes = figure.subplot_mosaic(mosaic, width_ratios=[2, *[1] * len(maps)])

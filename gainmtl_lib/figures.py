@@ -146,10 +146,7 @@ def resized_mask(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> NDArr
 # --- Pictures with words below them, and as JPEG
 
 BAND = (32, 36, 42)
-LETTER = 15
-"""Height of the band's letters."""
-
-
+LETTER = 15  # height of the band's letters
 _font = cache(ImageFont.load_default)
 
 
@@ -177,8 +174,8 @@ def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.u
 
 def encode(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     """RGB (H, W, 3) as JPEG, with colours at full resolution: outlines are thin."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR]
-    options.append(cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    fine = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, *fine]
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
@@ -279,7 +276,6 @@ def map_grid(
 
 # --- What a model says of test pictures
 
-THE_SAME = "the same"
 NAMES = ["normal", "defective"]
 UNIT_MAPS = {"effective_attention": "attention", "localization_map": "localization"}
 
@@ -325,7 +321,7 @@ def explanation_figure(
     """
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
-    maps = {"deciding CAM": output.cam} | ({THE_SAME: output.cam} if scale else {})
+    maps = {"deciding CAM": output.cam} | ({"the same": output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
     titles = []
     for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist()):
@@ -337,7 +333,7 @@ def explanation_figure(
         {heading: values[:, 0].float().numpy() for heading, values in maps.items()},
         titles,
         unit_maps=list(UNIT_MAPS.values()),
-        scales={THE_SAME: scale} if scale else None,
+        scales={"the same": scale} if scale else None,
     )
     figure.supxlabel(_masks_told(source), fontsize=8)
     return figure
@@ -382,9 +378,9 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     Args:
         runs: of the same data; of several seeds of a strategy the first is shown. One whose masks from outside cannot
             be had is left out, and the figure says so.
-        split: where the pictures come from, `defective` of as many types as there are, and `normal` ones.
-        defective: how many.
-        normal: how many.
+        split: where the pictures come from.
+        defective: how many, of as many types as there are.
+        normal: how many normal ones.
     """
     data = build_data(runs[0].settings)
     data.setup("test")

@@ -23,6 +23,7 @@ from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.explain import (
     BOX,
+    CLASS_NAMES,
     VERDICT_COLORS,
     DefectExplainer,
     NotExplained,
@@ -271,10 +272,10 @@ FLIP = "Without the annotated defect the verdict turns to normal (0.99 → 0.01)
     (0.98, None, False, None, "does not hang on this region alone; there was no room for a control."),
 ])  # fmt: skip
 def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sentence):
-    said = answer(0.99, after, control, 0.5)
+    said = answer(0.99, after, control, 0.5, "annotation", CLASS_NAMES)
     assert sentence in said["message"] and (said["flips"], said["control_flips"]) == (flips, control_flips)
     assert (said["probability"], said["without_defect"], said["control"]) == (0.99, after, control)
-    said = answer(0.02, after, control, 0.5)
+    said = answer(0.02, after, control, 0.5, "annotation", CLASS_NAMES)
     assert not said["flips"] and not said["control_flips"]
     assert said["message"] == "The verdict is normal already (0.02), so there is no defective verdict to question."
 
@@ -507,7 +508,9 @@ def test_wrong_options_and_masks_from_outside_are_named():
         with pytest.raises(ValueError, match=message):
             explainer_of(**options)
     for source in ("efficientad", "external", "other", "oracle"):
-        told = f"mask_source '{source}' needs a mask from outside .* set model.mask_source, or give gainmtl explain"
+        told = (
+            f"mask_source '{source}' needs a mask from outside .* set model.mask_source to .* or give gainmtl explain"
+        )
         with pytest.raises(ModelError, match=told):
             explainer_of(Looks(strategy="S6", mask_source=source)).explain(picture())
 

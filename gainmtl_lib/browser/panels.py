@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.browser.library import GAIN_MTL, MAPS, OpenedRun
-from gainmtl_lib.explain import DefectExplainer, answer
+from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
 from gainmtl_lib.figures import (
     encode,
     enlarged_share,
@@ -202,5 +202,5 @@ def _read_stored(opened: OpenedRun, row: int) -> list[str]:
     if pd.isna(without):
         return [f"{opened.name}: the evaluation stored no answer for this picture (it has no annotated defect)."]
     moved = None if pd.isna(control) else float(control)
-    stored = answer(float(record["probability"]), float(without), moved, opened.threshold)
+    stored = answer(float(record["probability"]), float(without), moved, opened.threshold, "annotation", CLASS_NAMES)
     return [f"{opened.name}: {stored['message']}", "From the stored evaluation."]
