@@ -230,9 +230,9 @@ def time_of_parts(model: torch.nn.Module, step: Any) -> dict[str, float]:
 
 
 def leaves(model: Any) -> list[tuple[str, torch.nn.Module]]:
-    """The parts whose own forward is called: two of `parts()` only hold others."""
+    """The parts whose own forward is called: two of the children are called part by part."""
     found = []
-    for name, part in model.parts().items():
+    for name, part in model.named_children():
         calls = type(part).forward is not torch.nn.Module.forward and name not in ("attention", "localization")
         found += [(name, part)] if calls else [(f"{name}.{child}", module) for child, module in part.named_children()]
     return found

@@ -3,20 +3,17 @@
 timm and mmpretrain name the layers of the same EfficientNetV2 differently (``blocks.0.1.conv_pw`` and
 ``layers.1.1.expand_conv.conv``). Both follow Google's TensorFlow release, "same" padding and a batch-norm
 epsilon of 1e-3 included, so that translating the names is all there is to do.
-
-Sizes: B images, H x W pixels.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -26,7 +23,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gainmtl_lib.settings import UserError
+from gainmtl_lib.settings import UserError, closest
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +41,13 @@ class ModelError(UserError, ValueError):
     """A model that cannot be built or used as asked: names the cause and what to do."""
 
 
-class _Stage(NamedTuple):
-    name: str
-    stride: int
-    channels: int
-
-
 class Backbone(nn.Module):
     """A network read at some levels; see `get_backbone`.
 
     Attributes:
-        channels, strides: of each returned feature map, conv_head last.
         provider: ``"mmpretrain"`` or ``"timm"``.
+        stages: of the network, as timm describes them (``module``, ``reduction``, ``num_chs``).
+        channels, strides: of each returned feature map, conv_head last.
         weights: where the numbers come from: ``"random…"``, ``"imagenet:<name>"`` or the file's path.
         mean, std: of the RGB image in [0, 1] that these weights expect.
     """
@@ -64,11 +56,11 @@ class Backbone(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __init__(self, net: nn.Module, *, provider: str, stages: list[_Stage], levels: Sequence[int]) -> None:
+    def __init__(self, net: nn.Module, *, provider: str, stages: list[dict[str, Any]], levels: Sequence[int]) -> None:
         super().__init__()
         self.net: Any = net
         self.provider = provider
-        last_at = {stage.stride: index for index, stage in enumerate(stages)}
+        last_at = {stage["reduction"]: index for index, stage in enumerate(stages)}
         strides = [LEVEL_STRIDES[level] for level in levels]
         if absent := [stride for stride in [*strides, 32] if stride not in last_at]:
             raise ModelError(f"this backbone has no features at stride {absent[0]}, only at {sorted(last_at)}")
@@ -77,7 +69,6 @@ class Backbone(nn.Module):
         self._last = last_at[32]
         self.unused_names: set[str] = set()  # of the network, behind the last level
         self.has_conv_head = provider == "mmpretrain" or isinstance(net, EfficientNet)
-        head_channels = stages[self._last].channels
         if provider == "mmpretrain":
             head_channels = self.net.out_channels
             # Layer 0 is the stem, the last one conv_head.
@@ -85,10 +76,10 @@ class Backbone(nn.Module):
         elif self.has_conv_head:
             head_channels = self.net.num_features
         else:
-            names = set(net.state_dict())
+            head_channels, names = stages[self._last]["num_chs"], set(net.state_dict())
             self.net.prune_intermediate_layers(list(range(self._last + 1)), prune_norm=True, prune_head=True)
             self.unused_names = names - set(net.state_dict())
-        self.channels = [stages[index].channels for index in self.indices] + [head_channels]
+        self.channels = [stages[index]["num_chs"] for index in self.indices] + [head_channels]
         self.strides = [*strides, 32]
         self._frozen_norms: list[nn.Module] = []
         self.register_load_state_dict_pre_hook(_translate_names)
@@ -122,7 +113,8 @@ class Backbone(nn.Module):
                 raise ModelError("this backbone does not name its stem; freeze a level, 1 to 4, or nothing (-1)")
             frozen = [module for name, module in modules if re.match(stem, name)]
         else:
-            stage = [stage.name for stage in self.stages if stage.stride <= LEVEL_STRIDES[frozen_stages]][-1]
+            stride = LEVEL_STRIDES[frozen_stages]
+            stage = [stage["module"] for stage in self.stages if stage["reduction"] <= stride][-1]
             last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{stage}."))
             frozen = [module for _, module in modules[: last + 1]]
         for module in frozen:
@@ -132,7 +124,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training or evaluation mode, frozen batch norms apart. (mmpretrain's own train and eval return None.)"""
+        """Training or evaluation mode, frozen batch norms apart."""
         super().train(mode)
         for module in self._frozen_norms:
             module.eval()
@@ -163,23 +155,51 @@ def get_backbone(
     levels = checked_levels(out_indices)
     timm_name = EFFICIENTNET_V2.get(arch, arch)
     if not timm.is_model(timm_name):
-        near = difflib.get_close_matches(arch, [*EFFICIENTNET_V2, *timm.list_models()], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
+        hint = closest(arch, [*EFFICIENTNET_V2, *timm.list_models()]) or "."
         raise ModelError(f"unknown backbone '{arch}'{hint} There are {', '.join(EFFICIENTNET_V2)}, and timm's")
-    network_class = _mmpretrain_class() if use_mmpretrain and arch in EFFICIENTNET_V2 else None
-    if network_class is not None:
-        provider, (net, stages) = "mmpretrain", _mmpretrain_network(network_class, arch)
+    built = _mmpretrain_network(arch) if use_mmpretrain and arch in EFFICIENTNET_V2 else None
+    net: Any
+    if built is not None:
+        provider, (net, stages) = "mmpretrain", built
     else:
-        provider, (net, stages) = "timm", _timm_network(timm_name)
+        provider, net = "timm", timm.create_model(timm_name, num_classes=0, global_pool="")
+        if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
+            raise ModelError(f"{arch}: timm's {type(net).__name__} does not give intermediate features")
+        stages = list(net.feature_info)
     try:
         backbone = Backbone(net, provider=provider, stages=stages, levels=levels)
     except ModelError as error:
         raise ModelError(f"{arch}: {error}") from None
     config = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
     backbone.mean, backbone.std = tuple(config.mean), tuple(config.std)
-    _fill(backbone, arch, pretrained, f"{config.architecture}.{config.tag}" if config.tag else timm_name)
+    weights_name = f"{config.architecture}.{config.tag}" if config.tag else timm_name
+    if pretrained is not False:
+        state = _weights(backbone, arch, pretrained, weights_name)
+        state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
+        if state:
+            load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
     backbone.freeze(frozen_stages)
     return backbone
+
+
+def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> StateDict:
+    """The tensors that `pretrained` asks for, recorded in the backbone; none where ``auto`` could not have them."""
+    if pretrained is not True and pretrained != "auto":
+        # A file of tensors does not say how its images were normalised.
+        backbone.weights = f"{pretrained} (mean and std of {name})"
+        return read_checkpoint(pretrained)
+    backbone.weights = f"imagenet:{name}"
+    try:
+        return fetch_weights(arch, name, backbone.provider)
+    except ModelError as error:
+        if pretrained is True:
+            raise ModelError(
+                f"{error}. Set pretrained: auto to go on with random weights then, pretrained: false for random "
+                "weights, or give the path of a weights file"
+            ) from None
+        backbone.weights = f"random (pretrained: auto, but {error})"
+        logger.warning("backbone weights are %s", backbone.weights)
+        return {}
 
 
 def checked_levels(out_indices: Sequence[int]) -> list[int]:
@@ -190,7 +210,7 @@ def checked_levels(out_indices: Sequence[int]) -> list[int]:
     return levels
 
 
-def _mmpretrain_class() -> type[nn.Module] | None:
+def _mmpretrain_network(arch: str) -> tuple[nn.Module, list[dict[str, Any]]] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # mmcv-lite announces each operator that it leaves out
@@ -198,13 +218,9 @@ def _mmpretrain_class() -> type[nn.Module] | None:
     except Exception as error:  # it asserts on the versions of its companions, besides being absent
         logger.info("timm provides the backbone; mmpretrain cannot be imported: %s", error)
         return None
-    return EfficientNetV2
-
-
-def _mmpretrain_network(network_class: Any, arch: str) -> tuple[nn.Module, list[_Stage]]:
     # frozen_stages stays at its default, which freezes nothing: mmpretrain rejects -1 and counts layers, not levels,
     # so that `Backbone.freeze` does it for both providers. SiLU is its "Swish" in one fused operation.
-    net = network_class(arch, act_cfg={"type": "SiLU"})
+    net: Any = EfficientNetV2(arch, act_cfg={"type": "SiLU"})
     # EfficientNet's start, as timm draws it: mmpretrain's ignores that a depthwise kernel feeds one channel only.
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -215,60 +231,18 @@ def _mmpretrain_network(network_class: Any, arch: str) -> tuple[nn.Module, list[
     stages, stride = [], 2
     for index, (_, _, stage_stride, _, _, channels, _, _) in enumerate(net.arch[:-1]):
         stride *= stage_stride
-        stages.append(_Stage(f"layers.{index + 1}", stride, channels))
+        stages.append({"module": f"layers.{index + 1}", "reduction": stride, "num_chs": channels})
     return net, stages
-
-
-def _timm_network(name: str) -> tuple[nn.Module, list[_Stage]]:
-    net: Any = timm.create_model(name, num_classes=0, global_pool="")
-    if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
-        raise ModelError(f"{name}: timm's {type(net).__name__} does not give intermediate features")
-    return net, [_Stage(stage["module"], stage["reduction"], stage["num_chs"]) for stage in net.feature_info]
-
-
-def _fill(backbone: Backbone, arch: str, pretrained: bool | str | Path, weights_name: str) -> None:
-    """Load what `pretrained` asks for, and record it."""
-    if pretrained is False:
-        return
-    if pretrained is True or pretrained == "auto":
-        try:
-            state = fetch_weights(arch, weights_name, backbone.provider)
-        except ModelError as error:
-            if pretrained is True:
-                raise ModelError(
-                    f"{error}. Set pretrained: auto to go on with random weights then, pretrained: false for random "
-                    "weights, or give the path of a weights file"
-                ) from None
-            backbone.weights = f"random (pretrained: auto, but {error})"
-            logger.warning("backbone weights are %s", backbone.weights)
-            return
-        backbone.weights = f"imagenet:{weights_name}"
-    else:
-        state = read_checkpoint(pretrained)
-        # A file of tensors does not say how its images were normalised.
-        backbone.weights = f"{pretrained} (mean and std of {weights_name})"
-    state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
-    load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
 
 
 # --- Weights, of files and by name
 
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "backbone.", "net.")
 _CLASSIFIER = ("classifier.", "fc.", "head.", "head_fc.", "last_linear.")
 
 
 def read_checkpoint(path: str | Path) -> StateDict:
-    """The backbone's tensors in a file, without wrapper, prefix and classifier.
-
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote; bare, under ``state_dict``, or a whole model whose
-            backbone sits under ``backbone.``. Names stay those of the file.
-
-    Raises:
-        ModelError: there is no such file, or it is not a checkpoint of tensors. It is never executed.
-    """
+    """The backbone's tensors in a file of either kind, never executed, without wrapper, prefix and classifier."""
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file")
@@ -282,41 +256,31 @@ def read_checkpoint(path: str | Path) -> StateDict:
             f"{path}: not a checkpoint of tensors ({_first_line(error)}); nothing in it was run. "
             "Give a .safetensors file or a state dict saved by torch.save"
         ) from None
-    for wrapper in _WRAPPERS:
+    for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise ModelError(f"{path}: holds no tensors by name; give a state dict")
-    for prefix in _PREFIXES:
+    for prefix in ("module.", "backbone.", "net."):
         if any(name.startswith(prefix) for name in tensors):
             tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_CLASSIFIER)}
 
 
 def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
-    """ImageNet weights by name, from the provider's own host or, failing that, from timm's, whose numbers are the same.
-
-    Args:
-        arch: ``b0`` … ``xl`` or a timm name.
-        timm_name: timm's name of the weights, tag included.
-        provider: whose network is to be filled.
-
-    Raises:
-        ModelError: no source could be reached; the message says why, for each.
-    """
+    """ImageNet weights by name, from the provider's own host or, failing that, from timm's, the same numbers."""
     failures = []
-    sources = [("mmpretrain", _from_mmpretrain, arch)] if provider == "mmpretrain" else []
-    for host, fetch, name in [*sources, ("timm", _from_timm, timm_name)]:
+    for host in ["mmpretrain", "timm"] if provider == "mmpretrain" else ["timm"]:
         try:
-            return {key: tensor for key, tensor in fetch(name).items() if not key.startswith(_CLASSIFIER)}
+            if host == "mmpretrain":
+                state = _from_mmpretrain(arch)
+            else:
+                state = timm.create_model(timm_name, pretrained=True).state_dict()
+            return {key: tensor for key, tensor in state.items() if not key.startswith(_CLASSIFIER)}
         except Exception as error:  # network, host and library errors of every kind
             failures.append(f"{host}: {_first_line(error)}")
     raise ModelError(f"pretrained weights {timm_name} cannot be had ({'; '.join(failures)})")
-
-
-def _from_timm(name: str) -> StateDict:
-    return timm.create_model(name, pretrained=True).state_dict()
 
 
 def _from_mmpretrain(arch: str) -> StateDict:
@@ -330,16 +294,11 @@ def _from_mmpretrain(arch: str) -> StateDict:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
-    """Fill `network` in place, whichever naming `state` has.
-
-    Raises:
-        ModelError: the tensors are not exactly those of this network; `source` says where they are from.
-    """
+    """Fill `network` in place, whichever naming `state` has; ModelError where its tensors are not exactly these."""
     expected = network.state_dict()
     state = renamed(state, expected)
     # Files from before torch 0.4.1 lack this counter, which nothing here reads.
@@ -385,13 +344,12 @@ _STEM, _HEAD = {"conv": "conv_stem", "bn": "bn1"}, {"conv": "conv_head", "bn": "
 
 
 def renamed(state: StateDict, names: Iterable[str]) -> StateDict:
-    """The same tensors under the names of the network that they are for, whichever provider's these are."""
+    """The same tensors under the `names` of the network that they are for, whichever provider's these are."""
     own = {_timm_name(name): name for name in names}
     return {own.get(_timm_name(name), name): tensor for name, tensor in state.items()}
 
 
 def _timm_name(name: str) -> str:
-    """timm's name for a parameter; one that is not mmpretrain's stays as it is."""
     layer, _, parameter = name.rpartition(".")
     if match := re.fullmatch(r"layers\.(\d+)\.(conv|bn)", layer):
         return f"{(_HEAD if int(match[1]) else _STEM)[match[2]]}.{parameter}"

@@ -60,7 +60,6 @@ from gainmtl_lib.runs import (
     compare,
     load_checkpoint_model,
     load_run,
-    readable,
     run_status,
     write_json,
 )
@@ -302,8 +301,8 @@ def _compare_strategies(console: Console, runs: list[Run], export: Path | None) 
     weights = ", ".join(sorted({run.manifest["pretrained"] for run in runs}))
     lines = [f"Backbone weights: {weights}.", ""]
     for split in table.index.get_level_values("split").unique():
-        console.print(frame_table(split, readable(table, split)))
-        lines += [f"`{split}`:", "", *markdown_table(readable(table, split)), ""]
+        console.print(frame_table(split, table.loc[split]))
+        lines += [f"`{split}`:", "", *markdown_table(table.loc[split]), ""]
     console.print(f"backbone weights: {escape(weights)}")
     if export is not None:
         _write_lines(export / "table.md", lines[:-1])

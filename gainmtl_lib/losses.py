@@ -1,8 +1,7 @@
 """The seven loss terms of the method document §3, their weighted sum, and the four stages of its schedule.
 
 Terms are pure functions of logits, computed in float32 whatever the precision around them. Spatial terms
-reduce per image first, then average over the images they apply to; when there is none they return an exact
-zero that is attached to the graph.
+reduce per image first, then average over the images they apply to.
 
 Sizes: B images, H x W network input, h x w feature grid. Every `has_mask` is bool (B,), masks are in [0, 1].
 """
@@ -14,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, ParamSpec, Self
+from typing import Any, ParamSpec, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +23,25 @@ from gainmtl_lib.dataset import Batch
 from gainmtl_lib.model import GainOutput
 from gainmtl_lib.settings import TERMS, Settings
 
-CamGuideTarget = Literal["cls", "deciding", "both"]
-NormalAttention = Literal["entropy", "zero"]
 P = ParamSpec("P")
 
-# A CAM flatter than this is not blown up further: the guidance gradient stays within 1 / 0.01 of the CAM's own.
-MIN_CAM_STD = 1e-2
 
+def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run a loss outside autocast on float32 copies; an exact zero, attached to the graph, where no image is selected.
 
-def in_float32(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run a loss outside autocast, on float32 copies of its half-precision arguments."""
+    The images are selected by a bool argument.
+    """
 
     def as_float(value: Any) -> Any:
         return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        with torch.autocast(device, enabled=False):
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            if any(tensor.dtype == torch.bool and not tensor.any() for tensor in tensors):
+                learned = [tensor.float().sum() for tensor in tensors if tensor.requires_grad]
+                return torch.stack([tensors[0].float().sum(), *learned]).sum() * 0.0
             named = {name: as_float(value) for name, value in kwargs.items()}
             return function(*map(as_float, args), **named)  # pyright: ignore[reportCallIssue]
 
@@ -51,7 +51,7 @@ def in_float32(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 # --- The terms
 
 
-@in_float32
+@term
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) -> Tensor:
     """FL = -α_t (1 - p_t)^γ log p_t over two classes (Lin et al. 2017), mean over images.
 
@@ -81,89 +81,63 @@ def focal_alpha(normals: int, defectives: int) -> float:
     return normals / (normals + defectives)
 
 
-@in_float32
+@term
 def guided_attention_loss(attention_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
     """Pull attention (B, 1, h, w) onto the annotated defect (B, 1, H, W): BCE + Dice + soft IoU at mask resolution."""
-    if not has_mask.any():
-        return attention_logits.sum() * 0.0
     logits, masks = _upsample(attention_logits[has_mask], masks), masks[has_mask]
     return (_bce(logits, masks) + _dice(logits, masks) + _soft_iou(logits, masks)).mean()
 
 
-@in_float32
-def normal_attention_loss(attention_logits: Tensor, normal: Tensor, *, kind: NormalAttention = "entropy") -> Tensor:
-    """Keep attention on normal images from settling anywhere.
+@term
+def normal_attention_loss(attention_logits: Tensor, normal: Tensor, *, kind: str = "entropy") -> Tensor:
+    """Keep attention (B, 1, h, w) on the `normal` images, bool (B,), from settling anywhere.
 
     `entropy`: 1 - H(softmax over space) / log(h w), 0 when attention is even, 1 when it is one cell.
     `zero`: BCE towards no attention at all.
-
-    Args:
-        attention_logits: (B, 1, h, w).
-        normal: bool (B,), the images it applies to.
-        kind: which of the two.
     """
-    cells = attention_logits.shape[-2] * attention_logits.shape[-1]
-    if not normal.any() or (kind == "entropy" and cells == 1):  # a single cell is always even
-        return attention_logits.sum() * 0.0
     logits = attention_logits[normal].flatten(1)  # (B', h w)
     if kind == "zero":
         return F.softplus(logits).mean()
+    if logits.shape[1] == 1:  # a single cell is always even
+        return logits.sum() * 0.0
     log_prob = logits.log_softmax(dim=1)
     entropy = -(log_prob.exp() * log_prob).sum(dim=1)
-    return (1 - entropy / math.log(cells)).mean()
+    return (1 - entropy / math.log(logits.shape[1])).mean()
 
 
-@in_float32
+@term
 def cam_guide_loss(cam: Tensor, masks: Tensor, has_mask: Tensor, *, gain: Tensor, offset: Tensor) -> Tensor:
-    """Pull a CAM onto the annotated defect: BCE + Dice of its standardised shape.
+    """Pull a CAM (B, 1, h, w) onto the annotated defect (B, 1, H, W): BCE + Dice of its standardised shape.
 
-    A CAM has no scale of its own: it is standardised per image, then `gain * z + offset` are its logits.
+    A CAM has no scale of its own: it is standardised per image, then `gain * z + offset`, scalars, are its logits.
     The term therefore moves where the CAM is high, not how high it is (that is the decision's margin).
-
-    Args:
-        cam: (B, 1, h, w), unbounded.
-        masks: (B, 1, H, W).
-        has_mask: the images it applies to.
-        gain, offset: scalars, the gain positive.
     """
-    if not has_mask.any():
-        return (cam.sum() + gain + offset) * 0.0
-    logits, masks = _upsample(gain * standardize(cam[has_mask]) + offset, masks), masks[has_mask]
+    cam, masks = cam[has_mask], masks[has_mask]
+    centered = cam - cam.mean(dim=(1, 2, 3), keepdim=True)
+    variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
+    # A CAM flatter than 0.01 is not blown up further: the gradient stays within 1 / 0.01 of the CAM's own.
+    logits = _upsample(gain * (centered / variance.clamp_min(0.01**2).sqrt()) + offset, masks)
     return (_bce(logits, masks) + _dice(logits, masks)).mean()
 
 
-def standardize(cam: Tensor) -> Tensor:
-    """Zero mean and unit deviation per image, (B, 1, h, w); a CAM flatter than `MIN_CAM_STD` stays flatter."""
-    centered = cam - cam.mean(dim=(1, 2, 3), keepdim=True)
-    variance = centered.square().mean(dim=(1, 2, 3), keepdim=True)
-    return centered / variance.clamp_min(MIN_CAM_STD**2).sqrt()
-
-
-@in_float32
+@term
 def localization_loss(localization_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
     """Segment the annotated defect: Dice + BCE of (B, 1, H, W)."""
-    if not has_mask.any():
-        return localization_logits.sum() * 0.0
     logits, masks = _upsample(localization_logits[has_mask], masks), masks[has_mask]
     return (_dice(logits, masks) + _bce(logits, masks)).mean()
 
 
-@in_float32
+@term
 def counterfactual_loss(cf_logits: Tensor, has_mask: Tensor) -> Tensor:
     """Without its defect an image is normal: cross-entropy of cf_logits (B, 2) to class 0."""
-    if not has_mask.any():
-        return cf_logits.sum() * 0.0
     return -cf_logits[has_mask].log_softmax(dim=1)[:, 0].mean()
 
 
-@in_float32
+@term
 def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_mask: Tensor) -> Tensor:
     """MSE of the attention map (B, 1, h, w) and the localization map (B, 1, H, W), pooled by area to its grid."""
-    if not has_mask.any():
-        return attention_logits.sum() * 0.0 + localization_logits.sum() * 0.0
-    attention = attention_logits[has_mask].sigmoid()
-    grid = (attention.shape[-2], attention.shape[-1])
-    localization = F.adaptive_avg_pool2d(localization_logits[has_mask].sigmoid(), grid)
+    attention, localization = attention_logits[has_mask].sigmoid(), localization_logits[has_mask].sigmoid()
+    localization = F.adaptive_avg_pool2d(localization, attention.shape[-2:])  # type: ignore[arg-type]
     return (attention - localization).square().mean()
 
 
@@ -208,7 +182,8 @@ class GainLoss(nn.Module):
 
     Args:
         focal_gamma, focal_alpha: of `focal_loss`.
-        cam_guide_target: the CAM of path 1, of the deciding head, or the mean over both. In S1 and S2 they are one.
+        cam_guide_target: the CAM of path 1 (``cls``), of the ``deciding`` head, or the mean over ``both``. In S1 and S2
+            they are one.
         normal_attention: what `guide` asks of normal images, see `normal_attention_loss`.
     """
 
@@ -217,13 +192,12 @@ class GainLoss(nn.Module):
         *,
         focal_gamma: float,
         focal_alpha: float,
-        cam_guide_target: CamGuideTarget = "both",
-        normal_attention: NormalAttention = "entropy",
+        cam_guide_target: str = "both",
+        normal_attention: str = "entropy",
     ) -> None:
         super().__init__()
         self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
-        self.cam_guide_target = cam_guide_target
-        self.normal_attention: NormalAttention = normal_attention
+        self.cam_guide_target, self.normal_attention = cam_guide_target, normal_attention
         self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
         self.cam_offset = nn.Parameter(torch.tensor(-2.0))
 
@@ -233,48 +207,42 @@ class GainLoss(nn.Module):
         Raises:
             ValueError: a weight for a term whose output the model did not give.
         """
-        annotated = batch.has_mask & (batch.labels == 1)
-        terms = {t: getattr(self, f"_{t}")(output, batch, annotated) for t in TERMS if weights.get(t, 0) > 0}
-        total = sum((weights[term] * value for term, value in terms.items()), start=output.logits.float().sum() * 0.0)
+        terms = {name: self._term(name, output, batch) for name in TERMS if weights.get(name, 0) > 0}
+        total = sum((weights[name] * value for name, value in terms.items()), start=output.logits.float().sum() * 0.0)
         return {**terms, "total": total}
 
-    def _cls(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        return self.focal(output.cls_logits, batch.labels)
+    def _term(self, name: str, output: GainOutput, batch: Batch) -> Tensor:
+        def need(field: str) -> Tensor:
+            value = output[field]
+            if value is None:
+                raise ValueError(
+                    f"loss term {name} needs the model's {field}, which is None; set its weight to 0, "
+                    "or use a strategy that has it (cf_logits also need masks in forward)"
+                )
+            return value
 
-    def _am(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        return self.focal(_need(output, "attended_cls_logits", "am"), batch.labels)
-
-    def _cam_guide(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        both = [output.cls_cam, output.cam]
-        cams = {"cls": both[:1], "deciding": both[1:], "both": both}[self.cam_guide_target]
-        gain, offset = self.cam_log_gain.exp(), self.cam_offset
-        losses = [cam_guide_loss(cam, batch.masks, annotated, gain=gain, offset=offset) for cam in cams]
-        return torch.stack(losses).mean()
-
-    def _loc(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        return localization_loss(_need(output, "localization_logits", "loc"), batch.masks, annotated)
-
-    def _guide(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        logits = _need(output, "attention_logits", "guide")
-        on_defects = guided_attention_loss(logits, batch.masks, annotated)
-        return on_defects + normal_attention_loss(logits, batch.labels == 0, kind=self.normal_attention)
-
-    def _cf(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        return counterfactual_loss(_need(output, "cf_logits", "cf"), annotated)
-
-    def _consist(self, output: GainOutput, batch: Batch, annotated: Tensor) -> Tensor:
-        attention = _need(output, "attention_logits", "consist")
-        return consistency_loss(attention, _need(output, "localization_logits", "consist"), annotated)
-
-
-def _need(output: GainOutput, field: str, term: str) -> Tensor:
-    value = output[field]
-    if value is None:
-        raise ValueError(
-            f"loss term {term} needs the model's {field}, which is None; set its weight to 0, "
-            "or use a strategy that has it (cf_logits also need masks in forward)"
-        )
-    return value
+        annotated = batch.has_mask & (batch.labels == 1)
+        match name:
+            case "cls":
+                return self.focal(output.cls_logits, batch.labels)
+            case "am":
+                return self.focal(need("attended_cls_logits"), batch.labels)
+            case "cam_guide":
+                both = [output.cls_cam, output.cam]
+                cams = {"cls": both[:1], "deciding": both[1:], "both": both}[self.cam_guide_target]
+                gain, offset = self.cam_log_gain.exp(), self.cam_offset
+                losses = [cam_guide_loss(cam, batch.masks, annotated, gain=gain, offset=offset) for cam in cams]
+                return torch.stack(losses).mean()
+            case "loc":
+                return localization_loss(need("localization_logits"), batch.masks, annotated)
+            case "guide":
+                on_defects = guided_attention_loss(need("attention_logits"), batch.masks, annotated)
+                normal = batch.labels == 0
+                return on_defects + normal_attention_loss(need("attention_logits"), normal, kind=self.normal_attention)
+            case "cf":
+                return counterfactual_loss(need("cf_logits"), annotated)
+            case _:
+                return consistency_loss(need("attention_logits"), need("localization_logits"), annotated)
 
 
 # --- Which terms are in force at what point of the training
@@ -283,23 +251,14 @@ def _need(output: GainOutput, field: str, term: str) -> Tensor:
 FIRST_STAGE = {"cls": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
 """The stage from which each term counts."""
 
-# Sums such as 0.1 + 0.2 may lie an ulp above the step that should open the next stage.
-_TOLERANCE = 1e-9
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """Four stages that multiply the strategy's λ by 0 or 1, `loc` by a linear warm-up.
+    """Four stages that multiply the strategy's λ by 0 or 1, `loc` by a linear warm-up."""
 
-    Attributes:
-        lambdas: the strategy's λ by term; a term left out counts as 0.
-        ratios: the stages' shares of the training, summing to 1; a stage may have length 0.
-        loc_warmup_ratio: share of stage 3 over which λ_loc rises from 0 to its value.
-    """
-
-    lambdas: Mapping[str, float]
-    ratios: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
-    loc_warmup_ratio: float = 0.5
+    lambdas: Mapping[str, float]  # by term; a term left out counts as 0
+    ratios: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)  # of the training; a stage may have length 0
+    loc_warmup_ratio: float = 0.5  # share of stage 3 over which λ_loc rises from 0 to its value
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -308,10 +267,9 @@ class Schedule:
         return cls(settings.weights, ratios, settings.loc_warmup_ratio)
 
     @property
-    def starts(self) -> tuple[float, float, float, float]:
+    def starts(self) -> list[float]:
         """Progress at which each stage begins."""
-        first, second, third, _ = accumulate(self.ratios)
-        return 0.0, first, second, third
+        return list(accumulate(self.ratios[:3], initial=0.0))
 
     @property
     def final_stage_start(self) -> float:
@@ -320,8 +278,8 @@ class Schedule:
 
     def stage(self, progress: float) -> int:
         """The stage in force, 1 to 4. At the very end of the training, progress 1, the last one with any length."""
-        reached = min(progress + _TOLERANCE, 1 - _TOLERANCE)
-        return sum(start <= reached for start in self.starts)
+        # Sums such as 0.1 + 0.2 may lie an ulp above the step that should open the next stage.
+        return sum(start <= min(progress + 1e-9, 1 - 1e-9) for start in self.starts)
 
     def weights(self, progress: float) -> dict[str, float]:
         """λ in force, for every one of `TERMS`; 0 where a term does not count yet."""

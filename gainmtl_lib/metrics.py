@@ -1,10 +1,8 @@
 """How well a map or a predicted mask agrees with the annotated defect, and from scores to decisions.
 
 Every score of a map is taken at the resolution of the masks (the network's input); a coarser map is upsampled
-first. An image whose mask is empty has no answer: its score is NaN, and the metric classes count it as
-skipped. Values of a map that are not finite count as zero.
-
-Sizes: B images, H x W masks, h x w maps (h <= H, w <= W).
+first. An image whose mask is empty has no answer: its score is NaN, and the metric classes leave it out.
+Values of a map that are not finite count as zero. Sizes: B images, H x W masks, h x w maps.
 """
 
 from __future__ import annotations
@@ -18,16 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import (
-    binary_accuracy,
-    binary_auroc,
-    binary_average_precision,
-    binary_f1_score,
-    binary_precision,
-    binary_recall,
-)
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
 _FLAT = 1e-6
@@ -39,15 +30,13 @@ _TINY = torch.finfo(torch.float32).tiny
 
 def resize_maps(maps: Tensor, masks: Tensor) -> Tensor:
     """Bring maps to the masks' resolution, bilinear. (B, 1, h, w) -> float32 (B, 1, H, W)."""
-    if maps.ndim != 4 or maps.shape[:2] != (len(masks), 1) or masks.shape[:2] != maps.shape[:2] or masks.ndim != 4:
+    if not maps.ndim == masks.ndim == 4 or not maps.shape[:2] == masks.shape[:2] == (len(masks), 1):
         raise ValueError(
             "maps must be (B, 1, h, w) and masks (B, 1, H, W) with the same B, "
             f"got {tuple(maps.shape)} and {tuple(masks.shape)}"
         )
     maps = maps.detach().float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    if maps.shape == masks.shape:
-        return maps
-    return F.interpolate(maps, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    return maps if maps.shape == masks.shape else F.interpolate(maps, size=masks.shape[-2:], mode="bilinear")
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
@@ -84,10 +73,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def grid_iou(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """CAM-IoU that the mask itself reaches when it is put on a grid of (h, w) cells by area.
-
-    What a map of that resolution can be expected to reach at most; a reference, not a strict bound.
-    """
+    """CAM-IoU that the mask itself reaches on a grid of (h, w) cells, by area: a reference, not a strict bound."""
     return cam_iou(F.adaptive_avg_pool2d(masks.float(), grid), masks)
 
 
@@ -134,33 +120,28 @@ class _Summed(Metric):
 
 
 class LocalizationIoU(_Summed):
-    """Mean `mask_iou` over the `count` images that have a mask; NaN when there is none. The others are `skipped`."""
+    """Mean `mask_iou` over the images that have a mask; NaN when there is none."""
 
+    normalized = False
     total: Tensor
     count: Tensor
-    skipped: Tensor
     shared: Tensor
     union: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for state in ("total", "shared", "union"):
+        for state in ("total", "count", "shared", "union"):
             self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
-        for state in ("count", "skipped"):
-            self.add_state(state, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Shape: (B, 1, h, w), (B, 1, H, W)."""
-        shared, union = _union(self._values(maps, masks) >= 0.5, masks)
+        values = resize_maps(maps, masks)
+        shared, union = _union((normalize_maps(values) if self.normalized else values) >= 0.5, masks)
         valid = _answerable(masks)
-        self.total = self.total + _score(shared, union, masks)[valid].sum()
-        self.shared = self.shared + shared[valid].sum()
-        self.union = self.union + union[valid].sum()
-        self.count = self.count + valid.sum()
-        self.skipped = self.skipped + (~valid).sum()
-
-    def _values(self, maps: Tensor, masks: Tensor) -> Tensor:
-        return resize_maps(maps, masks)
+        self.total += _score(shared, union, masks)[valid].sum()
+        self.shared += shared[valid].sum()
+        self.union += union[valid].sum()
+        self.count += valid.sum()
 
     def compute(self) -> Tensor:
         """The mean over images; 0 / 0 is the NaN of "no answer"."""
@@ -175,22 +156,13 @@ class LocalizationIoU(_Summed):
 class CamIoU(LocalizationIoU):
     """Mean `cam_iou`."""
 
-    def _values(self, maps: Tensor, masks: Tensor) -> Tensor:
-        return normalize_maps(resize_maps(maps, masks))
+    normalized = True
 
 
 MEANS = (
-    "cam_iou",
-    "grid_iou",
-    "point_game",
-    "energy_inside",
-    "attention_iou",
-    "attention_point_game",
-    "attention_energy_inside",
-    "loc_iou",
-    "loc_dice",
-    "loc_pixel_accuracy",
-)
+    "cam_iou", "grid_iou", "point_game", "energy_inside", "attention_iou", "attention_point_game",
+    "attention_energy_inside", "loc_iou", "loc_dice", "loc_pixel_accuracy",
+)  # fmt: skip
 """Columns whose mean over images with an answer is reported under the same name."""
 
 
@@ -271,16 +243,13 @@ class Aupro(_Summed):
 
 
 def _level_and_defect(maps: Tensor, masks: Tensor) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Level of each pixel's score and whether it is defect, (B, H, W) both."""
-    scores = resize_maps(maps, masks)[:, 0].cpu().numpy()
-    return _levels(scores), (masks[:, 0] > 0.5).cpu().numpy()
+    """Level of each pixel's score and whether it is defect, (B, H, W) both.
 
-
-def _levels(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Scores to whole numbers in [0, LEVELS) of the same order: their first 20 bits, negative ones reversed."""
-    bits = (scores + np.float32(0)).view(np.int32)  # there is no -0 in a sum
+    Levels are whole numbers in [0, LEVELS) of the scores' order: their first 20 bits, negative ones reversed.
+    """
+    bits = (resize_maps(maps, masks)[:, 0].cpu().numpy() + np.float32(0)).view(np.int32)  # there is no -0 in a sum
     bits = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
-    return (bits >> 12) + np.int32(LEVELS // 2)
+    return (bits >> 12) + np.int32(LEVELS // 2), (masks[:, 0] > 0.5).cpu().numpy()
 
 
 def _count(level: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -307,20 +276,13 @@ OFF_THE_DEFECT_IOU = 0.1
 FALSE_ALARMS = 0.05
 """Share of new normal pictures that may be called unlike the normal ones."""
 
-_VERDICTS = {(1, 1): "TP", (0, 1): "FP", (1, 0): "FN", (0, 0): "TN"}
-
 
 def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0.5) -> float:
-    """Score from which an image is called defective: the highest F1.
+    """Score from which an image is called defective: the highest F1 on the validation split, never on a test split.
 
-    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both. Where there is nothing to
-    choose (one class, or all scores equal) it is `near`, without it the highest score.
-
-    Args:
-        labels: 0 or 1, (N,), of the validation split; never of a test split.
-        scores: (N,).
-        near: which of several equally good candidates is taken: the nearest to this value; None for scores without
-            a natural middle takes the one with the widest margin.
+    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both. Of several equally good
+    ones the nearest to `near` is taken; without it (scores without a natural middle) the one with the widest margin.
+    Where there is nothing to choose (one class, or all scores equal) it is `near`, without it the highest score.
     """
     values = np.unique(scores)
     if len(values) < 2 or labels.min() == labels.max():
@@ -334,41 +296,34 @@ def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0
     return float(candidates[best[chosen]])
 
 
-def novelty_threshold(normal_scores: NDArray, *, false_alarms: float = FALSE_ALARMS) -> float:
-    """Anomaly score above which a picture is unlike the normal ones: their conformal quantile.
+def novelty_threshold(normal_scores: NDArray) -> float:
+    """Anomaly score above which a picture is unlike the normal ones: the conformal quantile of their scores, (N,).
 
-    Of the normal validation pictures' scores (N,). A new normal picture exceeds it with a probability of at most
-    `false_alarms`, whatever the scores' distribution, once there are 1 / false_alarms - 1 of them (Vovk, Gammerman,
+    A new normal picture exceeds it with a probability of at most
+    `FALSE_ALARMS`, whatever the scores' distribution, once there are 19 of them (Vovk, Gammerman,
     Shafer 2005); with fewer it is the highest score.
     """
-    rank = math.ceil((len(normal_scores) + 1) * (1 - false_alarms))
+    rank = math.ceil((len(normal_scores) + 1) * (1 - FALSE_ALARMS))
     return float(np.sort(normal_scores)[min(rank, len(normal_scores)) - 1])
 
 
 def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
     """TP, FP, FN or TN of each image."""
-    return [_VERDICTS[int(label), int(call)] for label, call in zip(labels, predicted, strict=True)]
+    return np.array([["TN", "FP"], ["FN", "TP"]])[np.asarray(labels, int), np.asarray(predicted, int)].tolist()
 
 
 def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
     """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range (NaN for one class)."""
-    truth, calls = torch.tensor(labels), torch.tensor(predicted)
-    both = truth.min() != truth.max()
-    ranks = _ranks(scores)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0)
+    both = labels.min() != labels.max()
     return {
-        "accuracy": float(binary_accuracy(calls, truth)),
-        "precision": float(binary_precision(calls, truth)),
-        "recall": float(binary_recall(calls, truth)),
-        "f1": float(binary_f1_score(calls, truth)),
-        "auroc": float(binary_auroc(ranks, truth)) if both else float("nan"),
-        "average_precision": float(binary_average_precision(ranks, truth)) if both else float("nan"),
+        "accuracy": float((labels == predicted).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auroc": float(roc_auc_score(labels, scores)) if both else math.nan,
+        "average_precision": float(average_precision_score(labels, scores)) if both else math.nan,
     }
-
-
-def _ranks(scores: NDArray) -> torch.Tensor:
-    """The order of the scores as values in [0, 1]: torchmetrics puts others through a sigmoid, which makes ties."""
-    _, place = np.unique(scores, return_inverse=True)
-    return torch.as_tensor(place / max(int(place.max(initial=0)), 1), dtype=torch.float64)
 
 
 # --- One scale for all maps of a model, fixed on validation, so that a picture without a defect looks calm
@@ -380,15 +335,10 @@ CALM_SHARE = 0.95
 
 @dataclass(frozen=True)
 class MapScale:
-    """Floor and ceiling of a map's absolute scale, in the map's own unit.
+    """Floor and ceiling of a map's absolute scale, in the map's own unit."""
 
-    Attributes:
-        floor: what the peaks of 95 % of the normal validation pictures stay below; shown as 0.
-        ceiling: the median peak of the defective ones; shown as 1.
-    """
-
-    floor: float
-    ceiling: float
+    floor: float  # what the peaks of 95 % of the normal validation pictures stay below; shown as 0
+    ceiling: float  # the median peak of the defective ones; shown as 1
 
     @property
     def separates(self) -> bool:
@@ -408,10 +358,7 @@ class MapScale:
 
 
 def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
-    """The scale of one kind of map, (N, h, w) of the validation split with its labels.
-
-    None where a class is missing, because nothing says then what is calm or what is not.
-    """
+    """The scale of one kind of map, (N, h, w) of the validation split; None where a class is missing."""
     peaks = np.asarray(maps, dtype=np.float32).max(axis=(1, 2))
     normal, defective = peaks[labels == 0], peaks[labels == 1]
     if not len(normal) or not len(defective):

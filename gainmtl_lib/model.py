@@ -6,6 +6,7 @@ Sizes: B images, C channels, H x W network input, h x w feature grid (H / map_st
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
 
 @dataclass
 class GainOutput:
-    """What the model says; readable by attribute and by key. Fields the strategy lacks are None."""
+    """What the model says, by attribute or key. Fields the strategy lacks are None."""
 
     logits: Tensor  # the strategy's decision, (B, 2): `cls_logits` for S1-S2, `attended_cls_logits` from S3 on
     cam: Tensor  # class activation map of the deciding head, (B, 1, h, w), unbounded margin
@@ -51,8 +52,7 @@ class GainOutput:
 # --- Layers
 
 
-def conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """Convolution that keeps the grid, batch norm, ReLU."""
+def _conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -62,7 +62,7 @@ def conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Seque
 
 def _convolutions(channels: int, hidden: int, out_channels: int, *, first: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        conv_bn_relu(channels, hidden, first), conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1)
+        _conv_bn_relu(channels, hidden, first), _conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1)
     )
 
 
@@ -76,7 +76,7 @@ class CBAM(nn.Module):
         self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Shape: (B, C, h, w) -> (B, C, h, w)."""
+        """Features (B, C, h, w) to the same shape."""
         gate = self.mlp(features.mean((2, 3))) + self.mlp(features.amax((2, 3)))  # (B, C)
         features = features * gate.sigmoid()[:, :, None, None]
         pooled = torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)  # (B, 2, h, w)
@@ -86,9 +86,9 @@ class CBAM(nn.Module):
 class PyramidFusion(nn.Module):
     """Feature pyramid (Lin et al., 2017) of levels given finest first, resized to the finest and summed."""
 
-    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+    def __init__(self, in_channels: list[int], channels: int) -> None:
         super().__init__()
-        self.pyramid = FeaturePyramidNetwork(list(in_channels), channels)
+        self.pyramid = FeaturePyramidNetwork(in_channels, channels)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels, finest first, to (B, channels, h, w) on the finest grid."""
@@ -105,7 +105,7 @@ class MapProjection(nn.Module):
         super().__init__()
         self.head = nn.Conv2d(head_channels, channels, 1)
         self.level = nn.Conv2d(level_channels, channels, 1)
-        self.mix = conv_bn_relu(channels, channels, 3)
+        self.mix = _conv_bn_relu(channels, channels, 3)
 
     def forward(self, head: Tensor, level: Tensor) -> Tensor:
         """Shape: (B, _, h / k, w / k), (B, _, h, w) -> (B, channels, h, w)."""
@@ -127,12 +127,11 @@ def fuse_attention(
     [0, 1], so that low attention stays low whatever the mask says.
 
     Args:
-        attention_logits: (B, 1, h, w).
-        mask: in [0, 1], (B, 1, h, w).
+        attention_logits, mask: (B, 1, h, w), the mask in [0, 1].
         has_mask: which images have one, bool (B,); None means all.
         alpha: share of the mask taken as it is.
-        norm: ``"product"`` divides mask * sigma by its maximum per image. It turns a uniform 0.01 into 1 and is
-            kept for comparison only.
+        norm: ``"product"`` divides mask * sigma by its maximum per image, which turns a uniform 0.01 into 1: kept for
+            comparison only.
     """
     attention = attention_logits.sigmoid()
     if mask is None:
@@ -188,18 +187,6 @@ class AttentionHead(MiningHead):
         return self.body(features) / self.log_temperature.exp()
 
 
-class FeatureAdapter(nn.Module):
-    """1x1 convolution, batch norm, ReLU: from attended features to what the head classifies."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = conv_bn_relu(channels, channels, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Shape: (B, C, h, w) -> (B, C, h, w)."""
-        return self.body(features)
-
-
 class LocalizationHead(nn.Module):
     """Defect logits per pixel from the fused pyramid of `channels`."""
 
@@ -217,16 +204,10 @@ class LocalizationHead(nn.Module):
 
 
 def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Tensor, Tensor]:
-    """Where a two-layer head sees its margin: mean(cam) + bias = logit1 - logit0, exact and differentiable.
+    """Where a two-layer head sees its margin in (B, C, h, w): map (B, 1, h, w) and effective bias (B,).
 
-    Dropout is left out, also in training: the map is of the head as it decides. Computed in float32.
-
-    Args:
-        features: what the head classifies, (B, C, h, w).
-        head: whose decision is explained.
-
-    Returns:
-        The map (B, 1, h, w) and the effective bias (B,).
+    mean(cam) + bias = logit1 - logit0, exact and differentiable. Dropout is left out, also in training: the map is of
+    the head as it decides. Computed in float32.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
@@ -243,9 +224,6 @@ def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Te
 # --- The counterfactual: features without the defect, and the control that moves the mask off it
 
 
-MODES = ("learned", "mean", "zero")
-
-
 class Counterfactual(nn.Module):
     """Replace the features of the defect region and leave every other cell as it is.
 
@@ -255,8 +233,6 @@ class Counterfactual(nn.Module):
 
     def __init__(self, channels: int, *, mode: str = "learned") -> None:
         super().__init__()
-        if mode not in MODES:
-            raise ModelError(f"counterfactual_mode must be one of {', '.join(MODES)}, got '{mode}'")
         self.mode = mode
         if mode == "learned":
             hidden = max(8, channels // 4)
@@ -267,20 +243,17 @@ class Counterfactual(nn.Module):
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Shape: (B, C, h, w), (B, 1, H, W) -> (B, C, h, w)."""
-        cells = mask_cells(masks, features.shape[2:])
-        region = dilated(cells, 1).to(features.dtype)
+        cells = F.adaptive_max_pool2d((masks > 0.5).to(features.dtype), features.shape[2:])  # that hold a defect pixel
+        region = dilated(cells, 1)
         if self.mode == "zero":
             return features * (1 - region)
-        if self.mode == "mean":
-            return features * (1 - region) + surroundings(features, region) * region
-        suppression = self.suppressor(cells.to(features.dtype)).sigmoid() * region  # (B, C, h, w)
+        if self.mode == "mean":  # of the two cells around the region; zero where that fills the grid
+            ring = dilated(region, 2) - region
+            around = (features * ring).sum((2, 3), keepdim=True) / ring.sum((2, 3), keepdim=True).clamp(min=1)
+            return features * (1 - region) + around * region
+        suppression = self.suppressor(cells).sigmoid() * region  # (B, C, h, w)
         features = features + (self.replacer(features) - features) * suppression
         return features + self.refiner(features) * region
-
-
-def mask_cells(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Cells of the feature grid that hold a defect pixel: float {0, 1}, (B, 1, *size)."""
-    return F.adaptive_max_pool2d((masks > 0.5).float(), tuple(size))  # type: ignore[arg-type]
 
 
 def dilated(masks: Tensor, margin: int) -> Tensor:
@@ -288,12 +261,6 @@ def dilated(masks: Tensor, margin: int) -> Tensor:
     size = 2 * margin + 1
     rows = F.max_pool2d(masks, (size, 1), stride=1, padding=(margin, 0))
     return F.max_pool2d(rows, (1, size), stride=1, padding=(0, margin))
-
-
-def surroundings(features: Tensor, region: Tensor) -> Tensor:
-    """Mean feature of the two cells around the region, (B, C, 1, 1); zero where the region fills the grid."""
-    ring = dilated(region.float(), 2).to(region.dtype) - region
-    return (features * ring).sum((2, 3), keepdim=True) / ring.sum((2, 3), keepdim=True).clamp(min=1)
 
 
 @contextmanager
@@ -310,13 +277,13 @@ def as_at_inference(module: nn.Module) -> Iterator[None]:
 
 
 def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same masks moved off the defect: suppressing there must not change the decision.
+    """The same masks (B, 1, H, W) moved off the defect: suppressing there must not change the decision.
 
     Where to is drawn among all places inside the picture from the mask itself: the same every time, and not always
     the same corner.
 
     Args:
-        masks: defect masks, (B, 1, H, W).
+        masks: defect masks.
         margin: pixels to keep between the defect and its moved copy; None is a sixteenth of the shorter side.
             ``2 * map_stride`` keeps the copy's dilated region clear of the defect's cells.
         inside: where the pictures lie, bool (B, 1, H, W); None is everywhere. A copy in the flat bars beside a
@@ -332,20 +299,16 @@ def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | 
     if inside is not None:
         forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
     moved = torch.zeros_like(masks)
-    for place, defect, taken in zip(moved[:, 0], defects[:, 0], forbidden[:, 0], strict=True):
-        shift = _free_shift(defect, taken)
-        if shift is not None:
-            place.copy_(torch.roll(defect, shift, (0, 1)))
+    for index in defects.flatten(1).any(dim=1).nonzero()[:, 0].tolist():
+        moved[index, 0] = _moved(defects[index, 0], forbidden[index, 0])
     return moved, moved.flatten(1).any(dim=1)
 
 
-def _free_shift(defect: Tensor, forbidden: Tensor) -> tuple[int, int] | None:
-    """A shift of `defect` (H, W) that stays inside the image and off `forbidden` (H, W)."""
-    defect, forbidden = defect.cpu().double(), forbidden.cpu().double()  # float32 sums of large masks are not exact
+def _moved(mask: Tensor, forbidden: Tensor) -> Tensor:
+    """The mask (H, W) shifted inside the image and off `forbidden` (H, W); zeros where there is no room."""
+    defect, forbidden = mask.cpu().double(), forbidden.cpu().double()  # float32 sums of large masks are not exact
     height, width = defect.shape
     rows, columns = defect.any(1).nonzero()[:, 0], defect.any(0).nonzero()[:, 0]
-    if not len(rows):
-        return None
     # overlap[dy, dx] = sum of forbidden * defect rolled by (dy, dx): a circular correlation.
     spectrum = torch.fft.rfft2(forbidden) * torch.fft.rfft2(defect).conj()
     overlap = torch.fft.irfft2(spectrum, s=(height, width)).round()
@@ -353,18 +316,17 @@ def _free_shift(defect: Tensor, forbidden: Tensor) -> tuple[int, int] | None:
     dx = torch.arange(-int(columns[0]), width - int(columns[-1]))
     free = (overlap[dy % height][:, dx % width] == 0).nonzero()
     if not len(free):
-        return None
+        return torch.zeros_like(mask)
     drawn = (int(rows.sum()) * 7919 + int(columns.sum()) * 104729 + int(defect.sum())) % len(free)
-    return int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])
+    return mask.roll((int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])), (0, 1))
 
 
 # --- GAIN-MTL
 
 
-MASK_SOURCES = ("localization", "efficientad", "external", "none", "other", "oracle")
 OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
-"""Those of them whose masks the model must be given."""
-FUSION_NORMS = ("sigmoid", "product")
+"""Sources of S6's masks that the model must be given."""
+MASK_SOURCES = ("localization", "none", *OUTSIDE_SOURCES)
 
 
 class AttentionPath(nn.Module):
@@ -375,17 +337,15 @@ class AttentionPath(nn.Module):
         self.cbam = CBAM(channels)
         self.attention_head = AttentionHead(channels, hidden=attention_channels)
         self.mining_head = MiningHead(channels, hidden=attention_channels)
-        self.adapter = FeatureAdapter(channels)
+        self.adapter = nn.Sequential(OrderedDict(body=_conv_bn_relu(channels, channels, 1)))
         self.attended_cls_head = ClassificationHead(channels, hidden=head_channels, dropout=dropout)
 
-    def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) to refined ones, same shape, and attention logits (B, 1, h, w)."""
+    def forward(self, features: Tensor, gate: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention logits (B, 1, h, w), what `gate` makes of them, and what the head is to classify, (B, C, h, w)."""
         refined = self.cbam(features)
-        return refined, (self.attention_head(refined) + self.mining_head(features)) / 2
-
-    def adapt(self, refined: Tensor, effective_attention: Tensor) -> Tensor:
-        """What the deciding head classifies, (B, C, h, w)."""
-        return self.adapter(refined * effective_attention)
+        logits = (self.attention_head(refined) + self.mining_head(features)) / 2
+        effective = gate(logits)
+        return logits, effective, self.adapter(refined * effective)
 
 
 class GAINMTLModel(nn.Module):
@@ -409,9 +369,6 @@ class GAINMTLModel(nn.Module):
     Raises:
         ModelError: a value that cannot be used; see also `get_backbone`.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -437,12 +394,15 @@ class GAINMTLModel(nn.Module):
         super().__init__()
         if num_classes != 2:
             raise ModelError(f"num_classes must be 2 (the CAM is a two-class margin), got {num_classes}")
-        known = {"strategy": STRATEGY_WEIGHTS, "fusion_norm": FUSION_NORMS, "mask_source": MASK_SOURCES}
-        for name, value in (("strategy", strategy), ("fusion_norm", fusion_norm), ("mask_source", mask_source)):
-            if value not in known[name]:
-                raise ModelError(f"{name} must be one of {', '.join(known[name])}, got '{value}'")
-        if map_stride not in LEVEL_STRIDES.values():
-            raise ModelError(f"map_stride must be one of {list(LEVEL_STRIDES.values())}, got {map_stride}")
+        for name, value, known in (
+            ("strategy", strategy, STRATEGY_WEIGHTS),
+            ("map_stride", map_stride, LEVEL_STRIDES.values()),
+            ("counterfactual_mode", counterfactual_mode, ("learned", "mean", "zero")),
+            ("fusion_norm", fusion_norm, ("sigmoid", "product")),
+            ("mask_source", mask_source, MASK_SOURCES),
+        ):
+            if value not in known:
+                raise ModelError(f"{name} must be one of {', '.join(map(str, known))}, got '{value}'")
         levels = checked_levels(out_indices)
         self.strategy, self.map_stride = strategy, map_stride
         self.fusion_norm, self.mask_source = fusion_norm, mask_source
@@ -453,8 +413,8 @@ class GAINMTLModel(nn.Module):
         strides, channels = self.backbone.strides, self.backbone.channels
         self._pyramid_levels = [strides.index(LEVEL_STRIDES[level]) for level in levels]
         self._map_level = strides.index(map_stride)
-        self.register_buffer("mean", torch.tensor(self.backbone.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(self.backbone.std).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(self.backbone.mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(self.backbone.std).view(1, 3, 1, 1))
 
         width = map_channels if map_level else channels[-1]
         self.projection = MapProjection(channels[-1], channels[self._map_level], width) if map_level else None
@@ -469,10 +429,6 @@ class GAINMTLModel(nn.Module):
             self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
         if strategy >= "S5" and use_counterfactual:
             self.counterfactual = Counterfactual(width, mode=counterfactual_mode)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The parts this strategy has, by name; together they hold every parameter once."""
-        return {name.removesuffix("_head"): part for name, part in self.named_children()}
 
     def forward(
         self,
@@ -496,8 +452,17 @@ class GAINMTLModel(nn.Module):
         Raises:
             ModelError: masks of a wrong shape, for a strategy without them, or missing where they must be given.
         """
-        self._check(images, masks, attention_masks)
-        features, levels = self.features(images)
+        for name, given in (("masks", masks), ("attention_masks", attention_masks)):
+            if given is not None and (given.ndim != 4 or given.shape[:2] != (len(images), 1)):
+                raise ModelError(f"{name} must be ({len(images)}, 1, height, width), got {tuple(given.shape)}")
+        if attention_masks is not None and self.strategy != "S6":
+            raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
+        if attention_masks is None and self.strategy == "S6" and self.mask_source in OUTSIDE_SOURCES:
+            raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
+        levels = self.backbone((images - self.mean) / self.std)
+        features = levels[-1]  # what paths 1 to 3 work on, (B, C, h, w)
+        if self.projection is not None:
+            features = self.projection(features, levels[self._map_level])
         cls_logits = self.cls_head(features)
         cls_cam, _ = class_activation_map(features, self.cls_head)
         if self.attention is None:
@@ -508,10 +473,8 @@ class GAINMTLModel(nn.Module):
             fused = self.localization["pyramid"]([levels[index] for index in self._pyramid_levels])
             localization_logits = self.localization["head"](fused, images.shape[2:])  # (B, 1, H, W)
             localization_map = localization_logits.sigmoid()
-
-        if self.strategy == "S6" and attention_masks is None and self.mask_source == "localization":
-            assert localization_map is not None
-            attention_masks = localization_map.detach()
+            if self.strategy == "S6" and attention_masks is None and self.mask_source == "localization":
+                attention_masks = localization_map.detach()
         if attention_masks is not None:
             attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)  # type: ignore[arg-type]
 
@@ -520,9 +483,7 @@ class GAINMTLModel(nn.Module):
             has_mask = None if has_attention_mask is None else has_attention_mask[which]
             return fuse_attention(attention_logits, mask, has_mask, alpha=attention_alpha, norm=self.fusion_norm)
 
-        refined, attention_logits = self.attention.attend(features)
-        effective = gate(attention_logits)  # (B, 1, h, w)
-        adapted = self.attention.adapt(refined, effective)
+        attention_logits, effective, adapted = self.attention(features, gate)
         logits = self.attention.attended_cls_head(adapted)
         cam, _ = class_activation_map(adapted, self.attention.attended_cls_head)
         return GainOutput(
@@ -538,13 +499,6 @@ class GAINMTLModel(nn.Module):
             localization_logits=localization_logits,
             localization_map=localization_map,
         )
-
-    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
-        levels = self.backbone((images - self.mean) / self.std)
-        if self.projection is None:
-            return levels[-1], levels
-        return self.projection(levels[-1], levels[self._map_level]), levels
 
     def _decide_without_defect(
         self, features: Tensor, masks: Tensor | None, gate: Callable[[Tensor, Tensor], Tensor], logits: Tensor
@@ -563,26 +517,15 @@ class GAINMTLModel(nn.Module):
             return cf_logits
         suppressed = self.counterfactual(features[selected], masks[selected])
         with as_at_inference(self.attention):
-            refined, attention_logits = self.attention.attend(suppressed)
-            adapted = self.attention.adapt(refined, gate(attention_logits, selected))
+            _, _, adapted = self.attention(suppressed, lambda attention_logits: gate(attention_logits, selected))
             head = self.attention.attended_cls_head
             detached = {name: parameter.detach() for name, parameter in head.named_parameters()}
             decided = functional_call(head, detached, (adapted,))
         return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
 
-    def _check(self, images: Tensor, masks: Tensor | None, attention_masks: Tensor | None) -> None:
-        for name, given in (("masks", masks), ("attention_masks", attention_masks)):
-            if given is not None and (given.ndim != 4 or given.shape[:2] != (len(images), 1)):
-                raise ModelError(f"{name} must be ({len(images)}, 1, height, width), got {tuple(given.shape)}")
-        if self.strategy != "S6":
-            if attention_masks is not None:
-                raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
-        elif attention_masks is None and self.mask_source in OUTSIDE_SOURCES:
-            raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
-
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
-    """The model of a run's settings; `pretrained` in place of their own, False when weights are loaded afterwards."""
+    """The model of a run's settings; `pretrained` in place of their own: False where weights are loaded afterwards."""
     given: dict[str, Any] = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
     if pretrained is not None:
         given["pretrained"] = pretrained

@@ -24,7 +24,7 @@ from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError
-from gainmtl_lib.wording import COMPARED, METRICS, NOTHING
+from gainmtl_lib.wording import COMPARED, METRICS, number
 
 if TYPE_CHECKING:
     from gainmtl_lib.model import GAINMTLModel
@@ -33,21 +33,17 @@ if TYPE_CHECKING:
 # --- Files
 
 
-# PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
-_FAILED_WRITE = re.compile(r"No space left|I/O error|StreamWriter|failed writing", re.IGNORECASE)
-
-
 class FileError(UserError, OSError):
     """A file that could not be written; names it and why. What was there before is untouched."""
 
 
+class RunError(UserError, RuntimeError):
+    """A run's folder or checkpoint that cannot be used; names it and what to do."""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix beside `path`, renamed to it when the block ends without an error.
-
-    Raises:
-        FileError: the disk is full or the folder cannot be written to.
-    """
+    """A temporary path of the same suffix beside `path`, renamed to it when the block ends without an error."""
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +51,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except Exception as error:
-        if not isinstance(error, OSError) and not _FAILED_WRITE.search(str(error)):
+        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
+        failed_write = re.search(r"No space left|I/O error|StreamWriter|failed writing", str(error), re.IGNORECASE)
+        if not isinstance(error, OSError) and not failed_write:
             raise
         there = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = f"{shutil.disk_usage(there).free / 2**20:.0f} MB free"
@@ -68,25 +66,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-class RunError(UserError, RuntimeError):
-    """A run's folder or checkpoint that cannot be used; names it and what to do."""
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write atomically; NaN, which JSON lacks, becomes null."""
+    """Write atomically, NumPy's numbers too; NaN and infinity, which JSON lacks, become null."""
+    text = json.dumps(content, default=lambda value: value.item() if isinstance(value, np.generic) else dict(value))
+    finite = json.loads(text, parse_constant=lambda _: None)
     with atomic_path(path) as temporary:
-        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        temporary.write_text(json.dumps(finite, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,11 +89,7 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint as plain data; nothing in it is executed.
-
-    Raises:
-        RunError: no file, no checkpoint, or one that this project did not write.
-    """
+    """A training checkpoint as plain data, nothing in it executed; RunError where this project did not write it."""
     path = Path(path)
     if not path.is_file():
         raise RunError(f"{path}: no such checkpoint")
@@ -169,18 +150,14 @@ class StoredRun(Generic[AnySettings]):
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Maps in the order of `predictions`, (N, h, w) each, opened and not read: of GAIN-MTL ``cam``, ``attention``,
-        ``localization``, as far as there are; of EfficientAD ``anomaly``."""
+        """Those there are of ``cam``, ``attention``, ``localization`` and ``anomaly``, (N, h, w) each, not read yet; in
+        the order of `predictions`."""
         folder = self._evaluated("maps")
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """What training logged: columns ``tag``, ``step``, ``value``. Steps that a resume repeated appear once.
-
-        Raises:
-            RunError: the run kept no TensorBoard log.
-        """
+        """What training logged, if it did: ``tag``, ``step``, ``value``. Steps that a resume repeated appear once."""
         elsewhere = self.settings.tensorboard_dir is not None
         folder = self.settings.tensorboard_folder if elsewhere else self.folder / "tensorboard"
         if not self.settings.use_tensorboard or not any(folder.glob("events.out.*")):
@@ -192,8 +169,8 @@ class StoredRun(Generic[AnySettings]):
     @property
     def is_evaluated(self) -> bool:
         """Whether `evaluate` has left its results here."""
-        needed = ("predictions.csv", f"maps/{self.main_map}.npy", "metrics.json")
-        return all((self.folder / name).is_file() for name in needed)
+        files = ("predictions.csv", f"maps/{self.main_map}.npy", "metrics.json")
+        return all((self.folder / name).is_file() for name in files)
 
     @property
     def figures_dir(self) -> Path:
@@ -231,11 +208,7 @@ def _filled(settings: Settings, weights: Mapping[str, torch.Tensor]) -> GAINMTLM
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a finished run of a strategy.
-
-    Raises:
-        RunError: there is no run in the folder, it is not finished, or it is one of EfficientAD.
-    """
+    """Read a finished run of a strategy; RunError where there is none, or one that is not finished or EfficientAD's."""
     folder = finished_folder(folder)
     if system_of(folder) == EFFICIENTAD:
         raise RunError(f"{folder}: a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help")
@@ -243,19 +216,15 @@ def load_run(folder: str | Path) -> Run:
 
 
 def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
-    """The model of a checkpoint file in evaluation mode, and the settings it was trained with.
-
-    Raises:
-        RunError: no checkpoint that can be read safely, or one of EfficientAD.
-    """
+    """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
     checkpoint = read_checkpoint(path)
     if "teacher" in checkpoint:
         raise RunError(
             f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
         )
-    settings, weights = Settings(**checkpoint["gainmtl_settings"]), checkpoint["state_dict"]
-    prefix = "model."
-    return _filled(settings, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}), settings
+    settings, prefix = Settings(**checkpoint["gainmtl_settings"]), "model."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return _filled(settings, weights), settings
 
 
 def finished_folder(folder: str | Path) -> Path:
@@ -292,9 +261,7 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(
-            f"{folder}: another process is writing to this run; wait for it or change 'experiment'"
-        ) from None
+        raise RunError(f"{folder}: another process is writing to this run; wait or change 'experiment'") from None
     try:
         for part in (folder, folder / "checkpoints", folder / "maps"):
             for left in part.glob(f".*-{'[0-9a-f]' * 8}.*"):
@@ -315,10 +282,6 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
         settings: decide the folder.
         resume: a checkpoint that training is to go on from.
         force: start anew, dropping what is there, and the run's event files where they lie elsewhere.
-
-    Raises:
-        RunError: another process writes there, the stored settings differ (each named), the run is finished and to be
-            resumed, or both `resume` and `force` were asked for.
     """
     folder = settings.run_dir
     if resume is not None and force:
@@ -335,11 +298,19 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remove_events(settings)
         _forget_vain_start(settings)  # one that was killed
-        if stored.is_file():
-            _check_same(stored, settings)
-        else:
+        if not stored.is_file():
             with atomic_path(stored) as path:
                 path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            differing = type(settings).from_yaml(stored).differences(settings)
+        except SettingsError as error:
+            differing = [str(error)]
+        if differing:
+            raise RunError(
+                f"{folder} holds a run with other settings (stored and asked for):\n  "
+                + "\n  ".join(differing)
+                + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
+            )
         if resume is not None and run_status(folder) == "complete":
             raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
         try:
@@ -349,34 +320,18 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
             raise
 
 
-def _check_same(stored: Path, settings: RunSettings) -> None:
-    try:
-        differing = type(settings).from_yaml(stored).differences(settings)
-    except SettingsError as error:
-        differing = [str(error)]
-    if differing:
-        raise RunError(
-            f"{stored.parent} holds a run with other settings (stored and asked for):\n  "
-            + "\n  ".join(differing)
-            + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
-        )
-
-
 def _remove_events(settings: RunSettings) -> None:
     for path in settings.tensorboard_folder.glob("events.out.*"):
         path.unlink()
 
 
 def _forget_vain_start(settings: RunSettings) -> None:
-    """Remove what a start wrote that reached no checkpoint."""
-    folder = settings.run_dir
-    stored = folder / "settings.yaml"
-    reached = any((folder / "checkpoints").glob("[!.]*.ckpt"))  # a temporary file begins with a dot
-    if reached or not stored.is_file() or run_status(folder) == "complete":
-        return
-    _remove_events(settings)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    stored.unlink()
+    stored, manifest = (settings.run_dir / name for name in ("settings.yaml", "manifest.json"))
+    reached = any((settings.run_dir / "checkpoints").glob("[!.]*.ckpt"))  # a temporary file begins with a dot
+    if stored.is_file() and not reached and run_status(settings.run_dir) != "complete":
+        _remove_events(settings)
+        manifest.unlink(missing_ok=True)
+        stored.unlink()
 
 
 # --- Runs side by side
@@ -384,11 +339,8 @@ def _forget_vain_start(settings: RunSettings) -> None:
 
 COLUMNS = {name: METRICS[name] for name in COMPARED}
 """Metrics of a comparison, and how its columns are headed."""
-
 ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
-TEACHER_MARK = " (masks of a random teacher)"
-"""Stands behind one whose attention was given masks of an EfficientAD run with an untrained teacher."""
 
 
 def row_name(settings: Settings) -> str:
@@ -397,13 +349,8 @@ def row_name(settings: Settings) -> str:
 
 
 def collect_runs(experiment: str | Path) -> list[Run]:
-    """Finished and evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed.
-
-    Raises:
-        RunError: there is none; the message says what was found.
-    """
-    experiment = Path(experiment)
-    started = sorted(path.parent for path in experiment.glob("*/seed*/manifest.json"))
+    """Evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed."""
+    started = sorted(path.parent for path in Path(experiment).glob("*/seed*/manifest.json"))
     folders = [folder for folder in started if system_of(folder) != EFFICIENTAD]
     runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]
     evaluated = [run for run in runs if run.is_evaluated]
@@ -423,50 +370,31 @@ def compare(runs: list[Run]) -> pd.DataFrame:
             (Between seeds the split may differ, where the data has none of its own and `split_seed` is null.)
     """
     for seed in sorted({run.settings.seed for run in runs}):
-        of_seed = [run for run in runs if run.settings.seed == seed]
-        digests = {run.manifest["data_digest"] for run in of_seed}
-        if len(digests) > 1:
+        folders = {run.folder: run.manifest["data_digest"] for run in runs if run.settings.seed == seed}
+        if (count := len(set(folders.values()))) > 1:
             raise RunError(
-                f"the runs of seed {seed} were trained on {len(digests)} different datasets or splits and cannot be "
-                "compared: " + ", ".join(str(run.folder) for run in of_seed)
+                f"the runs of seed {seed} were trained on {count} different datasets or splits and cannot be compared: "
+                + ", ".join(map(str, folders))
             )
     rows = []
     for run in runs:
-        metrics = run.metrics
-        name = row_name(run.settings) + (ORACLE_MARK if metrics.get("label_leaks") else "")
-        name += TEACHER_MARK if str(metrics.get("teacher", "")).startswith("random") else ""
-        for split in ("test", "test_shift"):
-            if split in metrics:
-                values = {column: metrics[split].get(column) for column in COLUMNS}
-                rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | values)
+        metrics, name = run.metrics, row_name(run.settings)
+        name += ORACLE_MARK if metrics.get("label_leaks") else ""
+        name += " (masks of a random teacher)" if str(metrics.get("teacher", "")).startswith("random") else ""
+        for split in [split for split in ("test", "test_shift") if split in metrics]:
+            values = {column: metrics[split].get(column) for column in COLUMNS}
+            rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | values)
     return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float))
 
 
 def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds per split and strategy, and the half-width of its 95 % t interval (NaN for one seed).
+    """Means over seeds as text, by split and strategy: ``0.930``, or ``0.930 ± 0.020`` with its 95 % t interval."""
 
-    Index (split, strategy); columns (metric, ``mean`` | ``half_width``) and (``seeds``, ``count``).
-    """
-    grouped = comparison.groupby(["split", "strategy"])[list(COLUMNS)]
-    mean, count, sem = grouped.mean(), grouped.count(), grouped.sem()
-    half_width = sem * stats.t.ppf(0.975, (count - 1).where(count > 1))
-    table = pd.concat({"mean": mean, "half_width": half_width}, axis=1).swaplevel(axis=1)
-    table = table[[(name, part) for name in COLUMNS for part in ("mean", "half_width")]]
-    table[("seeds", "count")] = comparison.groupby(["split", "strategy"]).size()
-    return table
+    def mean_of_seeds(scores: pd.Series) -> str:
+        half_width = scores.sem() * stats.t.ppf(0.975, scores.count() - 1)  # NaN for one seed
+        return number(scores.mean()) + (f" ± {half_width:.3f}" if half_width == half_width else "")
 
-
-def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """`by_strategy` of one split as text: ``0.93`` for one seed, ``0.93 ± 0.02`` for several, a dash for none."""
-    part = table.loc[split]
-    text = {
-        heading: [
-            NOTHING if np.isnan(mean) else f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
-            for mean, half in zip(part[(name, "mean")], part[(name, "half_width")])
-        ]
-        for name, heading in COLUMNS.items()
-    }
-    return pd.DataFrame(text, index=part.index)
+    return comparison.groupby(["split", "strategy"])[list(COLUMNS)].agg(mean_of_seeds).rename(columns=COLUMNS)
 
 
 def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -474,13 +402,15 @@ def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
 
     Index (split, step), steps like ``S1→S2``, ``S5→S7``, ``S5→S5-nowarmup``; the mean over the seeds that both have.
     """
+    means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
     names = sorted(comparison["strategy"].unique())
     plain = [name for name in names if name[2:3] != "-"]
     before = dict(zip(plain[1:], plain)) | {name: name[:2] for name in names if name not in plain}
     if "S5" in plain:
         before["S7"] = "S5"  # not built on S6
-    steps = [(before[name], name) for name in names if before.get(name) in plain]
-    means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
-    seeds = {name: means.xs(name, level="strategy") for name in names}
-    deltas = {f"{first}→{second}": seeds[second] - seeds[first] for first, second in steps}
+    deltas = {
+        f"{before[name]}→{name}": means.xs(name, level="strategy") - means.xs(before[name], level="strategy")
+        for name in names
+        if before.get(name) in plain
+    }
     return pd.concat(deltas, names=["step"]).groupby(["split", "step"], sort=False).mean()

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -180,8 +181,6 @@ def test_without_a_classifier_no_parameter_is_idle():
 
 
 def test_pretrained_weights_may_hold_what_is_behind_the_last_level(tmp_path):
-    import timm
-
     full = timm.create_model("convnext_atto").state_dict()
     torch.save(full, tmp_path / "weights.pth")
     backbone = get_backbone("convnext_atto", pretrained=tmp_path / "weights.pth")
@@ -341,13 +340,13 @@ def test_weights_of_another_backbone_are_named():
 
 
 def test_sources_are_tried_in_turn_and_every_cause_is_told(monkeypatch):
-    def unreachable(name):
+    def unreachable(name, **options):
         raise ConnectionError(f"no way to {name}\nand more lines")
 
     monkeypatch.setattr(module, "_from_mmpretrain", unreachable)
-    monkeypatch.setattr(module, "_from_timm", lambda name: {name: torch.ones(1)})
-    assert set(fetch_weights("b0", "timm_b0", "mmpretrain")) == {"timm_b0"}
-    monkeypatch.setattr(module, "_from_timm", unreachable)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: nn.Linear(1, 1))
+    assert set(fetch_weights("b0", "timm_b0", "mmpretrain")) == {"weight", "bias"}
+    monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(ModelError) as caught:
         fetch_weights("b0", "timm_b0", "mmpretrain")
     assert str(caught.value) == (

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import re
 
 import numpy as np
@@ -20,7 +19,6 @@ from gainmtl_lib.runs import (
     load_run,
     read_checkpoint,
     read_json,
-    readable,
     row_name,
     run_status,
     step_deltas,
@@ -266,14 +264,8 @@ def test_one_seed_has_no_interval_and_several_have_a_t_interval(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
         write_run(tmp_path, "S1", seed, accuracy=accuracy, shifted=0.2)
     write_run(tmp_path, "S2", 0, accuracy=0.7, shifted=0.1)
-    table = by_strategy(compare(collect_runs(tmp_path / "hand")))
-    row = table.loc[("test", "S1")]
-    assert row[("accuracy", "mean")] == pytest.approx(0.9)
+    text = by_strategy(compare(collect_runs(tmp_path / "hand"))).loc["test"]
     # t(0.975, 2 degrees) = 4.302653; standard error 0.1 / sqrt(3)
-    assert row[("accuracy", "half_width")] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
-    assert row[("seeds", "count")] == 3
-    assert math.isnan(table.loc[("test", "S2"), ("accuracy", "half_width")])
-    text = readable(table, "test")
     assert text.loc["S1", "accuracy"] == "0.900 ± 0.248"
     assert text.loc["S2", "accuracy"] == "0.700"
     assert text.loc["S1", "Loc-IoU"] == "–"
@@ -285,7 +277,7 @@ def test_a_run_that_was_given_the_ground_truth_is_marked(tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(metrics | {"label_leaks": True}))
     table = by_strategy(compare(collect_runs(tmp_path / "hand")))
-    assert readable(table, "test").index.tolist() == ["S5", "S6 (oracle: leaks the label)"]
+    assert table.loc["test"].index.tolist() == ["S5", "S6 (oracle: leaks the label)"]
 
 
 def test_masks_of_a_random_teacher_are_marked(tmp_path):
@@ -320,7 +312,7 @@ def test_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
         (row, seed) for row in rows for seed in (0, 1)
     ]
     comparison = compare(runs)
-    assert readable(by_strategy(comparison), "test").index.tolist() == rows
+    assert by_strategy(comparison).loc["test"].index.tolist() == rows
     deltas = step_deltas(comparison)
     steps = ["S5→S5-mean", "S5→S5-zero", "S5→S6", "S5→S7"]
     assert deltas.loc["test"].index.tolist() == steps, "S7 is built on S5; there is no S4 to compare its variant with"
