@@ -93,13 +93,7 @@ def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainD
 
 
 class GainDataModule(L.LightningDataModule):
-    """Loaders of all splits over one table of samples.
-
-    Args:
-        settings: of the run.
-        samples: table with its split filled (`split_samples`); None: read as the settings say, which may raise
-            `DataError`.
-    """
+    """Loaders of all splits over one table of samples, read as the settings say where none is given."""
 
     def __init__(self, settings: Settings, samples: pd.DataFrame | None = None) -> None:
         super().__init__()
@@ -132,12 +126,7 @@ class GainDataModule(L.LightningDataModule):
         return int((given == 0).sum()), int((given == 1).sum())
 
     def setup(self, stage: str | None = None) -> None:
-        """Decode every file once; a second call does nothing.
-
-        Raises:
-            DataError: files that cannot be decoded, a training split that lacks a class, or one whose pictures cannot
-                be edited although `image_counterfactual` asks for it.
-        """
+        """Decode every file once. `DataError` for bad files, a class too few, or pictures that S7 cannot edit."""
         _ = self.dataset
         if stage == "fit" and self.counterfactuals is not None and not self._edits_checked:
             self.counterfactuals.check()
@@ -199,8 +188,8 @@ class GainDataModule(L.LightningDataModule):
         return self._loader(self.rows(split))
 
     def _loader(self, sampler: Sampler | Sequence[int], *, drop_last: bool = False) -> DataLoader[Batch]:
-        own = dict(batch_size=self.settings.batch_size, num_workers=self.settings.num_workers, seed=self.settings.seed)
-        return whole_batches(self.dataset, sampler, **own, drop_last=drop_last)
+        its = self.settings
+        return whole_batches(self.dataset, sampler, its.batch_size, its.num_workers, its.seed, drop_last=drop_last)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -222,13 +211,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def whole_batches(
-    dataset: Dataset[Any],
-    sampler: Iterable[Any],
-    *,
-    batch_size: int,
-    num_workers: int,
-    seed: int,
-    drop_last: bool = False,
+    dataset: Dataset[Any], sampler: Iterable[Any], batch_size: int, num_workers: int, seed: int, drop_last: bool = False
 ) -> DataLoader[Any]:
     """A loader over a dataset that makes each batch at once (``__getitems__``), keys in the order of `sampler`."""
     return DataLoader(
@@ -262,17 +245,11 @@ Key = int | tuple[int, int]
 
 
 class Picture(NamedTuple):
-    """One decoded sample at the network's size.
+    """One decoded sample at the network's size."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        mask: uint8 (H, W) of 0 and 1; None when it is missing or empty.
-        place: rows and columns that the picture fills; beside them lie the bars of a letterboxed one.
-    """
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8] | None
-    place: Place = (slice(None), slice(None))
+    image: NDArray[np.uint8]  # (H, W, 3)
+    mask: NDArray[np.uint8] | None  # (H, W) of 0 and 1; None when it is missing or empty
+    place: Place = (slice(None), slice(None))  # rows and columns between the bars of a letterboxed picture
 
     @property
     def without_bars(self) -> tuple[NDArray[np.uint8], Mask]:
@@ -301,20 +278,9 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
 class SampleDataset(Dataset[Batch]):
     """Samples by row, decoded once. Whole batches are made at once, so that the step to float happens once a batch.
 
-    Args:
-        samples: table with its split filled.
-        settings: input size, seeds, and whether pixels are kept (4 H W bytes a sample with a mask, 3 H W without) and
-            unreadable files stepped over.
-        augmentation: applied to keys that name an epoch.
-        mask_share: of the training defects that keep their masks, see `with_mask_share`.
-        mask_quality: what training masks are made into, see `coarser_mask`.
-
-    Attributes:
-        samples: the rows that can be used, `mask` None where it is given up or holds no defect pixel.
-        counterfactuals: edit pictures whose keys name an epoch, before augmentation; None edits none.
-
-    Raises:
-        DataError: files that cannot be decoded, or masks of another aspect ratio; all are named.
+    `samples` are the rows that can be used, `mask` None where it is given up (`with_mask_share`) or holds no defect
+    pixel. Keys that name an epoch are edited by `counterfactuals` if there are any, then augmented. Cached pixels take
+    4 H W bytes a sample with a mask, 3 H W without. `DataError` names all files that cannot be decoded or do not fit.
     """
 
     def __init__(
@@ -434,8 +400,7 @@ class Augmentation:
     """The method document's flips, quarter turns, colour jitter and noise (§7.2), the same for image and mask.
 
     Each sample draws from a generator of its own (seed, epoch, index): which worker makes it, and what was
-    made before, changes nothing. Quarter turns would change the shape of inputs that are not square; these
-    are turned by 180° instead.
+    made before, changes nothing. Inputs that are not square keep their shape: they are turned by 180° instead.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -472,9 +437,8 @@ STREAM = 11
 def with_mask_share(samples: pd.DataFrame, share: float, *, seed: int) -> pd.DataFrame:
     """The table in which only a share of the training defects keeps its masks; the others have none.
 
-    The order in which masks are given up follows from the seed alone, so that shares are nested: the masks of 5 %
-    are among those of 25 %. Each defect type gives up about the same share. At least one mask stays, unless
-    `share` is 0.
+    Shares are nested for one seed: the masks of 5 % are among those of 25 %. Each defect type gives up about the same
+    share. At least one mask stays, unless `share` is 0.
     """
     annotated = (samples["split"] == "train") & (samples["label"] == 1) & samples["mask"].notna()
     rows, rng = np.flatnonzero(annotated), np.random.default_rng([seed, STREAM])
@@ -493,12 +457,10 @@ def coarser_mask(mask: Mask, quality: str, rng: np.random.Generator) -> Mask:
     """A mask as a hastier annotator would have drawn it, (h, w); never empty where `mask` is not.
 
     ``box``: the filled bounding box of each connected piece; boxes that overlap or touch are merged into one.
-    ``dilated``: each piece grown by half its own size on all sides, size being the side of a square of its area.
-    Small and large defects are then drawn equally generously (a square becomes four times as large); a margin that
-    is a share of the picture would bury the small ones and leave the large ones as they are.
+    ``dilated``: each piece grown by half its own size (the side of a square of its area), so that small and large
+    defects are drawn equally generously: a square becomes four times as large.
     ``shifted``: the whole mask moved by the size of its largest piece in a random direction, so that the mask of a
     compact defect lies beside it; by half of that, a quarter, … where most of the mask would leave the picture.
-    ``exact``: unchanged.
     """
     if quality == "exact" or not mask.any():
         return mask

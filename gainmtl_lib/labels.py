@@ -119,20 +119,13 @@ SHARES = (1, 1)
 
 
 class Label(NamedTuple):
-    """What a file says of one picture; every class counts as defect.
-
-    Attributes:
-        file: the label file.
-        picture: path of the picture as the labels name it; of YOLO and VOC the label file's own, without suffix.
-        size: of the picture that the boxes refer to; `SHARES`; None where the file does not say.
-        boxes: place in the file, then left, top, right, bottom, from the picture's top left corner, where pixel
-            column c spans [c, c + 1).
-    """
+    """What a file says of one picture; every class counts as defect."""
 
     file: Path
-    picture: str
-    size: Size | None
+    picture: str  # its path as the labels name it; of YOLO and VOC the label file's own, without suffix
+    size: Size | None  # of the picture that the boxes refer to; `SHARES`; None where the file does not say
     boxes: list[tuple[str, float, float, float, float]]
+    """Place in the file, then left, top, right, bottom; pixel column c spans [c, c + 1)."""
 
 
 Pixels = set[tuple[int, int, int, int]]
@@ -143,10 +136,8 @@ Found = list[Finding]
 def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     """The table of samples as it is, or with masks drawn from boxes where these are the labels.
 
-    Raises:
-        DataError: no labels, labels of several formats, a broken label file, a box on a normal picture, a label that
-            can mean several pictures, labels of which none means a picture, or no box that can be drawn.
-        FileError: the masks cannot be written.
+    `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or of which
+    none can be drawn; `FileError` where the masks cannot be written.
     """
     if settings.label_kind == "mask":
         return samples
@@ -338,16 +329,24 @@ def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
     labels: list[Label] = []
     with _reported(found):
         place = given or _usual_place(root)
-        for file in _label_files(place):
-            picture = file.relative_to(place if place.is_dir() else place.parent).with_suffix("").as_posix()
+        if not place.is_dir() and not (place.is_file() and place.suffix.lower() == ".json"):
+            what = "is a file" if place.exists() else "does not exist"
+            raise DataError(f"{place}: box_labels {what}; expected {EXPECTED}")
+        files = _files_below(place) if place.is_dir() else [place]
+        counts = Counter(file.suffix.lower() for file in files)
+        if len(counts) > 1:
+            formats = ", ".join(f"{counts[suffix]} of {FORMATS[suffix]} ({suffix})" for suffix in sorted(counts))
+            raise DataError(f"{place}: holds label files of several formats: {formats}; keep one of them there")
+        if not files:
+            there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
+            raise DataError(f"{place}: holds no label files; expected {EXPECTED}, found {there}")
+        for file in files:
             with _reported(found):
-                match file.suffix.lower():
-                    case ".json":
-                        labels += _read_coco(file, found)
-                    case ".txt":
-                        labels.append(_read_yolo(file, picture))
-                    case _:
-                        labels.append(_read_voc(file, picture))
+                if (kind := file.suffix.lower()) == ".json":
+                    labels += _read_coco(file, found)
+                else:
+                    picture = file.relative_to(place).with_suffix("").as_posix()
+                    labels.append(_read_yolo(file, picture) if kind == ".txt" else _read_voc(file, picture))
     return labels
 
 
@@ -362,23 +361,6 @@ def _usual_place(root: Path) -> Path:
         places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
         raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
     return found[0]
-
-
-def _label_files(place: Path) -> list[Path]:
-    if place.is_file() and place.suffix.lower() == ".json":
-        return [place]
-    if not place.is_dir():
-        what = "is a file" if place.exists() else "does not exist"
-        raise DataError(f"{place}: box_labels {what}; expected {EXPECTED}")
-    files = _files_below(place)
-    counts = Counter(file.suffix.lower() for file in files)
-    if len(counts) > 1:
-        formats = ", ".join(f"{counts[suffix]} of {FORMATS[suffix]} ({suffix})" for suffix in sorted(counts))
-        raise DataError(f"{place}: holds label files of several formats: {formats}; keep one of them there")
-    if not files:
-        there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
-        raise DataError(f"{place}: holds no label files; expected {EXPECTED}, found {there}")
-    return files
 
 
 def _files_below(folder: Path) -> list[Path]:

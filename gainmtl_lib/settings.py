@@ -65,9 +65,8 @@ class ParameterRecord(BaseModel):
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
         """Settings from a notebook's ``globals()``.
 
-        Every plain value there must be a field, so that a misspelt papermill parameter is an error
-        (papermill itself only warns). Under IPython other names count only if a cell of nothing but literal
-        assignments set them: variables of the cells below must not stop the notebook from running twice.
+        Every plain value there must be a field, so that a misspelt papermill parameter is an error. Under IPython other
+        names count only if a cell of nothing but literal assignments set them: a notebook must run twice in one kernel.
         """
         plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
         history = namespace.get("In")
@@ -401,14 +400,9 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
 # --- Errors in plain words
 
 
-_EXPECTED = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-}
+_EXPECTED = dict(float_type="a number", int_type="a whole number", int_from_float="a whole number") | dict(
+    bool_type="true or false", string_type="text", tuple_type="a list"
+)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -236,14 +236,11 @@ def groups_are_whole(samples: pd.DataFrame) -> bool:
     return not samples.drop_duplicates(["group", "split"])["group"].duplicated().any()
 
 
-def test_strata_keep_their_share_and_val_is_a_share_of_the_training_data():
+def test_strata_keep_their_share_and_the_same_seed_gives_the_same_split():
     result = split(singles(normal=100, crack=50, hole=25))
     assert sizes(result, "normal") == {"train": 64, "val": 16, "test": 20}
     assert sizes(result, "crack") == {"train": 32, "val": 8, "test": 10}
     assert sizes(result, "hole") == {"train": 16, "val": 4, "test": 5}
-
-
-def test_same_seed_same_split_another_seed_another():
     rows = singles(normal=60, crack=30)
     first, again, other = (split(rows, seed=seed)["split"].tolist() for seed in (0, 0, 1))
     assert first == again != other
@@ -274,38 +271,30 @@ def test_groups_stay_whole_and_shares_stay_close():
             assert shares["val"] == pytest.approx(0.16, abs=tolerance), kind
 
 
-def test_a_test_folder_stays_and_only_val_is_split():
+def test_what_folders_say_stays_and_the_rest_is_drawn():
     given = singles("train", normal=20, crack=10) + singles("test", normal=3, crack=3) + [("crack", "s", "test_shift")]
     result = split(given)
     assert result["split"].value_counts().to_dict() == {"train": 24, "val": 6, "test": 6, "test_shift": 1}
     assert result["split"].iloc[30:].tolist() == ["test"] * 6 + ["test_shift"]
-
-
-def test_without_a_test_folder_training_images_become_test():
-    result = split(singles("train", normal=50, crack=50))
-    assert result["split"].value_counts().to_dict() == {"train": 64, "val": 16, "test": 20}
-
-
-def test_open_defects_beside_given_normals_as_in_mvtec():
-    result = split(singles("train", normal=40) + singles("test", normal=10) + singles(hole=25))
-    assert sizes(result, "normal") == {"train": 32, "val": 8, "test": 10}
-    assert sizes(result, "hole") == {"train": 16, "val": 4, "test": 5}
+    no_test = split(singles("train", normal=50, crack=50))
+    assert no_test["split"].value_counts().to_dict() == {"train": 64, "val": 16, "test": 20}
+    as_mvtec = split(singles("train", normal=40) + singles("test", normal=10) + singles(hole=25))
+    assert sizes(as_mvtec, "normal") == {"train": 32, "val": 8, "test": 10}
+    assert sizes(as_mvtec, "hole") == {"train": 16, "val": 4, "test": 5}
+    assert split(GIVEN, val_ratio=0)["split"].tolist() == [name for _, _, name in GIVEN]
 
 
 def test_open_rows_follow_their_group():
     given = singles("train", normal=20) + singles("test", normal=5)
-    given += [("hole", f"normaltrain{k}", None) for k in range(10)] + [
-        ("hole", f"normaltest{k}", None) for k in range(5)
+    given += [
+        ("hole", f"normal{where}{k}", None) for where, count in (("train", 10), ("test", 5)) for k in range(count)
     ]
     result = split(given)
     assert groups_are_whole(result) and sizes(result, "hole")["test"] == 5
 
 
 GIVEN = [row for name in ("train", "val", "test") for row in singles(name, normal=1, crack=1)]
-
-
-def test_all_folders_given_are_left_alone():
-    assert split(GIVEN, val_ratio=0)["split"].tolist() == [name for _, _, name in GIVEN]
+CROSSING = [("normal", "a", "train"), ("crack", "a", "test")]
 
 
 @pytest.mark.parametrize(
@@ -317,11 +306,7 @@ def test_all_folders_given_are_left_alone():
             r"val_ratio is 0, but the data has no validation folder \(images/val\); set",
         ),
         (GIVEN, 0.2, r"val_ratio is 0.2, but the data has a validation folder of its own \(2 images"),
-        (
-            [("normal", "a", "train"), ("crack", "a", "test")],
-            0.2,
-            r"a: group lies in 2 splits: /data/00000.png \(train\) and /data/00001",
-        ),
+        (CROSSING, 0.2, r"a: group lies in 2 splits: /data/00000.png \(train\) and /data/00001"),
         (singles(normal=100, crack=1), 0.2, "split 'val' has no defective image among 16; expected both classes"),
     ],
 )
