@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import yaml
 
-import gainmtl_lib
 from gainmtl_lib import EfficientADSettings
 from gainmtl_lib.cli import main
 from gainmtl_lib.efficientad.distill import Distillation
@@ -59,6 +58,11 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def bodies(language: str) -> list[str]:
+    """Of every page."""
+    return [body for text in TEXTS.values() for own, body in blocks(text) if own == language]
+
+
 def prose(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -67,8 +71,8 @@ def spans(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def between(text: str, marker: str) -> str:
-    return text.split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0]
+def between(page: str, marker: str) -> str:
+    return TEXTS[page].split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0]
 
 
 def section(page: str, heading: str) -> str:
@@ -85,8 +89,7 @@ def rows(text: str) -> list[list[str]]:
 
 def shell_lines(program: str) -> list[str]:
     """Of every page, each once; a leading variable is left out."""
-    bodies = [body for text in TEXTS.values() for language, body in blocks(text) if language == "bash"]
-    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", line) for body in bodies for line in body.splitlines()]
+    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", line) for body in bodies("bash") for line in body.splitlines()]
     table = [span for text in TEXTS.values() for row in rows(prose(text)) for span in spans(row[0])]
     return sorted({line for line in (*lines, *table) if line.split(" ")[0] == program})
 
@@ -126,14 +129,11 @@ def test_every_command_stands_in_the_table(name):
     assert {parsed(span)[0] for span in table} == set(leaves())
 
 
-@pytest.mark.parametrize("line", shell_lines("papermill"))
-def test_papermill_lines_name_what_exists(line):
-    files = [line.split()[1], *re.findall(r" -f (\S+)", line)]
-    assert all((ROOT / file).is_file() for file in files)
-    assert set(re.findall(r" -p (\S+)", line)) <= set(Settings.model_fields)
-
-
-def test_make_targets_exist():
+def test_papermill_lines_and_make_targets_name_what_exists():
+    for line in shell_lines("papermill"):
+        files = [line.split()[1], *re.findall(r" -f (\S+)", line)]
+        assert all((ROOT / file).is_file() for file in files)
+        assert set(re.findall(r" -p (\S+)", line)) <= set(Settings.model_fields)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     code = [span for text in TEXTS.values() for span in spans(prose(text))]
     named = {line.split()[1] for line in (*code, *shell_lines("make")) if re.match(r"make \w", line)}
@@ -141,20 +141,20 @@ def test_make_targets_exist():
 
 
 def test_python_blocks_import_what_is_there():
-    bodies = [body for text in TEXTS.values() for language, body in blocks(text) if language == "python"]
-    imports = [node for body in bodies for node in ast.walk(ast.parse(body)) if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for body in bodies("python") for node in ast.walk(ast.parse(body)) if isinstance(node, ast.ImportFrom)
+    ]
     assert imports
     for node in imports:
-        names = {alias.name for alias in node.names}
-        if node.module == "gainmtl_lib":
-            assert names <= set(gainmtl_lib.__all__)
-        elif str(node.module).startswith("gainmtl_lib."):
-            assert all(hasattr(import_module(str(node.module)), name) for name in names), node.module
+        if str(node.module).startswith("gainmtl_lib"):
+            found = import_module(str(node.module))
+            names = getattr(found, "__all__", dir(found))
+            assert {alias.name for alias in node.names} <= set(names), node.module
 
 
 @pytest.mark.parametrize(("marker", "record"), [("mapping", Settings), ("mapping:efficientad", EfficientADSettings)])
 def test_every_flag_and_field_of_the_specification_is_mapped_to_what_exists(marker, record):
-    table = rows(between(TEXTS["docs/specification.md"], marker))
+    table = rows(between("docs/specification.md", marker))
     specified = {prefix + name for prefix, names in SPECIFIED[marker].items() for name in names.split()}
     assert {span for row in table for span in spans(row[0])} == specified
     for _, parameters, command, _ in table:
@@ -199,13 +199,12 @@ def test_the_runs_of_the_studies_are_counted():
 
 def figures(cells: list[str]) -> list[float]:
     """The first number of each cell; NaN where there is none."""
-    found = [re.search(r"\d+\.\d+", cell) for cell in cells]
-    return [float(match[0]) if match else math.nan for match in found]
+    return [float((re.findall(r"\d+\.\d+", cell) or ["nan"])[0]) for cell in cells]
 
 
 def test_figures_of_the_quick_study_are_those_of_its_table():
     table = pd.read_csv(REFERENCE / "quick" / "comparison.csv", index_col=["strategy", "split"])
-    for name, *cells in rows(between(TEXTS["docs/results.md"], "result:quick")):
+    for name, *cells in rows(between("docs/results.md", "result:quick")):
         accuracy, *others = table.loc[(name, "test"), "accuracy":]
         expected = [accuracy, table.loc[(name, "test_shift"), "accuracy"], *others]
         assert figures(cells) == pytest.approx(expected, abs=6e-4, nan_ok=True), name
@@ -217,7 +216,7 @@ def test_figures_of_the_plans_are_those_of_their_tables(study):
     wanted = [("test", "accuracy"), ("test_shift", "accuracy"), ("test_shift", "auroc"), ("test", "cam_iou")]
     shares = {"none (S5)": "S5", "25 %": "S7, 25 % edited", "50 % (the default)": "S7"}
     shares |= {"75 %": "S7, 75 % edited", "all": "S7, all edited"}
-    for name, *cells in rows(between(TEXTS["docs/results.md"], f"result:{study}")):
+    for name, *cells in rows(between("docs/results.md", f"result:{study}")):
         expected = [means[(*key, shares.get(name, name))] for key in wanted]
         assert figures(cells[-4:]) == pytest.approx(expected, abs=6e-4), name
 
@@ -226,7 +225,7 @@ def test_figures_of_the_plans_are_those_of_their_tables(study):
 def test_figures_of_the_opening_table_are_those_of_the_study(page):
     files = [REFERENCE / study / "table.md" for study in ("shortcut", "shortcut_all_edited")]
     of_study = [row for file in files for row in rows(file.read_text(encoding="utf-8")) if row[1] == "8"]
-    stated = [figures(row[1:3] + row[-1:]) for row in rows(between(TEXTS[page], "result:shortcut"))]
+    stated = [figures(row[1:3] + row[-1:]) for row in rows(between(page, "result:shortcut"))]
     assert stated == [figures([row[2], row[3], row[7]]) for row in of_study]
 
 
