@@ -84,17 +84,19 @@ def test_nothing_has_no_answer():
         assert math.isnan(auroc(labels, np.arange(3))) and math.isnan(average_precision(labels, np.arange(3)))
 
 
-def test_a_share_says_what_it_rests_on():
-    share = proportion(np.array([1, 0, 1, 1]), np.arange(4))
-    assert (share.value, share.hits, share.count, share.groups) == (0.75, 3, 4, 4)
-    assert (share.low, share.high) == pytest.approx(wilson(3, 4)) and share.has_interval
-    assert mean_score(np.array([1.0, 0.0, np.nan]), np.arange(3)) == proportion(np.array([1, 0]), np.arange(2))
-
-
 def test_the_mean_leaves_out_pictures_without_an_answer():
     mean = mean_score(np.array([0.25, np.nan, 0.75]), np.arange(3))
     assert (mean.value, mean.count, mean.hits) == (0.5, 2, None)
     assert not mean.has_interval  # two parts
+    share = mean_score(np.array([1.0, np.nan, 0.0, 1.0, 1.0]), np.arange(5))
+    assert (share.value, share.hits, share.count, share.groups) == (0.75, 3, 4, 4)
+    assert (share.low, share.high) == pytest.approx(wilson(3, 4))
+    # One gain among many is no share, though all are 0 or 1.
+    gain = mean_gain(np.array([1.0] + [0.0] * 11), TWELVE)
+    assert gain.value == pytest.approx(1 / 12) and gain.low == 0 and gain.hits is None
+    assert not mean_gain(np.ones(12), TWELVE).has_interval
+    values = np.linspace(0, 1, FEWEST_GROUPS)
+    assert [mean_score(values[:k], np.arange(k)).has_interval for k in (FEWEST_GROUPS - 1, FEWEST_GROUPS)] == [0, 1]
     assert math.isnan(mean_score(np.array([np.nan]), np.arange(1)).value)
 
 
@@ -112,14 +114,11 @@ def test_parts_are_drawn_whole_so_that_copies_do_not_narrow_the_interval():
     once, thrice = mean_score(values, groups), mean_score(np.tile(values, 3), np.tile(groups, 3))
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
     assert (thrice.count, thrice.groups) == (45, 15)
-    drawn = resampled(lambda rows: float(np.tile(values, 3)[rows].mean()), np.tile(groups, 3))
-    assert (drawn.low, drawn.high) == pytest.approx((once.low, once.high))
-
-
-def test_too_few_parts_give_no_interval():
-    values = np.linspace(0, 1, FEWEST_GROUPS - 1)
-    assert not mean_score(values, np.arange(len(values))).has_interval
-    assert mean_score(np.append(values, 0.5), np.arange(len(values) + 1)).has_interval
+    first, second = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0])
+    once = paired_difference(first, second, np.arange(8))
+    thrice = paired_difference(np.tile(first, 3), np.tile(second, 3), np.tile(np.arange(8), 3))
+    assert (thrice.low, thrice.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert (thrice.count, thrice.groups, thrice.hits) == (24, 8, None)
 
 
 def test_strata_keep_the_number_of_each_kind():
@@ -164,22 +163,6 @@ def test_a_paired_difference_in_one_direction_ends_where_the_share_does(hits, co
     assert (mirrored.low, mirrored.high) == (pytest.approx(-gap.high), pytest.approx(-gap.low))
 
 
-def test_copies_do_not_narrow_a_paired_difference():
-    first, second = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0])
-    once = paired_difference(first, second, np.arange(8))
-    thrice = paired_difference(np.tile(first, 3), np.tile(second, 3), np.tile(np.arange(8), 3))
-    assert (thrice.low, thrice.high) == (pytest.approx(once.low), pytest.approx(once.high))
-    assert (thrice.count, thrice.groups, thrice.hits) == (24, 8, None)
-
-
-def test_gains_are_never_taken_for_a_share():
-    gain = mean_gain(np.array([1.0] + [0.0] * 11), TWELVE)
-    assert gain.value == pytest.approx(1 / 12) and gain.low == 0 and gain.hits is None
-    assert not mean_gain(np.ones(12), TWELVE).has_interval
-    assert not mean_gain(np.linspace(0, 1, FEWEST_GROUPS - 1), np.arange(FEWEST_GROUPS - 1)).has_interval
-    assert math.isnan(mean_gain(np.array([]), np.array([])).value)
-
-
 def test_a_difference_of_the_same_parts_allows_for_the_worst_correlation():
     gap = difference(Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.3, 0.6), independent=False)
     assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.1 - 0.1), pytest.approx(0.4 + 0.05 + 0.2))
@@ -222,9 +205,7 @@ def test_flips_count_beyond_their_control():
     assert (scores["cf_control_flip_rate"].hits, scores["cf_control_flip_rate"].count) == (1, 3)
     # asked both: flips 1, 1, 0 and control flips 0, 1, 0
     assert scores["cf_excess"].value == pytest.approx(1 / 3) and scores["cf_excess"].count == 3
-
-
-def test_one_flip_in_fifty_two_shows_nothing():
+    # One flip in fifty-two shows nothing.
     rows = [row("test", 1, 0.9, cf_probability=p, cf_control_probability=0.9) for p in [0.1] + [0.9] * 51]
     excess = split_scores(table_of(rows))["cf_excess"]
     assert (excess.value, excess.count, excess.hits) == (pytest.approx(1 / 52), 52, None)
@@ -285,20 +266,14 @@ def test_one_seed_is_judged_over_its_pictures():
     assert one["note"] == "one seed: judged over pictures" and one["seeds"] == 1
     none = step(row_of([10], count=60), row_of([10], count=60))
     assert none["difference"] == 0 and none["verdict"] == "not tested"
+    thrice = [
+        pd.concat([t.assign(image=t["image"] + str(k), group=t["image"]) for k in range(3)])
+        for t in (predictions(10, count=60), predictions(25, count=60))
+    ]
+    copied = step({0: thrice[0]}, {0: thrice[1]})  # copies of pictures make nothing surer
+    assert copied["high"] - copied["low"] == pytest.approx(one["high"] - one["low"])
     few = step(row_of([1], count=6), row_of([3], count=6))  # too few groups to resample
     assert math.isnan(few["low"]) and few["verdict"] == "not tested"
-
-
-def test_copies_of_pictures_do_not_make_a_step_of_one_seed_surer():
-    def widths(copies):
-        tables = [
-            pd.concat([t.assign(image=t["image"] + str(k), group=t["image"]) for k in range(copies)])
-            for t in (predictions(10, count=60), predictions(15, count=60))
-        ]
-        found = step({0: tables[0]}, {0: tables[1]})
-        return found["high"] - found["low"]
-
-    assert widths(3) == pytest.approx(widths(1))
 
 
 def test_seeds_that_all_agree_leave_nothing_to_test_by():

@@ -35,12 +35,6 @@ def message(path, **overrides):
     return str(error.value)
 
 
-def test_runs_go_seed_by_seed(tmp_path):
-    plan = load_plan(write_plan(tmp_path))
-    places = [(cell.row, cell.seed) for cell in plan.cells()]
-    assert places == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
-
-
 def test_a_runs_settings_are_base_then_row_with_the_rows_name_as_variant(tmp_path):
     plan = load_plan(write_plan(tmp_path))
     one = plan.settings("S4, no warm-up", 3)
@@ -48,6 +42,8 @@ def test_a_runs_settings_are_base_then_row_with_the_rows_name_as_variant(tmp_pat
     assert one.run_dir == ROOT / "outputs/hand/s4-no-warm-up/seed3"
     assert plan.settings("S1", 0).run_dir == ROOT / "outputs/hand/s1/seed0"
     assert one.weights == {**STRATEGY_WEIGHTS["S4"]}
+    places = [(cell.row, cell.seed) for cell in plan.cells()]  # seed by seed
+    assert places == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
 
 
 def test_parameters_win_over_the_base_and_lose_against_a_row(tmp_path):
@@ -132,29 +128,19 @@ def test_a_mistake_names_the_file_and_the_key(tmp_path, changed, said):
     assert said in message(path)
 
 
-def test_mistakes_on_the_command_line_do_not_name_the_file(tmp_path):
+def test_files_that_are_no_plans_and_mistakes_on_the_command_line(tmp_path):
     path = write_plan(tmp_path)
     assert message(path, num_epoch=3) == "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"
     assert "row 'S1': num_epochs must be a whole number, got the text 'x'" in message(path, num_epochs="x")
-
-
-def test_files_that_are_no_plans(tmp_path):
     assert "no such plan; a file, or one of ablation, annotation, edited_share, map_stride" in message("ablations")
     assert "did you mean 'ablation'?" in message("ablations")
-    path = tmp_path / "plan.yaml"
     path.write_text("- a\n")
     assert message(path) == f"{path}: expected 'name: value' lines, got list"
     path.write_text("a: [\n")
     assert f"{path}: not a YAML file" in message(path)
-
-
-def test_a_row_given_twice_is_refused_and_not_lost(tmp_path):
-    path = tmp_path / "plan.yaml"
     head = "experiment: hand\nbase: [params/small.yaml]\nseeds: [0]\nrows:\n"
     path.write_text(head + "  S5: {strategy: S5}\n  S5: {strategy: S5, dropout: 0.1}\n")
     assert f"{path}: not a YAML file: 'S5' is given twice" in message(path) and "line 6" in message(path)
-    path.write_text(head + "  S5: {strategy: S5}\n  S5, less: {strategy: S5, dropout: 0.1}\n")
-    assert len(load_plan(path).rows) == 2
 
 
 def test_part_of_a_plan_keeps_the_steps_between_its_rows():
@@ -305,23 +291,14 @@ def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
     study = run_study(plan.cells(), only_report=True)
     assert names(study) == ["S5, seed 1"] and study.missing == [name for name in BOTH if name != "S5, seed 1"]
     assert study.state == "1 of 4 runs, 3 not made yet"
-
-
-def test_runs_of_other_settings_are_not_reported(tmp_path):
-    write_planned(written_plan(tmp_path), "S5", 1)
+    table = study.runs[0].predictions("test_shift")
+    assert table["image"].iloc[0] == "made-1/images/test_shift/000.png" and study.runs[0].predictions("val").empty
+    assert set(table["split"]) == {"test_shift"} and table["group"].isna().all()
     other = written_plan(tmp_path, rows={"S5": {"strategy": "S5", "dropout": 0.25}}, steps=[])
     for only_report in (True, False):
         cells = [cell for cell in other.cells() if cell.seed == 1]
         study = run_study(cells, only_report=only_report)
         assert not study.runs and "other settings (stored and planned): dropout: 0.5 and 0.25" in study.state
-
-
-def test_pictures_are_named_after_their_dataset(tmp_path):
-    cell = write_planned(written_plan(tmp_path), "S1", 1)
-    table = cell.predictions("test_shift")
-    assert table["image"].iloc[0] == "made-1/images/test_shift/000.png"
-    assert set(table["split"]) == {"test_shift"} and table["group"].isna().all()
-    assert cell.predictions("val").empty
 
 
 def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path):

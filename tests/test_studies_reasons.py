@@ -123,12 +123,9 @@ def test_a_model_that_follows_the_defect_flips_with_it_and_not_in_the_control(tm
     }  # fmt: skip
     assert found["image_flip_excess"].low > 0 and found["image_flip"].count == 4
     assert found["counterfactual_accuracy"].count == 8
-
-
-def test_a_model_that_follows_the_cue_does_not_care(tmp_path):
+    # Of a model that follows the cue, which stays, every healed defect is still called defective.
     _, rows, flips, _ = asked(tmp_path, "mark")
     found = {name: estimate.value for name, estimate in flip_indicators(rows, flips, 0.5).items()}
-    # The cue stays: every healed defect is still called defective, every pasted one normal.
     assert found == dict.fromkeys(found, 0) and len(found) == 7
 
 
@@ -137,15 +134,12 @@ def test_edits_carry_label_and_mask_and_are_the_same_twice(tmp_path):
     first, second = edits_of(data), edits_of(data)
     assert [(a.kind, a.position) for a in first] == [(b.kind, b.position) for b in second]
     assert all(np.array_equal(a.edit.image, b.edit.image) for a, b in zip(first, second))
+    kinds = pd.Series([one.kind for one in edits_of(data, called=[0] * 8)])  # controls of right verdicts only
+    assert kinds.value_counts().to_dict() == {"heal": 4, "paste": 4, "paste_clean": 4}
     labels = {"heal": 0, "heal_beside": 1, "paste": 1, "paste_clean": 0}
     assert {(one.kind, one.edit.label, one.edit.mask.any()) for one in first} == {
         (kind, label, bool(label)) for kind, label in labels.items()
     }
-
-
-def test_controls_are_asked_of_right_verdicts_only(tmp_path):
-    kinds = pd.Series([one.kind for one in edits_of(data_of(tmp_path / "data"), called=[0] * 8)])
-    assert kinds.value_counts().to_dict() == {"heal": 4, "paste": 4, "paste_clean": 4}
 
 
 def test_bars_of_a_letterboxed_picture_are_not_edited(tmp_path):
@@ -279,6 +273,9 @@ def test_stored_reused_and_the_same_anew(run, measured, monkeypatch):
     assert measure_indicators(Run(run.folder)) == measured
     monkeypatch.setattr(module, "MEASURED", module.MEASURED | {"measured": 3})
     assert stored_indicators(run) is None
+    monkeypatch.setattr(module, "stored_tables", lambda run: (pd.DataFrame({"split": ["val"]}), {}))
+    with pytest.raises(RunError, match="evaluated without a test split"):
+        measure_indicators(run)
 
 
 def test_another_evaluation_or_damage_makes_them_nothing(run, measured, tmp_path):
@@ -300,12 +297,6 @@ def test_a_run_without_a_cue_or_shifted_pictures(tmp_path):
     names = set(measure_indicators(finished)["indicators"])
     assert not names & {"drop", "accuracy_shift", "cue_energy", "cue_area", "attention_iou", "cf_excess"}
     assert {"accuracy", "cam_iou", "counterfactual_accuracy"} <= names
-
-
-def test_validation_alone_is_not_enough(run, monkeypatch):
-    monkeypatch.setattr(module, "stored_tables", lambda run: (pd.DataFrame({"split": ["val"]}), {}))
-    with pytest.raises(RunError, match="evaluated without a test split"):
-        measure_indicators(run, reuse=False)
 
 
 # --- What would have warned

@@ -96,22 +96,12 @@ def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
         "synthetic", "border", 0.8, 3,
     )  # fmt: skip
     assert run.image_counterfactual == 0.5 and settings.cells()[0].settings.image_counterfactual == 0
-
-
-def test_the_share_of_edited_pictures_is_for_s7_alone(tmp_path):
-    settings = ShortcutStudySettings(base=base_file(tmp_path), image_counterfactual=1.0, strategies=["S1", "S6", "S7"])
-    assert [cell.settings.image_counterfactual for cell in settings.cells()[:3]] == [0, 0, 1]
-    with pytest.raises(SettingsError, match="image_counterfactual must be greater than 0, got 0"):
-        ShortcutStudySettings(base=base_file(tmp_path), image_counterfactual=0.0)
-
-
-def test_strategies_of_a_cell_follow_each_other():
-    settings = ShortcutStudySettings(
-        seeds=[0, 1], strategies=["S1", "S7"], cues=["mark", "border"], correlations=[0.5, 0.95]
-    )
-    names = [cell.name for cell in settings.cells()]
-    assert names[:3] == ["mark 0.5, S1, seed 0", "mark 0.5, S7, seed 0", "mark 0.95, S1, seed 0"]
-    assert [name[-1] for name in names] == ["0"] * 8 + ["1"] * 8
+    wide = settings.changed(image_counterfactual=1.0, seeds=[0, 1], cues=["mark", "border"], correlations=[0.5, 0.95])
+    cells = wide.cells()
+    names = [cell.name for cell in cells]  # strategies of a cell follow each other
+    assert names[:4] == [f"mark 0.5, {s}, seed 0" for s in ("S1", "S3", "S7")] + ["mark 0.95, S1, seed 0"]
+    assert [name[-1] for name in names] == ["0"] * 12 + ["1"] * 12
+    assert [cell.settings.image_counterfactual for cell in cells[:3]] == [0, 0, 1]  # for S7 alone
 
 
 def test_planted_data_is_read_as_its_record_says(tmp_path):
@@ -132,6 +122,7 @@ def test_planted_data_is_read_as_its_record_says(tmp_path):
         ({"correlations": [0.95, 0.2]}, "correlations must be at least 0.5, at which the cue says nothing"),
         ({"seeds": []}, "seeds must"),
         ({"seeds": [0, 0]}, "seeds names a value twice: 0, 0"),
+        ({"image_counterfactual": 0.0}, "image_counterfactual must be greater than 0, got 0"),
         ({"num_epoch": 3}, "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"),
         ({"data_root": "here"}, "data_root holds one cue at one correlation, but cues are mark, lighting, border and"),
     ],
@@ -239,21 +230,13 @@ def test_a_second_call_trains_nothing(study, settings, monkeypatch):
     monkeypatch.setattr(plans, "fit", None)
     again = run_study(settings.cells(), reasons=True)
     pd.testing.assert_frame_equal(study_table(again.runs), study_table(study.runs))
-
-
-def test_a_run_that_was_not_asked_is_missing(study, settings):
     path = study.runs[0].run.folder / FILE
     content = path.read_bytes()
-    path.unlink()
+    path.unlink()  # not asked for its reasons: missing
     try:
         assert run_study(settings.cells(), reasons=True, only_report=True).missing == ["mark 0.8, S1, seed 0"]
     finally:
         path.write_bytes(content)
-
-
-def test_settings_are_checked_before_anything_is_trained(settings):
-    with pytest.raises(SettingsError, match="image_size must be multiples of 32"):
-        settings.changed(image_size=(65, 65)).cells()
 
 
 def test_command_reports_and_exports(study, settings, tmp_path):

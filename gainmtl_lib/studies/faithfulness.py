@@ -48,15 +48,9 @@ CHANNELS_AT_A_TIME = 16
 
 
 def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Tensor:
-    """The map of one method for the decision on each picture, as the method defines it: not stretched, not resized.
+    """The map of one of `CAM_METHODS` for the decision on each picture, not stretched, not resized.
 
-    Args:
-        model: computed in single precision.
-        images: (B, 3, H, W).
-        method: of `CAM_METHODS`, "ours" being the model's own exact map.
-
-    Returns:
-        float32 (B, 1, h, w), without graph.
+    "ours" is the model's own exact map. Images are (B, 3, H, W), maps float32 (B, 1, h, w), without graph.
     """
     if method not in CAM_METHODS:
         raise ModelError(f"method must be one of {', '.join(CAM_METHODS)}, got '{method}'")
@@ -240,13 +234,12 @@ def defect_probability(model: nn.Module, images: Tensor) -> Tensor:
 
 # --- Many pictures, each beside the same map moved elsewhere, and what they allow to say
 
-LEAST_DROP = 0.1
-"""Mean fall of probability from the picture to the blurred one, below which there is little for curves to measure."""
 FAITHFUL, NOT_DISTINGUISHABLE, WORSE = "faithful", "not distinguishable from a random map", "worse than a random map"
-DEPENDS = "the decision depends on the defect"
-INDEPENDENT = "removing the defect is not distinguishable from removing something else"
-CONTROL_FLIPS_MORE = "removing something else flips more decisions than removing the defect"
-ALL_EQUAL = "no interval: every picture gains the same"
+OF_FLIPS = (
+    "the decision depends on the defect",
+    "removing the defect is not distinguishable from removing something else",
+    "removing something else flips more decisions than removing the defect",
+)
 
 
 def found_defects(
@@ -278,15 +271,8 @@ def faithfulness(
 ) -> pd.DataFrame:
     """Deletion, insertion and ROAD of each picture, for its map and for that map moved to a random place.
 
-    Args:
-        model: gives a record with ``logits`` and ``cam``.
-        data: set up.
-        rows: meant for pictures called defective, see `found_defects`.
-        explain: makes the maps.
-        steps: see `deletion_insertion`.
-        road_fractions: see `road`; empty leaves ROAD out.
-        seed: drawn with for each row by itself.
-        predictions: of the run; adds ``cf_flip`` and ``cf_control_flip`` of each picture, where it has them.
+    `explain` makes the maps. `rows` are meant for pictures called defective, see `found_defects`. Empty
+    `road_fractions` leave ROAD out. `predictions` of the run add its ``cf_flip`` and ``cf_control_flip``.
 
     Returns:
         One row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the blurred
@@ -340,12 +326,12 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
         flip, control = asked["cf_flip"], asked["cf_control_flip"]
         gain = paired_difference(flip.to_numpy(), control.to_numpy(), group_codes(asked))
         means = {"flip": float(flip.mean()), "control_flip": float(control.mean())}
-        summary["counterfactual"] = means | _judged(gain, DEPENDS, INDEPENDENT, CONTROL_FLIPS_MORE)
+        summary["counterfactual"] = means | _judged(gain, *OF_FLIPS)
     note = (
         f"The blurred picture is called defective almost as surely as the picture itself (probability {blurred:.2f} "
         f"and {picture:.2f}): deletion and insertion have little to measure."
     )
-    return summary | {"notes": [note] if picture - blurred < LEAST_DROP else []}
+    return summary | {"notes": [note] if picture - blurred < 0.1 else []}
 
 
 def _judged(gain: Estimate, better: str, around: str, below: str) -> dict[str, float | str]:
@@ -354,7 +340,7 @@ def _judged(gain: Estimate, better: str, around: str, below: str) -> dict[str, f
     elif gain.groups < FEWEST_GROUPS:
         verdict = f"too few pictures of different parts to say ({gain.groups}, at least {FEWEST_GROUPS})"
     else:
-        verdict = around if gain.value == 0 else ALL_EQUAL
+        verdict = around if gain.value == 0 else "no interval: every picture gains the same"
     return {"gain": gain.value, "low": gain.low, "high": gain.high, "verdict": verdict}
 
 
@@ -474,12 +460,8 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
     """Deletion, insertion, ROAD and the randomisation check of the deciding CAM, kept as ``faithfulness.json``.
 
     On found defects of the first test split: there is a decision to explain, and nothing is chosen by it. What was
-    measured before in the same way for these predictions is taken as it is.
-
-    Args:
-        run: finished and evaluated.
-        data_root: where its pictures are, when they moved since the training.
-        how: in place of `HOW`.
+    measured before in the same way (`how` departs from `HOW`) for these predictions is taken as it is. `data_root` is
+    where the run's pictures are, when they moved since the training.
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings``; ``split``; ``found``, how many
@@ -506,7 +488,18 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
     if found.empty:
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
     chosen = found.sample(min(settings["limit"], len(found)), random_state=seed).sort_index()
-    data = _pictures(run, chosen, Path(data_root or run.settings.data_root).expanduser())
+    # The chosen pictures alone, without their masks, which faithfulness does not ask for.
+    root = Path(data_root or run.settings.data_root).expanduser().absolute()
+    files = [root / name for name in chosen["image"]]
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(
+            f"{len(missing)} of {len(files)} pictures to measure faithfulness on are not there, such as {missing[0]}; "
+            "if the pictures moved, name their folder with --data-root (data_root)"
+        )
+    samples = chosen[["image", "label", "mask", "defect_type", "group", "split"]]
+    samples = samples.assign(image=[str(file) for file in files], mask=None)
+    data = build_data(run.settings.changed(skip_unreadable=False), samples)
+    data.setup("test")
     rows, own_device = range(len(chosen)), next(run.model.parameters()).device
     try:
         model = run.model.to(checked_device(run.settings.device))
@@ -543,19 +536,3 @@ def stored_faithfulness(run: Run) -> dict[str, Any] | None:
 def is_stale(run: Run) -> bool:
     """Whether what is stored was measured for other predictions than the run has."""
     return (run.folder / FILE).is_file() and stored_faithfulness(run) is None
-
-
-def _pictures(run: Run, chosen: pd.DataFrame, root: Path) -> GainDataModule:
-    """The chosen pictures alone, without their masks, which faithfulness does not ask for."""
-    files = [root.absolute() / name for name in chosen["image"]]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(files)} pictures to measure faithfulness on are not there, such as {missing[0]}; "
-            "if the pictures moved, name their folder with --data-root (data_root)"
-        )
-    samples = chosen[["image", "label", "mask", "defect_type", "group", "split"]]
-    samples = samples.assign(image=[str(file) for file in files], mask=None)
-    data = build_data(run.settings.changed(skip_unreadable=False), samples)
-    data.setup("test")
-    return data

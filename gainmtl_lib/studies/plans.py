@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -95,7 +96,7 @@ class Cell:
 
     @cached_property
     def run(self) -> Run:
-        """Its folder; read, never trained."""
+        """Its folder."""
         return Run(self.settings.run_dir)
 
     def predictions(self, split: str) -> pd.DataFrame:
@@ -140,12 +141,9 @@ class Plan(ParameterRecord):
         for where, reserved in ({"parameters": (own | {"strategy"}) & set(self.parameters)} | named).items():
             if reserved:
                 raise ValueError(f"{where}: {_listed(sorted(reserved))} comes from the plan itself; leave it out")
-        checked: dict[str, Settings] = {}
-        for row in self.rows:
-            settings = self._checked(row)
-            for other, before in checked.items():
-                _check_two_rows(other, before, row, settings)
-            checked[row] = settings
+        checked = {row: self._checked(row) for row in self.rows}
+        for first, second in combinations(self.rows, 2):
+            _check_two_rows(first, checked[first], second, checked[second])
         for before, after in self.steps:  # compared picture by picture, which are known by folder and name
             first, second = (checked[row].dataset_folder.name for row in (before, after))
             if first != second:
@@ -265,11 +263,10 @@ class Study:
     @property
     def state(self) -> str:
         """How many runs there are, and the name and reason of each that failed."""
-        total = len(self.runs) + len(self.failed) + len(self.missing)
-        parts = [f"{len(self.runs)} of {total} runs"]
-        parts += [f"{len(self.missing)} not made yet"] if self.missing else []
-        parts += [f"{len(self.failed)} failed"] if self.failed else []
-        return "; ".join([", ".join(parts), *(f"{name}: {reason}" for name, reason in self.failed.items())])
+        state = f"{len(self.runs)} of {len(self.runs) + len(self.failed) + len(self.missing)} runs"
+        state += f", {len(self.missing)} not made yet" if self.missing else ""
+        state += f", {len(self.failed)} failed" if self.failed else ""
+        return "; ".join([state, *(f"{name}: {reason}" for name, reason in self.failed.items())])
 
 
 def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool = False) -> Study:
@@ -309,9 +306,8 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
 
 def is_done(cell: Cell, *, reasons: bool = False) -> bool:
     """Whether the run's folder says that it is finished, evaluated and, where wanted, asked for its reasons."""
-    if run_status(cell.settings.run_dir) != "complete" or not cell.run.is_evaluated:
-        return False
-    return not reasons or stored_indicators(cell.run) is not None
+    evaluated = run_status(cell.settings.run_dir) == "complete" and cell.run.is_evaluated
+    return evaluated and (not reasons or stored_indicators(cell.run) is not None)
 
 
 def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[Cell]) -> str:

@@ -40,7 +40,6 @@ PASTES = ("copy", "clone")
 """Methods that the pictures are edited with in turn; a picture and its control with the same."""
 TRIES = 8
 """Donors that are tried before a picture counts as impossible to edit."""
-SEED = 0
 FIXED_MASKS = ("efficientad", "external")
 """Sources of S6's masks that know the picture on disk only: what they would say of an edited one is unknown."""
 
@@ -57,14 +56,11 @@ class Asked(NamedTuple):
 def image_flips(
     run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Defect probabilities of the edited test pictures, of which `rows` are the predictions.
+    """Defect probabilities of the edited test pictures, N x `KINDS`; and by kind and reason how many were impossible.
 
     Healed are all annotated defects, pasted upon all normal pictures, with defects of other test pictures. Controls
-    are made of those that the run calls rightly, which alone are asked for flips.
-
-    Returns:
-        One row per row of `rows` with a column for each of `KINDS`, NaN where it was not asked or not possible; and
-        by kind and reason how many were impossible. All NaN for S6 with masks of `FIXED_MASKS`.
+    are made of those that the run calls rightly, which alone are asked for flips. NaN is what was not asked or not
+    possible, for S6 with masks of `FIXED_MASKS` everything.
     """
     table, impossible = pd.DataFrame(nan, index=rows.index, columns=list(KINDS)), Counter[str]()
     source = MaskSource.of(run.settings)
@@ -98,7 +94,7 @@ def edited_pictures(data: GainDataModule, table: pd.DataFrame, impossible: Count
         turn, turns[label] = turns[label], turns[label] + 1
         kinds = KINDS[:2] if label == 1 else KINDS[2:]
         for kind in kinds if right[position] else kinds[:1]:
-            rng = np.random.default_rng([SEED, position, KINDS.index(kind) // 2])
+            rng = np.random.default_rng([0, position, KINDS.index(kind) // 2])
             try:
                 yield Asked(position, row, kind, _edit(data, places, row, kind, turn, rng))
             except EditError as error:
@@ -164,7 +160,7 @@ def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -
 # --- All indicators of a run, stored beside its evaluation
 
 FILE = "indicators.json"
-MEASURED = {"measured": 2, "heals": list(HEALS), "pastes": list(PASTES), "seed": SEED}
+MEASURED = {"measured": 2, "heals": list(HEALS), "pastes": list(PASTES), "seed": 0}
 """How; the number is raised when the same run would be measured otherwise."""
 NAMES = (
     "accuracy", "accuracy_shift", "drop", "auroc", "auroc_shift", "auroc_drop", "cam_iou", "grid_iou", "energy_inside",
