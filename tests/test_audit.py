@@ -5,7 +5,7 @@ import json
 import math
 import re
 from base64 import b64decode
-from dataclasses import replace
+from copy import copy
 from html import unescape
 
 import cv2
@@ -19,9 +19,8 @@ from click.testing import CliRunner
 from gainmtl_lib.audit.limits import known_limits, marks
 from gainmtl_lib.audit.numbers import (
     NOT_ANNOTATED,
-    RecallChoice,
+    Audit,
     SizeBins,
-    audit_run,
     by_size,
     by_type,
     choose_bins,
@@ -51,7 +50,7 @@ def quick(monkeypatch):
 
 
 def audit_of(folder, rows, *, required_recall=0.9, **values):
-    return audit_run(load_run(write_audited(folder, rows, **values)), required_recall=required_recall)
+    return Audit(load_run(write_audited(folder, rows, **values)), required_recall=required_recall)
 
 
 def plain(text):
@@ -74,15 +73,14 @@ def test_defects_by_type():
     hole, scratch = by_type(defects().query("split == 'test'"))
     assert (hole.name, hole.recall.hits, hole.recall.count) == ("hole", 1, 2)
     assert hole.cam_iou.value == pytest.approx(0.3) and hole.grid_iou == pytest.approx(0.5)
-    assert (hole.found_with_mask, hole.wrong_reason) == (1, 0)
+    assert (hole.wrong_reason.count, hole.wrong_reason.hits) == (1, 0)
     assert (scratch.name, scratch.recall.hits, scratch.recall.count) == ("긁힘", 2, 2)
-    assert (scratch.cam_iou.count, scratch.found_with_mask, scratch.wrong_reason) == (1, 1, 1)
+    assert (scratch.cam_iou.count, scratch.wrong_reason.count, scratch.wrong_reason.hits) == (1, 1, 1)
 
 
 def test_sizes_are_terciles_of_validation():
     bins = choose_bins(defects(), ["val", "test"])
     assert bins.chosen_on == "val" and bins.bounds == pytest.approx((0.02, 0.03))
-    assert [plain(name) for name in bins.labels] == ["small (up to 2 %)", "medium (2 to 3 %)", "large (over 3 %)"]
     assert choose_bins(defects(), ["test"]) is not None
     assert choose_bins(defects().query("split == 'test'").iloc[:2], ["val", "test"]) is None
 
@@ -90,8 +88,9 @@ def test_sizes_are_terciles_of_validation():
 def test_defects_by_size_leave_out_sizes_that_do_not_occur():
     rows = by_size(defects().query("split == 'test'"), SizeBins((0.02, 0.03), "val"))
     assert [plain(r.name) for r in rows] == ["small (up to 2 %)", "large (over 3 %)", NOT_ANNOTATED]
+    assert plain(by_size(defects(), SizeBins((0.02, 0.03), "val"))[1].name) == "medium (2 to 3 %)"
     assert [r.recall.count for r in rows] == [2, 1, 1]  # a size belongs to the bin that it bounds
-    assert rows[2].cam_iou.count == 0 and math.isnan(rows[2].grid_iou) and rows[2].found_with_mask == 0
+    assert rows[2].cam_iou.count == 0 and math.isnan(rows[2].grid_iou) and rows[2].wrong_reason.count == 0
 
 
 # --- Escapes and overkill
@@ -127,16 +126,18 @@ def test_thresholds_at_the_ends():
     # 0.07 * 100 is 7.000000000000001: the seventh of a hundred, not the eighth
     assert choose_for_recall(np.ones(100, int), np.linspace(0.01, 1, 100), 0.07).threshold == pytest.approx(0.935)
     assert choose_for_recall(np.array([1]), np.array([0.4]), 1.0).threshold == pytest.approx(0.2)
-    assert choose_for_recall(np.zeros(3, int), np.arange(3) / 3, 0.9) == (0.9, None, 0)
+    assert choose_for_recall(np.zeros(3, int), np.arange(3) / 3, 0.9)[:3] == (0.9, None, 0)
+
+
+def recalled(required, defects=1):
+    return choose_for_recall(np.ones(defects, int), np.full(defects, 0.4), required)
 
 
 def test_how_many_defects_a_recall_takes():
-    needed = [RecallChoice(recall, 0.5, 0).needed for recall in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)]
+    needed = [recalled(recall).needed for recall in (0.5, 0.9, 0.95, 0.99, 0.999, 1.0)]
     assert needed == [2, 10, 20, 100, 1000, None]
-    assert RecallChoice(0.9, 0.5, 10).enough
-    assert not RecallChoice(0.9, 0.5, 9).enough and not RecallChoice(1.0, 0.5, 10**6).enough
-    shown = [RecallChoice(recall, 0.5, 0).to_show for recall in (0.99, 0.9, 1.0)]
-    assert shown == [299, 29, None]  # 0.99^299 = 0.0496
+    assert recalled(0.9, 10).enough and not recalled(0.9, 9).enough and not recalled(1.0, 10**6).enough
+    assert [recalled(recall).to_show for recall in (0.99, 0.9, 1.0)] == [299, 29, None]  # 0.99^299 = 0.0496
 
 
 @pytest.mark.parametrize("required", [0, -0.1, 1.01, 99, math.nan])
@@ -178,7 +179,7 @@ def test_calm_pictures_are_counted_on_the_absolute_scale(tmp_path):
 def test_parts_are_known_when_a_group_is_not_the_picture_itself(tmp_path):
     assert not audit_of(tmp_path / "a", twenty()).groups_known
     found = audit_of(tmp_path / "b", [entry | {"group": "tile1"} for entry in twenty()[:2]] + twenty()[2:])
-    assert found.groups_known and found.parts("val") == 19
+    assert found.groups_known and found.scores["val"]["accuracy"].groups == 19
 
 
 def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
@@ -228,62 +229,71 @@ def sound(tmp_path_factory):
         rows += [entry | {"group": f"{split}{number // 2}"} for number, entry in enumerate(pictures)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gainmtl_lib.stats.RESAMPLES", 200)
-        return replace(audit_of(tmp_path_factory.mktemp("sound"), rows), faithfulness=measured())
+        return with_(audit_of(tmp_path_factory.mktemp("sound"), rows), faithfulness=measured())
 
 
 def limits(audit):
-    return {limit.title: limit for limit in known_limits(audit)}
+    """Title to text and whether it is serious, in their order."""
+    serious, others = known_limits(audit)
+    return {title: (text, True) for title, text in serious.items()} | {x: (text, False) for x, text in others.items()}
+
+
+def with_(audit, **values):
+    changed = copy(audit)
+    vars(changed).update(values)
+    return changed
 
 
 def with_table(audit, rows):
-    return replace(audit, table=table_of(rows), found=None)
+    return with_(audit, table=table_of(rows), found=None)
 
 
 def with_scores(audit, split="test", **scores):
-    return replace(audit, scores=audit.scores | {split: audit.scores[split] | scores})
+    return with_(audit, scores=audit.scores | {split: audit.scores[split] | scores})
 
 
 def without_split(audit, split):
-    return replace(audit, scores={name: scores for name, scores in audit.scores.items() if name != split})
+    scores = {name: scores for name, scores in audit.scores.items() if name != split}
+    return with_(audit, scores=scores, splits=list(scores), tests=[name for name in audit.tests if name != split])
 
 
 def with_metrics(audit, **metrics):
-    return replace(audit, metrics=audit.metrics | metrics)
+    return with_(audit, metrics=audit.metrics | metrics)
 
 
 def with_novelty(audit, teacher="distilled from x", **normals):
     """With so many of 20 normal pictures of each split flagged."""
     kinds = [{"split": split, "name": "normal", "count": 20, "anomalous": count} for split, count in normals.items()]
     kinds = kinds or [{"split": "test", "name": "dent", "count": 1, "anomalous": 0}]
-    return replace(audit, novelty=Novelty(pd.DataFrame(), {"teacher": teacher, "kinds": kinds}))
+    return with_(audit, novelty=Novelty(pd.DataFrame(), {"teacher": teacher, "kinds": kinds}))
 
 
 def shuffled(audit, verdict, similarity):
     check = {"verdict": verdict, "similarity": similarity, "level": 0.5, "parts": {}, "notes": []}
-    return replace(audit, faithfulness=measured(randomisation=check))
+    return with_(audit, faithfulness=measured(randomisation=check))
 
 
 def test_a_sound_run_still_has_the_limits_that_every_run_has(sound):
     assert list(limits(sound)) == ["Learned counterfactual", "One seed", "Few test defects"]
     assert marks(sound) == []
-    mean = replace(sound, settings=sound.settings.changed(counterfactual_mode="mean"))
+    mean = with_(sound, settings=sound.settings.changed(counterfactual_mode="mean"))
     assert "Learned counterfactual" not in limits(mean)
 
 
 RATES = {"cf_flip_rate": Estimate(0.9, count=10, hits=9), "cf_control_flip_rate": Estimate(0.8, count=10, hits=8)}
 RANDOM = "random (untrained teacher: not the paper's method)"
 STAYS = "stays the same without the learnt weights: it explains nothing"
-APART = {"cam": {"floor": 2.0, "ceiling": 1.0}, "attention": {"floor": 1.0, "ceiling": 2.0}}
+APART = {"cam": MapScale(2.0, 1.0), "attention": MapScale(1.0, 2.0)}
 
 
 @pytest.mark.parametrize(
     ("title", "serious", "change", "words"),
     [
         ("Oracle masks", True, lambda a: with_metrics(a, label_leaks=True), "they tell it the label"),
-        ("Random weights", False, lambda a: replace(a, manifest={"pretrained": "random"}), "As asked for: the backbone"),
-        ("Random weights", True, lambda a: replace(a, manifest={"pretrained": "random (pretrained: auto, but …)"}),
+        ("Random weights", False, lambda a: with_(a, manifest={"pretrained": "random"}), "As asked for: the backbone"),
+        ("Random weights", True, lambda a: with_(a, manifest={"pretrained": "random (pretrained: auto, but …)"}),
          "Pretrained weights were asked for if they could be had, and they could not"),
-        ("Origin of the weights unknown", False, lambda a: replace(a, manifest={}), "does not record which weights"),
+        ("Origin of the weights unknown", False, lambda a: with_(a, manifest={}), "does not record which weights"),
         ("One answer for every picture", True, lambda a: with_table(a, [row("test", label, 0.9) for label in (0, 1, 1)]),
          "calls all 3 pictures of test defective"),
         ("Not shown to be above chance", True, lambda a: with_scores(with_scores(a, auroc=Estimate(0.55, 0.45, 0.65)),
@@ -297,18 +307,18 @@ APART = {"cam": {"floor": 2.0, "ceiling": 1.0}, "attention": {"floor": 1.0, "cei
         ("Not shown to flip more often than the control", True,
          lambda a: with_scores(a, cf_excess=Estimate(0.1, -0.1, 0.3), **RATES),
          "flips 9 of 10 verdicts, suppressing the same area off it 8 of 10"),
-        ("Maps that do not separate", True, lambda a: with_metrics(a, map_scales=APART), "normal ones do (cam)"),
-        ("CAM not shown to be calmer on normal parts", True, lambda a: replace(a, found=np.zeros(len(a.table), bool)),
+        ("Maps that do not separate", True, lambda a: with_(a, scales=APART), "normal ones do (cam)"),
+        ("CAM not shown to be calmer on normal parts", True, lambda a: with_(a, found=np.zeros(len(a.table), bool)),
          "nothing on test on 20 of 20 defective and 300 of 300 normal pictures and on test_shift on 20"),
-        ("No counterfactual", False, lambda a: replace(a, scores={s: {"recall": Estimate()} for s in a.scores}),
+        ("No counterfactual", False, lambda a: with_(a, scores={s: {"recall": Estimate()} for s in a.scores}),
          "Strategy S5 as trained has no counterfactual"),
         ("One seed", False, lambda a: a, "one training (seed 7)"),
-        ("Faithfulness of the map not measured", False, lambda a: replace(a, faithfulness=None), "the model and minutes"),
+        ("Faithfulness of the map not measured", False, lambda a: with_(a, faithfulness=None), "the model and minutes"),
         ("Faithfulness of the map not measured", False,
-         lambda a: replace(a, faithfulness=None, stale=frozenset(["faithfulness"])), "measured for other predictions"),
-        ("Map not shown to be faithful", True, lambda a: replace(a, faithfulness=measured(road="worse than a random map")),
+         lambda a: with_(a, faithfulness=None, stale={"faithfulness": True}), "measured for other predictions"),
+        ("Map not shown to be faithful", True, lambda a: with_(a, faithfulness=measured(road="worse than a random map")),
          "On 2 found defects of test, ROAD: worse than a random map. That the decision rests on"),
-        ("Map not shown to be faithful", False, lambda a: replace(a, faithfulness=measured(road="too few pictures")),
+        ("Map not shown to be faithful", False, lambda a: with_(a, faithfulness=measured(road="too few pictures")),
          "ROAD: too few pictures."),
         ("Map not shown to depend on the weights", True, lambda a: shuffled(a, STAYS, 0.9), "map 0.900, the same from 0.5"),
         ("Map not shown to depend on the weights", True, lambda a: shuffled(a, "every map is flat", None), "map –, the"),
@@ -316,7 +326,7 @@ APART = {"cam": {"floor": 2.0, "ceiling": 1.0}, "attention": {"floor": 1.0, "cei
         ("Random teacher", False, lambda a: with_metrics(a, teacher=RANDOM), "that makes the masks of the attention had"),
         ("Good parts flagged as anomalous", False, lambda a: with_novelty(a, test=1, test_shift=12),
          "12 of 20 normal pictures of test_shift (60 %) lie above the novelty threshold, which validation would let 5 %"),
-        ("Synthetic data", True, lambda a: replace(a, settings=a.settings.changed(dataset_type="synthetic")), "drawn by"),
+        ("Synthetic data", True, lambda a: with_(a, settings=a.settings.changed(dataset_type="synthetic")), "drawn by"),
         ("No validation split", True, lambda a: without_split(a, "val"), "threshold 0.500 was not chosen on validation"),
         ("No masks", True, lambda a: with_table(a, [row("test", 1, 0.9, **BARE), row("test", 0, 0.1)]), "No test defect"),
         ("Defects without masks", False, lambda a: with_table(a, [row("test", 1, 0.9), row("test", 1, 0.9, **BARE),
@@ -324,32 +334,31 @@ APART = {"cam": {"floor": 2.0, "ceiling": 1.0}, "attention": {"floor": 1.0, "cei
         ("A class is missing", True, lambda a: with_table(a, [row("test", 1, 0.9), row("test_shift", 0, 0.9)]),
          "Test holds no normal picture and test_shift holds no defective picture;"),
         ("Too few validation defects for the required recall", False,
-         lambda a: replace(a, choice=RecallChoice(0.99, 0.4, 20)),
+         lambda a: with_(a, choice=recalled(0.99, 20)),
          "A recall of 99 % allows one miss in 100 defects; validation holds 20."),
         ("Too few validation defects for the required recall", False,
-         lambda a: replace(a, choice=RecallChoice(1.0, 0.4, 20)), "cannot be shown by any number of pictures; validation"),
+         lambda a: with_(a, choice=recalled(1.0, 20)), "cannot be shown by any number of pictures; validation"),
         ("Few test defects", False, lambda a: with_scores(with_scores(a, recall=Estimate(0.95, 0.91, 0.99)), "test_shift",
          recall=Estimate(0.9, 0.7, 0.98, count=20)), "roughly: 0.900 (0.700 to 0.980) on test_shift (20 defects)."),
-        ("Rare defect types", False, lambda a: replace(a, types={"test": [
-            a.types["test"][0]._replace(name="hole", recall=Estimate(1.0, count=9))]}),
+        ("Rare defect types", False, lambda a: with_(a, defects={"test": {"by type": [
+            a.defects["test"]["by type"][0]._replace(name="hole", recall=Estimate(1.0, count=9))]}}),
          "Fewer than 10 pictures of test show hole (9)."),
         ("No shifted split", False, lambda a: without_split(a, "test_shift"), "was not tested"),
         ("More defects than on a line", False, lambda a: with_table(a, [row("test", y, 0.5) for y in (0, 0, 0, 1)]),
          "25 % of the test pictures are defective."),
-        ("Training masks are incomplete", False, lambda a: replace(a, manifest=MANIFEST | {"train_annotated": 12}),
+        ("Training masks are incomplete", False, lambda a: with_(a, manifest=MANIFEST | {"train_annotated": 12}),
          "12 of 20 defective training pictures have a mask"),
         ("Coarse maps", False, lambda a: with_scores(a, grid_iou=Estimate(0.37)), "(stride 16) the masks themselves reach "
          "an IoU of 0.370"),
         ("Perfect scores have no interval", False, lambda a: with_scores(a, "val", auroc=Estimate(1.0)),
          "The AUROC on validation is 1 in every resample"),
-        ("Parts unknown", False, lambda a: with_table(a, [row("test", 1, 0.9)]), "group_pattern"),
-        ("Pictures not at hand", False, lambda a: replace(a, missing_pictures=3, data_root="/now"), "below /now; their"),
+        ("Parts unknown", False, lambda a: with_(a, groups_known=False), "group_pattern"),
+        ("Pictures not at hand", False, lambda a: with_(a, missing_pictures=3, data_root="/now"), "below /now; their"),
     ],
 )  # fmt: skip
 def test_a_limit_is_stated_where_the_run_has_it(sound, title, serious, change, words):
-    found = limits(change(sound))
-    assert words in plain(found[title].text) and found[title].serious == serious
-    assert [limit.serious for limit in found.values()] == sorted((x.serious for x in found.values()), reverse=True)
+    text, is_serious = limits(change(sound))[title]
+    assert words in plain(text) and is_serious == serious
 
 
 @pytest.mark.parametrize(
@@ -360,10 +369,10 @@ def test_a_limit_is_stated_where_the_run_has_it(sound, title, serious, change, w
         lambda a: with_scores(a, wrong_reason_rate=Estimate()),
         lambda a: with_scores(a, cf_excess=Estimate(0.1, 0.01, 0.3), **RATES),
         lambda a: with_scores(a, cf_excess=Estimate()),
-        lambda a: replace(a, found=None),
+        lambda a: with_(a, found=None),
         lambda a: with_novelty(a, test=2, test_shift=1),  # 2 of 20 may be chance
         lambda a: with_scores(a, grid_iou=Estimate()),
-        lambda a: replace(a, manifest={"pretrained": "imagenet:x"}),
+        lambda a: with_(a, manifest={"pretrained": "imagenet:x"}),
     ],
 )
 def test_what_is_unknown_or_may_be_chance_is_no_limit(sound, change):
@@ -371,7 +380,7 @@ def test_what_is_unknown_or_may_be_chance_is_no_limit(sound, change):
 
 
 def test_what_must_stand_beside_every_result(sound):
-    leaking = replace(with_metrics(sound, label_leaks=True, teacher=RANDOM), manifest={"pretrained": "random"})
+    leaking = with_(with_metrics(sound, label_leaks=True, teacher=RANDOM), manifest={"pretrained": "random"})
     assert marks(leaking) == ["oracle masks: no results", "masks of a random teacher", "random weights"]
 
 
@@ -610,7 +619,7 @@ def glow(uri):
 
 def shown_of(folder, rows, **values):
     run = load_run(write_audited(folder, rows, **values))
-    return galleries(run, audit_run(run))
+    return galleries(run, Audit(run))
 
 
 @pytest.fixture(scope="module")

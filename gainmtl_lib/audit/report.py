@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
@@ -20,14 +18,13 @@ from sklearn.metrics import roc_curve
 from gainmtl_lib import metrics, stats, wording
 from gainmtl_lib.audit import numbers
 from gainmtl_lib.audit.limits import known_limits, marks
-from gainmtl_lib.audit.numbers import Audit, audit_run, explanation_rows
+from gainmtl_lib.audit.numbers import Audit, explanation_rows
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_maps
 from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay, resized
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, atomic_path, load_run, row_name
-from gainmtl_lib.settings import Settings
 
 FILES = (
     "settings.yaml", "manifest.json", "model.safetensors", "predictions.csv", "metrics.json", "maps/cam.npy",
@@ -42,18 +39,13 @@ def write_report(
     required_recall: float = 0.99,
     data_root: str | Path | None = None,
 ) -> Path:
-    """Write the audit report of an evaluated run.
-
-    The run's pictures are shown where they are at hand; without them its maps are shown alone.
+    """Write the audit report of an evaluated run, and return the file's path. Without pictures, maps are shown alone.
 
     Args:
         run: finished and evaluated, or its folder.
         path: of the file; ``report.html`` in the run's folder by default.
         required_recall: what the line demands, in (0, 1]; the threshold for it is chosen on validation.
         data_root: where the pictures lie now, when they moved since the training.
-
-    Returns:
-        The file's path.
 
     Raises:
         RunError: no run, not finished, not evaluated, or its files are damaged or do not belong together.
@@ -66,19 +58,30 @@ def write_report(
     root = None if data_root is None else Path(data_root).expanduser().absolute()
     if root is not None and not root.is_dir():
         raise DataError(f"{root}: no such folder; data_root is the folder that the run's pictures are in now")
-    audit = audit_run(run, required_recall=required_recall, data_root=root)
+    audit = Audit(run, required_recall=required_recall, data_root=root)
     shown = galleries(run, audit)
-    missing = sum(case["picture"] is None for gallery in shown for case in gallery["cases"])
-    audit = replace(audit, missing_pictures=missing)
-    settings = run.settings
-    text = _template().render(
+    audit.missing_pictures = sum(case["picture"] is None for gallery in shown for case in gallery["cases"])
+    settings, (serious, other_limits) = run.settings, known_limits(audit)
+    environment = Environment(
+        loader=PackageLoader("gainmtl_lib", "audit"),
+        autoescape=True,  # file names and class names come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    written = ("number", "percent", "interval", "of_count", "plural")
+    environment.filters |= {name: getattr(wording, name) for name in written}
+    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
+    environment.globals |= {"wording": wording, "stats": stats, "metrics": metrics, "numbers": numbers}
+    text = environment.get_template("report.html.jinja").render(
         name=f"{settings.experiment} / {row_name(settings)} / seed {settings.seed}",
         settings=settings,
         manifest=run.manifest,
         software=run.manifest.get("versions", {}),
         audit=audit,
         marks=marks(audit),
-        limits=known_limits(audit),
+        serious=serious,
+        other_limits=other_limits,
         figures=report_figures(audit),
         explanation=explanation_rows(audit),
         novelty=audit.novelty,
@@ -93,32 +96,13 @@ def write_report(
     return path
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("gainmtl_lib", "audit"),
-        autoescape=True,  # file names and class names come from outside
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    written = ("number", "percent", "interval", "of_count", "plural")
-    environment.filters |= {name: getattr(wording, name) for name in written}
-    environment.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
-    environment.globals |= {"wording": wording, "stats": stats, "metrics": metrics, "numbers": numbers}
-    return environment.get_template("report.html.jinja")
-
-
 # --- Figures
 
 
 def report_figures(audit: Audit) -> dict[str, str]:
-    """``classification``: confusion, ROC, precision-recall. ``trade_off``: escapes and overkill over the threshold."""
-    drawn = {
-        "classification": classification_figure(audit.table, audit.metrics["threshold"]),
-        "trade_off": trade_off_figure(audit),
-    }
-    uris = {}
-    for name, figure in drawn.items():
+    """As data URIs: confusion, ROC and precision-recall; escapes and overkill over the threshold."""
+    classification, uris = classification_figure(audit.table, audit.metrics["threshold"]), {}
+    for name, figure in {"classification": classification, "trade_off": trade_off_figure(audit)}.items():
         figure.savefig(buffer := BytesIO(), format="svg")  # prints sharp
         uris[name] = _data_uri("svg+xml", buffer.getvalue())
     return uris
@@ -149,63 +133,56 @@ def trade_off_figure(audit: Audit) -> Figure:
 # --- The pictures that an auditor wants to see
 
 
-SIDE = 192
-"""Pixels of the longer side."""
-SHOWN = 12
-"""Of each kind of failure and split."""
-TYPICAL_SHOWN = 2
-ORDERS = {
+SIDE = 192  # pixels of the longer side
+SHOWN, TYPICAL_SHOWN = 12, 2  # of each kind of failure and split, and beside them
+FAILURES = {
     "missed": ("missed defects", "lowest probability first"),
     "wrong reason": ("right for the wrong reason", "least energy inside the mask first"),
     "false alarm": ("false alarms", "highest probability first"),
 }
 """Name of each kind of `error_analysis`, and its order there."""
 TYPICAL = {
-    "typical find": "for comparison: found, CAM-IoU nearest to the median",
-    "typical pass": "for comparison: normal, called normal, probability nearest to the median",
+    "typical find": ("TP", "cam_iou", "found, CAM-IoU nearest to the median"),
+    "typical pass": ("TN", "probability", "normal, called normal, probability nearest to the median"),
 }
 
 
 def galleries(run: Run, audit: Audit) -> list[dict[str, Any]]:
     """Failures of each test split in the order of `error_analysis`, then typical cases of the first beside them.
 
-    Returns:
-        Galleries with ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown.
+    Each has ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown.
     """
     maps, scale = stored_maps(run, len(audit.table))["cam"], audit.scales.get("cam")
     table = audit.table.assign(row=np.arange(len(audit.table)))
     root = audit.data_root if isinstance(audit.data_root, Path) else run.settings.data_root
-
-    def gallery(split: str, kind: str, meaning: str, rows: pd.DataFrame, shown: int = SHOWN) -> dict[str, Any]:
-        cases = [_case(run.settings, root, maps[row["row"]], row, scale) for row in rows.head(shown).to_dict("records")]
-        return {"split": split, "kind": kind, "meaning": meaning, "total": len(rows), "cases": cases}
-
     found = []
     for split in audit.tests:
         errors = error_analysis(table, split)
-        for kind, (name, order) in ORDERS.items():
-            found.append(gallery(split, name, f"{KINDS[kind]}; {order}", errors[errors["kind"] == kind]))
+        for kind, (name, order) in FAILURES.items():
+            found.append((split, name, f"{KINDS[kind]}; {order}", errors[errors["kind"] == kind], SHOWN))
     rows = table[table["split"] == audit.main]
-    hits, passed = rows[(rows["verdict"] == "TP") & rows["cam_iou"].notna()], rows[rows["verdict"] == "TN"]
-    for kind, part, column in (("typical find", hits, "cam_iou"), ("typical pass", passed, "probability")):
+    for kind, (verdict, column, meaning) in TYPICAL.items():
+        part = rows[(rows["verdict"] == verdict) & rows[column].notna()]
         nearest = (part[column] - part[column].median()).abs().sort_values(kind="stable").index
-        found.append(gallery(audit.main, kind, TYPICAL[kind], part.loc[nearest], TYPICAL_SHOWN))
-    return found
+        found.append((audit.main, kind, f"for comparison: {meaning}", part.loc[nearest], TYPICAL_SHOWN))
+    return [
+        {"split": split, "kind": kind, "meaning": meaning, "total": len(rows)}
+        | {"cases": [_case(run, root, maps[row["row"]], row, scale) for row in rows.head(most).to_dict("records")]}
+        for split, kind, meaning, rows, most in found
+    ]
 
 
-def _case(settings: Settings, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
-    """The ``row``, as data URIs its ``picture`` (None where it cannot be read) and the CAM over it on its ``absolute``
-    scale (None where the run has none) and ``per_image``, and whether the CAM ``finds`` anything.
-    """
-    size = settings.image_size
+def _case(run: Run, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
+    """The picture and the CAM (h, w) over it as data URIs; None where it cannot be read or has no absolute scale."""
+    size = run.settings.image_size
     small = fitting(size, SIDE)
     try:
         mask = str(root / row["mask"]) if isinstance(row["mask"], str) else None
-        picture = load_picture(str(root / row["image"]), mask, image_size=size, resize=settings.resize)
+        picture = load_picture(str(root / row["image"]), mask, image_size=size, resize=run.settings.resize)
         pixels, mask = resized(picture.image, small), picture.mask
     except DataError:
         picture, pixels, mask = None, ground(small), None
-    cam = np.asarray(cam, dtype=np.float32)  # (h, w)
+    cam = np.asarray(cam, dtype=np.float32)
 
     def drawn(share: NDArray | None) -> str:
         return _data_uri("jpeg", encode(overlay(pixels, share, mask=mask), quality=82))
