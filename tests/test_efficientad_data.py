@@ -84,8 +84,12 @@ def test_defects_of_train_and_val_are_left_out_and_the_digest_is_of_what_is_used
     for split in ("train", "val"):
         shutil.rmtree(generic / "images" / split / "defective")
     assert provider(generic).split_sizes == {"train": 3, "val": 3, "test": 6}  # defects in test alone are enough
-    shutil.rmtree(generic / "images/val/normal")
-    with pytest.raises(DataError, match=f"{generic}: split 'val' has no normal image among 0; .*images: add"):
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_normal_images_is_named(generic, split):
+    shutil.rmtree(generic / "images" / split / "normal")
+    with pytest.raises(DataError, match=f"{generic}: split '{split}' has no normal image among 3; .*images: add"):
         provider(generic)
 
 

@@ -85,10 +85,8 @@ def _check_good_parts(samples: pd.DataFrame, folder: Path) -> None:
     for split in ("train", "val"):
         labels = samples.loc[samples["split"] == split, "label"]
         if not (labels == 0).any():
-            raise DataError(
-                f"{folder}: split '{split}' has no normal image among {len(labels)}; EfficientAD learns from normal "
-                "images: add some, or choose other val_ratio, test_ratio or split_seed"
-            )
+            what = f"split '{split}' has no normal image among {len(labels)}; EfficientAD learns from normal images"
+            raise DataError(f"{folder}: {what}: add some, or choose other val_ratio, test_ratio or split_seed")
 
 
 def found_categories(data_root: Path) -> list[str]:
@@ -247,10 +245,8 @@ def as_batch(item: Any, *, split: str) -> Batch:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32 or not len(images):
         raise DataError(f"{the} images {tuple(images.shape)} of {images.dtype}; expected torch.float32 (B, 3, H, W)")
     if item.masks.shape != (len(images), 1, *images.shape[2:]) or labels.shape != (len(images),):
-        raise DataError(
-            f"{the} masks {tuple(item.masks.shape)} and labels {tuple(labels.shape)} beside images "
-            f"{tuple(images.shape)}; expected (B, 1, H, W) and (B,)"
-        )
+        shapes = f"masks {tuple(item.masks.shape)} and labels {tuple(labels.shape)} beside images {tuple(images.shape)}"
+        raise DataError(f"{the} {shapes}; expected (B, 1, H, W) and (B,)")
     if strange := set(labels.unique().tolist()) - {0, 1}:
         raise DataError(f"{the} labels {sorted(strange)}; expected 0 (normal) and 1 (anomalous)")
     low, high = (float(value) for value in images.aminmax())
@@ -265,10 +261,8 @@ def check_validation(provider: DatasetProvider) -> None:
     """Raises `DataError`: the validation images cannot be used, or lack normal or anomalous ones."""
     labels = [int(label) for item in provider.get_val_dataloader() for label in as_batch(item, split="val").labels]
     if len(set(labels)) < 2:
-        raise DataError(
-            f"{type(provider).__name__}: the validation images are {labels.count(0)} normal and {labels.count(1)} "
-            "anomalous ones; needs both: scale and best checkpoint follow from them"
-        )
+        what = f"the validation images are {labels.count(0)} normal and {labels.count(1)} anomalous ones"
+        raise DataError(f"{type(provider).__name__}: {what}; scale and best checkpoint need both")
 
 
 # --- Anomalies on copies of normal pictures, to validate without a real defect
@@ -422,10 +416,8 @@ class PenaltyImages(Dataset[Tensor]):
         self.files = readers.image_files(folder)
         if not self.files:
             what = "holds no images" if folder.is_dir() else "no such folder"
-            raise DataError(
-                f"{folder}: {what}; penalty_images names a folder of natural images (at any depth), or leave it out to "
-                "train with drawn pictures"
-            )
+            hint = "penalty_images names a folder of natural images (at any depth); without it pictures are drawn"
+            raise DataError(f"{folder}: {what}; {hint}")
         self.text = f"{len(self.files)} natural images of {folder.name}"
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
@@ -557,11 +549,10 @@ class TrainingData(L.LightningDataModule):
         try:
             for number, item, others in zip(count(first, world), normal, penalty):
                 images = as_batch(item, split="train").images
-                if images.shape[2:] != others.shape[2:]:
-                    raise DataError(
-                        f"the train loader yields images of {tuple(images.shape[2:])} pixels, image_size is "
-                        f"{tuple(others.shape[2:])}; set image_size to what the loader yields (height, width)"
-                    )
+                here, asked = tuple(images.shape[2:]), tuple(others.shape[2:])
+                if here != asked:
+                    what = f"the train loader yields images of {here} pixels, image_size is {asked}"
+                    raise DataError(f"{what}; set image_size to what the loader yields (height, width)")
                 yield TrainBatch(number, images, others)
         except DataError as error:  # from a loader's process it comes with the whole traceback as its text
             raise DataError(str(error).rpartition("Error: ")[2] if "Traceback" in str(error) else str(error)) from None
@@ -582,10 +573,8 @@ class TrainingData(L.LightningDataModule):
                 if number > begun or passed > skipped:
                     yield item
             if passed != self.pass_length:
-                raise DataError(
-                    f"the train loader has length {self.pass_length}, but a pass over it gave {passed} batches; "
-                    "expected the same in each pass"
-                )
+                length = f"the train loader has length {self.pass_length}"
+                raise DataError(f"{length}, but a pass over it gave {passed} batches; expected the same in each pass")
 
 
 @dataclass(frozen=True)

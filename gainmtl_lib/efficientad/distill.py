@@ -256,9 +256,8 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         logger.info("%s: distilled already", settings.output)
         return settings.output
     training = TeacherTraining(settings)
-    if force:  # only once it is known that the work can begin
-        settings.output.unlink(missing_ok=True)
-        unfinished.unlink(missing_ok=True)
+    for path in (settings.output, unfinished) if force else ():  # only once it is known that the work can begin
+        path.unlink(missing_ok=True)
     if unfinished.exists():
         training.restore(unfinished, record)
         logger.info("%s: going on after step %d of %d", unfinished, training.steps, settings.steps)
@@ -296,7 +295,5 @@ def _batches(settings: Distillation, pairs: PicturePairs, numbers: range, what: 
 def _check_same(asked: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
     if differing := [name for name in asked if stored.get(name) != asked[name]]:
         lines = "".join(f"\n  {name}: {stored.get(name)!r} and {asked[name]!r}" for name in differing)
-        raise ModelError(
-            f"{path}: made otherwise (there, and asked for):{lines}\n"
-            "choose another output, or start anew with force=True (--force)"
-        )
+        hint = "choose another output, or start anew with force=True (--force)"
+        raise ModelError(f"{path}: made otherwise (there, and asked for):{lines}\n{hint}")

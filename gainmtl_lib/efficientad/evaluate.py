@@ -79,10 +79,9 @@ def evaluate_efficientad(
     if provider is None:
         provider = SplitProvider(run.settings)
         if (here := provider.digest) != trained_on:
-            raise RunError(
-                f"{run.settings.dataset_folder}: not the data that {run.folder} was trained on ({trained_on} then, "
-                f"{here} here); bring that data back, or give the data as provider=…"
-            )
+            what = f"not the data that {run.folder} was trained on ({trained_on} then, {here} here)"
+            hint = "bring that data back, or give the data as provider=…"
+            raise RunError(f"{run.settings.dataset_folder}: {what}; {hint}")
     decided: dict[str, Any] = {}
     if not as_trained:  # other data must not move what the run's own evaluation chose
         decided = {name: run.metrics[name] for name in ("threshold", "novelty_threshold", "map_scales")}
@@ -175,10 +174,8 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
     elif missing := [name for name in DESCRIBED if name != "split" and name not in known]:
         raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
     elif known["label"].tolist() != labels.tolist():
-        raise DataError(
-            f"the table of split '{split}' has {len(known)} rows or other labels than its loader's {len(labels)} "
-            "images; whoever replaces a loader replaces its table as well"
-        )
+        what = f"has {len(known)} rows or other labels than its loader's {len(labels)} images"
+        raise DataError(f"the table of split '{split}' {what}; whoever replaces a loader replaces its table as well")
     return known.assign(split=split)[DESCRIBED].reset_index(drop=True)
 
 
@@ -402,10 +399,8 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
         settings = settings.changed(data_root=root, dataset_type=layout, category=None)
     provider = SplitProvider(settings)
     if provider.digest != run.manifest["data_digest"]:
-        raise RunError(
-            f"{run.folder}: which pictures it learnt from is not known, because its data changed since or came from a "
-            "provider of its own; it may have seen the test pictures: train it anew"
-        )
+        why = "because its data changed since or came from a provider of its own"
+        raise RunError(f"{run.folder}: which pictures it learnt from is not known, {why}; train it anew")
     # The student sees the first; quantiles and thresholds are of the second.
     learnt_from, own = ("train", "val"), provider.samples
     learnt = {os.path.realpath(path) for path in own.loc[own["split"].isin(learnt_from), "image"]}
@@ -413,8 +408,8 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     if seen := [path for path in tests if os.path.realpath(path) in learnt]:
         raise RunError(
             f"{run.folder}: learnt from {len(seen)} of the {len(tests)} test pictures, such as {seen[0]}; what it says "
-            "of those is no result. Train EfficientAD on the same split: the same data_root, val_ratio, test_ratio and "
-            "split_seed (without one, seed)"
+            "of those is no result. Train it on the same split: data_root, val_ratio, test_ratio and split_seed (or "
+            "seed)"
         )
 
 
@@ -474,7 +469,6 @@ def find_novel(
     Raises:
         RunError: a run that is not evaluated or whose data changed, no finished run of EfficientAD, one that learnt
             from the test pictures, or another process writes to the run.
-        DataError: pictures that cannot be read.
     """
     other = efficientad if isinstance(efficientad, EfficientADRun) else load_efficientad(efficientad)
     if reuse and other.is_evaluated:

@@ -125,7 +125,15 @@ def predict_and_report(
     """
     detector = Detector.open(place)
     single = output.suffix.lower() in IMAGE_SUFFIXES
-    truth = _annotated(places, masks, output) if places else _own_pictures(detector.settings, single=single)
+    if places:
+        truth = _annotated(places, masks, output)
+    elif (settings := detector.settings).dataset_type == "synthetic":
+        samples = SplitProvider(settings).samples
+        chosen = samples[(samples["split"] == "test") & ((samples["label"] == 1) | (not single))]
+        pairs = zip(chosen["image"], chosen["mask"], strict=True)
+        truth = {Path(image): mask and Path(mask) for image, mask in list(pairs)[: 1 if single else None]}
+    else:
+        raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
     targets = _targets(list(truth), output, single=single)
     rows, failed = [], []
     for scored in score_pictures(detector.model, detector.settings, list(truth), image_size=image_size, device=device):
@@ -176,15 +184,6 @@ def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> d
         raise DataError(f"{len(pictures)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
     known = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
     return {picture: known.get(picture) for picture in pictures}
-
-
-def _own_pictures(settings: EfficientADSettings, *, single: bool) -> dict[Path, Path | None]:
-    if settings.dataset_type != "synthetic":
-        raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
-    samples = SplitProvider(settings).samples
-    chosen = samples[samples["split"] == "test"]
-    chosen = chosen[chosen["label"] == 1].head(1) if single else chosen
-    return {Path(image): mask and Path(mask) for image, mask in zip(chosen["image"], chosen["mask"], strict=True)}
 
 
 def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Path, Path]:

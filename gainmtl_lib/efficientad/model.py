@@ -170,9 +170,8 @@ class AutoEncoder(nn.Module):
         strided = [nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)]
         self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, 8)])
         mixing = [nn.Conv2d(64, 64, 4, padding=2) for _ in range(6)]
-        self.decoder = nn.ModuleList(
-            [*mixing, nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, out_channels, 3, padding=1)]
-        )
+        last = (nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, out_channels, 3, padding=1))
+        self.decoder = nn.ModuleList([*mixing, *last])
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Shape: normalised (B, 3, H, W) -> (B, C, h, w) on the teacher's grid."""
@@ -263,10 +262,8 @@ class EfficientADModel(nn.Module):
         described = self.describe(pixels).float()
         local, whole = self.student(pixels).float().split(self.out_channels, dim=1)
         predicted = self.autoencoder(pixels, (described.shape[-2], described.shape[-1])).float()
-        return LocalMaps(
-            (described - local).square().mean(dim=1, keepdim=True),
-            (predicted - whole).square().mean(dim=1, keepdim=True),
-        )
+        away = (described - local, predicted - whole)
+        return LocalMaps(*(one.square().mean(dim=1, keepdim=True) for one in away))
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the networks want them."""
@@ -301,9 +298,8 @@ class EfficientADModel(nn.Module):
         if not (quantiles.isfinite().all() and (quantiles[:, 1] > quantiles[:, 0]).all()):
             values = ", ".join(f"{value:.4g}" for value in quantiles.flatten().tolist())
             raise ModelError(
-                f"the quantiles of the normal validation maps ({images}) give no scale ({values}); expected finite "
-                "values, the upper above the lower: validate on more normal images (val_ratio), and see that the loss "
-                "is finite"
+                f"the quantiles of the normal validation maps ({images}) give no scale ({values}), finite and rising: "
+                "validate on more normal images (val_ratio), and see that the loss is finite"
             )
         self.quantiles.copy_(quantiles)
 
@@ -316,10 +312,8 @@ def build_model(settings: EfficientADSettings) -> EfficientADModel:
 def check_size(height: int, width: int) -> None:
     """Raises `ModelError`: images of that size are below `SMALLEST_IMAGE`."""
     if min(height, width) < SMALLEST_IMAGE:
-        raise ModelError(
-            f"EfficientAD needs images of at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, "
-            f"got {height}x{width} (height x width)"
-        )
+        least = f"at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels"
+        raise ModelError(f"EfficientAD needs images of {least}, got {height}x{width} (height x width)")
 
 
 def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tensor, Tensor]:
@@ -339,10 +333,8 @@ def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tens
         count = total
     mean, std = mean.float(), (squares / count).sqrt().float()
     if useless := int((~(mean.isfinite() & std.isfinite() & (std > 0))).sum()):
-        raise ModelError(
-            f"{useless} of {whose} {len(std)} channels never change on these images, or are not finite; the images are "
-            "all the same, or the network's weights are damaged"
-        )
+        what = f"{useless} of {whose} {len(std)} channels never change on these images, or are not finite"
+        raise ModelError(f"{what}; the images are all the same, or the network's weights are damaged")
     return mean, std
 
 
@@ -374,7 +366,7 @@ def pretraining_penalty(student: Tensor) -> Tensor:
 
 
 def distance_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared difference; of teacher and autoencoder, and of student and autoencoder. (B, C, h, w) twice."""
+    """Mean squared difference; of teacher and autoencoder, and of student and autoencoder."""
     return (first.float() - second.float()).square().mean()
 
 
@@ -463,7 +455,5 @@ def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the tea
         theirs, ours = (f"{kinds.get(len(each), 'a network')} with {each[-1][0]} channels" for each in (found, wanted))
         if theirs == ours:
             ours = f"its tensors to be {wanted}, got {found}"
-        raise ModelError(
-            f"{source}: {theirs}, expected {ours}; set model_size and out_channels to those of the weights"
-        )
+        raise ModelError(f"{source}: {theirs}, expected {ours}; set model_size and out_channels to fit")
     network.load_state_dict(dict(zip(expected, tensors, strict=True)))
