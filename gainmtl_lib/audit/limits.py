@@ -161,16 +161,17 @@ def _of_efficientad(audit: Audit, serious: Limits, others: Limits) -> None:
     parts = {"makes the masks of the attention": str(audit.metrics.get("teacher", ""))}
     kinds = []
     if audit.novelty is not None:
-        parts["flags novel pictures"], kinds = audit.novelty.teacher, audit.novelty.kinds.itertuples()
+        parts["flags novel pictures"], kinds = audit.novelty.teacher, audit.novelty.summary["kinds"]
     if random := [part for part, teacher in parts.items() if teacher.startswith("random")]:
         others["Random teacher"] = (
             f"The EfficientAD run that {join_words(random)} had a random, untrained teacher. That is not the paper's "
             "method: what it finds and misses says little about EfficientAD."
         )
     if flagged := [
-        f"{kind.anomalous} of {kind.count} normal pictures of {kind.Index[0]} ({percent(kind.anomalous / kind.count)})"
+        f"{found} of {count} normal pictures of {kind['split']} ({percent(found / count)})"
         for kind in kinds
-        if kind.Index[1] == NORMAL and stats.wilson(kind.anomalous, kind.count)[0] > FALSE_ALARMS  # more than by chance
+        for found, count in [(kind["anomalous"], kind["count"])]
+        if kind["name"] == NORMAL and stats.wilson(found, count)[0] > FALSE_ALARMS  # more than by chance
     ]:
         others["Good parts flagged as anomalous"] = (
             f"{join_words(flagged)} lie above the novelty threshold, which validation would let "

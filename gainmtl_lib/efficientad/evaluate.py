@@ -38,9 +38,7 @@ logger = logging.getLogger(__name__)
 FLOATS = "%.9g"
 """How numbers are stored: enough to tell any two scores apart."""
 DESCRIBED = ["image", "mask", "split", "label", "defect_type", "group"]
-"""Columns that the table of samples gives."""
 MEANS = ("anomaly_iou", "grid_iou", "anomaly_point_game", "anomaly_energy_inside")
-"""Columns whose mean over images with an answer is reported under the same name."""
 
 
 # --- A run's own splits
@@ -194,9 +192,8 @@ def decided_on(val: SplitPredictions) -> dict[str, Any]:
 def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Columns ``predicted``, ``verdict`` and ``wrong_reason``: a defect that was found, by a map that lies off it."""
     predicted = (table["anomaly_score"] >= threshold).astype(int)
-    verdict = pd.Series(
-        metrics.verdicts(table["label"].to_numpy(), predicted.to_numpy()), index=table.index, dtype=object
-    )
+    told = metrics.verdicts(table["label"].to_numpy(), predicted.to_numpy())
+    verdict = pd.Series(told, index=table.index, dtype=object)
     off = (table["anomaly_iou"] < metrics.OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
     decided = {"predicted": predicted, "verdict": verdict, "wrong_reason": (verdict == "TP") & off}
     place = list(table.columns).index("anomaly_score") + 1
@@ -223,16 +220,12 @@ def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, A
 
 
 def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
-    def relative(path: str | None) -> str | None:
-        folder = run.settings.dataset_folder
-        if not isinstance(path, str):  # None, or pandas' NaN in a table that somebody else made
-            return None
-        return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
+    root = f"{run.settings.dataset_folder.as_posix()}/"
 
     # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
     stored, arrays, last = (run.folder / name for name in ("predictions.csv", f"maps/{MAP}.npy", "metrics.json"))
     last.unlink(missing_ok=True)
-    places = table[["image", "mask"]].map(relative)
+    places = table[["image", "mask"]].map(lambda path: path.removeprefix(root) if isinstance(path, str) else None)
     with atomic_path(stored) as path:
         table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format=FLOATS)
     with atomic_path(arrays) as path:
@@ -273,7 +266,7 @@ class Detector:
         run = load_efficientad(place)
         if not run.is_evaluated:
             return cls(run.model, run.settings, run.teacher)
-        scale = () if run.scale is None else (run.scale, "absolute scale")
+        scale: Any = () if run.scale is None else (run.scale, "absolute scale")
         decided = (run.metrics["threshold"], run.metrics["novelty_threshold"], *scale)
         return cls(run.model, run.settings, run.teacher, *decided)
 
@@ -509,7 +502,7 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
 
 def flag(
     table: pd.DataFrame, scores: Collection[float], threshold: float, known: Collection[str]
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+) -> tuple[pd.DataFrame, list[dict[Any, Any]]]:
     """`Novelty.table` and the records of `Novelty.kinds`, from predictions, the anomaly score of each row, and the
     types of defects that training pictures show.
     """

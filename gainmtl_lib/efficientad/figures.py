@@ -36,10 +36,8 @@ HEADINGS = METRICS | {"auroc": "image AUROC"}
 BY_CATEGORY = ("auroc", "average_precision", "pixel_auroc", "aupro", "f1")
 COMPARED = ("accuracy", "recall", *BY_CATEGORY, "anomaly_iou", "grid_iou")
 
-SIDE = 384
-"""Longer side of each panel's picture, in pixels."""
-NARROWEST = 256
-"""Pixels a panel is wide at least, however narrow its picture: the words below must stay readable."""
+SIDE = 384  # longer side of each panel's picture, in pixels
+NARROWEST = 256  # pixels a panel is wide at least: the words below it must stay readable
 
 
 # --- ``gainmtl efficientad train``

@@ -124,7 +124,7 @@ class PatchDescriptionNetwork(nn.Module):
         self._layers = (*_HIDDEN[model_size], *last)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, kernel, padding=pad if padding else 0)
-            for (before, *_), (after, kernel, pad, _) in pairwise([(3,), *self._layers])
+            for (before, *_), (after, kernel, pad, _) in pairwise([(3, 0, 0, False), *self._layers])
         )
 
     def forward(self, images: Tensor) -> Tensor:
