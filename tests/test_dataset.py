@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import lightning as L
@@ -14,7 +15,7 @@ import torch
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 from tiny import tiny_data, tiny_settings
 
-from gainmtl_lib.dataset import Augmentation, Batch, EpochSampler, GainDataModule, coarser_mask, with_mask_share
+from gainmtl_lib.dataset import Augmentation, Batch, GainDataModule, coarser_mask, with_mask_share
 from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.readers import DataError, data_digest, read_samples
@@ -106,25 +107,19 @@ def test_a_last_batch_of_one_is_dropped_in_training(generic, batch_size, sizes):
 
 def test_lightning_tells_the_sampler_the_epoch(generic):
     class Recorder(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-            self.rows: list[list[int]] = []
+        rows: ClassVar[list] = []
 
         def training_step(self, batch, batch_idx):
             self.rows.append(batch.index.tolist())
-            return self.layer(torch.ones(1, 1)).sum()
 
         def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
+            return None
 
-    model, data = Recorder(), module(generic, batch_size=6)
+    data = module(generic, batch_size=6)
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    L.Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, **quiet).fit(model, datamodule=data)
-    assert model.rows == [epoch_of(data, epoch)[0].index.tolist() for epoch in range(2)]
-    sampler = EpochSampler([4, 7, 9], seed=0)
-    sampler.set_epoch(5)
-    assert sorted(sampler) == [(5, 4), (5, 7), (5, 9)] and len(sampler) == 3
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, **quiet)
+    trainer.fit(Recorder(), datamodule=data)
+    assert Recorder.rows == [epoch_of(data, epoch)[0].index.tolist() for epoch in range(2)]
 
 
 def test_class_counts_training_masks_and_the_digest(generic):
@@ -176,8 +171,9 @@ def test_a_mask_of_another_size_is_fitted_and_of_another_aspect_ratio_an_error(g
     write_mask(generic / "masks/train/defective/train_d0.png", size=(24, 32))
     assert [mask.sum().item() for _, mask in module(generic).training_masks()] == [192.0] * 3
     write_mask(generic / "masks/train/defective/train_d0.png", size=(12, 12))
-    message = r"train_d0.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(
+        DataError, match=r"train_d0.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
+    ):
         module(generic, skip_unreadable=True).setup("fit")
 
 
@@ -198,18 +194,15 @@ def test_where_a_letterboxed_picture_lies_is_known(tmp_path, cached):
     assert "large" in "".join(data.dataset.paths) and len(data.dataset.paths) == 18
 
 
-def test_external_masks_keep_their_values_and_the_order_of_the_loader(generic, tmp_path):
+def test_external_masks_keep_their_values_and_are_missing_ambiguous_or_do_not_fit(generic, tmp_path):
+    data, maps = module(generic), tmp_path / "maps"
     for name, value in (("normal/test_n0", 51), ("normal/test_n1", 0), ("normal/test_n2", 255)):
-        write_picture(tmp_path / f"maps/{name}.png", value=value)
+        write_picture(tmp_path / f"values/{name}.png", value=value)
     for number in range(3):
-        write_picture(tmp_path / f"maps/test_d{number}_mask.png", value=102, size=(24, 32))
-    masks = module(generic).external_masks("test", tmp_path / "maps")
+        write_picture(tmp_path / f"values/test_d{number}_mask.png", value=102, size=(24, 32))
+    masks = data.external_masks("test", tmp_path / "values")
     assert (masks.shape, masks.dtype) == ((6, 1, *SIZE), torch.float32)
     assert masks.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.4, 0.2, 0.0, 1.0])
-
-
-def test_external_masks_that_are_missing_ambiguous_or_do_not_fit(generic, tmp_path):
-    data, maps = module(generic), tmp_path / "maps"
     with pytest.raises(DataError, match=r"maps: no such folder; external_mask_dir holds one mask per image"):
         data.external_masks("test", maps)
     maps.mkdir()
@@ -278,18 +271,13 @@ def test_edits_come_before_the_augmentation_and_follow_seed_and_epoch(marked):
     assert equal(epoch_of(data, 1), first), "as after a resume"
     assert not equal(epoch_of(data, 2), first)
     assert not equal(epoch_of(edited(marked, seed=8), 1), first)
+    assert equal(epoch_of(edited(marked, cache_images=False, num_workers=1), 1), first)
     drawn = {row: data.counterfactuals.draw(1, row) for row in data.rows("train")}
     row, edit = next((row, each.edit) for row, each in drawn.items() if each is not None and each.kind == "paste")
     image, mask = data.dataset.augmentation(edit.image, edit.mask.astype(np.uint8), epoch=1, index=row)
     shown = data.dataset[(1, row)]
     assert np.array_equal(shown.masks[0, 0].numpy(), mask)
     assert torch.equal(shown.images[0], torch.from_numpy(image).permute(2, 0, 1) / 255)
-
-
-def test_edits_are_the_same_from_disk_and_from_workers(marked):
-    first = epoch_of(edited(marked), 2)
-    assert equal(epoch_of(edited(marked, cache_images=False), 2), first)
-    assert equal(epoch_of(edited(marked, cache_images=False, num_workers=1), 2), first)
 
 
 def test_only_training_pictures_are_edited(marked, monkeypatch):
@@ -315,15 +303,12 @@ def test_only_training_pictures_are_edited(marked, monkeypatch):
 def test_one_mask_serves_all_defects_and_turns_differently_each_time(marked):
     data = edited(marked, mask_share=0.05)
     ((row, _),) = data.training_masks()
-    batches = [batch for epoch in range(3) for batch in epoch_of(data, epoch)]
-    annotated = [
-        (int(b.index[k]), b.images[k].numpy().tobytes())
-        for b in batches
-        for k in range(len(b.index))
-        if b.has_mask[k] and data.samples["label"][int(b.index[k])] == 1
-    ]
-    assert {index for index, _ in annotated} == {row}
-    assert len(annotated) > 8 and len({image for _, image in annotated}) == len(annotated)
+    shown = []
+    for batch in (batch for epoch in range(3) for batch in epoch_of(data, epoch)):
+        for image, has_mask, index in zip(batch.images, batch.has_mask, batch.index.tolist()):
+            if has_mask and data.samples["label"][index] == 1:
+                shown.append((index, image.numpy().tobytes()))
+    assert {index for index, _ in shown} == {row} and 8 < len(shown) == len(set(shown))
 
 
 def test_edits_without_a_mask_or_a_class_stop_the_training(marked):
@@ -376,32 +361,25 @@ def test_image_and_mask_move_together_in_all_eight_ways():
     moved = [augment(image, mask, epoch=0, index=index) for index in range(100)]
     assert all(np.array_equal(each[..., 0], each_mask * 255) for each, each_mask in moved)
     assert len({each.tobytes() for each, _ in moved}) == 8
+    augment, (image, mask) = augmentation((8, 12), rotate90_prob=1.0), picture((8, 12))
+    for index in range(8):  # inputs that are not square are turned by half only
+        turned, turned_mask = augment(image, mask, epoch=0, index=index)
+        assert np.array_equal(turned, image[::-1, ::-1]) and np.array_equal(turned_mask, mask[::-1, ::-1])
 
 
-def test_probability_zero_changes_nothing_and_one_flips_always():
+def test_augmentation_follows_its_probabilities_and_seed_epoch_and_index_alone():
     image, mask = picture()
     same, same_mask = augmentation()(image, mask, epoch=0, index=0)
     assert np.array_equal(same, image) and np.array_equal(same_mask, mask)
     assert np.array_equal(augmentation(hflip_prob=1.0)(image, mask, epoch=0, index=0)[0], image[:, ::-1])
     noisy, same = augmentation(color_jitter_prob=1.0, gaussian_noise_prob=1.0)(image, mask, epoch=0, index=0)
     assert not np.array_equal(noisy, image) and noisy.dtype == np.uint8 and np.array_equal(same, mask)
-
-
-def test_inputs_that_are_not_square_are_turned_by_half_only():
-    augment, (image, mask) = augmentation((8, 12), rotate90_prob=1.0), picture((8, 12))
-    for index in range(8):
-        turned, turned_mask = augment(image, mask, epoch=0, index=index)
-        assert np.array_equal(turned, image[::-1, ::-1]) and np.array_equal(turned_mask, mask[::-1, ::-1])
-
-
-def test_augmentation_depends_on_seed_epoch_and_index_alone():
     values = dict(hflip_prob=0.5, rotate90_prob=0.5, color_jitter_prob=1.0, gaussian_noise_prob=1.0)
-    wanted = augmentation(**values)(*picture(), epoch=2, index=3)[0]
-    second = augmentation(**values)
+    wanted, second = augmentation(**values)(image, mask, epoch=2, index=3)[0], augmentation(**values)
     for epoch, index in ((3, 3), (2, 4)):
-        assert not np.array_equal(second(*picture(), epoch=epoch, index=index)[0], wanted)
-    assert np.array_equal(second(*picture(), epoch=2, index=3)[0], wanted)
-    assert not np.array_equal(augmentation(seed=8, **values)(*picture(), epoch=2, index=3)[0], wanted)
+        assert not np.array_equal(second(image, mask, epoch=epoch, index=index)[0], wanted)
+    assert np.array_equal(second(image, mask, epoch=2, index=3)[0], wanted)
+    assert not np.array_equal(augmentation(seed=8, **values)(image, mask, epoch=2, index=3)[0], wanted)
 
 
 # fewer and coarser training masks
@@ -454,24 +432,17 @@ def test_training_masks_are_made_coarser_and_others_stay(marked, cache):
         assert equal(list(data.loader(split)), list(plain.loader(split)))
 
 
-def test_shifted_masks_follow_the_seed_of_masks_and_the_row(marked):
-    def shifted(**options):
-        data = module(marked, image_size=(40, 40), mask_quality="shifted", **options)
+def test_shifted_masks_follow_the_seed_of_masks_and_coarser_ones_stay_off_the_bars(marked, tmp_path):
+    def training(**options):
+        data = module(marked, **{**dict(image_size=(40, 40), mask_quality="shifted"), **options})
         return torch.stack([mask for _, mask in data.training_masks()])
 
-    assert torch.equal(shifted(cache_images=False, seed=9), shifted())
-    assert not torch.equal(shifted(split_seed=1), shifted())
-
-
-@pytest.mark.parametrize("quality", ["box", "dilated", "shifted"])
-def test_coarser_masks_stay_off_the_bars(tmp_path, quality):
-    """Pictures of 12 x 16 fill the rows 4 to 27 of 32; their defects lie in the upper left quarter."""
-    write_generic(tmp_path)
-    data = module(tmp_path, resize="letterbox", image_size=(32, 32), mask_quality=quality).dataset
-    masks = [data.stored(row).mask for row in range(len(data)) if data.has_mask[row]]
-    assert len(masks) == 9
-    for mask in masks:
-        assert mask.dtype == np.uint8 and mask.any() and not mask[:4].any() and not mask[28:].any()
+    assert torch.equal(training(cache_images=False, seed=9), training())
+    assert not torch.equal(training(split_seed=1), training())
+    marked = write_generic(tmp_path / "wide")  # of 12 x 16: they fill the rows 4 to 27 of 32
+    for quality in ("box", "dilated", "shifted"):
+        masks = training(resize="letterbox", image_size=(32, 32), mask_quality=quality)[:, 0]
+        assert len(masks) == 3 and masks.flatten(1).any(1).all() and not masks[:, [*range(4), *range(28, 32)]].any()
 
 
 def boxes(*places: tuple[int, int, int, int], size: tuple[int, int] = (20, 30)) -> np.ndarray:
@@ -489,13 +460,9 @@ def coarser(mask: np.ndarray, quality: str, seed: int = 0) -> np.ndarray:
     return result
 
 
-def test_exact_masks_and_empty_ones_stay():
-    assert np.array_equal(coarser(boxes((3, 4, 5, 6)), "exact"), boxes((3, 4, 5, 6)))
-    for quality in ("box", "dilated", "shifted"):
-        assert not coarser(boxes(), quality).any()
-
-
 def test_boxes_hold_their_pieces_and_those_that_touch_become_one():
+    assert np.array_equal(coarser(boxes((3, 4, 5, 6)), "exact"), boxes((3, 4, 5, 6)))
+    assert not any(coarser(boxes(), quality).any() for quality in ("box", "dilated", "shifted"))
     ring = boxes((2, 3, 6, 8))
     ring[4:6, 5:9] = False
     assert np.array_equal(coarser(ring, "box"), boxes((2, 3, 6, 8)))
@@ -503,7 +470,6 @@ def test_boxes_hold_their_pieces_and_those_that_touch_become_one():
     assert np.array_equal(coarser(apart, "box"), apart)
     angle_and_dot = boxes((2, 2, 1, 8), (3, 2, 7, 1), (5, 5, 2, 2))  # an angle whose box holds the dot
     assert np.array_equal(coarser(angle_and_dot, "box"), boxes((2, 2, 8, 8)))
-    assert np.array_equal(coarser(boxes((2, 2, 3, 3), (5, 5, 3, 3)), "box"), boxes((2, 2, 6, 6)))
     angle = boxes((2, 2, 1, 6), (3, 2, 3, 1))  # its box ends where the other begins
     assert np.array_equal(coarser(angle | boxes((6, 7, 2, 8)), "box"), boxes((2, 2, 6, 13)))
 
@@ -534,16 +500,11 @@ def test_a_shifted_mask_lies_beside_a_compact_defect_in_a_direction_of_the_seed(
 # the same seed, the same study
 
 
-def test_the_same_seed_gives_the_same_study_twice_from_nothing(tmp_path):
-    """S1, and S6, which has every part and every kind of randomness, in two folders that share nothing."""
-    studies = []
+def test_the_same_seed_gives_the_same_run_twice_from_nothing(tmp_path):
+    """S6, which has every part and every kind of randomness, in two folders that share nothing."""
+    runs = []
     for name in ("first", "second"):
-        for strategy in ("S1", "S6"):
-            evaluate(fit(tiny_settings(tmp_path / name, strategy, num_epochs=2)), device="cpu")
-        studies.append(collect_runs(tmp_path / name / "outputs/tiny"))
-    for one, other in zip(*studies, strict=True):
-        assert one.folder != other.folder and len(one.predictions) == 16
-        pd.testing.assert_frame_equal(one.predictions, other.predictions, check_exact=True)
-    first, second = map(compare, studies)
-    assert not studies[0][0].predictions["probability"].equals(studies[0][1].predictions["probability"])
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
+        evaluate(fit(tiny_settings(tmp_path / name, num_epochs=2)), device="cpu")
+        runs += collect_runs(tmp_path / name / "outputs/tiny")
+    pd.testing.assert_frame_equal(*(run.predictions for run in runs), check_exact=True)
+    pd.testing.assert_frame_equal(compare(runs[:1]), compare(runs[1:]), check_exact=True)
