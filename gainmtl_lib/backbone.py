@@ -173,17 +173,16 @@ def get_backbone(
     config = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
     backbone.mean, backbone.std = tuple(config.mean), tuple(config.std)
     weights_name = f"{config.architecture}.{config.tag}" if config.tag else timm_name
-    if pretrained is not False:
-        state = _weights(backbone, arch, pretrained, weights_name)
+    state = None if pretrained is False else _weights(backbone, arch, pretrained, weights_name)
+    if state is not None:
         state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
-        if state:
-            load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
+        load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
     backbone.freeze(frozen_stages)
     return backbone
 
 
-def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> StateDict:
-    """The tensors that `pretrained` asks for, recorded in the backbone; none where ``auto`` could not have them."""
+def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> StateDict | None:
+    """The tensors that `pretrained` asks for, recorded in the backbone; None where ``auto`` could not have them."""
     if pretrained is not True and pretrained != "auto":
         # A file of tensors does not say how its images were normalised.
         backbone.weights = f"{pretrained} (mean and std of {name})"
@@ -199,7 +198,7 @@ def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name:
             ) from None
         backbone.weights = f"random (pretrained: auto, but {error})"
         logger.warning("backbone weights are %s", backbone.weights)
-        return {}
+        return None
 
 
 def checked_levels(out_indices: Sequence[int]) -> list[int]:

@@ -37,7 +37,7 @@ def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        tensors: list[Tensor] = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         with torch.autocast(tensors[0].device.type, enabled=False):
             if any(tensor.dtype == torch.bool and not tensor.any() for tensor in tensors):
                 learned = [tensor.float().sum() for tensor in tensors if tensor.requires_grad]
@@ -53,15 +53,10 @@ def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 @term
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) -> Tensor:
-    """FL = -α_t (1 - p_t)^γ log p_t over two classes (Lin et al. 2017), mean over images.
+    """FL = -α_t (1 - p_t)^γ log p_t of logits (B, 2) and labels (B,), mean over images (Lin et al. 2017).
 
-    Serves `cls` on path 1 and `am` (attention mining) on the attended logits.
-
-    Args:
-        logits: (B, 2).
-        labels: (B,), 0 or 1.
-        gamma: focus on hard images; 0 is weighted cross-entropy.
-        alpha: weight of class 1; class 0 has 1 - alpha.
+    `gamma` is the focus on hard images, 0 is weighted cross-entropy; `alpha` the weight of class 1, 1 - alpha that of
+    class 0. Serves `cls` on path 1 and `am` (attention mining) on the attended logits.
     """
     labels = labels.long()[:, None]
     log_prob = logits.log_softmax(dim=1)
@@ -178,13 +173,8 @@ class GainLoss(nn.Module):
 
     Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start
     at 2 and -2, a border one deviation above the CAM's mean: a defect is a small part of its image, and
-    at common learning rates they move slowly.
-
-    Args:
-        focal_gamma, focal_alpha: of `focal_loss`.
-        cam_guide_target: the CAM of path 1 (``cls``), of the ``deciding`` head, or the mean over ``both``. In S1 and S2
-            they are one.
-        normal_attention: what `guide` asks of normal images, see `normal_attention_loss`.
+    at common learning rates they move slowly. The CAM that is guided is that of path 1 (``cls``), of the
+    ``deciding`` head, or ``both`` in the mean.
     """
 
     def __init__(
@@ -202,11 +192,7 @@ class GainLoss(nn.Module):
         self.cam_offset = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, output: GainOutput, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum.
-
-        Raises:
-            ValueError: a weight for a term whose output the model did not give.
-        """
+        """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum."""
         terms = {name: self._term(name, output, batch) for name in TERMS if weights.get(name, 0) > 0}
         total = sum((weights[name] * value for name, value in terms.items()), start=output.logits.float().sum() * 0.0)
         return {**terms, "total": total}

@@ -54,19 +54,15 @@ def cam_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def point_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the map's maximum lies inside the mask (Zhang et al. 2018).
-
-    Tied maxima share the point: the score is the share of them inside. A constant map points nowhere: 0.
-    """
+    """Whether the map's maximum lies inside the mask (Zhang et al. 2018); tied ones share the point, a constant has 0."""
     peak = normalize_maps(resize_maps(maps, masks)) >= 1 - _FLAT
     return _score(_share(peak & (masks > 0.5)), _share(peak), masks)
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of the map's positive energy that lies inside the mask.
+    """Share of the map's positive energy that lies inside the mask; 0 where there is none.
 
-    A map without any positive energy scores 0: its image has an answer and the map misses it. Skipping it
-    would favour a model whose CAM is negative wherever it overlooks the defect.
+    Leaving such an image out would favour a model whose CAM is negative wherever it overlooks the defect.
     """
     energy = resize_maps(maps, masks).relu()
     return _score(_share(energy * (masks > 0.5)), _share(energy), masks)
@@ -114,7 +110,6 @@ def _score(numerator: Tensor, denominator: Tensor, masks: Tensor) -> Tensor:
 
 
 class _Summed(Metric):
-    is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
@@ -174,10 +169,7 @@ LEVELS = 2**20
 
 
 class PixelAuroc(_Summed):
-    """Probability that a defect pixel scores higher than a defect-free one, ties half.
-
-    Off by at most half the probability that the two share a level.
-    """
+    """Probability that a defect pixel scores higher than a defect-free one; the same level counts half."""
 
     defect: Tensor
     clean: Tensor

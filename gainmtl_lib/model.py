@@ -40,8 +40,6 @@ class GainOutput:
     localization_map: Tensor | None = None  # sigmoid of `localization_logits`
 
     def __getitem__(self, key: str) -> Tensor | None:
-        if key not in self.keys():
-            raise KeyError(f"no output '{key}'; there are {', '.join(self.keys())}")
         return getattr(self, key)
 
     def keys(self) -> list[str]:
@@ -121,17 +119,11 @@ def fuse_attention(
     alpha: float = 0.0,
     norm: str = "sigmoid",
 ) -> Tensor:
-    """What gates the features: own attention, confirmed by a mask where there is one.
+    """What gates the features: own attention (B, 1, h, w), confirmed by a mask in [0, 1] for the images that have one.
 
     alpha * mask + (1 - alpha) * mask * sigma(logits); without a mask sigma(logits). A product of two numbers in
-    [0, 1], so that low attention stays low whatever the mask says.
-
-    Args:
-        attention_logits, mask: (B, 1, h, w), the mask in [0, 1].
-        has_mask: which images have one, bool (B,); None means all.
-        alpha: share of the mask taken as it is.
-        norm: ``"product"`` divides mask * sigma by its maximum per image, which turns a uniform 0.01 into 1: kept for
-            comparison only.
+    [0, 1], so that low attention stays low whatever the mask says. The norm ``"product"`` divides it by its maximum per
+    image, which turns a uniform 0.01 into 1: kept for comparison only.
     """
     attention = attention_logits.sigmoid()
     if mask is None:
@@ -161,10 +153,7 @@ class ClassificationHead(nn.Module):
 
 
 class MiningHead(nn.Module):
-    """One attention logit per feature cell, of the raw features; averaged with the attention head's.
-
-    "Attention mining" as in the method document. It is not the erasing loss of the GAIN paper.
-    """
+    """One attention logit per cell of the raw features ("attention mining"), averaged with the attention head's."""
 
     def __init__(self, channels: int, *, hidden: int) -> None:
         super().__init__()
@@ -243,15 +232,15 @@ class Counterfactual(nn.Module):
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Shape: (B, C, h, w), (B, 1, H, W) -> (B, C, h, w)."""
-        cells = F.adaptive_max_pool2d((masks > 0.5).to(features.dtype), features.shape[2:])  # that hold a defect pixel
-        region = dilated(cells, 1)
+        cells = F.adaptive_max_pool2d((masks > 0.5).float(), features.shape[2:])  # that hold a defect pixel
+        region, around_it = (dilated(cells, margin).to(features.dtype) for margin in (1, 3))
         if self.mode == "zero":
             return features * (1 - region)
         if self.mode == "mean":  # of the two cells around the region; zero where that fills the grid
-            ring = dilated(region, 2) - region
+            ring = around_it - region
             around = (features * ring).sum((2, 3), keepdim=True) / ring.sum((2, 3), keepdim=True).clamp(min=1)
             return features * (1 - region) + around * region
-        suppression = self.suppressor(cells).sigmoid() * region  # (B, C, h, w)
+        suppression = self.suppressor(cells.to(features.dtype)).sigmoid() * region  # (B, C, h, w)
         features = features + (self.replacer(features) - features) * suppression
         return features + self.refiner(features) * region
 
@@ -277,25 +266,20 @@ def as_at_inference(module: nn.Module) -> Iterator[None]:
 
 
 def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same masks (B, 1, H, W) moved off the defect: suppressing there must not change the decision.
+    """The same masks, (B, 1, H, W), moved off the defect, and which were placed: the others are all zero.
 
-    Where to is drawn among all places inside the picture from the mask itself: the same every time, and not always
-    the same corner.
+    Suppressing there must not change the decision. Where to is drawn among all places from the mask itself: the same
+    every time, and not always the same corner.
 
     Args:
         masks: defect masks.
         margin: pixels to keep between the defect and its moved copy; None is a sixteenth of the shorter side.
             ``2 * map_stride`` keeps the copy's dilated region clear of the defect's cells.
-        inside: where the pictures lie, bool (B, 1, H, W); None is everywhere. A copy in the flat bars beside a
-            letterboxed picture would be a control that hardly ever changes anything.
-
-    Returns:
-        The moved masks, all zero where there is no place or no defect, and which were placed, bool (B,).
+        inside: where the pictures lie, bool, of the same shape. A copy in the flat bars beside a letterboxed picture
+            would be a control that hardly ever changes anything.
     """
-    if margin is None:
-        margin = min(masks.shape[2:]) // 16
     defects = (masks > 0.5).float()
-    forbidden = dilated(defects, margin)
+    forbidden = dilated(defects, min(masks.shape[2:]) // 16 if margin is None else margin)
     if inside is not None:
         forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
     moved = torch.zeros_like(masks)
@@ -361,8 +345,7 @@ class GAINMTLModel(nn.Module):
         strategy: S1 to S7; S7 is the model of S5, trained on edited pictures besides.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
-        counterfactual_mode: see `Counterfactual`.
-        fusion_norm: see `fuse_attention`.
+        counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
         mask_source: where S6's mask comes from when forward is given none: the model's own ``localization``,
             ``none``, or one of `OUTSIDE_SOURCES`, which must be given.
 
@@ -443,8 +426,8 @@ class GAINMTLModel(nn.Module):
 
         Args:
             images: RGB in [0, 1], (B, 3, H, W).
-            masks: where the defect is, for path 3, (B, 1, H, W); ground truth in training, the predicted mask at
-                inference. Images whose mask is empty keep their `logits` in `cf_logits`.
+            masks: where the defect is, for path 3, (B, 1, H, W). Images whose mask is empty keep their `logits` in
+                `cf_logits`.
             attention_masks: S6's masks in [0, 1], (B, 1, any, any), area-pooled to the feature grid.
             has_attention_mask: which images have one, bool (B,); None means all.
             attention_alpha: share of the mask that gates as it is.
@@ -503,12 +486,7 @@ class GAINMTLModel(nn.Module):
     def _decide_without_defect(
         self, features: Tensor, masks: Tensor | None, gate: Callable[[Tensor, Tensor], Tensor], logits: Tensor
     ) -> Tensor | None:
-        """Path 3: the decision of path 2 on features without the defect, (B, 2).
-
-        The deciding head takes part with detached weights: seeing only the answer "normal" here, it would learn to
-        give it always. Path 2 runs as at inference, because the question is about the decision it would make, and
-        because these features must not enter its batch norms' statistics.
-        """
+        """Path 3: the decision of path 2 on features without the defect, (B, 2)."""
         if masks is None or self.counterfactual is None or self.attention is None:
             return None
         selected = (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]
@@ -516,6 +494,8 @@ class GAINMTLModel(nn.Module):
         if not len(selected):
             return cf_logits
         suppressed = self.counterfactual(features[selected], masks[selected])
+        # At inference: these features must not enter path 2's statistics, and the question is what it would decide. The
+        # head's weights are detached: seeing only the answer "normal" here, it would learn to give it always.
         with as_at_inference(self.attention):
             _, _, adapted = self.attention(suppressed, lambda attention_logits: gate(attention_logits, selected))
             head = self.attention.attended_cls_head

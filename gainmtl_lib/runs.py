@@ -395,22 +395,3 @@ def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:
         return number(scores.mean()) + (f" ± {half_width:.3f}" if half_width == half_width else "")
 
     return comparison.groupby(["split", "strategy"])[list(COLUMNS)].agg(mean_of_seeds).rename(columns=COLUMNS)
-
-
-def step_deltas(comparison: pd.DataFrame) -> pd.DataFrame:
-    """What each strategy changed against the one that it is built on, and each variant against its strategy.
-
-    Index (split, step), steps like ``S1→S2``, ``S5→S7``, ``S5→S5-nowarmup``; the mean over the seeds that both have.
-    """
-    means = comparison.set_index(["split", "seed", "strategy"])[list(COLUMNS)].sort_index()
-    names = sorted(comparison["strategy"].unique())
-    plain = [name for name in names if name[2:3] != "-"]
-    before = dict(zip(plain[1:], plain)) | {name: name[:2] for name in names if name not in plain}
-    if "S5" in plain:
-        before["S7"] = "S5"  # not built on S6
-    deltas = {
-        f"{before[name]}→{name}": means.xs(name, level="strategy") - means.xs(before[name], level="strategy")
-        for name in names
-        if before.get(name) in plain
-    }
-    return pd.concat(deltas, names=["step"]).groupby(["split", "step"], sort=False).mean()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 
 import pytest
 import torch
@@ -70,15 +69,13 @@ def test_focal_alpha_weighs_the_rarer_class_more():
         focal_alpha(normals=5, defectives=0)
 
 
-def test_guided_attention_loss_counted_by_hand():
+def test_guided_attention_and_localization_counted_by_hand():
     # p = 1/2 on eight pixels, two of them defect: intersection 1, areas 4 + 2
-    expected = LN2 + (1 - 2 * 1 / 6) + (1 - 1 / 5)
-    assert guided_attention_loss(torch.zeros(1, 1, 2, 4), MASK, YES).item() == pytest.approx(expected)
-    assert guided_attention_loss(torch.zeros(1, 1, 1, 2), MASK, YES).item() == pytest.approx(expected)
-
-
-def test_localization_loss_counted_by_hand():
-    assert localization_loss(torch.zeros(1, 1, 2, 4), MASK, YES).item() == pytest.approx(LN2 + 2 / 3)
+    dice, iou = 1 - 2 * 1 / 6, 1 - 1 / 5
+    for grid in ((2, 4), (1, 2)):
+        loss = guided_attention_loss(torch.zeros(1, 1, *grid), MASK, YES)
+        assert loss.item() == pytest.approx(LN2 + dice + iou)
+    assert localization_loss(torch.zeros(1, 1, 2, 4), MASK, YES).item() == pytest.approx(LN2 + dice)
 
 
 def test_spatial_terms_reduce_per_image_before_they_average():
@@ -117,12 +114,9 @@ def test_normal_attention_loss_counted_by_hand():
     assert normal_attention_loss(torch.full((1, 1, 1, 1), 5.0), YES).item() == 0
 
 
-def test_counterfactual_loss_counted_by_hand():
+def test_counterfactual_and_consistency_counted_by_hand():
     logits = torch.tensor([[math.log(3), 0.0], [0.0, 99.0]])
     assert counterfactual_loss(logits, torch.tensor([True, False])).item() == pytest.approx(-math.log(0.75))
-
-
-def test_consistency_loss_counted_by_hand():
     attention = torch.zeros(1, 1, 1, 2)  # 1/2 in both cells; pooled localization 1 and 1/2
     localization = images([[99, 99, 99, 99], [99, 99, -99, -99]])
     assert consistency_loss(attention, localization, YES).item() == pytest.approx(0.25 / 2)
@@ -151,15 +145,11 @@ def test_even_attention_on_normals_lowers_the_peak_and_zero_attention_every_cell
     assert even[0, 0, 0, 0] > 0 and (even.flatten()[1:] < 0).all() and (zero > 0).all()
 
 
-def test_consistency_pulls_both_maps_together():
+def test_consistency_pulls_both_maps_together_and_counterfactual_raises_the_normal_class():
     attention = torch.full((1, 1, 1, 2), -1.0, requires_grad=True)
     localization = torch.full((1, 1, 2, 4), 1.0, requires_grad=True)
     consistency_loss(attention, localization, YES).backward()
-    assert (attention.grad < 0).all()
-    assert (localization.grad > 0).all()
-
-
-def test_counterfactual_raises_the_normal_class():
+    assert (attention.grad < 0).all() and (localization.grad > 0).all()
     logits = torch.zeros(1, 2, requires_grad=True)
     counterfactual_loss(logits, YES).backward()
     assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
@@ -204,8 +194,7 @@ def test_half_precision_is_computed_in_float32(loss, dtype):
     logits = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(3)).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(logits, MASK.to(dtype), YES)
-    assert value.dtype == torch.float32
-    assert value.item() == loss(logits.float(), MASK, YES).item()
+    assert value.dtype == torch.float32 and value.item() == loss(logits.float(), MASK, YES).item()
 
 
 # --- all together
@@ -260,32 +249,31 @@ def test_total_is_the_weighted_sum_of_the_terms_in_force(strategy):
     assert all(value.ndim == 0 and value.requires_grad for value in losses.values())
 
 
-@pytest.mark.parametrize(
-    ("term", "moved"),
-    [
-        ("cls", {"cls_logits"}),
-        ("am", {"attended_cls_logits"}),
-        ("cam_guide", {"cls_cam", "cam"}),
-        ("loc", {"localization_logits"}),
-        ("guide", {"attention_logits"}),
-        ("cf", {"cf_logits"}),
-        ("consist", {"attention_logits", "localization_logits"}),
-    ],
-)
-def test_each_term_moves_its_outputs_and_nothing_else(term, moved):
+MOVED = {
+    "cls": {"cls_logits"},
+    "am": {"attended_cls_logits"},
+    "cam_guide": {"cls_cam", "cam"},
+    "loc": {"localization_logits"},
+    "guide": {"attention_logits"},
+    "cf": {"cf_logits"},
+    "consist": {"attention_logits", "localization_logits"},
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_moves_its_outputs_and_nothing_else(term):
     output = make_output(2)
     make_loss()(output, make_batch([0, 1], [False, True]), {term: 1.0})["total"].backward()
-    leaves = {field.name: output[field.name] for field in fields(output) if field.name != "logits"}
+    leaves = {name: output[name] for name in output.keys() if name != "logits"}  # noqa: SIM118
     touched = {name for name, leaf in leaves.items() if leaf is not None and leaf.grad is not None and leaf.grad.any()}
-    assert touched == moved
+    assert touched == MOVED[term]
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
 def test_a_batch_without_masks_adds_exactly_nothing(labels):
     losses = make_loss()(make_output(2), make_batch(labels, [False, False]), dict.fromkeys(TERMS, 1.0))
-    for term in ("cam_guide", "loc", "cf", "consist"):
-        assert losses[term].item() == 0
-        assert losses[term].requires_grad
+    without = [losses[term] for term in ("cam_guide", "loc", "cf", "consist")]
+    assert all(value.item() == 0 and value.requires_grad for value in without)
     assert (losses["guide"].item() == 0) == (labels == [1, 1])
 
 
@@ -334,45 +322,40 @@ def s5(**changes) -> Schedule:
     return Schedule(**{"lambdas": STRATEGY_WEIGHTS["S5"]} | changes)
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_weights_are_those_of_the_document_and_s7_has_those_of_s5(term):
-    assert tuple(row[term] for row in STRATEGY_WEIGHTS.values()) == DOCUMENT[term]
+def test_weights_are_those_of_the_document_and_s7_has_those_of_s5():
+    assert {term: tuple(row[term] for row in STRATEGY_WEIGHTS.values()) for term in TERMS} == DOCUMENT
+
+
+SECOND = {"cls", "am", "guide", "cam_guide"}
 
 
 @pytest.mark.parametrize(
-    ("progress", "stage", "in_force"),
+    ("progresses", "stage", "in_force"),
     [
-        (0.0, 1, {"cls"}),
-        (0.2499, 1, {"cls"}),
-        (0.25, 2, {"cls", "am", "guide", "cam_guide"}),
-        (0.4999, 2, {"cls", "am", "guide", "cam_guide"}),
-        (0.5, 3, {"cls", "am", "guide", "cam_guide", "consist"}),  # loc starts from 0
-        (0.51, 3, {"cls", "am", "guide", "cam_guide", "loc", "consist"}),
-        (0.7499, 3, {"cls", "am", "guide", "cam_guide", "loc", "consist"}),
-        (0.75, 4, set(TERMS)),
-        (0.9999, 4, set(TERMS)),
-        (1.0, 4, set(TERMS)),
+        ((0.0, 0.2499), 1, {"cls"}),
+        ((0.25, 0.4999), 2, SECOND),
+        ((0.5,), 3, SECOND | {"consist"}),  # loc starts from 0
+        ((0.51, 0.7499), 3, SECOND | {"loc", "consist"}),
+        ((0.75, 0.9999, 1.0), 4, set(TERMS)),
     ],
 )
-def test_stages_of_s5(progress, stage, in_force):
-    assert s5().stage(progress) == stage
-    weights = s5().weights(progress)
-    assert list(weights) == list(TERMS)
-    assert {term for term, weight in weights.items() if weight > 0} == in_force
-    assert all(weights[term] == STRATEGY_WEIGHTS["S5"][term] for term in in_force - {"loc"})
+def test_stages_of_s5(progresses, stage, in_force):
+    for progress in progresses:
+        weights = s5().weights(progress)
+        assert s5().stage(progress) == stage and list(weights) == list(TERMS)
+        assert {term for term, weight in weights.items() if weight > 0} == in_force
+        assert all(weights[term] == STRATEGY_WEIGHTS["S5"][term] for term in in_force - {"loc"})
 
 
 def test_a_term_the_strategy_lacks_never_counts():
-    assert {s for p in range(100) for s, w in Schedule(STRATEGY_WEIGHTS["S2"]).weights(p / 100).items() if w > 0} == {
-        "cls",
-        "cam_guide",
-    }
+    seen = [Schedule(STRATEGY_WEIGHTS["S2"]).weights(step / 100) for step in range(100)]
+    assert {term for weights in seen for term, weight in weights.items() if weight > 0} == {"cls", "cam_guide"}
     assert Schedule({"cls": 1.0}).weights(0.9) == {term: float(term == "cls") for term in TERMS}
 
 
-@pytest.mark.parametrize(("share_of_stage_3", "loc"), [(0.0, 0.0), (0.25, 0.1), (0.375, 0.15), (0.5, 0.2), (0.9, 0.2)])
-def test_localization_warms_up_over_the_first_half_of_stage_3(share_of_stage_3, loc):
-    assert s5().weights(0.5 + 0.25 * share_of_stage_3)["loc"] == pytest.approx(loc)
+def test_localization_warms_up_over_the_first_half_of_stage_3():
+    warmed = [s5().weights(0.5 + 0.25 * share)["loc"] for share in (0.0, 0.25, 0.375, 0.5, 0.9)]
+    assert warmed == pytest.approx([0.0, 0.1, 0.15, 0.2, 0.2])
 
 
 @pytest.mark.parametrize(

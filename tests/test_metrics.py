@@ -34,9 +34,6 @@ from gainmtl_lib.metrics import (
     verdicts,
 )
 
-PER_IMAGE = [cam_iou, point_game, energy_inside, mask_iou, dice, pixel_accuracy]
-CLASSES = [CamIoU, LocalizationIoU]
-
 
 def images(*pictures: Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(pictures, dtype=torch.float32).unsqueeze(1)
@@ -68,31 +65,19 @@ def test_shapes_that_do_not_belong_together_are_an_error(maps, masks):
         cam_iou(torch.zeros(maps), torch.ones(masks))
 
 
-def test_cam_iou_counted_by_hand():
+def test_scores_of_maps_counted_by_hand():
     # normalised: 1 .5 .5 0 / 0 ... : three pixels on, two of them in the defect
     assert cam_iou(images([[5, 3, 3, 1], [1, 1, 1, 1]]), MASK).tolist() == pytest.approx([2 / 3])
     assert cam_iou(images([[5, 3, 3, 1], [1, 1, 1, 1]]), MASK, threshold=0.6).tolist() == pytest.approx([1 / 2])
     assert cam_iou(images([[1, 1, 1, 1], [1, 1, 1, 1]]), MASK).tolist() == [0]
-
-
-def test_point_game_counted_by_hand():
     hit, miss = [[9, 1, 8, 0], [0, 0, 0, 0]], [[8, 1, 9, 0], [0, 0, 0, 0]]
     tie, constant = [[9, 0, 9, 9], [0, 9, 0, 0]], [[3, 3, 3, 3], [3, 3, 3, 3]]
-    scores = point_game(images(hit, miss, tie, constant), MASK.expand(4, -1, -1, -1))
-    assert scores.tolist() == [1, 0, 0.25, 0]
-
-
-def test_energy_inside_counted_by_hand():
+    assert point_game(images(hit, miss, tie, constant), MASK.expand(4, -1, -1, -1)).tolist() == [1, 0, 0.25, 0]
     maps = images([[3, -5, 1, 0], [0, 0, 0, 0]], [[-1, -2, -3, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]])
     assert energy_inside(maps, MASK.expand(3, -1, -1, -1)).tolist() == [0.75, 0, 0.25]
-
-
-def test_grid_iou_counted_by_hand():
     # Cells hold the shares 1/2 and 0; upsampled (1/2 3/8 1/8 0 in both rows) and normalised 1 3/4 1/4 0,
     # so that the first two columns are on, four pixels, of which the two of the defect.
-    assert grid_iou(MASK, (1, 2)).tolist() == pytest.approx([0.5])
-    assert grid_iou(MASK, (2, 4)).tolist() == [1]
-    assert grid_iou(MASK, (1, 1)).tolist() == [0]
+    assert [grid_iou(MASK, grid).item() for grid in ((1, 2), (2, 4), (1, 1))] == pytest.approx([0.5, 1, 0])
 
 
 def test_predicted_masks_counted_by_hand():
@@ -104,41 +89,29 @@ def test_predicted_masks_counted_by_hand():
     assert mask_iou(torch.zeros_like(prob), MASK).tolist() == [0]
 
 
-@pytest.mark.parametrize("score", PER_IMAGE)
-def test_empty_mask_has_no_answer(score):
+@pytest.mark.parametrize("score", [cam_iou, point_game, energy_inside, mask_iou, dice, pixel_accuracy])
+def test_an_empty_mask_has_no_answer_and_values_that_are_not_finite_have_one(score):
     maps, masks = torch.rand(2, 1, 2, 4), torch.cat([MASK, torch.zeros_like(MASK)])
     assert score(maps, masks).isnan().tolist() == [False, True]
     assert grid_iou(masks, (1, 2)).isnan().tolist() == [False, True]
-
-
-@pytest.mark.parametrize("score", PER_IMAGE)
-def test_values_that_are_not_finite_do_not_take_an_image_out(score):
     maps = torch.full((1, 1, 2, 4), torch.nan)
     assert score(maps, MASK).item() == pytest.approx(0.75 if score is pixel_accuracy else 0)
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-def test_batches_add_up_to_one_pass(kind):
+@pytest.mark.parametrize("kind", [CamIoU, LocalizationIoU])
+def test_batches_add_up_to_one_pass_and_empty_masks_do_not_count(kind):
     generator = torch.Generator().manual_seed(1)
-    maps = torch.randn(7, 1, 4, 4, generator=generator)
-    masks = torch.zeros(7, 1, 16, 16)
+    maps, masks = torch.randn(7, 1, 4, 4, generator=generator), torch.zeros(7, 1, 16, 16)
     for row in range(1, 6):  # the first and the last have no mask
         masks[row, :, row : 3 * row, 2 : 3 + 2 * row] = 1
-    whole, parts = kind(), kind()
-    whole.update(maps, masks)
+    whole, parts, empty = kind(), kind(), kind()
+    whole.update(maps[1:6], masks[1:6])
     for piece in (slice(0, 1), slice(1, 4), slice(4, 7)):
         parts.update(maps[piece], masks[piece])
     assert parts.compute().item() == pytest.approx(whole.compute().item())
     assert parts.pooled().item() == pytest.approx(whole.pooled().item())
-    assert parts.count == whole.count == 5
-
-
-@pytest.mark.parametrize("kind", CLASSES)
-def test_empty_masks_are_skipped_not_scored(kind):
-    metric = kind()
-    metric.update(torch.rand(2, 1, 2, 4), torch.zeros(2, 1, 2, 4))
-    assert math.isnan(metric.compute())
-    assert math.isnan(metric.pooled())
+    empty.update(maps[:1], masks[:1])
+    assert math.isnan(empty.compute()) and math.isnan(empty.pooled())
 
 
 def test_pooled_weighs_by_area():
@@ -153,9 +126,6 @@ def test_pooled_weighs_by_area():
 # --- Pixels of a whole set
 
 
-MASK = torch.tensor([[[[1.0, 1, 0, 0], [0, 0, 0, 0]]]])
-
-
 def aupro(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0.3) -> float:
     metric = Aupro(limit)
     metric.update(maps, masks)
@@ -166,6 +136,8 @@ def test_aupro_of_perfect_and_reversed_scores():
     assert aupro(MASK, MASK) == pytest.approx(1)
     assert aupro(-MASK, MASK) == pytest.approx(0)
     assert aupro(torch.ones_like(MASK), MASK) == pytest.approx(0.15)  # chance: overlap = rate, 0.3 / 2
+    for masks in (torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)):  # no region, no clean pixel
+        assert math.isnan(aupro(torch.rand(2, 1, 4, 4), masks))
 
 
 def test_aupro_weighs_regions_not_pixels():
@@ -234,11 +206,6 @@ def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> floa
     return area / limit
 
 
-def test_aupro_without_regions_or_without_clean_pixels_has_no_answer():
-    assert math.isnan(aupro(torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)))
-    assert math.isnan(aupro(torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)))
-
-
 def auroc(maps: torch.Tensor, masks: torch.Tensor) -> float:
     metric = PixelAuroc()
     metric.update(maps, masks)
@@ -251,6 +218,10 @@ def test_pixel_auroc_counted_by_hand():
     assert auroc(torch.ones_like(MASK), MASK) == 0.5
     # Of 2 x 6 pairs the first defect pixel wins six, the second four and ties one.
     assert auroc(images([[9, 3, 5, 3], [0, 0, 0, 0]]), MASK) == pytest.approx((6 + 4 + 0.5) / 12)
+    metric = PixelAuroc()
+    metric.update(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
+    metric.clean *= 10_000_000_000  # more pixels than single precision can count
+    assert float(metric.compute()) == 0.5
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])  # scores of both signs
@@ -260,13 +231,6 @@ def test_pixel_auroc_is_that_of_scikit_learn(shift):
     maps = (np.exp(generator.normal(size=masks.shape) + masks) - shift).astype(np.float32)
     expected = roc_auc_score(masks.ravel(), maps.ravel())
     assert auroc(torch.from_numpy(maps), torch.from_numpy(masks).float()) == pytest.approx(expected, abs=1e-4)
-
-
-def test_pixel_auroc_counts_more_pixels_than_single_precision_can():
-    metric = PixelAuroc()
-    metric.update(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
-    metric.clean *= 10_000_000_000
-    assert float(metric.compute()) == 0.5
 
 
 # --- Decisions
@@ -282,15 +246,11 @@ def test_threshold_maximises_f1_with_a_margin():
 
 
 def test_threshold_of_unbounded_scores_takes_the_widest_margin():
-    labels = np.array([0, 1, 0, 0, 1])
-    scores = np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
+    labels, scores = np.array([0, 1, 0, 0, 1]), np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
     assert choose_threshold(labels, scores, near=None) == pytest.approx(3.5)
     # F1 is 4/5 both below the lone defect at 1 (one false alarm) and ... above 8 it is 2/3: the cut at 4.5 keeps 4/5.
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 8.0, 9.0]), near=None) == pytest.approx(0.5)
-
-
-def test_threshold_without_a_choice_is_the_highest_score_when_nothing_is_natural():
-    assert choose_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0]), near=None) == 7.0
+    assert choose_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0]), near=None) == 7.0  # without a choice
 
 
 def test_novelty_threshold_is_the_conformal_rank():
@@ -298,35 +258,22 @@ def test_novelty_threshold_is_the_conformal_rank():
     assert novelty_threshold(scores) == 19.0
     assert novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
     assert novelty_threshold(np.array([0.3, 0.1])) == 0.3
-
-
-def test_novelty_threshold_keeps_its_promise_on_new_normals():
     rng = np.random.default_rng(0)
     rates = [(rng.exponential(size=500) > novelty_threshold(rng.exponential(size=39))).mean() for _ in range(400)]
     assert 0.035 < np.mean(rates) <= 0.055
 
 
-def test_verdicts_by_hand():
+def test_verdicts_and_classification_by_hand():
     assert verdicts(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0])) == ["TP", "FP", "FN", "TN"]
-
-
-LABELS = np.array([1, 1, 1, 1, 0, 0])
-SCORES = np.array([0.9, 0.8, 0.2, 0.7, 0.6, 0.1])
-
-
-def test_classification_by_hand():
-    scores = classification(LABELS, (SCORES >= 0.5).astype(int), SCORES)
-    assert scores["accuracy"] == pytest.approx(4 / 6)
-    assert scores["precision"] == pytest.approx(3 / 4)
-    assert scores["recall"] == pytest.approx(3 / 4)
-    assert scores["auroc"] == pytest.approx(7 / 8)  # 7 of 8 pairs of a defect and a normal are in order
-    assert np.isnan(classification(LABELS[:4], np.ones(4, int), SCORES[:4])["auroc"])
-
-
-def test_classification_depends_on_the_order_of_scores_only():
-    calls = (SCORES >= 0.5).astype(int)
-    small, large = classification(LABELS, calls, SCORES), classification(LABELS, calls, SCORES * 4000 - 100)
-    assert small == large  # a sigmoid in between would tie what lies far from zero
+    labels, scores = np.array([1, 1, 1, 1, 0, 0]), np.array([0.9, 0.8, 0.2, 0.7, 0.6, 0.1])
+    calls = (scores >= 0.5).astype(int)
+    found = classification(labels, calls, scores)
+    expected = {"accuracy": 4 / 6, "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "auroc": 7 / 8}  # 7 of 8 pairs
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["average_precision"] == pytest.approx((1 + 1 + 1 + 4 / 5) / 4)
+    assert found == classification(labels, calls, scores * 4000 - 100), "only the order of the scores counts"
+    one_class = classification(labels[:4], np.ones(4, int), scores[:4])
+    assert np.isnan(one_class["auroc"]) and np.isnan(one_class["average_precision"])
 
 
 # --- The absolute scale
@@ -341,24 +288,16 @@ def peaked(*peaks):
 def test_the_scale_begins_where_normal_maps_end():
     scale = fit_scale(peaked(0, 1, 2, 10, 20, 30), np.array([0, 0, 0, 1, 1, 1]))
     assert scale == MapScale(floor=2.0, ceiling=20.0) and scale.separates
-
-
-def test_one_normal_picture_in_twenty_may_exceed_the_floor():
     scale = fit_scale(peaked(*range(1, 41), 50), np.array([0] * 40 + [1]))
-    assert scale.floor == 39
+    assert scale.floor == 39  # which one normal picture in twenty may exceed
     assert scale.finds(peaked(38, 39, 39.5)).tolist() == [False, False, True]
 
 
 def test_a_calm_map_shows_nothing_and_a_strong_one_is_cut():
-    scale = MapScale(floor=2.0, ceiling=4.0)
-    shown = scale.apply(np.array([[-1.0, 2.0], [3.0, 9.0]]))
+    shown = MapScale(floor=2.0, ceiling=4.0).apply(np.array([[-1.0, 2.0], [3.0, 9.0]]))
     assert shown.tolist() == [[0.0, 0.0], [0.5, 1.0]]
-
-
-def test_maps_that_do_not_separate_show_only_what_exceeds_the_floor():
-    scale = MapScale(floor=2.0, ceiling=1.0)
-    assert not scale.separates
-    assert scale.apply(np.array([[1.5, 2.5]])).tolist() == [[0.0, 1.0]]
+    scale = MapScale(floor=2.0, ceiling=1.0)  # shows only what exceeds the floor
+    assert not scale.separates and scale.apply(np.array([[1.5, 2.5]])).tolist() == [[0.0, 1.0]]
 
 
 @pytest.mark.parametrize("label", [0, 1])
