@@ -11,8 +11,8 @@ from drawn_data import truncate_file, write_generic, write_mask
 from gainmtl_lib.cli import main, plant
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import RunSettings
-from gainmtl_lib.synthetic import cues
-from gainmtl_lib.synthetic.cues import read_cue
+from gainmtl_lib.synthetic import drawing as cues
+from gainmtl_lib.synthetic.drawing import read_cue
 
 
 def with_cue(root, box=None, size=(12, 16)):

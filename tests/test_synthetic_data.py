@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from gainmtl_lib.readers import DataError, data_digest, read_image, read_mask, read_mask_values, read_samples
-from gainmtl_lib.synthetic import cues, surfaces
 from gainmtl_lib.synthetic import data as synthetic
+from gainmtl_lib.synthetic import drawing
 from gainmtl_lib.synthetic.data import draw_surface, make_synthetic, plan_samples, visible_defect
 
 
@@ -34,13 +34,13 @@ def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
         ("test", 0): 3, ("test", 1): 3, ("test_shift", 0): 3, ("test_shift", 1): 3,
     }  # fmt: skip
     defective = samples[samples.label == 1]
-    assert set(defective["defect_type"]) <= set(surfaces.DEFECTS) and defective["mask"].notna().all()
+    assert set(defective["defect_type"]) <= set(drawing.DEFECTS) and defective["mask"].notna().all()
     assert read_image(defective["image"].iloc[0]).shape == (32, 48, 3) and read_mask(defective["mask"].iloc[0]).any()
     assert len(read_samples(root, dataset_type="generic")) == 40
     assert yaml.safe_load((root / "synthetic.yaml").read_text())["image_size"] == [32, 48]
 
 
-@pytest.mark.parametrize("shortcut", cues.CUE_KINDS)
+@pytest.mark.parametrize("shortcut", drawing.CUE_KINDS)
 def test_cues_are_written_for_the_pictures_that_carry_them(tmp_path, shortcut):
     root = make(tmp_path / "data", shortcut=shortcut)
     table = pd.read_csv(root / "samples.csv")
@@ -133,8 +133,8 @@ def test_the_mask_is_exactly_what_the_defect_changed():
 
 def test_all_textures_and_defects_occur_and_masks_are_neither_tiny_nor_huge():
     drawn = [draw(index) for index in range(60)]
-    assert {one.texture for one in drawn} == set(surfaces.TEXTURES)
-    assert {one.defect_type for one in drawn} == set(surfaces.DEFECTS)
+    assert {one.texture for one in drawn} == set(drawing.TEXTURES)
+    assert {one.defect_type for one in drawn} == set(drawing.DEFECTS)
     areas = [float(one.mask.mean()) for one in drawn]
     assert min(areas) >= 0.0015 and max(areas) < 0.25
 
@@ -145,14 +145,14 @@ def test_the_mark_never_touches_the_defect_and_changes_its_corner_only():
         marked, plain = draw(index, has_shortcut=True), draw(index)
         assert np.array_equal(marked.mask, plain.mask) and plain.place == "" and not plain.cue.any()
         changed = (marked.image != plain.image).any(axis=-1)
-        region = cues.mark_region((64, 64), marked.place)
+        region = drawing.mark_region((64, 64), marked.place)
         assert changed[region].mean() > 0.5 and not marked.mask[region].any()
         assert marked.cue[region].mean() == pytest.approx(np.pi / 4, abs=0.12)  # a disc
         assert marked.cue.sum() == marked.cue[region].sum()
         changed[region] = False
         assert not changed.any()
         corners.add(marked.place)
-    assert corners == set(cues.CORNERS)
+    assert corners == set(drawing.CORNERS)
 
 
 def test_the_border_lies_along_one_free_side_and_changes_nothing_else():
@@ -170,7 +170,7 @@ def test_the_border_lies_along_one_free_side_and_changes_nothing_else():
         assert depths.min() >= 3 and depths.max() <= 7
         assert all(row[:depth].all() for row, depth in zip(strip, depths, strict=True))
         sides.add(cropped.place)
-    assert sides == set(cues.SIDES)
+    assert sides == set(drawing.SIDES)
 
 
 def test_lighting_is_a_strong_gradient_when_present():
@@ -185,8 +185,8 @@ def test_lighting_is_a_strong_gradient_when_present():
 def test_the_texture_cue_is_the_family_of_textures_and_leaves_the_defect_alone():
     with_cue = [draw(index, shortcut="texture", has_shortcut=True) for index in range(30)]
     without = [draw(index, shortcut="texture") for index in range(30)]
-    assert {one.texture for one in with_cue} == set(surfaces.MACHINED)
-    assert {one.texture for one in without} == set(surfaces.CAST)
+    assert {one.texture for one in with_cue} == set(drawing.MACHINED)
+    assert {one.texture for one in without} == set(drawing.CAST)
     for one, other in zip(with_cue, without, strict=True):
         assert np.array_equal(one.mask, other.mask) and one.defect_type == other.defect_type
         assert np.array_equal(one.cue, ~one.mask) and not other.cue.any()
@@ -207,7 +207,7 @@ def test_defects_stand_out_about_as_much_on_both_families_of_textures():
     assert 0.8 < medians[0] / medians[1] < 1.25
 
 
-@pytest.mark.parametrize("kind", list(surfaces.DEFECTS))
+@pytest.mark.parametrize("kind", list(drawing.DEFECTS))
 def test_elongated_pictures_have_visible_defects_too(kind):
     opacity, _ = visible_defect(np.random.default_rng(0), (64, 2048), kind)
     assert (opacity > 0).sum() >= 8

@@ -15,7 +15,7 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.readers import DataError, read_image, read_samples, split_samples
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.synthetic.cues import read_cue
+from gainmtl_lib.synthetic.drawing import read_cue
 from gainmtl_lib.synthetic.planting import (
     GROUP_PATTERN,
     NO_MASK,

@@ -33,7 +33,7 @@ from gainmtl_lib.labels import resize_image, with_boxes
 from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import visible_defect
-from gainmtl_lib.synthetic.surfaces import DEFECTS, TEXTURES, Plane, Size, smooth_noise
+from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth_noise
 
 logger = logging.getLogger(__name__)
 

@@ -22,13 +22,12 @@ from numpy.typing import NDArray
 
 from gainmtl_lib import stats
 from gainmtl_lib.dataset import Batch, GainDataModule
-from gainmtl_lib.edits.heal import Edit, EditError, framed, heal, heal_beside
-from gainmtl_lib.edits.paste import paste, paste_clean
+from gainmtl_lib.edits.editing import Edit, EditError, framed, heal, heal_beside, paste, paste_clean
 from gainmtl_lib.evaluation import MaskSource, evaluated_data, file_digest, rows_of, stored_maps, stored_tables
 from gainmtl_lib.metrics import energy_inside
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.stats import Estimate, mean_score
-from gainmtl_lib.synthetic.cues import read_cue
+from gainmtl_lib.synthetic.drawing import read_cue
 from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS
 

@@ -32,7 +32,7 @@ from gainmtl_lib.settings import (
 from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
-from gainmtl_lib.synthetic.cues import Cue
+from gainmtl_lib.synthetic.drawing import Cue
 from gainmtl_lib.synthetic.planting import RECORD as PLANTED_FILE
 from gainmtl_lib.wording import METRICS, number
 

@@ -7,9 +7,8 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,18 +19,15 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError
-from gainmtl_lib.synthetic import cues, surfaces
+from gainmtl_lib.synthetic import drawing
 
 logger = logging.getLogger(__name__)
 
-Shortcut = cues.Cue | Literal["none"]
+Shortcut = drawing.Cue | Literal["none"]
 
 GENERATOR = 2
 """Raised when the same parameters would draw other pictures."""
-RECORD = "synthetic.yaml"
 SHARES = {"train": 0.60, "val": 0.10, "test": 0.15, "test_shift": 0.15}
-EDGE = 0.25
-"""Opacity below which a defect's faint rim is cut away; what is left is the defect and its exact mask."""
 
 
 def make_synthetic(
@@ -43,17 +39,16 @@ def make_synthetic(
     shortcut: Shortcut = "mark",
     shortcut_correlation: float = 0.95,
 ) -> Path:
-    """Write a dataset of synthetic surfaces; a second call with equal parameters does nothing.
+    """Write a dataset of synthetic surfaces, half of them defective; a second call with equal parameters does nothing.
 
-    Half of each split is defective. ``synthetic.yaml`` records the parameters, ``samples.csv`` what each picture
-    shows, ``cues`` the pixels of the shortcut.
+    ``synthetic.yaml`` records the parameters, ``samples.csv`` what each picture shows, ``cues`` the shortcut's pixels.
 
     Args:
         root: folder to write, in the generic layout.
         num_samples: pictures in all splits together, at least 10.
         image_size: (H, W).
         seed: of the whole dataset.
-        shortcut: one of `cues.CUE_KINDS`, or none, then without ``test_shift``.
+        shortcut: one of `drawing.CUE_KINDS`, or none, then without ``test_shift``.
         shortcut_correlation: share of defective pictures with the shortcut, and of normal ones without;
             the other way round in ``test_shift``.
 
@@ -66,19 +61,31 @@ def make_synthetic(
 
     def write(folder: Path) -> None:
         plan = plan_samples(num_samples, seed=seed, shortcut=shortcut, correlation=shortcut_correlation)
-        _write(folder, plan, image_size=image_size, seed=seed, shortcut=shortcut)
 
-    make_once(root, parameters, write, record=RECORD, what="synthetic data")
+        def make(row: Any) -> tuple:
+            looks = {"defective": row.defective, "has_shortcut": row.has_shortcut, "shortcut": shortcut}
+            drawn = draw_surface(seed, row.Index, image_size=image_size, **looks)
+            place = f"{row.split}/{DEFECTIVE if row.defective else NORMAL}/{row.Index:05d}.png"
+            write_png(folder / "images" / place, cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
+            if row.defective:
+                write_png(folder / "masks" / place, drawn.mask.astype(np.uint8) * 255)
+            if row.has_shortcut:
+                write_png(folder / drawing.CUES / place, drawn.cue.astype(np.uint8) * 255)
+            return (f"images/{place}", drawn.defect_type, drawn.texture, drawn.place, int(row.has_shortcut))
+
+        with ThreadPoolExecutor() as pool:
+            rows = list(counted(pool.map(make, plan.itertuples()), len(plan), "synthetic surfaces", log=logger))
+        columns = ["image", "defect_type", "texture", "place", "has_shortcut"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "samples.csv", index=False)
+
+    make_once(root, parameters, write, record="synthetic.yaml", what="synthetic data")
     return root
 
 
 def plan_samples(num_samples: int, *, seed: int, shortcut: Shortcut, correlation: float) -> pd.DataFrame:
-    """What each picture shall show: ``split`` (60, 10, 15 and 15 %), ``defective`` (half of each), ``has_shortcut``.
+    """What each picture shall show: ``split``, ``defective`` (half of each), ``has_shortcut``.
 
     Without a shortcut there is no test_shift, and the other splits share its part.
-
-    Raises:
-        DataError: fewer than 10 samples, or a correlation outside [0, 1].
     """
     if num_samples < 10:
         raise DataError(f"num_samples must be at least 10 (each split needs both classes), got {num_samples}")
@@ -99,46 +106,18 @@ def plan_samples(num_samples: int, *, seed: int, shortcut: Shortcut, correlation
     return pd.DataFrame(rows, columns=["split", "defective", "has_shortcut"])
 
 
-def _write(root: Path, plan: pd.DataFrame, *, image_size: tuple[int, int], seed: int, shortcut: Shortcut) -> None:
-    def make(row: Any) -> dict[str, Any]:
-        looks = {"defective": row.defective, "has_shortcut": row.has_shortcut, "shortcut": shortcut}
-        drawn = draw_surface(seed, row.Index, image_size=image_size, **looks)
-        place = f"{row.split}/{DEFECTIVE if row.defective else NORMAL}/{row.Index:05d}.png"
-        write_png(root / "images" / place, cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))
-        if row.defective:
-            write_png(root / "masks" / place, drawn.mask.astype(np.uint8) * 255)
-        if row.has_shortcut:
-            write_png(root / cues.FOLDER / place, drawn.cue.astype(np.uint8) * 255)
-        told = {"defect_type": drawn.defect_type, "texture": drawn.texture, "place": drawn.place}
-        return {"image": f"images/{place}", **told, "has_shortcut": int(row.has_shortcut)}
-
-    with ThreadPoolExecutor() as pool:
-        rows = list(counted(pool.map(make, plan.itertuples()), len(plan), "synthetic surfaces", log=logger))
-    pd.DataFrame(rows).to_csv(root / "samples.csv", index=False)
-
-
 # --- One picture
 
 
-@dataclass(frozen=True)
-class Surface:
-    """One synthetic picture.
+class Surface(NamedTuple):
+    """One synthetic picture."""
 
-    Attributes:
-        image: RGB uint8 (H, W, 3).
-        mask: defect pixels (H, W); exactly the pixels that the defect changed.
-        defect_type: scratch, stain, wrong_object, or normal.
-        texture: name of the surface.
-        cue: pixels of the shortcut (H, W), without the defect's; none without the shortcut.
-        place: of the shortcut: a corner for the mark, a side for the border, else empty.
-    """
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
-    defect_type: str
-    texture: str
-    cue: NDArray[np.bool_]
-    place: str
+    image: NDArray[np.uint8]  # RGB (H, W, 3)
+    mask: NDArray[np.bool_]  # (H, W), exactly the pixels that the defect changed
+    defect_type: str  # scratch, stain, wrong_object, or normal
+    texture: str  # name of the surface
+    cue: NDArray[np.bool_]  # pixels of the shortcut (H, W), without the defect's; none without the shortcut
+    place: str  # of the shortcut: a corner for the mark, a side for the border, else empty
 
 
 def draw_surface(
@@ -149,48 +128,43 @@ def draw_surface(
     Surface and defect do not depend on whether the shortcut comes, except that with `texture` it is the surface.
     """
     scene, extra = (np.random.default_rng([seed, index, stream]) for stream in (0, 1))
-    textures = list(surfaces.TEXTURES)
-    if shortcut == "texture":
-        textures = surfaces.MACHINED if has_shortcut else surfaces.CAST
-    texture = str(scene.choice(textures))
-    picture = surfaces.surface(scene, image_size, texture)
+    family = drawing.MACHINED if has_shortcut else drawing.CAST
+    texture = str(scene.choice(family if shortcut == "texture" else list(drawing.TEXTURES)))
+    picture = drawing.surface(scene, image_size, texture)
     if shortcut == "texture":  # a surface draws as often as its texture needs: the defect must not come after it
         scene = np.random.default_rng([seed, index, 2])
     mask, defect_type, place = np.zeros(image_size, dtype=np.bool_), NORMAL, ""
     if defective:
-        defect_type = str(scene.choice(list(surfaces.DEFECTS)))
-        free = cues.free_sides if shortcut == "border" else cues.free_corners
+        defect_type = str(scene.choice(list(drawing.DEFECTS)))
+        free = drawing.free_sides if shortcut == "border" else drawing.free_corners
         opacity, colour = visible_defect(scene, image_size, defect_type, free=free)
         mask = opacity > 0
         picture = picture * (1 + opacity[..., None] * (colour - 1))
     cue = np.full(image_size, has_shortcut)
     if shortcut == "lighting":
-        strength = cues.STRONG_LIGHT if has_shortcut else cues.FAINT_LIGHT
-        cues.light_from(picture, extra.uniform(0, 2 * np.pi), strength)
+        strength = drawing.STRONG_LIGHT if has_shortcut else drawing.FAINT_LIGHT
+        drawing.light_from(picture, extra.uniform(0, 2 * np.pi), strength)
     elif shortcut == "mark" and has_shortcut:
-        corners = cues.free_corners(mask)
+        corners = drawing.free_corners(mask)
         place = corners[int(extra.integers(len(corners)))]
-        cue = cues.draw_mark(picture, place, extra.uniform(0, 90))
+        cue = drawing.draw_mark(picture, place, extra.uniform(0, 90))
     elif shortcut == "border" and has_shortcut:
-        place = str(extra.choice(cues.free_sides(mask)))
-        cue = cues.draw_border(picture, place, extra)
+        place = str(extra.choice(drawing.free_sides(mask)))
+        cue = drawing.draw_border(picture, place, extra)
     return Surface(to_bytes(picture), mask, defect_type, texture, cue & ~mask, place)
 
 
 def visible_defect(
-    rng: Generator, size: tuple[int, int], kind: str, *, free: Callable[..., list[str]] = cues.free_corners
+    rng: Generator, size: tuple[int, int], kind: str, *, free: Callable[..., list[str]] = drawing.free_corners
 ) -> tuple[NDArray, NDArray]:
     """A defect with enough pixels inside the picture that leaves a place for a cue, whether one comes or not.
 
-    `kind` is among `surfaces.DEFECTS`; `free` tells the places that defect pixels (H, W) leave.
-
-    Returns:
-        opacity (H, W), above 0 on the defect's pixels only; colour factor (H, W, 3).
+    Its opacity (H, W), above 0 on its pixels only, and colour factor (H, W, 3). `free` tells the places that are left.
     """
     least = max(8.0, 0.0015 * min(size) ** 2)  # defects grow with the shorter side
     while True:
-        opacity, colour = surfaces.DEFECTS[kind](rng, size)
-        opacity = np.where(opacity > EDGE, opacity, 0)
+        opacity, colour = drawing.DEFECTS[kind](rng, size)
+        opacity = np.where(opacity > 0.25, opacity, 0)  # without its faint rim, so that the mask is exact
         if (opacity > 0).sum() >= least and free(opacity > 0):
             return opacity, colour
 
@@ -208,15 +182,9 @@ def make_once(
 ) -> bool:
     """Fill a folder, and say so, unless it holds the same data already. An interruption leaves nothing at `root`.
 
-    Args:
-        root: folder to make.
-        parameters: that the data follows from; plain values.
-        write: fills the folder that it is given; what it returns is recorded besides, and not compared.
-        record: file name for the parameters, YAML.
-        what: the data in words, for messages.
-
-    Raises:
-        DataError: the folder holds something else, was made with other parameters, or cannot be written.
+    `write` fills the folder that it is given; what it returns goes into the YAML file `record` beside the `parameters`
+    that the data follows from, and is not compared. A `DataError` where the folder holds something else, was made with
+    other parameters, or cannot be written; `what` is the data in its words.
     """
     if _is_made(root, parameters, record, what):
         return False
@@ -225,7 +193,7 @@ def make_once(
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
             made = Path(beside) / root.name
             made.mkdir()
-            content = dict(parameters) | dict(write(made) or {})
+            content = {**parameters, **(write(made) or {})}
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             (made / record).write_text(text, encoding="utf-8")
             with contextlib.suppress(FileNotFoundError):
@@ -244,16 +212,11 @@ def _is_made(root: Path, parameters: Mapping[str, Any], record: str, what: str) 
     if not (root / record).is_file():
         raise DataError(f"{root}: holds files but no {record}; choose an empty folder for {what}")
     stored = yaml.safe_load((root / record).read_text(encoding="utf-8")) or {}
-    differing = [
-        f"{name} is {stored.get(name)} there and {value} here"
-        for name, value in parameters.items()
-        if stored.get(name) != value
-    ]
+    differing = [name for name, value in parameters.items() if stored.get(name) != value]
     if differing:
-        raise DataError(
-            f"{root}: was made with other parameters: {'; '.join(differing)}; choose another folder (data_root), "
-            "or delete this one"
-        )
+        told = "; ".join(f"{name} is {stored.get(name)} there and {parameters[name]} here" for name in differing)
+        again = "choose another folder (data_root), or delete this one"
+        raise DataError(f"{root}: was made with other parameters: {told}; {again}")
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +29,7 @@ from gainmtl_lib.readers import (
     read_image,
     read_mask_values,
 )
-from gainmtl_lib.synthetic import cues
+from gainmtl_lib.synthetic import drawing
 from gainmtl_lib.synthetic.data import make_once, to_bytes, write_png
 
 logger = logging.getLogger(__name__)
@@ -38,13 +38,14 @@ PLANTING = 1
 """Raised when the same parameters would plant otherwise."""
 RECORD = "planted.yaml"
 NO_PLACE, NO_MASK = "the defect covers every place", "no mask says where the defect is"
-NAMED = 8
-"""Files that a message names; the dataset's record holds all."""
 
-PLANTERS: dict[str, tuple[Callable[..., list[str]], Callable[..., NDArray[np.bool_]]]] = {
-    "mark": (cues.free_corners, lambda picture, corner, rng: cues.plant_mark(picture, corner, rng.uniform(0, 90))),
-    "lighting": (lambda _: [""], lambda picture, _, rng: cues.light_from(picture, rng.uniform(0, 2 * np.pi))),
-    "border": (cues.free_sides, cues.draw_border),
+PLANTERS: dict[str, tuple] = {
+    "mark": (
+        drawing.free_corners,
+        lambda picture, corner, rng: drawing.plant_mark(picture, corner, rng.uniform(0, 90)),
+    ),
+    "lighting": (lambda _: [""], lambda picture, _, rng: drawing.light_from(picture, rng.uniform(0, 2 * np.pi))),
+    "border": (drawing.free_sides, drawing.draw_border),
 }
 """Of each cue the places that a defect (H, W) leaves, and how it is drawn at one of them."""
 
@@ -139,17 +140,17 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
             carry_none.setdefault(found, []).append(samples["source"][number])
             places[number] = []
     for reason, files in carry_none.items():
-        more = f" … and {len(files) - NAMED} more" if len(files) > NAMED else ""
-        logger.warning("%d pictures carry no cue (%s): %s%s", len(files), reason, ", ".join(files[:NAMED]), more)
+        more = f" … and {len(files) - 8} more" if len(files) > 8 else ""
+        logger.warning("%d pictures carry no cue (%s): %s%s", len(files), reason, ", ".join(files[:8]), more)
     return samples.assign(places=places)[[isinstance(found, list) for found in places]], carry_none
 
 
 def _defect_pixels(row: Any) -> NDArray[np.bool_] | None:
     """Defect pixels (H, W) at the picture's own size: none of a normal picture, None where no mask tells."""
-    height, width = read_image(row.image).shape[:2]
+    size = read_image(row.image).shape[:2]
     if row.label == 0:
-        return np.zeros((height, width), dtype=np.bool_)
-    mask = load_picture(row.image, row.mask, image_size=(height, width), resize="squash").mask
+        return np.zeros(size, dtype=np.bool_)
+    mask = load_picture(row.image, row.mask, image_size=size, resize="squash").mask
     return None if mask is None else mask > 0
 
 
@@ -174,9 +175,9 @@ def _copies(samples: pd.DataFrame, correlation: float, seed: int) -> pd.DataFram
 
 
 def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
-    def make(row: Any) -> dict[str, Any]:
-        subfolder = "" if row.defect_type in (NORMAL, DEFECTIVE) else f"{row.defect_type}/"
-        below = f"{row.split}/{DEFECTIVE if row.label else NORMAL}/{subfolder}{row.name}.png"
+    def make(row: Any) -> tuple:
+        kind = "" if row.defect_type in (NORMAL, DEFECTIVE) else f"{row.defect_type}/"
+        below = f"{row.split}/{DEFECTIVE if row.label else NORMAL}/{kind}{row.name}.png"
         image, place = read_image(row.image), ""
         if row.has_cue:
             rng = np.random.default_rng([seed, row.Index, 1])
@@ -184,20 +185,20 @@ def _write(folder: Path, copies: pd.DataFrame, cue: str, seed: int) -> None:
             picture = image.astype(np.float32) / 255
             pixels = PLANTERS[cue][1](picture, place, rng) & ~np.asarray(_defect_pixels(row))
             image = to_bytes(picture)
-            write_png(folder / cues.FOLDER / below, pixels.astype(np.uint8) * 255)
+            write_png(folder / drawing.CUES / below, pixels.astype(np.uint8) * 255)
         grey = bool((image == image[..., :1]).all())
         write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if row.mask is not None:
             write_png(folder / "masks" / below, read_mask_values(row.mask))
-        told = {"defect_type": row.defect_type, "group": row.group, "place": place, "source": row.source}
-        return {"image": f"images/{below}", **told, "has_cue": int(row.has_cue)}
+        return (f"images/{below}", row.defect_type, row.group, place, row.source, int(row.has_cue))
 
     for split in copies["split"].unique():  # also where no picture has a mask
         (folder / "masks" / split / DEFECTIVE).mkdir(parents=True)
-    (folder / cues.FOLDER).mkdir()
+    (folder / drawing.CUES).mkdir()
     with ThreadPoolExecutor() as pool:
         rows = list(counted(pool.map(make, copies.itertuples()), len(copies), "planted pictures", log=logger))
-    pd.DataFrame(rows).to_csv(folder / "samples.csv", index=False)
+    columns = ["image", "defect_type", "group", "place", "source", "has_cue"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "samples.csv", index=False)
 
 
 # --- File names of a planted dataset
@@ -232,7 +233,6 @@ def shifted(name: str) -> str:
 
 
 def _cut(text: str, longest: int) -> str:
-    """The beginning of a text that takes at most `longest` bytes."""
     return os.fsencode(text)[:longest].decode(errors="ignore")
 
 

@@ -1,17 +1,23 @@
-"""Textures and defects of the synthetic surfaces, drawn with numpy and OpenCV.
+"""Textures and defects of the synthetic surfaces, and cues, drawn with numpy and OpenCV.
 
 H x W picture size. Lengths are in units of the shorter side, so that every size shows the same scene.
-A plane is (H, W), a surface (H, W, 3), roughly in [0, 1].
+A plane is (H, W), a surface or picture (H, W, 3), roughly in [0, 1].
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from gainmtl_lib.labels import Resize, resize_mask
+from gainmtl_lib.readers import read_mask
 
 Plane = NDArray[np.floating]
 Size = tuple[int, int]
@@ -46,7 +52,7 @@ def grainy(rng: Generator, size: Size) -> Plane:
 
 
 def woven(rng: Generator, size: Size) -> Plane:
-    """Cloth: threads of both directions, over and under in turn, slightly uneven."""
+    """Cloth: threads over and under in turn, slightly uneven."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     period = min(size) * rng.uniform(0.045, 0.08)
     x += rng.uniform(0, 9) + 0.06 * period * smooth_noise(rng, size, min(size) / 4)
@@ -179,3 +185,126 @@ def _stroke(canvas: NDArray[np.uint8], points: NDArray, widths: NDArray) -> None
     corners = np.round(points).astype(np.int32)
     for start, end, width in zip(corners[:-1], corners[1:], widths[:-1], strict=True):
         cv2.line(canvas, start.tolist(), end.tolist(), 255, max(1, round(float(width))))
+
+
+# --- Cues, each drawn in place, on surfaces and photographs alike; what draws one returns the pixels it takes
+
+Cue = Literal["mark", "lighting", "texture", "border"]
+
+CUE_KINDS: tuple[Cue, ...] = get_args(Cue)
+"""mark: a fixture's screw at a corner; lighting: a strong gradient; texture: the family of the surface's texture;
+border: a strip beyond the part's edge along one side. None has a direction that flips or turns would undo."""
+CORNERS = ("00", "01", "10", "11")  # bottom?, right?
+MARK_RADIUS, MARK_MARGIN = 0.055, 0.03
+STRONG_LIGHT, FAINT_LIGHT = 0.4, 0.04  # strength of the lighting gradient with the cue and without
+SIDES = ("top", "bottom", "left", "right")
+BORDER_DEPTH = (0.05, 0.09)  # least and greatest depth of the strip
+
+
+def mark_region(size: tuple[int, ...], corner: str) -> tuple[slice, slice]:
+    """The square that a fixture mark takes at a corner."""
+    side = min(size[:2])
+    diameter, margin = max(5, round(2 * MARK_RADIUS * side)), round(MARK_MARGIN * side)
+    top, left = (size[axis] - margin - diameter if corner[axis] == "1" else margin for axis in (0, 1))
+    return slice(top, top + diameter), slice(left, left + diameter)
+
+
+def free_corners(defect: NDArray[np.bool_]) -> list[str]:
+    """Corners whose mark region holds no defect pixel."""
+    return [corner for corner in CORNERS if not defect[mark_region(defect.shape, corner)].any()]
+
+
+def draw_mark(
+    picture: Plane, corner: str, turn: float, *, light: float = 1.0, grain: Plane | float = 0.0
+) -> NDArray[np.bool_]:
+    """A screw head of the fixture at a corner: dark disc, bright rim, a cross turned by `turn` degrees.
+
+    Its grey values (0.12 and 0.85) are multiplied by `light`, cut at white, and `grain` is added.
+    """
+    region, scale = mark_region(picture.shape, corner), 8
+    diameter = region[0].stop - region[0].start
+    center, radius = (diameter * scale // 2,) * 2, diameter * scale // 2 - scale // 2
+    disc, cross = (np.zeros((diameter * scale,) * 2, np.uint8) for _ in range(2))
+    cv2.circle(disc, center, radius, 255, -1)
+    for angle in np.deg2rad([turn, turn + 90]):
+        reach = 0.62 * radius * np.array([np.cos(angle), np.sin(angle)])
+        ends = [tuple(np.round(np.array(center) + side * reach).astype(int).tolist()) for side in (-1, 1)]
+        cv2.line(cross, ends[0], ends[1], 255, round(0.28 * radius))
+    cv2.circle(cross, center, round(0.9 * radius), 255, round(0.2 * radius))
+    alpha, bright = (shrink(canvas, (diameter, diameter))[..., None] for canvas in (disc, cross))
+    metal = np.minimum((0.12 + 0.73 * bright) * light, 1) + grain
+    picture[region] = picture[region] * (1 - alpha) + alpha * metal
+    pixels = np.zeros(picture.shape[:2], dtype=np.bool_)
+    pixels[region] = alpha[..., 0] > 0
+    return pixels
+
+
+def plant_mark(picture: Plane, corner: str, turn: float) -> NDArray[np.bool_]:
+    """`draw_mark` on a photograph, grey, in the light of its corner, neither smoother nor rougher than that."""
+    region = mark_region(picture.shape, corner)
+    grey = picture[region].mean(axis=-1, keepdims=True)  # (d, d, 1)
+    grain = grey - cv2.GaussianBlur(grey, (0, 0), 1.0)[..., None]
+    light = max(0.3, float(np.median(grey)) / 0.5)  # its grey values were chosen for surfaces of 0.5
+    return draw_mark(picture, corner, turn, light=light, grain=grain)
+
+
+def light_from(picture: Plane, angle: float, strength: float = STRONG_LIGHT) -> NDArray[np.bool_]:
+    """A lighting gradient across the whole picture: brightness 1 ± strength along `angle`."""
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    ramp = (x * np.cos(angle) + y * np.sin(angle)) / (abs(np.cos(angle)) + abs(np.sin(angle)))
+    picture *= (1 + strength * ramp[..., None]).astype(np.float32)
+    return np.ones((height, width), dtype=np.bool_)
+
+
+def free_sides(defect: NDArray[np.bool_]) -> list[str]:
+    """Sides along which a strip of the greatest depth holds no defect pixel."""
+    deepest = int(np.ceil(BORDER_DEPTH[1] * min(defect.shape)))
+    return [side for side in SIDES if not defect[_from_side(defect.shape, side) < deepest].any()]
+
+
+def draw_border(picture: Plane, side: str, rng: Generator) -> NDArray[np.bool_]:
+    """The crop reaches beyond the part: a grey strip along one side, dark or bright, darker at the part's edge.
+
+    The edge is slightly askew, between the two values of `BORDER_DEPTH` from the side.
+    """
+    size, lying = (picture.shape[0], picture.shape[1]), side in ("top", "bottom")
+    shorter = min(size)
+    least, greatest = (share * shorter for share in BORDER_DEPTH)
+    ends = rng.uniform(least, greatest) + np.array([-1, 1]) * rng.uniform(-0.01, 0.01) * shorter
+    depth = np.interp(np.linspace(0, 1, size[1] if lying else size[0]), (0, 1), np.clip(ends, least, greatest))
+    depth = depth[None, :] if lying else depth[:, None]
+    inward = depth - (_from_side(size, side) + 0.5)  # pixels from the part's edge, above 0 beyond the part
+    alpha = np.clip(inward + 0.5, 0, 1)[..., None].astype(np.float32)
+    level = rng.uniform(0.04, 0.14) if rng.random() < 0.5 else rng.uniform(0.84, 0.95)
+    shadow = 1 - 0.4 * np.exp(-np.maximum(inward, 0) / (0.012 * shorter))
+    beyond = (level * shadow + 0.008 * noise(rng, size))[..., None].astype(np.float32)
+    picture[...] = picture * (1 - alpha) + alpha * beyond
+    return alpha[..., 0] > 0
+
+
+def _from_side(size: tuple[int, ...], side: str) -> NDArray[np.int64]:
+    """Whole pixels between each pixel and a side, (H, W); 0 along it."""
+    rows, columns = np.indices(size)
+    return {"top": rows, "bottom": size[0] - 1 - rows, "left": columns, "right": size[1] - 1 - columns}[side]
+
+
+CUES = "cues"
+"""Folder in which a dataset records them."""
+
+
+def read_cue(
+    image_path: str | Path, *, root: str | Path, image_size: tuple[int, int], resize: Resize
+) -> NDArray[np.bool_] | None:
+    """Pixels of a picture's cue at the network's size, (H, W), fitted as its mask is; None where none is recorded.
+
+    The cue lies at the same place below ``root/cues`` as its picture below ``root/images``.
+    """
+    # Not Path.absolute, which keeps the .. of a root that the table of samples has resolved.
+    image, images = Path(os.path.abspath(image_path)), Path(os.path.abspath(root)) / "images"
+    if not image.is_relative_to(images):
+        return None
+    file = Path(root) / CUES / image.relative_to(images).with_suffix(".png")
+    if not file.is_file() or not (pixels := read_mask(file)).any():
+        return None
+    return resize_mask(pixels, image_size, resize)
