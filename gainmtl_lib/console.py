@@ -65,7 +65,7 @@ from gainmtl_lib.runs import (
 )
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
-from gainmtl_lib.synthetic.planting import RECORD, plant_cue, planted_counts
+from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
 from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS as METRIC_NAMES
 from gainmtl_lib.wording import frame_table, markdown_table, number
@@ -429,10 +429,10 @@ def report_planting(
         build_samples(settings), out, cue=cue, correlation=correlation, seed=seed, origin=origin,
         skip_unreadable=settings.skip_unreadable,
     )  # fmt: skip
-    record = yaml.safe_load((out / RECORD).read_text(encoding="utf-8"))
+    record = yaml.safe_load((out / PLANTED).read_text(encoding="utf-8"))
     console.print(f"{escape(str(out))}: {'written' if made else 'was there already'}, {cue} planted")
     console.print(frame_table("pictures and cues", planted_counts(out)))
     for reason, files in record["carry_none"].items():
-        console.print(f"{len(files)} pictures carry none: {reason}; listed in {RECORD}")
+        console.print(f"{len(files)} pictures carry none: {reason}; listed in {PLANTED}")
     read_with = " ".join(f"-p {name} {json.dumps(value)}" for name, value in record["read_with"].items())
     console.print(f"read it with: {escape(read_with)}")

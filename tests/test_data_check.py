@@ -126,7 +126,14 @@ def test_sizes_that_tell_the_class_and_a_rare_class_are_found(tmp_path):
 
 
 def test_synthetic_pictures_are_no_duplicates_of_each_other(tmp_path):
-    root = make_synthetic(tmp_path / "data", num_samples=60, image_size=(64, 64), seed=0, shortcut="lighting")
+    root = make_synthetic(
+        tmp_path / "data",
+        num_samples=60,
+        image_size=(64, 64),
+        seed=0,
+        shortcut="lighting",
+        shortcut_correlation=0.95,
+    )
     report = check(root, dataset_type="synthetic")
     assert report.usable and len(report.duplicates) == 0 and report.size_auroc == 0.5
     assert report.counts.columns.tolist()[0] == "normal"

@@ -269,7 +269,7 @@ def test_the_figure_of_all_kinds_leaves_out_what_cannot_be_had(caplog):
     assert [title.split(",")[0] for title in titles[:6]] == [*module.KINDS[1], *module.KINDS[0]]
     assert titles[6:12] == ["normal", "defective", "defective", "defective", "normal", "normal"]
     assert len(edits_figure(edits(covered=20)).axes) == 3 * 1
-    assert "no training picture could be edited by heal: covers the picture" in caplog.text
+    assert "not drawn: heal, heal_beside, repaste, paste, heal_spot" in caplog.text
 
 
 @pytest.mark.parametrize(

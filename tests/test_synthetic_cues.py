@@ -92,7 +92,7 @@ def test_a_planted_mark_is_grey_follows_the_light_and_keeps_to_its_disc():
     for brightness in (0.25, 0.5):
         photograph = np.repeat(brightness + grain, 3, axis=2)
         picture = photograph.copy()
-        disc = cues.plant_mark(picture, "01", 30.0)
+        disc = cues.plant_mark(picture, "01", np.random.default_rng(30))
         assert (picture == picture[..., :1]).all() and np.array_equal(picture[~disc], photograph[~disc])
         assert (picture != photograph).any(axis=-1)[disc].mean() > 0.9
         levels.append((float(picture[disc].min()), float(picture[disc].max())))
@@ -105,7 +105,7 @@ def test_a_planted_mark_has_the_grain_of_its_surroundings():
 
     def roughness(sigma):
         picture = np.full((400, 400, 3), 0.5, np.float32) + rng.normal(0, sigma, (400, 400, 1)).astype(np.float32)
-        cues.plant_mark(picture, "00", 0.0)
+        cues.plant_mark(picture, "00", rng)
         grey = picture[cues.mark_region((400, 400), "00")].mean(axis=-1)
         return float(np.median(np.abs(grey - cv2.medianBlur(grey, 3))))
 

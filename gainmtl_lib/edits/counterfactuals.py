@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice, product
+from itertools import count, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -103,7 +103,20 @@ class ImageCounterfactuals:
         rng = np.random.default_rng([self.seed, epoch, row, STREAM])
         odds = self.odds[int(self.dataset.labels[row])]
         place = int(np.searchsorted(np.cumsum(list(odds.values())), rng.random(), side="right"))
-        return self.attempt(list(odds)[place], row, rng) if place < len(odds) else None
+        if place == len(odds):
+            return None
+        kind, shown = list(odds)[place], row
+        methods = sorted(HEAL_METHODS if kind in HEALING else PASTE_METHODS)
+        failures: list[str] = []
+        for attempt in range(TRIES):
+            # A defect that two methods cannot edit (too large, as a rule) gives its turn away too.
+            if self.dataset.labels[row] and (not self.dataset.has_mask[row] or attempt >= TRIES // 2):
+                shown = int(rng.choice(self.annotated))
+            try:
+                return Drawn(kind, shown, self._edit(kind, shown, str(rng.choice(methods)), rng), failures)
+            except EditError as error:
+                failures.append(error.reason)
+        return Drawn(kind, shown, None, failures)
 
     def epoch_table(self, epoch: int, *, limit: int | None = None) -> pd.DataFrame:
         """The edits of an epoch, a row each: ``kind``, ``method`` (None if none worked), ``label``, ``failures``.
@@ -144,22 +157,6 @@ class ImageCounterfactuals:
         masks = (each.edit.mask for each in drawn if each is not None and each.kind == "paste" and each.edit)
         return islice(masks, round(len(self.annotated) * pasted / own))
 
-    def attempt(self, kind: str, row: int, rng: Generator, method: str | None = None) -> Drawn:
-        """Edit a row's picture, in up to `TRIES` tries; a method is drawn for each when none is given."""
-        methods = sorted(HEAL_METHODS if kind in HEALING else PASTE_METHODS)
-        failures: list[str] = []
-        shown = row
-        for attempt in range(TRIES):
-            # A defect that two methods cannot edit (too large, as a rule) gives its turn away too.
-            if self.dataset.labels[row] and (not self.dataset.has_mask[row] or attempt >= TRIES // 2):
-                shown = int(rng.choice(self.annotated))
-            chosen = method or str(rng.choice(methods))
-            try:
-                return Drawn(kind, shown, self._edit(kind, shown, chosen, rng), failures)
-            except EditError as error:
-                failures.append(error.reason)
-        return Drawn(kind, shown, None, failures)
-
     def _edit(self, kind: str, row: int, method: str, rng: Generator) -> Edit:
         """An edit without the picture's bars, which may be of another size than its donors and sources."""
         picture = self.dataset.stored(row)
@@ -186,27 +183,26 @@ def edits_figure(edits: ImageCounterfactuals, kind: str | None = None) -> Figure
 
     With a `kind`, one edit by each of its methods; else one of each kind. What is impossible is left out and logged.
     """
-    columns = [(name, None) for name in (*KINDS[1], *KINDS[0])]
+    wanted = (*KINDS[1], *KINDS[0])
     if kind is not None:
-        columns = [(kind, method) for method in (HEAL_METHODS if kind in HEALING else PASTE_METHODS)]
-    rows: list[list] = [[], [], []]
-    for name, method in columns:
-        rng = np.random.default_rng([edits.seed, 0, STREAM, 1])
-        for _ in range(20):
-            row = int(rng.choice(edits.annotated if name in KINDS[1] else edits.normals))
-            drawn = edits.attempt(name, row, rng, method)
-            if drawn.edit is not None:
-                break
-        else:
-            how, why = f"{name} ({method})" if method else name, ", ".join(sorted(set(drawn.failures)))
-            logger.warning("no training picture could be edited by %s: %s", how, why)
-            continue
-        before, edit = edits.dataset.stored(drawn.row), drawn.edit
+        wanted = HEAL_METHODS if kind in HEALING else PASTE_METHODS
+    found: dict[str, Drawn] = {}
+    draws = (edits.draw(epoch, row) for epoch in count() for row in edits.rows)
+    for drawn in islice(draws, 1000):
+        if drawn is not None and drawn.edit is not None and kind in (None, drawn.kind):
+            found.setdefault(drawn.kind if kind is None else drawn.edit.method, drawn)
+        if len(found) == len(wanted):
+            break
+    if len(found) < len(wanted):
+        logger.warning("not drawn: %s", ", ".join(name for name in wanted if name not in found))
+    panels: list[tuple] = []
+    for name in filter(found.__contains__, wanted):
+        before, edit = edits.dataset.stored(found[name].row), found[name].edit
         part = editing.widened(editing.box_of(edit.region), 16, edit.mask.shape)
         change = np.abs(edit.image.astype(np.int16) - before.image).max(-1, keepdims=True)[part]
         mask = None if before.mask is None else before.mask[part]
-        rows[0].append((before.image[part], mask, f"{name}, {edit.method}"))
-        rows[1].append((edit.image[part], None, "defective" if edit.label else "normal"))
-        rows[2].append((np.clip(4 * change, 0, 255).astype(np.uint8).repeat(3, -1), edit.region[part], "change"))
-    images, masks, titles = zip(*rows[0], *rows[1], *rows[2])
-    return contact_sheet(images, masks, titles, columns=len(rows[0]))
+        panels.append((before.image[part], mask, f"{edit.kind}, {edit.method}"))
+        panels.append((edit.image[part], None, "defective" if edit.label else "normal"))
+        panels.append((np.clip(4 * change, 0, 255).astype(np.uint8).repeat(3, -1), edit.region[part], "change"))
+    images, masks, titles = zip(*(panel for row in range(3) for panel in panels[row::3]))
+    return contact_sheet(images, masks, titles, columns=len(found))

@@ -32,8 +32,8 @@ from gainmtl_lib.settings import (
 from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
+from gainmtl_lib.synthetic.data import PLANTED
 from gainmtl_lib.synthetic.drawing import Cue
-from gainmtl_lib.synthetic.planting import RECORD as PLANTED_FILE
 from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5
@@ -139,10 +139,10 @@ class ShortcutStudySettings(ParameterRecord):
 
 def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
     """How the planted data is to be read, as its record says; a base made for other data would read it otherwise."""
-    path = root / PLANTED_FILE
+    path = root / PLANTED
     if not path.is_file():
         raise SettingsError(
-            f"data_root {root}: holds no {PLANTED_FILE}, so that its cue is unknown; plant one first: "
+            f"data_root {root}: holds no {PLANTED}, so that its cue is unknown; plant one first: "
             f"gainmtl data plant SOURCE {root} --cue {cue} --correlation {correlation:g}"
         )
     try:

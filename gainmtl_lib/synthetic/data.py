@@ -1,13 +1,19 @@
-"""Synthetic surfaces with defects and a planted shortcut, written once in the generic layout. H x W picture size."""
+"""The data that the project makes, written once in the generic layout: surfaces, and photographs with a planted cue.
+
+H x W size of a picture.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -17,8 +23,10 @@ import yaml
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from gainmtl_lib import readers
+from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError
+from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, Finding
 from gainmtl_lib.synthetic import drawing
 
 logger = logging.getLogger(__name__)
@@ -31,31 +39,20 @@ SHARES = {"train": 0.60, "val": 0.10, "test": 0.15, "test_shift": 0.15}
 
 
 def make_synthetic(
-    root: str | Path,
+    root: Path,
     *,
     num_samples: int,
     image_size: tuple[int, int],
     seed: int,
-    shortcut: Shortcut = "mark",
-    shortcut_correlation: float = 0.95,
+    shortcut: Shortcut,
+    shortcut_correlation: float,
 ) -> Path:
     """Write a dataset of synthetic surfaces, half of them defective; a second call with equal parameters does nothing.
 
     ``synthetic.yaml`` records the parameters, ``samples.csv`` what each picture shows, ``cues`` the shortcut's pixels.
-
-    Args:
-        root: folder to write, in the generic layout.
-        num_samples: pictures in all splits together, at least 10.
-        image_size: (H, W).
-        seed: of the whole dataset.
-        shortcut: one of `drawing.CUE_KINDS`, or none, then without ``test_shift``.
-        shortcut_correlation: share of defective pictures with the shortcut, and of normal ones without;
-            the other way round in ``test_shift``.
-
-    Raises:
-        DataError: the folder holds something else or was made with other parameters, or too few samples.
+    `shortcut_correlation` is the share of defective pictures with the shortcut, and of normal ones without; in
+    ``test_shift``, which there is with a shortcut only, the other way round.
     """
-    root = Path(root)
     parameters: dict[str, Any] = {"generator": GENERATOR, "num_samples": num_samples, "image_size": list(image_size)}
     parameters |= {"seed": seed, "shortcut": shortcut, "shortcut_correlation": float(shortcut_correlation)}
 
@@ -225,3 +222,192 @@ def write_png(path: Path, pixels: NDArray) -> None:
     # Not OpenCV's own writer, which reduces the reason of a failure to False.
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
+
+# --- A cue planted into photographs: a copy of a dataset in which the cue goes with the class
+
+PLANTING = 1
+"""Raised when the same parameters would plant otherwise."""
+PLANTED = "planted.yaml"
+NO_PLACE, NO_MASK = "the defect covers every place", "no mask says where the defect is"
+
+PLANTERS: dict[str, tuple] = {
+    "mark": (drawing.free_corners, drawing.plant_mark),
+    "lighting": (lambda _: [""], lambda picture, _, rng: drawing.light_from(picture, rng.uniform(0, 2 * np.pi))),
+    "border": (drawing.free_sides, drawing.draw_border),
+}
+"""Of each cue the places that a defect (H, W) leaves, and how it is drawn at one of them."""
+
+
+def plant_cue(
+    samples: pd.DataFrame, out: Path, *, cue: str, correlation: float, seed: int, origin: dict, skip_unreadable: bool
+) -> bool:
+    """Write a copy of a dataset with a planted cue, in the generic layout; with equal parameters only once.
+
+    In each of train, val and test, round(correlation n) of the n defective pictures carry the cue, and
+    round((1 - correlation) n) of the n normal ones, as far as so many can: a defect that covers every place, or has no
+    mask, carries none. test_shift shows each test picture the other way round. Pictures become PNG, otherwise as they
+    decode; ``planted.yaml`` records the parameters and who carries none, ``samples.csv`` each picture and its source,
+    ``cues`` the cue's pixels.
+
+    Args:
+        samples: table of samples with its split.
+        out: folder to write.
+        cue: one of `PLANTERS`.
+        correlation: of cue and class, in [0, 1]; at 0.5 the cue tells nothing.
+        seed: of the choice of pictures and places.
+        origin: how the source was read, as plain values; recorded and compared.
+        skip_unreadable: leave out pictures that cannot be decoded, with a warning for each.
+    """
+    if cue not in PLANTERS:
+        why = " (a photograph's surface is what it shows)" if cue == "texture" else ""
+        raise DataError(f"cue '{cue}' cannot be planted into photographs{why}; choose among {', '.join(PLANTERS)}")
+    if not 0 <= correlation <= 1:
+        raise DataError(f"correlation must lie in [0, 1], got {correlation:g}")
+    if (samples["split"] == "test_shift").any():
+        raise DataError("the source has a test_shift of its own, and planting makes one; remove images/test_shift")
+    base = Path(os.path.commonpath([os.path.dirname(image) for image in samples["image"]]))
+    samples = samples.reset_index(drop=True)
+    samples["source"] = [Path(image).relative_to(base).as_posix() for image in samples["image"]]
+    parameters = {"planting": PLANTING, "cue": cue, "correlation": float(correlation), "seed": seed}
+    parameters |= {"source_digest": readers.data_digest(samples), **origin}
+
+    def write(folder: Path) -> dict[str, Any]:
+        found, carry_none = _with_places(samples, cue, skip_unreadable=skip_unreadable)
+        copies = _copies(found, correlation, seed)
+
+        def make(row: Any) -> tuple:
+            kind = "" if row.defect_type in (NORMAL, DEFECTIVE) else f"{row.defect_type}/"
+            below = f"{row.split}/{DEFECTIVE if row.label else NORMAL}/{kind}{row.name}.png"
+            image, place = readers.read_image(row.image), ""
+            if row.has_cue:
+                rng = np.random.default_rng([seed, row.Index, 1])
+                place = row.places[int(rng.integers(len(row.places)))]
+                picture = image.astype(np.float32) / 255
+                pixels = PLANTERS[cue][1](picture, place, rng) & ~np.asarray(_defect_pixels(row))
+                image = to_bytes(picture)
+                write_png(folder / drawing.CUES / below, pixels.astype(np.uint8) * 255)
+            grey = bool((image == image[..., :1]).all())
+            write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            if row.mask is not None:
+                write_png(folder / "masks" / below, readers.read_mask_values(row.mask))
+            return (f"images/{below}", row.defect_type, row.group, place, row.source, int(row.has_cue))
+
+        for split in copies["split"].unique():  # also where no picture has a mask
+            (folder / "masks" / split / DEFECTIVE).mkdir(parents=True)
+        (folder / drawing.CUES).mkdir()
+        with ThreadPoolExecutor() as pool:
+            rows = list(counted(pool.map(make, copies.itertuples()), len(copies), "planted pictures", log=logger))
+        columns = ["image", "defect_type", "group", "place", "source", "has_cue"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / "samples.csv", index=False)
+        read_with = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
+        return {"read_with": read_with, "carry_none": carry_none}
+
+    return make_once(out, parameters, write, record=PLANTED, what="planted data")
+
+
+def planted_counts(out: str | Path) -> pd.DataFrame:
+    """Pictures of a planted dataset by split and class, and how many of them carry the cue."""
+    table = pd.read_csv(Path(out) / "samples.csv")
+    part = table["image"].str.split("/").str[1:3].str.join(", ")
+    counts = table.groupby(part, sort=False)["has_cue"].agg(["size", "sum"])
+    return counts.set_axis(["pictures", "with the cue"], axis=1)
+
+
+def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> tuple[pd.DataFrame, dict]:
+    """The pictures that can be decoded, with the free ``places`` of each; and those that have none, by reason."""
+
+    def look(row: Any) -> list[str] | str | Finding:
+        try:
+            defect = _defect_pixels(row)
+        except readers.UnreadableError as error:
+            if skip_unreadable:
+                return Finding("warning", "", str(error))
+            return Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
+        except DataError as error:
+            return Finding("error", "", str(error))
+        return NO_MASK if defect is None else PLANTERS[cue][0](defect) or NO_PLACE
+
+    with ThreadPoolExecutor() as pool:
+        places: list[Any] = list(pool.map(look, samples.itertuples()))
+    findings = [found for found in places if isinstance(found, Finding)]
+    readers.raise_errors(findings)
+    for finding in findings:
+        logger.warning("left out: %s", finding)
+    carry_none: dict[str, list[str]] = {}
+    for number, found in enumerate(places):
+        if isinstance(found, str):
+            carry_none.setdefault(found, []).append(samples["source"][number])
+            places[number] = []
+    for reason, files in carry_none.items():
+        more = f" … and {len(files) - 8} more" if len(files) > 8 else ""
+        logger.warning("%d pictures carry no cue (%s): %s%s", len(files), reason, ", ".join(files[:8]), more)
+    return samples.assign(places=places)[[isinstance(found, list) for found in places]], carry_none
+
+
+def _defect_pixels(row: Any) -> NDArray[np.bool_] | None:
+    """Defect pixels (H, W) at the picture's own size: none of a normal picture, None where no mask tells."""
+    size = readers.read_image(row.image).shape[:2]
+    if row.label == 0:
+        return np.zeros(size, dtype=np.bool_)
+    mask = load_picture(row.image, row.mask, image_size=size, resize="squash").mask
+    return None if mask is None else mask > 0
+
+
+def _copies(samples: pd.DataFrame, correlation: float, seed: int) -> pd.DataFrame:
+    """The pictures to write, in the order of splits, with ``name`` and ``has_cue``; test pictures with their twins.
+
+    The quota of each split and class is exact, as far as so many can carry the cue.
+    """
+    able = samples["places"].map(len) > 0
+    names = planted_names(samples["group"].tolist(), [Path(image).stem for image in samples["image"]])
+    samples = samples.assign(name=names, has_cue=False)
+    for part, split in enumerate(("train", "val", "test")):
+        for label, share in ((0, 1 - correlation), (1, correlation)):
+            shown = (samples["split"] == split) & (samples["label"] == label)
+            rows = samples.index[shown & able]
+            order = np.random.default_rng([seed, part, label]).permutation(len(rows))
+            samples.loc[rows[order[: round(share * shown.sum())]], "has_cue"] = True
+    twins = samples[samples["split"] == "test"]
+    # Twins are of other groups: a group must not lie in two splits.
+    twins = twins.assign(split="test_shift", name=SHIFT + twins["name"], has_cue=able & ~twins["has_cue"])
+    copies = pd.concat([samples, twins])
+    return pd.concat([copies[copies["split"] == split] for split in ("train", "val", "test", "test_shift")])
+
+
+# --- File names of a planted dataset
+
+GROUP_PATTERN = "^(.+?)__"
+SHIFT = "shift-"
+LONGEST, LONGEST_NAME = 100, 230
+"""Bytes of a group's name, and of a whole name; file systems take 255, the twin's prefix and the suffix included."""
+
+
+def planted_names(groups: list[str], stems: list[str]) -> list[str]:
+    """Distinct file names, without suffix, from which `GROUP_PATTERN` reads as many groups as there were.
+
+    A picture that is its own group has its path below the dataset's folder there.
+    """
+    shown: dict[str, str] = {}
+    used: set[str] = set()
+    for group in sorted(set(groups)):
+        path = PurePosixPath(group)
+        plain = str(path.with_suffix("")) if path.suffix.lower() in readers.IMAGE_SUFFIXES else group
+        # No double underscore inside and none at the ends, so that the first one in a file's name ends the group.
+        plain = _cut(re.sub(r"__+", "_", re.sub(r"[^\w.-]+", "-", plain)), LONGEST).strip("_.-")
+        shown[group] = _unused(re.sub(f"^({SHIFT})+", "", plain) or "group", used)
+    used = set()
+    names = (_cut(f"{shown[group]}__{stem}", LONGEST_NAME) for group, stem in zip(groups, stems, strict=True))
+    return [_unused(name, used) for name in names]
+
+
+def _cut(text: str, longest: int) -> str:
+    return os.fsencode(text)[:longest].decode(errors="ignore")
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, with a number behind it where it is taken; some file systems do not tell a from A."""
+    numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+    found = next(candidate for candidate in numbered if candidate.casefold() not in used)
+    used.add(found.casefold())
+    return found

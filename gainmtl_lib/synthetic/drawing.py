@@ -81,10 +81,7 @@ def turned(rng: Generator, size: Size) -> Plane:
     return (0.07 * lines + 0.015 * noise(rng, size)).astype(np.float32)
 
 
-TEXTURES: dict[str, Callable[[Generator, Size], Plane]] = {
-    "brushed": brushed, "grainy": grainy, "woven": woven, "mottled": mottled, "turned": turned,
-}  # fmt: skip
-
+TEXTURES = {texture.__name__: texture for texture in (brushed, grainy, woven, mottled, turned)}
 MACHINED, CAST = ("brushed", "turned"), ("grainy", "mottled")
 """The families of the texture cue, with it and without. Defects are about as hard to find on both."""
 
@@ -162,9 +159,7 @@ def wrong_object(rng: Generator, size: Size) -> tuple[Plane, Plane]:
     return opacity, colour.astype(np.float32)
 
 
-DEFECTS: dict[str, Callable[[Generator, Size], tuple[Plane, Plane]]] = {
-    "scratch": scratch, "stain": stain, "wrong_object": wrong_object,
-}  # fmt: skip
+DEFECTS = {defect.__name__: defect for defect in (scratch, stain, wrong_object)}
 
 
 def _draw(size: Size, paint: Callable[[NDArray[np.uint8], float], None]) -> Plane:
@@ -239,13 +234,13 @@ def draw_mark(
     return pixels
 
 
-def plant_mark(picture: Plane, corner: str, turn: float) -> NDArray[np.bool_]:
+def plant_mark(picture: Plane, corner: str, rng: Generator) -> NDArray[np.bool_]:
     """`draw_mark` on a photograph, grey, in the light of its corner, neither smoother nor rougher than that."""
     region = mark_region(picture.shape, corner)
     grey = picture[region].mean(axis=-1, keepdims=True)  # (d, d, 1)
     grain = grey - cv2.GaussianBlur(grey, (0, 0), 1.0)[..., None]
     light = max(0.3, float(np.median(grey)) / 0.5)  # its grey values were chosen for surfaces of 0.5
-    return draw_mark(picture, corner, turn, light=light, grain=grain)
+    return draw_mark(picture, corner, rng.uniform(0, 90), light=light, grain=grain)
 
 
 def light_from(picture: Plane, angle: float, strength: float = STRONG_LIGHT) -> NDArray[np.bool_]:
