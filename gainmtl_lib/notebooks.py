@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,7 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     """
     waiting, failed = sorted(jobs, key=lambda job: (*FIRST, job.name).index(job.name)), []
     missing = {job.name for job in jobs}
-    running: dict[Any, tuple[multiprocessing.process.BaseProcess, Connection, Job]] = {}
+    running: dict[Any, tuple[BaseProcess, Any, Job]] = {}
     workers = min(workers, len(jobs))
     with _threads(max(1, _cores() // workers)), _on(signal.SIGTERM, signal.default_int_handler):
         try:
@@ -263,7 +264,7 @@ def _threads(count: int) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _started(job: Job) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+def _started(job: Job) -> tuple[BaseProcess, Any]:
     context = multiprocessing.get_context("spawn")
     answer, told = context.Pipe(duplex=False)
     process = context.Process(target=_execute, args=(job, told))
