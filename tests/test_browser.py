@@ -13,8 +13,17 @@ from drawn_data import truncate_file
 from ipywidgets import Widget
 
 from gainmtl_lib.browser.app import PAGE, PLACE, CamBrowser
-from gainmtl_lib.browser.library import Notes, NotesError, notices, open_runs
-from gainmtl_lib.browser.panels import Look, PictureFiles, ask, map_panel, plain_panel
+from gainmtl_lib.browser.library import (
+    Look,
+    Notes,
+    NotesError,
+    PictureFiles,
+    ask,
+    map_panel,
+    notices,
+    open_runs,
+    plain_panel,
+)
 from gainmtl_lib.evaluation import error_analysis
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import FileError, Run, RunError, save_weights

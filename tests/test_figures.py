@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny import tiny_settings
 
-from gainmtl_lib.browser.panels import THUMBNAIL, PictureFiles, thumbnail
+from gainmtl_lib.browser.library import THUMBNAIL, PictureFiles, thumbnail
 from gainmtl_lib.dataset import build_data
 from gainmtl_lib.evaluation import MaskSource
 from gainmtl_lib.figures import (

@@ -15,31 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gainmtl_lib.browser.library import (
-    EFFICIENTAD,
-    MAIN_MAPS,
-    MAPS,
-    ORDERS,
-    VERDICTS,
-    Note,
-    NotesError,
-    OpenedRun,
-    Runs,
-    notices,
-    open_runs,
-)
-from gainmtl_lib.browser.panels import Look, Panel, PictureFiles, ask, map_panel, plain_panel
+from gainmtl_lib.browser import library
+from gainmtl_lib.browser.library import EFFICIENTAD, MAPS, VERDICTS, Look, Note, OpenedRun, PictureFiles
 from gainmtl_lib.evaluation import SPLITS
 from gainmtl_lib.runs import FileError
 
-PLACE = "data-gainmtl-place"
-"""Attribute of a thumbnail: its place among the chosen pictures."""
-PAGE = 14
-"""Thumbnails at a time."""
-MOST_RUNS = 6
-"""Side by side; more would be too small to see anything."""
-SIDES = {2: 560, 3: 400}
-"""Longer side of the drawings by number of panels; 320 for more."""
+PLACE = "data-gainmtl-place"  # attribute of a thumbnail: its place among the chosen pictures
+PAGE = 14  # thumbnails at a time
+MOST_RUNS = 6  # side by side; more would be too small to see anything
 SPLIT_NAMES = {"val": "validation (val)", "test": "test", "test_shift": "shifted test (test_shift)"}
 VERDICT_NAMES = {verdict: f"{verdict} · {text}" for verdict, text in VERDICTS.items()}
 
@@ -67,7 +50,10 @@ class Touch(anywidget.AnyWidget):
 
 
 class FilterBar(widgets.HBox):
-    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave."""
+    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave.
+
+    `names` are the run whose verdicts are filtered and sorted, then those chosen beside it.
+    """
 
     def __init__(self, opened: dict[str, OpenedRun], on_change: Callable[[], None]) -> None:
         self._opened, self._on_change = opened, on_change
@@ -77,11 +63,12 @@ class FilterBar(widgets.HBox):
             widgets.Dropdown(description=label, layout={"width": "auto"}).add_class("gainmtl-field")
             for label in ("Run", "Split", "Verdict", "Defect type", "Order")
         )
-        self.run.options, self.order.options = names, [(words, order) for order, (words, _) in ORDERS.items()]
-        self.run.value, self.order.value = names[0], next(iter(ORDERS))
+        self.run.options, self.run.value = names, names[0]
+        self.order.options = [(words, order) for order, (words, _) in library.ORDERS.items()]
+        self.order.value = next(iter(library.ORDERS))
         self.beside = {name: widgets.ToggleButton(description=name, layout={"width": "auto"}) for name in names}
         self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
-        self._fill(first=True)
+        self._fill(opening=True)
         label = widgets.HTML("Beside it").add_class("gainmtl-label")
         chips = widgets.VBox([label, widgets.HBox([*self.beside.values()]).add_class("gainmtl-chips")])
         several = [self.run, chips] * (len(names) > 1)
@@ -93,14 +80,10 @@ class FilterBar(widgets.HBox):
             widget.observe(self._changed, "value")
 
     @property
-    def name(self) -> str:
-        """The run whose verdicts are filtered and sorted."""
-        return str(self.run.value)
-
-    @property
     def names(self) -> list[str]:
-        """That run, then those chosen beside it."""
-        return [self.name, *(name for name, chip in self.beside.items() if chip.value and name != self.name)]
+        """At most `MOST_RUNS`."""
+        first = str(self.run.value)
+        return [first, *(name for name, chip in self.beside.items() if chip.value and name != first)]
 
     @property
     def choice(self) -> dict[str, Any]:
@@ -113,16 +96,15 @@ class FilterBar(widgets.HBox):
             self._fill()
             self._on_change()
 
-    def _fill(self, *, first: bool = False) -> None:
-        """Offer what the run has; a value that it has too stays chosen."""
+    def _fill(self, *, opening: bool = False) -> None:
         self._filling = True
-        opened = self._opened[self.name]
+        first, opened = self.run.value, self._opened[str(self.run.value)]
         for name, chip in self.beside.items():
-            chip.layout.display = "none" if name == self.name else None
+            chip.layout.display = "none" if name == first else None
             chip.disabled = not chip.value and len(self.names) >= MOST_RUNS
         self.novel_only.disabled = opened.novelty is None
         self.novel_only.value = self.novel_only.value and opened.novelty is not None
-        if first and (opened.table["split"] == "test").any():
+        if opening and (opened.table["split"] == "test").any():
             _offer(self.split, {"": "test"})
         choice, types = self.choice, sorted(opened.table["defect_type"].dropna().unique())
         splits = {split: SPLIT_NAMES[split] for split in SPLITS if (opened.table["split"] == split).any()}
@@ -138,6 +120,7 @@ class FilterBar(widgets.HBox):
 
 
 def _offer(field: widgets.Dropdown, options: dict[str, str]) -> None:
+    """A value that is offered again stays chosen."""
     if tuple(options.items()) != field.options:
         kept = field.value
         field.options = tuple(options.items())
@@ -181,26 +164,26 @@ class Strip(widgets.HBox):
     def show(self, opened: OpenedRun, rows: NDArray[np.intp], place: int) -> None:
         """Show the page that holds a place among the chosen rows of a run."""
         start = place // PAGE * PAGE
-        self.pictures.value = self._html(opened, rows[start : start + PAGE], start)
+        page = rows[start : start + PAGE]
+        jpegs = self._files.thumbnails([opened.files(row)[0] for row in page])
+        cells = [_thumbnail(opened, row, jpeg, at) for at, (row, jpeg) in enumerate(zip(page, jpegs), start)]
+        self.pictures.value = "".join(cells)
         self.frame.value = f"<style>.{self._scope} [{PLACE}='{place}'] {{ outline: 3px solid #1a73e8; }}</style>"
         self.back.disabled, self.on.disabled = start == 0, start + PAGE >= len(rows)
 
-    def _html(self, opened: OpenedRun, rows: NDArray[np.intp], start: int) -> str:
-        cells = []
-        jpegs = self._files.thumbnails([opened.files(row)[0] for row in rows])
-        for place, (row, jpeg) in enumerate(zip(rows, jpegs), start=start):
-            record = opened.table.iloc[row]
-            verdict, score = record["verdict"], opened.system.rounded(record["score"])
-            found = {column: FLAGS[column] for column in FLAGS if record.get(column, False)}
-            known = [VERDICTS[verdict], f"{opened.system.score_name} {score}", *(words for _, words in found.values())]
-            words = escape(f"{record['image']}: {', '.join(known)}")
-            marks = "".join(f'<span class="gainmtl-{column}">{mark}</span>' for column, (mark, _) in found.items())
-            cells.append(
-                f'<button type="button" {PLACE}="{place}" title="{words}">'
-                f'<img alt="{words}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
-                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score}</button>'
-            )
-        return "".join(cells)
+
+def _thumbnail(opened: OpenedRun, row: int, jpeg: bytes, place: int) -> str:
+    record = opened.table.iloc[row]
+    verdict, score = record["verdict"], opened.system.rounded(record["score"])
+    found = [column for column in FLAGS if record.get(column, False)]
+    known = [VERDICTS[verdict], f"{opened.system.score_name} {score}", *(FLAGS[column][1] for column in found)]
+    words = escape(f"{record['image']}: {', '.join(known)}")
+    marks = "".join(f'<span class="gainmtl-{column}">{FLAGS[column][0]}</span>' for column in found)
+    return (
+        f'<button type="button" {PLACE}="{place}" title="{words}">'
+        f'<img alt="{words}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
+        f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score}</button>'
+    )
 
 
 # --- The current picture, large
@@ -220,26 +203,27 @@ class Viewer(widgets.Box):
     def show(self, opened: Sequence[OpenedRun], row: int, look: Look) -> None:
         """Draw a row of the first run, and the same picture in the others."""
         first, several = opened[0], len(opened) > 1
-        shown = self._files.load(*first.files(row), side_of(opened), first.run.settings.image_size)
-        drawn: list[tuple[str, Panel]] = [("", plain_panel(shown, outline=look.outline))]
+        shown = self._files.load(*first.files(row), _side(opened), first.run.settings.image_size)
+        drawn = [("", *library.plain_panel(shown, outline=look.outline))]
         for one in opened:
             place = one.row_of.get(first.image(row))
             if place is None:
                 absent = [f"{one.name} was not evaluated on this picture."]
-                drawn.append((f"<b>{escape(one.name)}</b>", (b"", absent)))
+                drawn.append((f"<b>{escape(one.name)}</b>", b"", absent))
             else:
-                drawn.append((_caption(one, place, look, several=several), map_panel(one, place, shown, look)))
+                caption = _caption(one, place, look, several=several)
+                drawn.append((caption, *library.map_panel(one, place, shown, look)))
         for number, panel in enumerate(self.panels):
             panel.layout.display = None if number < len(drawn) else "none"
-        for image, words, (caption, (jpeg, lines)) in zip(self.images, self.words, drawn):
+        for image, words, (caption, jpeg, lines) in zip(self.images, self.words, drawn):
             image.layout.display = None if jpeg else "none"
             image.value = jpeg
             words.value = f"<div>{caption}</div>" + _paragraphs(lines)
 
 
-def side_of(opened: Sequence[OpenedRun]) -> int:
-    """How large the drawings are when these runs are shown."""
-    return SIDES.get(1 + len(opened), 320)
+def _side(opened: Sequence[OpenedRun]) -> int:
+    """The longer side of the drawings when these runs are shown."""
+    return {1: 560, 2: 400}.get(len(opened), 320)
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
@@ -304,11 +288,11 @@ def _iou(opened: OpenedRun, record: pd.Series, kind: str) -> list[str]:
 
 
 class MapControls(widgets.VBox):
-    """Which map, on which scale, how strong, from which level on; the main maps of two systems are one choice."""
+    """How maps are shown; the main maps of two systems are one choice."""
 
     def __init__(self, kinds: Collection[str], on_change: Callable[[], None]) -> None:
         look = Look()
-        main = [kind for kind in MAIN_MAPS if kind in kinds]
+        main = [kind for kind in library.MAIN_MAPS if kind in kinds]
         others = [(MAPS[kind].short, kind) for kind in MAPS if kind in kinds and kind not in main]
         maps = [(" / ".join(MAPS[kind].short for kind in main), main[0]), *others, ("none", "")]
         self.kind = _toggle("Map", maps)
@@ -325,13 +309,8 @@ class MapControls(widgets.VBox):
     @property
     def look(self) -> Look:
         """What is set."""
-        return Look(
-            kind=str(self.kind.value),
-            absolute=bool(self.scale.value),
-            strength=float(self.strength.value),
-            level=float(self.level.value) if self.contour.value else None,
-            outline=bool(self.outline.value),
-        )
+        level = self.level.value if self.contour.value else None
+        return Look(str(self.kind.value), bool(self.scale.value), self.strength.value, level, self.outline.value)
 
 
 def _toggle(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:
@@ -391,8 +370,8 @@ class CamBrowser(widgets.VBox):
         RunError: no run was given, or one of them is unfinished, not evaluated, or its files do not fit together.
     """
 
-    def __init__(self, runs: Runs, *, data_root: str | Path | None = None) -> None:
-        self.opened = open_runs(runs, data_root=data_root)
+    def __init__(self, runs: library.Runs, *, data_root: str | Path | None = None) -> None:
+        self.opened = library.open_runs(runs, data_root=data_root)
         self.pictures = PictureFiles()
         self.rows: NDArray[np.intp] = np.empty(0, dtype=np.intp)
         self.place = 0
@@ -407,7 +386,7 @@ class CamBrowser(widgets.VBox):
         self.controls = MapControls({kind for one in self.opened.values() for kind in one.maps}, self._draw)
         self.what_if, self.answer = _button("What if the defect were not there?", self._ask), widgets.HTML()
         self.note = NoteForm(self._save)
-        lines = list(notices(list(self.opened.values())))
+        lines = list(library.notices(list(self.opened.values())))
         self.notices = widgets.HTML(_paragraphs(lines), layout={"display": None if lines else "none"})
         self.notices.add_class("gainmtl-notices")
         top = widgets.HBox([self.headline, widgets.HBox([self.back, self.on])]).add_class("gainmtl-top")
@@ -438,11 +417,10 @@ class CamBrowser(widgets.VBox):
 
     @property
     def _beside(self) -> list[OpenedRun]:
-        """The run that leads, then those beside it."""
         return [self.opened[name] for name in self.filters.names]
 
     def _choose(self) -> None:
-        """Filter and sort anew, and begin at the first; with another run alone, stay at the picture."""
+        """Filter and sort anew, and begin at the first; where only the run is another, stay at the picture."""
         choice, first = self.filters.choice, self._beside[0]
         stay = first.row_of.get(self._image, -1) if choice == self._choice else -1
         self._choice, self.rows = choice, first.choose(**choice)
@@ -450,7 +428,6 @@ class CamBrowser(widgets.VBox):
         self._show()
 
     def _show(self) -> None:
-        """Everything that depends on the current picture."""
         first, some = self._beside[0], len(self.rows) > 0
         self.answer.value = ""
         self.what_if.disabled = not some
@@ -468,15 +445,11 @@ class CamBrowser(widgets.VBox):
         self._draw()
         try:
             self.note.show(first.notes.last().get(self._image, Note()))
-        except NotesError as error:
+        except library.NotesError as error:
             self.note.show(None, str(error))
-        self._read_ahead(first)
-
-    def _read_ahead(self, first: OpenedRun) -> None:
-        for row in self.rows[self.place + 1 : self.place + 2]:
-            self.pictures.readers.submit(
-                self.pictures.load, *first.files(row), side_of(self._beside), first.run.settings.image_size
-            )
+        for row in self.rows[self.place + 1 : self.place + 2]:  # read ahead
+            wanted = (*first.files(row), _side(self._beside), first.run.settings.image_size)
+            self.pictures.readers.submit(self.pictures.load, *wanted)
         next_page = (self.place // PAGE + 1) * PAGE
         self.pictures.prefetch_thumbnails([first.files(row)[0] for row in self.rows[next_page : next_page + PAGE]])
 
@@ -488,7 +461,7 @@ class CamBrowser(widgets.VBox):
         notes = self._beside[0].notes
         try:
             note = notes.save(self._image, check_label=check_label, text=text)
-        except (FileError, NotesError) as error:
+        except (FileError, library.NotesError) as error:
             return f"not saved: {error}"
         return f"saved {note.time[11:19]} in {notes.path}"
 
@@ -499,7 +472,7 @@ class CamBrowser(widgets.VBox):
             lines = []
             for one in self._beside:
                 row = one.row_of.get(self._image)
-                lines += [f"{one.name} lacks this picture."] if row is None else ask(one, row)
+                lines += [f"{one.name} lacks this picture."] if row is None else library.ask(one, row)
             self.answer.value = _paragraphs(lines)
         finally:
             self.what_if.disabled = False

@@ -1,26 +1,33 @@
-"""What finished runs left behind, ready to be looked through, and what people noted on it.
+"""What finished runs left behind, ready to be looked through: their tables, notes on them, and their pictures drawn.
 
-Sizes: N pictures, h x w cells of a map.
+Sizes: N pictures, H x W network input, h x w cells of a map.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
-from gainmtl_lib.efficientad.evaluate import Novelty, out_of_date, stored_novelty
+from gainmtl_lib import figures
+from gainmtl_lib.backbone import ModelError
+from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import AnyRun, stored_maps, stored_tables
+from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
+from gainmtl_lib.labels import inner_size, inside
 from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
 
 # --- Notes
@@ -51,11 +58,7 @@ class Notes:
         self.path = path
 
     def last(self) -> dict[str, Note]:
-        """The last note by picture, read anew each time.
-
-        Raises:
-            NotesError: the file cannot be read.
-        """
+        """The last note by picture, read anew each time."""
         table = self._read().drop_duplicates("image", keep="last")
         marked = table["check_label"].str.strip().str.lower().isin(["yes", "true", "1"])
         return dict(zip(table["image"], map(Note, marked, table["note"], table["time"])))
@@ -68,12 +71,7 @@ class Notes:
             return []
 
     def save(self, image: str, *, check_label: bool, text: str) -> Note:
-        """Add a line.
-
-        Raises:
-            NotesError: what is there cannot be read, so nothing is written over it.
-            FileError: the file cannot be written.
-        """
+        """Add a line; where what is there cannot be read nothing is written over it (`NotesError`, or `FileError`)."""
         note = Note(check_label, text.strip(), datetime.now().astimezone().isoformat(timespec="seconds"))
         line = [image, "yes" if check_label else "", note.text, note.time]
         table = pd.concat([self._read(), pd.DataFrame([line], columns=NOTE_COLUMNS)]).fillna("")
@@ -82,7 +80,6 @@ class Notes:
         return note
 
     def _read(self) -> pd.DataFrame:
-        """Every line as text, columns of others included."""
         try:
             table = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
         except FileNotFoundError:
@@ -122,10 +119,10 @@ MAIN_MAPS = ("cam", "anomaly")
 class System(NamedTuple):
     """How the results of one of the two systems are read."""
 
-    score: str  # the column that the verdict is from; high is defective
+    score: str  # the column that the verdict is from
     score_name: str
-    digits: int  # behind the point, as many as it takes to tell scores of this kind apart
-    main: str  # kind of the map that shows where the verdict comes from
+    digits: int  # as many as it takes to tell scores of this kind apart
+    main: str  # the map that shows where the verdict comes from
     energy: str  # column of that map's energy inside the defect
 
     def rounded(self, score: float) -> str:
@@ -148,34 +145,39 @@ ORDERS: dict[str, tuple[str, dict[str, bool]]] = {
     "stored": ("as stored", {}),
 }
 """Name, words, and the columns to sort by (True: ascending); rows without an answer come last."""
+
+
 # --- One run
 
 
-@dataclass(frozen=True)
 class OpenedRun:
-    """One run's results.
+    """One run's results; its name is as short as tells it from the others, such as ``S5`` or ``EfficientAD``."""
 
-    Attributes:
-        name: as short as tells it from the others, such as ``S5`` or ``EfficientAD``.
-        root: folder that the table's paths are below.
-        table: the predictions with ``score``, ``iou`` and ``energy`` of the run's system, ``confidence`` of the
-            verdict and ``found`` (TP) added, and the flags of `novelty`.
-        maps: kind to (N, h, w), memory-mapped.
-        scales: absolute scale by map; a map without one is shown per image.
-        threshold: of the decision.
-        novelty: which pictures EfficientAD flags as novel; None where it was not asked.
-    """
-
-    name: str
-    run: AnyRun
-    system: System
-    root: Path
-    table: pd.DataFrame
-    maps: Mapping[str, NDArray]
-    scales: Mapping[str, MapScale]
-    threshold: float
-    notes: Notes
-    novelty: Novelty | None
+    def __init__(self, run: AnyRun, name: str, data_root: Path | None) -> None:
+        self.run, self.name, self.notes = run, name, Notes(run.folder / "notes.csv")
+        self.system, self.novelty = EFFICIENTAD, None  # None where EfficientAD was not asked for novel pictures
+        if isinstance(run, Run):
+            self.system, self.novelty = GAIN_MTL, stored_novelty(run)
+        table, metrics = stored_tables(run, need_test=False)
+        if self.novelty is not None:
+            flags = ["anomaly_score", "anomalous", "novel"]
+            table[flags] = self.novelty.table[flags]
+        self.threshold = float(metrics["threshold"])
+        self.table = table.assign(
+            score=table[self.system.score],
+            iou=table[MAPS[self.system.main].column],
+            energy=table[self.system.energy],
+            confidence=(table[self.system.score] - self.threshold).abs(),
+            found=table["verdict"] == "TP",
+        )
+        maps = stored_maps(run, len(table))  # (N, h, w) each, memory-mapped
+        self.maps = {kind: maps[kind] for kind in MAPS if kind in maps}
+        # A map without an absolute scale is shown per image.
+        self.scales = {kind: MapScale(**scale) for kind, scale in metrics.get("map_scales", {}).items()}
+        self.root = run.settings.dataset_folder
+        if data_root is not None:
+            below = data_root / self.root.relative_to(run.settings.data_root)
+            self.root = below if below.is_dir() else data_root
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -218,47 +220,6 @@ class OpenedRun:
         """The kind of map that stands here for `kind`: a system's main map answers to the other's."""
         return self.system.main if kind in MAIN_MAPS else kind
 
-    def why_no_map(self, kind: str) -> str:
-        """Says that the run lacks a map, and what it has."""
-        have = " and ".join(MAPS[name].name for name in self.maps)
-        return f"{self.name} has no {MAPS[kind].name} map; it has: {have}"
-
-
-def _open(run: AnyRun, name: str, data_root: Path | None) -> OpenedRun:
-    table, metrics = stored_tables(run, need_test=False)
-    maps, threshold = stored_maps(run, len(table)), float(metrics["threshold"])
-    system, novelty = EFFICIENTAD, None
-    if isinstance(run, Run):
-        system, novelty = GAIN_MTL, stored_novelty(run)
-    if novelty is not None:
-        flags = ["anomaly_score", "anomalous", "novel"]
-        table[flags] = novelty.table[flags]
-    return OpenedRun(
-        name=name,
-        run=run,
-        system=system,
-        root=_root(run.settings, data_root),
-        table=table.assign(
-            score=table[system.score],
-            iou=table[MAPS[system.main].column],
-            energy=table[system.energy],
-            confidence=(table[system.score] - threshold).abs(),
-            found=table["verdict"] == "TP",
-        ),
-        maps={kind: maps[kind] for kind in MAPS if kind in maps},
-        scales={kind: MapScale(**scale) for kind, scale in metrics.get("map_scales", {}).items()},
-        threshold=threshold,
-        notes=Notes(run.folder / "notes.csv"),
-        novelty=novelty,
-    )
-
-
-def _root(settings: Any, data_root: Path | None) -> Path:
-    if data_root is None:
-        return settings.dataset_folder
-    below = data_root / settings.dataset_folder.relative_to(settings.data_root)
-    return below if below.is_dir() else data_root
-
 
 # --- Several runs
 
@@ -282,28 +243,27 @@ def open_runs(runs: Runs, *, data_root: str | Path | None = None) -> dict[str, O
         raise RunError("no run was given; give one or several, such as load_run('outputs/quick/s5/seed42')")
     loaded = [open_run(run) if isinstance(run, str | Path) else run for run in given]
     root = None if data_root is None else Path(data_root).expanduser().absolute()
-    return {name: _open(run, name, root) for name, run in zip(_names(loaded), loaded, strict=True)}
+    return {name: OpenedRun(run, name, root) for name, run in zip(_names(loaded), loaded)}
 
 
 def _names(runs: Sequence[AnyRun]) -> list[str]:
     """The strategy or system, and as much more as tells the runs apart."""
-    names = [_name(run) for run in runs]
+    names = []
+    for run in runs:
+        if isinstance(run, EfficientADRun):
+            names.append(" ".join(filter(None, ["EfficientAD", run.settings.category])))
+        else:
+            names.append(row_name(run.settings) + (" (oracle)" if run.metrics.get("label_leaks") else ""))
     for more in (
         lambda run: f"seed {run.settings.seed}",
         lambda run: run.settings.experiment,
         lambda run: str(run.folder),
     ):
-        twice = {name for name, count in Counter(names).items() if count > 1}
-        names = [f"{name} {more(run)}" if name in twice else name for name, run in zip(names, runs)]
+        counts = Counter(names)
+        names = [f"{name} {more(run)}" if counts[name] > 1 else name for name, run in zip(names, runs)]
     if len(set(names)) < len(names):
         raise RunError(f"{runs[0].folder}: the same run was given twice")
     return names
-
-
-def _name(run: AnyRun) -> str:
-    if isinstance(run, EfficientADRun):
-        return "EfficientAD" if run.settings.category is None else f"EfficientAD {run.settings.category}"
-    return row_name(run.settings) + (" (oracle)" if run.metrics.get("label_leaks") else "")
 
 
 def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
@@ -356,3 +316,163 @@ def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterator[str]:
         unlike = "were trained on different data"
     if unlike:
         yield f"{first.name} and {other.name} {unlike}: pictures are matched by path alone and may not be the same."
+
+
+# --- Pictures decoded once and kept for a while
+
+THUMBNAIL = 84
+
+
+class Shown(NamedTuple):
+    """A picture ready to be drawn on, a grey field where the file is not there."""
+
+    pixels: NDArray[np.uint8]  # RGB, as large as it is drawn
+    size: tuple[int, int]  # height and width on disk
+    mask: NDArray[np.bool_] | None  # as large as the pixels
+    problem: str  # what is missing, in words
+
+
+class PictureFiles:
+    """Decoded pictures and thumbnails, the most recently used kept; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        cv2.setNumThreads(1)  # beside a training its threads wait for each other, and a picture takes 20 times as long
+        self.load, self.thumbnail = lru_cache(32)(load_shown), lru_cache(4096)(thumbnail)
+        self.readers = ThreadPoolExecutor(2, thread_name_prefix="pictures")  # decoding releases the interpreter lock
+        self._ahead: list[Future[bytes]] = []
+
+    def thumbnails(self, paths: list[Path | None]) -> list[bytes]:
+        """Small JPEGs in the order of the paths."""
+        self.prefetch_thumbnails([])  # what may be wanted later stands back
+        return list(self.readers.map(self.thumbnail, paths))
+
+    def prefetch_thumbnails(self, paths: list[Path | None]) -> None:
+        """Decode those of a page that is likely to be next; what an earlier call left to do is given up."""
+        for waiting in self._ahead:
+            waiting.cancel()
+        self._ahead = [self.readers.submit(self.thumbnail, path) for path in paths]
+
+
+def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
+    """Decode a picture and its mask, the longer side of `side` pixels; a grey field of `size` without a file."""
+    pixels, region, problems = figures.ground(size), None, []
+    try:
+        pixels = pixels if image is None else read_image(image)
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
+    try:
+        region = None if mask is None else read_mask(mask)
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
+    h, w = pixels.shape[:2]
+    shape = figures.fitting((h, w), side)
+    return Shown(figures.resized(pixels, shape), (h, w), figures.resized_mask(region, shape), "; ".join(problems))
+
+
+def thumbnail(path: Path | None) -> bytes:
+    """A small JPEG of the whole picture; grey where the file is not there."""
+    pixels = None
+    try:
+        # A quarter of a JPEG's size is decoded several times faster.
+        if path is not None and path.suffix.lower() in {".jpg", ".jpeg"}:
+            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+        if pixels is not None and max(pixels.shape) >= THUMBNAIL:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        elif path is not None:
+            pixels = read_image(path)
+    except (DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
+        pixels = None
+    pixels = figures.ground((THUMBNAIL, THUMBNAIL)) if pixels is None else pixels
+    return figures.encode(
+        figures.resized(pixels, figures.fitting((pixels.shape[0], pixels.shape[1]), THUMBNAIL)), quality=80
+    )
+
+
+# --- Panels
+
+
+class Look(NamedTuple):
+    """How maps are shown."""
+
+    kind: str = GAIN_MTL.main  # one of `MAPS`; a run shows its own main map in place of the other system's; "" for none
+    absolute: bool = True  # on the scale fixed on validation; otherwise stretched per image
+    strength: float = 0.7  # of the overlay
+    level: float | None = 0.5  # of the shown scale, where a contour is drawn
+    outline: bool = True  # of the annotated defect
+
+
+Panel = tuple[bytes, list[str]]
+"""A drawing as JPEG, and what to say below it: short sentences."""
+
+
+def plain_panel(shown: Shown, *, outline: bool) -> Panel:
+    """The picture in its own colours."""
+    text = "picture not found" if shown.problem else "picture"
+    if outline and shown.mask is not None:
+        text += " · outline: annotated defect"
+    drawn = figures.overlay(shown.pixels, mask=shown.mask if outline else None)
+    return figures.encode(figures.with_band(drawn, text, bar=False)), [shown.problem] if shown.problem else []
+
+
+def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
+    """The picture with a run's map over it; a map that the run lacks is said instead."""
+    mask = shown.mask if look.outline else None
+    kind = opened.own_kind(look.kind)
+    if kind not in opened.maps:
+        drawn = figures.with_band(figures.overlay(shown.pixels, mask=mask), f"{opened.name} · no map", bar=False)
+        have = " and ".join(MAPS[name].name for name in opened.maps)
+        return figures.encode(drawn), [f"{opened.name} has no {MAPS[kind].name} map; it has: {have}"] if kind else []
+    values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
+    scale = opened.scales.get(kind) if look.absolute else None
+    size = opened.run.settings.image_size
+    place = inside(inner_size(shown.size, size, opened.run.settings.resize), size)
+    heat = figures.enlarged_share(values, scale, size)[place]
+    drawn = figures.overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
+    nothing = scale is not None and not bool(scale.finds(values))
+    text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + " · nothing found" * nothing
+    words = []
+    if scale is None and look.absolute:
+        words.append("No absolute scale for this map (it needs a validation split); shown per image.")
+    if scale is not None and nothing:
+        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
+    if scale is not None and not scale.separates:
+        words.append("This map peaks no higher on defects than on normal parts: it shows only what exceeds the floor.")
+    if look.level is not None and not nothing:
+        share, above = (heat >= look.level).mean(), f"at or above {look.level:.2f}"
+        covered = "Less than 0.1%" if share < 0.001 else f"{share:.1%}"
+        words.append(f"{covered} of the picture is {above} (white line)." if share else f"Nothing is {above}.")
+    return figures.encode(figures.with_band(drawn, text, bar=True)), words
+
+
+# --- Would the verdict stand without the defect?
+
+
+def ask(opened: OpenedRun, row: int) -> list[str]:
+    """The answer in sentences, from the run's model where it is at hand, else from the stored evaluation."""
+    run, (image, mask) = opened.run, opened.files(row)
+    if not isinstance(run, Run):
+        return [f"{opened.name}: this system has no counterfactual path; S5 to S7 of GAIN-MTL have one."]
+    if run.settings.strategy < "S5":
+        return [f"{opened.name}: strategy {run.settings.strategy} has no counterfactual path; S5 to S7 have one."]
+    if not run.settings.use_counterfactual:
+        return [f"{opened.name}: trained without a counterfactual path (use_counterfactual: false)."]
+    try:
+        if not (run.folder / "model.safetensors").is_file():
+            raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
+        if image is None:
+            raise FileNotFoundError(f"the folder {opened.root} of the pictures is missing")
+        explained = DefectExplainer.from_run(run).explain(image, mask)
+        if explained["counterfactual"] is not None:
+            return [f"{opened.name}: {explained['counterfactual']['message']}", "Computed now, by the run's model."]
+        said = explained.get("counterfactual_missing") or "the verdict is normal, so there is no defect to take away"
+        return [f"{opened.name}: {said}."]
+    except (DataError, ModelError, OSError, RuntimeError, SafetensorError) as error:
+        problem = f"Not asked of the model: {error}."
+    record = opened.table.iloc[row]
+    without, control = record.get("cf_probability"), record.get("cf_control_probability")
+    if pd.isna(without):
+        lacking = f"{opened.name}: the evaluation stored no answer for this picture (it has no annotated defect)."
+        return [lacking, problem]
+    moved = None if pd.isna(control) else float(control)
+    stored = answer(float(record["probability"]), float(without), moved, opened.threshold, "annotation", CLASS_NAMES)
+    return [f"{opened.name}: {stored['message']}", "From the stored evaluation.", problem]

@@ -75,23 +75,34 @@ def serve_browser(
 
     Args:
         runs: folders of evaluated runs; the first leads.
-        port: to listen on; None takes a free one.
+        port: to listen on, a free one by default; `ServeError` where it is taken.
         open_browser: open the page in the user's web browser.
         data_root: where the pictures lie now, when they moved.
         announce: is given the address with its token, once the page can be opened.
-
-    Raises:
-        RunError: one of the runs cannot be browsed.
-        ServeError: the port is taken.
     """
     runs = [Path(run).expanduser().absolute() for run in runs]
     root = None if data_root is None else Path(data_root).expanduser().absolute()
     for notice in notices(list(open_runs(runs, data_root=root).values())):
         announce(notice)
-    port, token = _free_port(port), secrets.token_urlsafe(24)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port or 0))
+        except OSError as error:
+            raise ServeError(f"port {port} of {ADDRESS} cannot be used: {error.strerror}; name another one") from None
+        port, token = int(probe.getsockname()[1]), secrets.token_urlsafe(24)
     address = f"http://{ADDRESS}:{port}/?token={token}"
     with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as name:
-        app = _app(_notebook(Path(name), runs, root), port, token)
+        arguments = repr([str(run) for run in runs]) + (f", data_root={str(root)!r}" if root else "")
+        # Advice of libraries at import would stand above the page.
+        source = (
+            "import warnings\nwarnings.simplefilter('ignore')\n"
+            f"from gainmtl_lib.browser.app import CamBrowser\nCamBrowser({arguments})"
+        )
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, Path(name) / f"{NAME}.ipynb")
+        app = _app(Path(name) / f"{NAME}.ipynb", port, token)
         # The web browser is given a file that only this user can read: the list of processes, which shows what it is
         # given, is for all users of the machine.
         page = Path(name) / "open.html"
@@ -124,27 +135,3 @@ def _app(notebook: Path, port: int, token: str) -> ClosedVoila:
     page.allow_template_override = page.allow_theme_override = "NO"
     page.show_tracebacks, page.preheat_kernel = True, False
     return app
-
-
-def _notebook(folder: Path, runs: Sequence[Path], data_root: Path | None) -> Path:
-    arguments = repr([str(run) for run in runs]) + (f", data_root={str(data_root)!r}" if data_root else "")
-    # Advice of libraries at import would stand above the page.
-    source = (
-        "import warnings\nwarnings.simplefilter('ignore')\n"
-        f"from gainmtl_lib.browser.app import CamBrowser\nCamBrowser({arguments})"
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path = folder / f"{NAME}.ipynb"
-    nbformat.write(notebook, path)
-    return path
-
-
-def _free_port(port: int | None) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ADDRESS, port or 0))
-        except OSError as error:
-            raise ServeError(f"port {port} of {ADDRESS} cannot be used: {error.strerror}; name another one") from None
-        return int(probe.getsockname()[1])
