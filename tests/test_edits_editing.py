@@ -19,7 +19,6 @@ from gainmtl_lib.edits.editing import (
     heal_spot,
     paste,
     paste_clean,
-    place,
     repaste,
     stands_out,
 )
@@ -171,16 +170,6 @@ def test_cloning_keeps_every_pixel_at_its_place(rows, columns, mixed):
     assert result[spot].min() > (140 if mixed else 180)
     result[spot] = 100
     assert np.abs(result - 100).max() <= (25 if mixed else 4)
-
-
-def test_every_free_place_is_as_likely_and_a_single_one_is_found():
-    shape, avoid = np.ones((2, 2), np.bool_), np.zeros((2, 6), np.bool_)
-    avoid[:, 2] = True
-    counts = np.bincount([place(shape, (2, 6), rng(k), avoid=avoid)[1].start for k in range(300)], minlength=5)
-    assert counts[[1, 2]].sum() == 0 and counts[[0, 3, 4]].min() > 70
-    avoid = np.ones((90, 90), np.bool_)
-    avoid[57:60, 71:75] = False
-    assert place(np.ones((3, 4), np.bool_), (90, 90), rng(), avoid=avoid) == (slice(57, 60), slice(71, 75))
 
 
 # --- Pasting

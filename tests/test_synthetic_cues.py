@@ -77,15 +77,6 @@ def test_the_commands_make_and_check_data_with_the_cue(tmp_path, kind):
     assert "0 errors" in result.output and "not read" not in result.output
 
 
-def test_free_corners_and_sides_are_those_without_defect():
-    defect = np.zeros((100, 200), dtype=np.bool_)
-    assert cues.free_corners(defect) == list(cues.CORNERS) and cues.free_sides(defect) == list(cues.SIDES)
-    defect[5, 5] = True  # the mark's square is 3 to 13, the strip 0 to 8
-    assert cues.free_corners(defect) == ["01", "10", "11"] and cues.free_sides(defect) == ["bottom", "right"]
-    defect[:, 50:] = True
-    assert cues.free_corners(defect) == ["10"] and cues.free_sides(defect) == []
-
-
 def test_a_planted_mark_is_grey_follows_the_light_and_keeps_to_its_disc():
     grain = np.random.default_rng(0).normal(0, 0.02, (80, 80, 1)).astype(np.float32)
     levels = []

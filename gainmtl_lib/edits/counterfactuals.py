@@ -183,9 +183,7 @@ def edits_figure(edits: ImageCounterfactuals, kind: str | None = None) -> Figure
 
     With a `kind`, one edit by each of its methods; else one of each kind. What is impossible is left out and logged.
     """
-    wanted = (*KINDS[1], *KINDS[0])
-    if kind is not None:
-        wanted = HEAL_METHODS if kind in HEALING else PASTE_METHODS
+    wanted = (*KINDS[1], *KINDS[0]) if kind is None else HEAL_METHODS if kind in HEALING else PASTE_METHODS
     found: dict[str, Drawn] = {}
     draws = (edits.draw(epoch, row) for epoch in count() for row in edits.rows)
     for drawn in islice(draws, 1000):

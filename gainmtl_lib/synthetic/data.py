@@ -250,14 +250,7 @@ def plant_cue(
     decode; ``planted.yaml`` records the parameters and who carries none, ``samples.csv`` each picture and its source,
     ``cues`` the cue's pixels.
 
-    Args:
-        samples: table of samples with its split.
-        out: folder to write.
-        cue: one of `PLANTERS`.
-        correlation: of cue and class, in [0, 1]; at 0.5 the cue tells nothing.
-        seed: of the choice of pictures and places.
-        origin: how the source was read, as plain values; recorded and compared.
-        skip_unreadable: leave out pictures that cannot be decoded, with a warning for each.
+    `origin`, plain values, says how the source was read; it is recorded and compared. True where this call wrote.
     """
     if cue not in PLANTERS:
         why = " (a photograph's surface is what it shows)" if cue == "texture" else ""
