@@ -183,7 +183,7 @@ def get_backbone(
 
 def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> StateDict | None:
     """The tensors that `pretrained` asks for, recorded in the backbone; None where ``auto`` could not have them."""
-    if pretrained is not True and pretrained != "auto":
+    if not isinstance(pretrained, bool) and pretrained != "auto":
         # A file of tensors does not say how its images were normalised.
         backbone.weights = f"{pretrained} (mean and std of {name})"
         return read_checkpoint(pretrained)

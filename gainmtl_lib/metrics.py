@@ -54,7 +54,7 @@ def cam_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def point_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the map's maximum lies inside the mask (Zhang et al. 2018); tied ones share the point, a constant has 0."""
+    """Whether the map's maximum lies inside the mask (Zhang et al. 2018); tied ones share the point."""
     peak = normalize_maps(resize_maps(maps, masks)) >= 1 - _FLAT
     return _score(_share(peak & (masks > 0.5)), _share(peak), masks)
 
@@ -306,7 +306,7 @@ def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
 
 def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
     """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range (NaN for one class)."""
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0)  # type: ignore[arg-type]
     both = labels.min() != labels.max()
     return {
         "accuracy": float((labels == predicted).mean()),

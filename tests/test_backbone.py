@@ -138,17 +138,14 @@ def test_freezing_goes_through_the_level(arch, provider, stem, level_two):
             assert parameter.requires_grad == (not name.startswith(expected or ("?",))), name
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_frozen_batch_norms_stay_in_evaluation(provider):
+@pytest.mark.parametrize("provider, head", [("mmpretrain", "layers.7.bn"), ("timm", "bn2")])
+def test_frozen_batch_norms_stay_in_evaluation(provider, head):
     backbone = build(provider, frozen_stages=4).train()
     norms = {name: part for name, part in backbone.net.named_modules() if isinstance(part, nn.BatchNorm2d)}
-    head = {"mmpretrain": "layers.7.bn", "timm": "bn2"}[provider]
     assert [name for name, part in norms.items() if part.training] == [head]
-    before = {name: part.get_buffer("running_mean").clone() for name, part in norms.items()}
+    before = {name: part.running_mean.clone() for name, part in norms.items()}
     backbone(torch.randn(2, 3, 64, 64))
-    assert [name for name, part in norms.items() if not torch.equal(part.get_buffer("running_mean"), before[name])] == [
-        head
-    ]
+    assert [name for name, part in norms.items() if not torch.equal(part.running_mean, before[name])] == [head]
     assert backbone.eval() is backbone and not any(part.training for part in norms.values())
 
 
@@ -161,9 +158,9 @@ def test_random_weights_keep_their_scale_with_either_provider():
 
 def test_any_timm_model_with_a_pyramid_goes_by_name():
     backbone = get_backbone("resnet18", out_indices=(1, 3))
-    features = backbone(torch.zeros(1, 3, 64, 64))
     assert backbone.provider == "timm" and backbone.channels == [64, 256, 512] and backbone.strides == [4, 16, 32]
-    assert [tuple(f.shape) for f in features] == [(1, 64, 16, 16), (1, 256, 4, 4), (1, 512, 2, 2)]
+    shapes = [tuple(f.shape) for f in backbone(torch.zeros(1, 3, 64, 64))]
+    assert shapes == [(1, 64, 16, 16), (1, 256, 4, 4), (1, 512, 2, 2)]
     last, head = get_backbone("resnet18", out_indices=(4,))(torch.zeros(1, 3, 64, 64))
     assert torch.equal(last, head)
 
@@ -249,8 +246,6 @@ NAMES = {
     "conv_head.weight": "layers.5.conv.weight",
     "bn2.weight": "layers.5.bn.weight",
 }
-TIMM = {name: number for number, name in enumerate(NAMES)}
-MMPRETRAIN = {name: number for number, name in enumerate(NAMES.values())}
 
 
 class Trap:
@@ -263,16 +258,14 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-def tensors(names: dict[str, int]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(value) for name, value in names.items()}
-
-
 def test_names_translate_both_ways():
-    for state in (TIMM, MMPRETRAIN):
-        assert renamed(tensors(state), MMPRETRAIN) == tensors(MMPRETRAIN)
-        assert renamed(tensors(state), TIMM) == tensors(TIMM)
-    other = tensors({"layer1.0.conv1.weight": 1})
-    assert renamed(other, MMPRETRAIN) == renamed(other, TIMM) == other
+    timms, mmpretrains = (
+        {name: torch.tensor(number) for number, name in enumerate(names)} for names in (NAMES, NAMES.values())
+    )
+    for state in (timms, mmpretrains):
+        assert renamed(state, mmpretrains) == mmpretrains and renamed(state, timms) == timms
+    other = {"layer1.0.conv1.weight": torch.tensor(1)}
+    assert renamed(other, mmpretrains) == renamed(other, timms) == other
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
@@ -332,13 +325,10 @@ def test_sources_are_tried_in_turn_and_every_cause_is_told(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: nn.Linear(1, 1))
     assert set(fetch_weights("b0", "timm_b0", "mmpretrain")) == {"weight", "bias"}
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ModelError) as caught:
-        fetch_weights("b0", "timm_b0", "mmpretrain")
-    assert str(caught.value) == (
-        "pretrained weights timm_b0 cannot be had (mmpretrain: no way to b0; timm: no way to timm_b0)"
-    )
-    with pytest.raises(ModelError, match=r"cannot be had \(timm: no way to timm_b0\)"):
-        fetch_weights("b0", "timm_b0", "timm")
+    both = r"^pretrained weights timm_b0 cannot be had \(mmpretrain: no way to b0; timm: no way to timm_b0\)$"
+    for provider, message in (("mmpretrain", both), ("timm", r"cannot be had \(timm: no way to timm_b0\)")):
+        with pytest.raises(ModelError, match=message):
+            fetch_weights("b0", "timm_b0", provider)
 
 
 def test_mmpretrains_own_file_loads(monkeypatch):

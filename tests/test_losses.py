@@ -102,8 +102,7 @@ def test_cam_guide_gradient_is_bounded(scale):
     noise = torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     cam = (3 + scale * noise).requires_grad_()
     cam_guide(cam, MASK, YES).backward()
-    assert cam.grad.isfinite().all()
-    assert cam.grad.abs().max() < 1 / 0.01
+    assert cam.grad.isfinite().all() and cam.grad.abs().max() < 1 / 0.01
 
 
 def test_normal_attention_loss_counted_by_hand():
@@ -219,19 +218,15 @@ def make_output(size: int, strategy: str = "S5") -> GainOutput:
         return torch.randn(size, *shape, generator=generator).requires_grad_()
 
     cls_logits, cls_cam = leaf(2), leaf(1, 2, 4)
-    if strategy in ("S1", "S2"):
-        return GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
-    attended = leaf(2)
-    return GainOutput(
-        logits=attended,
-        cam=leaf(1, 2, 4),
-        cls_logits=cls_logits,
-        cls_cam=cls_cam,
-        attended_cls_logits=attended,
-        attention_logits=leaf(1, 2, 4),
-        cf_logits=leaf(2) if strategy >= "S5" else None,
-        localization_logits=leaf(1, 8, 16) if strategy >= "S4" else None,
-    )
+    output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
+    if strategy >= "S3":
+        output.logits = output.attended_cls_logits = leaf(2)
+        output.cam, output.attention_logits = leaf(1, 2, 4), leaf(1, 2, 4)
+    if strategy >= "S4":
+        output.localization_logits = leaf(1, 8, 16)
+    if strategy >= "S5":
+        output.cf_logits = leaf(2)
+    return output
 
 
 def make_loss(**changes) -> GainLoss:
@@ -289,13 +284,12 @@ def test_guide_is_the_mask_term_on_defects_plus_the_normal_term_on_normals():
 
 
 def test_cam_guide_targets():
-    output, batch = make_output(1), make_batch([1], [True])
-    values = {
-        target: make_loss(cam_guide_target=target)(output, batch, {"cam_guide": 1.0})["cam_guide"].item()
+    output, batch, weights = make_output(1), make_batch([1], [True]), {"cam_guide": 1.0}
+    cls, deciding, both = (
+        make_loss(cam_guide_target=target)(output, batch, weights)["cam_guide"].item()
         for target in ("cls", "deciding", "both")
-    }
-    assert values["cls"] != values["deciding"]
-    assert values["both"] == pytest.approx((values["cls"] + values["deciding"]) / 2)
+    )
+    assert cls != deciding and both == pytest.approx((cls + deciding) / 2)
 
 
 def test_a_term_without_its_output_says_what_to_do():
@@ -370,8 +364,7 @@ def test_localization_warms_up_over_the_first_half_of_stage_3():
 )
 def test_stages_without_length(ratios, stages, final):
     schedule = s5(ratios=ratios)
-    assert {schedule.stage(step / 20) for step in range(21)} == stages
-    assert schedule.final_stage_start == final
+    assert {schedule.stage(step / 20) for step in range(21)} == stages and schedule.final_stage_start == final
 
 
 def test_a_boundary_falls_on_its_step_whatever_the_rounding():
