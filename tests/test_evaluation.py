@@ -65,25 +65,25 @@ def test_one_row_per_image_of_every_split(run, evaluated):
     assert maps["localization"].shape == (16, 16, 16)
 
 
-def test_scores_exist_for_annotated_defects_only(evaluated):
+def test_scores_exist_for_annotated_defects_only_and_two_are_pooled_too(evaluated):
     table, summary = evaluated
     columns = ["cam_iou", "grid_iou", "point_game", "energy_inside", "attention_iou", "loc_iou", "cf_probability"]
-    assert table.loc[table["label"] == 1, columns].notna().all().all()
-    assert table.loc[table["label"] == 0, columns].isna().all().all()
+    rows = table[table["label"] == 1]
+    assert rows[columns].notna().all().all() and table.loc[table["label"] == 0, columns].isna().all().all()
     assert summary["test"]["cam_iou"] == pytest.approx(table.query("split == 'test'")["cam_iou"].mean(), abs=1e-4)
     assert summary["test"]["annotated"] == 3
+    pooled = [name for name in summary["test"] if name.endswith("_pooled")]
+    assert pooled == ["cam_iou_pooled", "loc_iou_pooled"]
+    assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
+    placed = rows[rows["cf_control_probability"].notna()]  # the mask off the defect says something else
+    assert placed[["cf_probability", "cf_control_probability"]].stack().between(0, 1).all()
+    assert not np.allclose(placed["cf_probability"], placed["cf_control_probability"])
 
 
-def test_a_second_call_reads_what_the_first_stored(run, evaluated):
-    table, summary = evaluate(load_run(run.folder))
-    pd.testing.assert_frame_equal(table, evaluated[0])
-    assert summary == evaluated[1]
-
-
-def test_evaluating_anew_gives_the_same_numbers(run, evaluated):
-    table, summary = evaluate(run, reuse=False)
-    pd.testing.assert_frame_equal(table, evaluated[0])
-    assert summary == evaluated[1]
+def test_a_second_call_reads_what_the_first_stored_and_anew_gives_the_same(run, evaluated):
+    for table, summary in (evaluate(load_run(run.folder)), evaluate(run, reuse=False)):
+        pd.testing.assert_frame_equal(table, evaluated[0])
+        assert summary == evaluated[1]
 
 
 def test_the_runs_own_data_counts_as_the_data_it_was_trained_on(run, evaluated):
@@ -94,35 +94,18 @@ def test_the_runs_own_data_counts_as_the_data_it_was_trained_on(run, evaluated):
     assert other["test"]["images"] == 5 and run.metrics == evaluated[1]
 
 
-def test_a_model_is_evaluated_on_the_data_it_is_given(run, evaluated):
-    table, summary = evaluate(run.model, data=build_data(run.settings))
+def test_a_model_is_evaluated_on_the_data_it_is_given_and_a_run_where_it_was_trained(run, evaluated, monkeypatch):
+    asked, own = [], module.checked_device
+    monkeypatch.setattr(module, "checked_device", lambda name: asked.append(name) or own("cpu"))
+    _, summary = evaluate(run.model, data=build_data(run.settings))
     assert summary["test"]["auroc"] == pytest.approx(evaluated[1]["test"]["auroc"])
     with pytest.raises(RunError, match="evaluating a model needs data"):
         evaluate(run.model)
-
-
-def test_a_given_threshold_is_not_chosen_and_not_stored(run, evaluated):
-    table, summary = evaluate(run, threshold=0.0)
+    table, summary = evaluate(run, threshold=0.0)  # neither chosen nor stored
     assert (table["predicted"] == 1).all() and summary["threshold_from"] == "given"
     assert run.metrics["threshold"] == evaluated[1]["threshold"]
-
-
-def test_a_mask_source_is_for_s6(tmp_path):
-    settings = tiny_settings(tmp_path, "S3")
-    with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
-        evaluate(build_model(settings), data=build_data(settings), mask_source="none")
-
-
-def test_external_masks_come_from_a_folder(run, tmp_path):
-    with pytest.raises(RunError, match="needs external_mask_dir"):
-        evaluate(run, mask_source="external")
-    for path in build_data(run.settings).samples["image"]:
-        cv2.imwrite(str(tmp_path / path.split("/")[-1]), np.full((64, 64), 255, np.uint8))
-    _, full = evaluate(run, mask_source="external", external_mask_dir=tmp_path)
-    _, none = evaluate(run, mask_source="none")
-    # A mask of ones lets attention through as it is, which is what no mask does.
-    assert full["test"]["cam_iou"] == pytest.approx(none["test"]["cam_iou"], abs=1e-6)
-    assert full["mask_source"] == "external"
+    evaluate(run, threshold=0.5, device="cuda:1")
+    assert asked == ["auto", "cpu", "cuda:1"]
 
 
 def table_by_hand():
@@ -161,24 +144,6 @@ def test_errors_list_the_missed_first_then_the_wrong_reason():
     assert len(error_analysis(table, "val")) == 0
 
 
-def test_flips_are_asked_with_the_mask_off_the_defect_too(run, evaluated):
-    table, _ = evaluated
-    rows = table[table["label"] == 1]
-    assert rows["cf_probability"].between(0, 1).all()
-    placed = rows["cf_control_probability"].dropna()
-    assert placed.between(0, 1).all()
-    assert not torch.allclose(
-        torch.tensor(rows.loc[placed.index, "cf_probability"].to_numpy()), torch.tensor(placed.to_numpy())
-    )
-
-
-def test_pooled_scores_stand_beside_their_means(evaluated):
-    _, summary = evaluated
-    pooled = [name for name in summary["test"] if name.endswith("_pooled")]
-    assert pooled == ["cam_iou_pooled", "loc_iou_pooled"]
-    assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
-
-
 def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
     """The pictures are 12 x 16, so that they take the rows 8 to 55 of 64."""
     given = []
@@ -190,65 +155,53 @@ def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
         data = tiny_data(samples, image_size=(64, 64), resize=resize, batch_size=8)
         module.predict_split(model, data, "test", source=MaskSource.of(model))
     letterboxed, squashed = given
-    assert squashed is None
-    for place, row in zip(letterboxed[:, 0], data.rows("test"), strict=True):
-        if data.dataset.has_mask[row]:
-            assert place[8:56].all() and not place[:8].any() and not place[56:].any()
-        else:
-            assert place.all()  # nothing is asked of it
+    assert squashed.all()
+    assert letterboxed[:, :, 8:56].all() and not letterboxed[:, :, :8].any() and not letterboxed[:, :, 56:].any()
 
 
 @pytest.fixture
 def with_masks(run, tmp_path):
     """The run as if trained for masks from a folder, here all ones; its model is the same."""
-    ones, zeros = (tmp_path / name for name in ("ones", "zeros"))
-    for path in build_data(run.settings).samples["image"]:
-        for folder, value in ((ones, 255), (zeros, 0)):
-            folder.mkdir(exist_ok=True)
-            cv2.imwrite(str(folder / path.split("/")[-1]), np.full((64, 64), value, np.uint8))
-    settings = run.settings.changed(mask_source="external", external_mask_dir=ones, outputs_dir=tmp_path / "outputs")
-    settings.run_dir.mkdir(parents=True)
-    for name in ("manifest.json", "model.safetensors"):
-        shutil.copy(run.folder / name, settings.run_dir)
+    for name, value in (("ones", 255), ("zeros", 0)):
+        (tmp_path / name).mkdir()
+        for path in build_data(run.settings).samples["image"]:
+            cv2.imwrite(str(tmp_path / name / Path(path).name), np.full((64, 64), value, np.uint8))
+    folder = copied(run, tmp_path, mask_source="external", external_mask_dir=tmp_path / "ones")
+    (folder / "metrics.json").unlink(missing_ok=True)
+    return Run(folder)
+
+
+def copied(run, tmp_path, **values):
+    """The folder of a copy of the run, as if it had been trained with other settings."""
+    settings = run.settings.changed(outputs_dir=tmp_path / "outputs", **values)
+    shutil.copytree(run.folder, settings.run_dir)
     (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
-    return Run(settings.run_dir)
+    return settings.run_dir
 
 
-def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(with_masks, tmp_path):
+def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(run, with_masks, tmp_path):
+    with pytest.raises(RunError, match="needs external_mask_dir"):
+        evaluate(run, mask_source="external")
     _, own = evaluate(with_masks)
     assert own["mask_source"] == "external"
+    _, none = evaluate(run, mask_source="none")
+    # A mask of ones lets attention through as it is, which is what no mask does.
+    assert own["test"]["cam_iou"] == pytest.approx(none["test"]["cam_iou"], abs=1e-6)
     for reuse in (True, False):
         _, other = evaluate(with_masks, external_mask_dir=tmp_path / "zeros", reuse=reuse)
-        assert other["test"]["cam_iou"] != own["test"]["cam_iou"]
-        assert with_masks.metrics == own
+        assert other["test"]["cam_iou"] != own["test"]["cam_iou"] and with_masks.metrics == own
 
 
-def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, tmp_path):
-    made = run.settings
-    data = {name: getattr(made, name) for name in ("data_root", "num_samples", "image_size")}
-    other = write_anomaly_run(tiny_anomaly_settings(tmp_path, **data))
+def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, anomaly_run, tmp_path):
+    other = anomaly_run
     code, output = command("evaluate", run.folder, "--mask-source", "efficientad", "--efficientad-run", other.folder)
     assert code == 0 and f"masks from {other.folder}; its teacher: {other.teacher}" in output, output
     assert "novel pictures" not in output and run.metrics == evaluated[1]  # its own evaluation is another
-    settings = made.changed(
-        mask_source="efficientad", efficientad_run=other.folder, outputs_dir=tmp_path / "outputs", experiment="own"
-    )
-    shutil.copytree(run.folder, settings.run_dir)
-    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    folder = copied(run, tmp_path, mask_source="efficientad", efficientad_run=other.folder, experiment="own")
     for options in (("--force",), ("--efficientad-run", other.folder)):  # which is its own: nothing else is asked
-        code, output = command("evaluate", settings.run_dir, *options)
+        code, output = command("evaluate", folder, *options)
         assert code == 0 and f"masks from {other.folder}" in output and "novel pictures" in output, output
-    assert load_run(settings.run_dir).metrics["teacher"] == other.teacher
-
-
-def test_a_run_is_evaluated_where_it_was_trained(run, evaluated, monkeypatch):
-    asked = []
-    own = module.checked_device
-    monkeypatch.setattr(module, "checked_device", lambda name: asked.append(name) or own("cpu"))
-    evaluate(run, threshold=0.5)
-    evaluate(run, threshold=0.5, device="cuda:1")
-    evaluate(run.model, data=build_data(run.settings))
-    assert asked == ["cpu", "cuda:1", "auto"]
+    assert load_run(folder).metrics["teacher"] == other.teacher
 
 
 def test_an_interruption_leaves_no_mixture_of_two_evaluations(run, evaluated, monkeypatch):
@@ -271,22 +224,16 @@ def test_a_run_that_another_process_writes_to_is_not_evaluated_but_read(run, eva
     evaluate(run, reuse=False)
 
 
-def drawn(monkeypatch):
-    """What the pages say of the pictures: file name to the titles of its rows."""
-    pages = {}
+@pytest.mark.parametrize("source", ["none", "oracle"])
+def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path, source):
+    pages = {}  # file name to the titles of its rows
 
     def keep(figure, path):
         pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
         return figure
 
     monkeypatch.setattr("gainmtl_lib.console.save_figure", keep)
-    return pages
-
-
-@pytest.mark.parametrize("source", ["none", "oracle"])
-def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path, source):
     table, _ = evaluate(run, mask_source=source)
-    pages = drawn(monkeypatch)
     code, _ = command("evaluate", run.folder, "--mask-source", source, "--visualize", "--vis-dir", tmp_path)
     assert code == 0
     for (split, verdict), rows in table[table["split"] != "val"].groupby(["split", "verdict"]):
@@ -297,14 +244,11 @@ def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path
 
 
 def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
-    folder = tmp_path / "data"
-    shutil.copytree(run.settings.data_root, folder)
-    settings = run.settings.changed(data_root=folder, outputs_dir=tmp_path / "outputs")
-    shutil.copytree(run.folder, settings.run_dir)
-    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
-    picture = next((folder / "images/test").rglob("*.png"))
+    shutil.copytree(run.settings.data_root, tmp_path / "data")
+    folder = copied(run, tmp_path, data_root=tmp_path / "data")
+    picture = next((tmp_path / "data/images/test").rglob("*.png"))
     Image.open(picture).rotate(90).save(picture)
-    code, output = command("evaluate", settings.run_dir, "--visualize", "--vis-dir", tmp_path / "vis")
+    code, output = command("evaluate", folder, "--visualize", "--vis-dir", tmp_path / "vis")
     assert code == 1 and "the data changed since" in output and not (tmp_path / "vis").exists()
 
 
@@ -333,28 +277,28 @@ def folder(tmp_path, data):
     return tmp_path / "masks"
 
 
-def test_the_models_own_source_unless_another_is_asked_for():
+def test_the_models_own_source_or_place_unless_another_is_asked_for(tmp_path):
     assert MaskSource.of(model()).name == "localization"
     assert MaskSource.of(model(), "oracle").leaks and not MaskSource.of(model()).leaks
     assert MaskSource.of(model("S3", "localization")).name is None
-
-
-def test_settings_know_their_folder(tmp_path):
     settings = SimpleNamespace(strategy="S6", mask_source="external", external_mask_dir=tmp_path)
     assert MaskSource.of(settings).place == tmp_path
     assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
     assert MaskSource.of(settings, "none").place is None
+    assert set(SOURCES) == set(MASK_SOURCES)
 
 
 def test_what_does_not_fit_together_is_named(tmp_path):
-    with pytest.raises(RunError, match="mask_source is for strategy S6; this model is S3"):
-        MaskSource.of(model("S3"), "none")
-    with pytest.raises(RunError, match="'external' needs external_mask_dir"):
-        MaskSource.of(model(), "external")
-    with pytest.raises(RunError, match="this model is S6, and mask_source is 'localization': give mask_source 'ext"):
-        MaskSource.of(model(), folder=tmp_path)
-    with pytest.raises(RunError, match="this model is S3, whose attention takes no mask"):
-        MaskSource.of(model("S3"), folder=tmp_path)
+    for asker, given, message in (
+        (model("S3"), ("none",), "mask_source is for strategy S6; this model is S3"),
+        (model(), ("guess",), r"mask_source must be one of localization, efficientad, .*, got 'guess'"),
+        (model(), ("external",), "'external' needs external_mask_dir"),
+        (model(), ("efficientad",), "mask_source 'efficientad' needs efficientad_run"),
+        (model(), (None, tmp_path), "this model is S6, and mask_source is 'localization': give mask_source 'ext"),
+        (model("S3"), (None, tmp_path), "this model is S3, whose attention takes no mask"),
+    ):
+        with pytest.raises(RunError, match=message):
+            MaskSource.of(asker, *given)
 
 
 def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split(data, folder):
@@ -485,49 +429,35 @@ def samples(tmp_path):
     return read_samples(root, dataset_type="generic")
 
 
-def columns_given(samples, rows, seed=0):
+def columns_given(samples, rows):
     """How many columns the mask has that each row is given."""
     data = tiny_data(samples, image_size=(8, 8))
-    return data, (other_masks(data, data.dataset.__getitems__(rows), seed=seed).mean((1, 2, 3)) * 8).round().tolist()
+    return (other_masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
 
 
-def test_every_picture_is_given_another_ones_mask_of_its_split(samples):
-    data = tiny_data(samples, image_size=(8, 8))
+def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_beside_it(samples, monkeypatch):
+    data, seeded, seen, drawn = tiny_data(samples, image_size=(8, 8)), np.random.default_rng, set(), []
     rows = data.rows("test")
-    seen = set()
     for seed in range(30):
-        _, given = columns_given(samples, rows, seed)
+        monkeypatch.setattr(module.np.random, "default_rng", lambda key, seed=seed: seeded([seed, *key]))
+        given = columns_given(samples, rows)
+        drawn.append(given)
         assert set(given) <= {1, 2, 3}  # masks of the training split have five and more
         for row, columns in zip(rows, given, strict=True):
             number = int(data.dataset.paths[row][-5]) if data.dataset.labels[row] else None
             assert number is None or columns != number + 1
             seen.add((row, columns))
     assert len(seen) == 3 * 3 + 3 * 2  # each normal picture gets all three, each defect the two others
-
-
-def test_the_draw_is_seeded_and_knows_nothing_of_the_batch(samples):
-    rows = [7, 9, 11, 6]
-    _, given = columns_given(samples, rows)
-    assert columns_given(samples, rows)[1] == given
-    assert columns_given(samples, rows[::-1])[1] == given[::-1]
-    assert [columns_given(samples, [row])[1][0] for row in rows] == given
-    assert any(columns_given(samples, rows, seed)[1] != given for seed in range(1, 9))
+    assert columns_given(samples, rows[::-1])[::-1] == given == [columns_given(samples, [row])[0] for row in rows]
 
 
 def test_a_split_without_another_mask_is_named(samples):
     alone = samples[~samples["image"].str.contains("test_d[01]")].reset_index(drop=True)
     row = int(alone.index[alone["image"].str.contains("test_d2")][0])
-    with pytest.raises(
-        DataError, match=r"split 'test' has no annotated defect of another part than .*test_d2.png; ann"
-    ):
-        columns_given(alone, [row])
-    unannotated = samples.assign(mask=None)
-    with pytest.raises(DataError, match="mask_source 'other': split 'test' has no annotated defect"):
-        columns_given(unannotated, [int(samples.index[samples["split"] == "test"][0])])
-
-
-def test_the_table_knows_every_source():
-    assert set(SOURCES) == set(MASK_SOURCES)
+    message = r"mask_source 'other': split 'test' has no annotated defect of another part than .*test_d2.png; ann"
+    for table in (alone, alone.assign(mask=None)):
+        with pytest.raises(DataError, match=message):
+            columns_given(table, [row])
 
 
 @pytest.fixture(scope="module")
@@ -565,13 +495,6 @@ def test_the_runs_own_source_is_stored_and_the_others_are_not(run):
     assert not run.is_evaluated
     mask_source_table(run, ["localization"])
     assert run.is_evaluated and run.metrics["mask_source"] == "localization"
-
-
-def test_what_cannot_be_compared_is_named(run):
-    with pytest.raises(RunError, match=r"mask_source must be one of localization, efficientad, .*, got 'guess'"):
-        mask_source_table(run, ["guess"])
-    with pytest.raises(RunError, match="mask_source 'efficientad' needs efficientad_run"):
-        mask_source_table(run, ["efficientad"])
 
 
 def command(*arguments):
@@ -618,6 +541,7 @@ def test_all_is_for_a_run_on_its_own_data(run, tmp_path):
 # --- Stored results
 
 
+DAMAGED = ("", "image,split\n1,2\n1,2,3\n", '"')
 ROWS = (("val", 1, 0.9), ("val", 0, 0.1), ("test", 1, 0.8), ("test", 0, 0.6))
 
 
@@ -630,33 +554,23 @@ def test_tables_and_maps_are_read(audited):
     table, metrics = stored_tables(load_run(audited))
     assert len(table) == 4 and metrics["threshold"] == 0.5
     assert stored_maps(load_run(audited), 4)["cam"].shape == (4, 4, 4)
-
-
-def test_not_evaluated_says_what_to_call(audited):
     (audited / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"trained but not evaluated; first: gainmtl evaluate .*seed7"):
         stored_tables(load_run(audited))
 
 
-@pytest.mark.parametrize("content", ["", "image,split\n1,2\n1,2,3\n", '"'])
-def test_damaged_predictions(audited, content):
-    (audited / "predictions.csv").write_text(content)
-    with pytest.raises(
-        RunError, match=r"predictions\.csv: cannot be read: .*; evaluate again: gainmtl evaluate .* --force"
-    ):
-        stored_tables(load_run(audited))
-
-
-def test_predictions_of_an_older_evaluation(audited):
-    (audited / "predictions.csv").write_text("image,split,label\na.png,test,1\n")
-    with pytest.raises(RunError, match=r"predictions\.csv: lacks mask, defect_type, .*; evaluate again"):
-        stored_tables(load_run(audited))
-
-
-def test_no_test_picture(audited):
-    lines = (audited / "predictions.csv").read_text().splitlines()
-    (audited / "predictions.csv").write_text("\n".join(lines[:3]))
-    with pytest.raises(RunError, match="holds no test picture; evaluate again"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *((text, r"cannot be read: .*; evaluate again: gainmtl evaluate .* --force") for text in DAMAGED),
+        ("image,split,label\na.png,test,1\n", "lacks mask, defect_type, .*; evaluate again"),
+        (None, "holds no test picture; evaluate again"),
+    ],
+)
+def test_predictions_that_cannot_be_used(audited, content, message):
+    path = audited / "predictions.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:3]) if content is None else content)
+    with pytest.raises(RunError, match=rf"predictions\.csv: {message}"):
         stored_tables(load_run(audited))
 
 
@@ -668,14 +582,12 @@ def test_predictions_and_metrics_of_different_evaluations(audited):
         stored_tables(load_run(audited))
 
 
-def test_maps_of_another_evaluation(audited):
-    np.save(audited / "maps" / "cam.npy", np.zeros((3, 4, 4), np.float16))
+def test_maps_that_cannot_be_used(audited):
+    path = audited / "maps" / "cam.npy"
+    for content in (b"", b"not an array", b"\x93NUMPY\x01\x00"):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"maps: cannot be read: .*; evaluate again"):
+            stored_maps(load_run(audited), 4)
+    np.save(path, np.zeros((3, 4, 4), np.float16))
     with pytest.raises(RunError, match=r"cam\.npy is 3 x 4 x 4 for 4 predictions; evaluate again"):
-        stored_maps(load_run(audited), 4)
-
-
-@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_damaged_maps(audited, content):
-    (audited / "maps" / "cam.npy").write_bytes(content)
-    with pytest.raises(RunError, match=r"maps: cannot be read: .*; evaluate again"):
         stored_maps(load_run(audited), 4)

@@ -33,7 +33,6 @@ from gainmtl_lib.train import (
     GainTraining,
     MaskMixer,
     TrainingDivergedError,
-    check_count,
     checked_device,
     checkpoint_to_resume,
     fit,
@@ -41,56 +40,40 @@ from gainmtl_lib.train import (
     lightning_precision,
 )
 
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
-def test_a_device_that_is_there():
-    assert checked_device("cpu") == torch.device("cpu")
+
+def test_devices_that_are_there_and_that_are_not(monkeypatch):
+    assert checked_device("cpu", 64) == CPU  # processes
     assert checked_device("auto").type in {"cpu", "cuda", "mps"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert checked_device("auto") == CUDA and checked_device("cuda:2").index == 2 and checked_device("mps") == MPS
+    for name, count, message in (
+        ("cuda:3", 1, "device is 'cuda:3', but 3 CUDA devices are available; use 'auto'"),
+        ("cuda", 4, "devices is 4, but 3 CUDA are available"),
+        ("mps", 2, "devices is 2, but 1 MPS is available"),
+        *((name, 1, f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>") for name in BAD_NAMES),
+    ):
+        with pytest.raises(DeviceError, match=message):
+            checked_device(name, count)
 
 
-def test_a_device_that_is_not_there():
-    missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(DeviceError, match=f"device is '{missing}', but {torch.cuda.device_count()} CUDA devices"):
-        checked_device(missing)
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "meta", ""])
-def test_another_name_is_no_device(name):
-    with pytest.raises(DeviceError, match=f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>"):
-        checked_device(name)
+BAD_NAMES = ("gpu", "cuda:x", "cuda:-1", "meta", "")
 
 
 def test_precision_by_device():
-    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-    assert [lightning_precision("auto", device) for device in (cuda, cpu, mps)] == ["16-mixed", "bf16-mixed", "32-true"]
-    assert lightning_precision("32", cuda) == "32-true" and lightning_precision("bf16", cuda) == "bf16-mixed"
+    assert [lightning_precision("auto", device) for device in (CUDA, CPU, MPS)] == ["16-mixed", "bf16-mixed", "32-true"]
+    assert lightning_precision("32", CUDA) == "32-true" and lightning_precision("bf16", CUDA) == "bf16-mixed"
     with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
-        lightning_precision("16", cpu)
-
-
-def test_precision_without_training_takes_what_the_device_has():
-    cpu = torch.device("cpu")
-    half = torch.bfloat16
+        lightning_precision("16", CPU)
+    half = torch.bfloat16  # without training what the device has is taken
     for name, dtype in {"auto": half, "16": half, "bf16": half, "32": torch.float32}.items():
-        with inference_autocast(name, cpu):
+        with inference_autocast(name, CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-    assert not inference_autocast("auto", torch.device("mps")).__dict__.get("_enabled")
-
-
-def test_more_devices_than_there_are(monkeypatch):
-    check_count(torch.device("cpu"), 64)  # processes
-    check_count(torch.device("mps"), 1)
-    with pytest.raises(DeviceError, match="devices is 2, but 1 of kind 'mps' is available"):
-        check_count(torch.device("mps"), 2)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    check_count(torch.device("cuda"), 3)
-    with pytest.raises(DeviceError, match="devices is 4, but 3 of kind 'cuda' are available"):
-        check_count(torch.device("cuda"), 4)
 
 
 # --- S6's masks
-
-
-GRID = (4, 4)
 
 
 def dot(cell: int, value: float = 1.0) -> Tensor:
@@ -101,8 +84,13 @@ def dot(cell: int, value: float = 1.0) -> Tensor:
     return mask
 
 
-def mixer(masks, **changes) -> MaskMixer:
-    return MaskMixer(masks, **{"grid": GRID, "own_prob": 0.6, "other_prob": 0.2} | changes)
+STILL = {"hflip_prob": 0.0, "vflip_prob": 0.0, "rotate90_prob": 0.0}
+"""No mask is moved."""
+
+
+def mixer(masks, own=0.6, other=0.2, **changes) -> MaskMixer:
+    values = {"image_size": (8, 8), "map_stride": 2, "own_mask_prob": own, "other_mask_prob": other}
+    return MaskMixer(masks, Settings().model_copy(update=values | STILL | changes))
 
 
 def make_batch(rows: list[tuple[int, int, Tensor | None]]) -> Batch:
@@ -127,40 +115,42 @@ def draws(mix: MaskMixer, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
     return masks.unflatten(0, (count, -1)), present.unflatten(0, (count, -1))
 
 
-# samples 10, 20, 30 are annotated defects (cells 0, 5, 10); 40 a defect without a mask, 50 normal
+# samples 10, 20, 30 are annotated defects (cells 0, 5, 10); 40 a defect without a mask, 50 normal, 20 once more healed
 BANK = [(10, dot(0)), (20, dot(5)), (30, dot(10))]
-BATCH = make_batch([(10, 1, dot(0)), (20, 1, dot(5)), (40, 1, None), (50, 0, None)])
+BATCH = make_batch([(10, 1, dot(0)), (20, 1, dot(5)), (40, 1, None), (50, 0, None), (20, 0, None)])
 
 
-def test_shapes_and_masks_pooled_by_area():
+def test_masks_are_pooled_by_area():
     half = torch.zeros(1, 8, 8)
     half[:, 0, 0:2] = 1  # half of cell 0
-    masks, present = mixer([(1, half), (2, dot(3))], own_prob=1.0, other_prob=0.0).draw(make_batch([(1, 1, half)]))
-    assert masks.shape == (1, 1, 4, 4)
-    assert present.tolist() == [True]
-    assert masks[0, 0, 0, 0] == 0.5
-    assert masks.sum() == 0.5
+    masks, present = mixer([(1, half), (2, dot(3))], own=1.0, other=0.0).draw(make_batch([(1, 1, half)]))
+    assert masks.shape == (1, 1, 4, 4) and present.tolist() == [True]
+    assert masks[0, 0, 0, 0] == 0.5 and masks.sum() == 0.5
 
 
-def test_other_masks_are_never_the_samples_own():
-    masks, present = draws(mixer(BANK, own_prob=0.0, other_prob=1.0), BATCH, 300)
+def test_other_masks_are_never_the_samples_own_even_if_it_was_healed():
+    masks, present = draws(mixer(BANK, own=0.0, other=1.0), BATCH, 300)
     assert present.all()
-    found = [set(cells(masks[:, row])) for row in range(4)]
-    assert found == [{5, 10}, {0, 10}, {0, 5, 10}, {0, 5, 10}]
+    found = [set(cells(masks[:, row])) for row in range(5)]
+    assert found == [{5, 10}, {0, 10}, {0, 5, 10}, {0, 5, 10}, {0, 10}]
 
 
-def test_shares_of_own_other_and_none():
-    masks, _ = draws(mixer(BANK), BATCH, 3000)
+def test_own_other_and_no_mask_as_often_as_asked_for_whatever_the_class():
+    masks, present = draws(mixer(BANK), BATCH, 3000)
     drawn = cells(masks[:, 0])
     shares = [sum(cell in group for cell in drawn) / 3000 for group in ([0], [5, 10], [None])]
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
-
-
-def test_presence_is_independent_of_the_class():
-    _, present = draws(mixer(BANK), BATCH, 3000)
+    assert present.float().mean(dim=0).tolist() == pytest.approx([0.8] * 5, abs=0.03)
     table = [[int(column.sum()), int((~column).sum())] for column in present.T]
     assert stats.chi2_contingency(table).pvalue > 0.01
-    assert present.float().mean().item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_only_mask_goes_to_its_own_sample_as_often_as_to_others_and_without_one_nobody_gets_any():
+    masks, present = draws(mixer(BANK[:1]), make_batch([(10, 1, dot(0)), (50, 0, None)]), 3000)
+    assert present.float().mean(dim=0).tolist() == pytest.approx([0.8, 0.8], abs=0.03)
+    assert set(cells(masks[:, 0])) == {0, None}
+    masks, present = draws(mixer([]), BATCH, 50)
+    assert not present.any() and not masks.any()
 
 
 @pytest.mark.parametrize("fusion_norm", ["sigmoid", "product"])
@@ -177,40 +167,35 @@ def test_what_gates_the_features_in_training_says_nothing_about_the_class(monkey
     torch.manual_seed(0)
     model = GAINMTLModel(**NARROW, strategy="S6", map_stride=16, fusion_norm=fusion_norm)
     model.localization = None
-    model.features = lambda images: (torch.zeros(len(images), NARROW["map_channels"], *GRID), [])
+    model.features = lambda images: (torch.zeros(len(images), NARROW["map_channels"], 4, 4), [])
     turned = mixer(bank, hflip_prob=0.5, vflip_prob=0.5, rotate90_prob=0.5)
     training = GainTraining(tiny_settings(tmp_path), model, class_counts=(1, 1), mixer=turned)
     monkeypatch.setattr(GainTraining, "progress", 0.5)  # half of the mask gates as it is
-    gate = training._forward_training(batch, {"cf": 0.0}).effective_attention.detach().flatten(1)  # (N, h w)
+    gate = training.output(batch, {"cf": 0.0}).effective_attention.detach().flatten(1)  # (N, h w)
     for score in (gate.mean(1), gate.amax(1)):
         assert len(score.unique()) >= 3, "masks take part"
         auroc = binary_auroc(score.clamp(0, 1), batch.labels).item()
         assert auroc == pytest.approx(0.5, abs=0.025)
 
 
-def test_bank_masks_are_augmented_as_images_are():
-    batch = make_batch([(50, 0, None)])
-    always = {"own_prob": 0.0, "other_prob": 1.0}
-    assert cells(mixer([(10, dot(1))], hflip_prob=1.0, **always).draw(batch)[0]) == [2]
-    assert cells(mixer([(10, dot(1))], vflip_prob=1.0, **always).draw(batch)[0]) == [13]
-    masks, _ = draws(mixer([(10, dot(1))], rotate90_prob=1.0, **always), batch, 200)
-    assert set(cells(masks[:, 0])) == {1, 7, 14, 8}
+def test_masks_of_the_bank_are_mirrored_and_turned():
+    for change, expected in (("hflip_prob", {2}), ("vflip_prob", {13}), ("rotate90_prob", {1, 7, 14, 8})):
+        mix = mixer([(10, dot(1))], own=0.0, other=1.0, **{change: 1.0})
+        assert set(cells(draws(mix, make_batch([(50, 0, None)]), 200)[0][:, 0])) == expected
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 8)])
 def test_bank_masks_are_turned_as_the_images_own_are(size):
     """A mask's place must not tell whose it is: the mixer's cells are those of the images' augmentation, as often."""
-    probabilities = {"hflip_prob": 0.0, "vflip_prob": 0.0, "rotate90_prob": 0.5}
+    turned = {"rotate90_prob": 0.5}
     still = {"image_size": size, "seed": 0, "color_jitter_prob": 0.0, "gaussian_noise_prob": 0.0}
-    augmentation = Augmentation(Settings().model_copy(update=still | probabilities))
+    augmentation = Augmentation(Settings().model_copy(update=still | STILL | turned))
     mask = np.zeros(size, np.uint8)
     mask[:2, :2] = 1
     image = np.zeros((*size, 3), np.uint8)
-    turned = [augmentation(image, mask, epoch=0, index=index)[1] for index in range(2000)]
-    grid = (size[0] // 2, size[1] // 2)
-    own = cells(torch.nn.functional.avg_pool2d(torch.from_numpy(np.stack(turned))[:, None].float(), 2))
-    bank = [(10, torch.from_numpy(mask)[None].float())]
-    mix = mixer(bank, grid=grid, own_prob=0.0, other_prob=1.0, **probabilities)
+    shown = [augmentation(image, mask, epoch=0, index=index)[1] for index in range(2000)]
+    own = cells(torch.nn.functional.avg_pool2d(torch.from_numpy(np.stack(shown))[:, None].float(), 2))
+    mix = mixer([(10, torch.from_numpy(mask)[None].float())], own=0.0, other=1.0, image_size=size, **turned)
     batch = make_batch([(50, 0, None)])._replace(masks=torch.zeros(1, 1, *size))
     others = cells(draws(mix, batch, 2000)[0][:, 0])
     assert set(own) == set(others)
@@ -218,28 +203,8 @@ def test_bank_masks_are_turned_as_the_images_own_are(size):
         assert others.count(cell) / 2000 == pytest.approx(own.count(cell) / 2000, abs=0.04)
 
 
-def test_the_only_mask_goes_to_its_own_sample_as_often_as_to_others():
-    masks, present = draws(mixer(BANK[:1]), make_batch([(10, 1, dot(0)), (50, 0, None)]), 3000)
-    assert present.float().mean(dim=0).tolist() == pytest.approx([0.8, 0.8], abs=0.03)
-    assert set(cells(masks[:, 0])) == {0, None}
-
-
-def test_an_empty_bank_gives_nobody_a_mask():
-    masks, present = draws(mixer([]), BATCH, 50)
-    assert not present.any()
-    assert not masks.any()
-
-
-def test_a_healed_picture_never_gets_the_mask_of_the_defect_it_had():
-    masks, present = draws(mixer(BANK), make_batch([(10, 0, None)]), 3000)
-    assert set(cells(masks[:, 0])) == {5, 10, None}
-    assert present.float().mean().item() == pytest.approx(0.8, abs=0.03)
-
-
 def test_masks_of_pasted_defects_belong_to_no_sample():
-    pasted = [(None, dot(12)), (None, dot(13))]
-    mix = mixer([*BANK[:1], *pasted], own_prob=0.0, other_prob=1.0)
-    assert mix.place == {10: 0}
+    mix = mixer([*BANK[:1], (None, dot(12)), (None, dot(13))], own=0.0, other=1.0)
     masks, _ = draws(mix, make_batch([(10, 1, dot(0)), (0, 0, None)]), 300)
     assert [set(cells(masks[:, row])) for row in range(2)] == [{12, 13}, {0, 12, 13}]
 
@@ -248,7 +213,7 @@ def test_with_pasted_masks_in_the_bank_their_place_says_nothing_about_the_class(
     """Four defects as they are stored and one pasted elsewhere: its place would otherwise be a defect's alone."""
     stored = [(k, dot(k)) for k in range(4)]
     rows = [*((k, 1, mask) for k, mask in stored), (20, 1, dot(12)), *((30 + k, 0, None) for k in range(5))]
-    masks, present = draws(mixer([*stored, (None, dot(12))], own_prob=0.8, other_prob=0.0), make_batch(rows), 1000)
+    masks, present = draws(mixer([*stored, (None, dot(12))], own=0.8, other=0.0), make_batch(rows), 1000)
     found = [Counter(cells(masks[:, group].flatten(0, 1))) for group in (slice(0, 5), slice(5, 10))]
     assert present.any() and found[1][12] > 0
     assert stats.chi2_contingency([[each[cell] for cell in (0, 1, 2, 3, 12)] for each in found]).pvalue > 0.01
@@ -349,18 +314,14 @@ def test_the_specifications_tags_are_logged(finished):
     assert stages == sorted(stages) and set(stages) <= {1, 2, 3, 4}
 
 
-def test_model_weights_are_those_of_the_best_checkpoint(finished):
+def test_model_weights_are_those_of_the_best_checkpoint_and_an_equal_run_is_not_trained_twice(finished):
     best, settings = load_checkpoint_model(finished.folder / "checkpoints/best.ckpt")
     assert settings == finished.settings
     for name, value in load_run(finished.folder).model.state_dict().items():
         assert torch.equal(value, best.state_dict()[name]), name
-
-
-def test_an_equal_run_is_reused_not_trained_twice(finished):
-    before = (finished.folder / "checkpoints/last.ckpt").stat().st_mtime_ns
-    again = fit(finished.settings)
-    assert again.folder == finished.folder
-    assert (finished.folder / "checkpoints/last.ckpt").stat().st_mtime_ns == before
+    last = finished.folder / "checkpoints/last.ckpt"
+    before = last.stat().st_mtime_ns
+    assert fit(finished.settings).folder == finished.folder and last.stat().st_mtime_ns == before
 
 
 def resumed_after(settings, monkeypatch, *, epoch):
@@ -389,8 +350,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, monkeypatch):
         return rows.set_index(["tag", "step"])["value"].sort_index()
 
     pd.testing.assert_series_equal(losses(resumed), losses(finished), rtol=1e-5, atol=1e-7)
-    for name, value in resumed.model.state_dict().items():
-        torch.testing.assert_close(value, finished.model.state_dict()[name], msg=name)
+    assert all(torch.equal(v, finished.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
     assert resumed.manifest["best_epoch"] == finished.manifest["best_epoch"]
 
 
@@ -407,20 +367,36 @@ def test_a_resumed_run_with_edited_pictures_equals_an_uninterrupted_one(shared, 
     assert whole.manifest.keys() == resumed.manifest.keys()
 
 
-def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(shared):
-    full = fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1))
-    part = fit(tiny_settings(shared, "S1", experiment="part", num_epochs=1, mask_share=0.25, mask_quality="box"))
+@pytest.fixture(scope="module")
+def full(shared):
+    """A run of one epoch, whose log lies elsewhere."""
+    return fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1, tensorboard_dir=shared / "tb"))
+
+
+def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(full):
+    coarse = {"mask_share": 0.25, "mask_quality": "box"}
+    part = fit(full.settings.changed(experiment="part", use_tensorboard=False, tensorboard_dir=None, **coarse))
     assert part.manifest["data_digest"] == full.manifest["data_digest"]
     assert (full.manifest["train_annotated"], part.manifest["train_annotated"]) == (12, 3)
     assert full.manifest["edits_per_epoch"] == {}
+    assert not (part.folder / "tensorboard").exists()
+    with pytest.raises(RunError, match="no TensorBoard log of this run; train with use_tensorboard: true"):
+        _ = part.history
 
 
-def test_data_that_is_there_is_not_built_again(shared, monkeypatch):
-    settings = tiny_settings(shared, "S1", experiment="given", num_epochs=1)
+def test_the_log_can_lie_elsewhere(full, shared):
+    assert list((shared / "tb/full/s1/seed42").glob("events.out.*")) and len(full.history)
+
+
+def test_data_that_is_there_is_not_built_again_and_another_seed_is_another_model(full, monkeypatch):
+    settings = full.settings.changed(seed=7)
     data = module.build_data(settings)
     monkeypatch.setattr(module, "build_data", None)
     run = fit(settings, data=data)
     assert fit(settings, data=data).folder == run.folder
+    assert not torch.equal(run.model.cls_head.out.weight, full.model.cls_head.out.weight)
+    with pytest.raises(RunError, match=r"the data was built with other settings .*: seed: 7 and 42"):
+        fit(full.settings, data=data)
 
 
 def test_edits_without_masks_leave_no_half_run(shared):
@@ -430,33 +406,15 @@ def test_edits_without_masks_leave_no_half_run(shared):
     assert [path.name for path in settings.run_dir.iterdir()] == [".lock"]
 
 
-def test_the_same_seed_gives_the_same_model_another_seed_another(finished, shared):
-    same = fit(finished.settings.changed(experiment="again"))
-    other = fit(finished.settings.changed(seed=7))
-    assert all(torch.equal(v, finished.model.state_dict()[k]) for k, v in same.model.state_dict().items())
-    assert not torch.equal(other.model.cls_head.out.weight, finished.model.cls_head.out.weight)
-
-
-def test_resume_takes_a_periodic_checkpoint_of_another_run(finished, shared):
-    settings = finished.settings.changed(experiment="from_epoch_2")
-    run = fit(settings, resume=finished.folder / "checkpoints/epoch_2.ckpt")
-    assert run.history.query("tag == 'val/accuracy'")["value"].size == 2
-    torch.testing.assert_close(run.model.cls_head.out.weight, finished.model.cls_head.out.weight)
-
-
-def test_a_best_score_without_its_file_does_not_travel(finished, shared):
+def test_resume_takes_a_periodic_checkpoint_of_another_run_without_its_best_score(finished, shared):
     checkpoint = torch.load(finished.folder / "checkpoints/epoch_2.ckpt", weights_only=True)
     state = next(value for name, value in checkpoint["callbacks"].items() if "RunCheckpoints" in name)
     state["best_score"], state["best_epoch"] = [2.0, 2.0], 1  # of epoch 1, never to be reached again
     torch.save(checkpoint, shared / "travelled.ckpt")
     run = fit(finished.settings.changed(experiment="travelled"), resume=shared / "travelled.ckpt")
     assert run.manifest["best_epoch"] == 4 and run.manifest["best_val_ap"] <= 1
-
-
-def test_best_holds_no_optimiser_and_says_so(finished, shared):
-    settings = finished.settings.changed(experiment="from_best")
-    with pytest.raises(RunError, match=r"no optimiser state; resume from last\.ckpt"):
-        fit(settings, resume=finished.folder / "checkpoints/best.ckpt")
+    assert run.history.query("tag == 'val/accuracy'")["value"].size == 2
+    torch.testing.assert_close(run.model.cls_head.out.weight, finished.model.cls_head.out.weight)
 
 
 class _Bomb:
@@ -467,7 +425,7 @@ class _Bomb:
         return open, (self.path, "w")
 
 
-def test_a_file_that_is_no_checkpoint_is_never_executed(shared):
+def test_a_file_to_resume_from_is_never_executed_and_must_be_a_whole_checkpoint(finished, shared):
     settings = tiny_settings(shared, experiment="bomb")
     bomb, touched = shared / "bomb.ckpt", shared / "touched"
     torch.save({"state_dict": _Bomb(str(touched))}, bomb)
@@ -483,6 +441,8 @@ def test_a_file_that_is_no_checkpoint_is_never_executed(shared):
         fit(settings, resume=tensors)
     with pytest.raises(RunError, match="no such checkpoint"):
         fit(settings, resume=shared / "missing.ckpt")
+    with pytest.raises(RunError, match=r"no optimiser state; resume from last\.ckpt"):
+        fit(finished.settings.changed(experiment="bomb"), resume=finished.folder / "checkpoints/best.ckpt")
 
 
 def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
@@ -505,13 +465,13 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
-    settings = tiny_settings(shared, "S1", experiment="full_disk", num_epochs=3)
+    settings = tiny_settings(shared, "S1", experiment="full_disk", num_epochs=2)
     save = torch.save
     calls = []
 
     def full(obj, f, *args, **kwargs):
         calls.append(f)
-        if len(calls) > 2:
+        if len(calls) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(obj, f, *args, **kwargs)
 
@@ -520,14 +480,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
         fit(settings)
     assert calls, "the checkpoint is not written by torch.save"
     monkeypatch.undo()
-    names = sorted(path.name for path in (settings.run_dir / "checkpoints").iterdir())
-    assert names == ["last.ckpt"]
-    run = fit(settings)
-    assert run.manifest["status"] == "complete"
+    assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert fit(settings).manifest["status"] == "complete"
 
 
 def test_data_that_changed_since_is_refused(shared):
-    settings = tiny_settings(shared, "S1", experiment="moved", data_root=shared / "data2", dataset_type="generic")
+    settings = tiny_settings(
+        shared,
+        "S1",
+        experiment="moved",
+        data_root=shared / "data2",
+        dataset_type="generic",
+        num_epochs=1,
+    )
     shutil.copytree(shared / "data", shared / "data2")
     fit(settings)
     next((shared / "data2/images/train/normal").iterdir()).unlink()
@@ -550,16 +515,6 @@ def test_a_start_that_failed_does_not_stand_in_the_way_of_the_corrected_one(shar
     assert fit(corrected).manifest["status"] == "complete"
 
 
-def test_tensorboard_can_be_off_or_elsewhere(shared):
-    off = fit(tiny_settings(shared, "S1", experiment="quiet", use_tensorboard=False, num_epochs=1))
-    assert not (off.folder / "tensorboard").exists()
-    with pytest.raises(RunError, match="no TensorBoard log of this run; train with use_tensorboard: true"):
-        _ = off.history
-    elsewhere = fit(tiny_settings(shared, "S1", experiment="there", tensorboard_dir=shared / "tb", num_epochs=1))
-    assert list((shared / "tb/there/s1/seed42").glob("events.out.*"))
-    assert len(elsewhere.history)
-
-
 def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
     class WithoutService(WandbLogger):
         experiment = Mock()
@@ -570,6 +525,3 @@ def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
     trainer = Mock(loggers=[WithoutService()], default_root_dir="nowhere")
     module.fit_interruptibly(trainer, None, None, None)
     WithoutService.experiment.finish.assert_called_once_with()
-
-
-# --- The same seed gives the same study, twice from nothing

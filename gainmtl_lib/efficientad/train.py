@@ -169,8 +169,7 @@ def fit_efficientad(
 def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Path, resume: str | Path | None) -> None:
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
-    device = training.checked_device(settings.accelerator)
-    training.check_count(device, settings.devices)
+    device = training.checked_device(settings.accelerator, settings.devices)
     precision: Any = training.lightning_precision(settings.precision, device)
     state, teacher = networks.teacher_of(settings)
     penalty = PenaltyImages(settings)
