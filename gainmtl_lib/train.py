@@ -58,7 +58,7 @@ def checked_device(name: str, count: int = 1) -> torch.device:
     if (device.index or 0) >= number:
         raise DeviceError(f"device is '{name}', but {number} {kind} devices are available; use 'auto'")
     if count > number:
-        raise DeviceError(f"devices is {count}, but {number} {kind} {'is' if number == 1 else 'are'} available")
+        raise DeviceError(f"devices is {count}, but {number} {kind} device{'s are' * (number > 1) or ' is'} available")
     return device
 
 

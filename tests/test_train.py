@@ -51,15 +51,15 @@ def test_devices_that_are_there_and_that_are_not(monkeypatch):
     assert checked_device("auto") == CUDA and checked_device("cuda:2").index == 2 and checked_device("mps") == MPS
     for name, count, message in (
         ("cuda:3", 1, "device is 'cuda:3', but 3 CUDA devices are available; use 'auto'"),
-        ("cuda", 4, "devices is 4, but 3 CUDA are available"),
-        ("mps", 2, "devices is 2, but 1 MPS is available"),
-        *((name, 1, f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>") for name in BAD_NAMES),
+        ("cuda", 4, "devices is 4, but 3 CUDA devices are available"),
+        ("mps", 2, "devices is 2, but 1 MPS device is available"),
+        *(
+            (name, 1, f"device is '{name}'; expected auto, cpu, mps, cuda or cuda:<k>")
+            for name in ("gpu", "cuda:x", "cuda:-1", "meta", "")
+        ),
     ):
         with pytest.raises(DeviceError, match=message):
             checked_device(name, count)
-
-
-BAD_NAMES = ("gpu", "cuda:x", "cuda:-1", "meta", "")
 
 
 def test_precision_by_device():
