@@ -12,7 +12,7 @@ NBVAL := OMP_NUM_THREADS=1 $(PYTEST) --no-loadscope-reorder --nbval-lax --nbval-
 FIRST := notebooks/11_shortcut_study.ipynb
 LATER := $(addprefix notebooks/,07_ablation_comparison.ipynb 08_cam_explanation.ipynb 09_efficientad.ipynb)
 
-SLOW := $(addprefix tests/,test_fit.py test_same_seed.py test_studies_faithfulness.py test_efficientad_fit.py test_distill.py)
+SLOW := $(addprefix tests/,test_train.py test_evaluation.py test_studies_faithfulness.py test_efficientad_train.py test_efficientad_distill.py)
 
 .PHONY: run test tests unit lint types notebooks browser lab execute clean
 

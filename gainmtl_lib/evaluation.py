@@ -54,21 +54,21 @@ def evaluate(
     Args:
         run_or_model: a finished run, or a model (which needs `data`).
         data: in place of the run's own, or the run's own where the caller has it already.
-        mask_source: S6 only, see `SOURCES`; in place of the settings' own. ``oracle`` hands it the ground truth, which
-            leaks the label: its results are marked.
-        external_mask_dir, efficientad_run: where ``external`` or ``efficientad`` masks are from, in place of the
-            settings' own: a folder with one mask per image, found by stem; the folder of a run.
+        mask_source: S6 only, see `SOURCES`; in place of the settings' own. Results of ``oracle``, which leaks the
+            label, are marked.
+        external_mask_dir, efficientad_run: a folder with one mask per image, found by stem, or of a run: where
+            ``external`` or ``efficientad`` masks are from, in place of the settings' own.
         threshold: of the decision, in place of the one chosen on ``val``.
         device: where to compute, see `checked_device`; None is where the run was trained, ``auto`` for a model.
         reuse: take stored results of the run where they exist.
 
     Returns:
-        One row per image, and the summary: ``threshold``, ``map_scales`` (see `MapScale`), where the masks are from
-        (see `MaskSource.summary`), and one dict per split.
+        One row per image, and the summary: ``threshold``, ``map_scales`` (see `MapScale`), `MaskSource.summary`, and
+        one dict per split.
 
     Raises:
-        RunError: the data changed since the run was trained, no split to evaluate, a mask source or place that does not
-            fit, an EfficientAD run that learnt from the test pictures, or another process writes to the run.
+        RunError: data that changed since or has no split to evaluate, a mask source or place that does not fit, an
+            EfficientAD run that learnt from the test pictures, or another process that writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
     asker = run_or_model.settings if isinstance(run_or_model, Run) else run_or_model
@@ -99,12 +99,12 @@ def evaluate(
 
 
 def _as_trained(run: Run, source: MaskSource, data: GainDataModule | None) -> bool:
-    """Whether masks and data, where they are given, are what the run was trained with, seen in the same way."""
     own = MaskSource.of(run.settings)
     if (source.name, source.place) != (own.name, own.place):
         return False
-    alike = data is None or not data_differences(data, run.settings, EVALUATED)
-    return alike and (data is None or data.digest == run.manifest["data_digest"])
+    if data is None or data_differences(data, run.settings, EVALUATED):
+        return data is None
+    return data.digest == run.manifest["data_digest"]
 
 
 def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainDataModule:
@@ -151,7 +151,7 @@ class MaskSource:
     def __init__(self, name: str | None, place: Path | None = None) -> None:
         self.name, self.place = name, place
         self.leaks = name == "oracle"  # the model is told the ground truth
-        self._folder_masks = lru_cache(1)(_folder_masks)  # which file is a picture's shows among the whole split only
+        self._of_split = lru_cache(1)(self._folder_masks)  # which file is a picture's shows among a whole split only
         self._outside: Any = None
         if name == "efficientad" and place is not None:
             from gainmtl_lib.efficientad.evaluate import AnomalyMasks  # a kit, loaded only where it is asked for
@@ -216,13 +216,11 @@ class MaskSource:
             return other_masks(data, batch)
         if self.name == "external":
             splits = data.samples["split"]
-            given = [self._folder_masks(data, splits[row], self.place)[row] for row in batch.index.tolist()]
-            return torch.stack(given).to(batch.masks)
+            return torch.stack([self._of_split(data, splits[row])[row] for row in batch.index.tolist()]).to(batch.masks)
         return None if self._outside is None else self._outside.masks(data, batch)
 
-
-def _folder_masks(data: GainDataModule, split: str, folder: Path) -> dict[int, Tensor]:
-    return dict(zip(data.rows(split), data.external_masks(split, folder), strict=True))
+    def _folder_masks(self, data: GainDataModule, split: str) -> dict[int, Tensor]:
+        return dict(zip(data.rows(split), data.external_masks(split, self.place or Path()), strict=True))
 
 
 def other_masks(data: GainDataModule, batch: Batch) -> Tensor:
@@ -260,11 +258,10 @@ def mask_source_table(
         and ``teacher`` (of `efficientad`, else None).
     """
     scores = ("accuracy", "recall", "auroc", "cam_iou", "grid_iou")
-    places = {name: options.pop(parameter, None) for name, (parameter, _) in PLACES.items()}
     data, rows = data or evaluated_data(run), []
     for name in sources:
-        place = {PLACES[name][0]: places[name]} if name in PLACES else {}
-        _, summary = evaluate(run, data=data, mask_source=name, **place, **options)
+        of_others: dict[str, Any] = {place: None for other, (place, _) in PLACES.items() if other != name}
+        _, summary = evaluate(run, data=data, mask_source=name, **options | of_others)
         told = {"label_leaks": summary["label_leaks"], "teacher": summary.get("teacher")}
         for split in (split for split in TEST_SPLITS if split in summary):
             of = {"source": name, "mask": SOURCES[name], "split": split, "threshold": summary["threshold"]}
@@ -457,6 +454,7 @@ NEEDED_OF = {
     "anomaly": ("anomaly_score", "anomaly_iou", "anomaly_point_game", "anomaly_energy_inside"),
 }
 """Those of one system beside them, by the name of its main map."""
+AGAIN = "evaluate again: gainmtl evaluate {} --force"
 
 
 def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], maps: list[dict[str, np.ndarray]]) -> None:
@@ -483,7 +481,7 @@ def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame,
     """
     if not run.is_evaluated:
         raise RunError(f"{run.folder}: the run is trained but not evaluated; first: gainmtl evaluate {run.folder}")
-    again, path = _again(run), run.folder / "predictions.csv"
+    again, path = AGAIN.format(run.folder), run.folder / "predictions.csv"
     try:
         table, summary = run.predictions, run.metrics
     except ValueError as error:  # what pandas raises for a damaged file
@@ -507,7 +505,7 @@ def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame,
 
 def stored_maps(run: AnyRun, count: int) -> dict[str, NDArray]:
     """All maps of an evaluated run by name, (N, h, w) each, opened and not read; `RunError` where N is not `count`."""
-    again = _again(run)
+    again = AGAIN.format(run.folder)
     try:
         maps = run.maps
     except (ValueError, EOFError, OSError) as error:
@@ -517,10 +515,6 @@ def stored_maps(run: AnyRun, count: int) -> dict[str, NDArray]:
             shape = " x ".join(map(str, values.shape))
             raise RunError(f"{run.folder / 'maps'}: {name}.npy is {shape} for {count} predictions; {again}")
     return maps
-
-
-def _again(run: AnyRun) -> str:
-    return f"evaluate again: gainmtl evaluate {run.folder} --force"
 
 
 def file_digest(path: Path) -> str:

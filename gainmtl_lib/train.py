@@ -99,7 +99,8 @@ class MaskMixer:
     def __init__(self, masks: Iterable[tuple[int | None, Tensor]], settings: Settings) -> None:
         self.own_prob, self.other_prob = settings.own_mask_prob, settings.other_mask_prob
         self.turn_probs = torch.tensor([[settings.hflip_prob], [settings.vflip_prob], [settings.rotate90_prob]])
-        self.grid = tuple(side // settings.map_stride for side in settings.image_size)
+        height, width = settings.image_size
+        self.grid = (height // settings.map_stride, width // settings.map_stride)
         pairs = [(index, F.adaptive_avg_pool2d(mask.float(), self.grid)) for index, mask in masks]
         self.place = {index: row for row, (index, _) in enumerate(pairs) if index is not None}
         self.size = len(pairs)
@@ -230,8 +231,7 @@ class GainTraining(L.LightningModule):
 # --- Which checkpoints a run keeps, and a line per epoch
 
 
-JUDGED = ("val/average_precision", "val/cam_iou")
-"""What tells the best epoch: the first, ties by the second."""
+JUDGED = ("val/average_precision", "val/cam_iou")  # the best epoch is by the first, ties by the second
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -245,8 +245,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoints(Checkpoint):
     """``last.ckpt`` after every epoch, ``epoch_<n>.ckpt`` every few, ``best.ckpt`` within the final stage.
 
-    Best is the highest validation average precision, ties by CAM-IoU. It is looked for in the final stage
-    only, the same window for every strategy: before stage 2 the deciding head of S3-S7 is untrained.
+    The same window for every strategy: before stage 2 the deciding head of S3-S7 is untrained.
     """
 
     def __init__(self, folder: Path, settings: Settings) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -159,18 +160,6 @@ def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
     assert letterboxed[:, :, 8:56].all() and not letterboxed[:, :, :8].any() and not letterboxed[:, :, 56:].any()
 
 
-@pytest.fixture
-def with_masks(run, tmp_path):
-    """The run as if trained for masks from a folder, here all ones; its model is the same."""
-    for name, value in (("ones", 255), ("zeros", 0)):
-        (tmp_path / name).mkdir()
-        for path in build_data(run.settings).samples["image"]:
-            cv2.imwrite(str(tmp_path / name / Path(path).name), np.full((64, 64), value, np.uint8))
-    folder = copied(run, tmp_path, mask_source="external", external_mask_dir=tmp_path / "ones")
-    (folder / "metrics.json").unlink(missing_ok=True)
-    return Run(folder)
-
-
 def copied(run, tmp_path, **values):
     """The folder of a copy of the run, as if it had been trained with other settings."""
     settings = run.settings.changed(outputs_dir=tmp_path / "outputs", **values)
@@ -179,9 +168,14 @@ def copied(run, tmp_path, **values):
     return settings.run_dir
 
 
-def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(run, with_masks, tmp_path):
-    with pytest.raises(RunError, match="needs external_mask_dir"):
-        evaluate(run, mask_source="external")
+def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(run, tmp_path):
+    for name, value in (("ones", 255), ("zeros", 0)):
+        (tmp_path / name).mkdir()
+        for path in build_data(run.settings).samples["image"]:
+            cv2.imwrite(str(tmp_path / name / Path(path).name), np.full((64, 64), value, np.uint8))
+    folder = copied(run, tmp_path, mask_source="external", external_mask_dir=tmp_path / "ones")
+    (folder / "metrics.json").unlink(missing_ok=True)  # as if trained for those masks
+    with_masks = Run(folder)
     _, own = evaluate(with_masks)
     assert own["mask_source"] == "external"
     _, none = evaluate(run, mask_source="none")
@@ -205,11 +199,8 @@ def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated
 
 
 def test_an_interruption_leaves_no_mixture_of_two_evaluations(run, evaluated, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.np, "save", interrupt)
+        patch.setattr(module.np, "save", Mock(side_effect=KeyboardInterrupt))
         evaluate(run, reuse=False)
     assert (run.folder / "predictions.csv").is_file() and not run.is_evaluated
     _, summary = evaluate(run)
@@ -385,34 +376,21 @@ def test_anomaly_masks_come_from_the_picture_alone(data, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-@pytest.fixture
-def study(tmp_path):
-    """A model of S6, its data, and a run of EfficientAD on them."""
+def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_where_both_moved(tmp_path):
     settings = tiny_settings(tmp_path, "S6")
-    samples = build_samples(settings)
-    torch.manual_seed(0)
-    return build_model(settings), samples, write_anomaly_run(tiny_anomaly_settings(tmp_path))
-
-
-def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused(study):
-    s6, samples, run = study
-    swapped = samples.assign(split=samples["split"].replace({"train": "test", "test": "train"}))
-    data = tiny_data(swapped, image_size=(64, 64))
-    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
-        evaluate(s6, data=data, mask_source="efficientad", efficientad_run=run.folder)
-
-
-def test_an_efficientad_run_whose_data_moved_with_the_pictures_is_used(study, tmp_path):
-    _, samples, run = study
-    here = (tmp_path / "data").rename(tmp_path / "now")
+    samples, anomalies = build_samples(settings), write_anomaly_run(tiny_anomaly_settings(tmp_path))
+    swap, refused = {"train": "test", "test": "train"}, r"learnt from \d+ of the \d+ test pictures"
+    data = tiny_data(samples.assign(split=samples["split"].replace(swap)), image_size=(64, 64))
+    with pytest.raises(RunError, match=refused):
+        evaluate(build_model(settings), data=data, mask_source="efficientad", efficientad_run=anomalies.folder)
+    there, here = str(tmp_path / "data"), str((tmp_path / "data").rename(tmp_path / "now"))
     moved = samples.assign(
-        image=samples["image"].str.replace(str(tmp_path / "data"), str(here)),
-        mask=[mask and mask.replace(str(tmp_path / "data"), str(here)) for mask in samples["mask"]],
+        **{k: [path and path.replace(there, here) for path in samples[k]] for k in ("image", "mask")}
     )
-    check_unseen(run, moved)
-    assert not (tmp_path / "data").exists()  # and is not made anew
-    with pytest.raises(RunError, match=r"learnt from \d+ of the \d+ test pictures"):
-        check_unseen(run, moved.assign(split=moved["split"].replace({"train": "test", "test": "train"})))
+    check_unseen(anomalies, moved)
+    assert not Path(there).exists()  # and is not made anew
+    with pytest.raises(RunError, match=refused):
+        check_unseen(anomalies, moved.assign(split=moved["split"].replace(swap)))
 
 
 # --- By mask source
@@ -439,7 +417,11 @@ def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_b
     data, seeded, seen, drawn = tiny_data(samples, image_size=(8, 8)), np.random.default_rng, set(), []
     rows = data.rows("test")
     for seed in range(30):
-        monkeypatch.setattr(module.np.random, "default_rng", lambda key, seed=seed: seeded([seed, *key]))
+        monkeypatch.setattr(
+            module.np.random,
+            "default_rng",
+            lambda key=None, seed=seed: seeded([seed, *key] if isinstance(key, list) else key),
+        )
         given = columns_given(samples, rows)
         drawn.append(given)
         assert set(given) <= {1, 2, 3}  # masks of the training split have five and more
@@ -522,20 +504,19 @@ def test_the_command_prints_and_exports_all_sources(run, anomaly_run, tmp_path):
     assert set(stored["left_out"]) == {"external"}
 
 
-def test_masks_that_cannot_be_had_leave_one_source_out(run, monkeypatch):
-    def none_there(*_, **__):
-        raise DataError("no annotated defect")
-
-    monkeypatch.setattr(module, "other_masks", none_there)
+def test_all_sources_are_for_a_run_on_its_own_data_and_leave_out_what_cannot_be_had(run, monkeypatch, tmp_path):
+    for words, message in (
+        (
+            (run.folder, "--visualize", "--data-root", tmp_path),
+            "on the run's own data; leave --data-root, --visualize out",
+        ),
+        (("--checkpoint", tmp_path / "x.ckpt"), "is for a finished run; give its folder in place of --checkpoint"),
+    ):
+        code, output = command("evaluate", *words, "--mask-source", "all")
+        assert code == 1 and message in output
+    monkeypatch.setattr(module, "other_masks", Mock(side_effect=DataError("no annotated defect")))
     code, output = command("evaluate", run.folder, "--mask-source", "all")
     assert code == 0 and "left out: other, because no annotated defect" in output and "oracle" in output, output
-
-
-def test_all_is_for_a_run_on_its_own_data(run, tmp_path):
-    code, output = command("evaluate", run.folder, "--mask-source", "all", "--visualize", "--data-root", tmp_path)
-    assert code == 1 and "compares results on the run's own data; leave --data-root, --visualize out" in output
-    code, output = command("evaluate", "--checkpoint", tmp_path / "x.ckpt", "--mask-source", "all")
-    assert code == 1 and "--mask-source all is for a finished run; give its folder in place of --checkpoint" in output
 
 
 # --- Stored results

@@ -236,13 +236,6 @@ def resumed(folder, settings, resume):
     return checkpoint_to_resume(folder, settings, resume, **plan)
 
 
-def test_a_run_goes_on_from_its_own_last_checkpoint(tmp_path):
-    settings = tiny_settings(tmp_path)
-    assert resumed(tmp_path, settings, None) is None
-    last = checkpoint(tmp_path / "checkpoints/last.ckpt", settings)
-    assert resumed(tmp_path, settings, None) == last
-
-
 def test_a_checkpoint_of_another_plan_names_what_differs(tmp_path):
     path = checkpoint(tmp_path / "epoch_2.ckpt", tiny_settings(tmp_path))
     asked = tiny_settings(
@@ -261,9 +254,14 @@ def test_a_checkpoint_of_another_plan_names_what_differs(tmp_path):
     assert "keep these values, or start a new run without --resume" in last
 
 
-def test_a_checkpoint_with_nothing_left_to_train_finishes_its_own_run_only(tmp_path):
+def test_a_run_goes_on_from_its_own_last_checkpoint_and_one_with_nothing_left_to_train_finishes_its_own_run_only(
+    tmp_path,
+):
     settings = tiny_settings(tmp_path)
     best = tmp_path / "run/checkpoints/best.ckpt"
+    assert resumed(tmp_path / "run", settings, None) is None
+    last = checkpoint(best.with_name("last.ckpt"), settings)
+    assert resumed(tmp_path / "run", settings, None) == last
     last = checkpoint(best.with_name("last.ckpt"), settings, epochs=4)
     with pytest.raises(RunError, match=r"last.ckpt: all 12 steps are done, and .*best.ckpt is not theirs"):
         resumed(tmp_path / "run", settings, None)
@@ -288,7 +286,7 @@ def finished(shared):
     return fit(tiny_settings(shared, save_every_n_epochs=2))
 
 
-def test_a_run_leaves_what_its_folder_promises(finished):
+def test_a_run_leaves_what_its_folder_promises_and_logs_the_specifications_tags(finished):
     names = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
     wanted = {"settings.yaml", "manifest.json", "model.safetensors"}
     wanted |= {f"checkpoints/{name}.ckpt" for name in ("best", "last", "epoch_2", "epoch_4")}
@@ -301,9 +299,6 @@ def test_a_run_leaves_what_its_folder_promises(finished):
     assert manifest["seed"] == 42 and manifest["precision"] == "bf16-mixed" and manifest["duration_s"] > 0
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
     assert manifest["best_epoch"] == 4  # the only epoch that ends after the beginning of stage 4
-
-
-def test_the_specifications_tags_are_logged(finished):
     tags = set(finished.history["tag"])
     terms = ("total", "cls", "am", "cam_guide", "guide", "loc", "consist", "cf")
     wanted = {f"train/loss_{term}" for term in terms} | {"train/learning_rate", "train/stage"}
@@ -373,7 +368,7 @@ def full(shared):
     return fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1, tensorboard_dir=shared / "tb"))
 
 
-def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(full):
+def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is_and_a_log_can_lie_elsewhere(full, shared):
     coarse = {"mask_share": 0.25, "mask_quality": "box"}
     part = fit(full.settings.changed(experiment="part", use_tensorboard=False, tensorboard_dir=None, **coarse))
     assert part.manifest["data_digest"] == full.manifest["data_digest"]
@@ -382,9 +377,6 @@ def test_masks_of_pictures_that_are_not_used_leave_the_data_as_it_is(full):
     assert not (part.folder / "tensorboard").exists()
     with pytest.raises(RunError, match="no TensorBoard log of this run; train with use_tensorboard: true"):
         _ = part.history
-
-
-def test_the_log_can_lie_elsewhere(full, shared):
     assert list((shared / "tb/full/s1/seed42").glob("events.out.*")) and len(full.history)
 
 
