@@ -36,19 +36,12 @@ class UnreadableError(DataError):
 
 
 class Finding(NamedTuple):
-    """One problem of a dataset.
+    """One problem of a dataset: what was found and what was expected."""
 
-    Attributes:
-        level: `error` stops a run, `warning` changes what it learns or measures, `info` is good to know.
-        file: the file or folder concerned; empty for the dataset as a whole, or where the message names it.
-        message: what was found and what was expected.
-        kind: what it is counted under where there can be thousands; empty for single problems.
-    """
-
-    level: Level
-    file: str
+    level: Level  # `error` stops a run, `warning` changes what it learns or measures, `info` is good to know
+    file: str  # or folder; empty for the dataset as a whole, or where the message names it
     message: str
-    kind: str = ""
+    kind: str = ""  # what it is counted under where there can be thousands; empty for single problems
 
     def __str__(self) -> str:
         return f"{self.file}: {self.message}" if self.file else self.message
@@ -140,13 +133,11 @@ def read_samples(
     return samples
 
 
-def _crossing_groups(samples: pd.DataFrame) -> list[Finding]:
+def _crossing_groups(samples: pd.DataFrame) -> Iterator[Finding]:
     firsts = samples.dropna(subset=["split"]).drop_duplicates(["group", "split"])
-    found = []
     for group, rows in firsts[firsts["group"].duplicated(keep=False)].groupby("group"):
         images = [f"{row.image} ({row.split})" for row in rows.itertuples()]
-        found.append(Finding("error", str(group), f"group lies in {len(images)} splits: {' and '.join(images)}"))
-    return found
+        yield Finding("error", str(group), f"group lies in {len(images)} splits: {' and '.join(images)}")
 
 
 def data_digest(samples: pd.DataFrame) -> str:
@@ -195,23 +186,24 @@ def scan_generic(root: Path, report: Report) -> Iterator[Row]:
         for other in _folders(folder):  # pictures there would be left out without a word
             if other.name not in expected and image_files(other):
                 report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-    shared: dict[str, list[tuple[str, Path]]] = {}  # split and image by key, where masks have no split level
+    shared: dict[str, list[Row]] = {}  # defects by key, where masks have no split level
     for split in SPLITS:
         folder, masks = root / "images" / split, root / "masks" / split / DEFECTIVE
         yield from (Row(path, 0, split=split) for path in image_files(folder / NORMAL))
         defective = _by_key(report, folder / DEFECTIVE)
-        if masks.is_dir():
-            found = _match_masks(report, defective, masks)
-            yield from (Row(path, 1, found.get(key), _type(key), split=split) for key, path in defective.items())
-        else:
-            for key, path in defective.items():
-                shared.setdefault(key, []).append((split, path))
-    masks = _match_masks(report, {key: images[0][1] for key, images in shared.items()}, root / "masks" / DEFECTIVE)
-    for key, images in shared.items():
-        yield from (Row(path, 1, masks.get(key), _type(key), split=split) for split, path in images)
-        for _, path in images[1:] if key in masks else ():
-            clash = f"has the same stem as {images[0][1]}, and {masks[key]} can be the mask of only one"
-            report("error", path, f"{clash}; use masks/<split>/defective/")
+        found = _match_masks(report, defective, masks) if masks.is_dir() else {}
+        for key, path in defective.items():
+            row = Row(path, 1, found.get(key), key.split("/")[0] if "/" in key else DEFECTIVE, split=split)
+            if masks.is_dir():
+                yield row
+            else:
+                shared.setdefault(key, []).append(row)
+    masks = _match_masks(report, {key: rows[0].image for key, rows in shared.items()}, root / "masks" / DEFECTIVE)
+    for key, rows in shared.items():
+        yield from (row._replace(mask=masks.get(key)) for row in rows)
+        for row in rows[1:] if key in masks else ():
+            clash = f"has the same stem as {rows[0].image}, and {masks[key]} can be the mask of only one"
+            report("error", row.image, f"{clash}; use masks/<split>/defective/")
 
 
 def scan_synthetic(root: Path, report: Report) -> Iterator[Row]:
@@ -239,11 +231,10 @@ def scan_mvtec(root: Path, report: Report) -> Iterator[Row]:
 
 
 def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
-    """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them.
+    """The published folders ``MT_<class>/Imgs/exp<k>_num_<n>.jpg`` with masks ``.png`` beside them; a group is a tile.
 
-    `group` is the tile. One tile was photographed at up to six exposures, with k rising along the counter n:
-    a new tile starts where n jumps by more than 400, or where k stops rising, unless n moved by at most
-    `SAME_TILE_STEP`: then the same tile was mostly photographed again.
+    One tile was photographed at up to six exposures, with k rising along the counter n: a new tile starts where n jumps
+    by more than 400, or where k stops rising, unless n moved so little that it is mostly the same tile once more.
     """
     shots: list[tuple[int, int, str]] = []
     for folder in (folder for folder in _folders(root) if folder.name.startswith("MT_")):
@@ -293,10 +284,6 @@ def _found(root: Path) -> str:
         return f"data_root is one category's folder, choose among {', '.join(categories)}"
     names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
-
-
-def _type(key: str) -> str:
-    return key.split("/")[0] if "/" in key else DEFECTIVE
 
 
 def _by_key(report: Report, folder: Path) -> dict[str, Path]:
@@ -351,11 +338,8 @@ def split_samples(
 
     What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
     set, give `test_ratio` of themselves to test; then `val_ratio` of the training data goes to val: 0 where the
-    layout has its own validation folder. The same seed gives the same split.
-
-    Raises:
-        DataError: no validation data or two sources of it, a group that would cross splits, or (`both_classes`) a
-            split that lacks a class.
+    layout has its own validation folder. The same seed gives the same split. `DataError` for no validation data or
+    two sources of it, a group that would cross splits, or (`both_classes`) a split that lacks a class.
     """
     raise_errors(_crossing_groups(samples))
     groups, label = samples["group"].to_numpy(dtype=object), samples["label"].to_numpy(dtype=np.int64)
@@ -463,8 +447,7 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
 def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
     """Scale integers by their type: 16 bits are divided by 257, whatever the image holds; others: `UnreadableError`.
 
-    A depth guessed from an image's own largest value would differ within a dataset, and brightness with it, which
-    could tell the class. So 12-bit data in 16-bit files comes out dark (at most 16 of 255) but comparable.
+    A depth guessed from an image's largest value would differ within a dataset, and brightness could tell the class.
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")

@@ -68,13 +68,16 @@ class ParameterRecord(BaseModel):
         Every plain value there must be a field, so that a misspelt papermill parameter is an error. Under IPython other
         names count only if a cell of nothing but literal assignments set them: a notebook must run twice in one kernel.
         """
-        plain = (bool, int, float, str, list, tuple, dict, Path, type(None))
-        history = namespace.get("In")
-        known = {*cls.model_fields, *_literal_names(history)} if isinstance(history, list) else set(namespace)
-        names = {name for name in known & set(namespace) if not name.startswith("_")} - {"In", "Out"}
-        return cls(
-            **{name: namespace[name] for name in namespace if name in names and isinstance(namespace[name], plain)}
-        )
+        plain, history = (bool, int, float, str, list, tuple, dict, Path, type(None)), namespace.get("In")
+        known = {*cls.model_fields} if isinstance(history, list) else set(namespace) - {"In", "Out"}
+        for source in history if isinstance(history, list) else ():
+            try:
+                statements: list[Any] = ast.parse(source).body
+                known |= dict([(t.id, ast.literal_eval(s.value)) for s in statements for t in s.targets]).keys()
+            except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
+                continue
+        named = {name: value for name, value in namespace.items() if name in known and not name.startswith("_")}
+        return cls(**{name: value for name, value in named.items() if isinstance(value, plain)})
 
     def plain(self) -> dict[str, Any]:
         """The fields as YAML and JSON can hold them; paths inside the repository are relative to it."""
@@ -88,18 +91,6 @@ class ParameterRecord(BaseModel):
         """One line per field that differs: ``name: own value here, value in other``."""
         mine, theirs = self.plain(), other.plain()
         return [f"{name}: {mine[name]!r} and {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
-
-
-def _literal_names(cells: list[str]) -> set[str]:
-    """Names set by cells that hold nothing but ``name = literal``: parameters, written or injected."""
-    names: set[str] = set()
-    for source in cells:
-        try:
-            pairs = [(target.id, ast.literal_eval(s.value)) for s in ast.parse(source).body for target in s.targets]  # type: ignore[attr-defined]
-        except (SyntaxError, ValueError, AttributeError):  # magics, expressions, anything but a plain assignment
-            continue
-        names |= dict(pairs).keys()
-    return names
 
 
 def _plain(value: Any) -> Any:
@@ -247,8 +238,8 @@ PART_OF_TERM = {
 class Settings(RunSettings):
     """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
 
-    The λ that are not given come from the strategy's row of `STRATEGY_WEIGHTS`; `image_counterfactual`, the share of
-    edited training samples, is 0.5 for S7 and 0 for the others.
+    λ that are not given come from the strategy's row; `image_counterfactual`, the share of edited training samples, is
+    0.5 for S7 and 0 for the others.
     """
 
     # run
