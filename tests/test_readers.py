@@ -100,13 +100,6 @@ def test_folders_that_hold_no_data(tmp_path, dataset_type, expected):
         read(tmp_path / "file")
 
 
-def test_single_class(tmp_path):
-    write_picture(tmp_path / "images/train/normal/a.png")
-    with pytest.raises(DataError, match="all 1 images are normal; expected normal and defective ones"):
-        read(tmp_path)
-    assert len(read(tmp_path, both_classes=False)) == 1
-
-
 def test_stem_clashes_name_both_files_and_the_way_out(tmp_path):
     first = write_generic(tmp_path / "first")
     write_picture(first / "images/train/defective/train_d0.jpg")
@@ -126,23 +119,20 @@ def test_stem_clashes_name_both_files_and_the_way_out(tmp_path):
         read(third)
 
 
-def test_group_pattern_takes_the_group_or_the_whole_match(tmp_path):
+def test_group_pattern_takes_the_group_or_the_whole_match_and_names_what_does_not_fit(tmp_path, generic):
     for name in ("p1_a", "p1_b", "p2_a"):
-        write_picture(tmp_path / f"images/train/normal/{name}.png")
-        write_picture(tmp_path / f"images/train/defective/{name}.png")
-    assert sorted(set(read(tmp_path, group_pattern=r"p(\d)")["group"])) == ["1", "2"]
-    assert sorted(set(read(tmp_path, group_pattern=r"^p\d")["group"])) == ["p1", "p2"]
-
-
-def test_groups_that_do_not_match_or_cross_splits_name_their_files(generic):
+        write_picture(tmp_path / f"one/images/train/normal/{name}.png")
+    groups = {p: set(read(tmp_path / "one", group_pattern=p, both_classes=False)["group"]) for p in (r"p(\d)", r"^p\d")}
+    assert list(groups.values()) == [{"1", "2"}, {"p1", "p2"}]
+    with pytest.raises(DataError, match="all 3 images are normal; expected normal and defective ones"):
+        read(tmp_path / "one")
     with pytest.raises(DataError, match=r"train_n0.png: group_pattern 'd\(\\\\d\)' does not match the file name"):
         read(generic, group_pattern=r"d(\d)")
     with pytest.raises(DataError, match=r"n0: group lies in 3 splits: .*test_n0.png \(test\) and .*train_n0.png"):
         read(generic, group_pattern=r"[nd]\d")
     write_picture(generic / "images/train/defective/train_d0.jpg")
     findings = []
-    samples = read(generic, group_pattern=r"[nd]\d", findings=findings)
-    assert len(samples) == 18, "a scan does not raise"
+    assert len(read(generic, group_pattern=r"[nd]\d", findings=findings)) == 18, "a scan does not raise"
     assert sum("same stem" in finding.message for finding in findings) == 1
     assert sum("group lies in" in finding.message for finding in findings) == 6
 
@@ -195,17 +185,10 @@ def test_digest_ignores_place_and_order_but_no_content(generic, tmp_path):
         data_digest(samples)
 
 
-@pytest.mark.parametrize(
-    ("mask", "name"),
-    [
-        ("/o/data/box_masks/tiles-12ab/images/a.png", "images/a.png"),
-        ("/box_masks/o/box_masks/tiles-12ab/a.png", "a.png"),
-        ("/o/data/box_masks/a.png", ""),
-        ("/o/data/masks/a.png", ""),
-    ],
-)
-def test_the_name_of_a_stored_mask(mask, name):
-    assert _name_in_store(mask) == name
+def test_the_name_of_a_stored_mask():
+    assert _name_in_store("/o/data/box_masks/tiles-12ab/images/a.png") == "images/a.png"
+    assert _name_in_store("/box_masks/o/box_masks/tiles-12ab/a.png") == "a.png"
+    assert _name_in_store("/o/data/box_masks/a.png") == _name_in_store("/o/data/masks/a.png") == ""
 
 
 # splits
