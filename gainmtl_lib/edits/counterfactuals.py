@@ -184,18 +184,19 @@ def edits_figure(edits: ImageCounterfactuals, kind: str | None = None) -> Figure
     With a `kind`, one edit by each of its methods; else one of each kind. What is impossible is left out and logged.
     """
     wanted = (*KINDS[1], *KINDS[0]) if kind is None else HEAL_METHODS if kind in HEALING else PASTE_METHODS
-    found: dict[str, Drawn] = {}
+    found: dict[str, tuple[int, Edit]] = {}
     draws = (edits.draw(epoch, row) for epoch in count() for row in edits.rows)
     for drawn in islice(draws, 1000):
         if drawn is not None and drawn.edit is not None and kind in (None, drawn.kind):
-            found.setdefault(drawn.kind if kind is None else drawn.edit.method, drawn)
+            found.setdefault(drawn.kind if kind is None else drawn.edit.method, (drawn.row, drawn.edit))
         if len(found) == len(wanted):
             break
     if len(found) < len(wanted):
         logger.warning("not drawn: %s", ", ".join(name for name in wanted if name not in found))
     panels: list[tuple] = []
     for name in filter(found.__contains__, wanted):
-        before, edit = edits.dataset.stored(found[name].row), found[name].edit
+        row, edit = found[name]
+        before = edits.dataset.stored(row)
         part = editing.widened(editing.box_of(edit.region), 16, edit.mask.shape)
         change = np.abs(edit.image.astype(np.int16) - before.image).max(-1, keepdims=True)[part]
         mask = None if before.mask is None else before.mask[part]

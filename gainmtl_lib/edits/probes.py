@@ -106,7 +106,7 @@ def edited_probe(pairs: pd.DataFrame, *, seed: int = 0, epochs: int = 6) -> pd.D
     for column in ("kind", "method"):
         for (name, defect), edits in both[both["edited"] == 1].groupby([column, "defect"]):
             if column == "kind" or not defect:
-                rows[name] = pd.concat([edits, places[defect].query("edited == 0")])
+                rows[str(name)] = pd.concat([edits, places[bool(defect)].query("edited == 0")])
     return _table(rows, "edited")
 
 
