@@ -65,16 +65,8 @@ def write_audited(
 ) -> Path:
     """The folder of a finished and evaluated run.
 
-    Args:
-        folder: of outputs and data.
-        rows: of `row`.
-        strategy: of the settings.
-        threshold: decides the verdicts.
-        peaks: of each picture's CAM, whose other cells are 0; 2.0 on defects and 0.5 elsewhere by default.
-        manifest: in place of single entries of `MANIFEST`.
-        metrics: in place of single entries of the summary.
-        pictures: write the data that the rows name.
-        settings: in place of the defaults.
+    `peaks` of the pictures' CAMs are 2.0 on defects and 0.5 elsewhere, and all other cells 0; `manifest` and `metrics`
+    stand in place of single entries; `pictures` writes the data that the rows name.
     """
     table = table_of(rows, threshold)
     chosen = Settings(

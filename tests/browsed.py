@@ -57,19 +57,10 @@ def write_browsed_run(
     threshold: float = THRESHOLD,
     **settings: Any,
 ) -> Run:
-    """A run's folder as `evaluate` leaves it, and its pictures.
+    """A run's folder as `evaluate` leaves it, and its pictures; the strategy decides which maps and columns there are.
 
-    Args:
-        folder: of outputs and data.
-        strategy: decides which maps and columns there are.
-        rows: see `ROWS`.
-        peaks: of each map; 1, 2, 3, … by default, of which those above 2 are found on the absolute scale.
-        pictures: write the files of the pictures.
-        masks: False for data without any annotation.
-        scales: of the maps.
-        digest: of the data.
-        threshold: that the summary names; the verdicts stay those of `ROWS`.
-        settings: beside those of the tiny study.
+    `peaks` of the maps are 1, 2, 3, …, of which those above 2 are found on the absolute scale; without `masks` no
+    defect is annotated; the verdicts are those of `ROWS` whatever `threshold` the summary names.
     """
     made = tiny_settings(folder, strategy, **settings)
     run = made.run_dir

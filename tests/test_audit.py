@@ -161,25 +161,23 @@ def test_the_required_recall_is_chosen_on_validation_alone(tmp_path):
     found = audit_of(tmp_path / "a", twenty(), required_recall=1.0)
     assert (found.splits, found.tests, found.main) == (["val", "test"], ["test"], "test")
     assert (found.chosen["test"].escapes.hits, found.chosen["test"].overkill.hits) == (2, 0)
-    assert found.choice.threshold == pytest.approx(0.45)
+    assert found.choice.threshold == pytest.approx(0.45) and not found.groups_known
     assert (found.at_recall["test"].escapes.hits, found.at_recall["test"].overkill.hits) == (1, 1)
-    other = audit_of(tmp_path / "b", [*twenty(), *spread("test", 1, 0.0, 0.3, 20)], required_recall=1.0)
+    grouped = [entry | {"group": "tile1"} for entry in twenty()[:2]] + twenty()[2:]
+    other = audit_of(tmp_path / "b", [*grouped, *spread("test", 1, 0.0, 0.3, 20)], required_recall=1.0)
     assert found.choice == other.choice
+    assert other.groups_known and other.scores["val"]["accuracy"].groups == 19
 
 
-def test_calm_pictures_are_counted_on_the_absolute_scale(tmp_path):
-    peaks = [2.0] * 10 + [0.5] * 10 + [2.0, 0.9, 1.1] + [0.5, 3.0]
-    found = audit_of(tmp_path, twenty(), peaks=peaks)
+def test_calm_pictures_are_counted_on_the_absolute_scale_and_what_test_shift_loses(tmp_path):
+    peaks = [2.0] * 10 + [0.5] * 10 + [2.0, 0.9, 1.1] + [0.5, 3.0] + [0.0] * 2
+    found = audit_of(tmp_path, [*twenty(), row("test_shift", 1, 0.9), row("test_shift", 0, 0.9)], peaks=peaks)
+    assert found.drops["overkill"].value == -1 and found.drops["recall"].value == pytest.approx(1 / 3 - 1)
+    assert found.drops["accuracy"].value == pytest.approx(3 / 5 - 1 / 2)
     assert found.scales["cam"] == MapScale(1.0, 3.0)
     assert (found.calm("test", 1).hits, found.calm("test", 1).count) == (1, 3)
     assert (found.calm("test", 0).hits, found.calm("test", 0).count) == (1, 2)
     assert found.calm("val", 0).value == 1
-
-
-def test_parts_are_known_when_a_group_is_not_the_picture_itself(tmp_path):
-    assert not audit_of(tmp_path / "a", twenty()).groups_known
-    found = audit_of(tmp_path / "b", [entry | {"group": "tile1"} for entry in twenty()[:2]] + twenty()[2:])
-    assert found.groups_known and found.scores["val"]["accuracy"].groups == 19
 
 
 def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
@@ -196,12 +194,6 @@ def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
     assert pooled["test"].value == 0.25 and not pooled["test"].has_interval and math.isnan(pooled["val"].value)
     assert ("attention", "attention IoU") in table and ("localization", "Dice") not in table
     assert ("localization", "AUPRO") not in table  # stored, but without an answer
-
-
-def test_what_test_shift_loses(tmp_path):
-    found = audit_of(tmp_path, [*twenty(), row("test_shift", 1, 0.9), row("test_shift", 0, 0.9)])
-    assert found.drops["overkill"].value == -1 and found.drops["recall"].value == pytest.approx(1 / 3 - 1)
-    assert found.drops["accuracy"].value == pytest.approx(3 / 5 - 1 / 2)
 
 
 def test_escapes_and_overkill_over_the_threshold(tmp_path):
@@ -396,8 +388,7 @@ def report_rows():
 
 
 def words(html):
-    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", plain(unescape(text)))
+    return " ".join(plain(unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL))).split())
 
 
 def text_of(folder, **options):
@@ -519,15 +510,11 @@ def test_a_run_with_the_least_in_it(tmp_path):
     assert "A class is missing" in shifted and "On test_shift – defects escape" not in shifted
 
 
-def test_names_from_outside_are_text(tmp_path):
+def test_random_weights_stand_beside_every_result_and_names_from_outside_are_text(tmp_path):
     named = [*report_rows(), row("test", 1, 0.1, image="<img src=x onerror=alert(1)>.png", defect_type="<b>R&D</b>")]
-    html = write_report(write_audited(tmp_path, named)).read_text("utf-8")
+    html = write_report(write_audited(tmp_path, named, manifest={"pretrained": "random"})).read_text("utf-8")
     assert "<img src=x" not in html and "<b>R&D" not in html
     assert "&lt;b&gt;R&amp;D&lt;/b&gt;" in html and "&lt;img src=x onerror" in html
-
-
-def test_random_weights_stand_beside_every_result(tmp_path):
-    html = write_report(write_audited(tmp_path, report_rows(), manifest={"pretrained": "random"})).read_text("utf-8")
     captions = re.findall(r"<caption>(.*?)</caption>", html, re.DOTALL)
     facts = {"Model", "Data", "Training", "Files of the run (SHA-256)"}
     results = [caption for caption in captions if caption not in facts]
@@ -641,14 +628,11 @@ def test_failures_come_in_the_order_of_the_error_analysis_and_typical_cases_besi
     assert rows["typical pass"][0]["probability"] == 0.2 and shown[4]["total"] == 3
 
 
-def test_a_map_below_the_floor_finds_nothing(shown):
+def test_a_map_below_the_floor_finds_nothing_and_pictures_are_small_and_outlined(shown):
     missed = {case["row"]["probability"]: case for case in shown[0]["cases"]}
     assert not missed[0.4]["finds"] and missed[0.1]["finds"]
     calm, strong = (glow(missed[probability]["absolute"]) for probability in (0.4, 0.1))
     assert calm < 2 and strong > 10 and glow(missed[0.4]["per_image"]) > 20  # the same map, stretched, glows
-
-
-def test_pictures_are_small_and_outlined(shown):
     picture = pixels(shown[0]["cases"][0]["picture"])
     assert picture.shape == (SIDE, SIDE, 3)
     # The mask is the box from 8 to 24 of 64 and the thumbnail three times as large; the outline lies beside it.

@@ -24,7 +24,6 @@ from gainmtl_lib.browser.library import (
     open_runs,
     plain_panel,
 )
-from gainmtl_lib.evaluation import error_analysis
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import FileError, Run, RunError, save_weights
 
@@ -64,14 +63,6 @@ def names(one, **choice):
 
 
 # --- Runs
-
-
-def test_the_wrong_reasons_stand_in_the_order_of_the_error_analysis(runs):
-    one = opened(runs["S5"])
-    errors = error_analysis(one.table)
-    wrong = errors.loc[errors["kind"] == "wrong reason", "image"].tolist()
-    assert len(wrong) == 2
-    assert [one.image(row) for row in one.choose(split="test", order="wrong_reason")[:2]] == wrong
 
 
 @pytest.mark.parametrize(
@@ -307,8 +298,8 @@ def test_a_map_lies_where_the_network_saw_it(tmp_path, resize, height):
 def test_the_picture_by_itself_says_what_is_missing(runs):
     one, files = opened(runs["S5"]), PictureFiles()
     there = files.load(*one.files(0), 200, (64, 64))
-    assert plain_panel(there, outline=True)[1] == []
-    assert plain_panel(there, outline=True)[0] != plain_panel(there, outline=False)[0]
+    outlined, words = plain_panel(there, outline=True)
+    assert words == [] and outlined != plain_panel(there, outline=False)[0]
     gone = files.load(one.root / "gone.png", None, 100, (64, 64))
     assert "gone.png" in plain_panel(gone, outline=True)[1][0]
 
@@ -316,28 +307,19 @@ def test_the_picture_by_itself_says_what_is_missing(runs):
 # --- The verdict without the defect
 
 
-@pytest.fixture
-def answering(tmp_path):
-    """A run with weights, though untrained ones, that calls everything defective."""
-    run = write_browsed_run(tmp_path, threshold=0.0)
+def test_the_counterfactual_is_asked_of_the_model_at_a_click_while_it_is_there(tmp_path):
+    run = write_browsed_run(tmp_path, threshold=0.0)  # calls everything defective
     torch.manual_seed(0)
     save_weights(build_model(run.settings), run.folder / "model.safetensors")
-    return run
-
-
-def test_the_counterfactual_is_asked_of_the_model_at_a_click(answering):
-    browser = CamBrowser(answering)
+    browser = CamBrowser(run)
     browser.what_if.click()
     assert "Without the annotated defect" in browser.answer.value
     assert "Computed now, by the run&#x27;s model." in browser.answer.value
     browser.step(1)
     assert browser.answer.value == ""
-
-
-def test_a_damaged_model_and_missing_pictures_fall_back_to_what_is_stored(answering, tmp_path):
-    assert "folder" in ask(opened(answering, data_root=tmp_path / "nowhere"), 0)[-1]
-    (answering.folder / "model.safetensors").write_bytes(b"broken")
-    assert "From the stored evaluation." in ask(opened(Run(answering.folder)), 0)
+    assert "folder" in ask(opened(run, data_root=tmp_path / "nowhere"), 0)[-1]
+    (run.folder / "model.safetensors").write_bytes(b"broken")
+    assert "From the stored evaluation." in ask(opened(Run(run.folder)), 0)
 
 
 def test_without_the_model_the_stored_answer_is_read(runs):
@@ -391,16 +373,12 @@ def test_it_opens_on_the_test_split_at_what_deserves_a_look(browser):
 
 
 def test_stepping_by_button_by_key_and_by_thumbnail(browser):
-    browser.on.click()
-    assert picture(browser) == "d3"
-    hear(browser, step=1)
-    assert picture(browser) == "d0"
-    hear(browser, step=-1)
-    assert picture(browser) == "d3"
-    hear(browser, place=5)
-    assert picture(browser) == "n1" and browser.on.disabled
-    browser.back.click()
-    assert picture(browser) == "n0" and not browser.back.disabled
+    for act, expected in (
+        (browser.on.click, "d3"), (lambda: hear(browser, step=1), "d0"), (lambda: hear(browser, step=-1), "d3"),
+        (lambda: hear(browser, place=5), "n1"), (browser.back.click, "n0"),
+    ):  # fmt: skip
+        act()
+        assert picture(browser) == expected and browser.on.disabled == (expected == "n1")
     for nothing in ({}, {"step": 7}, {"place": "3"}, {"other": 1}):
         hear(browser, **nothing)
     assert picture(browser) == "n0"

@@ -30,8 +30,7 @@ class Page:
     """A page in a process of its own."""
 
     def __init__(self, folder, run):
-        self.folder = folder
-        self.log = folder.parent / "page.log"
+        self.folder, self.log = folder, folder.parent / "page.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", STARTED, str(run.folder)],

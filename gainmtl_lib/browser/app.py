@@ -231,7 +231,6 @@ def _paragraphs(lines: Sequence[str]) -> str:
 
 
 def _headline(opened: OpenedRun, row: int) -> str:
-    """What is known and decided of a picture, in one line of HTML."""
     record, system = opened.table.iloc[row], opened.system
     truth, kind = ("normal" if record["label"] == 0 else "defective"), record["defect_type"]
     if truth == "defective" and isinstance(kind, str):

@@ -98,7 +98,7 @@ class Notes:
 
 
 class MapWords(NamedTuple):
-    """A map's name, its short one, what its overlap with the defect is called, and that overlap's column."""
+    """What a map and its overlap with the defect are called, and that overlap's column."""
 
     name: str
     short: str
@@ -185,7 +185,7 @@ class OpenedRun:
         return {image: row for row, image in reversed(list(enumerate(self.table["image"])))}
 
     def image(self, row: int) -> str:
-        """Path of a row's picture, as the table names it."""
+        """As the table names it."""
         return str(self.table["image"].iloc[row])
 
     def files(self, row: int) -> tuple[Path | None, Path | None]:
@@ -228,15 +228,9 @@ Runs = AnyRun | str | Path | Sequence[AnyRun | str | Path]
 
 
 def open_runs(runs: Runs, *, data_root: str | Path | None = None) -> dict[str, OpenedRun]:
-    """Open runs to be looked through side by side, by name, in the order given.
+    """Open runs of either system to be looked through side by side, by name, in the order given, see `CamBrowser`.
 
-    Args:
-        runs: one or several of either system, as `Run`, `EfficientADRun` or folders.
-        data_root: where the pictures lie now, when they moved since the runs were trained; of a category's run its own
-            folder, or the one that the categories are in.
-
-    Raises:
-        RunError: no run was given, one of them is unfinished or not evaluated, or its files do not fit together.
+    The `data_root` of a category's run is its own folder, or the one that the categories are in.
     """
     given = [runs] if isinstance(runs, StoredRun | str | Path) else list(runs)
     if not given:
@@ -298,7 +292,6 @@ def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
 
 
 def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterator[str]:
-    """What keeps two runs from being compared picture by picture."""
     common = len(first.row_of.keys() & other.row_of.keys())
     if not common:
         yield (
@@ -355,15 +348,14 @@ class PictureFiles:
 
 def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
     """Decode a picture and its mask, the longer side of `side` pixels; a grey field of `size` without a file."""
-    pixels, region, problems = figures.ground(size), None, []
-    try:
-        pixels = pixels if image is None else read_image(image)
-    except DataError as error:
-        problems.append(str(error).split(";")[0])
-    try:
-        region = None if mask is None else read_mask(mask)
-    except DataError as error:
-        problems.append(str(error).split(";")[0])
+    found: list[Any] = [None, None]
+    problems = []
+    for place, (path, read) in enumerate(((image, read_image), (mask, read_mask))):
+        try:
+            found[place] = None if path is None else read(path)
+        except DataError as error:
+            problems.append(str(error).split(";")[0])
+    pixels, region = figures.ground(size) if found[0] is None else found[0], found[1]
     h, w = pixels.shape[:2]
     shape = figures.fitting((h, w), side)
     return Shown(figures.resized(pixels, shape), (h, w), figures.resized_mask(region, shape), "; ".join(problems))
