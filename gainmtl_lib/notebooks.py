@@ -228,7 +228,9 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
                     process, answer, job = running.pop(sentinel)
                     process.join()
                     error = answer.recv() if answer.poll() else f"{job.name}.ipynb: its process ended unexpectedly"
-                    failed += [] if error is None else [error]
+                    if error is not None:
+                        logger.error("%s", error)  # at once: the others may run for minutes
+                        failed.append(error)
                     missing.remove(job.name)
         finally:
             for process, _, _ in running.values():
