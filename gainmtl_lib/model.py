@@ -442,10 +442,7 @@ class GAINMTLModel(nn.Module):
             raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
         if attention_masks is None and self.strategy == "S6" and self.mask_source in OUTSIDE_SOURCES:
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
-        levels = self.backbone((images - self.mean) / self.std)
-        features = levels[-1]  # what paths 1 to 3 work on, (B, C, h, w)
-        if self.projection is not None:
-            features = self.projection(features, levels[self._map_level])
+        features, levels = self.features(images)
         cls_logits = self.cls_head(features)
         cls_cam, _ = class_activation_map(features, self.cls_head)
         if self.attention is None:
@@ -482,6 +479,13 @@ class GAINMTLModel(nn.Module):
             localization_logits=localization_logits,
             localization_map=localization_map,
         )
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
+        levels = self.backbone((images - self.mean) / self.std)
+        if self.projection is None:
+            return levels[-1], levels
+        return self.projection(levels[-1], levels[self._map_level]), levels
 
     def _decide_without_defect(
         self, features: Tensor, masks: Tensor | None, gate: Callable[[Tensor, Tensor], Tensor], logits: Tensor
