@@ -296,7 +296,7 @@ def score(rows: Mapping[str, Any] | pd.DataFrame, metric: str) -> float:
 def rows_table(rows: Mapping[str, Row], metric: str) -> pd.DataFrame:
     """One line per row: ``row``, ``mean`` over seeds, ``low``, ``high``, ``seeds``, ``pictures``, ``note``.
 
-    The interval is Student's over seeds; that of one seed is the bootstrap over its groups.
+    The interval is Student's over seeds, from three on; that of one seed is the bootstrap over its groups.
     """
     columns = ["row", "value", "low", "high", "seeds", "pictures", "note"]
     tables = {name: {seed: [table] for seed, table in row.items()} for name, row in rows.items()}
@@ -365,7 +365,8 @@ def _over_seeds(tables: Mapping[int, Sequence[pd.DataFrame]], metric: str) -> di
     if np.ptp(values) < 1e-12:  # nothing varies, so that nothing can be tested by how much it does
         return line | {"p": 1.0 if abs(values[0]) < 1e-12 else nan, "note": "the same in every seed"}
     test: Any = stats.ttest_1samp(values, 0)
-    low, high = test.confidence_interval(CONFIDENCE)
+    # Of two seeds Student's interval is 25 standard errors wide and often reaches beyond what a score can be.
+    low, high = test.confidence_interval(CONFIDENCE) if len(values) > 2 else (nan, nan)
     return line | {"low": float(low), "high": float(high), "p": float(test.pvalue)}
 
 

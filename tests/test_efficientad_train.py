@@ -223,7 +223,7 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(settings, monkeypatch)
         ({"teacher": "nowhere.pth"}, ModelError, "nowhere.pth"),
         ({"penalty_images": "nowhere"}, DataError, "nowhere: no such folder; penalty_images"),
         ({"precision": "16"}, DeviceError, "precision '16' needs a GPU"),
-        ({"accelerator": "mps"}, DeviceError, "'mps', but this machine has none"),
+        ({"accelerator": "mps"}, DeviceError, "'mps', but 0 MPS devices are available"),
     ],
 )
 def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(

@@ -176,4 +176,4 @@ def test_all_leaves_the_shortcut_study_to_synthetic_data(tmp_path, begun):
     files = earlier_files(tmp_path)
     notebooks.run_all([], {"outputs_dir": tmp_path, "dataset_type": "generic"}, force=True)
     assert SHORTCUTS not in begun.order
-    assert [file.exists() for file in files] == [False] * 8 + [True] * 9
+    assert [file.exists() for file in files] == [False] * 8 + [True] * 6

@@ -58,7 +58,7 @@ class ShortcutStudySettings(ParameterRecord):
         Path("params/small.yaml"),
         Path("params/few_pictures.yaml"),
     )
-    cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "lighting", "border")
+    cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "border")
     correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
     strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S7")
     image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
