@@ -205,7 +205,7 @@ def save_figure(figure: Figure, path: Path) -> Figure:
 
 def inline_figures_as_jpeg() -> None:
     """In a notebook: pages of photographs as JPEG, a tenth of their PNG. Without IPython it does nothing."""
-    set_matplotlib_formats("jpeg", dpi=80, pil_kwargs={"quality": 70})
+    set_matplotlib_formats("jpeg", dpi=72, pil_kwargs={"quality": 60})
 
 
 def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mask: NDArray | None = None) -> None:
