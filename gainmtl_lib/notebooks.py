@@ -54,7 +54,7 @@ AFTER = {
 }
 """Notebooks that read the runs of others."""
 
-FIRST = (SHORTCUTS, *AFTER[ANOMALIES])
+FIRST = (SHORTCUTS, *AFTER[ANOMALIES], ANOMALIES)
 """The longest, and those that another long one waits for."""
 
 KEPT_METADATA = ("kernelspec", "language_info")
