@@ -218,7 +218,7 @@ def _seeds(text: str) -> list[int]:
 
 @click.command()
 @parameter_options
-@click.option("--export", type=Path, help="Write table, warnings, conclusion and figures to this folder.")
+@click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
 def shortcut(files: Files, pairs: Pairs, export: Path | None, only_report: bool) -> None:
     """Train under cues that go along with the class, and ask which strategy follows them.
