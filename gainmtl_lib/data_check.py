@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,23 +18,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from gainmtl_lib import readers
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.labels import check_aspect, resize_mask, scan_boxes
 from gainmtl_lib.metrics import grid_iou
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import (
-    MASK_THRESHOLD,
-    NORMAL,
-    SPLITS,
-    DataError,
-    Finding,
-    Level,
-    read_image,
-    read_mask_values,
-    read_samples,
-    split_samples,
-)
+from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, DataError, Finding
 from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,29 +44,19 @@ MAX_COMPARED = 20_000
 class DataReport:
     """What a dataset holds.
 
-    Attributes:
-        samples: the table, plus `height`, `width` (NaN where unreadable), `mask_state` (ok, empty, misfit,
-            unreadable, missing, or None for normal images) and `defect_area`, the defect's share of the image.
-        counts: images by split (rows) and defect type (columns), with totals.
-        masks: one row per class of mask problem, with its count: missing, empty, non-binary, mis-sized …; of boxes,
-            what was left out or changed, too.
-        defect_area: quantiles of the defect's share of the image, by defect type.
-        duplicates: pairs of files: `first`, `second`, `kind` (exact, near), `crosses` (splits, or empty).
-        size_auroc: how well image size alone tells the class; 0.5 tells nothing, NaN cannot be said.
-        grid_iou: mean and median IoU that the masks themselves reach on the map's grid, by map stride.
-        findings: every problem, errors first.
-        usable: whether a training run would accept the data.
+    `samples` is the table with `height`, `width` (NaN where unreadable), `mask_state` (ok, empty, misfit, unreadable,
+    missing, or None for normal images) and `defect_area`, the defect's share of the image.
     """
 
     samples: pd.DataFrame
-    counts: pd.DataFrame
-    masks: pd.DataFrame
-    defect_area: pd.DataFrame
-    duplicates: pd.DataFrame
-    size_auroc: float
-    grid_iou: pd.DataFrame
-    findings: list[Finding]
-    usable: bool
+    counts: pd.DataFrame  # images by split (rows) and defect type (columns), with totals
+    masks: pd.DataFrame  # a row per class of mask problem, and of boxes left out or changed, with its count
+    defect_area: pd.DataFrame  # quantiles, by defect type
+    duplicates: pd.DataFrame  # pairs of files: `first`, `second`, `kind` (exact, near), `crosses` (splits, or empty)
+    size_auroc: float  # how well image size alone tells the class; 0.5 tells nothing, NaN cannot be said
+    grid_iou: pd.DataFrame  # mean and median IoU that the masks themselves reach on the map's grid, by map stride
+    findings: list[Finding]  # every problem, errors first
+    usable: bool  # whether a training run would accept the data
 
 
 def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> DataReport:
@@ -90,7 +71,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         val_ratio: in place of the settings'; None: 0.2, or the data's own validation folder.
     """
     root, found = settings.data_root, []
-    samples = read_samples(
+    samples = readers.read_samples(
         root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern, findings=found
     )
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
@@ -98,30 +79,30 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         samples, of_boxes = scan_boxes(samples, settings)
         found += of_boxes
     if sound:
-        usual, test_ratio = 0.0 if "val" in set(samples["split"]) else 0.2, settings.test_ratio
-        ratio = usual if val_ratio is None else val_ratio
+        usual = 0.0 if "val" in set(samples["split"]) else 0.2
+        ratios = {"val_ratio": usual if val_ratio is None else val_ratio, "test_ratio": settings.test_ratio}
         try:
-            samples = split_samples(samples, val_ratio=ratio, test_ratio=test_ratio, seed=settings.seed_of_split)
+            samples = readers.split_samples(samples, **ratios, seed=settings.seed_of_split)
         except DataError as error:
             found.append(Finding("error", str(root), str(error)))
-    jobs = [samples[name].tolist() for name in ("image", "label", "mask")]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(partial(_inspect, settings), *jobs)
-        inspected = list(counted(results, len(samples), "checked images", log=logger))
-    for name, kind in {"height": float, "width": float, "mask_state": object, "defect_area": float}.items():
-        samples[name] = pd.Series([getattr(one, name) for one in inspected], dtype=kind)
-    states = [one.mask_state for one in inspected]
-    masks = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
-    masks["non-binary"] = sum(not one.mask_binary for one in inspected)
-    masks["resized"] = sum(one.mask_resized for one in inspected)
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(partial(_inspect, settings), samples["image"], samples["label"], samples["mask"])
+        inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
+    told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
+    samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
+    samples["mask_state"] = told["mask_state"]
+    states = ["ok", "missing", "empty", "misfit", "unreadable"]
+    masks: dict[str, int] = told["mask_state"].value_counts().reindex(states, fill_value=0).to_dict()
+    masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
-    duplicates, auroc = _find_duplicates(samples, inspected), _size_auroc(samples)
-    found += [finding for one in inspected for finding in one.findings]
+    duplicates, auroc = _find_duplicates(samples, told), _size_auroc(samples)
+    found += [finding for findings in told["findings"] for finding in findings]
     found += _findings_of_all(samples, masks, duplicates, auroc, settings.label_kind)
     areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
     quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
-    ious = np.array([one.grid_ious for one in inspected if one.grid_ious]).reshape(-1, len(STRIDES))
+    ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
     height, width = settings.image_size
+    grids = [f"{height // stride}x{width // stride}" for stride in STRIDES]
     return DataReport(
         samples=samples,
         counts=_counts(samples),
@@ -129,9 +110,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
         size_auroc=auroc,
-        grid_iou=pd.DataFrame(ious, columns=pd.Index(STRIDES, name="map_stride"))
-        .agg(["mean", "median"])
-        .T.assign(grid=[f"{height // stride}x{width // stride}" for stride in STRIDES]),
+        grid_iou=ious.agg(["mean", "median"]).T.assign(grid=grids),
         findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
         usable=not any(finding.level == "error" for finding in found),
     )
@@ -150,7 +129,7 @@ class Inspected:
     thumbnail: NDArray | None = None  # its fine structure as a unit vector; None without any
     mask_state: str | None = None
     mask_resized: bool = False
-    mask_binary: bool = True
+    mask_grey: bool = False  # it holds more than two values
     defect_area: float = np.nan
     grid_ious: tuple[float, ...] = ()  # what the mask reaches on the grid of each of `STRIDES`
     findings: list[Finding] = field(default_factory=list)
@@ -159,7 +138,7 @@ class Inspected:
 def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     try:
-        pixels = read_image(image)
+        pixels = readers.read_image(image)
         one.height, one.width = map(float, pixels.shape[:2])
         one.digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -173,8 +152,8 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
         return one
     try:
         one.mask_state = "unreadable"
-        values = read_mask_values(mask)
-        one.mask_state, one.mask_binary = "misfit", bool(np.isin(values, (0, values.max())).all())
+        values = readers.read_mask_values(mask)
+        one.mask_state, one.mask_grey = "misfit", not np.isin(values, (0, values.max())).all()
         size = values.shape if pixels is None else check_aspect(mask, values, image, pixels)
     except DataError as error:
         one.findings.append(Finding("error", "", str(error)))
@@ -199,20 +178,18 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
 # --- All of them together
 
 
-def _find_duplicates(samples: pd.DataFrame, inspected: Sequence[Inspected]) -> pd.DataFrame:
+def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
     """Pairs of images with equal bytes, and pairs whose thumbnails correlate.
 
     Thumbnails are compared by their fine structure, whatever their brightness, contrast and lighting: a
     perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. A pair of test
     and test_shift does not count as crossing: the shifted test may show the test pictures again.
     """
-    first_of: dict[str, int] = {}
-    pairs = {}
-    for row, one in enumerate(inspected):
-        if one.digest is not None and (first := first_of.setdefault(one.digest, row)) != row:
-            pairs[first, row] = "exact"
-    rows = [row for row, one in enumerate(inspected) if one.thumbnail is not None][:MAX_COMPARED]
-    stack = np.array([inspected[row].thumbnail for row in rows]).reshape(len(rows), THUMBNAIL**2)
+    pairs: dict[tuple[int, int], str] = {}
+    for first, *others in told.groupby("digest").indices.values():
+        pairs |= {(first, other): "exact" for other in others}
+    rows = np.flatnonzero(told["thumbnail"].notna())[:MAX_COMPARED]
+    stack = np.array([*told["thumbnail"].iloc[rows]]).reshape(len(rows), THUMBNAIL**2)
     for start in range(0, len(rows), 1024):
         alike = stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE
         for left, right in np.argwhere(np.triu(alike, k=start + 1)):
@@ -232,24 +209,15 @@ def _size_auroc(samples: pd.DataFrame) -> float:
     Without test_shift, whose pictures may be those of test under other groups.
     """
     seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
-    sizes, groups, labels = (
-        seen[["height", "width"]].to_numpy(float),
-        seen["group"].to_numpy(),
-        seen["label"].to_numpy(),
-    )
-    folds = min(5, *(len(set(groups[labels == label])) for label in (0, 1)))
+    sizes, labels = seen[["height", "width"]].to_numpy(), seen["label"].to_numpy()
+    folds = seen.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).clip(upper=5).min()
     if folds < 2 or len(np.unique(sizes, axis=0)) == 1:
         return float("nan") if folds < 2 else 0.5
-    # Imported here: scikit-learn takes a second to load, and nothing else needs it.
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
     features = np.column_stack([sizes, sizes[:, 0] / sizes[:, 1]])
     model = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)
     cv = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     try:
-        scores = cross_val_predict(model, features, labels, groups=groups, cv=cv, method="predict_proba")
+        scores = cross_val_predict(model, features, labels, groups=seen["group"], cv=cv, method="predict_proba")
     except (ValueError, IndexError):  # a fold without one of the classes
         return float("nan")
     return float(roc_auc_score(labels, np.asarray(scores)[:, 1]))
@@ -261,7 +229,7 @@ def _counts(samples: pd.DataFrame) -> pd.DataFrame:
     splits = samples["split"].fillna("undecided")
     table = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
     kinds = sorted(table.columns, key=lambda name: (name != NORMAL, name == "total"))
-    return table.loc[[name for name in (*SPLITS, "undecided", "total") if name in table.index], kinds]
+    return table.loc[[name for name in (*readers.SPLITS, "undecided", "total") if name in table.index], kinds]
 
 
 def _findings_of_all(
@@ -272,7 +240,7 @@ def _findings_of_all(
     crossing = duplicates[duplicates["crosses"] != ""]
     findings = []
 
-    def say(level: Level, message: str, file: str = "") -> None:
+    def say(level: readers.Level, message: str, file: str = "") -> None:
         findings.append(Finding(level, file, message))
 
     if missing:
@@ -299,26 +267,17 @@ def _findings_of_all(
 # --- What it looks like
 
 
-def contact_sheet_samples(
-    samples: pd.DataFrame, *, image_size: tuple[int, int] = (160, 160), per_type: int = 6
-) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_] | None], list[str]]:
-    """What a contact sheet shows: pictures, masks and titles of random samples of every defect type, normal first.
+def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:
+    """What a contact sheet shows of a report's samples: pictures, masks, titles; 6 of every type, normal first.
 
-    At most `per_type` of each; files that cannot be decoded, or whose mask does not fit, are left out.
+    Files that cannot be decoded, or whose mask does not fit, are left out.
     """
-    rng = np.random.default_rng(0)
-    images, masks, titles = [], [], []
-    for kind in sorted(set(samples["defect_type"]), key=lambda name: (name != NORMAL, name)):
-        of_kind = samples[samples["defect_type"] == kind].to_dict("records")
-        last = len(images) + per_type
-        for row in (of_kind[place] for place in rng.permutation(len(of_kind))):
-            try:
-                picture = load_picture(row["image"], row["mask"], image_size=image_size, resize="letterbox")
-            except DataError:
-                continue
-            images.append(picture.image)
-            masks.append(None if picture.mask is None else picture.mask.astype(np.bool_))
-            titles.append(f"{kind}: {Path(row['image']).name}")
-            if len(images) == last:
-                break
-    return images, masks, titles
+    sound = samples[samples["height"].notna() & ~samples["mask_state"].isin(["misfit", "unreadable"])]
+    some = sound.sample(frac=1, random_state=0).groupby("defect_type").head(6)
+    rows = some.sort_values("defect_type", key=lambda kinds: kinds.replace(NORMAL, ""), kind="stable")
+    pictures = [
+        load_picture(image, mask, image_size=(160, 160), resize="letterbox")
+        for image, mask in rows[["image", "mask"]].itertuples(index=False)
+    ]
+    titles = [f"{kind}: {Path(image).name}" for kind, image in zip(rows["defect_type"], rows["image"])]
+    return [one.image for one in pictures], [one.mask for one in pictures], titles
