@@ -28,7 +28,7 @@ TRAINING = ("run", "train", "distill", "ablation", "shortcut")
 """Commands that a second call continues where an interruption left them."""
 
 Files = Sequence[Path]
-Pairs = Sequence[tuple[str, str]]
+Values = dict[str, Any]
 
 
 class Commands(click.Group):
@@ -45,38 +45,31 @@ class Commands(click.Group):
             raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
 
 
-def _hyphens(token: str) -> str:
-    return token.replace("_", "-")
+def value_of(text: str) -> Any:
+    """A command line's value as YAML reads it, except that 1e-4 is a number; text that is no YAML is itself."""
+    for read in (int, float, yaml.safe_load):
+        try:
+            return read(text)
+        except (yaml.YAMLError, ValueError):  # of safe_load the latter: what looks like a date, 2024-13-01
+            continue
+    return text
 
 
-SPELLING = {"token_normalize_func": _hyphens, "help_option_names": ["-h", "--help"]}
+files_option = click.option("-f", "--config", "files", multiple=True, type=Path, help="Parameter file; later ones win.")
+values_option = click.option(
+    "-p", "values", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files.",
+    callback=lambda _context, _option, pairs: {name: value_of(text) for name, text in pairs},
+)  # fmt: skip
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``-f FILE`` and ``-p NAME VALUE``, both repeatable."""
-    files = click.option("-f", "--config", "files", multiple=True, type=Path, help="Parameter file; later ones win.")
-    pairs = click.option(
-        "-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files."
-    )
-    return files(pairs(command))
+    return files_option(values_option(command))
 
 
-def named_values(pairs: Pairs) -> list[tuple[str, Any]]:
-    """The ``-p`` pairs with their values read."""
-    return [(name, value_of(text)) for name, text in pairs]
-
-
-def value_of(text: str) -> Any:
-    """A command line's value as YAML reads it, except that 1e-4 is a number; text that is no YAML is itself."""
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date, 2024-13-01
-        return text
+def given(options: Values) -> Values:
+    """Those that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 # --- Strategies
@@ -89,7 +82,7 @@ def value_of(text: str) -> Any:
     "--workers", type=click.IntRange(min=1), help="Notebooks of 'all' at once; by default what suits the machine."
 )
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
-def run(what: str, files: Files, pairs: Pairs, workers: int | None, force: bool) -> None:
+def run(what: str, files: Files, values: Values, workers: int | None, force: bool) -> None:
     """Execute a strategy's notebook, or the whole collection, headless.
 
     Parameters that are not given are those of the notebook, which are the quick study's. Notebooks that do not need
@@ -97,17 +90,16 @@ def run(what: str, files: Files, pairs: Pairs, workers: int | None, force: bool)
     """
     from gainmtl_lib.notebooks import run_all, run_strategy
 
-    overrides = dict(named_values(pairs))
     if what.lower() == "all":
         from gainmtl_lib.console import print_comparison
 
-        print_comparison(console, run_all(files, overrides, workers=workers, force=force))
+        print_comparison(console, run_all(files, values, workers=workers, force=force))
         return
     if what.upper() not in STRATEGY_WEIGHTS:
         raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
     if workers is not None:
         raise click.UsageError("--workers is for 'all': one strategy is one notebook")
-    console.print(f"executed notebook: {escape(str(run_strategy(what.upper(), files, overrides, force=force)))}")
+    console.print(f"executed notebook: {escape(str(run_strategy(what.upper(), files, values, force=force)))}")
 
 
 @click.command()
@@ -124,16 +116,14 @@ def run(what: str, files: Files, pairs: Pairs, workers: int | None, force: bool)
 @click.option("--no-tensorboard", is_flag=True, help="Do not write TensorBoard logs.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
-def train(files: Files, pairs: Pairs, no_tensorboard: bool, resume: Path | None, force: bool, **options: Any) -> None:
+def train(files: Files, values: Values, no_tensorboard: bool, resume: Path | None, force: bool, **options: Any) -> None:
     """Train one strategy without a notebook. An unfinished run goes on; a finished one is reported."""
-    given = {name: value for name, value in options.items() if value is not None}
     for path in files:
         named = read_parameters(path).get("strategy")
         if None not in (named, options["strategy"]) and named != options["strategy"]:
             raise SettingsError(f"{path}: strategy is {named!r}, but --strategy is {options['strategy']!r}; give one")
-    settings = Settings.from_yaml(
-        *files, **dict(named_values(pairs)) | given | ({"use_tensorboard": False} if no_tensorboard else {})
-    )
+    quiet = {"use_tensorboard": False} if no_tensorboard else {}
+    settings = Settings.from_yaml(*files, **values | given(options) | quiet)
     from gainmtl_lib.train import fit
 
     finished = fit(settings, resume=resume, force=force)
@@ -186,13 +176,13 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 
 @click.command("ablation")
 @click.argument("plan_file", metavar="[PLAN]", default="ablation")
-@click.option("-p", "pairs", multiple=True, nargs=2, metavar="NAME VALUE", help="A parameter of all runs.")
+@values_option
 @click.option("--seeds", help="These seeds of the plan only, with commas: 0,1.")
 @click.option("--rows", multiple=True, metavar="NAME", help="This row of the plan only; repeatable.")
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
 def ablation(
-    plan_file: str, pairs: Pairs, seeds: str | None, rows: Sequence[str], export: Path | None, only_report: bool
+    plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], export: Path | None, only_report: bool
 ) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
 
@@ -201,26 +191,21 @@ def ablation(
     """
     from gainmtl_lib.studies.plans import load_plan
 
-    plan = load_plan(plan_file, **dict(named_values(pairs)))
-    plan = plan.only(rows=rows or None, seeds=None if seeds is None else _seeds(seeds))
+    try:
+        numbers = None if seeds is None else [int(part) for part in seeds.split(",")]
+    except ValueError:
+        raise SettingsError(f"--seeds must be whole numbers with commas between, got {seeds!r}") from None
+    plan = load_plan(plan_file, **values).only(rows=rows or None, seeds=numbers)
     from gainmtl_lib.studies.ablation import run_and_report
 
-    failed = run_and_report(console, plan, export=export, only_report=only_report)
-    sys.exit(1 if failed else 0)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"--seeds must be whole numbers with commas between, got {text!r}") from None
+    sys.exit(1 if run_and_report(console, plan, export=export, only_report=only_report) else 0)
 
 
 @click.command()
 @parameter_options
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
-def shortcut(files: Files, pairs: Pairs, export: Path | None, only_report: bool) -> None:
+def shortcut(files: Files, values: Values, export: Path | None, only_report: bool) -> None:
     """Train under cues that go along with the class, and ask which strategy follows them.
 
     Parameters that are not given are those of params/studies/shortcut.yaml. What is there already is reused; a
@@ -229,7 +214,7 @@ def shortcut(files: Files, pairs: Pairs, export: Path | None, only_report: bool)
     from gainmtl_lib.studies.ablation import run_and_report
     from gainmtl_lib.studies.shortcut import ShortcutStudySettings, shortcut_report
 
-    settings = ShortcutStudySettings.from_yaml(*files, **dict(named_values(pairs)))
+    settings = ShortcutStudySettings.from_yaml(*files, **values)
     options = {"reasons": True, "export": export, "only_report": only_report}
     sys.exit(1 if run_and_report(console, settings, shortcut_report, **options) else 0)
 
@@ -310,13 +295,13 @@ def efficientad() -> None:
 @click.option("--category", metavar="NAME|all", help="Of MVTec AD; all: each one in data_root, a run of its own.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
-def train_efficientad(files: Files, pairs: Pairs, category: str | None, resume: Path | None, force: bool) -> None:
+def train_efficientad(files: Files, values: Values, category: str | None, resume: Path | None, force: bool) -> None:
     """Train and evaluate. An unfinished run goes on; a finished one is reported."""
     from gainmtl_lib.efficientad.figures import train_and_report
 
     if category == "all" and resume is not None:
         raise click.UsageError("--resume is for one run; give --category NAME")
-    train_and_report(console, files, dict(named_values(pairs)), category=category, resume=resume, force=force)
+    train_and_report(console, files, values, category=category, resume=resume, force=force)
 
 
 @efficientad.command()
@@ -368,13 +353,12 @@ def predict(
 @click.option("--steps", type=int, help="60000 by default.")
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; auto by default.")
 @click.option("--force", is_flag=True, help="Start anew, dropping OUTPUT and unfinished work.")
-def distill(images: Path, output: Path, files: Files, pairs: Pairs, force: bool, **options: Any) -> None:
+def distill(images: Path, output: Path, files: Files, values: Values, force: bool, **options: Any) -> None:
     """Make a teacher: distill a backbone on the pictures in the folder IMAGES into the file OUTPUT.
 
     Interrupted work goes on with the same command. OUTPUT (.safetensors) is what the parameter 'teacher' names.
     """
-    values = {name: value for file in files for name, value in read_parameters(file).items()}
-    values |= dict(named_values(pairs)) | {name: value for name, value in options.items() if value is not None}
+    values = {name: value for file in files for name, value in read_parameters(file).items()} | values | given(options)
     if own := sorted({"images", "output", "force"} & values.keys()):
         raise click.UsageError(
             f"'{own[0]}' is no parameter here; IMAGES and OUTPUT are arguments, --force is an option"
@@ -402,16 +386,16 @@ def data() -> None:
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
 @click.option("--contact-sheet", type=Path, help="Write a picture of samples with mask outlines to this file.")
 def check(
-    path: Path, files: Files, pairs: Pairs, dataset_type: str | None, contact_sheet: Path | None, **options: Any
+    path: Path, files: Files, values: Values, dataset_type: str | None, contact_sheet: Path | None, **options: Any
 ) -> None:
     """Lint the dataset in PATH, split as a training with the same parameters would split it.
 
     The exit status is 1 when a training would refuse the data. Warnings, about what could mislead one, leave it 0.
     """
-    options["dataset_type"] = None if dataset_type is None else dataset_type.replace("-", "_")
-    given = dict(named_values(pairs)) | {name: value for name, value in options.items() if value is not None}
-    settings = Settings.from_yaml(*files, **given | {"data_root": path.absolute()})
-    has_val_ratio = "val_ratio" in given or any("val_ratio" in read_parameters(file) for file in files)
+    options["dataset_type"] = dataset_type and dataset_type.replace("-", "_")
+    values |= given(options)
+    settings = Settings.from_yaml(*files, **values | {"data_root": path.absolute()})
+    has_val_ratio = "val_ratio" in values or any("val_ratio" in read_parameters(file) for file in files)
     from gainmtl_lib.console import report_data_check
 
     val_ratio = settings.val_ratio if has_val_ratio else None
@@ -422,10 +406,10 @@ def check(
 @data.command()
 @click.argument("path", type=Path)
 @parameter_options
-def synth(path: Path, files: Files, pairs: Pairs) -> None:
+def synth(path: Path, files: Files, values: Values) -> None:
     """Make synthetic surfaces in PATH, in the generic layout."""
     place = {"data_root": path.absolute(), "dataset_type": "synthetic"}
-    settings = Settings.from_yaml(*files, **dict(named_values(pairs)) | place)
+    settings = Settings.from_yaml(*files, **values | place)
     from gainmtl_lib.dataset import build_samples
 
     samples = build_samples(settings)
@@ -447,7 +431,7 @@ def plant(
     source: Path,
     out: Path,
     files: Files,
-    pairs: Pairs,
+    values: Values,
     dataset_type: str | None,
     cue: str,
     correlation: float,
@@ -458,10 +442,8 @@ def plant(
     SOURCE is split as a training with the same parameters would split it. The cue goes along with the defects in
     train, val and test, and against them in test_shift, which shows the same test photographs once more.
     """
-    given = dict(named_values(pairs)) | {"data_root": source.absolute()}
-    if dataset_type is not None:
-        given["dataset_type"] = dataset_type.replace("-", "_")
-    settings = Settings.from_yaml(*files, **given)
+    layout = given({"dataset_type": dataset_type and dataset_type.replace("-", "_")})
+    settings = Settings.from_yaml(*files, **values | layout | {"data_root": source.absolute()})
     from gainmtl_lib.console import report_planting
 
     report_planting(console, settings, out, cue=cue, correlation=correlation, seed=seed)
@@ -482,6 +464,9 @@ COMMANDS = (
     run, train, evaluate_command, compare_command, ablation, shortcut, explain, browse, report, efficientad, data,
     notebooks,
 )  # fmt: skip
+
+
+SPELLING = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 
 
 @click.group(cls=Commands, commands=COMMANDS, context_settings=SPELLING)

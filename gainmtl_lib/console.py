@@ -16,53 +16,18 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from gainmtl_lib import evaluation, figures, runs
 from gainmtl_lib.data_check import LEVELS, check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_data, build_samples
-from gainmtl_lib.efficientad.evaluate import (
-    TABLE,
-    Novelty,
-    evaluate_efficientad,
-    find_novel,
-    out_of_date,
-    stored_novelty,
-)
+from gainmtl_lib.efficientad import evaluate as anomalies
 from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, print_evaluation, same_anomalies_figure
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
-from gainmtl_lib.evaluation import (
-    KINDS,
-    PLACES,
-    SOURCES,
-    TEST_SPLITS,
-    MaskSource,
-    error_analysis,
-    evaluate,
-    evaluated_data,
-    mask_source_table,
-)
+from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource
 from gainmtl_lib.explain import DefectExplainer
-from gainmtl_lib.figures import (
-    classification_figure,
-    contact_sheet,
-    explanation_pictures,
-    same_pictures_figure,
-    save_figure,
-    strategies_figure,
-)
 from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError
-from gainmtl_lib.runs import (
-    Run,
-    RunError,
-    atomic_path,
-    by_strategy,
-    collect_runs,
-    compare,
-    load_checkpoint_model,
-    load_run,
-    run_status,
-    write_json,
-)
+from gainmtl_lib.runs import Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
@@ -90,7 +55,7 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
     own = {name: value for name, value in options.items() if name not in COMMON}
     if isinstance(run, EfficientADRun):
         _refuse(own, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
-        _, summary = evaluate_efficientad(run, device=asked.device, reuse=not asked.force)
+        _, summary = anomalies.evaluate_efficientad(run, device=asked.device, reuse=not asked.force)
         print_evaluation(console, run)
     elif asked.mask_source == "all":
         if run is None:
@@ -108,7 +73,7 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
 def _run_of(checkpoint: Path) -> Run | None:
     """The finished run whose best checkpoint this is, if it is one."""
     folder = checkpoint.absolute().parent.parent
-    return load_run(folder) if checkpoint.name == "best.ckpt" and run_status(folder) == "complete" else None
+    return runs.load_run(folder) if checkpoint.name == "best.ckpt" and runs.run_status(folder) == "complete" else None
 
 
 def _refuse(options: Mapping[str, Any], message: str) -> None:
@@ -120,12 +85,11 @@ def _compare_sources(console: Console, run: Run, asked: SimpleNamespace) -> dict
     """``--mask-source all``: one table per test split; a source whose masks some pictures lack is left out."""
     places = {name: getattr(asked, name) for name in PLACE_OPTIONS}
     MaskSource.of(run.settings, "none")  # complains where the strategy takes no masks
-    data, parts, left_out = evaluated_data(run), [], {}
-    for name in SOURCES:
+    data, parts, left_out = evaluation.evaluated_data(run), [], {}
+    for name in evaluation.SOURCES:
         try:
-            parts.append(
-                mask_source_table(run, [name], data=data, device=asked.device, reuse=not asked.force, **places)
-            )
+            options = {"data": data, "device": asked.device, "reuse": not asked.force} | places
+            parts.append(evaluation.mask_source_table(run, [name], **options))
         except (DataError, RunError) as error:
             left_out[name] = str(error)
     table = pd.concat(parts, ignore_index=True)
@@ -145,7 +109,7 @@ def _compare_sources(console: Console, run: Run, asked: SimpleNamespace) -> dict
 
 def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace) -> dict[str, Any]:
     """On the run's own data, or on other data with the run's threshold and scale."""
-    model, settings = (run, run.settings) if run is not None else load_checkpoint_model(asked.checkpoint)
+    model, settings = (run, run.settings) if run is not None else runs.load_checkpoint_model(asked.checkpoint)
     masks_from = _masks_from(asked.efficientad_run, settings, asked.mask_source)
     source = MaskSource.of(settings, asked.mask_source, asked.external_mask_dir, masks_from)
     elsewhere = (asked.data_root, asked.mask_source, asked.external_mask_dir, masks_from)
@@ -159,13 +123,13 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
     if asked.reasons and not as_trained:
         raise RunError(f"--reasons asks a run as it was trained; {unfit}")
     places = {"external_mask_dir": asked.external_mask_dir, "efficientad_run": masks_from}
-    if run is None and source.name in PLACES:
-        places[PLACES[source.name][0]] = source.place  # which a model alone does not know
+    if run is None and source.name in evaluation.PLACES:
+        places[evaluation.PLACES[source.name][0]] = source.place  # which a model alone does not know
     data, threshold = None, None
     if asked.data_root is not None or run is None:
         data = build_data(_elsewhere(settings, asked.data_root) if asked.data_root else settings)
         threshold = run.metrics["threshold"] if run is not None and run.is_evaluated else None
-    table, summary = evaluate(
+    table, summary = evaluation.evaluate(
         model, data=data, mask_source=asked.mask_source, threshold=threshold, device=asked.device or settings.device,
         reuse=not asked.force, **places,
     )  # fmt: skip
@@ -177,12 +141,10 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
         folder = asked.vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         fixed = run.metrics if run is not None and run.is_evaluated else summary
         scale = MapScale(**fixed["map_scales"]["cam"]) if fixed.get("map_scales") else None
-        pages = explanation_pictures(
-            model, evaluated_data(run, data), table, splits=TEST_SPLITS, threshold=summary["threshold"], scale=scale,
-            source=source,
-        )  # fmt: skip
-        save_figure(classification_figure(table, summary["threshold"]), folder / "classification.png")
-        count = sum(1 for name, figure in pages if save_figure(figure, folder / f"{name}.jpg"))
+        options = {"splits": TEST_SPLITS, "threshold": summary["threshold"], "scale": scale, "source": source}
+        pages = figures.explanation_pictures(model, evaluation.evaluated_data(run, data), table, **options)
+        figures.save_figure(figures.classification_figure(table, summary["threshold"]), folder / "classification.png")
+        count = sum(1 for name, figure in pages if figures.save_figure(figure, folder / f"{name}.jpg"))
         console.print(f"{count} pictures and classification.png: {escape(str(folder))}")
     return summary | besides
 
@@ -219,30 +181,31 @@ def _print_besides(console: Console, run: Run, asked: SimpleNamespace) -> dict[s
     besides: dict[str, Any] = {}
     if (novelty := _novelty(run, asked)) is not None:
         _print_novelty(console, novelty)
-        console.print(f"score and flag of every picture: {escape(str(run.folder / TABLE))}")
+        console.print(f"score and flag of every picture: {escape(str(run.folder / anomalies.TABLE))}")
         besides["novelty"] = novelty.summary
-    elif why := out_of_date(run):
+    elif why := anomalies.out_of_date(run):
         console.print(f"novel pictures: not shown, {escape(why)}")
     if asked.reasons:
         measured = besides["reasons"] = measure_indicators(run, device=asked.device, reuse=not asked.force)
-        console.print(
-            frame_table("what the verdicts rest on (test)", indicator_table(measured).rename(index=METRIC_NAMES))
-        )
+        shown = indicator_table(measured).rename(index=METRIC_NAMES)
+        console.print(frame_table("what the verdicts rest on (test)", shown))
         if measured["left_out"]:
             told = ", ".join(f"{kind} ({count})" for kind, count in measured["left_out"].items())
             console.print(f"edits that were impossible: {told}")
     return besides
 
 
-def _novelty(run: Run, asked: SimpleNamespace) -> Novelty | None:
+def _novelty(run: Run, asked: SimpleNamespace) -> anomalies.Novelty | None:
     """By the EfficientAD run that is asked for; else what is stored, else by the one that the settings name."""
-    if asked.efficientad_run is None and not asked.force and (stored := stored_novelty(run)) is not None:
+    if asked.efficientad_run is None and not asked.force and (stored := anomalies.stored_novelty(run)) is not None:
         return stored  # the run that it is from need not be there any more
     other = asked.efficientad_run or run.settings.efficientad_run
-    return stored_novelty(run) if other is None else find_novel(run, other, device=asked.device, reuse=not asked.force)
+    if other is None:
+        return anomalies.stored_novelty(run)
+    return anomalies.find_novel(run, other, device=asked.device, reuse=not asked.force)
 
 
-def _print_novelty(console: Console, novelty: Novelty) -> None:
+def _print_novelty(console: Console, novelty: anomalies.Novelty) -> None:
     headings = {"called_defective": "called defective", "novel": "novel (anomalous, called normal)"}
     for split, kinds in novelty.kinds.groupby(level="split"):
         table = kinds.droplevel("split").rename(columns=headings).rename_axis("pictures")
@@ -255,8 +218,10 @@ def _print_novelty(console: Console, novelty: Novelty) -> None:
 def _print_errors(console: Console, table: pd.DataFrame) -> None:
     columns = ["image", "defect_type", "probability", "cam_iou", "energy_inside"]
     for split in (split for split in TEST_SPLITS if (table["split"] == split).any()):
-        errors = error_analysis(table, split)
-        counts = ", ".join(f"{(errors['kind'] == kind).sum()} {kind} ({text})" for kind, text in KINDS.items())
+        errors = evaluation.error_analysis(table, split)
+        counts = ", ".join(
+            f"{(errors['kind'] == kind).sum()} {kind} ({text})" for kind, text in evaluation.KINDS.items()
+        )
         console.print(frame_table(f"{split}: {counts}", errors.set_index("kind")[columns].head(SHOWN)))
         if len(errors) > SHOWN:
             console.print(f"… {len(errors) - SHOWN} more; predictions.csv has all of them")
@@ -272,21 +237,20 @@ def print_comparison(console: Console, experiment: Path, *, export: Path | None 
         experiment: the folder.
         export: folder for the tables and figures, small enough to be committed.
     """
-    anomalies = collect_efficientad(experiment)
+    normal_only, strategies = collect_efficientad(experiment), []
     try:
-        runs = collect_runs(experiment)
+        strategies = runs.collect_runs(experiment)
     except RunError:
-        if not anomalies:
+        if not normal_only:
             raise
-        runs = []
-    if runs:
-        _compare_strategies(console, runs, export)
-    if anomalies:
-        table = anomaly_table(anomalies)
+    if strategies:
+        _compare_strategies(console, strategies, export)
+    if normal_only:
+        table = anomaly_table(normal_only)
         console.print(frame_table("EfficientAD, from good parts alone", table))
         if export is not None:
             _write_lines(export / "efficientad.md", markdown_table(table))
-            save_figure(same_anomalies_figure(anomalies[0]), export / "efficientad.jpg")
+            figures.save_figure(same_anomalies_figure(normal_only[0]), export / "efficientad.jpg")
     if export is not None:
         console.print(f"exported: {escape(str(export))}")
     folder = escape(str(experiment))
@@ -295,10 +259,10 @@ def print_comparison(console: Console, experiment: Path, *, export: Path | None 
     console.print(f"tables: {folder}/comparison.csv and {folder}/*/seed*/predictions.csv")
 
 
-def _compare_strategies(console: Console, runs: list[Run], export: Path | None) -> None:
-    comparison = compare(runs)
-    table = by_strategy(comparison)
-    weights = ", ".join(sorted({run.manifest["pretrained"] for run in runs}))
+def _compare_strategies(console: Console, strategies: list[Run], export: Path | None) -> None:
+    comparison = runs.compare(strategies)
+    table = runs.by_strategy(comparison)
+    weights = ", ".join(sorted({run.manifest["pretrained"] for run in strategies}))
     lines = [f"Backbone weights: {weights}.", ""]
     for split in table.index.get_level_values("split").unique():
         console.print(frame_table(split, table.loc[split]))
@@ -308,8 +272,8 @@ def _compare_strategies(console: Console, runs: list[Run], export: Path | None) 
         _write_lines(export / "table.md", lines[:-1])
         with atomic_path(export / "comparison.csv") as path:
             comparison.to_csv(path, index=False, float_format="%.4f")
-        save_figure(strategies_figure(comparison), export / "strategies.png")
-        save_figure(same_pictures_figure(runs), export / "same_pictures.jpg")
+        figures.save_figure(figures.strategies_figure(comparison), export / "strategies.png")
+        figures.save_figure(figures.same_pictures_figure(strategies), export / "same_pictures.jpg")
 
 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
@@ -334,7 +298,7 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
         options: those of the command, by their names.
     """
     asked = SimpleNamespace(**options)
-    run, masks = load_run(run_folder), asked.masks
+    run, masks = runs.load_run(run_folder), asked.masks
     folder = asked.folder or run.folder / "explanations"
     if masks and len(masks) != len(images):
         raise DataError(f"{len(images)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
@@ -349,8 +313,7 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
         run.model.mask_source = asked.mask_source
     run.model.to(checked_device(asked.device or run.settings.device))
     explainer = DefectExplainer.from_run(run, class_names=asked.class_names)
-    answers: dict[str, dict[str, Any]] = {}
-    failed: list[str] = []
+    answers, failed = {}, []
     for image, explained in zip(images, explainer.attempts(images, masks or None), strict=True):
         if isinstance(explained, DataError):
             failed.append(f"not explained: {explained}")
@@ -407,7 +370,7 @@ def report_data_check(
         if len(found) > SHOWN:
             console.print(f"{level}: … and {len(found) - SHOWN} more")
     if contact_sheet_path is not None:
-        save_figure(contact_sheet(*contact_sheet_samples(report.samples)), contact_sheet_path)
+        figures.save_figure(figures.contact_sheet(*contact_sheet_samples(report.samples)), contact_sheet_path)
         console.print(f"contact sheet: {escape(str(contact_sheet_path))}")
     counts = {level: sum(finding.level == level for finding in report.findings) for level in ("error", "warning")}
     console.print(f"{counts['error']} errors, {counts['warning']} warnings")

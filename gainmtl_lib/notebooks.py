@@ -216,13 +216,13 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     missing = {job.name for job in jobs}
     running: dict[Any, tuple[BaseProcess, Any, Job]] = {}
     workers = min(workers, len(jobs))
-    with _threads(max(1, _cores() // workers)), _on(signal.SIGTERM, signal.default_int_handler):
+    with _on(signal.SIGTERM, signal.default_int_handler):
         try:
             while running or (waiting and not failed):
                 ready = [job for job in waiting if not failed and missing.isdisjoint(AFTER.get(job.name, ()))]
                 for job in ready[: workers - len(running)]:
                     waiting.remove(job)
-                    process, answer = _started(job)
+                    process, answer = _started(job, threads=max(1, _cores() // workers))
                     running[process.sentinel] = process, answer, job
                 for sentinel in wait(list(running)):
                     process, answer, job = running.pop(sentinel)
@@ -254,38 +254,35 @@ def _on(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Processes that start here compute with so many threads, unless the user said otherwise."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-
-
-def _started(job: Job) -> tuple[BaseProcess, Any]:
+def _started(job: Job, threads: int) -> tuple[BaseProcess, Any]:
     context = multiprocessing.get_context("spawn")
     answer, told = context.Pipe(duplex=False)
-    process = context.Process(target=_execute, args=(job, told))
+    process = context.Process(target=_execute, args=(job, threads, told))
     with _on(signal.SIGINT, signal.SIG_IGN):  # which it inherits: Ctrl-C is for this process, which ends that one
         process.start()
     told.close()
     return process, answer
 
 
-def _execute(job: Job, told: Connection) -> None:
+def _execute(job: Job, threads: int, told: Connection) -> None:
     """One notebook, in a process of its own; tells None, or the error in words."""
     signal.signal(signal.SIGTERM, _leave)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     show_progress()
-    _log_lines_of(job.name[:2])
+    _show_lines_of(job.name[:2])
     source = notebook_path(job.name)
     logger.info("notebook %s -> %s", source.name, job.output)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _papermill(source, job.output, dict(job.parameters))
+        papermill.execute_notebook(
+            source,
+            job.output,
+            parameters=dict(job.parameters),
+            cwd=str(source.parent),
+            progress_bar=False,
+            log_output=True,
+            extra_arguments=["--log-level=ERROR"],  # without the kernel's advice on network encryption
+        )
     except PapermillExecutionError as error:
         told.send(
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -301,38 +298,21 @@ def _leave(*_: Any) -> None:
     raise SystemExit(1)
 
 
-class _KernelLines(logging.Formatter):
-    """What a notebook writes to stderr, line by line, led by the notebook's number."""
+def _show_lines_of(number: str) -> None:
+    """What a notebook writes, on stderr, each line led by the notebook's number.
 
-    def __init__(self, number: str) -> None:
-        super().__init__()
-        self.number = number
+    Papermill's own remarks stay out: parameters are checked here, before a kernel starts.
+    """
 
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(f"{self.number}  {line}" for line in record.getMessage().splitlines() if line.strip())
+    def led(record: logging.LogRecord) -> str:
+        return "\n".join(f"{number}  {line}" for line in record.getMessage().splitlines() if line.strip())
 
-
-def _log_lines_of(number: str) -> None:
-    """Papermill's own remarks stay out: parameters are checked here, before a kernel starts."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_KernelLines(number))
+    handler.format = led
     handler.addFilter(lambda record: record.funcName == "log_output_message" and bool(record.getMessage().strip()))
     papermill_logger = logging.getLogger("papermill")
     papermill_logger.addHandler(handler)
     papermill_logger.propagate = False
-
-
-def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """With the cells' log lines on stderr, and without the kernel's advice on network encryption."""
-    papermill.execute_notebook(
-        source,
-        output,
-        parameters=parameters,
-        cwd=str(source.parent),
-        progress_bar=False,
-        log_output=True,
-        extra_arguments=["--log-level=ERROR"],
-    )
 
 
 # --- Committed notebooks

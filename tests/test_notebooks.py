@@ -115,7 +115,7 @@ def begun(monkeypatch):
     def ended():
         told.running -= 1
 
-    def started(job):
+    def started(job, threads):
         told.order.append(job.name)
         told.running += 1
         told.at_once = max(told.at_once, told.running)

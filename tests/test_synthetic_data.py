@@ -1,7 +1,6 @@
-"""Synthetic surfaces: what is drawn, what is written, and that a dataset is made once, whole or not at all."""
+"""Synthetic data and planted photographs: what is written, and that a dataset is made once, whole or not at all."""
 
-from __future__ import annotations
-
+import re
 from pathlib import Path
 
 import cv2
@@ -9,21 +8,39 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from click.testing import CliRunner
+from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
-from gainmtl_lib.readers import DataError, data_digest, read_image, read_mask, read_mask_values, read_samples
+from gainmtl_lib.cli import main
+from gainmtl_lib.data_check import check_data_of
+from gainmtl_lib.readers import (
+    DataError,
+    data_digest,
+    read_image,
+    read_mask,
+    read_mask_values,
+    read_samples,
+    split_samples,
+)
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.synthetic import data as synthetic
 from gainmtl_lib.synthetic import drawing
-from gainmtl_lib.synthetic.data import draw_surface, make_synthetic, plan_samples, visible_defect
+from gainmtl_lib.synthetic.data import (
+    GROUP_PATTERN,
+    NO_MASK,
+    NO_PLACE,
+    make_synthetic,
+    plan_samples,
+    plant_cue,
+    planted_counts,
+    planted_names,
+)  # fmt: skip
+from gainmtl_lib.synthetic.drawing import read_cue
 
 
 def make(root: Path, **changes):
     options = dict(num_samples=40, image_size=(32, 48), seed=3, shortcut="mark", shortcut_correlation=0.75)
     return make_synthetic(root, **{**options, **changes})
-
-
-def draw(index: int, **changes):
-    options = dict(image_size=(64, 64), defective=True, has_shortcut=False, shortcut="mark")
-    return draw_surface(0, index, **{**options, **changes})
 
 
 def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
@@ -41,7 +58,7 @@ def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
 
 
 @pytest.mark.parametrize("shortcut", drawing.CUE_KINDS)
-def test_cues_are_written_for_the_pictures_that_carry_them(tmp_path, shortcut):
+def test_cues_are_written_for_the_pictures_that_carry_them_and_none_without_a_shortcut(tmp_path, shortcut):
     root = make(tmp_path / "data", shortcut=shortcut)
     table = pd.read_csv(root / "samples.csv")
     carried = {image.replace("images/", "cues/") for image in table.loc[table.has_shortcut == 1, "image"]}
@@ -51,13 +68,9 @@ def test_cues_are_written_for_the_pictures_that_carry_them(tmp_path, shortcut):
         assert cue.shape == (32, 48) and set(np.unique(cue)) <= {0, 255} and cue.any()
         mask = root / place.replace("cues/", "masks/")
         assert not mask.is_file() or not (read_mask(mask) & (cue > 0)).any()
-
-
-def test_without_a_shortcut_there_are_no_cues_and_no_test_shift(tmp_path):
-    root = make(tmp_path / "data", shortcut="none")
-    assert not (root / "cues").exists()
-    assert set(read_samples(root, dataset_type="synthetic")["split"]) == {"train", "val", "test"}
-    assert not pd.read_csv(root / "samples.csv")["has_shortcut"].any()
+    plain = make(tmp_path / "plain", shortcut="none")
+    assert not (plain / "cues").exists() and not pd.read_csv(plain / "samples.csv")["has_shortcut"].any()
+    assert set(read_samples(plain, dataset_type="synthetic")["split"]) == {"train", "val", "test"}
 
 
 def test_same_parameters_same_bytes_and_nothing_is_written_twice(tmp_path):
@@ -114,118 +127,248 @@ def test_the_shortcut_goes_with_the_class_and_against_it_in_test_shift():
         ("test", False): 6, ("test", True): 54, ("test_shift", False): 54, ("test_shift", True): 6,
     }  # fmt: skip
     assert table["size"].sum() == 800
+    for count in (10, 11, 25):
+        plan = plan_samples(count, seed=0, shortcut="mark", correlation=0.5)
+        assert len(plan) == count and len(plan[["split", "defective"]].drop_duplicates()) == 8
 
 
-@pytest.mark.parametrize("count", [10, 11, 25])
-def test_every_split_has_both_classes(count):
-    plan = plan_samples(count, seed=0, shortcut="mark", correlation=0.5)
-    assert len(plan) == count and len(plan[["split", "defective"]].drop_duplicates()) == 8
+# --- Cues planted into photographs
 
 
-def test_the_mask_is_exactly_what_the_defect_changed():
-    for index in range(12):
-        flawed, sound = draw(index), draw(index, defective=False)
-        # the surface is drawn first, so the same index without a defect is the same surface
-        changed = (flawed.image != sound.image).any(axis=-1)
-        assert not (changed & ~flawed.mask).any() and changed[flawed.mask].mean() > 0.95
-        assert sound.defect_type == "normal" and not sound.mask.any()
+SIZE = (40, 60)
 
 
-def test_all_textures_and_defects_occur_and_masks_are_neither_tiny_nor_huge():
-    drawn = [draw(index) for index in range(60)]
-    assert {one.texture for one in drawn} == set(drawing.TEXTURES)
-    assert {one.defect_type for one in drawn} == set(drawing.DEFECTS)
-    areas = [float(one.mask.mean()) for one in drawn]
-    assert min(areas) >= 0.0015 and max(areas) < 0.25
+MIDDLE = (slice(15, 25), slice(20, 40))
 
 
-def test_the_mark_never_touches_the_defect_and_changes_its_corner_only():
-    corners = set()
-    for index in range(40):
-        marked, plain = draw(index, has_shortcut=True), draw(index)
-        assert np.array_equal(marked.mask, plain.mask) and plain.place == "" and not plain.cue.any()
-        changed = (marked.image != plain.image).any(axis=-1)
-        region = drawing.mark_region((64, 64), marked.place)
-        assert changed[region].mean() > 0.5 and not marked.mask[region].any()
-        assert marked.cue[region].mean() == pytest.approx(np.pi / 4, abs=0.12)  # a disc
-        assert marked.cue.sum() == marked.cue[region].sum()
-        changed[region] = False
-        assert not changed.any()
-        corners.add(marked.place)
-    assert corners == set(drawing.CORNERS)
+def generic(root: Path, *, per_class: int = 10) -> Path:
+    """Three splits, defects in the middle; the stems are equal in all splits."""
+    for part, split in enumerate(("train", "val", "test")):
+        for number in range(per_class):
+            write_picture(root / f"images/{split}/normal/{number}.png", size=SIZE, seed=2 * part)
+            write_picture(root / f"images/{split}/defective/dent/{number}.png", size=SIZE, seed=2 * part + 1)
+            write_mask(root / f"masks/{split}/defective/dent/{number}.png", size=SIZE, box=MIDDLE)
+    return root
 
 
-def test_the_border_lies_along_one_free_side_and_changes_nothing_else():
-    sides = set()
-    for index in range(40):
-        cropped, inside = (draw(index, shortcut="border", has_shortcut=has) for has in (True, False))
-        assert np.array_equal(cropped.mask, inside.mask) and inside.place == "" and not inside.cue.any()
-        changed = (cropped.image != inside.image).any(axis=-1)
-        assert not (changed & ~cropped.cue).any() and changed[cropped.cue].mean() > 0.8
-        assert not (cropped.cue & cropped.mask).any()
-        turns = {"left": 0, "top": 1, "right": 2, "bottom": 3}
-        strip = np.rot90(cropped.cue, turns[cropped.place])  # along the left side
-        depths = strip.sum(axis=1)
-        # 5 to 9 % of 64 pixels are 3.2 to 5.8; a pixel that the slanted edge only grazes counts
-        assert depths.min() >= 3 and depths.max() <= 7
-        assert all(row[:depth].all() for row, depth in zip(strip, depths, strict=True))
-        sides.add(cropped.place)
-    assert sides == set(drawing.SIDES)
+def read(root: Path, **options) -> pd.DataFrame:
+    return read_samples(root, **{"dataset_type": "generic", **options})
 
 
-def test_lighting_is_a_strong_gradient_when_present():
-    def range_of(has_shortcut: bool) -> float:
-        image = draw(1, defective=False, shortcut="lighting", has_shortcut=has_shortcut, image_size=(64, 96)).image
-        blocks = image.mean(axis=-1).reshape(8, 8, 8, 12).mean(axis=(1, 3))
-        return float(blocks.max() - blocks.min())
-
-    assert range_of(True) > 2 * range_of(False)
+def plant(samples: pd.DataFrame, out: Path, **changes) -> Path:
+    options = dict(cue="mark", correlation=0.8, seed=0, origin={"dataset_type": "generic"}, skip_unreadable=False)
+    plant_cue(samples, out, **{**options, **changes})
+    return out
 
 
-def test_the_texture_cue_is_the_family_of_textures_and_leaves_the_defect_alone():
-    with_cue = [draw(index, shortcut="texture", has_shortcut=True) for index in range(30)]
-    without = [draw(index, shortcut="texture") for index in range(30)]
-    assert {one.texture for one in with_cue} == set(drawing.MACHINED)
-    assert {one.texture for one in without} == set(drawing.CAST)
-    for one, other in zip(with_cue, without, strict=True):
-        assert np.array_equal(one.mask, other.mask) and one.defect_type == other.defect_type
-        assert np.array_equal(one.cue, ~one.mask) and not other.cue.any()
+def planted(out: Path) -> pd.DataFrame:
+    return read(out, group_pattern=GROUP_PATTERN)
 
 
-def contrast(drawn) -> float:
-    """Between a defect and its surroundings, in standard deviations of these."""
-    grey = cv2.GaussianBlur(drawn.image.mean(axis=-1), (0, 0), 1.0)
-    around = (cv2.dilate(drawn.mask.astype(np.uint8), np.ones((9, 9))) > 0) & ~drawn.mask
-    return float(abs(grey[drawn.mask].mean() - grey[around].mean()) / grey[around].std())
+def test_the_quota_is_exact_in_every_split_and_class_and_turned_round_in_test_shift(tmp_path):
+    out = plant(read(generic(tmp_path / "in")), tmp_path / "out")
+    report = check_data_of(Settings(data_root=out, group_pattern=GROUP_PATTERN, image_size=64))
+    assert report.usable and not [finding for finding in report.findings if finding.level == "warning"]
+    counts = planted_counts(out)
+    assert counts["pictures"].tolist() == [10] * 8
+    assert counts["with the cue"].to_dict() == {
+        "train, defective": 8, "train, normal": 2, "val, defective": 8, "val, normal": 2,
+        "test, defective": 8, "test, normal": 2, "test_shift, defective": 2, "test_shift, normal": 8,
+    }  # fmt: skip
+    samples = planted(out)
+    assert set(samples.loc[samples.label == 1, "defect_type"]) == {"dent"}
+    assert samples.loc[samples.label == 1, "mask"].notna().all()
+    assert split_samples(samples, val_ratio=0, test_ratio=0.2, seed=0)["split"].equals(samples["split"])
 
 
-def test_defects_stand_out_about_as_much_on_both_families_of_textures():
-    medians = [
-        np.median([contrast(draw(index, shortcut="texture", has_shortcut=family)) for index in range(120)])
-        for family in (True, False)
-    ]
-    assert 0.8 < medians[0] / medians[1] < 1.25
+@pytest.mark.parametrize("cue", ["mark", "lighting", "border"])
+def test_a_picture_differs_from_its_source_and_its_twin_in_the_cue_alone(tmp_path, cue):
+    out = plant(read(generic(tmp_path / "in")), tmp_path / "out", cue=cue)
+    table = pd.read_csv(out / "samples.csv", dtype={"place": str})
+    tests = 0
+    for row in table.to_dict("records"):
+        image, source = read_image(out / row["image"]), read_image(tmp_path / "in" / "images" / row["source"])
+        changed = (image != source).any(axis=-1)
+        pixels = read_cue(out / row["image"], root=out, image_size=SIZE, resize="squash")
+        assert (pixels is not None) == bool(row["has_cue"]) == bool(changed.any())
+        assert isinstance(row["place"], str) == (bool(row["has_cue"]) and cue != "lighting")
+        if pixels is not None and row["defect_type"] == "dent":
+            assert not pixels[MIDDLE].any()
+        if pixels is not None:
+            allowed = np.zeros(SIZE, dtype=bool)
+            allowed[MIDDLE] = cue == "lighting" and row["defect_type"] == "dent"  # dims the defect, too
+            assert not (changed & ~pixels & ~allowed).any()
+            assert changed[pixels].mean() > 0.8
+        if row["image"].startswith("images/test/"):
+            tests += 1
+            name = Path(row["image"]).name
+            shifted_row = table[
+                table["image"] == row["image"].replace("/test/", "/test_shift/").replace(name, f"shift-{name}")
+            ]
+            assert shifted_row["has_cue"].tolist() == [1 - row["has_cue"]]
+            assert shifted_row["source"].tolist() == [row["source"]]
+    assert tests == 20
 
 
-@pytest.mark.parametrize("kind", list(drawing.DEFECTS))
-def test_elongated_pictures_have_visible_defects_too(kind):
-    opacity, _ = visible_defect(np.random.default_rng(0), (64, 2048), kind)
-    assert (opacity > 0).sum() >= 8
+def test_groups_are_kept_and_the_twins_are_groups_of_their_own(tmp_path):
+    samples = read(generic(tmp_path / "in"))
+    samples["group"] = [f"{row.split}/part {int(Path(row.image).stem) // 4}" for row in samples.itertuples()]
+    out = plant(samples, tmp_path / "out")
+    table = planted(out).assign(number=lambda table: [Path(image).stem for image in table["image"]])
+    assert table.groupby("split")["group"].nunique().to_dict() == dict(train=3, val=3, test=3, test_shift=3)
+    assert table["group"].nunique() == 12
+    assert set(table.loc[table.split == "test_shift", "group"]) == {f"shift-test-part-{k}" for k in range(3)}
+    for _, of_group in table.groupby("group"):
+        assert len({int(name.split("__")[1].split("-")[0]) // 4 for name in of_group["number"]}) == 1
+    record = yaml.safe_load((out / "planted.yaml").read_text())
+    assert record["read_with"] == {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
 
 
-@pytest.mark.parametrize(
-    ("shortcut", "index", "defective", "quarters", "pixels"),
-    [
-        ("none", 0, True, [111.57, 118.3, 126.1, 117.1], [305, 302, 348, 325, 376, 357, 341, 336]),
-        ("mark", 1, True, [128.57, 129.74, 132.46, 130.73], [415, 418, 415, 371, 433, 432, 418, 444]),
-        ("mark", 2, False, [121.6, 119.57, 121.73, 120.76], [361, 364, 413, 366, 339, 396, 311, 341]),
-        ("lighting", 3, True, [116.14, 164.25, 120.77, 165.54], [255, 354, 501, 507, 291, 372, 525, 630]),
-    ],
-)
-def test_generator_2_draws_the_same_pictures_as_ever(shortcut, index, defective, quarters, pixels):
-    """Mean grey of the four quarters and single pixels: a digest would also tell one CPU's rounding from another's."""
-    assert synthetic.GENERATOR == 2
-    image = draw(index, shortcut=shortcut, defective=defective, has_shortcut=shortcut != "none").image
-    assert image.mean(axis=-1).reshape(2, 32, 2, 32).mean(axis=(1, 3)).ravel() == pytest.approx(quarters, abs=0.05)
-    # red, green and blue together
-    assert image[::21, ::21].sum(axis=-1).ravel()[:8] == pytest.approx(pixels, abs=3)
+def test_names_read_back_as_many_groups_as_there_were():
+    groups = ["a__b", "a_b", "A_b", "_a", "shift-x", "shift-shift-x", "x", "train/good/000.png"]
+    groups += ["test/good/000.png", "부품 1", "__", "x"]
+    names = planted_names(groups, ["000"] * len(groups))
+    found = [re.search(GROUP_PATTERN, name)[1] for name in names]
+    both = {group: name for group, name in zip(groups, found, strict=True)}
+    assert len(set(found)) == len(set(groups)) == len({name.casefold() for name in found})
+    assert both["train/good/000.png"] == "train-good-000"
+    assert len(set(names)) == len(names)  # two pictures of the group x have the same stem
+    twins = [re.search(GROUP_PATTERN, "shift-" + name)[1] for name in names]
+    assert not {name.casefold() for name in twins} & {name.casefold() for name in found}
+
+
+@pytest.mark.parametrize("letter", ["a", "가"])
+def test_long_names_of_any_script_stay_within_what_file_systems_take(letter):
+    stems = [letter * (246 // len(letter.encode())) + end for end in ("1", "2")]
+    names = planted_names([f"images/train/defective/{stem}.png" for stem in stems], stems)
+    assert len(set(names)) == len({re.search(GROUP_PATTERN, name)[1] for name in names}) == 2
+    assert max(len(f"shift-{name}.png".encode()) for name in names) <= 255
+
+
+def test_a_mvtec_category_is_planted(tmp_path):
+    root = tmp_path / "in"
+    for number in range(20):
+        write_picture(root / f"train/good/{number:03d}.png", size=SIZE)
+        write_picture(root / f"test/good/{number:03d}.png", size=SIZE)
+        for defect in ("cut", "hole"):
+            write_picture(root / f"test/{defect}/{number:03d}.png", size=SIZE)
+            write_mask(root / f"ground_truth/{defect}/{number:03d}_mask.png", size=SIZE, box=MIDDLE)
+    samples = split_samples(read(root, dataset_type="mvtec"), val_ratio=0.2, test_ratio=0.5, seed=0)
+    out = plant(samples, tmp_path / "out", correlation=1.0)
+    table = planted(out)
+    assert len(table) == 80 + (samples["split"] == "test").sum()
+    assert set(table["defect_type"]) == {"normal", "cut", "hole"}
+    counts = planted_counts(out)
+    assert (counts["with the cue"] == counts["pictures"] * [1, 0, 1, 0, 1, 0, 0, 1]).all()
+
+
+def test_magnetic_tiles_stay_grey_and_keep_their_tile(tmp_path):
+    root = tmp_path / "in"
+    for number in range(30):
+        stem = f"exp{1 + number % 3}_num_{1000 * (number // 3) + number % 3}"
+        write_picture(root / f"MT_Free/Imgs/{stem}.jpg", size=SIZE, value=90 + number)
+        other = f"exp{1 + number % 3}_num_{100000 + 1000 * (number // 3) + number % 3}"
+        write_picture(root / f"MT_Crack/Imgs/{other}.jpg", size=SIZE, value=120)
+        write_mask(root / f"MT_Crack/Imgs/{other}.png", size=SIZE, box=MIDDLE)
+    samples = split_samples(read(root, dataset_type="magnetic_tile"), val_ratio=0.2, test_ratio=0.3, seed=0)
+    assert samples["group"].nunique() == 20
+    out = plant(samples, tmp_path / "out")
+    table = planted(out)
+    assert set(table.loc[table.split != "test_shift", "group"]) == set(samples["group"])
+    for image in table["image"]:
+        assert cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_UNCHANGED).ndim == 2  # one channel
+    assert Path(table["image"].iloc[0]).suffix == ".png"
+
+
+def test_pictures_without_a_free_corner_or_without_a_mask_carry_no_mark_and_are_named(tmp_path, caplog):
+    root = generic(tmp_path / "in", per_class=5)
+    write_mask(root / "masks/test/defective/dent/0.png", size=SIZE, box=(slice(0, 40), slice(0, 60)))
+    write_mask(root / "masks/test/defective/dent/1.png", size=SIZE, box=(slice(0, 0), slice(0, 0)))
+    (root / "masks/train/defective/dent/2.png").unlink()
+    out = plant(read(root), tmp_path / "out", correlation=0.8)
+    assert yaml.safe_load((out / "planted.yaml").read_text())["carry_none"] == {
+        NO_PLACE: ["test/defective/dent/0.png"],
+        NO_MASK: ["test/defective/dent/1.png", "train/defective/dent/2.png"],
+    }
+    assert f"1 pictures carry no cue ({NO_PLACE}): test/defective/dent/0.png" in caplog.text
+    counts = planted_counts(out)["with the cue"]
+    # four of five were wanted: in test only three can, in train four of four can
+    assert counts["test, defective"] == 3 and counts["train, defective"] == 4
+    # and the two that cannot carry none in test_shift either
+    assert counts["test_shift, defective"] == 0 and counts["test_shift, normal"] == 4
+
+
+def test_a_mask_of_another_size_is_fitted_and_one_of_another_aspect_ratio_is_an_error(tmp_path):
+    root = generic(tmp_path / "in", per_class=3)
+    write_mask(root / "masks/train/defective/dent/0.png", size=(20, 30), box=(slice(0, 20), slice(0, 30)))
+    out = plant(read(root), tmp_path / "out")
+    assert NO_PLACE in yaml.safe_load((out / "planted.yaml").read_text())["carry_none"]
+    write_mask(root / "masks/train/defective/dent/0.png", size=(20, 20))
+    with pytest.raises(DataError, match=r"mask is 20x20 \(height x width\), its image .* 40x60; expected the same"):
+        plant(read(root), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_second_call_does_nothing_an_equal_one_the_same_and_one_with_other_parameters_is_an_error(tmp_path):
+    samples = read(generic(tmp_path / "in", per_class=3))
+    out = plant(samples, tmp_path / "out")
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(out.rglob("*"))]
+    plant(samples, out)
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(out.rglob("*"))] == before
+    outs = [out, *(plant(samples, tmp_path / f"seed {seed}", seed=seed) for seed in (0, 1))]
+    first, same, other = ([path.read_bytes() for path in sorted(each.rglob("*.png"))] for each in outs)
+    assert first == same != other
+    with pytest.raises(DataError, match=r"cue is mark there and border here; correlation is 0.8 there and 0.9 here"):
+        plant(samples, out, cue="border", correlation=0.9)
+    write_picture(tmp_path / "in/images/train/normal/0.png", size=SIZE, seed=5)
+    with pytest.raises(DataError, match="source_digest is"):
+        plant(samples, out)
+
+
+def test_what_cannot_be_planted_is_an_error_that_says_why(tmp_path):
+    samples = read(generic(tmp_path / "in", per_class=2))
+    with pytest.raises(DataError, match=r"'texture' cannot be planted .*surface is what it shows.*mark, lighting, bo"):
+        plant(samples, tmp_path / "out", cue="texture")
+    with pytest.raises(DataError, match=r"correlation must lie in \[0, 1\], got 1.5"):
+        plant(samples, tmp_path / "out", correlation=1.5)
+    write_generic(tmp_path / "shift", splits=("train", "val", "test", "test_shift"))
+    with pytest.raises(DataError, match="the source has a test_shift of its own"):
+        plant(read(tmp_path / "shift"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_pictures_are_all_named_or_left_out(tmp_path, caplog):
+    root = generic(tmp_path / "in", per_class=3)
+    for name in ("0", "1"):
+        truncate_file(root / f"images/train/normal/{name}.png")
+    with pytest.raises(DataError, match=r"(?s)normal/0\.png.*skip_unreadable: true.*normal/1\.png"):
+        plant(read(root), tmp_path / "out")
+    out = plant(read(root), tmp_path / "out", skip_unreadable=True)
+    assert planted_counts(out).loc["train, normal", "pictures"] == 1
+    assert caplog.text.count("left out: ") == 2
+
+
+def test_the_command_plants_and_says_how_to_read_it(tmp_path):
+    generic(tmp_path / "in")
+    words = ["data", "plant", str(tmp_path / "in"), str(tmp_path / "out"), "--cue", "border", "--correlation", "0.9"]
+    result = CliRunner().invoke(main, [*words, "--dataset-type", "generic"])
+    assert result.exit_code == 0, result.output
+    assert "border planted" in result.output and "written" in result.output
+    assert re.search(r"train, defective\D+10\D+9\D", result.output)
+    assert f'-p dataset_type "generic" -p val_ratio 0.0 -p group_pattern "{GROUP_PATTERN}"' in result.output
+    assert "was there already" in CliRunner().invoke(main, [*words, "--dataset-type", "generic"]).output
+    record = yaml.safe_load((tmp_path / "out" / "planted.yaml").read_text())
+    assert (record["cue"], record["correlation"], record["seed"]) == ("border", 0.9, 0)
+    for more, message in (
+        (["--cue", "texture"], "cannot be planted"),
+        (["-p", "dataset_type", "synthetic"], "takes photographs"),
+    ):
+        result = CliRunner().invoke(main, ["data", "plant", str(tmp_path / "in"), str(tmp_path / "x"), *more])
+        assert result.exit_code == 1 and message in result.output and not (tmp_path / "x").exists()
+
+
+def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():
+    tiles, marked = (Settings.from_yaml(f"params/{name}.yaml") for name in ("magnetic_tile", "magnetic_tile_planted"))
+    differing = {name for name, value in tiles.model_dump().items() if value != getattr(marked, name)}
+    assert differing == {"experiment", "data_root", "dataset_type", "group_pattern", "val_ratio"}
+    assert marked.group_pattern == GROUP_PATTERN
