@@ -12,7 +12,6 @@ from gainmtl_lib.edits.probes import border_probe, border_views, draw_pairs, edi
 from gainmtl_lib.readers import DataError
 
 SIDE = 48
-COLUMNS = ["before", "after", "region", "kind", "method", "label", "part", "held_out"]
 
 
 def surface(rng):
@@ -26,45 +25,33 @@ def block(height, width, top, left):
     return region
 
 
-def with_rectangles(count=120):
-    """Pictures into which a flat rectangle of the place's own mean colour is pasted."""
-    rng = np.random.default_rng(0)
-    pairs = []
-    for number in range(count):
-        before = surface(rng)
-        region = block(*rng.integers(7, 13, 2), *rng.integers(2, SIDE - 14, 2))
-        after = before.copy()
-        after[region] = before[region].mean(0)
-        pairs.append((before, after, region, "heal_spot", "m", 0, number, number % 2 == 1))
-    return pd.DataFrame(pairs, columns=COLUMNS)
-
-
-def test_a_pasted_rectangle_is_found_by_the_same_numbers_again_and_torch_is_left_as_it_was():
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    table = edited_probe(with_rectangles(), epochs=12)
-    assert torch.equal(torch.rand(1), expected)
-    assert table.loc["heal_spot", "auroc"] > 0.95 and table.loc["heal_spot", "edits"] == 60
-    pd.testing.assert_frame_equal(edited_probe(with_rectangles(), epochs=12), table)
-
-
-def test_where_nothing_changed_nothing_is_found():
-    pairs = with_rectangles(60)
-    table = edited_probe(pairs.assign(after=pairs["before"]), epochs=2)
-    assert abs(table.loc["clean places", "auroc"] - 0.5) < 0.02
-
-
-def edits_of(counts):
-    """Edits that change nothing; healing's region is a compact block, pasting's a thin line."""
-    rng = np.random.default_rng(1)
-    pairs = []
+def edits_of(counts, *, flat=False):
+    """Edits; healing's region is a compact block, pasting's a thin line. They change nothing, or make it `flat`."""
+    rng, pairs = np.random.default_rng(1), []
     for number, kind in enumerate(kind for kind, count in counts.items() for _ in range(count)):
         height, width = (10, 10) if kind in HEALING else (3, 26)
         region, before = block(height, width, *rng.integers(4, SIDE - 30, 2)), surface(rng)
+        after = before.copy()
+        if flat:  # in the place's own mean colour
+            after[region] = before[region].mean(0)
         label = int(kind in ("paste", "repaste", "heal_beside"))
-        pairs.append((before, before, region, kind, "m", label, number, number % 2 == 1))
-    return pd.DataFrame(pairs, columns=COLUMNS)
+        pairs.append((before, after, region, kind, "m", label, number, number % 2 == 1))
+    return pd.DataFrame(pairs, columns=["before", "after", "region", "kind", "method", "label", "part", "held_out"])
+
+
+def test_a_flat_rectangle_is_found_by_the_same_numbers_again_and_torch_is_left_as_it_was():
+    pairs = edits_of({"heal_spot": 120}, flat=True)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    table = edited_probe(pairs, epochs=12)
+    assert torch.equal(torch.rand(1), expected)
+    assert table.loc["heal_spot", "auroc"] > 0.95 and table.loc["heal_spot", "edits"] == 60
+    pd.testing.assert_frame_equal(edited_probe(pairs, epochs=12), table)
+
+
+def test_where_nothing_changed_nothing_is_found():
+    assert abs(edited_probe(edits_of({"heal_spot": 60}), epochs=2).loc["clean places", "auroc"] - 0.5) < 0.02
 
 
 def test_the_border_tells_the_class_without_controls_and_not_with_them():
@@ -76,11 +63,10 @@ def test_the_border_tells_the_class_without_controls_and_not_with_them():
     assert balanced["edits"].to_dict() == {"all": 100, "healing": 50, "pasting": 50}
 
 
-def view(region, after):
-    return border_views(pd.DataFrame({"after": [after], "region": [region]}))[0]
-
-
 def test_a_view_shows_the_ring_alone_in_colours_relative_to_its_mean():
+    def view(region, after):
+        return border_views(pd.DataFrame({"after": [after], "region": [region]}))[0]
+
     before, region = surface(np.random.default_rng(3)), block(6, 6, 20, 20)
     shown = view(region, before)
     ring = shown[..., 3] > 0
@@ -96,43 +82,23 @@ def test_a_view_shows_the_ring_alone_in_colours_relative_to_its_mean():
     assert (view(np.ones((SIDE, SIDE), bool), before) == 0).all()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    settings = tiny_settings(
-        tmp_path_factory.mktemp("probes"), "S1", num_samples=80, shortcut="none", image_size=96, cache_images=True
-    )
+def test_the_halves_share_no_part_hold_training_pictures_only_and_are_seeded(tmp_path):
+    settings = tiny_settings(tmp_path, "S1", num_samples=80, shortcut="none", image_size=96, cache_images=True)
     samples = build_samples(settings)
     samples["group"] = [f"part {number // 2}" for number in range(len(samples))]  # two pictures of each
     data = GainDataModule(settings, samples)
     data.setup()
-    return data
-
-
-def test_the_halves_share_no_part_and_hold_training_pictures_only(data):
-    pairs = draw_pairs(data, rounds=2)
-    halves = [pairs[pairs["held_out"] == half] for half in (False, True)]
+    first, second, few = (draw_pairs(data, rounds=2, pictures=count) for count in (400, 400, 20))
+    assert all(np.array_equal(a, b) for a, b in zip(first["after"], second["after"], strict=True))
+    assert len(few) <= 2 * 20 < len(first)
+    halves = [first[first["held_out"] == half] for half in (False, True)]
     assert not set(halves[0]["part"]) & set(halves[1]["part"])
-    for half in halves:
-        assert set(half["label"]) == {0, 1} and len(half) > 0.3 * len(pairs)
+    assert all(set(half["label"]) == {0, 1} and len(half) > 0.3 * len(first) for half in halves)
     pictures = [data.dataset.stored(row).image for row in data.rows("train")]
-    windows = {
-        picture[top : top + 64, left : left + 64].tobytes()
-        for picture in pictures
-        for top in range(33)
-        for left in range(33)
-    }
-    for one in pairs.itertuples():
+    places = [(top, left) for top in range(33) for left in range(33)]
+    windows = {picture[top : top + 64, left : left + 64].tobytes() for picture in pictures for top, left in places}
+    for one in first.itertuples():
         assert one.before.shape == (64, 64, 3) and one.before.tobytes() in windows and one.region.any()
         assert (one.after == one.before)[~one.region].all()
-
-
-def test_drawing_is_seeded_and_takes_as_many_pictures_as_asked_for(data):
-    first, second, few = (draw_pairs(data, rounds=1, pictures=count) for count in (400, 400, 20))
-    assert all(np.array_equal(a, b) for a, b in zip(first["after"], second["after"], strict=True))
-    assert len(few) <= 20 < len(first)
-
-
-def test_data_that_is_too_small_is_named(data):
-    bare = GainDataModule(data.settings, data.samples.assign(mask=None))
     with pytest.raises(DataError, match=r"half of the training pictures \(\d+\) are too few to probe edits: .*mask"):
-        draw_pairs(bare)
+        draw_pairs(GainDataModule(settings, samples.assign(mask=None)))
