@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from gainmtl_lib import readers
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.labels import check_aspect, resize_mask, scan_boxes
+from gainmtl_lib.labels import check_aspect, resize_mask, with_boxes
 from gainmtl_lib.metrics import grid_iou
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, DataError, Finding
@@ -75,9 +75,8 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern, findings=found
     )
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
-    if settings.label_kind == "box" and len(samples):
-        samples, of_boxes = scan_boxes(samples, settings)
-        found += of_boxes
+    if len(samples):
+        samples = with_boxes(samples, settings, found)
     if sound:
         usual = 0.0 if "val" in set(samples["split"]) else 0.2
         ratios = {"val_ratio": usual if val_ratio is None else val_ratio, "test_ratio": settings.test_ratio}

@@ -6,7 +6,6 @@ Sizes: B images, H x W network input.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 
 from gainmtl_lib import labels, readers
 from gainmtl_lib.labels import Resize
@@ -99,7 +98,6 @@ class GainDataModule(L.LightningDataModule):
         super().__init__()
         self.settings = settings
         self._given = build_samples(settings) if samples is None else samples.reset_index(drop=True)
-        self._edits_checked = False
 
     @cached_property
     def digest(self) -> str:
@@ -108,7 +106,7 @@ class GainDataModule(L.LightningDataModule):
 
     @cached_property
     def dataset(self) -> SampleDataset:
-        """All samples by row; decodes them at first use, see `SampleDataset`."""
+        """All samples by row; decodes them at first use."""
         share, quality = self.settings.mask_share, self.settings.mask_quality
         augment = Augmentation(self.settings)
         return SampleDataset(self._given, self.settings, augment, mask_share=share, mask_quality=quality)
@@ -127,23 +125,21 @@ class GainDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Decode every file once. `DataError` for bad files, a class too few, or pictures that S7 cannot edit."""
-        _ = self.dataset
-        if stage == "fit" and self.counterfactuals is not None and not self._edits_checked:
-            self.counterfactuals.check()
-            self._edits_checked = True
+        _ = self.counterfactuals if stage == "fit" else self.dataset
         normals, defectives = self.class_counts
         if stage == "fit" and 0 in (normals, defectives):
             raise DataError(f"the training split has {normals} normal and {defectives} defective images; needs both")
 
-    @property
+    @cached_property
     def counterfactuals(self) -> ImageCounterfactuals | None:
-        """The edits of training pictures; None where `image_counterfactual` is 0."""
+        """The edits of training pictures, tried on some of them; None where `image_counterfactual` is 0."""
         dataset, share = self.dataset, self.settings.image_counterfactual
-        if dataset.counterfactuals is None and share > 0:
+        if share > 0:
             from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7
 
             rows = np.flatnonzero(dataset.in_training).tolist()
             dataset.counterfactuals = ImageCounterfactuals(dataset, rows, share=share, seed=self.settings.seed)
+            dataset.counterfactuals.check()
         return dataset.counterfactuals
 
     def rows(self, split: str) -> list[int]:
@@ -178,10 +174,6 @@ class GainDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split in order, as it is."""
         return self.loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order, as it is."""
-        return self.loader("test")
 
     def loader(self, split: str) -> DataLoader[Batch]:
         """Any split in the order of rows, without augmentation; `DataError` if it is empty."""
@@ -220,17 +212,13 @@ def whole_batches(
         sampler=sampler,
         drop_last=drop_last,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=default_convert,  # leaves tensors as they are
         worker_init_fn=_one_thread,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own, so that making an iterator draws nothing from the model's random numbers.
         generator=torch.Generator().manual_seed(seed),
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _one_thread(worker: int) -> None:
@@ -294,55 +282,38 @@ class SampleDataset(Dataset[Batch]):
     ) -> None:
         self.settings, self.augmentation, self.mask_quality = settings, augmentation, mask_quality
         self.counterfactuals: ImageCounterfactuals | None = None
-        masks = [mask if isinstance(mask, str) else None for mask in samples["mask"]]
-        kept = self._decode(samples["image"].tolist(), masks)
-        self._positions = sorted(kept)
-        self.places = [kept[row][0] for row in self._positions]
-        masks = pd.Series([kept[row][1] for row in self._positions], dtype=object)
-        samples = samples.iloc[self._positions].reset_index(drop=True).assign(mask=masks)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
+            results = pool.map(self._decode, samples["image"], samples["mask"])
+            decoded = list(counted(results, len(samples), "decoded images", log=logger))
+        findings = [finding for *_, finding in decoded if finding is not None]
+        readers.raise_errors(findings)
+        for finding in findings:
+            logger.warning("%s", finding)
+        kept = [row for row, (place, *_) in enumerate(decoded) if place is not None]
+        self.places, self.cached, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), ())
+        samples = samples.iloc[kept].reset_index(drop=True)
+        masks = [None if finding else mask for mask, finding in zip(samples["mask"], empty)]
+        samples = samples.assign(mask=pd.Series(masks, dtype=object))
         self.samples = with_mask_share(samples, mask_share, seed=settings.seed_of_split)
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
 
-    def _decode(self, images: list[str], masks: list[str | None]) -> dict[int, tuple[Place, str | None]]:
-        """Place and mask file by row, the mask None if it is empty; samples that are left out have none."""
-        settings, size = self.settings, self.settings.image_size
-        self._slots = np.cumsum([mask is not None for mask in masks]) - 1
-        self.images = torch.empty((len(images), *size, 3), dtype=torch.uint8) if settings.cache_images else None
-        self.masks = torch.zeros((self._slots[-1] + 1, *size), dtype=torch.uint8) if settings.cache_images else None
-        # Forked workers see the same memory anyway, and /dev/shm is often too small for a dataset.
-        if settings.num_workers > 0 and multiprocessing.get_start_method() != "fork":
-            for pixels in filter(torch.is_tensor, (self.images, self.masks)):
-                pixels.share_memory_()
-        kept: dict[int, tuple[Place, str | None]] = {}
-
-        def decode(row: int) -> Finding | None:
-            mask = masks[row]
-            try:
-                picture = load_picture(images[row], mask, image_size=size, resize=settings.resize)
-            except UnreadableError as error:
-                if settings.skip_unreadable:
-                    return Finding("warning", "", f"left out: {error}")
-                return Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
-            except DataError as error:
-                return Finding("error", "", str(error))
-            kept[row] = picture.place, None if picture.mask is None else mask
-            if self.images is not None and self.masks is not None:
-                self.images.numpy()[row] = picture.image
-                if picture.mask is not None:
-                    self.masks.numpy()[self._slots[row]] = picture.mask
-            if mask is not None and picture.mask is None:
-                return Finding("warning", mask, "mask holds no defect pixel; treated as missing")
-            return None
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
-            done = counted(pool.map(decode, range(len(images))), len(images), "decoded images", log=logger)
-            findings = [finding for finding in done if finding is not None]
-        readers.raise_errors(findings)
-        for finding in findings:
-            logger.warning("%s", finding)
-        return kept
+    def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, Finding | None]:
+        """Place of a sample, None where it is left out; the picture, where pixels are kept; what is wrong with it."""
+        size, resize = self.settings.image_size, self.settings.resize
+        try:
+            picture = load_picture(image, mask, image_size=size, resize=resize)
+        except UnreadableError as error:
+            if self.settings.skip_unreadable:
+                return None, None, Finding("warning", "", f"left out: {error}")
+            return None, None, Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
+        except DataError as error:
+            return None, None, Finding("error", "", str(error))
+        finding = None
+        if mask is not None and picture.mask is None:
+            finding = Finding("warning", mask, "mask holds no defect pixel; treated as missing")
+        return picture.place, picture if self.settings.cache_images else None, finding
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -381,13 +352,12 @@ class SampleDataset(Dataset[Batch]):
 
     def stored(self, row: int) -> Picture:
         """The picture of a row, neither edited nor augmented, with the mask that training uses, off the bars."""
-        if self.images is None or self.masks is None:
+        picture = self.cached[row]
+        if picture is None:
             size, resize = self.settings.image_size, self.settings.resize
             picture = load_picture(self.paths[row], self.samples["mask"].iloc[row], image_size=size, resize=resize)
-        else:
-            at = self._positions[row]
-            mask = self.masks[self._slots[at]].numpy() if self.has_mask[row] else None
-            picture = Picture(self.images[at].numpy(), mask, self.places[row])
+        if not self.has_mask[row]:
+            picture = picture._replace(mask=None)
         if picture.mask is None or self.mask_quality == "exact" or not self.in_training[row]:
             return picture
         rng = np.random.default_rng([self.settings.seed_of_split, row, STREAM])
@@ -440,17 +410,12 @@ def with_mask_share(samples: pd.DataFrame, share: float, *, seed: int) -> pd.Dat
     Shares are nested for one seed: the masks of 5 % are among those of 25 %. Each defect type gives up about the same
     share. At least one mask stays, unless `share` is 0.
     """
-    annotated = (samples["split"] == "train") & (samples["label"] == 1) & samples["mask"].notna()
-    rows, rng = np.flatnonzero(annotated), np.random.default_rng([seed, STREAM])
-    types, mixed = samples["defect_type"].to_numpy()[rows], rng.permutation(len(rows))
-    passed = np.empty(len(rows))  # share of its type that comes before an item
-    for name in set(types):
-        of_type = mixed[types[mixed] == name]
-        passed[of_type] = (np.arange(len(of_type)) + 0.5) / len(of_type)
-    order = rows[mixed[np.argsort(passed[mixed], kind="stable")]]
-    masks = samples["mask"].to_numpy(dtype=object, copy=True)
-    masks[order[max(int(share > 0), round(share * len(rows))) :]] = None
-    return samples.assign(mask=pd.Series(masks, index=samples.index, dtype=object))
+    annotated = samples[(samples["split"] == "train") & (samples["label"] == 1) & samples["mask"].notna()]
+    mixed = annotated.iloc[np.random.default_rng([seed, STREAM]).permutation(len(annotated))]
+    of_type = mixed.groupby("defect_type")["label"]
+    passed = (of_type.cumcount() + 0.5) / of_type.transform("size")  # share of its type that comes before an item
+    given_up = passed.sort_values(kind="stable").index[max(int(share > 0), round(share * len(mixed))) :]
+    return samples.assign(mask=samples["mask"].where(~samples.index.isin(given_up), None))
 
 
 def coarser_mask(mask: Mask, quality: str, rng: np.random.Generator) -> Mask:

@@ -13,9 +13,9 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 import cv2
@@ -34,8 +34,7 @@ from gainmtl_lib.settings import RunSettings
 logger = logging.getLogger(__name__)
 
 Resize = Literal["squash", "letterbox"]
-Size = tuple[int, int]
-"""Height and width."""
+Size = tuple[int, int]  # height and width
 
 
 # --- To the network's input size
@@ -64,7 +63,7 @@ def resize_mask(
     """Resize defect pixels (h, w) to (H, W) by area, cut at half a pixel.
 
     A mask that the cut would empty keeps every pixel it touches, so that thin defects survive. A mask of
-    other size than its image, which is `image_size` on disk then, is fitted to it.
+    other size than its image, which is `image_size` on disk, is fitted to it.
     """
     share = resize_values(mask, size, resize, image_size=image_size)
     fitted = share >= 0.5
@@ -114,8 +113,7 @@ def _fit(picture: NDArray, size: Size) -> NDArray:
 # --- Box labels in place of mask files
 
 
-SHARES = (1, 1)
-"""Size of a picture whose boxes are shares of its sides."""
+SHARES = (1, 1)  # size of a picture whose boxes are shares of its sides
 
 
 class Label(NamedTuple):
@@ -133,30 +131,18 @@ Pixels = set[tuple[int, int, int, int]]
 Found = list[Finding]
 
 
-def with_boxes(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
+def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | None = None) -> pd.DataFrame:
     """The table of samples as it is, or with masks drawn from boxes where these are the labels.
 
     `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or of which
-    none can be drawn; `FileError` where the masks cannot be written.
+    none can be drawn; with `findings`, these take what is wrong, and what can be drawn is. `FileError` where the masks
+    cannot be written.
     """
     if settings.label_kind == "mask":
         return samples
-    boxed, found = scan_boxes(samples, settings)
-    readers.raise_errors(found)
-    # One line of each kind, with an example: labels of thousands of pictures share one mistake.
-    examples = {finding.kind: finding for finding in reversed(found)}
-    for kind, count in Counter(finding.kind for finding in found).items():
-        logger.warning("%s: %d, such as %s", kind, count, examples[kind])
-    if ignored := int(samples["mask"].notna().sum()):
-        logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
-    return boxed
-
-
-def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFrame, Found]:
-    """`with_boxes` that reports instead of raising: the table with what can be drawn, and all else as findings."""
-    root, found, images = Path(os.path.abspath(settings.dataset_folder)), [], samples["image"].tolist()
-    drawn: dict[int, tuple[Label, Size, Pixels]] = {}
+    root, images, found = Path(os.path.abspath(settings.dataset_folder)), samples["image"].tolist(), []
     labels = _read_labels(settings.box_labels, root, found)
+    drawn: dict[int, tuple[Label, Size, Pixels]] = {}
     for label, rows in _with_rows(labels, images, root, found):
         row, image = rows[0], images[rows[0]]
         with _reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
@@ -175,30 +161,46 @@ def scan_boxes(samples: pd.DataFrame, settings: RunSettings) -> tuple[pd.DataFra
                 raise DataError(f"{label.file}: {what}; keep one")
             if boxes:
                 drawn[row] = label, size, boxes
+    kinds = Counter(finding.kind for finding in found)
     if not drawn and not any(finding.level == "error" for finding in found):
-        lost = "".join(f"{count} {kind}; " for kind, count in Counter(finding.kind for finding in found).items())
+        lost = "".join(f"{count} {kind}; " for kind, count in kinds.items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
         message = f"the labels of {len(labels)} pictures hold no box that can be drawn; {lost}{advice}"
         found.append(Finding("error", str(settings.box_labels or root), message))
-    # Stored in a folder named by what is drawn there; 1 is the number of the drawing rule.
-    names = {row: Path(images[row]).relative_to(root) for row in drawn}
-    content = sorted((names[row].as_posix(), size, sorted(boxes)) for row, (_, size, boxes) in drawn.items())
-    digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:12]
+    if findings is None:
+        readers.raise_errors(found)
+        # One line of each kind, with an example: labels of thousands of pictures share one mistake.
+        for kind, count in kinds.items():
+            example = next(finding for finding in found if finding.kind == kind)
+            logger.warning("%s: %d, such as %s", kind, count, example)
+        if ignored := int(samples["mask"].notna().sum()):
+            logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
+    else:
+        findings += found
+    files = _stored({images[row]: boxed[1:] for row, boxed in drawn.items()}, root, settings)
+    return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
+
+
+def _stored(drawn: dict[str, tuple[Size, Pixels]], root: Path, settings: RunSettings) -> dict[str, str]:
+    """The mask file of each picture, in a folder named by what is drawn there."""
+    names = {image: Path(image).relative_to(root) for image in drawn}
+    content = sorted((names[image].as_posix(), size, sorted(boxes)) for image, (size, boxes) in drawn.items())
+    digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:12]  # 1 numbers the drawing rule
     folder = settings.outputs_dir / "data" / readers.STORE / f"{root.name}-{digest}"
     # After the picture's own suffix: a.jpg and a.bmp are two pictures.
-    files = {row: folder / name.with_name(f"{name.name}.png") for row, name in names.items()}
-    missing = [row for row, file in files.items() if not file.is_file()]
-    for row in missing:
-        mask = np.zeros(drawn[row][1], dtype=np.uint8)
-        for top, left, bottom, right in drawn[row][2]:
+    files = {image: folder / name.with_name(f"{name.name}.png") for image, name in names.items()}
+    missing = [image for image, file in files.items() if not file.is_file()]
+    for image in missing:
+        size, boxes = drawn[image]
+        mask = np.zeros(size, dtype=np.uint8)
+        for top, left, bottom, right in boxes:
             mask[top:bottom, left:right] = 255
         # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
-        with atomic_path(files[row]) as path:
+        with atomic_path(files[image]) as path:
             path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
     if missing:
         logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
-    masks = [str(files[row]) if row in files else None for row in range(len(samples))]
-    return samples.assign(mask=pd.Series(masks, index=samples.index, dtype=object)), found
+    return {image: str(file) for image, file in files.items()}
 
 
 def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
@@ -206,10 +208,9 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
 
     Labels from outside the dataset's folder describe its own pictures, and are never taken for others.
     """
-    if settings.box_labels is None:
-        return None
-    place, own = Path(os.path.abspath(settings.box_labels)), Path(os.path.abspath(settings.data_root))
-    return data_root / place.relative_to(own) if place.is_relative_to(own) else None
+    place = settings.box_labels and Path(os.path.abspath(settings.box_labels))
+    own = Path(os.path.abspath(settings.data_root))
+    return data_root / place.relative_to(own) if place and place.is_relative_to(own) else None
 
 
 @contextlib.contextmanager
@@ -260,15 +261,13 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
 
 
 def _parts(path: str) -> list[str]:
-    """Parts of a path of any system, without root and drive.
-
-    Hangul and accents take one form: macOS stores file names decomposed, label files hold them composed.
-    """
+    """Parts of a path of any system, without root and drive."""
+    # Hangul and accents in one form: macOS stores file names decomposed, label files hold them composed.
     parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
     return [part for part in parts if part not in ("/", "//", ".")]
 
 
-def _within(some: Iterable[str], parts: Iterable[str]) -> bool:
+def _within(some: list[str], parts: list[str]) -> bool:
     left = iter(parts)
     return all(part in left for part in some)
 
@@ -401,8 +400,9 @@ def _read_coco(file: Path, found: Found) -> list[Label]:
     for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id", "bbox")}.items():
         for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
             if missing := [name for name in needed if not isinstance(one, dict) or name not in one]:
-                lack = f"entry {number} of {what} has no {', '.join(missing)}"
-                raise DataError(f"{file}: not a COCO file of boxes: {lack}")
+                raise DataError(
+                    f"{file}: not a COCO file of boxes: entry {number} of {what} has no {', '.join(missing)}"
+                )
     labels: dict[str, Label] = {}
     for one in content["images"]:
         if repr(one["id"]) in labels:
@@ -441,24 +441,14 @@ def _read_yolo(file: Path, picture: str) -> Label:
             raise DataError(f"{where} reads {line}; expected a class number and four numbers") from None
         largest = max(map(abs, values[1:]))
         if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
-            raise DataError(
-                f"{where} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels"
-            )
-        edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        label.boxes.append((f"line {number}", *edges))
+            expected = "expected shares of the picture from 0 to 1, not pixels"
+            raise DataError(f"{where} holds the value {largest:g}; {expected}")
+        label.boxes.append((f"line {number}", x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     return label
 
 
-class _WithoutDoctype(ElementTree.TreeBuilder):
-    """Refuses a document type, the only place where XML can define entities, before it is read."""
-
-    def doctype(self, name: str, pubid: str, system: str) -> NoReturn:
-        raise ValueError("it declares a document type (<!DOCTYPE>), which can define entities; remove it")
-
-
 def _read_voc(file: Path, picture: str) -> Label:
-    parser = ElementTree.XMLParser(target=_WithoutDoctype())
-    root = _parsed(file, "a readable XML file", lambda content: ElementTree.fromstring(content, parser))
+    root = _parsed(file, "a readable XML file", ElementTree.fromstring)  # expat refuses entities that blow up
     if root.tag != "annotation":
         raise DataError(f"{file}: not a VOC file; expected the element <annotation>, found <{root.tag}>")
     sides = [root.findtext(f"size/{name}") for name in ("height", "width")]

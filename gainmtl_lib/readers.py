@@ -10,7 +10,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -47,11 +48,11 @@ class Finding(NamedTuple):
         return f"{self.file}: {self.message}" if self.file else self.message
 
 
-def raise_errors(findings: Iterable[Finding], *, limit: int = 20) -> None:
-    """Raise one `DataError` that lists every finding of level `error`, at most `limit` of them in full."""
+def raise_errors(findings: Iterable[Finding]) -> None:
+    """Raise one `DataError` that lists every finding of level `error`, the first twenty in full."""
     if errors := [str(finding) for finding in findings if finding.level == "error"]:
-        more = [f"… and {len(errors) - limit} more"] if len(errors) > limit else []
-        raise DataError("\n".join(errors[:limit] + more))
+        more = [f"… and {len(errors) - 20} more"] if len(errors) > 20 else []
+        raise DataError("\n".join(errors[:20] + more))
 
 
 # --- The table of samples, the contract between the layouts and the rest
@@ -59,8 +60,7 @@ def raise_errors(findings: Iterable[Finding], *, limit: int = 20) -> None:
 
 SPLITS = ("train", "val", "test", "test_shift")
 NORMAL, DEFECTIVE = "normal", "defective"
-STORE = "box_masks"
-"""Name of the folder that holds the masks drawn from boxes, of all datasets."""
+STORE = "box_masks"  # the folder that holds the masks drawn from boxes, of all datasets
 
 
 class Row(NamedTuple):
@@ -75,8 +75,7 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields
-Report = Callable[[Level, Path, str], None]
-"""Takes a finding about a file or folder."""
+Report = Callable[[Level, Path, str], None]  # takes a finding about a file or folder
 
 
 def read_samples(
@@ -97,8 +96,6 @@ def read_samples(
         both_classes: whether a single class is an error.
         findings: takes what is wrong, so that nothing is raised (`DataError`, of all that is wrong) or logged.
     """
-    if dataset_type not in LAYOUTS:
-        raise DataError(f"dataset_type must be one of {', '.join(LAYOUTS)}, got '{dataset_type}'")
     (read, expected), root, found = LAYOUTS[dataset_type], Path(os.path.abspath(root)), []
 
     def report(level: Level, path: Path, message: str) -> None:
@@ -109,13 +106,16 @@ def read_samples(
         what = "is a file" if root.exists() else "does not exist"
         report("error", root, f"data_root {what}; expected the dataset's folder")
     elif not rows:
-        report("error", root, f"no images; expected {expected}; {_found(root)}")
+        names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        there = f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
+        if categories := [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]:
+            there = f"data_root is one category's folder, choose among {', '.join(categories)}"
+        report("error", root, f"no images; expected {expected}; {there}")
     for place, row in enumerate(rows):
-        match = None if group_pattern is None else re.search(group_pattern, row.image.name)
         group = row.group or row.image.relative_to(root).as_posix()
-        if match is not None:  # a group of the pattern that did not take part in the match is None
-            group = (match.groups() or (None,))[0] or match[0]
-        elif group_pattern is not None:
+        if group_pattern and (match := re.search(group_pattern, row.image.name)):
+            group = (match.groups() or (None,))[0] or match[0]  # None: the group took no part in the match
+        elif group_pattern:
             report("error", row.image, f"group_pattern {group_pattern!r} does not match the file name")
         rows[place] = row._replace(image=str(row.image), mask=row.mask and str(row.mask), group=group)
     # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
@@ -171,10 +171,6 @@ def _name_in_store(mask: str) -> str:
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
-SAME_TILE_STEP = 150
-"""Steps of the magnetic tiles' counter within which a second series shows the same tile: compared picture by
-picture, 30 of the 53 neighbouring series this near agree, 3 of the 201 further apart. Zero gives the 255 series."""
-
 
 def scan_generic(root: Path, report: Report) -> Iterator[Row]:
     """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
@@ -186,24 +182,20 @@ def scan_generic(root: Path, report: Report) -> Iterator[Row]:
         for other in _folders(folder):  # pictures there would be left out without a word
             if other.name not in expected and image_files(other):
                 report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-    shared: dict[str, list[Row]] = {}  # defects by key, where masks have no split level
+    masks = {split: root / "masks" / split / DEFECTIVE for split in SPLITS}
+    defective = {split: _by_key(report, root / "images" / split / DEFECTIVE) for split in SPLITS}
+    shared = ChainMap(*(defective[split] for split in SPLITS if not masks[split].is_dir()))  # the first split wins
+    shared_masks = _match_masks(report, shared, root / "masks" / DEFECTIVE)
     for split in SPLITS:
-        folder, masks = root / "images" / split, root / "masks" / split / DEFECTIVE
-        yield from (Row(path, 0, split=split) for path in image_files(folder / NORMAL))
-        defective = _by_key(report, folder / DEFECTIVE)
-        found = _match_masks(report, defective, masks) if masks.is_dir() else {}
-        for key, path in defective.items():
-            row = Row(path, 1, found.get(key), key.split("/")[0] if "/" in key else DEFECTIVE, split=split)
-            if masks.is_dir():
-                yield row
-            else:
-                shared.setdefault(key, []).append(row)
-    masks = _match_masks(report, {key: rows[0].image for key, rows in shared.items()}, root / "masks" / DEFECTIVE)
-    for key, rows in shared.items():
-        yield from (row._replace(mask=masks.get(key)) for row in rows)
-        for row in rows[1:] if key in masks else ():
-            clash = f"has the same stem as {rows[0].image}, and {masks[key]} can be the mask of only one"
-            report("error", row.image, f"{clash}; use masks/<split>/defective/")
+        yield from (Row(path, 0, split=split) for path in image_files(root / "images" / split / NORMAL))
+        own = masks[split].is_dir()
+        of_split = _match_masks(report, defective[split], masks[split]) if own else shared_masks
+        for key, path in defective[split].items():
+            mask = of_split.get(key)
+            yield Row(path, 1, mask, key.split("/")[0] if "/" in key else DEFECTIVE, split=split)
+            if mask is not None and not own and path != shared[key]:
+                clash = f"has the same stem as {shared[key]}, and {mask} can be the mask of only one"
+                report("error", path, f"{clash}; use masks/<split>/defective/")
 
 
 def scan_synthetic(root: Path, report: Report) -> Iterator[Row]:
@@ -246,7 +238,8 @@ def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
     tile, last_number, last_exposure = -1, 0, 0
     for number, exposure, path in sorted(shots):
         step = number - last_number
-        if tile < 0 or step > 400 or (exposure <= last_exposure and step > SAME_TILE_STEP):
+        # Of the 53 neighbouring series within 150 steps, 30 show the same tile; of the 201 further apart, 3 do.
+        if tile < 0 or step > 400 or (exposure <= last_exposure and step > 150):
             tile += 1
         last_number, last_exposure = number, exposure
         image, mask = Path(path), Path(path).with_suffix(".png")
@@ -255,35 +248,23 @@ def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
         yield Row(image, *of_class, group=f"tile{tile:04d}")
 
 
+# Reader and expected folders by `dataset_type`.
 LAYOUTS: dict[str, tuple[Callable[[Path, Report], Iterator[Row]], str]] = {
     "generic": (scan_generic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
     "mvtec": (scan_mvtec, "train/good, test/<defect> and ground_truth/<defect>"),
     "magnetic_tile": (scan_magnetic_tile, "MT_<class>/Imgs/exp<k>_num_<n>.jpg"),
     "synthetic": (scan_synthetic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
 }
-"""Reader and expected folders by `dataset_type`."""
 
 
 def image_files(folder: Path) -> list[Path]:
     """Pictures below a folder, sorted; hidden files and other kinds are left out, a missing folder is empty."""
-    if not folder.is_dir():
-        return []
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
 def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _found(root: Path) -> str:
-    """What a folder without images holds instead."""
-    if categories := [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]:
-        return f"data_root is one category's folder, choose among {', '.join(categories)}"
-    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    return f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
+    return sorted(path for path in folder.glob("*/") if not path.name.startswith("."))
 
 
 def _by_key(report: Report, folder: Path) -> dict[str, Path]:
@@ -297,7 +278,7 @@ def _by_key(report: Report, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _match_masks(report: Report, images: dict[str, Path], folder: Path) -> dict[str, Path]:
+def _match_masks(report: Report, images: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     """The mask of each image key, of the same key or with the suffix ``_mask``."""
     files, masks = _by_key(report, folder), {}
     for key in images:
@@ -312,10 +293,7 @@ def _match_masks(report: Report, images: dict[str, Path], folder: Path) -> dict[
 
 
 def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Pictures that a dataset around them has a mask for, and that mask. Nothing is decoded.
-
-    Understands the layouts generic (and synthetic), mvtec and magnetic_tile, by the folders that a picture lies in.
-    """
+    """Pictures that a dataset around them has a mask for, and that mask, told by the folders that they lie in."""
     datasets = set()
     for folder in {folder for picture in pictures for folder in picture.absolute().parents}:
         if folder.name == "images" and (folder.parent / "masks").is_dir():
@@ -420,8 +398,7 @@ def _held_rows(
 # --- Decoding
 
 
-MASK_THRESHOLD = 127
-"""Mask values above it are defect: published masks have grey edges."""
+MASK_THRESHOLD = 127  # mask values above it are defect: published masks have grey edges
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ def test_a_batch_is_what_the_record_says(generic):
 
 def test_cached_or_not_and_with_workers_the_batches_are_the_same(generic):
     cached, on_disk, workers = module(generic), module(generic, cache_images=False), module(generic, num_workers=2)
-    assert equal(epoch_of(cached, 3), epoch_of(on_disk, 3)) and on_disk.dataset.images is None
+    assert equal(epoch_of(cached, 3), epoch_of(on_disk, 3)) and not any(on_disk.dataset.cached)
     assert equal(epoch_of(cached, 3), epoch_of(workers, 3))
     assert equal(list(cached.loader("test")), list(on_disk.loader("test")))
 
@@ -91,7 +91,7 @@ def test_every_training_row_once_shuffled_and_augmented(generic):
 
 def test_other_splits_come_in_order_as_they_are(generic):
     data = module(generic)
-    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+    for split, loader in (("val", data.val_dataloader()), ("test", data.loader("test"))):
         assert torch.cat([batch.index for batch in loader]).tolist() == data.rows(split) == sorted(data.rows(split))
     assert equal(list(data.loader("val")), list(data.loader("val")))
     with pytest.raises(DataError, match="no image is in split 'test_shift'; the data has test, train, val"):

@@ -24,7 +24,6 @@ from gainmtl_lib.labels import (
     resize_image,
     resize_mask,
     same_aspect,
-    scan_boxes,
     with_boxes,
 )
 from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_samples
@@ -89,7 +88,8 @@ def read(root: Path, file: Path | None = None, dataset_type: str = "generic"):
 
 
 def scan(root: Path, file: Path | None = None):
-    return scan_boxes(read_samples(root, dataset_type="generic"), settings_of(root, box_labels=file))
+    found = []
+    return with_boxes(read_samples(root, dataset_type="generic"), settings_of(root, box_labels=file), found), found
 
 
 def masks(samples) -> dict[str, str]:
@@ -428,7 +428,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY x "1"><!ENTITY y SYSTEM "file:///etc/passwd">]
 LEVELS = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 30))
 BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;")}'
 FIVE = "expected five: class, centre x, centre y, width, height"
-DOCTYPE = "declares a document type (<!DOCTYPE>), which can define entities; remove it"
+BLOWS_UP = "not a readable XML file: limit on input amplification factor (from DTD and entities) breached"
 CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax, found"
 
 
@@ -453,9 +453,9 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
         (".xml", "", "not a readable XML file: no element found"),
         (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
-        (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), DOCTYPE),
-        (".xml", BOMB, DOCTYPE),
-        (".xml", BOMB.encode("utf-16"), DOCTYPE),
+        (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), "not a readable XML file: undefined entity &y;"),
+        (".xml", BOMB, BLOWS_UP),
+        (".xml", BOMB.encode("utf-16"), BLOWS_UP),
         (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
         (".xml", "<annotation><object><name>a</name></object></annotation>", f"{CORNERS} [None, None, None, None]"),
         (".xml", voc([(3, 2, 5, "")]), f"{CORNERS} ['3', '2', '5', '']"),

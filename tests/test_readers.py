@@ -81,7 +81,6 @@ def test_what_is_not_read_is_reported(tmp_path, caplog):
         ("generic", "no images; expected images/{train,val,test,test_shift}/{normal,defective}; found junk"),
         ("mvtec", "no images; expected train/good, test/<defect> and ground_truth/<defect>; found junk"),
         ("magnetic_tile", "no images; expected MT_<class>/Imgs/exp<k>_num_<n>.jpg; found junk"),
-        ("coco", "dataset_type must be one of generic, mvtec, magnetic_tile, synthetic, got 'coco'"),
     ],
 )
 def test_folders_that_hold_no_data(tmp_path, dataset_type, expected):
