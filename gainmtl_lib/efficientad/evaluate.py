@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gainmtl_lib import metrics
+from gainmtl_lib import evaluation, metrics
 from gainmtl_lib.dataset import Batch, GainDataModule
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batch
-from gainmtl_lib.efficientad.model import AnomalyOutput, EfficientADModel, EfficientADSettings, check_size
+from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
-from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, samples_as_trained, stored_tables
+from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_values
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
@@ -37,8 +37,12 @@ logger = logging.getLogger(__name__)
 
 FLOATS = "%.9g"
 """How numbers are stored: enough to tell any two scores apart."""
-DESCRIBED = ["image", "mask", "split", "label", "defect_type", "group"]
-MEANS = ("anomaly_iou", "grid_iou", "anomaly_point_game", "anomaly_energy_inside")
+DESCRIBED = ["image", "mask", "label", "defect_type", "group"]
+THEIRS = {
+    "anomaly_score": "probability", "anomaly_iou": "cam_iou", "anomaly_point_game": "point_game",
+    "anomaly_energy_inside": "energy_inside",
+}  # fmt: skip
+"""Columns that are decided and summarised as those of a strategy are."""
 
 
 # --- A run's own splits
@@ -49,13 +53,12 @@ def evaluate_efficientad(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score, decide and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
-    On the data that the run was trained with, the results stay in its folder (``predictions.csv``,
-    ``maps/anomaly.npy``, ``metrics.json``) and are not made twice. On other data they are returned only, and the
-    thresholds and the scale are those that the run's own evaluation chose.
+    The results stay in the run's folder (``predictions.csv``, ``maps/anomaly.npy``, ``metrics.json``) and are not made
+    twice.
 
     Args:
         run: finished.
-        provider: of the data, in place of the one that the settings name.
+        provider: of the data that the run was trained on, in place of the one that the settings name.
         device: where to compute, see `checked_device`; None is the settings' accelerator.
         reuse: take stored results of the run where they exist.
 
@@ -65,42 +68,34 @@ def evaluate_efficientad(
         per split, that of ``val`` with its anomalies.
 
     Raises:
-        RunError: the data changed since the run was trained, other data is given to a run that is not evaluated, or
-            another process writes to the run.
+        RunError: not the data that the run was trained on, or another process writes to the run.
         DataError: pictures that cannot be read.
     """
     trained_on = run.manifest["data_digest"]
-    as_trained = provider is None or provider.digest == trained_on
-    if as_trained and reuse and run.is_evaluated:
+    if reuse and run.is_evaluated and (provider is None or provider.digest == trained_on):
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
-    if provider is None:
-        provider = SplitProvider(run.settings)
-        if (here := provider.digest) != trained_on:
-            what = f"not the data that {run.folder} was trained on ({trained_on} then, {here} here)"
-            hint = "bring that data back, or give the data as provider=…"
-            raise RunError(f"{run.settings.dataset_folder}: {what}; {hint}")
-    decided: dict[str, Any] = {}
-    if not as_trained:  # other data must not move what the run's own evaluation chose
-        decided = {name: run.metrics[name] for name in ("threshold", "novelty_threshold", "map_scales")}
-        decided["threshold_from"] = "the run's own evaluation"
-    with hold(run.folder) if as_trained else nullcontext():
-        with (
-            computing_on(run.model, device or run.settings.accelerator) as where,
-            inference_autocast(run.settings.precision, where),
-        ):
-            predictions = {split: predict_split(run.model, provider, split) for split in provider.splits}
-        decided = decided or decided_on(predictions["val"])
-        summary = decided | {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
-        tables = {split: add_verdicts(part.table, decided["threshold"]) for split, part in predictions.items()}
-        summary |= {split: summarise(tables[split], part) for split, part in predictions.items()}
-        table = pd.concat(tables.values(), ignore_index=True)
+    provider = provider or SplitProvider(run.settings)
+    if (here := provider.digest) != trained_on:
+        what = f"not the data that {run.folder} was trained on ({trained_on} then, {here} here)"
+        raise RunError(f"{run.settings.dataset_folder}: {what}; bring that data back, or give it as provider=…")
+    with (
+        hold(run.folder),
+        computing_on(run.model, device or run.settings.accelerator) as where,
+        inference_autocast(run.settings.precision, where),
+    ):
+        parts = {split: predict_split(run.model, provider, split) for split in provider.splits}
+        summary = decided_on(*parts["val"][:2])
+        summary |= {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
+        tables = []
+        for split, (table, _, pixels) in parts.items():
+            table, numbers = decide(table, summary["threshold"])
+            tables.append(table)
+            summary[split] = numbers | pixels
+        table = pd.concat(tables, ignore_index=True)
         on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
-        if as_trained:
-            maps = np.concatenate([part.maps for part in predictions.values()])
-            _store(run, table[on_disk], maps[on_disk], summary)
-            return run.predictions, run.metrics  # as a later call reads them
-    return table[on_disk].reset_index(drop=True), summary
+        _store(run, table[on_disk], np.concatenate([maps for _, maps, _ in parts.values()])[on_disk], summary)
+    return run.predictions, run.metrics  # as a later call reads them
 
 
 @contextmanager
@@ -114,28 +109,36 @@ def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]
         model.to(own)
 
 
-class SplitPredictions(NamedTuple):
-    """What the model says of one split."""
-
-    table: pd.DataFrame  # one row per image, in the loader's order
-    maps: NDArray[np.float16]  # (N, h, w), the anomaly map on the networks' own grid
-    pixel_auroc: float  # over images whose defect pixels are known; NaN without an answer
-    aupro: float
-
-
 @torch.inference_mode()
-def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str) -> SplitPredictions:
-    """Run the model over one split, val with its anomalies, where the model lies."""
-    pixel_auroc, aupro = metrics.PixelAuroc(), metrics.Aupro()
+def predict_split(
+    model: EfficientADModel, provider: DatasetProvider, split: str
+) -> tuple[pd.DataFrame, NDArray[np.float16], dict[str, float]]:
+    """Run the model over one split, val with its anomalies, where the model lies.
+
+    Returns:
+        One row per image in the loader's order; the anomaly maps on the networks' own grid, (N, h, w);
+        ``pixel_auroc`` and ``aupro`` over images whose defect pixels are known, NaN without an answer.
+    """
+    pixels = {"pixel_auroc": metrics.PixelAuroc(), "aupro": metrics.Aupro()}
     rows, maps, device = [], [], next(model.parameters()).device
     loader = provider.loader(split)
     for item in counted(loader, len(loader), f"{split}, batch", log=logger):
         batch = Batch(*(part.to(device) for part in as_batch(item, split=split)))
         output = model(batch.images)
-        rows.append(_score_batch(batch, output))
+        masks = batch.masks * batch.has_mask[:, None, None, None]
+        columns = {
+            "label": batch.labels,
+            "anomaly_score": output.score,
+            "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
+            "anomaly_iou": metrics.cam_iou(output.anomaly_map, masks),
+            "grid_iou": metrics.grid_iou(masks, (output.cells.shape[-2], output.cells.shape[-1])),
+            "anomaly_point_game": metrics.point_game(output.anomaly_map, masks),
+            "anomaly_energy_inside": metrics.energy_inside(output.anomaly_map, masks),
+        }
+        rows.append(pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}))
         maps.append(output.cells[:, 0].clamp(-6e4, 6e4).to(torch.float16).cpu().numpy())
         known = batch.has_mask | (batch.labels == 0)
-        for metric in (pixel_auroc, aupro):
+        for metric in pixels.values():
             metric.update(output.anomaly_map[known], batch.masks[known])
     if not rows:
         raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
@@ -143,24 +146,10 @@ def predict_split(model: EfficientADModel, provider: DatasetProvider, split: str
         shown = " and ".join("x".join(map(str, grid)) for grid in sorted(grids))
         raise DataError(f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize them")
     table = pd.concat(rows, ignore_index=True)
-    table = pd.concat([_described(provider.table(split), split, table.pop("label")), table], axis=1)
-    return SplitPredictions(table, np.concatenate(maps), float(pixel_auroc.compute()), float(aupro.compute()))
-
-
-def _score_batch(batch: Batch, output: AnomalyOutput) -> pd.DataFrame:
-    masks = batch.masks * batch.has_mask[:, None, None, None]
-    columns = {
-        "anomaly_score": output.score,
-        "defect_area": masks.mean(dim=(1, 2, 3)).where(batch.has_mask, torch.nan),
-        "anomaly_iou": metrics.cam_iou(output.anomaly_map, masks),
-        "grid_iou": metrics.grid_iou(masks, (output.cells.shape[-2], output.cells.shape[-1])),
-        "anomaly_point_game": metrics.point_game(output.anomaly_map, masks),
-        "anomaly_energy_inside": metrics.energy_inside(output.anomaly_map, masks),
-    }
-    table = pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()})
     # As they are stored, so that a threshold taken from them decides the same on what is read back.
-    scores = [float(FLOATS % score) for score in table["anomaly_score"]]
-    return table.assign(anomaly_score=scores, label=batch.labels.cpu().numpy())
+    table["anomaly_score"] = [float(FLOATS % score) for score in table["anomaly_score"]]
+    table = pd.concat([_described(provider.table(split), split, table.pop("label").astype(int)), table], axis=1)
+    return table, np.concatenate(maps), {name: float(metric.compute()) for name, metric in pixels.items()}
 
 
 def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.DataFrame:
@@ -169,18 +158,18 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
         names = [f"{split} {number}" for number in range(len(labels))]
         kinds = np.where(labels, DEFECTIVE, NORMAL)
         known = pd.DataFrame({"image": names, "mask": None, "label": labels, "defect_type": kinds, "group": names})
-    elif missing := [name for name in DESCRIBED if name != "split" and name not in known]:
+    elif missing := [name for name in DESCRIBED if name not in known]:
         raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
     elif known["label"].tolist() != labels.tolist():
         what = f"has {len(known)} rows or other labels than its loader's {len(labels)} images"
         raise DataError(f"the table of split '{split}' {what}; whoever replaces a loader replaces its table as well")
-    return known.assign(split=split)[DESCRIBED].reset_index(drop=True)
+    return known[DESCRIBED].reset_index(drop=True).assign(split=split)
 
 
-def decided_on(val: SplitPredictions) -> dict[str, Any]:
+def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
     """Thresholds and absolute scale of the map, from validation with its anomalies."""
-    labels, scores = (val.table[name].to_numpy() for name in ("label", "anomaly_score"))
-    scale = metrics.fit_scale(val.maps, labels)
+    labels, scores = (val[name].to_numpy() for name in ("label", "anomaly_score"))
+    scale = metrics.fit_scale(maps, labels)
     return {
         "threshold": metrics.choose_threshold(labels, scores, near=None),
         "threshold_from": "validation with its anomalies, highest F1",
@@ -189,39 +178,16 @@ def decided_on(val: SplitPredictions) -> dict[str, Any]:
     }
 
 
-def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Columns ``predicted``, ``verdict`` and ``wrong_reason``: a defect that was found, by a map that lies off it."""
-    predicted = (table["anomaly_score"] >= threshold).astype(int)
-    told = metrics.verdicts(table["label"].to_numpy(), predicted.to_numpy())
-    verdict = pd.Series(told, index=table.index, dtype=object)
-    off = (table["anomaly_iou"] < metrics.OFF_THE_DEFECT_IOU) & (table["anomaly_point_game"] < 0.5)
-    decided = {"predicted": predicted, "verdict": verdict, "wrong_reason": (verdict == "TP") & off}
-    place = list(table.columns).index("anomaly_score") + 1
-    return table.assign(**decided)[[*table.columns[:place], *decided, *table.columns[place:]]]
-
-
-def summarise(table: pd.DataFrame, predictions: SplitPredictions) -> dict[str, Any]:
-    """The numbers of one split, from its rows with verdicts; ``skipped`` defects have no mask."""
-    verdict, answered = table["verdict"], table["anomaly_iou"].notna()
-    return {
-        "images": len(table),
-        "normal": int((table["label"] == 0).sum()),
-        "defective": int((table["label"] == 1).sum()),
-        "annotated": int(answered.sum()),
-        "skipped": int(((table["label"] == 1) & ~answered).sum()),
-        **{name: int((verdict == name).sum()) for name in ("TP", "FP", "FN", "TN")},
-        **metrics.classification(*(table[name].to_numpy() for name in ("label", "predicted", "anomaly_score"))),
-        "pixel_auroc": predictions.pixel_auroc,
-        "aupro": predictions.aupro,
-        **{name: float(table[name].mean()) for name in MEANS},
-        "wrong_reason": int(table["wrong_reason"].sum()),
-        "wrong_reason_rate": float(table.loc[(verdict == "TP") & answered, "wrong_reason"].mean()),
-    }
+def decide(table: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One split's rows with `evaluation.add_verdicts`' columns, and its numbers as of `evaluation.summarise`."""
+    own = {theirs: name for name, theirs in THEIRS.items()}
+    decided = evaluation.add_verdicts(table.rename(columns=THEIRS), threshold)
+    numbers = evaluation.summarise(decided)
+    return decided.rename(columns=own), {own.get(name, name): value for name, value in numbers.items()}
 
 
 def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
     root = f"{run.settings.dataset_folder.as_posix()}/"
-
     # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
     stored, arrays, last = (run.folder / name for name in ("predictions.csv", f"maps/{MAP}.npy", "metrics.json"))
     last.unlink(missing_ok=True)
@@ -253,7 +219,6 @@ class Detector:
     threshold: float | None = None  # score from which a picture is called defective
     novelty_threshold: float | None = None  # score above which a picture is unlike the normal ones
     scale: metrics.MapScale = QUANTILE_SCALE
-    scale_name: str = "90 % to 99.5 % of normal parts"
 
     @classmethod
     def open(cls, place: Path) -> Detector:
@@ -263,20 +228,16 @@ class Detector:
             if place.name != "best.ckpt" or run_status(folder) != "complete":
                 return cls(*load_checkpoint(place))
             place = folder
-        run = load_efficientad(place)
-        if not run.is_evaluated:
-            return cls(run.model, run.settings, run.teacher)
-        scale: Any = () if run.scale is None else (run.scale, "absolute scale")
-        decided = (run.metrics["threshold"], run.metrics["novelty_threshold"], *scale)
+        run, decided = load_efficientad(place), ()
+        if run.is_evaluated:
+            decided = (run.metrics["threshold"], run.metrics["novelty_threshold"], run.scale or QUANTILE_SCALE)
         return cls(run.model, run.settings, run.teacher, *decided)
 
-    def verdict(self, score: float) -> str | None:
-        """``defective`` or ``normal``; None without a threshold."""
-        return None if self.threshold is None else DEFECTIVE if score >= self.threshold else NORMAL
-
-    def anomalous(self, score: float) -> bool | None:
-        """Whether a picture of that score is unlike the normal ones; None without a threshold."""
-        return None if self.novelty_threshold is None else score > self.novelty_threshold
+    def decide(self, score: float) -> tuple[str | None, bool | None]:
+        """Whether a picture is ``defective`` or ``normal``, and unlike the normal ones; None without thresholds."""
+        if self.threshold is None or self.novelty_threshold is None:
+            return None, None
+        return DEFECTIVE if score >= self.threshold else NORMAL, score > self.novelty_threshold
 
 
 class ScoredPicture(NamedTuple):
@@ -289,8 +250,7 @@ class ScoredPicture(NamedTuple):
 
 
 def score_pictures(
-    model: EfficientADModel,
-    settings: EfficientADSettings,
+    by: Detector | EfficientADRun,
     paths: Sequence[Path],
     *,
     image_size: tuple[int, int] | None = None,
@@ -298,13 +258,10 @@ def score_pictures(
 ) -> Iterator[ScoredPicture | DataError]:
     """Score pictures in order, batch by batch; one that cannot be read gives its error, and the others go on.
 
-    Args:
-        model: trained.
-        settings: its own: the precision must be that in which its scale was measured.
-        paths: of picture files.
-        image_size: network input (H, W); None is the training's.
-        device: where to compute, see `checked_device`; None is the settings' accelerator.
+    None is the training's `image_size`, (H, W), and its accelerator; the precision is always the training's, in which
+    the scale was measured.
     """
+    model, settings = by.model, by.settings
     height, width = size = image_size or settings.image_size
     check_size(height, width)
 
@@ -334,7 +291,7 @@ def score_pictures(
 
 def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None) -> Iterator[ScoredPicture]:
     # One that cannot be read is an error.
-    for one in score_pictures(run.model, run.settings, [Path(path) for path in paths], device=device):
+    for one in score_pictures(run, [Path(path) for path in paths], device=device):
         if isinstance(one, DataError):
             raise one
         yield one
@@ -344,7 +301,7 @@ def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None
 
 
 class AnomalyMasks:
-    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run."""
+    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run, which is read at first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -352,7 +309,7 @@ class AnomalyMasks:
 
     @cached_property
     def run(self) -> EfficientADRun:
-        """The run, read at first use; `RunError` where there is no finished run of EfficientAD."""
+        """`RunError` where there is no finished run of EfficientAD."""
         return load_efficientad(self.folder)
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
@@ -394,16 +351,13 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     if provider.digest != run.manifest["data_digest"]:
         why = "because its data changed since or came from a provider of its own"
         raise RunError(f"{run.folder}: which pictures it learnt from is not known, {why}; train it anew")
-    # The student sees the first; quantiles and thresholds are of the second.
-    learnt_from, own = ("train", "val"), provider.samples
+    learnt_from, own = ("train", "val"), provider.samples  # of val are the quantiles and thresholds
     learnt = {os.path.realpath(path) for path in own.loc[own["split"].isin(learnt_from), "image"]}
     tests = samples.loc[~samples["split"].isin(learnt_from), "image"]
     if seen := [path for path in tests if os.path.realpath(path) in learnt]:
-        raise RunError(
-            f"{run.folder}: learnt from {len(seen)} of the {len(tests)} test pictures, such as {seen[0]}; what it says "
-            "of those is no result. Train it on the same split: data_root, val_ratio, test_ratio and split_seed (or "
-            "seed)"
-        )
+        what = f"learnt from {len(seen)} of the {len(tests)} test pictures, such as {seen[0]}; what it says of those"
+        hint = "Train it on the same split: data_root, val_ratio, test_ratio and split_seed (or seed)"
+        raise RunError(f"{run.folder}: {what} is no result. {hint}")
 
 
 # --- Defects of kinds that a strategy never saw
@@ -411,7 +365,7 @@ def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
 
 TABLE, SUMMARY = "novelty.csv", "novelty.json"
 COLUMNS = {"image": str, "split": str, "anomaly_score": float, "anomalous": bool, "novel": bool}
-KEYS = {"predictions", "efficientad_run", "weights", "teacher", "threshold", "threshold_from", "kinds"}
+AGAIN = "gainmtl evaluate {} --efficientad-run FOLDER"
 
 
 class Novelty(NamedTuple):
@@ -451,17 +405,9 @@ def find_novel(
     """Flag the pictures of an evaluated run that EfficientAD finds unlike the good parts although they passed.
 
     The threshold is that of the EfficientAD run, from its own normal validation pictures; where that run is not
-    evaluated, it is evaluated first. Nothing that the strategy's evaluation stored is touched.
-
-    Args:
-        run: finished and evaluated.
-        efficientad: a finished run of EfficientAD, or its folder.
-        device: where to compute, see `checked_device`; None is where EfficientAD was trained.
-        reuse: take what is stored where it was found with this EfficientAD run for these predictions.
-
-    Raises:
-        RunError: a run that is not evaluated or whose data changed, no finished run of EfficientAD, one that learnt
-            from the test pictures, or another process writes to the run.
+    evaluated, it is evaluated first. With `reuse`, flags of the same run for the same predictions are not made twice.
+    `RunError`: a run that is not evaluated or whose data changed, no finished run of EfficientAD, one that learnt from
+    the test pictures, or another process writes to the run.
     """
     other = efficientad if isinstance(efficientad, EfficientADRun) else load_efficientad(efficientad)
     if reuse and other.is_evaluated:
@@ -470,22 +416,21 @@ def find_novel(
             if stored is not None and stored.summary.items() >= _origin(run, other).items():
                 return stored
     with hold(run.folder):
-        table, _ = stored_tables(run)
-        samples = samples_as_trained(run)
+        table, _ = evaluation.stored_tables(run)
+        samples = evaluation.samples_as_trained(run)
         check_unseen(other, samples)
         evaluate_efficientad(other, device=device)
-        origin = _origin(run, other)
+        summary = _origin(run, other)
         files = [run.settings.dataset_folder / image for image in table["image"]]
         known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
         scores = [one.score for one in _scored(other, files, device)]
-        flagged, kinds = flag(table, scores, origin["threshold"], set(known))
+        flagged, summary["kinds"] = flag(table, scores, summary["threshold"], set(known))
         # Written last and removed first: an interruption leaves no flags, never a mixture of two.
         (run.folder / SUMMARY).unlink(missing_ok=True)
         with atomic_path(run.folder / TABLE) as path:
             flagged.to_csv(path, index=False)  # in full: a rounded score could lie on the other side of the threshold
-        write_json(run.folder / SUMMARY, origin | {"kinds": kinds})
-    stored: Any = stored_novelty(run)  # as a later call reads it
-    return stored
+        write_json(run.folder / SUMMARY, summary)
+    return Novelty(flagged, summary)
 
 
 def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
@@ -511,7 +456,7 @@ def flag(
     flagged["novel"] = flagged["anomalous"] & (table["predicted"] == 0)
     rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"], count=1)
     rows["name"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
-    kinds = rows[rows["split"].isin(TEST_SPLITS)].groupby(["split", "label", "name"])
+    kinds = rows[rows["split"].isin(evaluation.TEST_SPLITS)].groupby(["split", "label", "name"])
     kinds = kinds[["count", "predicted", "anomalous", "novel"]].sum().reset_index()
     kinds["unseen"] = (kinds.pop("label") == 1) & ~kinds["name"].isin(known)
     return flagged, kinds.rename(columns={"predicted": "called_defective"}).to_dict("records")
@@ -523,21 +468,19 @@ def stored_novelty(run: Run) -> Novelty | None:
     """
     if not (run.folder / SUMMARY).is_file():
         return None
-    again = f"remove novelty.json, or flag anew: gainmtl evaluate {run.folder} --efficientad-run FOLDER"
     summary = read_json(run.folder / SUMMARY)
-    if not isinstance(summary, dict) or not summary.keys() >= KEYS:
-        raise RunError(f"{run.folder / SUMMARY}: lacks what belongs there; {again}")
     try:
+        weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
+        # An EfficientAD run that is not there any more is taken to be as it was.
+        trained_anew = weights not in ("", summary["weights"])
+        if trained_anew or summary["predictions"] != file_digest(run.folder / "predictions.csv"):
+            return None
         table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]
+        if table["image"].tolist() != run.predictions["image"].tolist():
+            raise ValueError(f"{TABLE} is not of the pictures in predictions.csv")
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run.folder / TABLE}: cannot be read: {' '.join(str(error).split())}; {again}") from None
-    weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
-    # An EfficientAD run that is not there any more is taken to be as it was.
-    trained_anew = weights not in ("", summary["weights"])
-    if trained_anew or summary["predictions"] != file_digest(run.folder / "predictions.csv"):
-        return None
-    if table["image"].tolist() != run.predictions["image"].tolist():
-        raise RunError(f"{run.folder / TABLE}: not of the pictures in predictions.csv; {again}")
+        what = f"cannot be used: {' '.join(str(error).split())}; remove it, or flag anew: {AGAIN.format(run.folder)}"
+        raise RunError(f"{run.folder / SUMMARY} (with {TABLE}) {what}") from None
     return Novelty(table, summary)
 
 
@@ -545,7 +488,5 @@ def out_of_date(run: Run) -> str:
     """Why nothing stored can be shown, in words; empty where nothing is stored or it is up to date."""
     if not (run.folder / SUMMARY).is_file() or stored_novelty(run) is not None:
         return ""
-    return (
-        "what is stored is of other predictions or of an EfficientAD run that was trained anew; flag anew: "
-        f"gainmtl evaluate {run.folder} --efficientad-run FOLDER"
-    )
+    what = "what is stored is of other predictions or of an EfficientAD run that was trained anew"
+    return f"{what}; flag anew: {AGAIN.format(run.folder)}"

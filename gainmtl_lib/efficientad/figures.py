@@ -20,7 +20,13 @@ from rich.markup import escape
 
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad.data import SplitProvider, found_categories
-from gainmtl_lib.efficientad.evaluate import Detector, ScoredPicture, evaluate_efficientad, score_pictures
+from gainmtl_lib.efficientad.evaluate import (
+    QUANTILE_SCALE,
+    Detector,
+    ScoredPicture,
+    evaluate_efficientad,
+    score_pictures,
+)
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
@@ -55,23 +61,19 @@ def train_and_report(
     """Train a run, evaluate it and print its metrics; of category ``all`` a run for each, and ``categories.csv``."""
     named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
-    every = [settings]
-    if category == "all":
-        every = [settings.changed(category=name) for name in found_categories(settings.data_root)]
-        if not every:
-            raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
+    categories = found_categories(settings.data_root) if category == "all" else [settings.category]
+    if not categories:
+        raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
     runs = []
-    for each in every:
-        runs.append(fit_efficientad(each, resume=resume, force=force))
-        evaluate_efficientad(runs[-1])
-        print_evaluation(console, runs[-1])
+    for name in categories:
+        runs.append(run := fit_efficientad(settings.changed(category=name), resume=resume, force=force))
+        evaluate_efficientad(run)
+        print_evaluation(console, run)
     if category == "all":
         table, path = category_table(runs), runs[0].folder.parents[1] / "categories.csv"
         with atomic_path(path) as temporary:
             table.to_csv(temporary, float_format="%.6g")
         console.print(frame_table("test metrics by category", table))
-        for teacher in sorted({run.teacher for run in runs}):
-            console.print(f"teacher: {escape(teacher)}")
         console.print(f"table: {escape(str(path))}")
 
 
@@ -88,10 +90,9 @@ def print_evaluation(console: Console, run: EfficientADRun) -> None:
 
 def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
     """Test metrics of evaluated runs by category, then their ``mean`` over those that have an answer."""
-    values = {
-        run.settings.category: {HEADINGS[name]: run.metrics["test"][name] for name in BY_CATEGORY} for run in runs
-    }
-    table = pd.DataFrame.from_dict(values, orient="index", dtype=float).rename_axis("category")
+    values = {run.settings.category: run.metrics["test"] for run in runs}
+    table = pd.DataFrame(values, index=list(BY_CATEGORY), dtype=float).T
+    table = table.rename(columns=HEADINGS).rename_axis("category")
     table.loc["mean"] = table.mean()
     return table
 
@@ -134,24 +135,22 @@ def predict_and_report(
         raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
     targets = _targets(list(truth), output, single=single)
     rows, failed = [], []
-    for scored in score_pictures(detector.model, detector.settings, list(truth), image_size=image_size, device=device):
+    for scored in score_pictures(detector, list(truth), image_size=image_size, device=device):
         try:
             if isinstance(scored, DataError):
                 raise scored
             pixels = cv2.cvtColor(drawn(detector, scored, truth[scored.path]), cv2.COLOR_RGB2BGR)
             with atomic_path(targets[scored.path]) as temporary:
                 temporary.write_bytes(cv2.imencode(targets[scored.path].suffix, pixels)[1].tobytes())
-            told = (detector.threshold, detector.verdict(scored.score), detector.anomalous(scored.score))
-            rows.append((str(scored.path), scored.score, *told))
+            rows.append((str(scored.path), scored.score, detector.threshold, *detector.decide(scored.score)))
         except DataError as error:
             failed.append(str(error))
     table = pd.DataFrame(rows, columns=["image", "anomaly_score", "threshold", "verdict", "anomalous"])
     listed = output.with_suffix(".csv") if single else output / "scores.csv"
     with atomic_path(listed) as path:
         table.to_csv(path, index=False, float_format="%.9g")
-    title = "no threshold: the run is not evaluated"
-    if detector.threshold is not None:
-        title = f"threshold {detector.threshold:.4g}"
+    threshold = detector.threshold
+    title = "no threshold: the run is not evaluated" if threshold is None else f"threshold {threshold:.4g}"
     shown = table.head(20).drop(columns="threshold").rename(columns={"anomaly_score": "anomaly score"})
     shown.index = pd.Index([Path(image).name for image in shown.pop("image")], name="picture")
     console.print(frame_table(title, shown))
@@ -171,13 +170,12 @@ def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> d
     """Pictures, of folders those at any depth, with their ground truth, given or found."""
     pictures: list[Path] = []
     for place in places:
-        if not place.exists():
-            raise DataError(f"{place}: no such picture or folder")
         if place.is_dir() and output.absolute().is_relative_to(place.absolute()):
             raise DataError(f"--output {output} lies in {place}, whose pictures are to be scored; choose another")
-        if place.is_dir() and not image_files(place):
-            raise DataError(f"{place}: no pictures in this folder or below it; expected png, jpg, bmp, tif or webp")
-        pictures += image_files(place) if place.is_dir() else [place]
+        found = [place] if place.is_file() else image_files(place)
+        if not found:
+            raise DataError(f"{place}: no such picture, or no folder of png, jpg, bmp, tif or webp pictures")
+        pictures += found
     if masks and len(masks) != len(pictures):
         raise DataError(f"{len(pictures)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
     known = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
@@ -208,17 +206,19 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])
     share = enlarged_share(scored.anomaly_map, detector.scale, size)
     heat = share[inside(inner_size(scored.size, size, detector.settings.resize), size)]
-    said = [scored.path.name, detector.verdict(scored.score), "anomalous" if detector.anomalous(scored.score) else None]
-    words = " · ".join([*filter(None, said), f"score {scored.score:.4g}"])
-    panels = [(picture, words), (overlay(picture, heat, mask=region), f"anomaly map · {detector.scale_name}")]
+    verdict, anomalous = detector.decide(scored.score)
+    said = [scored.path.name, verdict, anomalous and "anomalous", f"score {scored.score:.4g}"]
+    words = " · ".join(word for word in said if word)
+    scale = "90 % to 99.5 % of normal parts" if detector.scale is QUANTILE_SCALE else "absolute scale"
+    panels = [(picture, words), (overlay(picture, heat, mask=region), f"anomaly map · {scale}")]
     if region is not None:
         panels.append((np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))
     missing = max(0, NARROWEST - width)
-    beside = []
-    for turn, (pixels, below) in enumerate(panels):
-        sides = (missing // 2 + 6 * (turn > 0), missing - missing // 2)  # white between two panels
-        wide = np.pad(pixels, ((0, 0), sides, (0, 0)), constant_values=255)
-        beside.append(with_band(wide, below, bar=turn == 1))
+    white = ((0, 0), (missing // 2, missing - missing // 2 + 6), (0, 0))
+    beside = [
+        with_band(np.pad(pixels, white, constant_values=255), below, bar=turn == 1)
+        for turn, (pixels, below) in enumerate(panels)
+    ]
     return with_band(np.concatenate(beside, axis=1), f"EfficientAD · teacher: {detector.teacher}", bar=False)
 
 
@@ -260,18 +260,12 @@ def anomaly_maps_figure(
     with torch.inference_mode():
         local = model.local_maps(batch.images)
         output = model.finish(local, (batch.images.shape[-2], batch.images.shape[-1]))
-    maps = {
-        "student–teacher": framed(local.student_teacher, model),
-        "student–autoencoder": framed(local.student_autoencoder, model),
-        "anomaly map": output.anomaly_map[:, 0].numpy(),
-    }
+    maps = {"student–teacher": local.student_teacher, "student–autoencoder": local.student_autoencoder}
+    # Stretched per image: the border that the networks leave out is at each map's lowest value.
+    border = (0 if model.padding else BORDER,) * 4
+    maps = {name: F.pad(one - one.amin(dim=(1, 2, 3), keepdim=True), border) for name, one in maps.items()}
+    maps = {name: one[:, 0].numpy() for name, one in (maps | {"anomaly map": output.anomaly_map}).items()}
     notes = {"anomaly map": [f"score {score:.2f}" for score in output.score.tolist()]}
     scales = {"anomaly map": scale} if scale else None
     pictures = batch.images.permute(0, 2, 3, 1).numpy()
     return map_grid(pictures, batch.masks[:, 0].numpy(), maps, row_titles, notes=notes, scales=scales)
-
-
-def framed(maps: torch.Tensor, model: EfficientADModel) -> np.ndarray:
-    """Local maps (B, 1, h, w) as (B, h', w'), the border that the networks leave out at each map's lowest value."""
-    border = 0 if model.padding else BORDER
-    return torch.stack([F.pad(one, (border,) * 4, value=float(one.min())) for one in maps[:, 0]]).numpy()

@@ -166,8 +166,7 @@ class AutoEncoder(nn.Module):
     def __init__(self, *, out_channels: int) -> None:
         super().__init__()
         self.dropout = 0.2
-        widths = (3, 32, 32, 64, 64, 64)
-        strided = [nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)]
+        strided = [nn.Conv2d(*pair, 4, stride=2, padding=1) for pair in pairwise((3, 32, 32, 64, 64, 64))]
         self.encoder = nn.ModuleList([*strided, nn.Conv2d(64, 64, 8)])
         mixing = [nn.Conv2d(64, 64, 4, padding=2) for _ in range(6)]
         last = (nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, out_channels, 3, padding=1))
@@ -207,10 +206,8 @@ class LocalMaps(NamedTuple):
 
 
 class AnomalyOutput(NamedTuple):
-    """What the model says, float32.
-
-    The map is the mean of the two maps, each 0 at the 90 % quantile of normal parts and 0.1 at the 99.5 % quantile,
-    negative where calmer, and 0 on the border that a network without padding leaves out.
+    """What the model says, float32: the mean of the two maps, each 0 at the 90 % quantile of normal parts and 0.1 at
+    the 99.5 % quantile, negative where calmer, and 0 on the border that a network without padding leaves out.
     """
 
     anomaly_map: Tensor  # (B, 1, H, W)
@@ -287,9 +284,9 @@ class EfficientADModel(nn.Module):
     @torch.no_grad()
     def measure_teacher(self, batches: Iterable[Tensor]) -> None:
         """Standardise the teacher's channels by their mean and deviation over one pass of images in [0, 1]."""
-        device, layout = self.teacher_mean.device, torch.channels_last
-        pixels = (self.normalized(batch.to(device)).contiguous(memory_format=layout) for batch in batches)
-        mean, std = channel_moments((self.teacher(each) for each in pixels), whose="the teacher's")
+        pixels = (self.normalized(batch.to(self.teacher_mean.device)) for batch in batches)
+        described = (self.teacher(each.contiguous(memory_format=torch.channels_last)) for each in pixels)
+        mean, std = channel_moments(described, whose="the teacher's")
         self.teacher_mean.copy_(mean.view(1, -1, 1, 1))
         self.teacher_std.copy_(std.view(1, -1, 1, 1))
 
@@ -312,30 +309,22 @@ def build_model(settings: EfficientADSettings) -> EfficientADModel:
 def check_size(height: int, width: int) -> None:
     """Raises `ModelError`: images of that size are below `SMALLEST_IMAGE`."""
     if min(height, width) < SMALLEST_IMAGE:
-        least = f"at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels"
-        raise ModelError(f"EfficientAD needs images of {least}, got {height}x{width} (height x width)")
+        what = f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels, got {height}x{width} (height x width)"
+        raise ModelError(f"EfficientAD needs images of at least {what}")
 
 
 def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over all cells of descriptions (B, C, h, w), float32 (C,) each.
-
-    Each part's moments join the others' in float64 (Chan, Golub, LeVeque 1979), so that neither many images nor a mean
-    far above the deviation cost precision.
-    """
-    count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for described in descriptions:
-        moments = torch.var_mean(described.float(), dim=(0, 2, 3), correction=0)
-        variance, own = (each.cpu().double() for each in moments)
-        cells = described.numel() // described.shape[1]
-        away, total = own - mean, count + cells
-        mean = mean + away * (cells / total)
-        squares = squares + variance * cells + away.square() * (count * cells / total)
-        count = total
-    mean, std = mean.float(), (squares / count).sqrt().float()
+    """Mean and standard deviation of each channel over all cells of descriptions (B, C, h, w), float32 (C,) each."""
+    parts = [(each.numel(), torch.var_mean(each.float(), dim=(0, 2, 3), correction=0)) for each in descriptions]
+    # Joined in float64, so that neither many images nor a mean far above the deviation cost precision.
+    variances, means = (torch.stack(each).cpu().double() for each in zip(*(moments for _, moments in parts)))
+    share = torch.tensor([size for size, _ in parts], dtype=torch.float64)[:, None] / sum(size for size, _ in parts)
+    mean = (share * means).sum(dim=0)
+    std = (share * (variances + (means - mean).square())).sum(dim=0).sqrt()
     if useless := int((~(mean.isfinite() & std.isfinite() & (std > 0))).sum()):
         what = f"{useless} of {whose} {len(std)} channels never change on these images, or are not finite"
         raise ModelError(f"{what}; the images are all the same, or the network's weights are damaged")
-    return mean, std
+    return mean.float(), std.float()
 
 
 # --- The four terms of training (sections 3.2 and 3.3; algorithm 1)
@@ -345,10 +334,8 @@ TERMS = ("st", "penalty", "ae", "stae")
 
 
 def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999) -> Tensor:
-    """Mean of the largest squared differences d of (B, C, h, w), ``mean(d | d >= q-quantile of d)``.
-
-    Taken over all images, channels and cells together, so that the student is pulled where it imitates worst and not
-    where it imitates well already.
+    """Mean of the largest squared differences d of (B, C, h, w), ``mean(d | d >= q-quantile of d)``, over all images,
+    channels and cells together: the student is pulled where it imitates worst.
     """
     difference = (teacher.float() - student.float()).square()
     count = difference.numel()
@@ -383,10 +370,8 @@ RECORD = "gainmtl_teacher"
 
 
 def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
-    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it.
-
-    The description has ``kind`` (``random`` or ``file``) and ``text``; of a file also ``file``, its ``digest``
-    (SHA-256) and, when `distill` made it, ``distilled``: how. A random one follows from the seed alone.
+    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it, by ``text``
+    for every result. A random one follows from the seed alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -456,4 +441,4 @@ def fill_teacher(network: nn.Module, state: StateDict, *, source: str = "the tea
         if theirs == ours:
             ours = f"its tensors to be {wanted}, got {found}"
         raise ModelError(f"{source}: {theirs}, expected {ours}; set model_size and out_channels to fit")
-    network.load_state_dict(dict(zip(expected, tensors, strict=True)))
+    network.load_state_dict(dict(zip(expected, tensors)))
