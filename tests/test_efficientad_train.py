@@ -196,7 +196,7 @@ def test_a_training_that_no_longer_improves_stops_also_across_an_interruption(se
 def test_a_training_that_had_stopped_is_only_finished(settings, monkeypatch):
     asked = settings.changed(experiment="stopped", val_every_n_steps=1, patience=1, max_steps=20)
     scored(monkeypatch, 0.8)
-    monkeypatch.setattr(module, "save_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr(module.runs, "save_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit_efficientad(asked)
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count, islice
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 Region = tuple[slice, slice]
+EVERYWHERE: Region = (slice(None), slice(None))
 
 # Random numbers follow from (seed, number, one of these), so that no two uses share a stream.
 _PASS, _PENALTY, _PENALTY_ORDER, _COLOUR, _ANOMALY, _OTHER, _KIND = 10, 20, 21, 30, 40, 41, 42
@@ -98,7 +99,7 @@ class DatasetProvider(ABC):
     """Data to learn from and to be measured on. Subclass it to bring your own.
 
     Loaders yield `Batch`es, or plain images float32 (B, 3, H, W) in [0, 1], which count as normal; the model
-    normalises. Who only wants to replace one loader of the settings' data subclasses `SplitProvider`.
+    normalises. To replace one loader of the settings' data, subclass `SplitProvider`.
     """
 
     @abstractmethod
@@ -148,13 +149,8 @@ class DatasetProvider(ABC):
 class SplitProvider(DatasetProvider):
     """The data of the settings; missing synthetic data is made first. Pictures are decoded once, for the first loader.
 
-    A subclass that replaces the loader of a split replaces `table` for it as well.
-
-    Args:
-        settings: which data, how it is split, its size and how batches are made.
-
-    Attributes:
-        samples: the table that `Batch.index` points into; after the first loader without unreadable rows.
+    A subclass that replaces the loader of a split replaces `table` for it as well. `samples` is the table that
+    `Batch.index` points into; after the first loader it is without unreadable rows.
 
     Raises:
         DataError: the data cannot be read or split, has no such category, or no normal image in train or val.
@@ -166,7 +162,6 @@ class SplitProvider(DatasetProvider):
 
     @cached_property
     def digest(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """`data_digest` of the samples in use."""
         return readers.data_digest(self._all)
 
     @property
@@ -187,11 +182,12 @@ class SplitProvider(DatasetProvider):
         return self._loader(self._validation, range(len(self._validation)))
 
     def get_test_dataloader(self) -> DataLoader[Batch] | None:
-        return self._test_loader("test")
+        rows = self._rows("test")
+        return self._loader(self.dataset, rows) if rows else None
 
     def loader(self, split: str) -> DataLoader[Any]:
-        shifted = self._test_loader(split) if split == "test_shift" else None
-        return super().loader(split) if shifted is None else shifted
+        shifted = self._rows("test_shift") if split == "test_shift" else []
+        return self._loader(self.dataset, shifted) if shifted else super().loader(split)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Some rows of `samples`, as they are."""
@@ -220,12 +216,7 @@ class SplitProvider(DatasetProvider):
         return NormalsAndAnomalies(images, seed=self.settings.seed_of_split, rows=rows, regions=regions)
 
     def _rows(self, split: str) -> list[int]:
-        _ = self.dataset  # unreadable files leave the table with it
-        return np.flatnonzero(self.samples["split"] == split).tolist()
-
-    def _test_loader(self, split: str) -> DataLoader[Batch] | None:
-        rows = self._rows(split)
-        return self._loader(self.dataset, rows) if rows else None
+        return np.flatnonzero(self.dataset.samples["split"] == split).tolist()
 
     def _loader(self, dataset: Dataset[Batch], sampler: Iterable[Any], size: int | None = None) -> DataLoader[Batch]:
         settings, size = self.settings, size or self.settings.eval_batch_size
@@ -281,18 +272,13 @@ def kind_of(index: int, *, seed: int) -> str:
 
 
 def synthesise(
-    image: Image,
-    *,
-    other: Callable[[], Image],
-    seed: int,
-    index: int,
-    region: Region = (slice(None), slice(None)),
+    image: Image, *, other: Image, seed: int, index: int, region: Region = EVERYWHERE
 ) -> tuple[Image, NDArray[np.bool_]]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     Args:
         image: RGB (H, W, 3), at least 32 pixels a side.
-        other: gives another normal picture of any size; asked for where a piece of one is wanted.
+        other: another normal picture of any size, of which a piece may be wanted.
         seed, index: of the anomalies, and of this one.
         region: where it may lie.
 
@@ -303,8 +289,7 @@ def synthesise(
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
     inside[region] = True
     shorter = min(inside.any(axis=1).sum(), inside.any(axis=0).sum())
-    before = image.astype(np.float32) / 255
-    source = other().astype(np.float32) / 255 if kind == CUT_PASTE else before
+    before, source = (picture.astype(np.float32) / 255 for picture in (image, other))
     while True:  # until it is seen: on black nothing dark is, on white nothing bright
         changed, mask = _pasted(rng, before, source) if kind == CUT_PASTE else _drawn(rng, before, kind)
         mask &= inside
@@ -351,16 +336,11 @@ class NormalsAndAnomalies(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        pictures: Sequence[Image],
-        *,
-        seed: int,
-        rows: Sequence[int] | None = None,
-        regions: Sequence[Region] | None = None,
+        self, pictures: Sequence[Image], *, seed: int, rows: Sequence[int] = (), regions: Sequence[Region] = ()
     ) -> None:
         self.pictures, self.seed = pictures, seed
-        self.rows = range(len(pictures)) if rows is None else rows
-        self.regions = [(slice(None), slice(None))] * len(pictures) if regions is None else regions
+        self.rows = rows or range(len(pictures))
+        self.regions = regions or [EVERYWHERE] * len(pictures)
 
     def __len__(self) -> int:
         return 2 * len(self.pictures)
@@ -380,10 +360,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
             return image, np.zeros(image.shape[:2], dtype=np.bool_)
         steps = np.random.default_rng([self.seed, place, _OTHER]).integers(1, max(2, len(self.pictures)))
         chosen = (place + int(steps)) % len(self.pictures)  # the only picture itself
-
-        def other() -> Image:  # of a letterbox what the picture fills
-            return self.pictures[chosen][self.regions[chosen]]
-
+        other = self.pictures[chosen][self.regions[chosen]]  # of a letterbox what the picture fills
         return synthesise(image, other=other, seed=self.seed, index=place, region=self.regions[place])
 
 
@@ -410,15 +387,14 @@ class PenaltyImages(Dataset[Tensor]):
 
     def __init__(self, settings: EfficientADSettings) -> None:
         self.settings, folder = settings, settings.penalty_images
+        self.files = [] if folder is None else readers.image_files(folder)
         self.text = "drawn pictures (not natural images: not the paper's penalty)"
-        if folder is None:
-            return
-        self.files = readers.image_files(folder)
-        if not self.files:
-            what = "holds no images" if folder.is_dir() else "no such folder"
-            hint = "penalty_images names a folder of natural images (at any depth); without it pictures are drawn"
-            raise DataError(f"{folder}: {what}; {hint}")
-        self.text = f"{len(self.files)} natural images of {folder.name}"
+        if folder is not None:
+            self.text = f"{len(self.files)} natural images of {folder.name}"
+            if not self.files:
+                what = "holds no images" if folder.is_dir() else "no such folder"
+                hint = "penalty_images names a folder of natural images (at any depth); without it pictures are drawn"
+                raise DataError(f"{folder}: {what}; {hint}")
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """Shape: float32 (B, 3, H, W) in [0, 1], one per number."""
@@ -429,8 +405,7 @@ class PenaltyImages(Dataset[Tensor]):
     def _picture(self, number: int) -> Image:
         rng = np.random.default_rng([self.settings.seed, number, _PENALTY])
         grey = rng.random() < 0.3
-        drawn = self.settings.penalty_images is None
-        picture = draw_leaves(rng, self.settings.image_size) if drawn else self._middle(number)
+        picture = self._middle(number) if self.files else draw_leaves(rng, self.settings.image_size)
         return as_grey(picture) if grey else picture
 
     def _middle(self, number: int) -> Image:
@@ -506,6 +481,20 @@ class TrainBatch(NamedTuple):
     penalty: Tensor  # something else, float32 (B', 3, H, W) in [0, 1]
 
 
+@dataclass(frozen=True)
+class Interval:
+    """The next batches of an endless row, with the length by which Lightning reads none too early."""
+
+    batches: Iterator[TrainBatch]
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return islice(self.batches, self.steps)
+
+
 class TrainingData(L.LightningDataModule):
     """What Lightning reads: each of its epochs is the steps up to the next validation."""
 
@@ -521,7 +510,7 @@ class TrainingData(L.LightningDataModule):
             raise DataError("the train loader has no length, by which passes are counted; expected __len__") from None
         if not self.pass_length:
             raise DataError("the train loader is empty; expected normal images")
-        self._next = -1  # the step that `_batches` go on from
+        self._batches: Iterator[TrainBatch] | None = None  # which go on from one of Lightning's epochs to the next
 
     @property
     def total_steps(self) -> int:
@@ -531,10 +520,10 @@ class TrainingData(L.LightningDataModule):
 
     def train_dataloader(self) -> Interval:
         trainer: Any = self.trainer
-        if (first := trainer.global_step) != self._next:
+        first = trainer.global_step
+        if self._batches is None:
             self._batches = self.batches(first, trainer.global_rank, trainer.world_size)
-        self._next = min(first + self.settings.val_every_n_steps, self.total_steps)
-        return Interval(self._batches, self._next - first)
+        return Interval(self._batches, min(self.settings.val_every_n_steps, self.total_steps - first))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.provider.get_val_dataloader()
@@ -549,9 +538,8 @@ class TrainingData(L.LightningDataModule):
         try:
             for number, item, others in zip(count(first, world), normal, penalty):
                 images = as_batch(item, split="train").images
-                here, asked = tuple(images.shape[2:]), tuple(others.shape[2:])
-                if here != asked:
-                    what = f"the train loader yields images of {here} pixels, image_size is {asked}"
+                if (here := tuple(images.shape[2:])) != self.settings.image_size:
+                    what = f"the train loader yields images of {here} pixels, image_size is {self.settings.image_size}"
                     raise DataError(f"{what}; set image_size to what the loader yields (height, width)")
                 yield TrainBatch(number, images, others)
         except DataError as error:  # from a loader's process it comes with the whole traceback as its text
@@ -575,17 +563,3 @@ class TrainingData(L.LightningDataModule):
             if passed != self.pass_length:
                 length = f"the train loader has length {self.pass_length}"
                 raise DataError(f"{length}, but a pass over it gave {passed} batches; expected the same in each pass")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The next batches of an endless row of them, with a length, as Lightning wants it."""
-
-    batches: Iterator[TrainBatch]
-    steps: int
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[TrainBatch]:
-        return islice(self.batches, self.steps)

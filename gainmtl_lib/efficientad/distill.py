@@ -21,18 +21,11 @@ from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import normalize
 
 from gainmtl_lib.backbone import Backbone, ModelError, fetch_weights, get_backbone, load_weights
+from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.data import as_grey, shuffled
-from gainmtl_lib.efficientad.model import (
-    RECORD,
-    SMALLEST_IMAGE,
-    Count,
-    ModelSize,
-    PatchDescriptionNetwork,
-    channel_moments,
-    teacher_record,
-)
 from gainmtl_lib.labels import resize_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError, image_files, read_image
@@ -50,16 +43,16 @@ class Distillation(ParameterRecord):
     output: AnyPath  # a .safetensors file
     backbone: str = "wide_resnet101_2"  # any timm name with features at strides 8 and 16; sees twice `image_size`
     backbone_weights: Annotated[bool | Path, BeforeValidator(as_path)] = True  # by name, a file, or random ones
-    model_size: ModelSize = "S"
-    out_channels: Count = 384
-    image_size: Annotated[int, Field(ge=SMALLEST_IMAGE)] = 256
-    steps: Count = 60_000
-    batch_size: Count = 16
+    model_size: networks.ModelSize = "S"
+    out_channels: networks.Count = 384
+    image_size: Annotated[int, Field(ge=networks.SMALLEST_IMAGE)] = 256
+    steps: networks.Count = 60_000
+    batch_size: networks.Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
-    statistics_images: Count = 10_000  # that give the targets' mean and deviation
+    statistics_images: networks.Count = 10_000  # that give the targets' mean and deviation
     seed: Annotated[int, Field(ge=0)] = 42
-    save_every_n_steps: Count = 1000
+    save_every_n_steps: networks.Count = 1000
     device: str = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 0
 
@@ -106,65 +99,43 @@ class BackboneTargets(nn.Module):
     """Describes patches by two levels of a frozen backbone, as PatchCore does (arXiv 2106.08265).
 
     Around each cell of a level, the values of the 3 x 3 neighbourhood, channel by channel, are averaged in 1024 even
-    shares; the deeper level is resized to the shallower one's grid; the values of both are averaged in C even shares.
-    All of it is linear, so that each level needs one fixed convolution and one resizing.
+    shares, and resized to the network's grid; then the values of both levels are averaged in C even shares.
     """
-
-    image_mean: Tensor
-    image_std: Tensor
-    local: Tensor
-    context: Tensor
 
     def __init__(self, backbone: Backbone, *, out_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.out_channels, self.grid = out_channels, grid
-        shares = even_shares(2 * 1024, out_channels)
-        half = -(-out_channels // 2)  # of an odd C, the middle channel hears both levels
-        for name, part, channels in zip(
-            ("local", "context"), (shares[:half, :1024], shares[-half:, 1024:]), backbone.channels[:2], strict=True
-        ):
-            kernel = part @ even_shares(channels * 9, 1024)
-            self.register_buffer(name, kernel.view(half, channels, 3, 3))
-        self.register_buffer("image_mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
-        self.register_buffer("image_std", torch.tensor(backbone.std).view(1, 3, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Shape: (B, 3, 2H, 2W) in [0, 1] -> (B, C, h, w), unbounded."""
+        pixels = normalize(images, list(self.backbone.mean), list(self.backbone.std))
         levels = self.backbone.net.forward_intermediates(
-            (images - self.image_mean) / self.image_std,
-            indices=self.backbone.indices,
-            intermediates_only=True,
-            stop_early=True,
+            pixels, indices=self.backbone.indices, intermediates_only=True, stop_early=True
         )
-        local, context = (
-            F.interpolate(F.conv2d(level, kernel, padding=1), size=self.grid, mode="bilinear")
-            for level, kernel in zip(levels, (self.local, self.context), strict=True)
-        )
-        other = self.out_channels - local.shape[1]
-        return F.pad(local, (0, 0, 0, 0, 0, other)) + F.pad(context, (0, 0, 0, 0, other, 0))
-
-
-def even_shares(values: int, shares: int) -> Tensor:
-    """Adaptive average pooling of a row of values as a matrix, (shares, values); neighbouring shares may overlap."""
-    share, value = torch.arange(shares).unsqueeze(1), torch.arange(values)
-    inside = (value >= share * values // shares) & (value < ((share + 1) * values).add(shares - 1) // shares)
-    return inside / inside.sum(dim=1, keepdim=True)
+        described = []
+        for level in levels:
+            patches = F.unfold(level, 3, padding=1).transpose(1, 2)  # (B, h' w', 9 C')
+            # Shares before the resizing, which is linear too: of 9 C' values only 1024 are resized.
+            shares = F.adaptive_avg_pool1d(patches, 1024).transpose(1, 2).unflatten(2, level.shape[-2:])
+            described.append(F.interpolate(shares, size=self.grid, mode="bilinear"))
+        cells = torch.cat(described, dim=1).flatten(2).transpose(1, 2)  # (B, h w, 2048)
+        return F.adaptive_avg_pool1d(cells, self.out_channels).transpose(1, 2).unflatten(2, self.grid)
 
 
 class TeacherTraining:
     """Network, optimiser and standardised targets, and how many steps were made; images are uint8."""
 
     def __init__(self, settings: Distillation) -> None:
-        self.device, side = checked_device(settings.device), settings.image_size
+        self.device, side, channels = checked_device(settings.device), settings.image_size, settings.out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            size, channels = settings.model_size, settings.out_channels
-            self.network = PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
+            self.network = networks.PatchDescriptionNetwork(
+                model_size=settings.model_size, out_channels=channels, padding=True
+            )
             backbone = _backbone(settings.backbone, settings.backbone_weights)
-        grid = self.network.grid((side, side))
-        self.targets = BackboneTargets(backbone, out_channels=channels, grid=grid)
+        self.targets = BackboneTargets(backbone, out_channels=channels, grid=self.network.grid((side, side)))
         for part in (self.network, self.targets):
             part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
@@ -178,15 +149,15 @@ class TeacherTraining:
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
         """Take the targets' mean and standard deviation over pictures (B, 3, 2H, 2W)."""
-        moments = channel_moments((self.targets(self._pixels(large)) for large in batches), whose="the backbone's")
+        described = (self.targets(self._pixels(large)) for large in batches)
+        moments = networks.channel_moments(described, whose="the backbone's")
         self.mean, self.std = (each.view(1, -1, 1, 1).to(self.device) for each in moments)
 
     def step(self, large: Tensor, small: Tensor) -> Tensor:
         """One step of the optimiser; the loss before it, a scalar: mean squared difference to the targets."""
         wanted = (self.targets(self._pixels(large)) - self.mean) / self.std
-        values = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        mean, std = (torch.tensor(each, device=self.device).view(1, 3, 1, 1) for each in values)
-        loss = F.mse_loss(self.network((self._pixels(small) - mean) / std), wanted)
+        pixels = normalize(self._pixels(small), list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
+        loss = F.mse_loss(self.network(pixels), wanted)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -236,10 +207,8 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
     output's metadata tell how it was made, which `teacher_of` repeats.
 
     Args:
-        images: see `Distillation`.
-        output: see `Distillation`.
+        images, output, values: fields of `Distillation`.
         force: start anew, dropping output and unfinished work.
-        values: other fields of `Distillation`.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -252,7 +221,7 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
     record = settings.record(len(pairs.files))
     unfinished = settings.output.with_name(f"{settings.output.name}.part")
     if settings.output.exists() and not force:
-        _check_same(record, teacher_record(settings.output) or {}, settings.output)
+        _check_same(record, networks.teacher_record(settings.output) or {}, settings.output)
         logger.info("%s: distilled already", settings.output)
         return settings.output
     training = TeacherTraining(settings)
@@ -281,7 +250,7 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         raise
     with atomic_path(settings.output) as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in training.network.state_dict().items()}
-        save_file(state, temporary, metadata={RECORD: json.dumps(record)})
+        save_file(state, temporary, metadata={networks.RECORD: json.dumps(record)})
     unfinished.unlink(missing_ok=True)  # a second process may have made the same teacher
     return settings.output
 

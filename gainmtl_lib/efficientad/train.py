@@ -22,36 +22,16 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from gainmtl_lib import runs
 from gainmtl_lib import train as training
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import data as pictures
 from gainmtl_lib.efficientad import model as networks
-from gainmtl_lib.efficientad.data import (
-    DatasetProvider,
-    PenaltyImages,
-    SplitProvider,
-    TrainBatch,
-    TrainingData,
-    as_batch,
-    check_validation,
-    recoloured,
-)
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
 from gainmtl_lib.metrics import MapScale, PixelAuroc
 from gainmtl_lib.progress import counted, every, show_progress
-from gainmtl_lib.runs import (
-    EFFICIENTAD,
-    Run,
-    RunError,
-    StoredRun,
-    claim,
-    finished_folder,
-    load_run,
-    read_checkpoint,
-    save_weights,
-    system_of,
-)
-from gainmtl_lib.train import TrainingDivergedError, inference_autocast
+from gainmtl_lib.runs import EFFICIENTAD, Run, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +50,7 @@ MAP = "anomaly"
 
 
 @dataclass(frozen=True)
-class EfficientADRun(StoredRun[EfficientADSettings]):
+class EfficientADRun(runs.StoredRun[EfficientADSettings]):
     """A finished run of EfficientAD."""
 
     settings_type = EfficientADSettings
@@ -111,13 +91,13 @@ def load_efficientad(folder: str | Path) -> EfficientADRun:
 
 def open_run(folder: str | Path) -> Run | EfficientADRun:
     """Read a finished run of either system."""
-    folder = finished_folder(folder)
-    return EfficientADRun(folder) if system_of(folder) == EFFICIENTAD else load_run(folder)
+    folder = runs.finished_folder(folder)
+    return EfficientADRun(folder) if runs.system_of(folder) == EFFICIENTAD else runs.load_run(folder)
 
 
 def load_checkpoint(path: str | Path) -> tuple[EfficientADModel, EfficientADSettings, str]:
     """Of a checkpoint file the model in evaluation mode, its settings, and where its teacher came from."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = runs.read_checkpoint(path)
     if "teacher" not in checkpoint:
         raise RunError(f"{path}: a checkpoint of a GAIN-MTL strategy, not of EfficientAD; see gainmtl evaluate --help")
     settings = EfficientADSettings(**checkpoint["gainmtl_settings"])
@@ -133,53 +113,52 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientADModel, EfficientADSett
 def fit_efficientad(
     settings: EfficientADSettings,
     *,
-    provider: DatasetProvider | None = None,
+    provider: pictures.DatasetProvider | None = None,
     resume: str | Path | None = None,
     force: bool = False,
 ) -> EfficientADRun:
-    """Train EfficientAD, or return its finished run.
-
-    A finished run with equal settings on equal data is returned as it is. An unfinished one goes on from its last
-    validation.
+    """Train EfficientAD. A finished run with equal settings on equal data is returned as it is, an unfinished one goes
+    on from its last validation.
 
     Args:
         settings: of the run; they decide its folder.
-        provider: of the pictures, in place of the one that the settings describe. On several devices it is sent to
-            other processes, so that its class must lie in a module.
+        provider: of the pictures, in place of the settings'. On several devices its class must lie in a module.
         resume: checkpoint to go on from, in place of the folder's own last one.
         force: start anew, dropping what the folder holds.
 
     Raises:
-        RunError: the folder is in use, or holds a run with other settings or data; with `resume`, the run is finished,
-            `force` was asked for too, or the checkpoint is none or of another training.
+        RunError: the folder is in use, or holds a run with other settings or data; the checkpoint cannot be gone on
+            from, or `force` was asked for too.
         DataError: the data cannot be used.
         ModelError: the teacher cannot be used, or the validation maps give no scale.
         DeviceError: the machine lacks what the settings ask for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
-    with claim(settings, resume=resume, force=force) as folder:
-        data = SplitProvider(settings) if provider is None else provider
-        if training.previous_manifest(folder, digest=data.digest).get("status") == "complete":
+    with runs.claim(settings, resume=resume, force=force) as folder:
+        provider = provider or pictures.SplitProvider(settings)
+        if training.previous_manifest(folder, digest=provider.digest).get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
-            _train(settings, data, folder, resume)
+            _train(settings, provider, folder, resume)
     return EfficientADRun(folder)
 
 
-def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Path, resume: str | Path | None) -> None:
+def _train(
+    settings: EfficientADSettings, provider: pictures.DatasetProvider, folder: Path, resume: str | Path | None
+) -> None:
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
     device = training.checked_device(settings.accelerator, settings.devices)
     precision: Any = training.lightning_precision(settings.precision, device)
     state, teacher = networks.teacher_of(settings)
-    penalty = PenaltyImages(settings)
-    check_validation(provider)
-    data = TrainingData(settings, provider, penalty)
+    penalty = pictures.PenaltyImages(settings)
+    pictures.check_validation(provider)
+    data = pictures.TrainingData(settings, provider, penalty)
     total = data.total_steps
 
     def complete(checkpoint: Mapping[str, Any]) -> bool:
         validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
-        return checkpoint["global_step"] >= total or _exhausted(validated, settings)
+        return checkpoint["global_step"] >= total or exhausted(validated, settings)
 
     checkpoint = training.checkpoint_to_resume(
         folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete
@@ -190,11 +169,11 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         loader = provider.get_train_dataloader()
         batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
-        with inference_autocast(settings.precision, device):
-            model.measure_teacher(as_batch(item, split="train").images for item in batches)
+        with training.inference_autocast(settings.precision, device):
+            model.measure_teacher(pictures.as_batch(item, split="train").images for item in batches)
         model.cpu()
     else:
-        teacher = read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
+        teacher = runs.read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
     manifest = {
         "strategy": EFFICIENTAD,
         "seed": settings.seed,
@@ -207,7 +186,7 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
         "data_digest": provider.digest,
     }
     with training.recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
-        if checkpoint is None or not complete(read_checkpoint(checkpoint)):
+        if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
             trainer = L.Trainer(
@@ -230,8 +209,8 @@ def _train(settings: EfficientADSettings, provider: DatasetProvider, folder: Pat
             )
             training.fit_interruptibly(trainer, module, data, checkpoint)
         # Read from files: other processes may have trained.
-        best, last = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
-        save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
+        best, last = (runs.read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+        runs.save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
         manifest |= {"steps": last["global_step"], "best_step": best["global_step"]}
         manifest |= {f"best_val_{name.removeprefix('image_')}": score for name, score in best["scores"].items()}
 
@@ -250,8 +229,7 @@ class EfficientADTraining(L.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.total_steps, self.teacher = settings, total_steps, teacher
         self.scores: dict[str, float] = {}
-        self._unchecked: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor] = []  # since the last validation, the terms and their sum of each step
         self._seen: list[tuple[LocalMaps, Batch]] = []
 
     def losses(self, images: Tensor, augmented: Tensor, penalty: Tensor) -> dict[str, Tensor]:
@@ -277,47 +255,43 @@ class EfficientADTraining(L.LightningModule):
             show_progress(logging.INFO if self.trainer.is_global_zero else logging.WARNING)
         self._due, self._started, self._first = every(15), time.monotonic(), self.global_step
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: pictures.TrainBatch, batch_idx: int) -> Tensor:
         settings = self.settings
         torch.manual_seed(settings.seed * 1_000_003 + batch.number)
-        augmented = recoloured(batch.images, seed=settings.seed, number=batch.number)
+        augmented = pictures.recoloured(batch.images, seed=settings.seed, number=batch.number)
         terms = self.losses(batch.images, augmented, batch.penalty)
         total = networks.total_loss(terms, settings)
-        self._stop_unless_finite(terms, total)
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(tags | {"train/loss_total": total.detach(), "train/learning_rate": rate}, batch_size=1)
-        self._losses.append(total.detach())
+        self._losses.append(torch.stack([*terms.values(), total]).detach())
+        if len(self._losses) % 10 == 0 or self.trainer.is_last_batch:  # each look waits for the device
+            self._stop_unless_finite()
         if self._due():
             self._say_progress()
         return total
 
+    def _stop_unless_finite(self) -> None:
+        values = torch.stack(self._losses[-10:]).cpu()  # (steps, terms and their sum)
+        broken = ~torch.isfinite(values)
+        for row in broken.any(dim=1).nonzero()[:1].flatten().tolist():
+            names = [name for name, wrong in zip(networks.TERMS, broken[row].tolist()) if wrong]
+            step = self.global_step + 1 - (len(values) - 1 - row)  # the last row is of the step that is under way
+            raise training.TrainingDivergedError(
+                f"the loss became {values[row, -1].item()} in {', '.join(names) or 'the sum'} at step {step}; the last "
+                "checkpoint holds the validation before. Try a lower learning_rate, or precision '32'"
+            )
+
     def _say_progress(self, validation: str = "") -> None:
-        """The loss is the mean since the last validation."""
-        step, loss = self.global_step, torch.stack(self._losses).mean().item()
+        step, loss = self.global_step, torch.stack(self._losses)[:, -1].mean().item()
         speed = max(step - self._first, 1) / (time.monotonic() - self._started)
         left = (self.total_steps - step) / speed / 60
         text = "step %d of %d: loss %.3f; %s%.2f steps/s, about %.0f min left"
         logger.info(text, step, self.total_steps, loss, validation, speed, left)
 
-    def _stop_unless_finite(self, terms: dict[str, Tensor], total: Tensor) -> None:
-        self._unchecked.append(torch.stack([*(terms[name].detach() for name in networks.TERMS), total.detach()]))
-        if len(self._unchecked) < 10 and not self.trainer.is_last_batch:  # each answer waits for the device
-            return
-        values = torch.stack(self._unchecked).cpu()  # (steps, terms and their sum)
-        self._unchecked.clear()
-        broken = ~torch.isfinite(values)
-        for row in broken.any(dim=1).nonzero()[:1].flatten().tolist():
-            names = [name for name, wrong in zip(networks.TERMS, broken[row].tolist()) if wrong]
-            step = self.global_step + 1 - (len(values) - 1 - row)  # the last row is of the step that is under way
-            raise TrainingDivergedError(
-                f"the loss became {values[row, -1].item()} in {', '.join(names) or 'the sum'} at step {step}; the last "
-                "checkpoint holds the validation before. Try a lower learning_rate, or precision '32'"
-            )
-
     def validation_step(self, item: Any, batch_idx: int) -> None:
         """Maps are held until the last is seen, because the scale of all of them comes from the normal ones."""
-        batch = as_batch(item, split="val")
+        batch = pictures.as_batch(item, split="val")
         # In the training's precision, in which the finished model is evaluated too.
         maps = self.model.local_maps(batch.images.contiguous(memory_format=torch.channels_last))
         held = Batch(batch.images[:, :0], *(part.cpu() for part in batch[1:]))
@@ -391,7 +365,7 @@ class StepCheckpoints(Checkpoint):
             for path in self.folder.glob("step_*.ckpt"):
                 if path.name not in kept:
                     path.unlink()
-        if _exhausted(self.validated, self.settings):
+        if exhausted(self.validated, self.settings):
             trainer.should_stop = True
             if trainer.is_global_zero:
                 logger.info("stops at step %d: no better validation since that of %s", step, kept[0])
@@ -405,7 +379,7 @@ class StepCheckpoints(Checkpoint):
             self.validated = state_dict["validated"]
 
 
-def _exhausted(validated: list[list[float]], settings: EfficientADSettings) -> bool:
+def exhausted(validated: list[list[float]], settings: EfficientADSettings) -> bool:
     """Whether `patience` validations brought no better one."""
     after_best = len(validated) - 1 - validated.index(max(validated)) if validated else 0
     return settings.early_stopping and after_best >= settings.patience
