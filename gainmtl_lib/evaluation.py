@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,7 +25,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
 from gainmtl_lib.readers import DataError, data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import PLACES, Settings
 from gainmtl_lib.train import EVALUATED, checked_device, data_differences
 
 logger = logging.getLogger(__name__)
@@ -71,8 +70,7 @@ def evaluate(
             EfficientAD run that learnt from the test pictures, or another process that writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    asker = run_or_model.settings if isinstance(run_or_model, Run) else run_or_model
-    source = MaskSource.of(asker, mask_source, external_mask_dir, efficientad_run)
+    source = MaskSource.of(run_or_model, mask_source, external_mask_dir, efficientad_run)
     kept = run if run is not None and threshold is None and _as_trained(run, source, data) else None
     if kept is not None and reuse and kept.is_evaluated:
         logger.info("reusing the evaluation in %s", kept.folder)
@@ -99,12 +97,11 @@ def evaluate(
 
 
 def _as_trained(run: Run, source: MaskSource, data: GainDataModule | None) -> bool:
-    own = MaskSource.of(run.settings)
+    own = MaskSource.of(run)
     if (source.name, source.place) != (own.name, own.place):
         return False
-    if data is None or data_differences(data, run.settings, EVALUATED):
-        return data is None
-    return data.digest == run.manifest["data_digest"]
+    same_pictures = data is None or not data_differences(data, run.settings, EVALUATED)
+    return same_pictures and (data is None or data.digest == run.manifest["data_digest"])
 
 
 def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainDataModule:
@@ -130,7 +127,7 @@ def samples_as_trained(run: Run) -> pd.DataFrame:
 # --- Where the mask of S6's attention comes from
 
 
-# Every source, and whose mask a picture is given; then those from somewhere: the parameter that says where, and what.
+# Every source, and whose mask a picture is given; for those from somewhere see `PLACES`.
 SOURCES = {
     "localization": "the model's own",
     "efficientad": "EfficientAD's anomaly map",
@@ -138,10 +135,6 @@ SOURCES = {
     "none": "no mask",
     "other": "another picture's",
     "oracle": "its own annotation",
-}
-PLACES = {
-    "external": ("external_mask_dir", "the folder with one mask per image"),
-    "efficientad": ("efficientad_run", "the folder of a finished EfficientAD run"),
 }
 
 
@@ -161,13 +154,14 @@ class MaskSource:
     @classmethod
     def of(
         cls,
-        model_or_settings: GAINMTLModel | Settings,
+        asker: Run | Settings | GAINMTLModel,
         name: str | None = None,
         folder: Path | None = None,
         efficientad_run: Path | None = None,
     ) -> MaskSource:
-        """The source of a model, or of a run's settings, which know its place; what is given goes before their own."""
-        strategy, own = model_or_settings.strategy, model_or_settings.mask_source
+        """The source of a model, or of a run, whose settings know its place; what is given goes before their own."""
+        owner = asker.settings if isinstance(asker, Run) else asker
+        strategy, own = owner.strategy, owner.mask_source
         if name is not None and strategy != "S6":
             raise RunError(f"mask_source is for strategy S6; this model is {strategy}, whose attention takes no mask")
         source = (name or own) if strategy == "S6" else None
@@ -184,15 +178,14 @@ class MaskSource:
         if source not in PLACES:
             return cls(source)
         parameter, what = PLACES[source]
-        place = given[source] or getattr(model_or_settings, parameter, None)
+        place = given[source] or getattr(owner, parameter, None)
         if place is None:
             raise RunError(f"mask_source '{source}' needs {parameter}, {what}")
         return cls(source, place)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What must stand beside every result: ``mask_source``, ``label_leaks``, and of `efficientad` the run that the
-        masks are from and its ``teacher``."""
+        """What must stand beside every result; of `efficientad` also the run of the masks, and its teacher."""
         told = {"mask_source": self.name, "label_leaks": self.leaks}
         if self._outside is not None:
             told |= {"efficientad_run": str(self.place), "teacher": self._outside.run.teacher}
@@ -209,7 +202,7 @@ class MaskSource:
             model.mask_source = own
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor | None:
-        """What to give as ``attention_masks``, (B, 1, H, W) in [0, 1]; None where the model finds its own or none."""
+        """The model's ``attention_masks``, (B, 1, H, W) in [0, 1]; None where it finds its own or none."""
         if self.leaks:
             return batch.masks
         if self.name == "other":
@@ -226,8 +219,7 @@ class MaskSource:
 def other_masks(data: GainDataModule, batch: Batch) -> Tensor:
     """For each picture, normal or defective, the mask of an annotated defect of another part, of the same split.
 
-    Which one is drawn from the row, whatever stands beside the picture in a batch: presence and look of a mask
-    tell nothing of the label then, and runs of all seeds are given the same. -> (B, 1, H, W), 0 or 1.
+    It is drawn from the row alone, so that it tells nothing of the label and is the same for runs of all seeds.
     """
     samples, masks = data.samples, []
     for row in batch.index.tolist():
@@ -257,15 +249,14 @@ def mask_source_table(
         One row per source and test split: ``source``, ``mask``, ``split``, ``threshold``, the scores, ``label_leaks``
         and ``teacher`` (of `efficientad`, else None).
     """
-    scores = ("accuracy", "recall", "auroc", "cam_iou", "grid_iou")
     data, rows = data or evaluated_data(run), []
     for name in sources:
         of_others: dict[str, Any] = {place: None for other, (place, _) in PLACES.items() if other != name}
         _, summary = evaluate(run, data=data, mask_source=name, **options | of_others)
-        told = {"label_leaks": summary["label_leaks"], "teacher": summary.get("teacher")}
         for split in (split for split in TEST_SPLITS if split in summary):
-            of = {"source": name, "mask": SOURCES[name], "split": split, "threshold": summary["threshold"]}
-            rows.append(of | {score: summary[split].get(score) for score in scores} | told)
+            row = {"source": name, "mask": SOURCES[name], "split": split, "threshold": summary["threshold"]}
+            row |= {score: summary[split][score] for score in ("accuracy", "recall", "auroc", "cam_iou", "grid_iou")}
+            rows.append(row | {"label_leaks": summary["label_leaks"], "teacher": summary.get("teacher")})
     return pd.DataFrame(rows)
 
 
@@ -349,8 +340,7 @@ def defect_probability(logits: Tensor) -> Tensor:
 
 
 def output_maps(output: GainOutput) -> dict[str, np.ndarray]:
-    """The maps as a run keeps them, float16: ``cam`` (B, h, w), from S3 on ``attention`` (B, h, w), from S4 on
-    ``localization`` (B, H / 4, W / 4)."""
+    """What a run keeps, float16: ``cam`` and ``attention`` (B, h, w), ``localization`` (B, H / 4, W / 4)."""
     maps = {"cam": output.cam, "attention": output.effective_attention}
     if output.localization_map is not None:
         maps["localization"] = torch.nn.functional.avg_pool2d(output.localization_map, 4)
@@ -366,15 +356,15 @@ def _summary(parts: dict[str, tuple[Any, Any, Any]], threshold: float | None) ->
     if "val" in parts:
         table, maps, _ = parts["val"]
         labels = table["label"].to_numpy()
-        scales = {name: metrics.fit_scale(values, labels) for name, values in maps.items()}
+        fitted = {name: metrics.fit_scale(values, labels) for name, values in maps.items()}
+        scales = {name: asdict(scale) for name, scale in fitted.items() if scale is not None}
         if threshold is None:
             threshold = metrics.choose_threshold(labels, table["probability"].to_numpy())
             origin = "validation, highest F1"
     elif threshold is None:
         threshold, origin = 0.5, "default, no validation split"
     tables = {split: add_verdicts(table, threshold) for split, (table, _, _) in parts.items()}
-    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin}
-    summary["map_scales"] = {name: asdict(scale) for name, scale in scales.items() if scale is not None}
+    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin, "map_scales": scales}
     summary |= {split: summarise(tables[split]) | pooled for split, (_, _, pooled) in parts.items()}
     return pd.concat(tables.values(), ignore_index=True), summary
 
@@ -460,13 +450,9 @@ AGAIN = "evaluate again: gainmtl evaluate {} --force"
 def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], maps: list[dict[str, np.ndarray]]) -> None:
     # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
     (run.folder / "metrics.json").unlink(missing_ok=True)
-    root = run.settings.data_root
-
-    def place(path: str | None) -> str | None:
-        return Path(path).relative_to(root).as_posix() if path and Path(path).is_relative_to(root) else path
-
+    root = f"{run.settings.data_root.as_posix()}/"
+    places = {column: table[column].str.removeprefix(root) for column in ("image", "mask")}
     with atomic_path(run.folder / "predictions.csv") as path:
-        places = {column: table[column].map(place) for column in ("image", "mask")}
         table.assign(**places).to_csv(path, index=False, float_format="%.6g")
     for name in maps[0]:
         with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
@@ -475,10 +461,7 @@ def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], maps: list[di
 
 
 def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The predictions and summary of a finished run of either system, with a test split where one is needed.
-
-    `RunError`: the run is not evaluated, or its files are damaged or do not belong together.
-    """
+    """The predictions and summary of a run of either system; `RunError`: not evaluated, damaged, or without a test."""
     if not run.is_evaluated:
         raise RunError(f"{run.folder}: the run is trained but not evaluated; first: gainmtl evaluate {run.folder}")
     again, path = AGAIN.format(run.folder), run.folder / "predictions.csv"
@@ -490,21 +473,11 @@ def stored_tables(run: AnyRun, *, need_test: bool = True) -> tuple[pd.DataFrame,
         raise RunError(f"{path}: lacks {', '.join(missing)}; {again}")
     if need_test and not table["split"].isin(TEST_SPLITS).any():
         raise RunError(f"{path}: holds no test picture; {again}")
-    counts = table.value_counts(["split", "verdict"])
-    for split, name in product(SPLITS, ("TP", "FP", "FN", "TN")):
-        if (run.main_map, split) == ("anomaly", "val") and name in ("TP", "FN"):
-            continue  # EfficientAD's validation defects are synthesised: counted, and on no disk
-        counted, stored = int(counts.get((split, name), 0)), summary.get(split, {}).get(name, 0)
-        if counted != stored:
-            raise RunError(
-                f"{run.folder}: predictions.csv and metrics.json do not belong together "
-                f"({split}: {counted} {name} and {stored}); {again}"
-            )
     return table, summary
 
 
 def stored_maps(run: AnyRun, count: int) -> dict[str, NDArray]:
-    """All maps of an evaluated run by name, (N, h, w) each, opened and not read; `RunError` where N is not `count`."""
+    """All maps of an evaluated run by name, opened and not read; `RunError` unless they are (`count`, h, w)."""
     again = AGAIN.format(run.folder)
     try:
         maps = run.maps
@@ -518,7 +491,7 @@ def stored_maps(run: AnyRun, count: int) -> dict[str, NDArray]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, by which what was measured of it tells what it belongs to; empty where there is none."""
+    """SHA-256 of a file, by which what was measured tells what of; empty where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 

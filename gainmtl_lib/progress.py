@@ -30,11 +30,7 @@ def show_progress(level: int = logging.INFO) -> None:
 
 
 def every(seconds: float) -> Callable[[], bool]:
-    """A question to ask inside a loop: whether it is time for another log line.
-
-    Args:
-        seconds: that pass from here, and from each yes, to the next yes.
-    """
+    """A question to ask inside a loop: have so many seconds passed, since now or since the last yes?"""
     last = time.monotonic()
 
     def due() -> bool:
@@ -48,15 +44,7 @@ def every(seconds: float) -> Callable[[], bool]:
 
 
 def counted(items: Iterable[T], total: int, what: str, *, log: logging.Logger, seconds: float = 5.0) -> Iterator[T]:
-    """The same items, with a log line every few seconds: ``what: 120 of 700``.
-
-    Args:
-        items: passed on one by one.
-        total: how many there are.
-        what: what is done to them, in words.
-        log: of the module that does it.
-        seconds: between two lines; work that is done before says nothing.
-    """
+    """The same items, with a log line every few seconds, ``what: 120 of 700``; short work says nothing."""
     due = every(seconds)
     for done, item in enumerate(items, start=1):
         yield item

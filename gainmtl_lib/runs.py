@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Weights as safetensors, atomically."""
+    """As safetensors, atomically."""
     with atomic_path(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
@@ -111,6 +111,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 EFFICIENTAD = "efficientad"
 """Stands in a manifest where runs of GAIN-MTL have their strategy."""
+OF_EFFICIENTAD = "of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
@@ -130,7 +131,7 @@ class StoredRun(Generic[AnySettings]):
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Versions, device, data digest, split sizes, provider, pretrained weights, duration, status."""
+        """What training recorded: versions, device, data digest, split sizes, duration, status and more."""
         return read_json(self.folder / "manifest.json")
 
     @property
@@ -141,26 +142,21 @@ class StoredRun(Generic[AnySettings]):
     @property
     def predictions(self) -> pd.DataFrame:
         """One row per image of the evaluated splits."""
-        return pd.read_csv(
-            self._evaluated("predictions.csv"),
-            dtype={"defect_type": str, "group": str},
-            keep_default_na=False,  # a defect type may be named NA
-            na_values=[""],
-        )
+        path, text = self._evaluated("predictions.csv"), {"defect_type": str, "group": str}
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # a defect type may be named NA
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """Those there are of ``cam``, ``attention``, ``localization`` and ``anomaly``, (N, h, w) each, not read yet; in
-        the order of `predictions`."""
+        """Those there are of cam, attention, localization and anomaly, (N, h, w) as `predictions`, not read yet."""
         folder = self._evaluated("maps")
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """What training logged, if it did: ``tag``, ``step``, ``value``. Steps that a resume repeated appear once."""
-        elsewhere = self.settings.tensorboard_dir is not None
-        folder = self.settings.tensorboard_folder if elsewhere else self.folder / "tensorboard"
-        if not self.settings.use_tensorboard or not any(folder.glob("events.out.*")):
+        settings = self.settings
+        folder = settings.tensorboard_folder if settings.tensorboard_dir else self.folder / "tensorboard"
+        if not settings.use_tensorboard or not any(folder.glob("events.out.*")):
             raise RunError(f"{folder}: no TensorBoard log of this run; train with use_tensorboard: true")
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         rows = [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
@@ -211,7 +207,7 @@ def load_run(folder: str | Path) -> Run:
     """Read a finished run of a strategy; RunError where there is none, or one that is not finished or EfficientAD's."""
     folder = finished_folder(folder)
     if system_of(folder) == EFFICIENTAD:
-        raise RunError(f"{folder}: a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help")
+        raise RunError(f"{folder}: a run {OF_EFFICIENTAD}")
     return Run(folder)
 
 
@@ -219,9 +215,7 @@ def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
     """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
     checkpoint = read_checkpoint(path)
     if "teacher" in checkpoint:
-        raise RunError(
-            f"{path}: a checkpoint of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
-        )
+        raise RunError(f"{path}: a checkpoint {OF_EFFICIENTAD}")
     settings, prefix = Settings(**checkpoint["gainmtl_settings"]), "model."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     return _filled(settings, weights), settings
@@ -247,7 +241,7 @@ def run_status(folder: Path) -> str:
 
 
 def system_of(folder: Path) -> str:
-    """``efficientad``, or the strategy, of the run in a folder."""
+    """``efficientad``, or the strategy."""
     return str(read_json(folder / "manifest.json").get("strategy", ""))
 
 
@@ -275,13 +269,8 @@ def hold(folder: Path) -> Iterator[None]:
 def claim(settings: RunSettings, *, resume: str | Path | None = None, force: bool = False) -> Iterator[Path]:
     """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
 
-    A start that reached no checkpoint leaves nothing behind, so that a mistake in the settings, the data or
-    the surroundings can be corrected: there is nothing to go on from.
-
-    Args:
-        settings: decide the folder.
-        resume: a checkpoint that training is to go on from.
-        force: start anew, dropping what is there, and the run's event files where they lie elsewhere.
+    A start that reached no checkpoint leaves nothing behind, so that a mistake can be corrected: there is nothing to go
+    on from. With `force` what is there is dropped, and the run's event files where they lie elsewhere.
     """
     folder = settings.run_dir
     if resume is not None and force:
@@ -338,7 +327,6 @@ def _forget_vain_start(settings: RunSettings) -> None:
 
 
 COLUMNS = {name: METRICS[name] for name in COMPARED}
-"""Metrics of a comparison, and how its columns are headed."""
 ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
 
@@ -365,26 +353,22 @@ def collect_runs(experiment: str | Path) -> list[Run]:
 def compare(runs: list[Run]) -> pd.DataFrame:
     """One row per run and split: ``strategy`` (see `row_name`), ``seed``, ``split`` and the metrics of `COLUMNS`.
 
-    Raises:
-        RunError: runs of one seed were trained on different data, so that their numbers cannot be compared.
-            (Between seeds the split may differ, where the data has none of its own and `split_seed` is null.)
+    `RunError`: runs of one seed were trained on different data. Between seeds the split may differ, where the data has
+    none of its own and `split_seed` is null.
     """
     for seed in sorted({run.settings.seed for run in runs}):
-        folders = {run.folder: run.manifest["data_digest"] for run in runs if run.settings.seed == seed}
+        folders = {str(run.folder): run.manifest["data_digest"] for run in runs if run.settings.seed == seed}
         if (count := len(set(folders.values()))) > 1:
-            raise RunError(
-                f"the runs of seed {seed} were trained on {count} different datasets or splits and cannot be compared: "
-                + ", ".join(map(str, folders))
-            )
+            apart = f"the runs of seed {seed} were trained on {count} different datasets or splits"
+            raise RunError(f"{apart} and cannot be compared: {', '.join(folders)}")
     rows = []
     for run in runs:
         metrics, name = run.metrics, row_name(run.settings)
         name += ORACLE_MARK if metrics.get("label_leaks") else ""
         name += " (masks of a random teacher)" if str(metrics.get("teacher", "")).startswith("random") else ""
         for split in [split for split in ("test", "test_shift") if split in metrics]:
-            values = {column: metrics[split].get(column) for column in COLUMNS}
-            rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | values)
-    return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float))
+            rows.append({"strategy": name, "seed": run.settings.seed, "split": split} | metrics[split])
+    return pd.DataFrame(rows, columns=["strategy", "seed", "split", *COLUMNS]).astype(dict.fromkeys(COLUMNS, float))
 
 
 def by_strategy(comparison: pd.DataFrame) -> pd.DataFrame:

@@ -48,8 +48,7 @@ class ParameterRecord(BaseModel):
     @classmethod
     def from_yaml(cls, *paths: str | Path, **overrides: Any) -> Self:
         """Compose parameter files, later ones win, then overrides. A `SettingsError` names the file it is about."""
-        origin: dict[str, str] = {}
-        values: dict[str, Any] = {}
+        origin, values = {}, {}
         for path in paths:
             content = read_parameters(path)
             origin |= dict.fromkeys(content, f"{path}: ")
@@ -180,7 +179,7 @@ class RunSettings(ParameterRecord):
     @property
     def run_name(self) -> str:
         """The folder between experiment and seed."""
-        raise AttributeError(f"{type(self).__name__} names no run")
+        raise NotImplementedError
 
     @property
     def seed_of_split(self) -> int:
@@ -200,10 +199,9 @@ class RunSettings(ParameterRecord):
     @property
     def tensorboard_folder(self) -> Path:
         """Where the run's event files go: its own folder, or the same path below `tensorboard_dir`."""
-        own = self.run_dir / "tensorboard"
-        return (
-            own if self.tensorboard_dir is None else self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
-        )
+        if self.tensorboard_dir is None:
+            return self.run_dir / "tensorboard"
+        return self.tensorboard_dir / self.run_dir.relative_to(self.outputs_dir)
 
 
 # --- GAIN-MTL: the strategies and every parameter
@@ -233,6 +231,12 @@ PART_OF_TERM = {
     "cf": ("counterfactual", "S5"),
 }
 """Which part of the model a loss term needs, and the first strategy that has it."""
+
+PLACES = {
+    "external": ("external_mask_dir", "the folder with one mask per image"),
+    "efficientad": ("efficientad_run", "the folder of a finished EfficientAD run"),
+}
+"""For S6's mask sources that come from somewhere the parameter that says where, and what is there."""
 
 
 class Settings(RunSettings):
@@ -328,13 +332,10 @@ class Settings(RunSettings):
             ),
             f"image_size must be multiples of 32 (the coarsest stride), got {size}": not any(s % 32 for s in size),
             f"own_mask_prob + other_mask_prob must not exceed 1, got {masks[0]:g} + {masks[1]:g}": sum(masks) <= 1,
-            "mask_source 'external' needs external_mask_dir, the folder with one mask per image": (
-                self.mask_source != "external" or self.external_mask_dir is not None
-            ),
-            "mask_source 'efficientad' needs efficientad_run, the folder of a finished EfficientAD run": (
-                self.mask_source != "efficientad" or self.efficientad_run is not None
-            ),
         }
+        for source, (place, what) in PLACES.items():
+            given = self.mask_source != source or getattr(self, place) is not None
+            checks[f"mask_source '{source}' needs {place}, {what}"] = given
         for term, (part, first) in PART_OF_TERM.items():
             weight, lack = getattr(self, f"lambda_{term}"), f"strategy {self.strategy} has no {part} ({first} adds it)"
             checks[f"lambda_{term} is {weight:g}, but {lack}; set it to 0"] = not weight or self.strategy >= first
@@ -362,9 +363,9 @@ class _OneOfEachName(yaml.SafeLoader):
     """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: set[str] = set()
+        names = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in names:
+            if key.value in names:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
             names.add(str(key.value))
         return super().construct_mapping(node, deep=deep)

@@ -32,7 +32,7 @@ from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import CamIoU
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
 from gainmtl_lib.progress import every
-from gainmtl_lib.runs import Run, RunError, read_json, write_json
+from gainmtl_lib.runs import Run, RunError
 from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, UserError, repository_root
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ def lightning_precision(name: str, device: torch.device) -> str:
 
 def inference_autocast(name: str, device: torch.device) -> torch.autocast:
     """The precision of a training, see `lightning_precision`, for computing without; fp16 becomes bf16 on the CPU."""
-    if name == "16" and device.type == "cpu":
-        name = "bf16"
+    name = "bf16" if name == "16" and device.type == "cpu" else name
     half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(lightning_precision(name, device))
     return torch.autocast(device.type, half or torch.float32, enabled=half is not None)
 
@@ -88,12 +87,12 @@ class MaskMixer:
     Defects with an annotation get their own mask with `own_mask_prob`, another's with `other_mask_prob`, none
     otherwise. All other images get another's with the sum of both. Where the bank holds no other, an annotated defect
     gets its own instead, so that masks stay as frequent there as elsewhere. With an empty bank nobody gets one.
+    Masks from the bank are mirrored and turned as the images' own have been.
 
     Args:
         masks: (index of the sample, its mask (1, H, W) in [0, 1]) of each annotated training defect, not augmented;
             with index None masks that no sample has as it is stored, such as those of pasted defects.
-        settings: of the run: besides the probabilities the grid (h, w) of the attention, and the flips and turns that
-            masks from the bank go through as the images' own have done.
+        settings: of the run.
     """
 
     def __init__(self, masks: Iterable[tuple[int | None, Tensor]], settings: Settings) -> None:
@@ -107,10 +106,7 @@ class MaskMixer:
         self.bank = torch.stack([*(mask for _, mask in pairs), torch.zeros(1, *self.grid)])  # the last one is none
 
     def draw(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """For the images of an augmented batch masks (B, 1, h, w) in [0, 1], and which are given one, bool (B,).
-
-        Random numbers are of the CPU `generator`, else of the global one.
-        """
+        """For the images of an augmented batch masks (B, 1, h, w) in [0, 1], and which are given one, bool (B,)."""
         chance, pick = torch.rand(2, len(batch.index), generator=generator)
         place = torch.tensor([self.place.get(index, self.size) for index in batch.index.tolist()])
         others = self.size - (place < self.size).long()  # how many masks are not the image's own, (B,)
@@ -127,9 +123,9 @@ class MaskMixer:
         return masks + turned.to(device) * other[:, None, None, None], own | other
 
     def _augmented(self, masks: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Each mask mirrored and turned on its own draw; an oblong grid is turned by 180° only."""
+        """As by albumentations: RandomRotate90 makes 0 to 3 quarter turns; an oblong grid is turned by 180° only."""
         hflip, vflip, rotate = torch.rand(3, len(masks), generator=generator) < self.turn_probs
-        square = self.grid[0] == self.grid[1]  # RandomRotate90: 0 to 3 quarter turns
+        square = self.grid[0] == self.grid[1]
         turns = rotate * (torch.randint(4, (len(masks),), generator=generator) if square else 2)
         masks = torch.where(hflip[:, None, None, None], masks.flip(3), masks)
         masks = torch.where(vflip[:, None, None, None], masks.flip(2), masks)
@@ -185,26 +181,25 @@ class GainTraining(L.LightningModule):
                 f"{self.current_epoch + 1}, step {self.global_step}; the last checkpoint holds the epoch before. "
                 "Try a lower learning_rate, or precision '32'"
             )
-        tags = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
-        tags["train/learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-        tags["train/stage"] = torch.tensor(float(self.schedule.stage(self.progress)))
+        tags: dict[str, Any] = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
+        tags["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        tags["train/stage"] = float(self.schedule.stage(self.progress))
         self.log_dict(tags, on_step=True, on_epoch=False, batch_size=1)
         self.log("compare/total_train", total.detach(), on_step=False, on_epoch=True, batch_size=1)
         return total
 
-    def output(self, batch: Batch, weights: dict[str, float], *, mix: bool = True) -> GainOutput:
-        """What the model says, for the losses that weigh something; with masks from the mixer where there is one."""
+    def output(self, batch: Batch, weights: dict[str, float]) -> GainOutput:
+        """What the model says, for the losses that weigh something; in training with masks from S6's mixer."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
         mixed: dict[str, Any] = {}
-        if mix and self.mixer is not None:
-            given, has_mask = self.mixer.draw(batch)
-            alpha = mask_blend_alpha(self.progress)
-            mixed = {"attention_masks": given, "has_attention_mask": has_mask, "attention_alpha": alpha}
+        if self.training and self.mixer is not None:
+            mixed["attention_masks"], mixed["has_attention_mask"] = self.mixer.draw(batch)
+            mixed["attention_alpha"] = mask_blend_alpha(self.progress)
         return self.model(images, batch.masks if weights["cf"] > 0 else None, **mixed)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         weights = self.schedule.weights(min(self.progress, 1 - 1e-9))
-        output = self.output(batch, weights, mix=False)
+        output = self.output(batch, weights)
         losses = self.loss(output, batch, weights)
         prob = output.logits.float().softmax(dim=1)[:, 1]
         self.accuracy.update(prob, batch.labels)
@@ -279,7 +274,7 @@ class EpochLog(Callback):
     """One line per epoch, and one every few seconds inside a long one."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_started, self._due = time.monotonic(), every(15.0)
+        self._began, self._due = time.monotonic(), every(15.0)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self._due():
@@ -287,16 +282,11 @@ class EpochLog(Callback):
             logger.info("epoch %d: step %d of %s", trainer.current_epoch + 1, done, trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch, epochs, now = trainer.current_epoch + 1, trainer.max_epochs or 1, time.monotonic()
+        epoch, epochs, seconds = trainer.current_epoch + 1, trainer.max_epochs or 1, time.monotonic() - self._began
         tags = ("train/stage", "compare/total_train", *JUDGED)
-        seconds = now - self._epoch_started
-        logger.info(
-            "epoch %d of %d: stage %.0f, loss %.3f, validation AP %.3f, CAM-IoU %.3f; %.0f s, about %.0f s left",
-            *(epoch, epochs),
-            *(trainer.callback_metrics.get(tag, math.nan) for tag in tags),
-            seconds,
-            seconds * (epochs - epoch),
-        )
+        scores = (trainer.callback_metrics.get(tag, math.nan) for tag in tags)
+        text = "epoch %d of %d: stage %.0f, loss %.3f, validation AP %.3f, CAM-IoU %.3f; %.0f s, about %.0f s left"
+        logger.info(text, epoch, epochs, *scores, seconds, seconds * (epochs - epoch))
 
 
 # --- What the training of either system shares: going on from before, and the record of it
@@ -309,9 +299,9 @@ RECORDED_PACKAGES = (
 
 
 def previous_manifest(folder: Path, *, digest: str) -> dict[str, Any]:
-    """What an earlier start of the run recorded, empty for the first; RunError if its data was another."""
+    """What an earlier start of the run recorded, empty for the first; `RunError` if its data was another."""
     path = folder / "manifest.json"
-    manifest = read_json(path) if path.is_file() else {}
+    manifest = runs.read_json(path) if path.is_file() else {}
     before = manifest.get("data_digest", digest)
     if before != digest:
         raise RunError(
@@ -332,11 +322,9 @@ def checkpoint_to_resume(
 ) -> Path | None:
     """The checkpoint that a training goes on from, the folder's own last one or `resume`; None starts at the beginning.
 
-    `architecture` and `plan` name the settings that decide which weights a model has, and how each step is made.
-    `complete` says whether a checkpoint leaves nothing to train.
-
-    Raises:
-        RunError: it is no checkpoint, holds no optimiser state, is of another model or plan, or all is trained.
+    `architecture` and `plan` name the settings that decide which weights a model has, and how each step is made,
+    `complete` whether a checkpoint leaves nothing to train. `RunError`: it is none to go on from, or of another model
+    or plan.
     """
     own = folder / "checkpoints"
     path = own / "last.ckpt" if resume is None else Path(resume)
@@ -364,9 +352,9 @@ def checkpoint_to_resume(
 def recorded(
     folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: Precision
 ) -> Iterator[dict[str, Any]]:
-    """Keep the manifest, with what the block adds, beside a training: complete once it ends without an error."""
+    """Keep the manifest, with what the block adds: complete once the block ends without an error."""
     path, started = folder / "manifest.json", time.monotonic()
-    before = read_json(path).get("duration_s", 0) if path.is_file() else 0
+    before = runs.read_json(path).get("duration_s", 0) if path.is_file() else 0
     manifest |= {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -375,17 +363,17 @@ def recorded(
         "duration_s": before,
         "status": "running",
     }
-    write_json(path, manifest)
+    runs.write_json(path, manifest)
     try:
         yield manifest
         manifest["status"] = "complete"
     finally:
         manifest["duration_s"] = round(before + time.monotonic() - started, 1)
-        write_json(path, manifest)
+        runs.write_json(path, manifest)
 
 
 def event_loggers(settings: RunSettings) -> list[Logger]:
-    """TensorBoard's and W&B's, as far as the settings ask for them."""
+    """TensorBoard's and W&B's, as far as they are asked for."""
     loggers: list[Logger] = []
     if settings.use_tensorboard:
         where = settings.tensorboard_folder
@@ -393,8 +381,8 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
     if isinstance(settings, Settings) and settings.use_wandb:
         name = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}"
         try:
-            folder, project = settings.run_dir, settings.wandb_project
-            loggers.append(WandbLogger(name=name, project=project, save_dir=folder, config=settings.plain()))
+            project, config = settings.wandb_project, settings.plain()
+            loggers.append(WandbLogger(name=name, project=project, save_dir=settings.run_dir, config=config))
         except ModuleNotFoundError:
             raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
     return loggers

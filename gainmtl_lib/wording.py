@@ -73,15 +73,13 @@ def number(value: Any, digits: int = 3) -> str:
         return NOTHING
     if isinstance(value, int):
         return str(value)
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace(
-        "-", "\u2212"
-    )  # adding 0 leaves no sign on what rounds to 0
+    rounded = round(value, digits) + 0.0  # adding 0 leaves no sign on what rounds to 0
+    return f"{rounded:.{digits}f}".replace("-", "\u2212")
 
 
-def signed(value: Any, digits: int = 3) -> str:
+def signed(value: Any) -> str:
     """``+0.021`` or ``−0.021``; without a sign where it rounds to zero."""
-    written = number(value, digits)
-    return f"+{written}" if value is not None and round(value, digits) > 0 else written
+    return f"+{number(value)}" if value is not None and round(value, 3) > 0 else number(value)
 
 
 def percent(value: float | None) -> str:

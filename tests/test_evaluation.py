@@ -26,17 +26,7 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask, check_unseen
 from gainmtl_lib.efficientad.model import AnomalyOutput
-from gainmtl_lib.evaluation import (
-    SOURCES,
-    MaskSource,
-    add_verdicts,
-    error_analysis,
-    evaluate,
-    mask_source_table,
-    other_masks,
-    stored_maps,
-    stored_tables,
-)
+from gainmtl_lib.evaluation import MaskSource, add_verdicts, evaluate, mask_source_table, stored_maps, stored_tables
 from gainmtl_lib.model import MASK_SOURCES, build_model
 from gainmtl_lib.readers import DataError, read_samples
 from gainmtl_lib.runs import Run, RunError, load_run
@@ -53,21 +43,27 @@ def evaluated(run):
     return evaluate(run)
 
 
-def test_one_row_per_image_of_every_split(run, evaluated):
+@pytest.fixture(scope="module")
+def anomaly_run(run, tmp_path_factory):
+    data = {name: getattr(run.settings, name) for name in ("data_root", "num_samples", "image_size")}
+    return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("anomalies"), **data))
+
+
+def command(*arguments):
+    result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only(run, evaluated):
     table, summary = evaluated
     assert table["split"].value_counts().to_dict() == {"val": 4, "test": 6, "test_shift": 6}
     assert not table["image"].duplicated().any()
-    splits = {"val", "test", "test_shift"}
-    assert set(summary) == splits | {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
-    assert set(summary["map_scales"]) == {"cam", "attention", "localization"}
+    told = {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
+    assert set(summary) == {"val", "test", "test_shift"} | told
     assert summary["mask_source"] == "localization" and summary["label_leaks"] is False
-    maps = run.maps
-    assert maps["cam"].shape == (16, 4, 4) and maps["attention"].shape == (16, 4, 4)
-    assert maps["localization"].shape == (16, 16, 16)
-
-
-def test_scores_exist_for_annotated_defects_only_and_two_are_pooled_too(evaluated):
-    table, summary = evaluated
+    shapes = {name: maps.shape for name, maps in run.maps.items()}
+    assert shapes == {"cam": (16, 4, 4), "attention": (16, 4, 4), "localization": (16, 16, 16)}
+    assert summary["map_scales"].keys() == shapes.keys()
     columns = ["cam_iou", "grid_iou", "point_game", "energy_inside", "attention_iou", "loc_iou", "cf_probability"]
     rows = table[table["label"] == 1]
     assert rows[columns].notna().all().all() and table.loc[table["label"] == 0, columns].isna().all().all()
@@ -81,15 +77,12 @@ def test_scores_exist_for_annotated_defects_only_and_two_are_pooled_too(evaluate
     assert not np.allclose(placed["cf_probability"], placed["cf_control_probability"])
 
 
-def test_a_second_call_reads_what_the_first_stored_and_anew_gives_the_same(run, evaluated):
-    for table, summary in (evaluate(load_run(run.folder)), evaluate(run, reuse=False)):
+def test_a_second_call_reads_what_the_first_stored_and_anew_gives_the_same_with_the_runs_own_data_too(run, evaluated):
+    own = build_data(run.settings)
+    again = evaluate(load_run(run.folder)), evaluate(run, data=own), evaluate(run, data=own, reuse=False)
+    for table, summary in again:
         pd.testing.assert_frame_equal(table, evaluated[0])
         assert summary == evaluated[1]
-
-
-def test_the_runs_own_data_counts_as_the_data_it_was_trained_on(run, evaluated):
-    own = build_data(run.settings)
-    assert evaluate(run, data=own)[1] == evaluated[1] == evaluate(run, data=own, reuse=False)[1] == run.metrics
     samples = own.samples.drop(index=own.samples.index[own.samples["split"] == "test"][:1])
     _, other = evaluate(run, data=build_data(run.settings, samples))
     assert other["test"]["images"] == 5 and run.metrics == evaluated[1]
@@ -109,46 +102,33 @@ def test_a_model_is_evaluated_on_the_data_it_is_given_and_a_run_where_it_was_tra
     assert asked == ["auto", "cpu", "cuda:1"]
 
 
-def table_by_hand():
-    nan = float("nan")
-    return pd.DataFrame(
-        [
-            # image, label, probability, cam_iou, point_game, energy, cf, control
-            ("found", 1, 0.9, 0.6, 1.0, 0.8, 0.1, 0.8),
-            ("lucky", 1, 0.8, 0.05, 0.0, 0.1, 0.7, 0.9),
-            ("missed", 1, 0.2, 0.4, 1.0, 0.5, 0.1, 0.2),
-            ("no_mask", 1, 0.7, nan, nan, nan, nan, nan),
-            ("alarm", 0, 0.6, nan, nan, nan, nan, nan),
-            ("calm", 0, 0.1, nan, nan, nan, nan, nan),
-        ],
-        columns=["image", "label", "probability", "cam_iou", "point_game", "energy_inside", "cf_probability",
-                 "cf_control_probability"],
-    ).assign(split="test")  # fmt: skip
-
-
-def test_verdicts_flips_and_wrong_reasons_by_hand():
-    table = add_verdicts(table_by_hand(), 0.5).set_index("image")
-    assert table["verdict"].to_dict() == {
-        "found": "TP", "lucky": "TP", "missed": "FN", "no_mask": "TP", "alarm": "FP", "calm": "TN"
-    }  # fmt: skip
+def test_verdicts_flips_and_wrong_reasons_by_hand_and_errors_list_the_missed_first():
+    none = (np.nan,) * 5
+    rows = [
+        ("found", 1, 0.9, 0.6, 1.0, 0.8, 0.1, 0.8),
+        ("lucky", 1, 0.8, 0.05, 0.0, 0.1, 0.7, 0.9),
+        ("missed", 1, 0.2, 0.4, 1.0, 0.5, 0.1, 0.2),
+        ("no_mask", 1, 0.7, *none),
+        ("alarm", 0, 0.6, *none),
+        ("calm", 0, 0.1, *none),
+    ]
+    scores = ["cam_iou", "point_game", "energy_inside", "cf_probability", "cf_control_probability"]
+    given = pd.DataFrame(rows, columns=["image", "label", "probability", *scores])
+    table = add_verdicts(given.assign(split="test"), 0.5).set_index("image")
+    assert table["verdict"].tolist() == ["TP", "TP", "FN", "TP", "FP", "TN"]
     assert table.index[table["wrong_reason"]].tolist() == ["lucky"]
     assert table["cf_flip"].dropna().to_dict() == {"found": 1.0, "lucky": 0.0}
     assert table["cf_control_flip"].dropna().to_dict() == {"found": 0.0, "lucky": 0.0}
-
-
-def test_errors_list_the_missed_first_then_the_wrong_reason():
-    table = add_verdicts(table_by_hand(), 0.5)
+    table = table.reset_index()
     worse = table.query("image == 'missed'").assign(image="surely missed", probability=0.01)
-    errors = error_analysis(pd.concat([table, worse], ignore_index=True))
+    errors = module.error_analysis(pd.concat([table, worse], ignore_index=True))
     assert errors["image"].tolist() == ["surely missed", "missed", "lucky", "alarm"]
     assert errors["kind"].tolist() == ["missed", "missed", "wrong reason", "false alarm"]
-    assert len(error_analysis(table, "val")) == 0
+    assert len(module.error_analysis(table, "val")) == 0
 
 
 def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
-    """The pictures are 12 x 16, so that they take the rows 8 to 55 of 64."""
-    given = []
-    own = module.control_masks
+    given, own = [], module.control_masks  # the pictures are 12 x 16, so that they take the rows 8 to 55 of 64
     monkeypatch.setattr(module, "control_masks", lambda *a, **k: given.append(k["inside"]) or own(*a, **k))
     samples = read_samples(write_generic(tmp_path), dataset_type="generic")
     model = build_model(tiny_settings(tmp_path, "S5"))
@@ -161,7 +141,7 @@ def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
 
 
 def copied(run, tmp_path, **values):
-    """The folder of a copy of the run, as if it had been trained with other settings."""
+    """As if it had been trained with other settings."""
     settings = run.settings.changed(outputs_dir=tmp_path / "outputs", **values)
     shutil.copytree(run.folder, settings.run_dir)
     (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
@@ -198,25 +178,20 @@ def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated
     assert load_run(folder).metrics["teacher"] == other.teacher
 
 
-def test_an_interruption_leaves_no_mixture_of_two_evaluations(run, evaluated, monkeypatch):
+def test_an_interruption_leaves_no_mixture_and_another_process_that_writes_only_reading(run, evaluated, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module.np, "save", Mock(side_effect=KeyboardInterrupt))
         evaluate(run, reuse=False)
     assert (run.folder / "predictions.csv").is_file() and not run.is_evaluated
     _, summary = evaluate(run)
     assert summary == evaluated[1] and run.is_evaluated
-
-
-def test_a_run_that_another_process_writes_to_is_not_evaluated_but_read(run, evaluated):
     with FileLock(run.folder / ".lock"):
         with pytest.raises(RunError, match="another process is writing to this run"):
             evaluate(run, reuse=False)
         assert evaluate(run)[1] == evaluated[1]
-    evaluate(run, reuse=False)
 
 
-@pytest.mark.parametrize("source", ["none", "oracle"])
-def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path, source):
+def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path):
     pages = {}  # file name to the titles of its rows
 
     def keep(figure, path):
@@ -224,8 +199,8 @@ def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path
         return figure
 
     monkeypatch.setattr("gainmtl_lib.console.save_figure", keep)
-    table, _ = evaluate(run, mask_source=source)
-    code, _ = command("evaluate", run.folder, "--mask-source", source, "--visualize", "--vis-dir", tmp_path)
+    table, _ = evaluate(run, mask_source="oracle")
+    code, _ = command("evaluate", run.folder, "--mask-source", "oracle", "--visualize", "--vis-dir", tmp_path)
     assert code == 0
     for (split, verdict), rows in table[table["split"] != "val"].groupby(["split", "verdict"]):
         titles = pages[f"{split}_{verdict}_01"]
@@ -258,17 +233,7 @@ def data(tmp_path):
     return data
 
 
-@pytest.fixture
-def folder(tmp_path, data):
-    """Masks in subfolders, each with as many pixels as its image's row says."""
-    for row, image in enumerate(data.dataset.paths):
-        kind, name = image.split("/")[-2:]
-        size = (24, 32)  # twice the picture's
-        write_mask(tmp_path / "masks" / kind / name, size=size, box=(slice(0, 24), slice(0, 4 * (row % 6))))
-    return tmp_path / "masks"
-
-
-def test_the_models_own_source_or_place_unless_another_is_asked_for(tmp_path):
+def test_the_models_own_source_or_place_unless_another_that_fits_is_asked_for(tmp_path):
     assert MaskSource.of(model()).name == "localization"
     assert MaskSource.of(model(), "oracle").leaks and not MaskSource.of(model()).leaks
     assert MaskSource.of(model("S3", "localization")).name is None
@@ -276,10 +241,7 @@ def test_the_models_own_source_or_place_unless_another_is_asked_for(tmp_path):
     assert MaskSource.of(settings).place == tmp_path
     assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
     assert MaskSource.of(settings, "none").place is None
-    assert set(SOURCES) == set(MASK_SOURCES)
-
-
-def test_what_does_not_fit_together_is_named(tmp_path):
+    assert set(module.SOURCES) == set(MASK_SOURCES)
     for asker, given, message in (
         (model("S3"), ("none",), "mask_source is for strategy S6; this model is S3"),
         (model(), ("guess",), r"mask_source must be one of localization, efficientad, .*, got 'guess'"),
@@ -292,7 +254,11 @@ def test_what_does_not_fit_together_is_named(tmp_path):
             MaskSource.of(asker, *given)
 
 
-def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split(data, folder):
+def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split_or_what_needs_no_file(data, tmp_path):
+    folder = tmp_path / "masks"
+    for row, image in enumerate(data.dataset.paths):  # twice the picture's size, as wide as the row says
+        box = (slice(0, 24), slice(0, 4 * (row % 6)))
+        write_mask(folder.joinpath(*image.split("/")[-2:]), size=(24, 32), box=box)
     source = MaskSource("external", folder)
     rows = [5, 2, 14, 3, 8]
     masks = source.masks(data, data.dataset.__getitems__(rows))
@@ -301,9 +267,6 @@ def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split(data, fo
     expected = data.external_masks("test", folder)
     batches = [source.masks(data, batch) for batch in data.loader("test")]
     assert len(batches) == 2 and torch.equal(torch.cat(batches), expected)
-
-
-def test_the_other_sources_need_no_file(data, tmp_path):
     batch = data.dataset.__getitems__(data.rows("test"))
     assert torch.equal(MaskSource("oracle").masks(data, batch), batch.masks)
     assert all(MaskSource(name).masks(data, batch) is None for name in (None, "none", "localization"))
@@ -312,7 +275,7 @@ def test_the_other_sources_need_no_file(data, tmp_path):
 
 
 class RedIsAnomalous(torch.nn.Module):
-    """An EfficientAD whose anomaly map is the red channel, from the 90 % to the 99.5 % quantile of normal parts."""
+    """An EfficientAD whose anomaly map is the red channel."""
 
     def __init__(self):
         super().__init__()
@@ -324,7 +287,7 @@ class RedIsAnomalous(torch.nn.Module):
 
 
 def anomalous(folder, monkeypatch, **settings):
-    """A source of masks whose run is made up, and which has seen no picture."""
+    """Whose run is made up, and has seen no picture."""
     monkeypatch.setattr("gainmtl_lib.efficientad.evaluate.check_unseen", lambda *_: None)
     source = MaskSource("efficientad", folder)
     made = {"image_size": (64, 64), "resize": "squash", "precision": "32"} | settings
@@ -332,21 +295,14 @@ def anomalous(folder, monkeypatch, **settings):
     return source
 
 
-@pytest.fixture
-def halves(tmp_path):
-    """A picture of 24 x 48 whose right half is red, and its table of samples."""
-    pixels = np.zeros((24, 48, 3), np.uint8)
-    pixels[:, 24:, 2] = 255  # OpenCV's order
-    cv2.imwrite(str(tmp_path / "halves.png"), pixels)
-    row = {"image": str(tmp_path / "halves.png"), "label": 1, "mask": None, "defect_type": "x", "group": "x"}
-    return pd.DataFrame([row | {"split": "test"}])
-
-
 @pytest.mark.parametrize("own", ["squash", "letterbox"])
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
-def test_anomaly_masks_lie_where_the_picture_lies(halves, tmp_path, monkeypatch, own, resize):
-    """Whatever way either system puts the picture on its input: the right half is anomalous, and no bar is."""
-    data = tiny_data(halves, image_size=(32, 32), resize=resize)
+def test_anomaly_masks_lie_where_the_picture_lies(tmp_path, monkeypatch, own, resize):
+    pixels, path = np.zeros((24, 48, 3), np.uint8), tmp_path / "halves.png"
+    pixels[:, 24:, 2] = 255  # the right half is red; no bar is
+    cv2.imwrite(str(path), pixels)
+    row = {"image": str(path), "label": 1, "mask": None, "defect_type": "x", "group": "x", "split": "test"}
+    data = tiny_data(pd.DataFrame([row]), image_size=(32, 32), resize=resize)
     source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
     (mask,) = source.masks(data, data.dataset.__getitems__([0]))
     rows = slice(0, 32) if resize == "squash" else slice(8, 24)
@@ -357,23 +313,18 @@ def test_anomaly_masks_lie_where_the_picture_lies(halves, tmp_path, monkeypatch,
     torch.testing.assert_close(mask[..., beside], expected[..., beside], atol=1e-5, rtol=0)
 
 
-def test_an_anomaly_map_becomes_a_mask_through_its_quantiles():
+def test_anomaly_masks_are_the_map_through_its_quantiles_and_come_from_the_picture_alone(data, tmp_path, monkeypatch):
     values = np.array([[-0.3, 0.0, 0.05], [0.1, 0.4, 0.025]], np.float32)
-    picture = ScoredPicture(Path("a.png"), (2, 3), 0.4, values)
-    mask = anomaly_mask(picture, "squash", size=(2, 3), resize="squash")
+    mask = anomaly_mask(ScoredPicture(Path("a.png"), (2, 3), 0.4, values), "squash", size=(2, 3), resize="squash")
     np.testing.assert_allclose(mask, [[0, 0, 0.5], [1, 1, 0.25]], atol=1e-6)
-
-
-def test_anomaly_masks_come_from_the_picture_alone(data, tmp_path, monkeypatch):
     source = anomalous(tmp_path, monkeypatch)
     batch = data.dataset.__getitems__([5, 2])
     told = source.masks(data, batch)
     untold = source.masks(data, batch._replace(masks=torch.zeros_like(batch.masks), labels=1 - batch.labels))
     assert torch.equal(told, untold) and told.min() >= 0 and told.max() <= 1 and not torch.equal(told[0], told[1])
     assert torch.equal(source.masks(data, data.dataset.__getitems__([2])), told[1:])
-    assert source.summary == {
-        "mask_source": "efficientad", "label_leaks": False, "efficientad_run": str(tmp_path), "teacher": "a teacher"
-    }  # fmt: skip
+    told = {"mask_source": "efficientad", "label_leaks": False}
+    assert source.summary == told | {"efficientad_run": str(tmp_path), "teacher": "a teacher"}
 
 
 def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_where_both_moved(tmp_path):
@@ -384,9 +335,7 @@ def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_wher
     with pytest.raises(RunError, match=refused):
         evaluate(build_model(settings), data=data, mask_source="efficientad", efficientad_run=anomalies.folder)
     there, here = str(tmp_path / "data"), str((tmp_path / "data").rename(tmp_path / "now"))
-    moved = samples.assign(
-        **{k: [path and path.replace(there, here) for path in samples[k]] for k in ("image", "mask")}
-    )
+    moved = samples.assign(**{name: samples[name].str.replace(there, here) for name in ("image", "mask")})
     check_unseen(anomalies, moved)
     assert not Path(there).exists()  # and is not made anew
     with pytest.raises(RunError, match=refused):
@@ -398,7 +347,7 @@ def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_wher
 
 @pytest.fixture
 def samples(tmp_path):
-    """Defect number n of a split has a mask of its n + 1 left columns, of eight at the network's size."""
+    """Defect number n of the test split has a mask of its n + 1 left columns of eight, those of training five and more."""
     root = write_generic(tmp_path / "data", splits=("train", "test"))
     for split in ("train", "test"):
         for number in range(3):
@@ -410,78 +359,54 @@ def samples(tmp_path):
 def columns_given(samples, rows):
     """How many columns the mask has that each row is given."""
     data = tiny_data(samples, image_size=(8, 8))
-    return (other_masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
+    return (module.other_masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
 
 
 def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_beside_it(samples, monkeypatch):
-    data, seeded, seen, drawn = tiny_data(samples, image_size=(8, 8)), np.random.default_rng, set(), []
-    rows = data.rows("test")
+    seeded, seen = np.random.default_rng, set()
+    rows = samples.index[samples["split"] == "test"].tolist()
     for seed in range(30):
-        monkeypatch.setattr(
-            module.np.random,
-            "default_rng",
-            lambda key=None, seed=seed: seeded([seed, *key] if isinstance(key, list) else key),
-        )
+        drawn = lambda key, seed=seed: seeded([seed, *key] if isinstance(key, list) else key)  # noqa: E731
+        monkeypatch.setattr(module.np.random, "default_rng", drawn)
         given = columns_given(samples, rows)
-        drawn.append(given)
-        assert set(given) <= {1, 2, 3}  # masks of the training split have five and more
-        for row, columns in zip(rows, given, strict=True):
-            number = int(data.dataset.paths[row][-5]) if data.dataset.labels[row] else None
-            assert number is None or columns != number + 1
-            seen.add((row, columns))
-    assert len(seen) == 3 * 3 + 3 * 2  # each normal picture gets all three, each defect the two others
+        seen |= set(zip(rows, given, strict=True))
+    defects = {row: int(image[-5]) + 1 for row, image in samples["image"].items() if "test_d" in image}
+    expected = {(row, columns) for row in rows for columns in (1, 2, 3) if columns != defects.get(row)}
+    assert seen == expected  # each normal picture gets all three, each defect the two others
     assert columns_given(samples, rows[::-1])[::-1] == given == [columns_given(samples, [row])[0] for row in rows]
-
-
-def test_a_split_without_another_mask_is_named(samples):
+    monkeypatch.undo()  # a split without another mask is named
     alone = samples[~samples["image"].str.contains("test_d[01]")].reset_index(drop=True)
-    row = int(alone.index[alone["image"].str.contains("test_d2")][0])
+    row = int(alone["image"].str.contains("test_d2").idxmax())
     message = r"mask_source 'other': split 'test' has no annotated defect of another part than .*test_d2.png; ann"
     for table in (alone, alone.assign(mask=None)):
         with pytest.raises(DataError, match=message):
             columns_given(table, [row])
 
 
-@pytest.fixture(scope="module")
-def anomaly_run(run, tmp_path_factory):
-    data = {name: getattr(run.settings, name) for name in ("data_root", "num_samples", "image_size")}
-    return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("anomalies"), **data))
-
-
 def test_one_row_per_source_and_test_split(run, anomaly_run):
     names = ["localization", "efficientad", "none", "other", "oracle"]
     table = mask_source_table(run, names, efficientad_run=anomaly_run.folder)
-    assert table[["source", "split"]].to_numpy().tolist() == [
-        [name, split] for name in names for split in ("test", "test_shift")
-    ]
+    both = [[name, split] for name in names for split in ("test", "test_shift")]
+    assert table[["source", "split"]].to_numpy().tolist() == both
     assert table.loc[table["label_leaks"], "source"].unique().tolist() == ["oracle"]
     assert set(table.loc[table["source"] == "efficientad", "teacher"]) == {TEACHER["text"]}
     assert table.loc[table["source"] != "efficientad", "teacher"].isna().all()
-    for name in ("none", "other", "oracle"):
-        _, summary = evaluate(run, mask_source=name)
-        for row in table[table["source"] == name].to_dict("records"):
-            assert row["threshold"] == summary["threshold"]
-            for metric in ("accuracy", "recall", "auroc", "cam_iou"):
-                assert row[metric] == summary[row["split"]][metric]
+    _, summary = evaluate(run, mask_source="oracle")
+    for row in table[table["source"] == "oracle"].to_dict("records"):
+        told = {metric: summary[row["split"]][metric] for metric in ("accuracy", "recall", "auroc", "cam_iou")}
+        assert (told | {"threshold": summary["threshold"]}).items() <= row.items()
+    assert table["cam_iou"][0] == run.metrics["test"]["cam_iou"]
 
 
-def test_the_runs_own_source_is_stored_and_the_others_are_not(run):
-    evaluate(run, reuse=False)
+def test_the_runs_own_source_is_stored_and_the_others_are_not(run, evaluated):
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    table = mask_source_table(run, ["localization", "other", "oracle"])
+    mask_source_table(run, ["localization", "other"])
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
-    own = table[(table["source"] == "localization") & (table["split"] == "test")].iloc[0]
-    assert own["cam_iou"] == run.metrics["test"]["cam_iou"]
     (run.folder / "metrics.json").unlink()
     mask_source_table(run, ["other"])
     assert not run.is_evaluated
     mask_source_table(run, ["localization"])
     assert run.is_evaluated and run.metrics["mask_source"] == "localization"
-
-
-def command(*arguments):
-    result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
-    return result.exit_code, " ".join(result.output.split())
 
 
 def test_the_command_prints_and_exports_all_sources(run, anomaly_run, tmp_path):
@@ -491,29 +416,21 @@ def test_the_command_prints_and_exports_all_sources(run, anomaly_run, tmp_path):
     assert code == 0, output
     assert "S6 by mask source, test" in output and "S6 by mask source, test_shift" in output
     assert "these are no results" in output and f"efficientad: its teacher: {TEACHER['text']}" in output
-    assert (
-        "left out: external, because mask_source 'external' needs external_mask_dir" in output
-        and "left out: efficientad" not in output
-    )
-    assert str(exported) in output
+    left_out = "left out: external, because mask_source 'external' needs external_mask_dir"
+    assert left_out in output and "left out: efficientad" not in output and str(exported) in output
     stored = json.loads(exported.read_text())
-    assert [row["source"] for row in stored["sources"] if row["split"] == "test"] == [
-        "localization", "efficientad", "none", "other", "oracle"
-    ]  # fmt: skip
+    names = [row["source"] for row in stored["sources"] if row["split"] == "test"]
+    assert names == ["localization", "efficientad", "none", "other", "oracle"]
     assert [row["source"] for row in stored["sources"] if row["label_leaks"]] == ["oracle", "oracle"]
     assert set(stored["left_out"]) == {"external"}
 
 
 def test_all_sources_are_for_a_run_on_its_own_data_and_leave_out_what_cannot_be_had(run, monkeypatch, tmp_path):
-    for words, message in (
-        (
-            (run.folder, "--visualize", "--data-root", tmp_path),
-            "on the run's own data; leave --data-root, --visualize out",
-        ),
-        (("--checkpoint", tmp_path / "x.ckpt"), "is for a finished run; give its folder in place of --checkpoint"),
-    ):
-        code, output = command("evaluate", *words, "--mask-source", "all")
-        assert code == 1 and message in output
+    elsewhere, checkpoint = ("--visualize", "--data-root", tmp_path), ("--checkpoint", tmp_path / "x.ckpt")
+    code, output = command("evaluate", run.folder, *elsewhere, "--mask-source", "all")
+    assert code == 1 and "on the run's own data; leave --data-root, --visualize out" in output
+    code, output = command("evaluate", *checkpoint, "--mask-source", "all")
+    assert code == 1 and "is for a finished run; give its folder in place of --checkpoint" in output
     monkeypatch.setattr(module, "other_masks", Mock(side_effect=DataError("no annotated defect")))
     code, output = command("evaluate", run.folder, "--mask-source", "all")
     assert code == 0 and "left out: other, because no annotated defect" in output and "oracle" in output, output
@@ -522,48 +439,32 @@ def test_all_sources_are_for_a_run_on_its_own_data_and_leave_out_what_cannot_be_
 # --- Stored results
 
 
-DAMAGED = ("", "image,split\n1,2\n1,2,3\n", '"')
-ROWS = (("val", 1, 0.9), ("val", 0, 0.1), ("test", 1, 0.8), ("test", 0, 0.6))
-
-
 @pytest.fixture
 def audited(tmp_path):
-    return write_audited(tmp_path, [audited_row(*entry) for entry in ROWS])
+    rows = (("val", 1, 0.9), ("val", 0, 0.1), ("test", 1, 0.8), ("test", 0, 0.6))
+    return write_audited(tmp_path, [audited_row(*entry) for entry in rows])
 
 
-def test_tables_and_maps_are_read(audited):
+def test_stored_tables_are_read_and_what_cannot_be_used_is_named(audited):
     table, metrics = stored_tables(load_run(audited))
     assert len(table) == 4 and metrics["threshold"] == 0.5
-    assert stored_maps(load_run(audited), 4)["cam"].shape == (4, 4, 4)
+    path = audited / "predictions.csv"
+    for content, message in (
+        ("\n".join(path.read_text().splitlines()[:3]), "holds no test picture; evaluate again"),
+        ("", r"cannot be read: .*; evaluate again: gainmtl evaluate .* --force"),
+        ("image,split\n1,2\n1,2,3\n", r"cannot be read: .*; evaluate again"),
+        ("image,split,label\na.png,test,1\n", "lacks mask, defect_type, .*; evaluate again"),
+    ):
+        path.write_text(content)
+        with pytest.raises(RunError, match=rf"predictions\.csv: {message}"):
+            stored_tables(load_run(audited))
     (audited / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"trained but not evaluated; first: gainmtl evaluate .*seed7"):
         stored_tables(load_run(audited))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        *((text, r"cannot be read: .*; evaluate again: gainmtl evaluate .* --force") for text in DAMAGED),
-        ("image,split,label\na.png,test,1\n", "lacks mask, defect_type, .*; evaluate again"),
-        (None, "holds no test picture; evaluate again"),
-    ],
-)
-def test_predictions_that_cannot_be_used(audited, content, message):
-    path = audited / "predictions.csv"
-    path.write_text("\n".join(path.read_text().splitlines()[:3]) if content is None else content)
-    with pytest.raises(RunError, match=rf"predictions\.csv: {message}"):
-        stored_tables(load_run(audited))
-
-
-def test_predictions_and_metrics_of_different_evaluations(audited):
-    metrics = json.loads((audited / "metrics.json").read_text())
-    metrics["test"]["FP"] = 5
-    (audited / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(RunError, match=r"do not belong together \(test: 1 FP and 5\)"):
-        stored_tables(load_run(audited))
-
-
-def test_maps_that_cannot_be_used(audited):
+def test_stored_maps_are_read_and_what_cannot_be_used_is_named(audited):
+    assert stored_maps(load_run(audited), 4)["cam"].shape == (4, 4, 4)
     path = audited / "maps" / "cam.npy"
     for content in (b"", b"not an array", b"\x93NUMPY\x01\x00"):
         path.write_bytes(content)

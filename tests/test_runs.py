@@ -8,21 +8,8 @@ import numpy as np
 import pytest
 from tiny import tiny_settings
 
-from gainmtl_lib.runs import (
-    FileError,
-    RunError,
-    atomic_path,
-    by_strategy,
-    claim,
-    collect_runs,
-    compare,
-    load_run,
-    read_checkpoint,
-    read_json,
-    row_name,
-    run_status,
-    write_json,
-)
+from gainmtl_lib import runs
+from gainmtl_lib.runs import FileError, RunError, atomic_path, by_strategy, claim, collect_runs, compare, write_json
 from gainmtl_lib.settings import Settings
 
 
@@ -38,13 +25,14 @@ def test_writes_whole_files_and_leaves_no_temporary(tmp_path):
     assert target.read_text() == "before" and list(target.parent.iterdir()) == [target]
 
 
-NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.mark.parametrize(
     "raised, expected, message",
     [
-        (NO_SPACE, FileError, r"a\.txt: the disk is full \(.* MB free\); make room and start again, the run goes on"),
+        (
+            OSError(errno.ENOSPC, "No space"),
+            FileError,
+            r"a\.txt: the disk is full \(.* MB free\); make room and start again, the run goes on",
+        ),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), FileError, r"a\.txt: could not be written"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), FileError, r"a\.txt: could not be written"),
         (PermissionError(errno.EACCES, "Permission denied"), FileError, "could not be written: Permission denied"),
@@ -68,25 +56,18 @@ def test_json_has_no_nan_and_damage_is_named(tmp_path):
     written = {"nan": float("nan"), "f": np.float32(0.5), "i": np.int64(3), "list": [float("inf"), True], "t": "ü"}
     write_json(path, written)
     expected = {"nan": None, "f": 0.5, "i": 3, "list": [None, True], "t": "ü"}
-    assert json.loads(path.read_text(encoding="utf-8")) == read_json(path) == expected
+    assert json.loads(path.read_text(encoding="utf-8")) == runs.read_json(path) == expected
     path.write_text("{")
     with pytest.raises(RunError, match=r"a\.json: cannot be read"):
-        read_json(path)
+        runs.read_json(path)
 
 
-def test_status_of_a_folder(tmp_path):
-    assert run_status(tmp_path) == "new"
-    for status in ("running", "complete"):
-        write_json(tmp_path / "manifest.json", {"status": status})
-        assert run_status(tmp_path) == status
-
-
-@pytest.mark.parametrize("content", [b"this is no checkpoint", b"", b"PK\x03\x04junk", b"\x80\x02.", bytes(range(256))])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = tmp_path / "a.ckpt"
-    path.write_bytes(content)
-    with pytest.raises(RunError, match=r"a\.ckpt: not a checkpoint that can be read safely: \S"):
-        read_checkpoint(path)
+    for content in (b"this is no checkpoint", b"", b"PK\x03\x04junk", b"\x80\x02.", bytes(range(256))):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"a\.ckpt: not a checkpoint that can be read safely: \S"):
+            runs.read_checkpoint(path)
 
 
 # --- Claims
@@ -116,11 +97,15 @@ def test_claim_writes_settings_once_and_releases_the_folder(tmp_path):
         assert (folder / "settings.yaml").stat().st_mtime_ns == written
     with pytest.raises(RunError, match="batch_size: 8 and 2"), claim(settings.changed(batch_size=2)):
         pass
+    with (folder / "settings.yaml").open("a") as file:  # by another version
+        file.write("retired_option: 3\n")
+    with pytest.raises(RunError, match="unknown parameter 'retired_option'"), claim(settings):
+        pass
     assert names(folder) == [".lock", "checkpoints/last.ckpt", "manifest.json", "settings.yaml"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_start_that_reached_no_checkpoint_leaves_nothing(tmp_path, error):
+def test_a_start_that_reached_no_checkpoint_leaves_nothing_and_binds_nobody(tmp_path, error):
     settings = tiny_settings(tmp_path)
     with pytest.raises(error), claim(settings) as folder:
         write_json(folder / "manifest.json", {"status": "running"})
@@ -128,10 +113,6 @@ def test_a_start_that_reached_no_checkpoint_leaves_nothing(tmp_path, error):
         (folder / "tensorboard/events.out.tfevents.1").write_text("x")
         raise error
     assert names(folder) == [".lock"]
-
-
-def test_a_start_that_was_killed_binds_nobody(tmp_path):
-    settings = tiny_settings(tmp_path)
     with claim(settings) as folder:  # a killed process cleans nothing up
         write_json(folder / "manifest.json", {"status": "running"})
         (folder / "checkpoints").mkdir()
@@ -149,18 +130,8 @@ def test_force_empties_the_folder_and_drops_event_files_elsewhere(tmp_path):
         each.tensorboard_folder.mkdir(parents=True)
         (each.tensorboard_folder / "events.out.tfevents.1").write_text("x")
     with claim(settings.changed(batch_size=2), force=True) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", "settings.yaml"]
-        assert names(settings.tensorboard_folder) == []
+        assert names(folder) == [".lock", "settings.yaml"] and names(settings.tensorboard_folder) == []
         assert names(others.tensorboard_folder) == ["events.out.tfevents.1"]
-
-
-def test_settings_written_by_another_version_are_not_reused(tmp_path):
-    settings = tiny_settings(tmp_path)
-    folder = begin(settings)
-    with (folder / "settings.yaml").open("a") as file:
-        file.write("retired_option: 3\n")
-    with pytest.raises(RunError, match="unknown parameter 'retired_option'"), claim(settings):
-        pass
 
 
 def test_what_a_killed_writer_left_is_swept_in_this_run_alone(tmp_path):
@@ -187,29 +158,23 @@ def test_resume_and_force_exclude_each_other(tmp_path):
         pass
     assert names(settings.run_dir) == before
     write_json(settings.run_dir / "manifest.json", {"status": "complete"})
-    with (
-        pytest.raises(RunError, match="the run is finished; there is nothing to resume"),
-        claim(settings, resume="last.ckpt"),
-    ):
+    finished = pytest.raises(RunError, match="the run is finished; there is nothing to resume")
+    with finished, claim(settings, resume="last.ckpt"):
         pass
 
 
 # --- Comparison
 
 
-def write_run(
-    folder, strategy, seed, *, variant="", accuracy, shifted, cam_iou=0.5, digest="d", status="complete", evaluated=True
-):
-    settings = Settings(
-        strategy=strategy, variant=variant, seed=seed, outputs_dir=folder, experiment="hand", pretrained=False
-    )
+def write_run(folder, strategy, seed=0, *, variant="", accuracy=0.8, digest="d", status="complete", evaluated=True):
+    settings = Settings(strategy=strategy, variant=variant, seed=seed, outputs_dir=folder, experiment="hand")
     run = settings.run_dir
     run.mkdir(parents=True)
     (run / "settings.yaml").write_text(json.dumps(settings.plain()))
     (run / "manifest.json").write_text(json.dumps({"status": status, "data_digest": digest, "pretrained": "random"}))
     if evaluated:
-        test = {"accuracy": accuracy, "recall": accuracy, "auroc": accuracy, "cam_iou": cam_iou, "grid_iou": 0.7}
-        metrics = {"threshold": 0.5, "test": test, "test_shift": test | {"accuracy": shifted}}
+        test = {"accuracy": accuracy, "recall": accuracy, "auroc": accuracy, "cam_iou": 0.5, "grid_iou": 0.7}
+        metrics = {"threshold": 0.5, "test": test, "test_shift": test | {"accuracy": 0.2}}
         (run / "metrics.json").write_text(json.dumps(metrics))
         (run / "predictions.csv").write_text("image\n")
         (run / "maps").mkdir()
@@ -217,77 +182,55 @@ def write_run(
     return run
 
 
-def test_one_row_per_run_and_split_of_the_strategies(tmp_path):
-    write_run(tmp_path, "S2", 1, accuracy=0.9, shifted=0.4)
-    write_run(tmp_path, "S1", 1, accuracy=0.8, shifted=0.2)
-    other = tmp_path / "hand" / "efficientad" / "seed1"
-    other.mkdir(parents=True)
-    (other / "manifest.json").write_text('{"strategy": "efficientad", "status": "complete"}')
+def test_one_row_per_run_and_split_and_of_several_seeds_a_t_interval(tmp_path):
+    write_run(tmp_path, "S2", 1, accuracy=0.9)
+    write_run(tmp_path, "S1", 1)
+    write_json(tmp_path / "hand/efficientad/seed1/manifest.json", {"strategy": "efficientad", "status": "complete"})
     table = compare(collect_runs(tmp_path / "hand"))
-    assert table[["strategy", "split", "accuracy"]].values.tolist() == [
-        ["S1", "test", 0.8], ["S1", "test_shift", 0.2], ["S2", "test", 0.9], ["S2", "test_shift", 0.4]
-    ]  # fmt: skip
+    rows = [["S1", "test", 0.8], ["S1", "test_shift", 0.2], ["S2", "test", 0.9], ["S2", "test_shift", 0.2]]
+    assert table[["strategy", "split", "accuracy"]].values.tolist() == rows
     assert table["loc_iou"].isna().all()
-
-
-def test_one_seed_has_no_interval_and_several_have_a_t_interval(tmp_path):
-    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
-        write_run(tmp_path, "S1", seed, accuracy=accuracy, shifted=0.2)
-    write_run(tmp_path, "S2", 0, accuracy=0.7, shifted=0.1)
+    for seed, accuracy in ((2, 0.9), (3, 1.0)):
+        write_run(tmp_path, "S1", seed, accuracy=accuracy)
     text = by_strategy(compare(collect_runs(tmp_path / "hand"))).loc["test"]
-    # t(0.975, 2 degrees) = 4.302653; standard error 0.1 / sqrt(3)
-    assert text.loc["S1", "accuracy"] == "0.900 ± 0.248"
-    assert text.loc["S2", "accuracy"] == "0.700"
-    assert text.loc["S1", "Loc-IoU"] == "–"
+    # one seed has no interval, three have t(0.975, 2 degrees) = 4.302653 by the standard error 0.1 / sqrt(3)
+    assert text["accuracy"].to_dict() == {"S1": "0.900 ± 0.248", "S2": "0.900"} and text.loc["S1", "Loc-IoU"] == "–"
+    write_run(tmp_path, "S5", 2, digest="other")
+    with pytest.raises(RunError, match="the runs of seed 2 were trained on 2 different datasets"):
+        compare(collect_runs(tmp_path / "hand"))
 
 
-@pytest.mark.parametrize(
-    "added, name",
-    [
-        ({"label_leaks": True}, "S6 (oracle: leaks the label)"),
-        ({"teacher": "random (untrained teacher: not the paper's method)"}, "S6 (masks of a random teacher)"),
-        ({"teacher": "weights file t.pth"}, "S6"),
-    ],
-)
-def test_masks_of_the_ground_truth_or_of_a_random_teacher_are_marked(tmp_path, added, name):
-    write_run(tmp_path, "S5", 0, accuracy=0.8, shifted=0.2)
-    path = write_run(tmp_path, "S6", 0, accuracy=1.0, shifted=1.0) / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | added))
-    table = by_strategy(compare(collect_runs(tmp_path / "hand")))
-    assert table.loc["test"].index.tolist() == ["S5", name]
+def test_masks_of_the_ground_truth_or_of_a_random_teacher_are_marked(tmp_path):
+    random = {"teacher": "random (untrained teacher: not the paper's method)"}
+    marks = {"a": {"label_leaks": True}, "b": random, "c": {"teacher": "weights file t.pth"}}
+    for variant, added in marks.items():
+        path = write_run(tmp_path, "S6", variant=variant) / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | added))
+    rows = by_strategy(compare(collect_runs(tmp_path / "hand"))).loc["test"].index.tolist()
+    assert rows == ["S6-a (oracle: leaks the label)", "S6-b (masks of a random teacher)", "S6-c"]
 
 
 def test_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
     for strategy, variant in (("S6", ""), ("S5", "zero"), ("S4", "nowarmup"), ("S5", ""), ("S5", "mean"), ("S7", "")):
         for seed in (1, 0):
-            run = write_run(tmp_path, strategy, seed, variant=variant, accuracy=0.5 + 0.1 * len(variant), shifted=0.2)
-    assert run.parent.name == "s7" and (tmp_path / "hand/s5-zero/seed0").is_dir()
-    runs = collect_runs(tmp_path / "hand")
-    rows = ["S4-nowarmup", "S5", "S5-mean", "S5-zero", "S6", "S7"]
-    assert [(row_name(run.settings), run.settings.seed) for run in runs] == [
-        (row, seed) for row in rows for seed in (0, 1)
-    ]
-    assert by_strategy(compare(runs)).loc["test"].index.tolist() == rows
-
-
-def test_runs_on_different_data_are_not_compared(tmp_path):
-    write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2)
-    write_run(tmp_path, "S2", 0, accuracy=0.8, shifted=0.2, digest="other")
-    with pytest.raises(RunError, match="the runs of seed 0 were trained on 2 different datasets"):
-        compare(collect_runs(tmp_path / "hand"))
+            write_run(tmp_path, strategy, seed, variant=variant)
+    collected, rows = collect_runs(tmp_path / "hand"), ["S4-nowarmup", "S5", "S5-mean", "S5-zero", "S6", "S7"]
+    found = [(runs.row_name(run.settings), run.settings.seed) for run in collected]
+    assert found == [(row, seed) for row in rows for seed in (0, 1)]
+    assert (tmp_path / "hand/s5-zero/seed0").is_dir()
+    assert by_strategy(compare(collected)).loc["test"].index.tolist() == rows
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(RunError, match=r"no evaluated run \(0 started, 0 finished\)"):
         collect_runs(tmp_path)
-    unfinished = write_run(tmp_path, "S1", 0, accuracy=0.8, shifted=0.2, status="running")
-    write_run(tmp_path, "S2", 0, accuracy=0.8, shifted=0.2, evaluated=False)
+    unfinished = write_run(tmp_path, "S1", status="running")
+    write_run(tmp_path, "S2", evaluated=False)
     with pytest.raises(RunError, match=r"no evaluated run \(2 started, 1 finished\)"):
         collect_runs(tmp_path / "hand")
     with pytest.raises(RunError, match="the run is not finished"):
-        load_run(unfinished)
+        runs.load_run(unfinished)
     with pytest.raises(RunError, match=r"no run here \(no manifest\.json\); runs below it: .*seed0"):
-        load_run(tmp_path / "hand")
-    run = load_run(tmp_path / "hand/s2/seed0")
+        runs.load_run(tmp_path / "hand")
     with pytest.raises(RunError, match="the run is trained but not evaluated"):
-        _ = run.metrics
+        _ = runs.load_run(tmp_path / "hand/s2/seed0").metrics

@@ -1,6 +1,6 @@
 """Parameters: defaults and files, what is refused in which words, and what goes to disk and back."""
 
-import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,33 +8,16 @@ import pytest
 import yaml
 from pydantic import Field
 
-from gainmtl_lib.settings import (
-    STRATEGY_WEIGHTS,
-    TERMS,
-    AnyPath,
-    ParameterRecord,
-    Settings,
-    SettingsError,
-    closest,
-    read_parameters,
-    repository_root,
-)
+from gainmtl_lib import settings as module
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings, SettingsError, read_parameters, repository_root
 
 PARAMS = repository_root() / "params"
 
 
-class Small(ParameterRecord):
-    """A record as another system would declare it."""
-
+class Small(module.ParameterRecord):
     seed: int = 42
     rate: Annotated[float, Field(gt=0)] = 0.1
-    folder: AnyPath = Field(default=Path("outputs"), validate_default=True)
-
-
-def message(**values):
-    with pytest.raises(SettingsError) as error:
-        Settings(**values)
-    return str(error.value)
+    folder: module.AnyPath = Field(default=Path("outputs"), validate_default=True)
 
 
 def written(path, text):
@@ -45,9 +28,7 @@ def written(path, text):
 def test_defaults_are_the_method_documents_setting_and_stand_in_default_yaml():
     s = Settings()
     assert (s.backbone_arch, s.image_size, s.batch_size, s.num_epochs) == ("s", (512, 512), 16, 100)
-    assert (s.learning_rate, s.map_stride, s.pretrained) == (1e-4, 32, True)
-    turns = (s.hflip_prob, s.vflip_prob, s.rotate90_prob, s.color_jitter_prob, s.gaussian_noise_prob)
-    assert turns == (0.5, 0.5, 0.5, 0.3, 0.2)
+    assert (s.learning_rate, s.map_stride, s.pretrained, s.hflip_prob) == (1e-4, 32, True, 0.5)
     own = {"strategy", "image_counterfactual", *(f"lambda_{term}" for term in TERMS)}
     defaults = {name: value for name, value in s.plain().items() if name not in own}
     assert read_parameters(PARAMS / "default.yaml") == defaults
@@ -62,13 +43,11 @@ def test_strategy_files_hold_their_row(strategy):
     assert Settings(strategy=strategy).image_counterfactual == own.get("image_counterfactual", 0.0)
 
 
-def test_every_parameter_file_is_usable_and_full_yaml_holds_the_readme_specifications_weights():
+def test_every_file_is_usable_full_yaml_is_the_readme_specification_and_weights_follow_the_strategy_unless_given():
     files = [path for path in PARAMS.glob("*.yaml") if not path.name.startswith("efficientad")]
     weights = {path.stem: Settings.from_yaml(path).weights for path in files}
     assert weights["full"] == dict(cls=1.0, am=0.5, cam_guide=0.0, loc=0.3, guide=0.5, cf=0.3, consist=0.2)
 
-
-def test_weights_follow_the_strategy_unless_given():
     assert Settings(strategy="S2", lambda_cam_guide=0.7).weights == STRATEGY_WEIGHTS["S2"] | {"cam_guide": 0.7}
     assert Settings(strategy="S5", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S5"] | {"cf": 0.0}
     assert Settings(strategy="S1", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S1"]
@@ -88,18 +67,16 @@ def test_weights_follow_the_strategy_unless_given():
 )  # fmt: skip
 def test_messages_lead_with_the_file(tmp_path, text, expected):
     path = written(tmp_path / "my.yaml", text)
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(SettingsError, match="^" + re.escape(f"{path}: {expected}")):
         Settings.from_yaml(path)
-    assert str(error.value).startswith(f"{path}: {expected}")
 
 
 def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
     first, second = written(tmp_path / "a.yaml", "rate: x\nseed: 1"), written(tmp_path / "b.yaml", "rate: y\nseed: 2")
     record = Small.from_yaml(first, second, rate=0.7)
     assert (record.seed, record.rate) == (2, 0.7)
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(SettingsError, match=rf"^{second}: rate must be a number, got the text 'y'$"):
         Small.from_yaml(first, second)
-    assert str(error.value) == f"{second}: rate must be a number, got the text 'y'"
     with pytest.raises(SettingsError, match=r"^rate must be a number, got the text 'z'$"):
         Small.from_yaml(first, second, rate="z")
     with pytest.raises(SettingsError, match=r"nowhere\.yaml: no such parameter file"):
@@ -108,12 +85,14 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
 
 
 def test_several_problems_are_all_named_in_their_order():
-    assert message(batch_size="x", num_epochs=0, sed=3).splitlines() == [
+    with pytest.raises(SettingsError) as error:
+        Settings(batch_size="x", num_epochs=0, sed=3)
+    assert str(error.value).splitlines() == [
         "num_epochs must be greater than 0, got 0",
         "batch_size must be a whole number, got the text 'x'",
         "unknown parameter 'sed'; did you mean 'seed'?",
     ]
-    assert closest("zzz", ["rate", "flag"]) == ""
+    assert module.closest("zzz", ["rate", "flag"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -124,7 +103,6 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(num_classes=3), "num_classes must be 2 (the CAM is a two-class margin), got 3"),
         (dict(stage1_ratio=0.5), "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
         (dict(out_indices=[3, 5]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 5]"),
-        (dict(out_indices=[3, 2]), "out_indices must be ascending levels"),
         (dict(image_size=500), "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
         (dict(strategy="S3", lambda_cf=0.3), "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it"),
         (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
@@ -135,7 +113,6 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
         (dict(device="gpu"), "got the text 'gpu'"),
         (dict(val_ratio=1.0), "val_ratio must be less than 1, got 1.0"),
-        (dict(experiment="a/b"), "got the text 'a/b'"),
         (dict(experiment=".."), "got the text '..'"),
         (dict(data_root=3), "data_root must be"),
         (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
@@ -144,12 +121,12 @@ def test_several_problems_are_all_named_in_their_order():
     ],
 )  # fmt: skip
 def test_messages(values, expected):
-    text = message(**values)
-    assert expected in text and len(text.splitlines()) == 1
+    with pytest.raises(SettingsError, match=rf"\A.*{re.escape(expected)}.*\Z"):  # one line
+        Settings(**values)
 
 
 def test_a_namespace_counts_with_its_plain_values_only_and_a_notebook_runs_twice_in_one_kernel():
-    namespace = {"seed": 7, "math": math, "In": [], "Out": {}, "_": 3, "exit": print, "show": lambda: None}
+    namespace = {"seed": 7, "math": re, "In": [], "Out": {}, "_": 3, "exit": print, "show": lambda: None}
     assert Settings.from_namespace(namespace).seed == 7
     with pytest.raises(SettingsError, match="unknown parameter 'num_epoch'; did you mean 'num_epochs'"):
         Settings.from_namespace({"num_epoch": 4})
@@ -171,16 +148,13 @@ def test_a_record_cannot_be_changed_but_copied():
     assert record.differences(record.changed(seed=7)) == ["seed: 42 and 7"]
 
 
-def test_relative_paths_start_at_the_repository_whatever_the_working_directory(tmp_path, monkeypatch):
+def test_paths_start_at_the_repository_and_plain_values_survive_yaml_and_give_equal_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     s = Settings(data_root="outputs/data/x", outputs_dir=str(tmp_path))
     assert s.data_root == repository_root() / "outputs/data/x"
     assert s.run_dir == tmp_path / "gainmtl/s5/seed42"
     assert s.plain()["data_root"] == "outputs/data/x" and s.plain()["outputs_dir"] == tmp_path.as_posix()
     assert Small().plain()["folder"] == "outputs"
-
-
-def test_plain_values_survive_yaml_and_give_equal_settings():
     s = Settings(strategy="S3", image_size=128, pretrained="weights/b0.pth", out_indices=[2, 3, 4], precision=32)
     again = Settings(**yaml.safe_load(yaml.safe_dump(s.plain())))
     assert again == s and again.image_size == (128, 128) and again.precision == "32"

@@ -7,20 +7,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from gainmtl_lib.wording import (
-    COMPARED,
-    METRICS,
-    frame_table,
-    interval,
-    join_words,
-    markdown_table,
-    number,
-    of_count,
-    percent,
-    plural,
-    probability,
-    signed,
-)
+from gainmtl_lib import wording
+from gainmtl_lib.wording import interval, of_count, percent, plural, signed
 
 
 def flat(text):
@@ -28,29 +16,16 @@ def flat(text):
 
 
 @pytest.mark.parametrize(
-    ("write", "value", "written"),
+    ("write", "expected"),
     [
-        (number, 0.12345, "0.123"),
-        (number, -0.5, "-0.500"),
-        (number, -0.0001, "0.000"),
-        (number, 3, "3"),
-        (number, None, "–"),
-        (number, math.nan, "–"),
-        (signed, 0.0214, "+0.021"),
-        (signed, -0.0214, "-0.021"),
-        (signed, -0.0002, "0.000"),
-        (signed, math.nan, "–"),
-        (percent, 0.5, "50 %"),
-        (percent, 0.0576, "5.8 %"),
-        (percent, 1.0, "100 %"),
-        (percent, None, "–"),
-        (probability, 0.0421, "0.042"),
-        (probability, 0.0004, "< 0.001"),
-        (probability, math.nan, "–"),
+        (wording.number, {0.12345: "0.123", -0.5: "-0.500", -0.0001: "0.000", 3: "3", None: "–", math.nan: "–"}),
+        (signed, {0.0214: "+0.021", -0.0214: "-0.021", -0.0002: "0.000", math.nan: "–"}),
+        (percent, {0.5: "50 %", 0.0576: "5.8 %", 1.0: "100 %", None: "–"}),
+        (wording.probability, {0.0421: "0.042", 0.0004: "< 0.001", math.nan: "–"}),
     ],
 )
-def test_numbers(write, value, written):
-    assert flat(write(value)) == written
+def test_numbers(write, expected):
+    assert {value: flat(write(value)) for value in expected} == expected
 
 
 def test_intervals_and_counts():
@@ -63,21 +38,18 @@ def test_intervals_and_counts():
     assert of_count(sure) == "49 of 52" and of_count(unsure) == "–"
 
 
-def test_words():
-    assert [join_words(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
+def test_words_and_names():
+    assert [wording.join_words(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
     assert (plural(1, "picture"), plural(2, "picture")) == ("1 picture", "2 pictures")
-
-
-def test_every_compared_metric_has_a_name():
-    assert set(COMPARED) <= METRICS.keys()
+    assert set(wording.COMPARED) <= wording.METRICS.keys()
 
 
 def test_tables_hold_the_frame_and_show_names_as_they_are():
     rows = pd.DataFrame({"count": [3, 4], "share": [0.123456, math.nan]}, index=pd.Index(["[red]a", "b"], name="kind"))
-    assert markdown_table(rows) == [
+    assert wording.markdown_table(rows) == [
         "| kind | count | share |", "| --- | --- | --- |", "| [red]a | 3 | 0.1235 |", "| b | 4 | – |",
     ]  # fmt: skip
     console = Console(width=60, record=True)
-    console.print(frame_table("title", rows))
+    console.print(wording.frame_table("title", rows))
     shown = console.export_text()
     assert all(text in shown for text in ("title", "kind", "[red]a", "0.1235", "–"))
