@@ -179,7 +179,7 @@ class RunSettings(ParameterRecord):
     @property
     def run_name(self) -> str:
         """The folder between experiment and seed."""
-        raise NotImplementedError
+        raise AttributeError(f"{type(self).__name__} names no run")
 
     @property
     def seed_of_split(self) -> int:

@@ -379,8 +379,7 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
 
     def broken(self, output, batch, weights):
         losses = forward(self, output, batch, weights)
-        broken = {name: losses[name] * float("nan") for name in ("am", "total")}
-        return losses | broken if weights["am"] > 0 else losses
+        return losses | {name: losses[name] * float("nan") for name in ("am", "total") if weights["am"] > 0}
 
     monkeypatch.setattr(GainLoss, "forward", broken)
     settings = tiny_settings(shared, "S3", experiment="nan")
