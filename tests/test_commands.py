@@ -20,6 +20,24 @@ from gainmtl_lib.runs import save_weights
 from gainmtl_lib.settings import Settings
 
 
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def done(*arguments):
+    """What a command printed that went well."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments):
+    """What a command said that did not go, in one line."""
+    result = run(*arguments)
+    assert result.exit_code in (1, 2) and "Traceback" not in result.output, (arguments, result.output)
+    return " ".join(result.output.split())
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A folder with a parameter file of the tiny study; S5 without its own mask of loss weights."""
@@ -32,124 +50,17 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(study):
-    result = run("train", "--config", str(study / "tiny.yaml"), "--strategy", "S5")
-    assert result.exit_code == 0, result.output
-    return study / "outputs/tiny/s5/seed42"
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+    done("train", "--config", study / "tiny.yaml", "--strategy", "S5")
+    folder = study / "outputs/tiny/s5/seed42"
+    done("evaluate", folder)
+    return folder
 
 
 def test_help_does_not_load_torch():
     code = "import sys, gainmtl_lib.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     commands = "run train evaluate compare explain browse report efficientad data notebooks"
-    assert set(commands.split()) <= set(run("--help").output.split())
-
-
-def test_every_option_of_the_specification_in_both_spellings(study):
-    options = {
-        "--batch_size": "4", "--epochs": "1", "--device": "cpu", "--seed": "3", "--val_ratio": "0.0", "--backbone": "b0",
-        "--data_root": str(study / "data"),
-    }  # fmt: skip
-    for spelt in (options, {name.replace("_", "-"): value for name, value in options.items()}):
-        words = [word for pair in spelt.items() for word in pair]
-        result = run("train", "-f", str(study / "tiny.yaml"), "-p", "strategy", "S1", *words, "--no_tensorboard")
-        assert result.exit_code == 0, result.output
-    folder = study / "outputs/tiny/s1/seed3"
-    stored = yaml.safe_load((folder / "settings.yaml").read_text())
-    assert (stored["batch_size"], stored["num_epochs"], stored["seed"]) == (4, 1, 3)
-    assert stored["use_tensorboard"] is False and not (folder / "tensorboard").exists()
-    resumed = run("train", "-f", str(study / "tiny.yaml"), "-p", "strategy", "S1", *words, "--no-tensorboard",
-                  "--resume", str(folder / "checkpoints/last.ckpt"))  # fmt: skip
-    assert resumed.exit_code == 1
-    assert "the run is finished; there is nothing to resume" in resumed.output
-
-
-def test_evaluate_writes_and_prints_everything_asked_for(trained, tmp_path):
-    result = run("evaluate", "--checkpoint", str(trained / "checkpoints/best.ckpt"), "--visualize", "--vis_dir",
-                 str(tmp_path / "vis"), "--error_analysis", "--export_results", str(tmp_path / "results.json"))  # fmt: skip
-    assert result.exit_code == 0, result.output
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["test"]["images"] == 6 and "cam_iou" in results["test"]
-    assert (tmp_path / "vis/classification.png").is_file()
-    assert len(list((tmp_path / "vis").glob("test*_*_01.jpg"))) > 1
-    assert "missed (defective, called normal)" in result.output
-    assert (trained / "predictions.csv").is_file()
-
-
-def test_evaluate_asks_for_the_reasons_of_a_run_as_it_was_trained(trained, tmp_path):
-    exported = tmp_path / "r.json"
-    result = run("evaluate", str(trained), "--reasons", "--export-results", str(exported))
-    assert result.exit_code == 0, result.output
-    assert "what the verdicts rest on (test)" in result.output and "accuracy, edited" in result.output
-    reasons = json.loads(exported.read_text())["reasons"]
-    assert reasons == json.loads((trained / "indicators.json").read_text())
-    assert reasons["indicators"]["counterfactual_accuracy"]["count"] > 0
-    again = "--reasons asks a run as it was trained"
-    for other, told in {
-        (str(trained), "--data-root", str(tmp_path)): again,
-        ("--checkpoint", str(trained / "checkpoints/last.ckpt")): again,
-        (str(trained), "--mask-source", "all"): "leave --reasons out",
-    }.items():
-        refused = run("evaluate", "--reasons", *other)
-        assert refused.exit_code == 1 and told in refused.output
-
-
-def test_evaluate_takes_a_run_and_other_data_with_the_runs_threshold(trained, tmp_path, study):
-    assert run("evaluate", str(trained)).exit_code == 0
-    threshold = json.loads((trained / "metrics.json").read_text())["threshold"]
-    other = run("data", "synth", str(tmp_path / "other"), "-p", "num_samples", "40", "-p", "image_size", "64",
-                "-p", "synthetic_seed", "9")  # fmt: skip
-    assert other.exit_code == 0 and "40 pictures" in other.output
-    exported = tmp_path / "r.json"
-    result = run("evaluate", "--checkpoint", str(trained / "checkpoints/best.ckpt"), "--data-root",
-                 str(tmp_path / "other"), "--export-results", str(exported))  # fmt: skip
-    assert result.exit_code == 0, result.output
-    results = json.loads(exported.read_text())
-    assert results["threshold"] == threshold and results["threshold_from"] == "given"
-
-
-def test_errors_are_one_message_without_a_traceback(trained, tmp_path):
-    mvtec = ("-p", "teacher", "random", "-p", "dataset_type", "mvtec", "-p", "data_root", str(tmp_path))
-    train, distill, teacher = ("efficientad", "train"), ("efficientad", "distill"), str(tmp_path / "t.safetensors")
-    (tmp_path / "my.yaml").write_text("batch_size: many\n")
-    mine = f"{tmp_path / 'my.yaml'}: batch_size must be a whole number, got the text 'many'"
-    cases = {
-        ("evaluate", str(tmp_path)): "no run here (no manifest.json)",
-        ("evaluate",): "give either the folder of a run or --checkpoint FILE",
-        ("train", "-p", "learnig_rate", "1"): "unknown parameter 'learnig_rate'; did you mean 'learning_rate'?",
-        ("train", "-f", str(tmp_path / "no.yaml")): "no such parameter file",
-        ("train", "-f", "params/s3.yaml", "--strategy", "S5"): "strategy is 'S3', but --strategy is 'S5'; give one",
-        ("train", "-f", str(tmp_path / "my.yaml")): mine,
-        ("train", "-p", "data_root", str(tmp_path / "nowhere"), "-p", "pretrained", "false"): "nowhere",
-        ("run", "s3", "-f", str(tmp_path / "my.yaml")): mine,
-        ("run", "s9"): "'s9' is no strategy",
-        ("run", "s3", "-p", "strategy", "S4"): "strategy is 'S4', but the notebook is S3's",
-        ("run", "all", "-p", "strategy", "S4"): "'all' runs every strategy",
-        ("run", "s3", "-p", "num_epoch", "1"): "did you mean 'num_epochs'",
-        ("compare", str(tmp_path)): "no evaluated run (0 started, 0 finished)",
-        ("browse", str(tmp_path), "--no-browser"): "no run here",
-        ("report", str(tmp_path)): "no run here",
-        ("report", str(trained), "--required-recall", "1.5"): "1.5",
-        ("explain", str(trained), "a.png", "b.png", "--mask", "m.png"): "2 pictures but 1 masks; give one --mask for",
-        ("explain", str(trained), "a/x.png", "b/x.png"): "several pictures are named x, and their figures would be too",
-        ("explain", str(trained), "a.png", "--mask-source", "none"): "mask_source is for strategy S6; this model is S5",
-        train: "teacher",
-        (*train, "-p", "teacher", "random", "-p", "max_stpes", "1"): "did you mean 'max_steps'",
-        (*train, *mvtec, "--category", "all"): "no category of MVTec AD in it",
-        (*train, *mvtec, "--category", "all", "--resume", "a.ckpt"): "--resume is for one run",
-        (*distill, str(tmp_path), teacher, "-p", "stepps", "1"): "did you mean 'steps'",
-        (*distill, str(tmp_path / "gone"), teacher): "gone",
-        (*distill, "a", "t.safetensors", "-p", "images", "b"): "'images' is no parameter here; IMAGES and",
-        (*distill, "a", "t.safetensors", "-p", "force", "true"): "'force' is no parameter here",
-    }
-    for arguments, expected in cases.items():
-        result = run(*arguments)
-        assert result.exit_code in (1, 2), (arguments, result.output)
-        assert expected in " ".join(result.output.split()) or expected in result.output, (arguments, result.output)
-        assert "Traceback" not in result.output
+    assert set(commands.split()) <= set(done("--help").split())
 
 
 def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
@@ -159,146 +70,108 @@ def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
         assert value_of(text) == text
 
 
-def test_data_check_passes_sound_data_and_fails_broken(tmp_path):
-    root = write_generic(tmp_path / "data", per_class=4)
-    arguments = ("data", "check", str(root), "--image-size", "64", "64")
-    result = run(*arguments, "--contact-sheet", str(tmp_path / "sheet.png"))
-    assert result.exit_code == 0, result.output
-    assert "0 errors" in result.output and (tmp_path / "sheet.png").stat().st_size > 1000
-    truncate_file(root / "images/train/normal/train_n0.png")
-    broken = run(*arguments)
-    assert broken.exit_code == 1
-    assert "train_n0.png" in broken.output
+def test_every_option_of_the_specification_in_both_spellings(study):
+    options = {
+        "--batch_size": "4", "--epochs": "1", "--device": "cpu", "--seed": "3", "--val_ratio": "0.0", "--backbone": "b0",
+        "--data_root": str(study / "data"),
+    }  # fmt: skip
+    train = ("train", "-f", study / "tiny.yaml", "-p", "strategy", "S1")
+    for spelt in (options, {name.replace("_", "-"): value for name, value in options.items()}):
+        words = [word for pair in spelt.items() for word in pair]
+        done(*train, *words, "--no_tensorboard")
+    folder = study / "outputs/tiny/s1/seed3"
+    stored = yaml.safe_load((folder / "settings.yaml").read_text())
+    assert (stored["batch_size"], stored["num_epochs"], stored["seed"]) == (4, 1, 3)
+    assert stored["use_tensorboard"] is False and not (folder / "tensorboard").exists()
+    told = refused(*train, *words, "--no-tensorboard", "--resume", folder / "checkpoints/last.ckpt")
+    assert "the run is finished; there is nothing to resume" in told
 
 
-def test_data_check_looks_at_the_split_that_a_training_makes(tmp_path):
-    root = write_generic(tmp_path / "data", splits=("train",), per_class=8)
-    twins = [root / f"images/train/normal/{name}.png" for name in ("train_n0", "twin")]
-    shutil.copy(*twins)
-    (tmp_path / "mine.yaml").write_text("val_ratio: 0.25\nimage_size: 64\nstrategy: S3\nsplit_seed: 9\n")
-    apart = set()
-    for seed in range(6):
-        settings = Settings(data_root=root, val_ratio=0.25, test_ratio=0.3, split_seed=seed)
-        split = build_samples(settings).set_index("image")["split"].loc[list(map(str, twins))]
-        result = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"), "-p", "test_ratio", "0.3",
-                     "-p", "split_seed", str(seed))  # fmt: skip
-        assert result.exit_code == 0, result.output
-        assert ("across splits" in result.output) == (split.nunique() > 1), seed
-        apart.add(split.nunique() > 1)
-    assert apart == {True, False}
+# --- Evaluating
 
 
-def test_data_check_refuses_what_a_training_would_refuse(tmp_path):
-    root = write_generic(tmp_path / "data", splits=("train", "test"), per_class=8)
-    (tmp_path / "mine.yaml").write_text("val_ratio: 0.0\nimage_size: 64\n")
-    result = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"))
-    assert result.exit_code == 1 and "val_ratio is 0, but the data has no validation folder" in result.output
-    corrected = run("data", "check", str(root), "-f", str(tmp_path / "mine.yaml"), "--val_ratio", "0.25")
-    assert corrected.exit_code == 0, corrected.output
-    misspelt = run("data", "check", str(root), "-p", "val_ratoi", "0.2")
-    assert misspelt.exit_code == 1 and "did you mean 'val_ratio'" in misspelt.output
-    assert "1 when a training would refuse the data" in " ".join(run("data", "check", "--help").output.split())
+def test_evaluate_writes_and_prints_everything_asked_for(trained, tmp_path):
+    printed = done("evaluate", "--checkpoint", trained / "checkpoints/best.ckpt", "--visualize", "--vis_dir",
+                   tmp_path / "vis", "--error_analysis", "--export_results", tmp_path / "results.json")  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["test"]["images"] == 6 and "cam_iou" in results["test"]
+    assert (tmp_path / "vis/classification.png").is_file()
+    assert len(list((tmp_path / "vis").glob("test*_*_01.jpg"))) > 1
+    assert "missed (defective, called normal)" in printed and (trained / "predictions.csv").is_file()
+    assert (
+        "known limits"
+        in done("report", trained, "--required-recall", "0.9", "--output", tmp_path / "r.html")
+        + (tmp_path / "r.html").read_text(encoding="utf-8").lower()
+    )
 
 
-def test_a_path_in_brackets_is_printed_whole_and_other_data_is_not_written_over(tmp_path):
-    data, sheet = tmp_path / "[x]", tmp_path / "[y]/sheet.png"
-    small = ("-p", "num_samples", "20", "-p", "image_size", "64")
-    made = run("data", "synth", str(data), *small)
-    assert made.exit_code == 0 and f"{data}: " in made.output
-    checked = run("data", "check", str(data), "--image-size", "64", "64", "--contact-sheet", str(sheet))
-    assert f"contact sheet: {sheet}" in checked.output and sheet.is_file()
-    (tmp_path / "mine.txt").write_text("x")
-    assert run("data", "synth", str(tmp_path), *small).exit_code == 1
-    assert (tmp_path / "mine.txt").read_text() == "x"
+def test_evaluate_asks_for_the_reasons_of_a_run_as_it_was_trained(trained, tmp_path):
+    printed = done("evaluate", trained, "--reasons", "--export-results", tmp_path / "r.json")
+    assert "what the verdicts rest on (test)" in printed and "accuracy, edited" in printed
+    reasons = json.loads((tmp_path / "r.json").read_text())["reasons"]
+    assert reasons == json.loads((trained / "indicators.json").read_text())
+    assert reasons["indicators"]["counterfactual_accuracy"]["count"] > 0
+    again = "--reasons asks a run as it was trained"
+    assert again in refused("evaluate", "--reasons", trained, "--data-root", tmp_path)
+    assert again in refused("evaluate", "--reasons", "--checkpoint", trained / "checkpoints/last.ckpt")
+    assert "leave --reasons out" in refused("evaluate", "--reasons", trained, "--mask-source", "all")
 
 
-def test_a_notebook_runs_headless_and_is_left_in_the_runs_folder(study):
-    result = run("run", "s1", "-f", str(study / "tiny.yaml"), "-p", "experiment", "headless")
-    assert result.exit_code == 0, result.output
-    folder = study / "outputs/headless/s1/seed42"
-    assert (folder / "notebook.ipynb").is_file() and (folder / "figures/pictures.jpg").is_file()
-    compared = run("compare", str(study / "outputs/headless"), "--export", str(study / "exported"))
-    assert compared.exit_code == 0 and "S1" in compared.output
-    names = {path.name for path in (study / "exported").iterdir()}
-    assert names == {"comparison.csv", "table.md", "strategies.png", "same_pictures.jpg"}
-    assert "| S1 |" in (study / "exported/table.md").read_text()
+def test_evaluate_takes_a_run_and_other_data_with_the_runs_threshold(trained, tmp_path):
+    threshold = json.loads((trained / "metrics.json").read_text())["threshold"]
+    small = ("-p", "num_samples", "40", "-p", "image_size", "64", "-p", "synthetic_seed", "9")
+    assert "40 pictures" in done("data", "synth", tmp_path / "other", *small)
+    done("evaluate", "--checkpoint", trained / "checkpoints/best.ckpt", "--data-root", tmp_path / "other",
+         "--export-results", tmp_path / "r.json")  # fmt: skip
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["threshold"] == threshold and results["threshold_from"] == "given"
 
 
-def test_an_interrupted_command_goes_on(study, tmp_path):
-    """A real process, killed in the middle of its training, started again."""
-    arguments = [sys.executable, "-m", "gainmtl_lib.cli", "train", "-f", str(study / "tiny.yaml"), "--strategy", "S1",
-                 "-p", "experiment", "killed", "--epochs", "16"]  # fmt: skip
-    last = study / "outputs/killed/s1/seed42/checkpoints/last.ckpt"
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=alone) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "epoch 8 of 16" in line:
-                process.kill()
-                break
-    assert last.is_file()
-    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stderr and "epoch 16 of 16" in again.stderr
-    assert "epoch 5 of 16" not in again.stderr
+# --- Errors and interruptions
 
 
-def test_explain_shows_and_exports_what_can_be_explained(trained, study, tmp_path):
-    assert run("evaluate", str(trained)).exit_code == 0
-    pictures = sorted((study / "data/images/test/defective").rglob("*.png"))[:2]
-    masks = [next((study / "data/masks").rglob(picture.name)) for picture in pictures]
-    result = run("explain", str(trained), *map(str, pictures), "--mask", str(masks[0]), "--mask", str(masks[1]),
-                 "--class-names", "ok", "broken", "--output", str(tmp_path), "--export-results", str(tmp_path / "a.json"))  # fmt: skip
-    assert result.exit_code == 0, result.output
-    answers = json.loads((tmp_path / "a.json").read_text())
-    assert list(answers) == [str(picture) for picture in pictures]
-    assert all({"probability", "cam_iou", "counterfactual", "boxes"} <= set(answer) for answer in answers.values())
-    assert {answer["prediction_name"] for answer in answers.values()} <= {"ok", "broken"}
-    assert all((tmp_path / f"{picture.stem}.png").is_file() for picture in pictures)
+def test_errors_are_one_message_without_a_traceback(trained, tmp_path):
+    mvtec = ("-p", "teacher", "random", "-p", "dataset_type", "mvtec", "-p", "data_root", tmp_path)
+    train, distill, teacher = ("efficientad", "train"), ("efficientad", "distill"), tmp_path / "t.safetensors"
+    (tmp_path / "my.yaml").write_text("batch_size: many\n")
+    mine = f"{tmp_path / 'my.yaml'}: batch_size must be a whole number, got the text 'many'"
+    for arguments, expected in {
+        ("evaluate", tmp_path): "no run here (no manifest.json)",
+        ("evaluate",): "give either the folder of a run or --checkpoint FILE",
+        ("train", "-p", "learnig_rate", "1"): "unknown parameter 'learnig_rate'; did you mean 'learning_rate'?",
+        ("train", "-f", tmp_path / "no.yaml"): "no such parameter file",
+        ("train", "-f", "params/s3.yaml", "--strategy", "S5"): "strategy is 'S3', but --strategy is 'S5'; give one",
+        ("train", "-f", tmp_path / "my.yaml"): mine,
+        ("train", "-p", "data_root", tmp_path / "nowhere", "-p", "pretrained", "false"): "nowhere",
+        ("run", "s3", "-f", tmp_path / "my.yaml"): mine,
+        ("run", "s9"): "'s9' is no strategy",
+        ("run", "s3", "-p", "strategy", "S4"): "strategy is 'S4', but the notebook is S3's",
+        ("run", "all", "-p", "strategy", "S4"): "'all' runs every strategy",
+        ("run", "s3", "-p", "num_epoch", "1"): "did you mean 'num_epochs'",
+        ("compare", tmp_path): "no evaluated run (0 started, 0 finished)",
+        ("browse", tmp_path, "--no-browser"): "no run here",
+        ("report", tmp_path): "no run here",
+        ("report", trained, "--required-recall", "1.5"): "1.5",
+        ("explain", trained, "a.png", "b.png", "--mask", "m.png"): "2 pictures but 1 masks; give one --mask for",
+        ("explain", trained, "a/x.png", "b/x.png"): "several pictures are named x, and their figures would be too",
+        ("explain", trained, "a.png", "--mask-source", "none"): "mask_source is for strategy S6; this model is S5",
+        train: "teacher",
+        (*train, "-p", "teacher", "random", "-p", "max_stpes", "1"): "did you mean 'max_steps'",
+        (*train, *mvtec, "--category", "all"): "no category of MVTec AD in it",
+        (*train, *mvtec, "--category", "all", "--resume", "a.ckpt"): "--resume is for one run",
+        (*distill, tmp_path, teacher, "-p", "stepps", "1"): "did you mean 'steps'",
+        (*distill, tmp_path / "gone", teacher): "gone",
+        (*distill, "a", "t.safetensors", "-p", "images", "b"): "'images' is no parameter here; IMAGES and",
+        (*distill, "a", "t.safetensors", "-p", "force", "true"): "'force' is no parameter here",
+    }.items():
+        assert expected in refused(*arguments), arguments
 
 
-def test_explain_names_a_bad_picture_and_explains_the_others(trained, study, tmp_path):
-    picture = sorted((study / "data/images/test/normal").rglob("*.png"))[0]
-    result = run("explain", str(trained), str(tmp_path / "gone.png"), str(picture), "--output", str(tmp_path))
-    assert result.exit_code == 1 and (tmp_path / f"{picture.stem}.png").is_file()
-    assert "not explained:" in result.output and "gone.png: image cannot be read" in result.output
-
-
-def test_report_is_written_beside_the_run(trained):
-    assert run("evaluate", str(trained)).exit_code == 0
-    result = run("report", str(trained), "--required-recall", "0.9")
-    assert result.exit_code == 0, result.output
-    assert "known limits" in (trained / "report.html").read_text(encoding="utf-8").lower()
-
-
-def test_explain_computes_each_picture_once_and_on_the_device_asked_for(trained, study, tmp_path, monkeypatch):
-    asked, sizes = [], []
-    own = GAINMTLModel.forward
-    monkeypatch.setattr("gainmtl_lib.console.checked_device", lambda name: asked.append(name) or "cpu")
-    monkeypatch.setattr(GAINMTLModel, "forward", lambda *a, **k: sizes.append(len(a[1])) or own(*a, **k))
-    pictures = sorted((study / "data/images/test").rglob("*.png"))[:4]
-    for device in ((), ("--device", "cuda:3")):
-        result = run("explain", str(trained), *map(str, pictures), "--output", str(tmp_path / "[x]"), *device)
-        assert result.exit_code == 0, result.output
-        assert str(tmp_path / "[x]") in result.output
-    assert asked == ["cpu", "cuda:3"]  # by default where the run was trained
-    assert sum(sizes) <= 2 * 4 * 3  # each picture once, and the two questions of the counterfactual
-    assert len(list((tmp_path / "[x]").glob("*.png"))) == 4
-
-
-def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):
-    settings = Settings(**yaml.safe_load((study / "tiny.yaml").read_text()) | {
-        "strategy": "S6", "experiment": "outside", "mask_source": "external", "external_mask_dir": tmp_path,
-    })  # fmt: skip
-    settings.run_dir.mkdir(parents=True)
-    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
-    (settings.run_dir / "manifest.json").write_text('{"status": "complete"}')
-    save_weights(build_model(settings), settings.run_dir / "model.safetensors")
-    picture = write_picture(tmp_path / "part.png", size=(64, 64))
-    refused = run("explain", str(settings.run_dir), str(picture))
-    assert refused.exit_code == 1 and "give gainmtl explain --mask-source" in " ".join(refused.output.split())
-    for source in ("none", "localization"):
-        assert run("explain", str(settings.run_dir), str(picture), "--mask-source", source).exit_code == 0
+def test_errors_of_a_process_that_did_nothing_else_are_messages_too(tmp_path):
+    """Within the tests every module is loaded, and with it every error that a command knows."""
+    command = [sys.executable, "-m", "gainmtl_lib.cli", "efficientad", "predict", "gone", "a.png", "--output", "o"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert told.returncode == 1 and "gone: no run here" in told.stderr and "Traceback" not in told.stderr, told.stderr
 
 
 @pytest.mark.parametrize(("place", "arguments", "goes_on"), [
@@ -315,24 +188,142 @@ def test_an_interruption_promises_to_go_on_only_where_it_does(monkeypatch, place
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"gainmtl_lib.{place}", interrupt)
-    result = run(*arguments)
-    assert result.exit_code == 1 and "interrupted" in result.output
-    assert ("the same command goes on from where it was last saved" in result.output) is goes_on
+    told = refused(*arguments)
+    assert "interrupted" in told
+    assert ("the same command goes on from where it was last saved" in told) is goes_on
+
+
+def test_an_interrupted_command_goes_on(study):
+    """A real process, killed in the middle of its training, started again."""
+    arguments = [sys.executable, "-m", "gainmtl_lib.cli", "train", "-f", str(study / "tiny.yaml"), "--strategy", "S1",
+                 "-p", "experiment", "killed", "--epochs", "16"]  # fmt: skip
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=alone) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 8 of 16" in line:
+                process.kill()
+                break
+    assert (study / "outputs/killed/s1/seed42/checkpoints/last.ckpt").is_file()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr and "epoch 16 of 16" in again.stderr
+    assert "epoch 5 of 16" not in again.stderr
+
+
+# --- Data
+
+
+def test_data_check_passes_sound_data_and_fails_broken(tmp_path):
+    root = write_generic(tmp_path / "[x]", per_class=4)
+    check, sheet = ("data", "check", root, "--image-size", "64", "64"), tmp_path / "[y]/sheet.png"
+    printed = done(*check, "--contact-sheet", sheet)
+    assert "0 errors" in printed and sheet.stat().st_size > 1000
+    assert f"contact sheet: {sheet}" in printed  # brackets are no markup
+    truncate_file(root / "images/train/normal/train_n0.png")
+    assert "train_n0.png" in refused(*check)
+
+
+def test_data_check_looks_at_the_split_that_a_training_makes(tmp_path):
+    root = write_generic(tmp_path / "data", splits=("train",), per_class=8)
+    twins = [root / f"images/train/normal/{name}.png" for name in ("train_n0", "twin")]
+    shutil.copy(*twins)
+    (tmp_path / "mine.yaml").write_text("val_ratio: 0.25\nimage_size: 64\nstrategy: S3\nsplit_seed: 9\n")
+    apart = set()
+    for seed in range(4):
+        settings = Settings(data_root=root, val_ratio=0.25, test_ratio=0.3, split_seed=seed)
+        split = build_samples(settings).set_index("image")["split"].loc[list(map(str, twins))]
+        printed = done("data", "check", root, "-f", tmp_path / "mine.yaml", "-p", "test_ratio", "0.3",
+                       "-p", "split_seed", seed)  # fmt: skip
+        assert ("across splits" in printed) == (split.nunique() > 1), seed
+        apart.add(split.nunique() > 1)
+    assert apart == {True, False}
+
+
+def test_data_check_refuses_what_a_training_would_refuse(tmp_path):
+    root = write_generic(tmp_path / "data", splits=("train", "test"), per_class=8)
+    (tmp_path / "mine.yaml").write_text("val_ratio: 0.0\nimage_size: 64\n")
+    check = ("data", "check", root, "-f", tmp_path / "mine.yaml")
+    assert "val_ratio is 0, but the data has no validation folder" in refused(*check)
+    done(*check, "--val_ratio", "0.25")
+    assert "did you mean 'val_ratio'" in refused("data", "check", root, "-p", "val_ratoi", "0.2")
+
+
+def test_synthetic_data_is_not_written_over_other_files(tmp_path):
+    small = ("-p", "num_samples", "20", "-p", "image_size", "64")
+    assert f"{tmp_path / '[x]'}: 20 pictures, train " in done("data", "synth", tmp_path / "[x]", *small)
+    (tmp_path / "mine.txt").write_text("x")
+    refused("data", "synth", tmp_path, *small)
+    assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+# --- Notebooks and explanations
+
+
+def test_a_notebook_runs_headless_and_is_left_in_the_runs_folder(study):
+    done("run", "s1", "-f", study / "tiny.yaml", "-p", "experiment", "headless")
+    folder = study / "outputs/headless/s1/seed42"
+    assert (folder / "notebook.ipynb").is_file() and (folder / "figures/pictures.jpg").is_file()
+    assert "S1" in done("compare", study / "outputs/headless", "--export", study / "exported")
+    names = {path.name for path in (study / "exported").iterdir()}
+    assert names == {"comparison.csv", "table.md", "strategies.png", "same_pictures.jpg"}
+    assert "| S1 |" in (study / "exported/table.md").read_text()
+
+
+def test_explain_shows_and_exports_what_can_be_explained_and_names_what_cannot(trained, study, tmp_path):
+    pictures = sorted((study / "data/images/test/defective").rglob("*.png"))[:2]
+    masks = [next((study / "data/masks").rglob(picture.name)) for picture in pictures]
+    done("explain", trained, *pictures, "--mask", masks[0], "--mask", masks[1], "--class-names", "ok", "broken",
+         "--output", tmp_path, "--export-results", tmp_path / "a.json")  # fmt: skip
+    answers = json.loads((tmp_path / "a.json").read_text())
+    assert list(answers) == [str(picture) for picture in pictures]
+    assert all({"probability", "cam_iou", "counterfactual", "boxes"} <= set(answer) for answer in answers.values())
+    assert {answer["prediction_name"] for answer in answers.values()} <= {"ok", "broken"}
+    told = refused("explain", trained, tmp_path / "gone.png", pictures[0], "--output", tmp_path / "others")
+    assert "not explained:" in told and "gone.png: image cannot be read" in told
+    assert [path.name for path in (tmp_path / "others").iterdir()] == [f"{pictures[0].stem}.png"]
+
+
+def test_explain_computes_each_picture_once_and_on_the_device_asked_for(trained, study, tmp_path, monkeypatch):
+    asked, sizes = [], []
+    own = GAINMTLModel.forward
+    monkeypatch.setattr("gainmtl_lib.console.checked_device", lambda name: asked.append(name) or "cpu")
+    monkeypatch.setattr(GAINMTLModel, "forward", lambda *a, **k: sizes.append(len(a[1])) or own(*a, **k))
+    pictures = sorted((study / "data/images/test").rglob("*.png"))[:4]
+    for device in ((), ("--device", "cuda:3")):
+        assert str(tmp_path / "[x]") in done("explain", trained, *pictures, "--output", tmp_path / "[x]", *device)
+    assert asked == ["cpu", "cuda:3"]  # by default where the run was trained
+    assert sum(sizes) <= 2 * 4 * 3  # each picture once, and the two questions of the counterfactual
+    assert len(list((tmp_path / "[x]").glob("*.png"))) == 4
+
+
+def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):
+    settings = Settings(**yaml.safe_load((study / "tiny.yaml").read_text()) | {
+        "strategy": "S6", "experiment": "outside", "mask_source": "external", "external_mask_dir": tmp_path,
+    })  # fmt: skip
+    settings.run_dir.mkdir(parents=True)
+    (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
+    (settings.run_dir / "manifest.json").write_text('{"status": "complete"}')
+    save_weights(build_model(settings), settings.run_dir / "model.safetensors")
+    picture = write_picture(tmp_path / "part.png", size=(64, 64))
+    assert "give gainmtl explain --mask-source" in refused("explain", settings.run_dir, picture)
+    for source in ("none", "localization"):
+        done("explain", settings.run_dir, picture, "--mask-source", source)
+
+
+# --- EfficientAD
 
 
 def test_efficientad_trains_evaluates_and_reports(tmp_path):
     values = tiny_anomaly_settings(tmp_path, max_steps=2, val_every_n_steps=2).plain()
     (tmp_path / "ad.yaml").write_text(yaml.safe_dump(values))
-    arguments = ("efficientad", "train", "--config", str(tmp_path / "ad.yaml"), "-p", "seed", "3")
+    train = ("efficientad", "train", "--config", tmp_path / "ad.yaml", "-p", "seed", "3")
     folder = tmp_path / "outputs/tiny/efficientad/seed3"
-    for _ in range(2):  # trained, then reported
-        result = run(*arguments)
-        assert result.exit_code == 0, result.output
+    for printed in (done(*train), done(*train)):  # trained, then reported
         for word in ("aupro", "pixel_auroc", "test_shift", "novelty threshold", "untrained teacher", str(folder)):
-            assert word in result.output
+            assert word in printed
     assert json.loads((folder / "metrics.json").read_text())["test"]["images"] == 6
-    resumed = run(*arguments, "--resume", str(folder / "checkpoints/last.ckpt"))
-    assert resumed.exit_code == 1 and "nothing to resume" in resumed.output
+    assert "nothing to resume" in refused(*train, "--resume", folder / "checkpoints/last.ckpt")
 
 
 def test_efficientad_trains_every_category_of_mvtec(tmp_path):
@@ -343,23 +334,10 @@ def test_efficientad_trains_every_category_of_mvtec(tmp_path):
         for name in ("train/good/0", "train/good/1", "train/good/2", "train/good/3", "test/good/0", "test/crack/0"):
             write_picture(root / f"{name}.png", size=(64, 64))
         write_picture(root / "ground_truth/crack/0_mask.png", size=(64, 64))
-    result = run("efficientad", "train", "-f", str(tmp_path / "ad.yaml"), "--category", "all")
-    assert result.exit_code == 0, result.output
+    assert "test metrics by category" in done("efficientad", "train", "-f", tmp_path / "ad.yaml", "--category", "all")
     table = (tmp_path / "outputs/tiny/efficientad/categories.csv").read_text().splitlines()
     assert table[0] == "category,image AUROC,AP,pixel AUROC,AUPRO,F1"
     assert [line.split(",")[0] for line in table[1:]] == ["bottle", "wood", "mean"]
-    assert "test metrics by category" in result.output
-
-
-def test_errors_of_a_process_that_did_nothing_else_are_messages_too(tmp_path):
-    """Within the tests every module is loaded, and with it every error that a command knows."""
-    for arguments, expected in {
-        ("distill", "gone", "t.safetensors"): "gone: is no folder",
-        ("predict", "gone", "a.png", "--output", "o"): "gone: no run here",
-    }.items():
-        command = [sys.executable, "-m", "gainmtl_lib.cli", "efficientad", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert done.returncode == 1 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_distill_passes_on_what_was_given_and_nothing_else(tmp_path, monkeypatch):
@@ -369,7 +347,7 @@ def test_distill_passes_on_what_was_given_and_nothing_else(tmp_path, monkeypatch
         lambda images, output, **values: passed.update(values, images=images) or output,
     )
     (tmp_path / "d.yaml").write_text("steps: 9\nbatch_size: 2\n")
-    result = run("efficientad", "distill", str(tmp_path), str(tmp_path / "t.safetensors"), "-f",
-                 str(tmp_path / "d.yaml"), "--steps", "5", "-p", "seed", "7")  # fmt: skip
-    assert result.exit_code == 0 and f"teacher: {tmp_path / 't.safetensors'}" in result.output
+    printed = done("efficientad", "distill", tmp_path, tmp_path / "t.safetensors", "-f", tmp_path / "d.yaml",
+                   "--steps", "5", "-p", "seed", "7")  # fmt: skip
+    assert f"teacher: {tmp_path / 't.safetensors'}" in printed
     assert passed == {"images": tmp_path, "steps": 5, "batch_size": 2, "seed": 7, "force": False}
