@@ -1,69 +1,55 @@
 """What `gainmtl ablation` prints, draws and writes, of runs whose predictions are written by hand."""
 
-import io
 import math
 import re
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-import yaml
 from click.testing import CliRunner
-from rich.console import Console
 from written_runs import write_planned, written_plan
 
+from gainmtl_lib import stats
 from gainmtl_lib.cli import main
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.studies import plans
-from gainmtl_lib.studies.ablation import (
-    plan_report,
-    readable_rows,
-    readable_steps,
-    rows_figure,
-    rows_of_study,
-    run_and_report,
-    runs_table,
-    steps_figure,
-    steps_of_study,
-)
-from gainmtl_lib.studies.plans import load_plan
+from gainmtl_lib.studies import ablation, plans
 
 NAN = math.nan
 SEEDS = [0, 1, 2, 3, 4]
 
 
-@pytest.fixture
-def study(tmp_path):
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
     """S5 finds about 9 of 20 more of each class under changed conditions, and the same on the unchanged ones."""
-    plan = written_plan(tmp_path, seeds=SEEDS)
+    folder = tmp_path_factory.mktemp("study")
+    plan = written_plan(folder, seeds=SEEDS)
     runs = [write_planned(plan, "S1", seed, right=15, right_shift=5) for seed in SEEDS]
     gains = zip(SEEDS, [9, 10, 9, 8, 9])
     runs += [write_planned(plan, "S5", seed, right=15, right_shift=5 + gain) for seed, gain in gains]
-    return plan, runs
+    return folder, plan, runs
 
 
-def printed(plan, **options):
-    console = Console(width=160, record=True, file=io.StringIO())
-    failed = run_and_report(console, plan, **options)
-    return failed, console.export_text()
+@pytest.fixture(scope="module")
+def report(study):
+    return ablation.plan_report(*study[1:])
 
 
-def test_rows_have_scores_with_intervals_and_what_judges_the_cam(study):
-    rows = rows_of_study(study[1])
-    test = readable_rows(rows, "test")
+def run(*arguments):
+    return CliRunner().invoke(main, ["ablation", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_rows_have_scores_with_intervals_and_what_judges_the_cam(report):
+    test, shifted = (report.sections[f"rows: {split}"] for split in ("test", "test_shift"))
     assert test.columns.tolist() == ["accuracy", "AUROC", "CAM-IoU", "grid IoU", "flip", "control flip", "seeds"]
     assert test.loc["S5", ["grid IoU", "flip", "control flip"]].tolist() == ["0.800", "1.000", "0.467"]
-    assert test.loc["S1", ["flip", "control flip"]].tolist() == ["–", "–"]
-    assert test["seeds"].tolist() == [5, 5]
-    shifted = readable_rows(rows, "test_shift")
+    assert test.loc["S1", ["flip", "control flip"]].tolist() == ["–", "–"] and test["seeds"].tolist() == [5, 5]
     assert shifted.columns.tolist() == ["accuracy", "AUROC", "seeds"]
     assert re.fullmatch(r"0\.700 \(0\.\d{3} to 0\.\d{3}\)", shifted.loc["S5", "accuracy"])
 
 
-def test_steps_have_a_verdict_in_each_family(study):
-    plan, runs = study
-    steps = steps_of_study(runs, plan.steps)
+def test_steps_have_a_verdict_in_each_family(report):
+    steps, table = report.tables["steps"], report.tables["runs"]
     assert list(zip(steps["split"], steps["metric"], steps["verdict"])) == [
         ("test", "accuracy", "not distinguishable"),
         ("test", "auroc", "not distinguishable"),
@@ -72,20 +58,17 @@ def test_steps_have_a_verdict_in_each_family(study):
         ("test_shift", "accuracy", "better"),
         ("test_shift", "auroc", "better"),
     ]
-    shown = readable_steps(steps[(steps["split"] == "test_shift") & (steps["metric"] == "accuracy")]).loc["S1→S5"]
+    shown = report.sections["steps: accuracy, test_shift"].loc["S1→S5"]
     assert shown["change"].startswith("+0.450 (+0.") and shown["verdict"] == "better" and shown["seeds"] == 5
-    assert steps_of_study(runs, []).empty
-    table = runs_table(runs)
+    assert not [title for title in report.sections if "flip" in title]  # S1 has none: nothing to compare
     assert len(table) == 20
     assert table.loc[0, ["row", "strategy", "seed", "split", "accuracy"]].tolist() == ["S1", "S1", 0, "test", 0.75]
 
 
-def test_the_report_prints_rows_steps_and_state(study):
-    failed, text = printed(study[0], only_report=True)
-    assert failed == 0
-    for said in ("rows: test", "rows: test_shift", "steps: accuracy, test_shift", "weights: random.", "10 of 10 runs"):
-        assert said in text
-    assert "flip − control flip" not in text  # S1 has none: nothing to compare
+def test_without_steps_there_are_rows_alone(study):
+    report = ablation.plan_report(study[1].changed(steps=()), study[2])
+    assert report.tables["steps"].empty and list(report.sections) == ["rows: test", "rows: test_shift"]
+    assert list(report.figures()) == ["rows"]
 
 
 def test_rows_on_other_pictures_end_in_a_message(tmp_path):
@@ -93,37 +76,32 @@ def test_rows_on_other_pictures_end_in_a_message(tmp_path):
     elsewhere = written_plan(tmp_path / "other", parameters=plan.parameters | {"data_root": str(tmp_path / "else")})
     runs = [write_planned(plan, "S1", 0), write_planned(elsewhere, "S5", 0)]
     with pytest.raises(DataError, match="S1→S5, seed 0: the two runs were evaluated on different pictures"):
-        plan_report(plan, runs)
+        ablation.steps_of_study(runs, plan.steps)
 
 
-def test_the_export_is_small_and_can_be_run_again(study, tmp_path):
-    plan, folder = study[0], tmp_path / "export"
-    assert "exported: " in printed(plan, export=folder, only_report=True)[1]
-    assert sorted(path.name for path in folder.iterdir()) == [
+def test_the_command_prints_and_exports_what_can_be_run_again(study, tmp_path):
+    (folder, plan, _), export = study, tmp_path / "export"
+    result = run(folder / "plan.yaml", "--only-report", "--export", export)
+    assert result.exit_code == 0, result.output
+    for said in ("rows: test", "steps: accuracy, test_shift", "weights: random.", "10 of 10 runs", "exported: "):
+        assert said in result.output
+    assert sorted(path.name for path in export.iterdir()) == [
         "plan.yaml", "rows.csv", "rows.png", "runs.csv", "steps.csv", "steps_test_accuracy.png", "steps_test_auroc.png",
         "steps_test_cam_iou.png", "steps_test_shift_accuracy.png", "steps_test_shift_auroc.png", "table.md",
     ]  # fmt: skip
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
-    assert load_plan(folder / "plan.yaml") == plan
-    lines = pd.read_csv(folder / "steps.csv").set_index(["split", "metric"])
+    assert sum(path.stat().st_size for path in export.iterdir()) < 300_000
+    assert plans.load_plan(export / "plan.yaml") == plan
+    lines = pd.read_csv(export / "steps.csv").set_index(["split", "metric"])
     assert lines.loc[("test_shift", "accuracy"), "difference"] == 0.45
-    text = (folder / "table.md").read_text()
+    text = (export / "table.md").read_text()
     assert "| step | change | p, Holm | verdict | seeds |" in text and text.endswith("- 10 of 10 runs\n")
-    first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    printed(plan, export=folder, only_report=True)
-    assert first == {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_nothing_finished_is_an_error(tmp_path):
-    with pytest.raises(RunError, match=r"no finished run of the study \(0 of 4 runs, 4 not made yet\)"):
-        printed(written_plan(tmp_path), only_report=True)
 
 
 # --- Figures
 
 
-def test_rows_stand_with_both_accuracies_and_the_map(study):
-    left, right = rows_figure(rows_of_study(study[1])).axes
+def test_rows_stand_with_both_accuracies_and_the_map(report):
+    left, right = ablation.rows_figure(report.tables["rows"]).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["S1", "S5"]
     drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in left.containers}
     assert drawn["test"] == [[0.75, 0], [0.75, 1]] and drawn["test_shift"][0] == [0.25, 0]
@@ -139,7 +117,7 @@ def test_every_step_stands_with_its_numbers_and_verdict():
         ("S5→S6", NAN, NAN, NAN, "not tested"),
     ]
     steps = pd.DataFrame(lines, columns=["step", "difference", "low", "high", "verdict"])
-    axis, words = steps_figure(steps, metric="accuracy, test_shift").axes
+    axis, words = ablation.steps_figure(steps, metric="accuracy, test_shift").axes
     assert [text.get_text().replace("−", "-") for text in words.texts] == [
         "+0.100 (+0.050 to +0.150)", "better",
         "-0.100 (-0.150 to -0.050)", "worse",
@@ -156,10 +134,6 @@ def test_every_step_stands_with_its_numbers_and_verdict():
 # --- The command
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, arguments, catch_exceptions=False)
-
-
 @pytest.fixture
 def one_fails(tmp_path, monkeypatch):
     plan = written_plan(tmp_path)
@@ -171,22 +145,20 @@ def one_fails(tmp_path, monkeypatch):
         raise RunError("the disk is full")
 
     monkeypatch.setattr(plans, "fit", fit)
-    return str(tmp_path / "plan.yaml")
+    monkeypatch.setattr(stats, "RESAMPLES", 20)  # of the step that one seed is left of
+    return tmp_path / "plan.yaml"
 
 
-def test_a_failed_run_is_named_and_sets_the_exit_status(one_fails):
-    result = run("ablation", one_fails)
+def test_a_failed_run_is_named_and_parts_of_a_plan_and_parameters_reach_the_runs(one_fails):
+    result = run(one_fails)
     assert result.exit_code == 1 and "3 of 4 runs, 1 failed; S5, seed 1: the disk is full" in result.output
     assert "steps: accuracy, test_shift" in result.output
-
-
-def test_part_of_a_plan_and_parameters_reach_the_runs(one_fails, tmp_path):
-    result = run("ablation", one_fails, "--seeds", "0", "--rows", "S5")
+    result = run(one_fails, "--seeds", "0", "--rows", "S5")
     assert result.exit_code == 0 and "1 of 1 runs" in result.output
-    assert run("ablation", one_fails, "--only_report", "--export", str(tmp_path / "e")).exit_code == 0
-    assert yaml.safe_load((tmp_path / "e/plan.yaml").read_text())["experiment"] == "hand"
-    result = run("ablation", one_fails, "--only-report", "-p", "num_epochs", "3")
+    result = run(one_fails, "--only-report", "-p", "num_epochs", "3")
     assert result.exit_code == 1 and "(stored and planned): num_epochs: " in result.output
+    result = run(one_fails, "--only-report", "-p", "experiment", "other")
+    assert result.exit_code == 1 and "no finished run of the study (0 of 4 runs, 4 not made yet)" in result.output
 
 
 @pytest.mark.parametrize(
@@ -200,5 +172,5 @@ def test_part_of_a_plan_and_parameters_reach_the_runs(one_fails, tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line(arguments, said):
-    result = run("ablation", *arguments)
+    result = run(*arguments)
     assert result.exit_code == 1 and said in result.output

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,13 @@ import torch.nn.functional as F
 from audited import row, write_audited
 from click.testing import CliRunner
 from drawn_data import write_picture
-from looks_at_corner import CORNER, DEFECT, LooksAtCorner, Pictures, picture
 from narrow_models import NARROW, built, images
+from torch import nn
 
 from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.cli import main
-from gainmtl_lib.model import GAINMTLModel
+from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError, read_image
 from gainmtl_lib.runs import RunError, load_run, save_weights
 from gainmtl_lib.studies import faithfulness as module
@@ -45,7 +46,53 @@ from gainmtl_lib.studies.faithfulness import (
     stored_faithfulness,
     summarise_faithfulness,
     summarise_randomisation,
-)
+)  # fmt: skip
+
+# --- A decision whose reason is known: the brightness of the upper left corner. 32 px, maps of 8 x 8 cells
+
+
+def patch_map(cells):
+    values = torch.zeros(8, 8)
+    values[cells, cells] = 1
+    return values
+
+
+CORNER = patch_map(slice(0, 2))  # where the decision looks: a sixteenth of the picture
+DEFECT = patch_map(slice(5, 7))  # where it does not
+
+
+class LooksAtCorner(nn.Module):
+    """Its map is `shown`, whatever that is; dropout of the picture tells whether it was asked as at inference."""
+
+    def __init__(self, shown=CORNER, gain=40.0):
+        super().__init__()
+        self.shown, self.gain, self.dropout = shown, gain, nn.Dropout(0.5)
+
+    def forward(self, images):
+        margin = self.gain * (self.dropout(images)[:, :, :8, :8].mean((1, 2, 3)) - 0.85)
+        logits = torch.stack([torch.zeros_like(margin), margin], 1)
+        cam = self.shown.expand(len(images), 1, 8, 8)
+        return GainOutput(logits=logits, cam=cam, cls_logits=logits, cls_cam=cam)
+
+
+def picture(seed=0):
+    """A dark noisy picture (3, 32, 32) with a bright corner and a bright defect."""
+    image = 0.2 + 0.1 * torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    image[:, :8, :8] = 1.0
+    image[:, 20:28, 20:28] = 0.9
+    return image
+
+
+class Pictures:
+    """What the functions ask of a data module."""
+
+    def __init__(self, count, size=32):
+        self.dataset, self.size = SimpleNamespace(__getitems__=self.batch), size
+        names = [f"/data/{row}.png" for row in range(count)]
+        self.samples = pd.DataFrame({"image": names, "group": None, "split": "test", "label": 1})
+
+    def batch(self, rows):
+        return SimpleNamespace(images=F.interpolate(torch.stack([picture(row) for row in rows]), size=self.size))
 
 
 def area(curve):
@@ -55,7 +102,7 @@ def area(curve):
 # --- Maps of the same decision by other methods
 
 
-@pytest.mark.parametrize(("strategy", "map_stride"), [("S1", 16), ("S2", 8), ("S3", 16), ("S6", 16)])
+@pytest.mark.parametrize(("strategy", "map_stride"), [("S2", 8), ("S6", 16)])
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_every_method_gives_raw_maps_on_the_grid(strategy, map_stride, method):
     maps = compute_cam(built(strategy, map_stride), images(), method)
@@ -65,8 +112,8 @@ def test_every_method_gives_raw_maps_on_the_grid(strategy, map_stride, method):
 
 @pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
 def test_hires_cam_is_our_map_by_the_number_of_cells_and_grad_cam_its_positive_part(strategy):
-    """The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w."""
     model = built(strategy)
+    # The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w.
     torch.testing.assert_close(deciding_head(model)(deciding_features(model, images())), model(images()).logits)
     ours = compute_cam(model, images(), "ours") / 16
     assert ours.min() < 0 < ours.max()
@@ -141,7 +188,7 @@ def test_the_model_is_left_as_it_was(method):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-def test_hooks_are_gone_after_an_error_and_what_is_missing_is_named():
+def test_hooks_are_gone_after_an_error_and_an_unknown_method_is_named():
     model = built("S1")
     with pytest.raises(RuntimeError):
         compute_cam(model, torch.rand(1, 5, 64, 64), "grad_cam")
@@ -157,7 +204,7 @@ def test_deleting_what_the_decision_looks_at_drops_it_at_once():
     model = LooksAtCorner().train()
     curves = deletion_insertion(model, picture(), CORNER, steps=16)
     deletion, insertion = curves["deletion"].to_numpy(), curves["insertion"].to_numpy()
-    ends = defect_probability(model, torch.stack([picture(), blur(picture())])).tolist()
+    ends = defect_probability(model, torch.stack([picture(), blur(picture())]))
     assert deletion[[0, -1]].tolist() == insertion[[-1, 0]].tolist() == pytest.approx(ends)
     assert curves.index[[0, 1, -1]].tolist() == [0, 1 / 16, 1]
     assert deletion[0] > 0.99 and deletion[1] < 0.05  # the corner is a sixteenth of the picture
@@ -197,8 +244,6 @@ def test_a_moved_map_has_the_same_values_elsewhere():
     assert torch.equal(moved_map(values, 3), moved[3])
     image = torch.rand(3, 64, 48, generator=torch.Generator().manual_seed(0))
     assert blur(image).mean() == pytest.approx(float(image.mean()), abs=0.02) and blur(image).std() < 0.1 * image.std()
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        deletion_insertion(LooksAtCorner(), picture(), CORNER, steps=0)
     with pytest.raises(ValueError, match=r"fractions must lie in \(0, 1\)"):
         road(LooksAtCorner(), picture(), CORNER, fractions=(1.0,))
 
@@ -249,23 +294,20 @@ FEW_STEPS = {"steps": 8, "road_fractions": (0.1, 0.5)}
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"),
+    ("shown", "gain", "allowed"),
     [
-        (LooksAtCorner(), {"faithful"}),
-        (LooksAtCorner(shown=-CORNER), {"worse than a random map"}),
-        (LooksAtCorner(shown=F.interpolate(DEFECT[None, None], 8)[0, 0], gain=0.0), {module.NOT_DISTINGUISHABLE}),
+        (CORNER, 40.0, {"faithful"}),
+        (-CORNER, 40.0, {"worse than a random map"}),
+        (DEFECT, 0.0, {"not distinguishable from a random map"}),
+        # A map of the defect fails where the decision ignores it, and so does a flat one.
+        (DEFECT, 40.0, {"worse than a random map", "not distinguishable from a random map"}),
+        (torch.zeros(8, 8), 40.0, {"worse than a random map", "not distinguishable from a random map"}),
     ],
 )
-def test_a_map_is_faithful_when_it_shows_what_the_decision_looks_at(model, expected):
-    summary = summarise_faithfulness(faithfulness(model, Pictures(10), range(10), **FEW_STEPS))
-    assert {summary[name]["verdict"] for name in ("deletion", "insertion", "road")} == expected
-
-
-@pytest.mark.parametrize("shown", [DEFECT, torch.zeros(8, 8)])
-def test_a_map_of_the_defect_fails_where_the_decision_ignores_it_and_so_does_a_flat_one(shown):
-    table = faithfulness(LooksAtCorner(shown=shown), Pictures(10), range(10), **FEW_STEPS)
+def test_a_map_is_faithful_when_it_shows_what_the_decision_looks_at(shown, gain, allowed):
+    table = faithfulness(LooksAtCorner(shown, gain), Pictures(10), range(10), **FEW_STEPS)
     summary = summarise_faithfulness(table)
-    assert "faithful" not in [summary[name]["verdict"] for name in ("deletion", "insertion", "road")]
+    assert {summary[name]["verdict"] for name in ("deletion", "insertion", "road")} <= allowed
 
 
 def test_one_row_per_picture_with_what_the_single_measures_say():
@@ -290,10 +332,9 @@ def predictions(**columns):
 
 def test_the_flips_of_the_run_stand_beside():
     flips = predictions(cf_flip=[1.0, None, 0.0, 1, 1, None], cf_control_flip=[0.0, None, 0.0, 0, 1, None])
-    table = faithfulness(LooksAtCorner(), Pictures(6), [0, 2], steps=2, road_fractions=(), predictions=flips)
+    table = faithfulness(LooksAtCorner(), Pictures(6), [0, 2], **FEW_STEPS, predictions=flips)
     assert table["cf_flip"].tolist() == [1, 0] and table["cf_control_flip"].tolist() == [0, 0]
-    without = faithfulness(LooksAtCorner(), Pictures(6), [0], steps=2, road_fractions=(), predictions=predictions())
-    assert "cf_flip" not in without and not [name for name in without if "road" in name]
+    assert "cf_flip" not in faithfulness(LooksAtCorner(), Pictures(6), [0], **FEW_STEPS, predictions=predictions())
 
 
 def test_found_defects_are_those_called_defective_as_rows_of_the_table():
@@ -304,7 +345,6 @@ def test_found_defects_are_those_called_defective_as_rows_of_the_table():
     drawn = found_defects(table, data, limit=2)
     assert len(drawn) == 2 and set(drawn) < {2, 4, 5, 6} and drawn == sorted(drawn)
     assert drawn == found_defects(table, data, limit=2)
-    assert len({tuple(found_defects(table, data, limit=2, seed=seed)) for seed in range(9)}) > 1
     with pytest.raises(ValueError, match=r"no defective picture of 'test' was found \(no TP\)"):
         found_defects(predictions(verdict="FN"), Pictures(6))
     with pytest.raises(ValueError, match="hold 6 pictures of 'test', the data 4, and they are not the same"):
@@ -314,9 +354,11 @@ def test_found_defects_are_those_called_defective_as_rows_of_the_table():
 
 
 def test_maps_of_another_method():
-    options, hires = {"steps": 2, "road_fractions": ()}, functools.partial(compute_cam, method="hires_cam")
-    other = faithfulness(built("S1"), Pictures(1, size=64), [0], explain=hires, **options)
-    pd.testing.assert_frame_equal(other, faithfulness(built("S1"), Pictures(1, size=64), [0], **options), rtol=1e-4)
+    hires, own = functools.partial(compute_cam, method="hires_cam"), compute_cam
+    tables = [
+        faithfulness(built("S1"), Pictures(1, size=64), [0], explain=explain, **FEW_STEPS) for explain in (hires, own)
+    ]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
 
 
 # --- What they allow to say
@@ -324,13 +366,10 @@ def test_maps_of_another_method():
 
 def gained(gains, **columns):
     """Scores in which ours is better than random by `gains`, on every measure."""
-    numbers = pd.DataFrame({"image": [f"{place}.png" for place in range(len(gains))], "group": None})
-    numbers = numbers.assign(probability=0.9, baseline_probability=0.1)
-    numbers["random_deletion_auc"] = numbers["random_insertion_auc"] = 0.5
-    numbers["deletion_auc"] = [0.5 - gain for gain in gains]
-    numbers["insertion_auc"] = [0.5 + gain for gain in gains]
-    numbers["road"], numbers["random_road"] = gains, 0.0
-    return numbers.assign(**columns)
+    gains, names = np.array(gains), [f"{place}.png" for place in range(len(gains))]
+    table = {"image": names, "group": None, "probability": 0.9, "baseline_probability": 0.1, "road": gains}
+    table |= {"random_road": 0.0, "random_deletion_auc": 0.5, "random_insertion_auc": 0.5}
+    return pd.DataFrame(table | {"deletion_auc": 0.5 - gains, "insertion_auc": 0.5 + gains} | columns)
 
 
 @pytest.mark.parametrize(
@@ -407,64 +446,54 @@ def checked(strategy, explain=compute_cam):
     return randomisation_check(built(strategy, 8), PICTURES, range(4), explain=explain, draws=2)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "parts"),
-    [
-        ("S1", ["deciding head", "projection", "backbone"]),
-        ("S3", ["deciding head", "attention", "projection", "backbone"]),
-        ("S6", ["deciding head", "attention", "localization", "projection", "backbone"]),
-    ],
-)
-def test_a_real_map_passes(strategy, parts):
-    table = checked(strategy)
-    assert table["part"].unique().tolist() == parts
-    assert len(table) == len(parts) * 2 * 4 and table["row"].tolist() == [0, 1, 2, 3] * (2 * len(parts))
-    summary = summarise_randomisation(table)
-    assert summary["verdict"] == "depends on the learnt weights" and summary["similarity"] < 0.5
-    assert not summary["notes"]
-    assert list(summary["parts"]) == parts and summary["parts"]["backbone"]["probability_change"] > 0
+def test_a_real_map_passes():
+    parts = ["deciding head", "attention", "localization", "projection", "backbone"]
+    table = checked("S6")
+    assert table["part"].unique().tolist() == parts == list(cascade(built("S6", 8)))
+    assert list(cascade(built("S3", 8))) == [part for part in parts if part != "localization"]
+    assert table["row"].tolist() == [0, 1, 2, 3] * (2 * len(parts))
+    for strategy in ("S1", "S6"):
+        summary = summarise_randomisation(checked(strategy))
+        assert summary["verdict"] == "depends on the learnt weights" and summary["similarity"] < 0.5
+        assert not summary["notes"] and summary["parts"]["backbone"]["probability_change"] > 0
 
 
 def test_an_edge_detector_fails_also_upside_down_and_flat_maps_leave_nothing_to_check():
-    summary = summarise_randomisation(checked("S3", edges))
+    summary = summarise_randomisation(checked("S1", edges))
     assert summary["verdict"] == "stays the same without the learnt weights: it explains nothing"
-    assert summary["similarity"] == pytest.approx(1) and summary["parts"]["attention"]["ssim"] == pytest.approx(1)
+    assert summary["similarity"] == pytest.approx(1) and summary["parts"]["projection"]["ssim"] == pytest.approx(1)
     assert "it shows features, not the decision" in summary["notes"][0]
-    assert summarise_randomisation(checked("S3", edges).assign(spearman=-1.0))["verdict"].startswith("stays the same")
+    assert summarise_randomisation(checked("S1", edges).assign(spearman=-1.0))["verdict"].startswith("stays the same")
     eigen = functools.partial(compute_cam, method="eigen_cam")
-    assert summarise_randomisation(checked("S1", eigen))["notes"]  # features, not the decision
+    found = randomisation_check(built("S1", 8), PICTURES, [0, 1], explain=eigen, draws=1)
+    assert summarise_randomisation(found)["notes"]  # features, not the decision
     flat = randomisation_check(built("S1", 8), PICTURES, [0, 1], explain=lambda _, x: x[:, :1, :8, :8] * 0, draws=1)
     assert summarise_randomisation(flat)["verdict"] == "every map is flat: there is nothing to check"
 
 
-def test_the_model_stays_and_the_seed_decides():
-    model = built("S1", 8)
+def test_weights_are_shuffled_part_by_part_by_the_seed_on_copies():
+    model, seen = built("S1", 8), []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    again = randomisation_check(model, PICTURES, range(4), draws=2)
+
+    def explain(asked, images):
+        seen.append({name: tensor.detach().clone() for name, tensor in asked.state_dict().items()})
+        return compute_cam(asked, images)
+
+    again = randomisation_check(model, PICTURES, range(4), explain=explain, draws=2)
     pd.testing.assert_frame_equal(again, checked("S1"), rtol=1e-3, atol=1e-3)
-    other = randomisation_check(model, PICTURES, range(4), draws=2, seed=9)
-    assert not other["spearman"].equals(again["spearman"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for name, tensor in before.items():  # the same numbers elsewhere
+        assert torch.equal(tensor.flatten().sort().values, seen[3][name].flatten().sort().values)
+    weight = next(name for name, tensor in before.items() if name.startswith("backbone") and tensor.ndim == 4)
+    assert torch.equal(before[weight], seen[1][weight])  # the head comes first
+    assert not torch.equal(before[weight], seen[3][weight]) and not torch.equal(seen[6][weight], seen[3][weight])
+    other = randomisation_check(model, PICTURES, range(4), draws=1, seed=9)
+    assert not other["spearman"].equals(again["spearman"][again["draw"] == 0])
     last = again.query("part == 'backbone' and draw == 0").iloc[0]
     between = (last["probability"] + last["trained_probability"]) / 2
     for threshold, changed in ((between, True), (0.0, False)):
         asked = randomisation_check(model, PICTURES, [0], draws=1, threshold=threshold)
         assert asked["verdict_changed"].iloc[-1] == changed
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_shuffled_weights_are_the_same_numbers_elsewhere():
-    seen = []
-
-    def explain(model, images):
-        seen.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
-        return compute_cam(model, images)
-
-    randomisation_check(built("S1", 8), PICTURES, [0], explain=explain, draws=1)
-    for name, tensor in seen[0].items():
-        assert torch.equal(tensor.flatten().sort().values, seen[-1][name].flatten().sort().values)
-    weight = next(name for name, tensor in seen[0].items() if name.startswith("backbone") and tensor.ndim == 4)
-    assert not torch.equal(seen[0][weight], seen[-1][weight])
-    assert torch.equal(seen[0][weight], seen[1][weight])  # the head comes first
 
 
 def test_the_cascade_holds_all_that_the_decision_rests_on():
@@ -488,7 +517,7 @@ def test_maps_compared_by_hand():
 # --- A run's own map, measured, stored, shown in the report, and stale after a change
 
 QUICK = {"steps": 2, "road_fractions": [0.5], "draws": 1}
-DEFECTS = [f"images/test/defective/{number}.png" for number in range(5)]
+DEFECTS = [f"images/test/defective/{number}.png" for number in range(3)]
 
 
 def write_run(folder, *, found=DEFECTS, **values):
@@ -496,9 +525,8 @@ def write_run(folder, *, found=DEFECTS, **values):
     rows = []
     for name in DEFECTS:
         pixels = torch.from_numpy(read_image(str(write_picture(folder / "data" / name, size=(64, 64)))))
-        rows.append(
-            row("test", 1, float(defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)), image=name)
-        )
+        probability = defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)
+        rows.append(row("test", 1, float(probability[0]), image=name))
     threshold = min(entry["probability"] for entry in rows) - 0.01
     rows = [entry for entry in rows if entry["image"] in found] + [row("test", 0, 0.0), row("val", 1, 0.9)]
     settings = NARROW | {"out_indices": [3, 4], "strategy": "S1", "device": "cpu"}
@@ -509,61 +537,56 @@ def write_run(folder, *, found=DEFECTS, **values):
 
 def test_what_is_measured_is_stored_with_how_it_was_and_not_asked_twice(tmp_path, monkeypatch):
     run = write_run(tmp_path)
+    drawn = [measure_faithfulness(run, limit=1, seed=seed, **QUICK)["pictures"] for seed in range(3)]
+    assert len({tuple(pictures) for pictures in drawn}) > 1 and all(len(pictures) == 1 for pictures in drawn)
     measured = measure_faithfulness(run, **QUICK)
     assert measured == json.loads((run.folder / FILE).read_text()) == stored_faithfulness(run)
-    assert (measured["split"], measured["found"], measured["pictures"]) == ("test", 5, DEFECTS)
+    assert (measured["split"], measured["found"], measured["pictures"]) == ("test", 3, DEFECTS)
     assert measured["settings"] == {"limit": 24, "steps": 2, "road_fractions": [0.5], "draws": 1, "seed": 0}
-    assert measured["map"]["pictures"] == 5 and measured["map"]["deletion"]["low"] is None  # too few for an interval
+    assert measured["map"]["pictures"] == 3 and measured["map"]["deletion"]["low"] is None  # too few for an interval
     assert -1 <= measured["map"]["road"]["gain"] <= 1
     assert list(measured["randomisation"]["parts"]) == ["deciding head", "projection", "backbone"]
-    drawn = [measure_faithfulness(run, limit=2, seed=seed, **QUICK)["pictures"] for seed in range(4)]
-    assert len({tuple(pictures) for pictures in drawn}) > 1 and all(len(pictures) == 2 for pictures in drawn)
     monkeypatch.setattr(module, "faithfulness", None)
-    assert measure_faithfulness(run, limit=2, seed=3, **QUICK)["pictures"] == drawn[3]
+    assert measure_faithfulness(run, **QUICK) == measured
 
 
 def test_other_predictions_make_it_stale_and_the_report_says_so(tmp_path):
     run = write_run(tmp_path)
     assert "gainmtl report RUN --faithfulness does" in write_report(run).read_text("utf-8")
     measure_faithfulness(run, **QUICK)
-    text = write_report(run).read_text("utf-8")
-    assert "The same map with shuffled weights" in text and "Faithfulness of the map not measured" not in text
+    assert "The same map with shuffled weights" in write_report(run).read_text("utf-8")
     table = pd.read_csv(run.folder / "predictions.csv")
     table.assign(cam_iou=table["cam_iou"] / 2).to_csv(run.folder / "predictions.csv", index=False)
     assert is_stale(run) and stored_faithfulness(run) is None
     text = write_report(run).read_text("utf-8")
     assert "it was measured for other predictions" in text and "The same map with shuffled weights" not in text
-    measure_faithfulness(run, **QUICK)
-    assert not is_stale(run)
     for text, told in (("{", "cannot be read"), ("{}", "not what gainmtl report .* writes; remove it")):
         (run.folder / FILE).write_text(text)
         with pytest.raises(RunError, match=told):
             write_report(run)
 
 
-def test_moved_and_other_pictures_are_named(tmp_path):
-    run = write_run(tmp_path)
-    (tmp_path / "data").rename(tmp_path / "now")
-    with pytest.raises(DataError, match=r"5 of 5 pictures .* are not there, such as .*0\.png; if .* --data-root"):
-        measure_faithfulness(run, **QUICK)
-    assert measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)["pictures"] == DEFECTS
-    table = pd.read_csv(run.folder / "predictions.csv")
-    table.loc[1, "probability"] += 0.05
-    table.to_csv(run.folder / "predictions.csv", index=False)
-    with pytest.raises(RunError, match=r"1\.png: p\(defect\) is .* when the run was evaluated: the picture or"):
-        measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)
-
-
-def test_the_command_measures_and_runs_with_nothing_to_measure_are_named(tmp_path):
+def test_what_cannot_be_measured_is_named(tmp_path):
     with pytest.raises(RunError, match="no defect of 'test' was found"):
         measure_faithfulness(write_run(tmp_path / "none", found=[]), **QUICK)
     with pytest.raises(RunError, match=r"takes masks from outside \(oracle\)"):
         measure_faithfulness(write_run(tmp_path / "told", metrics={"mask_source": "oracle"}), **QUICK)
     run = write_run(tmp_path)
     (tmp_path / "data").rename(tmp_path / "now")
+    with pytest.raises(DataError, match=r"3 of 3 pictures .* are not there, such as .*0\.png; if .* --data-root"):
+        measure_faithfulness(run, **QUICK)
+    table = pd.read_csv(run.folder / "predictions.csv")
+    table.assign(probability=table["probability"] + [0, 0.05, 0, 0, 0]).to_csv(run.folder / "predictions.csv")
+    with pytest.raises(RunError, match=r"1\.png: p\(defect\) is .* when the run was evaluated: the picture or"):
+        measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)
+
+
+def test_the_command_measures_where_the_pictures_are_now(tmp_path, monkeypatch):
+    run = write_run(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "now")
+    monkeypatch.setattr(module, "HOW", module.HOW | QUICK)
     options = ["report", str(run.folder), "--faithfulness", "--data_root", str(tmp_path / "now")]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     stored = stored_faithfulness(run)
-    assert stored is not None and stored["settings"]["steps"] == 16
-    assert math.isfinite(stored["map"]["insertion"]["gain"])
+    assert stored is not None and stored["pictures"] == DEFECTS and math.isfinite(stored["map"]["insertion"]["gain"])

@@ -1,26 +1,21 @@
 """Plans of studies: what their runs are asked for, what is refused, and how the runs are made."""
 
 import logging
-import shutil
 
 import pytest
 import yaml
 from tiny import tiny_settings
 from written_runs import write_planned, written_plan
 
+from gainmtl_lib import stats
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
 from gainmtl_lib.studies import plans
-from gainmtl_lib.studies.plans import Cell, is_done, load_plan, run_study, time_left, variant_of
+from gainmtl_lib.studies.plans import load_plan, run_study, variant_of
 from gainmtl_lib.train import TrainingDivergedError
 
 ROOT = repository_root()
-SMALL = {
-    "experiment": "hand",
-    "base": ["params/small.yaml"],
-    "seeds": [0, 3],
-    "rows": {"S1": {"strategy": "S1"}, "S4, no warm-up": {"strategy": "S4", "loc_warmup_ratio": 0.0}},
-    "steps": [["S1", "S4, no warm-up"]],
-}
+ROWS = {"S1": {"strategy": "S1"}, "S4, no warm-up": {"strategy": "S4", "loc_warmup_ratio": 0.0}}
+SMALL = {"experiment": "hand", "base": ["params/small.yaml"], "seeds": [0, 3], "rows": ROWS, "steps": [[*ROWS]]}
 
 
 def write_plan(folder, **changed):
@@ -58,32 +53,23 @@ def test_parameters_win_over_the_base_and_lose_against_a_row(tmp_path):
 
 def test_each_seed_has_data_of_its_own_where_asked(tmp_path):
     plan = load_plan(write_plan(tmp_path, data_per_seed=True), data_root=tmp_path / "made")
-    for seed in (0, 3):
-        settings = {plan.settings(row, seed).data_root for row in plan.rows}
-        assert settings == {tmp_path / f"made-{seed}"}
-        assert plan.settings("S1", seed).synthetic_seed == seed
     shared = load_plan(write_plan(tmp_path), data_root=tmp_path / "made")
-    assert {shared.settings("S1", seed).data_root for seed in (0, 3)} == {tmp_path / "made"}
-    assert shared.settings("S1", 3).synthetic_seed == 0
+    for seed, row in [(0, "S1"), (3, "S1"), (3, "S4, no warm-up")]:
+        own, same = plan.settings(row, seed), shared.settings(row, seed)
+        assert (own.data_root, own.synthetic_seed) == (tmp_path / f"made-{seed}", seed)
+        assert (same.data_root, same.synthetic_seed) == (tmp_path / "made", 0)
 
 
 @pytest.mark.parametrize(
     ("row", "strategy", "variant"),
     [
-        ("S4", "S4", ""),
-        ("S4, no warm-up", "S4", "no-warm-up"),
-        ("s4 no warm-up", "S4", "no-warm-up"),
-        ("stride 8", "S5", "stride-8"),
-        ("S5, 5 % of the masks", "S5", "5-of-the-masks"),
-        ("S5, share 0.05", "S5", "share-0.05"),
-        ("S2, weights of S3", "S2", "weights-of-s3"),
+        ("S4", "S4", ""), ("S4, no warm-up", "S4", "no-warm-up"), ("s4 no warm-up", "S4", "no-warm-up"),
+        ("stride 8", "S5", "stride-8"), ("S5, 5 % of the masks", "S5", "5-of-the-masks"),
+        ("S5, share 0.05", "S5", "share-0.05"), ("S2, weights of S3", "S2", "weights-of-s3"),
     ],
-)
+)  # fmt: skip
 def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
     assert variant_of(row, strategy) == variant
-
-
-ROWS = SMALL["rows"]
 
 
 @pytest.mark.parametrize(
@@ -93,10 +79,10 @@ ROWS = SMALL["rows"]
         ({"steps": [["S1", "S4, no warmup"]]}, "no row of the plan; did you mean 'S4, no warm-up'?; rows: S1;"),
         ({"steps": [["S1", "S1"]]}, "steps: 'S1' is compared with itself"),
         ({"steps": [["S1", "S4, no warm-up"]] * 2}, "steps: a pair is given twice"),
-        ({"steps": [["S1"]]}, "a step must be a pair of row names [before, after], got ['S1']"),
-        ({"steps": "S1"}, "steps must be a list of pairs"),
-        ({"rows": {}}, "rows must map names to parameters, at least one, got {}"),
-        ({"rows": {"S1": None}}, "row 'S1' must be a name with a mapping of parameters, got None"),
+        ({"steps": [["S1"]]}, "steps must be pairs of row names, [before, after], got ['S1']"),
+        ({"steps": "S1"}, "steps must be pairs of row names, [before, after], got the text 'S1'"),
+        ({"rows": {}}, "rows must be names, each with a mapping of parameters, got {}"),
+        ({"rows": {"S1": None}}, "row 'S1' must be a mapping of parameters, got None"),
         ({"rows": {"plain": {"dropout": 0.1}}}, "row 'plain' has no strategy; give one of S1, S2"),
         ({"rows": {"S4": {"strategy": "S5"}}}, "row 'S4' has strategy 'S5'; name it otherwise"),
         ({"rows": {"S5, a-b": {"strategy": "S5"}, "S5 A b": {"strategy": "S5"}}},
@@ -143,29 +129,19 @@ def test_files_that_are_no_plans_and_mistakes_on_the_command_line(tmp_path):
     assert f"{path}: not a YAML file: 'S5' is given twice" in message(path) and "line 6" in message(path)
 
 
-def test_part_of_a_plan_keeps_the_steps_between_its_rows():
-    plan = load_plan("ablation").only(rows=["S1", "S2", "S3, no guide"], seeds=[4])
-    assert list(plan.rows) == ["S1", "S2", "S3, no guide"]
-    assert plan.seeds == (4,)
-    assert plan.steps == (("S1", "S2"),)
+def test_part_of_a_plan_keeps_the_steps_between_its_rows_and_a_written_plan_is_the_same(tmp_path):
+    whole = load_plan("ablation", num_epochs=2)
+    plan = whole.only(rows=["S1", "S2", "S3, no guide"], seeds=[4])
+    assert (list(plan.rows), plan.seeds, plan.steps) == (["S1", "S2", "S3, no guide"], (4,), (("S1", "S2"),))
     with pytest.raises(SettingsError, match="'S9' is no row of the plan"):
         plan.only(rows=["S9"])
     with pytest.raises(SettingsError, match="seed 0 is not in the plan, which has 4"):
         plan.only(seeds=[0])
-
-
-def test_a_written_plan_is_the_same_plan(tmp_path):
-    plan = load_plan("ablation", num_epochs=2)
     path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(plan.plain(), sort_keys=False))
+    path.write_text(yaml.safe_dump(whole.plain(), sort_keys=False))
     again = load_plan(path)
-    assert again == plan
-    assert again.settings("S5, zero", 1) == plan.settings("S5, zero", 1)
+    assert again == whole and again.settings("S5, zero", 1) == whole.settings("S5, zero", 1)
     assert yaml.safe_load(path.read_text())["base"] == ["params/small.yaml"]
-
-
-def values(plan, *names):
-    return [tuple(getattr(plan.settings(row, 0), name) for name in names) for row in plan.rows]
 
 
 def test_rows_of_the_ablation_depart_from_their_strategy_in_what_they_say():
@@ -192,9 +168,13 @@ def test_rows_of_the_ablation_depart_from_their_strategy_in_what_they_say():
 
 
 def test_rows_of_the_other_plans_turn_one_knob():
-    assert values(load_plan("map_stride"), "strategy", "map_stride") == [("S5", stride) for stride in (32, 16, 8, 4)]
-    assert values(load_plan("edited_share"), "image_counterfactual") == [(0,), (0.25,), (0.5,), (0.75,), (1,)]
-    kinds = values(load_plan("annotation"), "strategy", "mask_share", "mask_quality")
+    def values(name, *parameters):
+        runs = [cell.settings for cell in load_plan(name, seeds=[0]).cells()]
+        return [tuple(getattr(run, parameter) for parameter in parameters) for run in runs]
+
+    assert values("map_stride", "strategy", "map_stride") == [("S5", stride) for stride in (32, 16, 8, 4)]
+    assert values("edited_share", "image_counterfactual") == [(0,), (0.25,), (0.5,), (0.75,), (1,)]
+    kinds = values("annotation", "strategy", "mask_share", "mask_quality")
     each = {(share, "exact") for share in (0.0, 0.05, 0.25, 1.0)} | {(1.0, q) for q in ("box", "dilated", "shifted")}
     assert set(kinds) == {(s, *kind) for s in ("S5", "S7") for kind in each} - {("S7", 0.0, "exact")}
 
@@ -210,8 +190,7 @@ def by_hand(monkeypatch):
     """Training and evaluation replaced by written runs; what is returned takes the names of those that were trained."""
 
     def replace(plan, broken=None):
-        cells = {cell.settings.run_dir: cell for cell in plan.cells()}
-        trained = []
+        cells, trained = {cell.settings.run_dir: cell for cell in plan.cells()}, []
 
         def fit(settings):
             cell = cells[settings.run_dir]
@@ -231,37 +210,21 @@ def names(study):
     return [cell.name for cell in study.runs]
 
 
-def test_every_row_is_trained_with_every_seed_and_only_once(tmp_path, by_hand):
-    plan = written_plan(tmp_path)
-    trained = by_hand(plan)
-    assert names(run_study(plan.cells())) == BOTH == trained
-    again = run_study(plan.cells())
-    assert names(again) == BOTH == trained and again.state == "4 of 4 runs"
-
-
-def test_what_is_missing_is_trained_and_the_time_left_is_told(tmp_path, by_hand, caplog):
+def test_what_is_missing_is_trained_once_and_the_time_left_is_told(tmp_path, by_hand, caplog):
     plan = written_plan(tmp_path)
     trained = by_hand(plan)
     write_planned(plan, "S1", 0, seconds=300.0)
     with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
-        run_study(plan.cells())
+        assert names(run_study(plan.cells())) == BOTH
     assert trained == BOTH[1:]
     # Three are missing and the one that is known took five minutes; written neighbours take no time.
     assert caplog.messages[:3] == [
         "run 2 of 4: S5, seed 0, about 15 min left",
         "run 3 of 4: S1, seed 1, about 5 min left",
-        "run 4 of 4: S5, seed 1, less than a minute left",  # as S5 with seed 0
+        "run 4 of 4: S5, seed 1, about 2 min left",
     ]
-
-
-def test_time_left_is_that_of_the_same_row_where_it_is_known():
-    def ahead(*rows):
-        return [Cell(row, 0, None) for row in rows]
-
-    known = [("S1", 60.0), ("S5", 240.0)]
-    assert time_left(known, ahead("S1", "S5", "S5")) == ", about 9 min left"
-    assert time_left(known, ahead("S3", "S3")) == ", about 5 min left"  # not known: the mean
-    assert time_left([], ahead("S1")) == time_left(known, []) == ""
+    again = run_study(plan.cells())
+    assert names(again) == BOTH and trained == BOTH[1:] and again.state == "4 of 4 runs"
 
 
 def test_a_failure_is_named_and_the_others_go_on(tmp_path, by_hand, caplog):
@@ -287,18 +250,28 @@ def test_mistakes_and_interruptions_are_passed_on_and_the_next_call_goes_on(tmp_
 def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
     plan = written_plan(tmp_path)
     write_planned(plan, "S5", 1)
-    shutil.rmtree(write_planned(plan, "S1", 0).run.folder / "maps")
+    (write_planned(plan, "S1", 0).run.folder / "maps" / "cam.npy").unlink()
     study = run_study(plan.cells(), only_report=True)
     assert names(study) == ["S5, seed 1"] and study.missing == [name for name in BOTH if name != "S5, seed 1"]
     assert study.state == "1 of 4 runs, 3 not made yet"
     table = study.runs[0].predictions("test_shift")
     assert table["image"].iloc[0] == "made-1/images/test_shift/000.png" and study.runs[0].predictions("val").empty
     assert set(table["split"]) == {"test_shift"} and table["group"].isna().all()
-    other = written_plan(tmp_path, rows={"S5": {"strategy": "S5", "dropout": 0.25}}, steps=[])
+    other = written_plan(tmp_path, rows={"S5": {"strategy": "S5", "dropout": 0.25}}, steps=[], seeds=[1])
     for only_report in (True, False):
-        cells = [cell for cell in other.cells() if cell.seed == 1]
-        study = run_study(cells, only_report=only_report)
+        study = run_study(other.cells(), only_report=only_report)
         assert not study.runs and "other settings (stored and planned): dropout: 0.5 and 0.25" in study.state
+
+
+def test_two_seeds_give_a_mean_and_no_interval(tmp_path):
+    """Student's would be 25 standard errors wide."""
+    plan = written_plan(tmp_path, seeds=[0, 1, 2])
+    tables = {seed: write_planned(plan, "S1", seed, right=15 + seed).predictions("test") for seed in plan.seeds}
+    of_three = stats.rows_table({"S1": tables}, "accuracy").iloc[0]
+    assert of_three["low"] < of_three["mean"] == pytest.approx(0.8) and of_three["high"] > 0.8
+    of_two = stats.rows_table({"S1": {seed: tables[seed] for seed in (0, 2)}}, "accuracy").iloc[0]
+    assert (of_two["mean"], of_two["seeds"]) == (pytest.approx(0.8), 2)
+    assert of_two[["low", "high"]].isna().all()
 
 
 def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path):
@@ -308,7 +281,7 @@ def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path):
     rows = {"S2, light": {"strategy": "S2", "lambda_cls": 0.5}}
     plan = written_plan(tmp_path, base=[], seeds=[3], parameters=parameters, rows=rows, steps=[])
     (cell,) = run_study(plan.cells()).runs
-    assert cell.run.folder == tmp_path / "outputs/hand/s2-light/seed3" and is_done(cell)
+    assert cell.run.folder == tmp_path / "outputs/hand/s2-light/seed3"
     assert cell.run.settings.data_root == tmp_path / "data-3" and cell.run.settings.synthetic_seed == 3
     weights = (cell.run.folder / "model.safetensors").stat().st_mtime_ns
     assert len(run_study(plan.cells()).runs[0].predictions("test")) == 6

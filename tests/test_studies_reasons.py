@@ -1,8 +1,6 @@
 """What a run's verdicts rest on: edited pictures put to models whose reasons are known, indicators by hand and stored."""
 
 import json
-import shutil
-from collections import Counter
 from math import nan
 from types import SimpleNamespace
 
@@ -16,27 +14,11 @@ from scipy import stats
 from tiny import tiny_data, tiny_settings
 from torch import nn
 
-from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib import evaluation
 from gainmtl_lib.model import GainOutput
 from gainmtl_lib.readers import read_samples
 from gainmtl_lib.runs import Run, RunError
-from gainmtl_lib.studies import reasons as module
-from gainmtl_lib.studies.reasons import (
-    FILE,
-    FIXED_MASKS,
-    KINDS,
-    NAMES,
-    cue_indicators,
-    edited_pictures,
-    flip_indicators,
-    image_flips,
-    indicator_table,
-    measure_indicators,
-    split_indicators,
-    stored_indicators,
-    warnings_figure,
-    warnings_table,
-)
+from gainmtl_lib.studies import reasons
 from gainmtl_lib.train import fit
 from gainmtl_lib.wording import METRICS
 
@@ -68,55 +50,48 @@ class Answers(nn.Module):
         return GainOutput(logits=logits, cam=grey[:, None], cls_logits=logits, cls_cam=grey[:, None])
 
 
-def write(root, split, kind, number, *, marked, mask=True, size=(SIZE, SIZE)):
-    rng = np.random.default_rng([number, len(kind)])
-    picture = rng.normal(GROUND, 3, size)
-    if marked:
-        picture[:8, :8] = rng.normal(MARK, 1, (8, 8))
-    place = f"{split}/{kind}/{number}.png"
+def write(root, split, kind, number, *, mask, size):
+    """Defects all carry the mark, normal pictures none."""
+    rng, place = np.random.default_rng([number, len(kind)]), f"{split}/{kind}/{number}.png"
+    pixels, defect = rng.normal(GROUND, 3, size), np.zeros(size, np.uint8)
     if kind == "defective":
-        defect = np.zeros(size, np.uint8)
+        pixels[:8, :8] = rng.normal(MARK, 1, (8, 8))
         cv2.ellipse(defect, (20 + 5 * (number % 4), 14 + 3 * (number % 3)), (7, 4), 30, 0, 360, 255, -1)
-        picture[defect > 0] = rng.normal(DEFECT, 2, int((defect > 0).sum()))
-        if mask:
-            (root / "masks" / split / kind).mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(root / "masks" / place), defect)
-    (root / "images" / split / kind).mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(root / "images" / place), np.clip(picture, 0, 255).astype(np.uint8))
+        pixels[defect > 0] = rng.normal(DEFECT, 2, int((defect > 0).sum()))
+    written = {"images": np.clip(pixels, 0, 255).astype(np.uint8)} | ({"masks": defect} if mask else {})
+    for folder, image in written.items():
+        (root / folder / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / folder / place), image)
 
 
 def data_of(root, *, masks=True, size=(SIZE, SIZE), resize="squash"):
-    """Four pictures of each class and split. Defects all carry the mark, normal pictures none."""
+    """Four pictures of each class and split."""
     for split in ("train", "test"):
         for number in range(4):
-            write(root, split, "normal", number, marked=False, size=size)
-            write(root, split, "defective", number, marked=True, mask=masks or split == "train", size=size)
+            write(root, split, "normal", number, mask=False, size=size)
+            write(root, split, "defective", number, mask=masks or split == "train", size=size)
     data = tiny_data(read_samples(root, dataset_type="generic"), image_size=(SIZE, SIZE), resize=resize)
     data.setup("test")
     return data
 
 
-def rows_of(data, called=None):
+def edits_of(data, called=None):
     rows = data.samples[data.samples["split"] == "test"].reset_index(drop=True)
-    return rows.assign(predicted=rows["label"] if called is None else called)
-
-
-def edits_of(data, **values):
-    return list(edited_pictures(data, rows_of(data, **values), Counter()))
+    return list(reasons.edited_pictures(data, rows.assign(predicted=rows["label"] if called is None else called)))
 
 
 def asked(tmp_path, follows, strategy="S1", settings=None, **values):
     data = data_of(tmp_path / "data", **values)
     settings = tiny_settings(tmp_path, strategy, **{"batch_size": 3} | (settings or {}))
     run = SimpleNamespace(settings=settings, model=Answers(follows, strategy))
-    rows = rows_of(data)
-    return run, rows, *image_flips(run, data, rows)
+    rows = data.samples[data.samples["split"] == "test"].reset_index(drop=True)
+    rows = rows.assign(predicted=rows["label"])
+    return run, rows, reasons.image_flips(run, data, rows)
 
 
 def test_a_model_that_follows_the_defect_flips_with_it_and_not_in_the_control(tmp_path):
-    _, rows, flips, impossible = asked(tmp_path, "defect")
-    found = flip_indicators(rows, flips, 0.5)
-    assert not impossible
+    _, rows, flips = asked(tmp_path, "defect")
+    found = reasons.flip_indicators(rows, flips, 0.5)
     assert {name: estimate.value for name, estimate in found.items()} == {
         "image_flip": 1, "image_flip_control": 0, "image_flip_excess": 1, "paste_flip": 1, "paste_flip_control": 0,
         "paste_flip_excess": 1, "counterfactual_accuracy": 1,
@@ -124,22 +99,21 @@ def test_a_model_that_follows_the_defect_flips_with_it_and_not_in_the_control(tm
     assert found["image_flip_excess"].low > 0 and found["image_flip"].count == 4
     assert found["counterfactual_accuracy"].count == 8
     # Of a model that follows the cue, which stays, every healed defect is still called defective.
-    _, rows, flips, _ = asked(tmp_path, "mark")
-    found = {name: estimate.value for name, estimate in flip_indicators(rows, flips, 0.5).items()}
+    _, rows, flips = asked(tmp_path, "mark")
+    found = {name: estimate.value for name, estimate in reasons.flip_indicators(rows, flips, 0.5).items()}
     assert found == dict.fromkeys(found, 0) and len(found) == 7
 
 
 def test_edits_carry_label_and_mask_and_are_the_same_twice(tmp_path):
     data = data_of(tmp_path / "data")
     first, second = edits_of(data), edits_of(data)
-    assert [(a.kind, a.position) for a in first] == [(b.kind, b.position) for b in second]
-    assert all(np.array_equal(a.edit.image, b.edit.image) for a, b in zip(first, second))
-    kinds = pd.Series([one.kind for one in edits_of(data, called=[0] * 8)])  # controls of right verdicts only
+    assert [one[:2] for one in first] == [one[:2] for one in second]
+    assert all(np.array_equal(a.image, b.image) for (*_, a), (*_, b) in zip(first, second))
+    kinds = pd.Series([kind for _, kind, _ in edits_of(data, called=[0] * 8)])  # controls of right verdicts only
     assert kinds.value_counts().to_dict() == {"heal": 4, "paste": 4, "paste_clean": 4}
     labels = {"heal": 0, "heal_beside": 1, "paste": 1, "paste_clean": 0}
-    assert {(one.kind, one.edit.label, one.edit.mask.any()) for one in first} == {
-        (kind, label, bool(label)) for kind, label in labels.items()
-    }
+    found = {(kind, edit.label, edit.mask.any()) for _, kind, edit in first}
+    assert found == {(kind, label, bool(label)) for kind, label in labels.items()}
 
 
 def test_bars_of_a_letterboxed_picture_are_not_edited(tmp_path):
@@ -147,30 +121,24 @@ def test_bars_of_a_letterboxed_picture_are_not_edited(tmp_path):
     bars = np.ones((SIZE, SIZE), bool)
     bars[16:48] = False
     edits = edits_of(data)
-    assert edits
-    for one in edits:
-        image = one.edit.image
-        assert (image[bars] == np.rint(image[16:48].mean(axis=(0, 1)))).all() and not one.edit.mask[bars].any()
-        assert not np.array_equal(image, data.dataset.stored(one.row).image)
+    assert len(edits) > 8
+    for _, _, edit in edits:
+        assert (edit.image[bars] == np.rint(edit.image[16:48].mean(axis=(0, 1)))).all() and not edit.mask[bars].any()
 
 
-def test_unannotated_defects_are_not_asked_and_what_is_impossible_is_counted(tmp_path):
-    _, rows, flips, impossible = asked(tmp_path, "defect", masks=False)
-    assert flips.isna().all().all() and flip_indicators(rows, flips, 0.5) == {}
-    assert impossible == {"paste: no other annotated defect": 4, "paste_clean: no other annotated defect": 4}
-
-
-def test_masks_that_know_the_file_only_cannot_be_asked(tmp_path):
-    external = {"mask_source": "external", "external_mask_dir": tmp_path}
-    run, _, flips, impossible = asked(tmp_path, "defect", "S6", settings=external)
-    assert run.settings.mask_source in FIXED_MASKS and flips.isna().all().all() and impossible == {}
+def test_what_cannot_be_asked_is_left_out(tmp_path):
+    _, rows, flips = asked(tmp_path / "bare", "defect", masks=False)  # nothing annotated to heal or to paste
+    assert flips.isna().all().all() and reasons.flip_indicators(rows, flips, 0.5) == {}
+    external = {"mask_source": "external", "external_mask_dir": tmp_path}  # knows the file only, not its edits
+    run, _, flips = asked(tmp_path, "defect", "S6", settings=external)
+    assert run.settings.mask_source in reasons.FIXED_MASKS and flips.isna().all().all()
 
 
 def test_the_oracle_is_given_the_mask_after_the_edit(tmp_path):
-    run, _, flips, _ = asked(tmp_path, "defect", "S6", settings={"mask_source": "oracle", "batch_size": 1})
+    run, _, flips = asked(tmp_path, "defect", "S6", settings={"mask_source": "oracle", "batch_size": 1})
     # Defective pictures first (healed, beside), then normal ones (pasted, clean).
     assert [bool(given.any()) for given in run.model.given] == [False, True] * 4 + [True, False] * 4
-    assert flips.notna().sum().to_dict() == dict.fromkeys(KINDS, 4)
+    assert flips.notna().sum().to_dict() == dict.fromkeys(reasons.KINDS, 4)
 
 
 def test_flips_by_hand():
@@ -184,7 +152,7 @@ def test_flips_by_hand():
             "paste_clean": [nan, nan, nan, nan, 0.1, 0.5, nan],  # at the threshold is defective
         }
     )
-    found = flip_indicators(rows, flips, 0.5)
+    found = reasons.flip_indicators(rows, flips, 0.5)
     assert found["image_flip"].value == pytest.approx(2 / 3)  # the missed defect is not asked
     assert found["image_flip_control"].value == 0.5 and found["image_flip_control"].count == 2
     assert found["image_flip_excess"].value == 0 and found["image_flip_excess"].count == 2
@@ -198,9 +166,9 @@ def test_flips_by_hand():
 
 def test_drop_is_what_the_reversed_cue_costs():
     rows = [row("test", 1, 0.9), row("test", 1, 0.8), row("test", 0, 0.1), row("test", 0, 0.6)]
-    alone = split_indicators(table_of(rows))
+    alone = reasons.split_indicators(table_of(rows))
     rows += [row("test_shift", 1, 0.1), row("test_shift", 0, 0.9), row("test_shift", 1, 0.7), row("test_shift", 0, 0.8)]
-    found = split_indicators(table_of(rows))
+    found = reasons.split_indicators(table_of(rows))
     assert not {"drop", "accuracy_shift"} & set(alone)
     assert (found["accuracy"].value, found["accuracy_shift"].value, found["drop"].value) == (0.75, 0.25, 0.5)
     assert (found["auroc"].value, found["auroc_shift"].value, found["auroc_drop"].value) == (1, 0, 1)
@@ -209,16 +177,13 @@ def test_drop_is_what_the_reversed_cue_costs():
 
 
 def test_parts_in_both_splits_widen_the_drop():
-    def drop(prefix):
-        rows = [
-            row(split, label, prob, group=f"{prefix[split]}tile{number}")
-            for split in ("test", "test_shift")
-            for number in range(12)
-            for label, prob in ((1, 0.9), (0, 0.6))
-        ]
-        return split_indicators(table_of(rows))["drop"]
-
-    apart, shared = drop({"test": "", "test_shift": "other "}), drop({"test": "", "test_shift": ""})
+    numbers = [(number, label, prob) for number in range(6) for label, prob in ((1, 0.9), (0, 0.6))]
+    test = [row("test", label, prob, group=f"tile{number}") for number, label, prob in numbers]
+    drops = []
+    for lead in ("other ", ""):
+        shift = [row("test_shift", label, prob, group=f"{lead}tile{number}") for number, label, prob in numbers]
+        drops.append(reasons.split_indicators(table_of([dict(one) for one in test] + shift))["drop"])
+    apart, shared = drops
     assert shared.low == pytest.approx(apart.low * 2**0.5) and shared.high == pytest.approx(apart.high * 2**0.5)
 
 
@@ -229,7 +194,7 @@ def test_energy_on_the_cue_beside_its_area():
     cams = np.zeros((2, 4, 4), np.float16)
     cams[0, 0, 0], cams[0, 3, 3], cams[0, 2, 2] = 3, 1, -7  # three quarters of the non-negative energy
     cams[1] = 1  # even: as much as its area
-    found = cue_indicators(cams, cues, np.array([4, 7]))
+    found = reasons.cue_indicators(cams, cues, np.array([4, 7]))
     assert found["cue_energy"].value == pytest.approx((0.75 + 0.5) / 2) and found["cue_energy"].count == 2
     assert found["cue_area"].value == pytest.approx((0.25 + 0.5) / 2)
     assert found["cue_excess"].value == pytest.approx(0.25)
@@ -238,63 +203,60 @@ def test_energy_on_the_cue_beside_its_area():
 # --- Indicators of a tiny run, stored beside its evaluation
 
 
+def tiny_run(folder, strategy, **values):
+    return fit(tiny_settings(folder, strategy, num_epochs=1, use_tensorboard=False, **values))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    finished = fit(tiny_settings(tmp_path_factory.mktemp("indicators"), "S5", num_epochs=1, use_tensorboard=False))
+    finished = tiny_run(tmp_path_factory.mktemp("indicators"), "S5")
     with pytest.raises(RunError, match="trained but not evaluated"):
-        measure_indicators(finished)
-    evaluate(finished)
+        reasons.measure_indicators(finished)
+    evaluation.evaluate(finished)
     return finished
 
 
 @pytest.fixture(scope="module")
 def measured(run):
-    return measure_indicators(run)
+    return reasons.measure_indicators(run)
 
 
 def test_every_indicator_of_a_run_with_a_cue(run, measured):
     names = set(measured["indicators"])
-    assert names <= set(NAMES) <= set(METRICS)
+    assert names <= set(reasons.NAMES) <= set(METRICS)
     assert {"accuracy", "drop", "cam_iou", "grid_iou", "cf_excess", "cue_energy", "cue_area"} <= names
-    table = indicator_table(measured)
+    table = reasons.indicator_table(measured)
     assert list(table.index) == list(measured["indicators"])
     for name in ("accuracy", "auroc", "cam_iou", "grid_iou", "point_game", "attention_iou", "cf_flip_rate"):
         assert table.loc[name, "value"] == pytest.approx(run.metrics["test"][name], abs=1e-4), name
     # The mark takes about one percent, and all defective pictures of so small a test split carry it.
     assert 0.005 < table.loc["cue_area", "value"] < 0.02 and table.loc["cue_area", "count"] == 3
-    settings = {"measured": 2, "heals": ["telea", "patch_same"], "pastes": ["copy", "clone"], "seed": 0}
-    assert measured["settings"] == settings
 
 
-def test_stored_reused_and_the_same_anew(run, measured, monkeypatch):
-    assert json.loads((run.folder / FILE).read_text()) == measured == stored_indicators(run)
-    assert measure_indicators(run, reuse=False) == measured
-    monkeypatch.setattr(module, "image_flips", None)
-    assert measure_indicators(Run(run.folder)) == measured
-    monkeypatch.setattr(module, "MEASURED", module.MEASURED | {"measured": 3})
-    assert stored_indicators(run) is None
-    monkeypatch.setattr(module, "stored_tables", lambda run: (pd.DataFrame({"split": ["val"]}), {}))
+def test_stored_reused_the_same_anew_and_nothing_where_damaged_or_of_another_evaluation(run, measured, monkeypatch):
+    path = run.folder / reasons.FILE
+    assert json.loads(path.read_text()) == measured == reasons.stored_indicators(run)
+    assert reasons.measure_indicators(run, reuse=False) == measured
+    monkeypatch.setattr(reasons, "image_flips", None)
+    assert reasons.measure_indicators(Run(run.folder)) == measured
+    monkeypatch.setattr(reasons, "MEASURED", reasons.MEASURED | {"measured": 3})
+    assert reasons.stored_indicators(run) is None
+    monkeypatch.undo()
+    stored = path.read_text()
+    others = [json.dumps(measured | {"predictions": "of another evaluation"}), "{", "[]", "{}", '{"predictions": 1}']
+    for content in others:
+        path.write_text(content)
+        assert reasons.stored_indicators(run) is None
+    path.write_text(stored)
+    monkeypatch.setattr(evaluation, "stored_tables", lambda run: (pd.DataFrame({"split": ["val"]}), {}))
     with pytest.raises(RunError, match="evaluated without a test split"):
-        measure_indicators(run)
-
-
-def test_another_evaluation_or_damage_makes_them_nothing(run, measured, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "run")
-    copy = Run(tmp_path / "run")
-    assert stored_indicators(copy) == measured
-    for content in ("{", "[]", "{}", '{"predictions": 1}'):
-        (copy.folder / FILE).write_text(content)
-        assert stored_indicators(copy) is None
-    shutil.copy(run.folder / FILE, copy.folder / FILE)
-    path = copy.folder / "predictions.csv"
-    path.write_text(path.read_text() + "\n")
-    assert stored_indicators(copy) is None
+        reasons.measure_indicators(run, reuse=False)
 
 
 def test_a_run_without_a_cue_or_shifted_pictures(tmp_path):
-    finished = fit(tiny_settings(tmp_path, "S1", num_epochs=1, shortcut="none", use_tensorboard=False))
-    evaluate(finished)
-    names = set(measure_indicators(finished)["indicators"])
+    finished = tiny_run(tmp_path, "S1", shortcut="none")
+    evaluation.evaluate(finished)
+    names = set(reasons.measure_indicators(finished)["indicators"])
     assert not names & {"drop", "accuracy_shift", "cue_energy", "cue_area", "attention_iou", "cf_excess"}
     assert {"accuracy", "cam_iou", "counterfactual_accuracy"} <= names
 
@@ -308,13 +270,13 @@ DROPS = np.linspace(0, 0.75, 24)[np.random.default_rng(0).permutation(24)]
 def test_low_agreement_and_high_energy_on_the_cue_warn_as_stated_beforehand():
     noise = np.random.default_rng(3).permutation(24).astype(float)
     columns = {"cam_iou": 1 - DROPS, "cue_energy": 1 - DROPS, "accuracy": 0.9, "auroc": noise.round(-1)}
-    found = warnings_table(pd.DataFrame({"drop": DROPS} | columns))
+    found = reasons.warnings_table(pd.DataFrame({"drop": DROPS} | columns))
     assert list(found.index) == ["cam_iou", "auroc", "cue_energy", "accuracy"]
     assert found["value"][["cam_iou", "cue_energy"]].tolist() == pytest.approx([1, -1])
     assert found["value"]["auroc"] == pytest.approx(stats.spearmanr(-columns["auroc"], DROPS).statistic)  # with ties
     assert found.loc["cam_iou", ["indicator", "warns", "runs"]].tolist() == ["CAM-IoU", "low", 24]
     assert np.isnan(found.loc["accuracy", "value"])
-    (axis,) = warnings_figure(found).axes
+    (axis,) = reasons.warnings_figure(found).axes
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[0] == "CAM-IoU (low; 24 runs)" and len(labels) == 3  # a constant has no rank
     assert axis.patches[0].get_width() == pytest.approx(1)
@@ -323,7 +285,9 @@ def test_low_agreement_and_high_energy_on_the_cue_warn_as_stated_beforehand():
 def test_an_indicator_is_judged_over_the_runs_that_have_it_and_lost_something():
     values, drops = np.where(np.arange(24) % 2, nan, 1 - DROPS), DROPS.copy()
     drops[:4] = nan
-    found = warnings_table(pd.DataFrame({"drop": drops, "attention_iou": values, "loc_iou": nan}))
+    found = reasons.warnings_table(pd.DataFrame({"drop": drops, "attention_iou": values, "loc_iou": nan}))
     assert list(found.index) == ["attention_iou"] and found.loc["attention_iou", "runs"] == 10
-    assert np.isnan(warnings_table(pd.DataFrame({"drop": DROPS[:2], "cam_iou": DROPS[:2]})).loc["cam_iou", "value"])
-    assert warnings_table(pd.DataFrame({"drop": np.full(24, nan), "cam_iou": DROPS})).empty
+    assert np.isnan(
+        reasons.warnings_table(pd.DataFrame({"drop": DROPS[:2], "cam_iou": DROPS[:2]})).loc["cam_iou", "value"]
+    )
+    assert reasons.warnings_table(pd.DataFrame({"drop": np.full(24, nan), "cam_iou": DROPS})).empty

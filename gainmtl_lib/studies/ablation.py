@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,12 +36,12 @@ def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
     """One row per run and test split: ``row``, ``strategy``, ``seed``, ``split``, the metrics of `COMPARED`, and the
     ``seconds`` of its training."""
     lines = []
-    for cell in runs:
-        place = {"row": cell.row, "strategy": cell.settings.strategy, "seed": cell.seed}
-        for split in (split for split in SPLITS if split in cell.run.metrics):
-            values = {name: cell.run.metrics[split].get(name) for name in COMPARED}
-            lines.append(place | {"split": split} | values | {"seconds": cell.run.manifest["duration_s"]})
-    return pd.DataFrame(lines, columns=["row", "strategy", "seed", "split", *COMPARED, "seconds"])
+    for cell, split in product(runs, SPLITS):
+        if (scores := cell.run.metrics.get(split)) is not None:
+            place = {"row": cell.row, "strategy": cell.settings.strategy, "seed": cell.seed, "split": split}
+            lines.append(place | {name: scores.get(name) for name in COMPARED})
+            lines[-1]["seconds"] = cell.run.manifest["duration_s"]
+    return pd.DataFrame(lines)
 
 
 def rows_of_study(runs: Sequence[Cell]) -> pd.DataFrame:
@@ -52,8 +51,7 @@ def rows_of_study(runs: Sequence[Cell]) -> pd.DataFrame:
 
 def steps_of_study(runs: Sequence[Cell], steps: Sequence[Sequence[str]]) -> pd.DataFrame:
     """`stats.steps_table` of every family, with columns ``split`` and ``metric``."""
-    families = FAMILIES if steps else {}
-    return _of_families(runs, families, lambda tables, metric: stats.steps_table(tables, steps, metric))
+    return _of_families(runs, FAMILIES, lambda tables, metric: stats.steps_table(tables, steps, metric))
 
 
 def _of_families(
@@ -120,7 +118,7 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
     axis.axvline(0, color="k", lw=0.8)
     axis.set_yticks(range(len(steps)), [textwrap.shorten(str(step), 46, placeholder=" …") for step in steps["step"]])
     axis.set_ylim(len(steps) - 0.4, -0.6)
-    axis.set_xlabel(f"change of {metric},\nmean over seeds, 95 % interval\n(verdicts are Holm-corrected)", fontsize=8)
+    axis.set_xlabel(f"change of {metric},\nmean over runs, 95 % interval\n(verdicts are Holm-corrected)", fontsize=8)
     axis.margins(x=0.08)
     axis.tick_params(labelsize=8)
     axis.grid(axis="x", color="0.9")
@@ -145,7 +143,7 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
     left.set_yticks(range(len(names)), [textwrap.shorten(str(name), 40, placeholder=" …") for name in names])
     for axis, label in ((left, "accuracy (dotted: a coin)"), (right, "CAM-IoU")):
         axis.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
-        axis.set_xlabel(f"{label},\nmean over seeds, 95 % interval", fontsize=8)
+        axis.set_xlabel(f"{label},\nmean over runs, 95 % interval", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", color="0.9")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
@@ -155,14 +153,12 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
 # --- The report of any study
 
 
-@dataclass(frozen=True)
-class Report:
-    """What is shown of a study's finished runs: tables of text by title, of numbers by file name, figures, remarks."""
+class Report(NamedTuple):
+    """What is shown of a study's finished runs: tables of text by title, of numbers by file name, and figures."""
 
     sections: dict[str, pd.DataFrame]
     tables: dict[str, pd.DataFrame]
     figures: Callable[[], dict[str, Figure]]
-    remarks: tuple[str, ...] = ()
 
 
 def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
@@ -199,9 +195,8 @@ def run_and_report(
         console: takes the tables.
         plan: a `Plan`, or another record with ``cells()`` and ``plain()``.
         report_of: makes the report of the plan's finished runs.
-        reasons: see `run_study`.
+        reasons, only_report: see `run_study`.
         export: folder for the same as files: ``table.md``, ``plan.yaml``, a CSV file per table, and figures.
-        only_report: train nothing; report what is there.
 
     Returns:
         How many runs failed. `RunError` when none is finished.
@@ -211,7 +206,7 @@ def run_and_report(
         raise RunError(f"{plan.experiment}: no finished run of the study ({study.state})")
     report = report_of(plan, study.runs)
     weights = sorted({str(cell.run.manifest["pretrained"]) for cell in study.runs})
-    remarks = [*report.remarks, f"Backbone weights: {', '.join(weights)}.", study.state]
+    remarks = [f"Backbone weights: {', '.join(weights)}.", study.state]
     for title, table in report.sections.items():
         console.print(frame_table(title, table))
     for line in remarks:

@@ -19,26 +19,26 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage, sparse, stats
+from scipy import ndimage, sparse
 from scipy.sparse.linalg import splu
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from gainmtl_lib import stats
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import GainDataModule, build_data
-from gainmtl_lib.evaluation import SPLITS, file_digest, rows_of, stored_tables
+from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, rows_of, stored_tables
 from gainmtl_lib.metrics import normalize_maps, resize_maps
 from gainmtl_lib.model import OUTSIDE_SOURCES, ClassificationHead, GAINMTLModel, as_at_inference
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
-from gainmtl_lib.stats import FEWEST_GROUPS, Estimate, group_codes, mean_gain, paired_difference
 from gainmtl_lib.train import checked_device
 
 logger = logging.getLogger(__name__)
 
-Explain = Callable[[Any, Tensor], Tensor]
-"""A function of model and images (B, 3, H, W) to maps (B, 1, h, w), such as ``partial(compute_cam, method=…)``."""
+Explain = Callable[[Any, Tensor], Tensor]  # of model and images to maps, such as partial(compute_cam, method=…)
 
 # --- Maps of the same decision by other methods
 
@@ -126,6 +126,14 @@ ROAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Seed = int | Sequence[int]
 
 
+def defect_probability(model: nn.Module, images: Tensor) -> NDArray[np.float64]:
+    """Probability of "defective", (B,)."""
+    batches, device = images.split(BATCH), next(model.parameters(), images).device
+    with as_at_inference(model), torch.inference_mode():
+        logits = torch.cat([model(batch.to(device)).logits.float() for batch in batches])
+    return logits.softmax(dim=1)[:, 1].cpu().double().numpy()
+
+
 def deletion_insertion(
     model: nn.Module, image: Tensor, values: Tensor, *, steps: int = 16, seed: Seed = 0
 ) -> pd.DataFrame:
@@ -137,19 +145,13 @@ def deletion_insertion(
         ``deletion`` and ``insertion`` by share of the pixels, 0 to 1, at `steps` + 1 places. The area is small under
         the first when the map names what the decision needs, large under the second when it names what suffices.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    places = relevance_places(values, image, seed).to(next(model.parameters(), image).device)
-    image = image.to(places.device).float()
-    blurred = blur(image)
-    fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    counts = (fractions * places.numel()).round().long().to(image.device)
-
-    def curve(before: Tensor, after: Tensor) -> NDArray[np.float64]:
-        parts = [torch.where(places < some[:, None, None, None], after, before) for some in counts.split(BATCH)]
-        return torch.cat([defect_probability(model, part) for part in parts]).double().numpy()
-
-    curves = {"deletion": curve(image, blurred), "insertion": curve(blurred, image)}
+    places, image = relevance_places(values, image, seed), image.cpu().float()
+    blurred, fractions = blur(image), torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    taken = places < (fractions * places.numel()).round()[:, None, None, None]  # (steps + 1, 1, H, W)
+    curves = {
+        "deletion": defect_probability(model, torch.where(taken, blurred, image)),
+        "insertion": defect_probability(model, torch.where(taken, image, blurred)),
+    }
     return pd.DataFrame(curves, index=pd.Index(fractions.numpy(), name="fraction"))
 
 
@@ -167,16 +169,12 @@ def road(
     counts = [round(fraction * places.numel()) for fraction in fractions]
     removed = [places < count for count in counts] + [places >= places.numel() - count for count in counts]
     pictures = torch.stack([impute(image.cpu().float(), where, rng) for where in removed])
-    parts = pictures.to(next(model.parameters(), image).device).split(BATCH)
-    most, least = torch.cat([defect_probability(model, part) for part in parts]).double().chunk(2)
+    most, least = np.split(defect_probability(model, pictures), 2)
     return float((least - most).mean())
 
 
 def impute(image: Tensor, removed: Tensor, rng: np.random.Generator, *, noise: float = 0.01) -> Tensor:
-    """Fill in the pixels of `removed`, bool (H, W): each becomes the weighted mean of its neighbours, and noise.
-
-    Its standard deviation is the paper's.
-    """
+    """Fill in the pixels of `removed`, bool (H, W): each the weighted mean of its neighbours, and the paper's noise."""
     gone = removed.numpy().ravel()
     weights = _neighbours(*removed.shape)[gone]
     system = (sparse.diags_array(weights.sum(axis=1)) - weights[:, gone]).tocsc()
@@ -222,14 +220,7 @@ def moved_map(values: Tensor, seed: Seed = 0) -> Tensor:
 def blur(image: Tensor) -> Tensor:
     """The picture without anything smaller than about an eighth of it."""
     sigma = min(image.shape[1:]) / 8
-    pixels = ndimage.gaussian_filter(image.cpu().numpy(), (0, sigma, sigma), truncate=2.5)
-    return torch.from_numpy(np.asarray(pixels)).to(image.device)
-
-
-def defect_probability(model: nn.Module, images: Tensor) -> Tensor:
-    """Probability of "defective", float32 (B,)."""
-    with as_at_inference(model), torch.inference_mode():
-        return model(images).logits.float().softmax(dim=1)[:, 1].cpu()
+    return torch.from_numpy(np.asarray(ndimage.gaussian_filter(image.numpy(), (0, sigma, sigma), truncate=2.5)))
 
 
 # --- Many pictures, each beside the same map moved elsewhere, and what they allow to say
@@ -242,20 +233,18 @@ OF_FLIPS = (
 )
 
 
-def found_defects(
-    predictions: pd.DataFrame, data: GainDataModule, split: str = "test", *, limit: int = 32, seed: int = 0
-) -> list[int]:
-    """Rows of the defects of a split that were found (TP), ascending; of more than `limit`, as many are drawn.
+def found_defects(predictions: pd.DataFrame, data: GainDataModule, *, limit: int = 32) -> list[int]:
+    """Rows of the defects of ``test`` that were found (TP), ascending; of more than `limit`, as many are drawn.
 
     `ValueError` where there is none, or predictions and data do not belong together.
     """
-    chosen = (predictions["split"] == split) & (predictions["verdict"] == "TP")
+    chosen = (predictions["split"] == "test") & (predictions["verdict"] == "TP")
     found = rows_of(predictions, data)[chosen.to_numpy()]
     if not len(found):
-        raise ValueError(f"no defective picture of '{split}' was found (no TP); there is no such decision to explain")
-    if len(found) > limit:
-        found = np.random.default_rng(seed).choice(found, limit, replace=False)
-    return sorted(int(row) for row in found)
+        raise ValueError("no defective picture of 'test' was found (no TP); there is no such decision to explain")
+    return sorted(
+        np.random.default_rng(0).choice(found, limit, replace=False).tolist() if len(found) > limit else found.tolist()
+    )
 
 
 def faithfulness(
@@ -271,8 +260,8 @@ def faithfulness(
 ) -> pd.DataFrame:
     """Deletion, insertion and ROAD of each picture, for its map and for that map moved to a random place.
 
-    `explain` makes the maps. `rows` are meant for pictures called defective, see `found_defects`. Empty
-    `road_fractions` leave ROAD out. `predictions` of the run add its ``cf_flip`` and ``cf_control_flip``.
+    `explain` makes the maps. `rows` are meant for pictures called defective, see `found_defects`. `predictions` of the
+    run add its ``cf_flip`` and ``cf_control_flip``.
 
     Returns:
         One row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the blurred
@@ -289,8 +278,7 @@ def faithfulness(
         for prefix, values in (("random_", moved_map(own, (seed, row, 1))), ("", own)):
             curves = deletion_insertion(model, images[0], values, steps=steps, seed=(seed, row))
             line |= {f"{prefix}{name}_auc": np.trapezoid(curves[name], curves.index) for name in curves}
-            if road_fractions:
-                line[f"{prefix}road"] = road(model, images[0], values, fractions=road_fractions, seed=(seed, row))
+            line[f"{prefix}road"] = road(model, images[0], values, fractions=road_fractions, seed=(seed, row))
         line |= {"probability": curves["deletion"].iloc[0], "baseline_probability": curves["insertion"].iloc[0]}
         table.append(line)
     result = pd.DataFrame(table)
@@ -309,24 +297,23 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
         ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``,
         sentences on what these numbers cannot say.
     """
-    picture, blurred = float(table["probability"].mean()), float(table["baseline_probability"].mean())
-    groups = group_codes(table)
+    groups, means = stats.group_codes(table), table.mean(numeric_only=True)
+    picture, blurred = float(means["probability"]), float(means["baseline_probability"])
     summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups))}
     summary |= {"probability": picture, "baseline_probability": blurred}
     # The reversed map's deletion is the map's insertion, and the other way round.
-    reverse = {"deletion_auc": table["insertion_auc"], "insertion_auc": table["deletion_auc"]}
-    reverse |= {"road": -table["road"]} if "road" in table else {}
+    reverse = {"deletion_auc": means["insertion_auc"], "insertion_auc": means["deletion_auc"], "road": -means["road"]}
     for name, reversed_map in reverse.items():
         ours, random, sign = table[name], table[f"random_{name}"], -1 if name == "deletion_auc" else 1
-        means = {"ours": float(ours.mean()), "random": float(random.mean()), "reversed": float(reversed_map.mean())}
-        gain = mean_gain((sign * (ours - random)).to_numpy(), groups)
-        summary[name.removesuffix("_auc")] = means | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
+        told = {"ours": float(ours.mean()), "random": float(random.mean()), "reversed": float(reversed_map)}
+        gain = stats.mean_gain((sign * (ours - random)).to_numpy(), groups)
+        summary[name.removesuffix("_auc")] = told | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
     if {"cf_flip", "cf_control_flip"} <= set(table.columns):
         asked = table.dropna(subset=["cf_flip", "cf_control_flip"])  # whose mask had a place to move to
-        flip, control = asked["cf_flip"], asked["cf_control_flip"]
-        gain = paired_difference(flip.to_numpy(), control.to_numpy(), group_codes(asked))
-        means = {"flip": float(flip.mean()), "control_flip": float(control.mean())}
-        summary["counterfactual"] = means | _judged(gain, *OF_FLIPS)
+        flip, control = asked["cf_flip"].to_numpy(), asked["cf_control_flip"].to_numpy()
+        told = {"flip": float(asked["cf_flip"].mean()), "control_flip": float(asked["cf_control_flip"].mean())}
+        gain = stats.paired_difference(flip, control, stats.group_codes(asked))
+        summary["counterfactual"] = told | _judged(gain, *OF_FLIPS)
     note = (
         f"The blurred picture is called defective almost as surely as the picture itself (probability {blurred:.2f} "
         f"and {picture:.2f}): deletion and insertion have little to measure."
@@ -334,11 +321,11 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     return summary | {"notes": [note] if picture - blurred < 0.1 else []}
 
 
-def _judged(gain: Estimate, better: str, around: str, below: str) -> dict[str, float | str]:
+def _judged(gain: stats.Estimate, better: str, around: str, below: str) -> dict[str, float | str]:
     if gain.has_interval:
         verdict = better if gain.low > 0 else below if gain.high < 0 else around
-    elif gain.groups < FEWEST_GROUPS:
-        verdict = f"too few pictures of different parts to say ({gain.groups}, at least {FEWEST_GROUPS})"
+    elif gain.groups < stats.FEWEST_GROUPS:
+        verdict = f"too few pictures of different parts to say ({gain.groups}, at least {stats.FEWEST_GROUPS})"
     else:
         verdict = around if gain.value == 0 else "no interval: every picture gains the same"
     return {"gain": gain.value, "low": gain.low, "high": gain.high, "verdict": verdict}
@@ -385,13 +372,11 @@ def randomisation_check(
         ``trained_probability``, ``verdict_changed`` (at `threshold`).
     """
     images = data.dataset.__getitems__([int(row) for row in rows]).images
-    images = images.to(next(model.parameters(), images).device)
-    batches = images.split(BATCH)
 
-    def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float32]]:
+    def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float64]]:
         with as_at_inference(asked), torch.no_grad():
-            maps = torch.cat([explain(asked, batch) for batch in batches])
-        return maps, torch.cat([defect_probability(asked, batch) for batch in batches]).numpy()
+            maps = torch.cat([explain(asked, batch) for batch in images.split(BATCH)])
+        return maps.cpu(), defect_probability(asked, images)
 
     trained_maps, trained = ask(model)
     parts = []
@@ -418,10 +403,10 @@ def compare_maps(before: Tensor, after: Tensor, images: Tensor) -> dict[str, NDA
     """
     full = [normalize_maps(resize_maps(maps, images[:, :1])) for maps in (before, after)]
     ssim = structural_similarity_index_measure(full[0], full[1], data_range=1.0, reduction="none")
-    cells = [normalize_maps(maps).flatten(1).cpu().numpy() for maps in (before, after)]
-    ranked: list[Any] = [stats.spearmanr(b, a)[0] if np.ptp(a) and np.ptp(b) else 0.0 for b, a in zip(*cells)]
+    cells = [normalize_maps(maps).flatten(1).numpy() for maps in (before, after)]
+    ranked: list[Any] = [spearmanr(b, a)[0] if np.ptp(a) and np.ptp(b) else 0.0 for b, a in zip(*cells)]
     spearman = np.where(np.ptp(cells[0], axis=1) == 0, np.nan, ranked)
-    return {"spearman": spearman, "ssim": np.atleast_1d(torch.as_tensor(ssim).cpu().numpy())}
+    return {"spearman": spearman, "ssim": np.atleast_1d(torch.as_tensor(ssim).numpy())}
 
 
 def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
@@ -483,12 +468,36 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
             "deletion and insertion; faithfulness can be measured of the other mask sources only"
         )
     digest = file_digest(run.folder / "predictions.csv")  # before the minutes that measuring takes
-    split = next(name for name in SPLITS[1:] if (table["split"] == name).any())
+    split = next(name for name in TEST_SPLITS if (table["split"] == name).any())
     found = table[(table["split"] == split) & (table["verdict"] == "TP")]
     if found.empty:
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
     chosen = found.sample(min(settings["limit"], len(found)), random_state=seed).sort_index()
-    # The chosen pictures alone, without their masks, which faithfulness does not ask for.
+    data = _pictures_alone(run, chosen, data_root)
+    rows, own_device = range(len(chosen)), next(run.model.parameters()).device
+    try:
+        model = run.model.to(checked_device(run.settings.device))
+        of_draws = {"draws": settings["draws"], "threshold": float(metrics["threshold"]), "seed": seed}
+        shuffled = randomisation_check(model, data, rows, **of_draws)
+        for name, now, before in zip(chosen["image"], shuffled["trained_probability"], chosen["probability"]):
+            if abs(now - before) > SAME_PROBABILITY:
+                raise RunError(
+                    f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
+                    f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
+                )
+        scores = faithfulness(
+            model, data, rows, **{name: settings[name] for name in ("steps", "road_fractions", "seed")}
+        )
+    finally:
+        run.model.to(own_device)
+    measured = {"predictions": digest, "settings": settings, "split": split, "found": len(found)}
+    measured |= {"pictures": chosen["image"].tolist(), "map": summarise_faithfulness(scores)}
+    write_json(run.folder / FILE, measured | {"randomisation": summarise_randomisation(shuffled)})
+    return read_json(run.folder / FILE)  # as a later call reads it
+
+
+def _pictures_alone(run: Run, chosen: pd.DataFrame, data_root: str | Path | None) -> GainDataModule:
+    """Without their masks, which faithfulness does not ask for, and without the rest of the data."""
     root = Path(data_root or run.settings.data_root).expanduser().absolute()
     files = [root / name for name in chosen["image"]]
     if missing := [file for file in files if not file.is_file()]:
@@ -500,27 +509,7 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
     samples = samples.assign(image=[str(file) for file in files], mask=None)
     data = build_data(run.settings.changed(skip_unreadable=False), samples)
     data.setup("test")
-    rows, own_device = range(len(chosen)), next(run.model.parameters()).device
-    try:
-        model = run.model.to(checked_device(run.settings.device))
-        images = data.dataset.__getitems__(list(rows)).images.to(next(model.parameters()).device)
-        probability = torch.cat([defect_probability(model, part) for part in images.split(BATCH)])
-        for name, now, before in zip(chosen["image"], probability.tolist(), chosen["probability"]):
-            if abs(now - before) > SAME_PROBABILITY:
-                raise RunError(
-                    f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
-                    f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
-                )
-        curves = {name: settings[name] for name in ("steps", "road_fractions", "seed")}
-        scores = faithfulness(model, data, rows, **curves)
-        of_draws = {"draws": settings["draws"], "threshold": float(metrics["threshold"]), "seed": seed}
-        shuffled = randomisation_check(model, data, rows, **of_draws)
-    finally:
-        run.model.to(own_device)
-    measured = {"predictions": digest, "settings": settings, "split": split, "found": len(found)}
-    measured |= {"pictures": chosen["image"].tolist(), "map": summarise_faithfulness(scores)}
-    write_json(run.folder / FILE, measured | {"randomisation": summarise_randomisation(shuffled)})
-    return read_json(run.folder / FILE)  # as a later call reads it
+    return data
 
 
 def stored_faithfulness(run: Run) -> dict[str, Any] | None:

@@ -28,10 +28,9 @@ from math import nan
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import numpy as np
 import pandas as pd
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.runs import Run, run_status
@@ -58,24 +57,7 @@ DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlatio
 OWN = ("experiment", "seeds", "data_per_seed")
 """What can be given in place of the plan's own."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-def _as_rows(value: Any) -> Any:
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"rows must map names to parameters, at least one, got {value!r}")
-    for name, row in value.items():
-        if not isinstance(name, str) or not isinstance(row, dict):
-            raise ValueError(f"row {name!r} must be a name with a mapping of parameters, got {row!r}")
-    return value
-
-
-def _as_steps(value: Any) -> Any:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"steps must be a list of pairs [before, after], got {value!r}")
-    for step in value:
-        if not isinstance(step, list | tuple) or [type(name) for name in step] != [str, str]:
-            raise ValueError(f"a step must be a pair of row names [before, after], got {step!r}")
-    return tuple(map(tuple, value))
+Step = Annotated[Several[str], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
@@ -118,8 +100,8 @@ class Plan(ParameterRecord):
     seeds: Annotated[Several[Seed], Field(min_length=1)]
     data_per_seed: bool = False
     parameters: dict[str, Any] = Field(default_factory=dict)
-    rows: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_rows)]
-    steps: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_as_steps)] = ()
+    rows: Annotated[dict[str, Any], Field(min_length=1, description="names, each with a mapping of parameters")]
+    steps: Annotated[Several[Step], Field(description="pairs of row names, [before, after]")] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,23 +110,19 @@ class Plan(ParameterRecord):
         for base in self.base:
             if "strategy" in read_parameters(base):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
+        self._leave_out("parameters", self.parameters, "strategy")
+        checked = {row: self._checked(row) for row in self.rows}
+        for (first, before), (second, after) in combinations(checked.items(), 2):
+            _check_two_rows(first, before, second, after)
         for before, after in self.steps:
             for name in (before, after):
                 if name not in self.rows:
                     raise ValueError(f"steps: {_no_row(name, self.rows)}")
             if before == after:
                 raise ValueError(f"steps: {before!r} is compared with itself")
-        if len(set(self.steps)) < len(self.steps):
-            raise ValueError("steps: a pair is given twice")
-        own = {"seed", "variant", "experiment"} | ({"synthetic_seed"} if self.data_per_seed else set())
-        named = {f"row {row!r}": own & set(values) for row, values in self.rows.items()}
-        for where, reserved in ({"parameters": (own | {"strategy"}) & set(self.parameters)} | named).items():
-            if reserved:
-                raise ValueError(f"{where}: {_listed(sorted(reserved))} comes from the plan itself; leave it out")
-        checked = {row: self._checked(row) for row in self.rows}
-        for first, second in combinations(self.rows, 2):
-            _check_two_rows(first, checked[first], second, checked[second])
-        for before, after in self.steps:  # compared picture by picture, which are known by folder and name
+            if self.steps.count((before, after)) > 1:
+                raise ValueError("steps: a pair is given twice")
+            # Rows are compared picture by picture, which are known by folder and name.
             first, second = (checked[row].dataset_folder.name for row in (before, after))
             if first != second:
                 raise ValueError(
@@ -153,17 +131,25 @@ class Plan(ParameterRecord):
                 )
         return self
 
+    def _leave_out(self, where: str, values: Iterable[str], *besides: str) -> None:
+        own = {"seed", "variant", "experiment", *besides} | ({"synthetic_seed"} if self.data_per_seed else set())
+        if reserved := own & set(values):
+            raise ValueError(f"{where}: {_listed(sorted(reserved))} comes from the plan itself; leave it out")
+
     def _checked(self, row: str) -> Settings:
-        strategy = self.rows[row].get("strategy")
-        if strategy is None:
+        values = self.rows[row]
+        if not isinstance(values, dict):
+            raise ValueError(f"row {row!r} must be a mapping of parameters, got {values!r}")
+        if (strategy := values.get("strategy")) is None:
             raise ValueError(f"row {row!r} has no strategy; give one of {_listed(STRATEGY_WEIGHTS)}")
         if row in STRATEGY_WEIGHTS and strategy != row:
             raise ValueError(f"row {row!r} has strategy {strategy!r}; name it otherwise")
+        self._leave_out(f"row {row!r}", values)
         try:
             settings = self.settings(row, self.seeds[0])
         except SettingsError as error:
-            raise ValueError("\n".join(f"row {row!r}: {line}" for line in str(error).split("\n"))) from None
-        if not settings.variant and row != settings.strategy:
+            raise _led_by(f"row {row!r}", error) from None
+        if not settings.variant and row != strategy:
             raise ValueError(f"row {row!r} needs a letter or digit beside its strategy, to name its folder")
         if self.data_per_seed and settings.dataset_type != "synthetic":
             raise ValueError(
@@ -205,6 +191,10 @@ def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
+def _led_by(owner: Any, error: SettingsError) -> SettingsError:
+    return SettingsError("\n".join(f"{owner}: {line}" for line in str(error).split("\n")))
+
+
 def _check_two_rows(first: str, before: Settings, second: str, settings: Settings) -> None:
     """Two rows may share neither a run's folder, nor a folder of synthetic data that they would make differently."""
     if before.run_name == settings.run_name:
@@ -240,7 +230,7 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
     try:
         return Plan(**content | own)
     except SettingsError as error:
-        raise SettingsError("\n".join(f"{file}: {line}" for line in str(error).split("\n"))) from None
+        raise _led_by(file, error) from None
 
 
 def variant_of(row: str, strategy: str) -> str:
@@ -274,8 +264,8 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
     the first was interrupted, and what another plan has trained with equal settings is taken as it is. With `reasons`
     each run is asked for its reasons besides (`measure_indicators`); `only_report` trains and measures nothing.
     """
-    study, ahead = Study(), [cell for cell in cells if not is_done(cell, reasons=reasons)]
-    spent = [(cell.row, float(cell.run.manifest.get("duration_s", 0))) for cell in cells if cell not in ahead]
+    study, ahead = Study(), [cell for cell in cells if not _is_done(cell, reasons)]
+    spent = [float(cell.run.manifest.get("duration_s", 0)) for cell in cells if cell not in ahead]
     for number, cell in enumerate(cells, start=1):
         if cell not in ahead:
             if differing := cell.run.settings.differences(cell.settings):
@@ -287,7 +277,9 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
         elif only_report:
             study.missing.append(cell.name)
         else:
-            logger.info("run %d of %d: %s%s", number, len(cells), cell.name, time_left(spent, ahead))
+            minutes = len(ahead) * sum(spent) / max(len(spent), 1) / 60
+            left = f", about {max(minutes, 1):.0f} min left" if spent else ""
+            logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left)
             started = time.monotonic()
             ahead = ahead[1:]
             try:
@@ -299,21 +291,11 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
                 study.failed[cell.name] = str(error)
                 logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
                 continue
-            spent.append((cell.row, time.monotonic() - started))
+            spent.append(time.monotonic() - started)
             study.runs.append(cell)
     return study
 
 
-def is_done(cell: Cell, *, reasons: bool = False) -> bool:
-    """Whether the run's folder says that it is finished, evaluated and, where wanted, asked for its reasons."""
+def _is_done(cell: Cell, reasons: bool) -> bool:
     evaluated = run_status(cell.settings.run_dir) == "complete" and cell.run.is_evaluated
     return evaluated and (not reasons or stored_indicators(cell.run) is not None)
-
-
-def time_left(spent: Sequence[tuple[str, float]], ahead: Sequence[Cell]) -> str:
-    """``, about 14 min left``, from rows and seconds of the runs whose time is known; empty where there are none."""
-    if not spent or not ahead:
-        return ""
-    known = pd.DataFrame(spent).groupby(0)[1].mean()
-    minutes = sum(known.get(cell.row, np.mean([seconds for _, seconds in spent])) for cell in ahead) / 60
-    return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"

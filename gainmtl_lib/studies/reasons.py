@@ -7,12 +7,12 @@ and everything else of the picture stay.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from math import nan
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,11 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gainmtl_lib import stats
+from gainmtl_lib import evaluation, stats
 from gainmtl_lib.dataset import Batch, GainDataModule
 from gainmtl_lib.edits.editing import Edit, EditError, framed, heal, heal_beside, paste, paste_clean
-from gainmtl_lib.evaluation import MaskSource, evaluated_data, file_digest, rows_of, stored_maps, stored_tables
 from gainmtl_lib.metrics import energy_inside
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
-from gainmtl_lib.stats import Estimate, mean_score
 from gainmtl_lib.synthetic.drawing import read_cue
 from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS
@@ -43,50 +41,38 @@ FIXED_MASKS = ("efficientad", "external")
 """Sources of S6's masks that know the picture on disk only: what they would say of an edited one is unknown."""
 
 
-class Asked(NamedTuple):
-    """One edited picture: its position among the test rows, its row in the data's table, one of `KINDS`, the edit."""
-
-    position: int
-    row: int
-    kind: str
-    edit: Edit
-
-
-def image_flips(
-    run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Defect probabilities of the edited test pictures, N x `KINDS`; and by kind and reason how many were impossible.
+def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None) -> pd.DataFrame:
+    """Defect probabilities of the edited test pictures, N x `KINDS`.
 
     Healed are all annotated defects, pasted upon all normal pictures, with defects of other test pictures. Controls
     are made of those that the run calls rightly, which alone are asked for flips. NaN is what was not asked or not
     possible, for S6 with masks of `FIXED_MASKS` everything.
     """
-    table, impossible = pd.DataFrame(nan, index=rows.index, columns=list(KINDS)), Counter[str]()
-    source = MaskSource.of(run.settings)
-    if source.name in FIXED_MASKS:
-        return table, {}
-    own_device, edits = next(run.model.parameters()).device, edited_pictures(data, rows, impossible)
-    model = run.model.to(checked_device(device or run.settings.device)).eval()
+    answers, source = np.full((len(rows), len(KINDS)), nan), evaluation.MaskSource.of(run.settings)
+    edits = edited_pictures(data, rows) if source.name not in FIXED_MASKS else iter(())
+    places, own_device = evaluation.rows_of(rows, data), next(run.model.parameters()).device
+    device = checked_device(device or run.settings.device)
+    model = run.model.to(device).eval()
     try:
         with torch.inference_mode(), source.applied(model):
             while asked := list(islice(edits, run.settings.batch_size)):
-                pixels = torch.from_numpy(np.stack([one.edit.image for one in asked])).permute(0, 3, 1, 2)
-                masks = torch.from_numpy(np.stack([one.edit.mask for one in asked]))[:, None].float()
-                labels, places = (torch.tensor(v) for v in zip(*((one.edit.label, one.row) for one in asked)))
-                parts = (pixels.float().div(255), labels, masks, labels == 1, places)
-                batch = Batch(*(part.to(next(model.parameters()).device) for part in parts))
+                positions, kinds, made = map(list, zip(*asked))
+                pixels = torch.from_numpy(np.stack([edit.image for edit in made])).permute(0, 3, 1, 2).float() / 255
+                masks = torch.from_numpy(np.stack([edit.mask for edit in made]))[:, None].float()
+                labels, index = torch.tensor([edit.label for edit in made]), torch.from_numpy(places[positions])
+                batch = Batch(*(part.to(device) for part in (pixels, labels, masks, labels == 1, index)))
                 logits = model(batch.images, attention_masks=source.masks(data, batch)).logits
-                for one, value in zip(asked, logits.float().softmax(dim=1)[:, 1].tolist(), strict=True):
-                    table.iloc[one.position, KINDS.index(one.kind)] = value
+                answers[positions, list(map(KINDS.index, kinds))] = evaluation.defect_probability(logits).cpu()
     finally:
         run.model.to(own_device)
-    return table, dict(sorted(impossible.items()))
+    return pd.DataFrame(answers, index=rows.index, columns=list(KINDS))
 
 
-def edited_pictures(data: GainDataModule, table: pd.DataFrame, impossible: Counter[str]) -> Iterator[Asked]:
-    """All possible edits of the test rows, each from random numbers of its own: equal for every run on equal data."""
+def edited_pictures(data: GainDataModule, table: pd.DataFrame) -> Iterator[tuple[int, str, Edit]]:
+    """All possible edits of the test rows, by position and kind, each from random numbers of its own: equal for every
+    run on equal data."""
     right, turns = (table["label"] == table["predicted"]).to_numpy(), {0: 0, 1: 0}
-    places = rows_of(table, data)
+    places = evaluation.rows_of(table, data)
     for position, (row, label) in enumerate(zip(places.tolist(), table["label"].tolist(), strict=True)):
         if label == 1 and not data.dataset.has_mask[row]:
             continue
@@ -94,10 +80,8 @@ def edited_pictures(data: GainDataModule, table: pd.DataFrame, impossible: Count
         kinds = KINDS[:2] if label == 1 else KINDS[2:]
         for kind in kinds if right[position] else kinds[:1]:
             rng = np.random.default_rng([0, position, KINDS.index(kind) // 2])
-            try:
-                yield Asked(position, row, kind, _edit(data, places, row, kind, turn, rng))
-            except EditError as error:
-                impossible[f"{kind}: {error.reason}"] += 1
+            with suppress(EditError):
+                yield position, kind, _edit(data, places, row, kind, turn, rng)
 
 
 def _edit(
@@ -114,22 +98,17 @@ def _edit(
     elsewhere = samples["group"] != data.samples.loc[row, "group"]
     normals = places[((samples["label"] == 0) & elsewhere).to_numpy()]
     defects = places[((samples["label"] == 1) & elsewhere & data.dataset.has_mask.numpy()[places]).to_numpy()]
-    reason = EditError("no other annotated defect", "the test split holds none of another part")
-    for donor in rng.permutation(defects)[:TRIES]:
+    for donor in rng.permutation(defects)[:TRIES] if kind == "paste" or len(normals) else ():
         shown, shape = data.dataset.stored(int(donor)).without_bars
-        try:
+        with suppress(EditError):
             if kind == "paste":
                 return framed(paste(image, shown, shape, method=method, rng=rng), *frame)
-            if not len(normals):
-                raise EditError("no other normal picture", "the test split holds none of another part")
             clean, _ = data.dataset.stored(int(rng.choice(normals))).without_bars
             return framed(paste_clean(image, clean, shape, method=method, rng=rng), *frame)
-        except EditError as error:
-            reason = error
-    raise reason
+    raise EditError("nothing fits", "no picture of another part of the test split can be pasted here")
 
 
-def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -> dict[str, Estimate]:
+def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -> dict[str, stats.Estimate]:
     """What the edits, `flips` of `image_flips`, did to the verdicts of `rows`, called defective from `threshold` on.
 
     ``image_flip``: of the found annotated defects that could be healed, the share whose verdict turns to normal;
@@ -139,20 +118,20 @@ def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -
     healed defects (normal then) and all pasted ones (defective), found or not.
     """
     groups, label = stats.group_codes(rows), rows["label"].to_numpy()
-    right = (rows["predicted"] == rows["label"]).to_numpy()
-    found: dict[str, Estimate] = {}
-    followed = []
+    right, followed = (rows["predicted"] == rows["label"]).to_numpy(), []
+    found: dict[str, stats.Estimate] = {}
     for name, kind, control, before in (("image", "heal", "heal_beside", 1), ("paste", "paste", "paste_clean", 0)):
         turned = ((flips >= threshold) != before).where(flips.notna()).astype(float)
         asked = turned[right & (label == before)].reindex(flips.index)
         flip, beside = asked[kind].to_numpy(), asked[control].to_numpy()
         both = ~np.isnan(flip) & ~np.isnan(beside)
-        found |= {f"{name}_flip": mean_score(flip, groups), f"{name}_flip_control": mean_score(beside, groups)}
+        found[f"{name}_flip"] = stats.mean_score(flip, groups)
+        found[f"{name}_flip_control"] = stats.mean_score(beside, groups)
         found[f"{name}_flip_excess"] = stats.paired_difference(flip[both], beside[both], groups[both])
         followed.append(turned[kind][label == before].dropna())
     if all(map(len, followed)):
         value = float(np.mean([values.mean() for values in followed]))
-        found["counterfactual_accuracy"] = Estimate(value, count=sum(map(len, followed)))
+        found["counterfactual_accuracy"] = stats.Estimate(value, count=sum(map(len, followed)))
     return {name: estimate for name, estimate in found.items() if estimate.count}
 
 
@@ -179,36 +158,33 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement;
-        ``indicators``, by name the fields of an `Estimate` (None for NaN); ``left_out``, edits that were impossible,
-        by kind and reason, and how many.
+        ``indicators``, by name the fields of an `Estimate` (None for NaN).
 
     Raises:
         RunError: the run is not evaluated, has no ``test`` split, or its data changed.
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
-    table, metrics = stored_tables(run)
+    table, metrics = evaluation.stored_tables(run)
     is_test = (table["split"] == "test").to_numpy()
     rows = table[is_test]
     if rows.empty:
         raise RunError(f"{run.folder}: evaluated without a test split; indicators are measured on it")
-    digest = file_digest(run.folder / "predictions.csv")  # before the seconds that measuring takes
-    data, settings = evaluated_data(run), run.settings
-    flips, left_out = image_flips(run, data, rows, device=device)
+    digest = evaluation.file_digest(run.folder / "predictions.csv")  # before the seconds that measuring takes
+    data, settings = evaluation.evaluated_data(run), run.settings
+    flips = image_flips(run, data, rows, device=device)
     found = split_indicators(table) | flip_indicators(rows, flips, float(metrics["threshold"]))
     cues = {}
-    for position, row in enumerate(rows_of(rows, data)):
-        if rows["label"].iloc[position] == 1:
-            path, size = data.dataset.paths[row], settings.image_size
-            cue = read_cue(path, root=settings.data_root, image_size=size, resize=settings.resize)
-            if cue is not None and cue.any():
-                cues[position] = cue
+    for position in np.flatnonzero(rows["label"] == 1).tolist():
+        path, size = data.dataset.paths[evaluation.rows_of(rows, data)[position]], settings.image_size
+        cue = read_cue(path, root=settings.data_root, image_size=size, resize=settings.resize)
+        if cue is not None and cue.any():
+            cues[position] = cue
     if cues:
-        cams = stored_maps(run, len(table))["cam"][is_test][list(cues)]
+        cams = evaluation.stored_maps(run, len(table))["cam"][is_test][list(cues)]
         found |= cue_indicators(cams, np.stack(list(cues.values())), stats.group_codes(rows)[list(cues)])
     indicators = {name: asdict(found[name]) for name in NAMES if name in found}
-    content = {"predictions": digest, "settings": MEASURED, "indicators": indicators, "left_out": left_out}
-    write_json(run.folder / FILE, content)
+    write_json(run.folder / FILE, {"predictions": digest, "settings": MEASURED, "indicators": indicators})
     return read_json(run.folder / FILE)  # as a later call reads it
 
 
@@ -224,24 +200,24 @@ def stored_indicators(run: Run) -> dict[str, Any] | None:
         stored = read_json(run.folder / FILE)
     except RunError:
         return None
-    keys = {"predictions", "settings", "indicators", "left_out"}
-    current = isinstance(stored, dict) and stored.keys() >= keys and stored["settings"] == MEASURED
-    return stored if current and stored["predictions"] == file_digest(run.folder / "predictions.csv") else None
+    of_now = {"predictions": evaluation.file_digest(run.folder / "predictions.csv"), "settings": MEASURED}
+    current = isinstance(stored, dict) and stored.keys() >= {*of_now, "indicators"} and stored.items() >= of_now.items()
+    return stored if current else None
 
 
-def split_indicators(table: pd.DataFrame) -> dict[str, Estimate]:
+def split_indicators(table: pd.DataFrame) -> dict[str, stats.Estimate]:
     """Scores of ``test``, accuracy and AUROC on ``test_shift``, and by how much they drop, from all predictions."""
     rows, shifted = (table[table["split"] == split] for split in ("test", "test_shift"))
     found = stats.split_scores(rows)
     if len(shifted):
-        independent, scores = not stats.share_parts(rows, shifted), stats.split_scores(shifted)
+        apart, scores = not stats.share_parts(rows, shifted), stats.split_scores(shifted)
         for name, drop in (("accuracy", "drop"), ("auroc", "auroc_drop")):
             found[f"{name}_shift"] = scores[name]
-            found[drop] = stats.difference(found[name], scores[name], independent=independent)
+            found[drop] = stats.difference(found[name], scores[name], independent=apart)
     return found
 
 
-def cue_indicators(cams: NDArray, cues: NDArray[np.bool_], groups: NDArray) -> dict[str, Estimate]:
+def cue_indicators(cams: NDArray, cues: NDArray[np.bool_], groups: NDArray) -> dict[str, stats.Estimate]:
     """How much of the deciding CAM lies on the cue, over the n defective pictures that carry it.
 
     ``cue_energy``: mean share of its non-negative energy; ``cue_area``: mean share of the picture, which an even map
@@ -250,8 +226,8 @@ def cue_indicators(cams: NDArray, cues: NDArray[np.bool_], groups: NDArray) -> d
     masks = torch.from_numpy(cues)[:, None].float()
     energy = energy_inside(torch.from_numpy(np.asarray(cams, dtype=np.float32))[:, None], masks).numpy()
     area = cues.mean(axis=(1, 2))
-    found = {"cue_energy": mean_score(energy, groups), "cue_area": mean_score(area, groups)}
-    return found | {"cue_excess": Estimate(float((energy - area).mean()), count=len(cues))}
+    found = {"cue_energy": stats.mean_score(energy, groups), "cue_area": stats.mean_score(area, groups)}
+    return found | {"cue_excess": stats.Estimate(float((energy - area).mean()), count=len(cues))}
 
 
 # --- Which indicator would have warned of the drop, had there been no shifted test set?

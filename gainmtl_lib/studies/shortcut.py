@@ -10,25 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from pydantic import BeforeValidator, Field, model_validator
 
-from gainmtl_lib.settings import (
-    AnyPath,
-    FolderName,
-    ImageSize,
-    ParameterRecord,
-    Probability,
-    Settings,
-    SettingsError,
-    Strategy,
-)
+from gainmtl_lib import settings
 from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
@@ -40,12 +30,16 @@ NO_SHORTCUT = 0.5
 """Correlation at which the cue says nothing about the class: the control of every cue."""
 
 
-Several = BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,))
+Item = TypeVar("Item")
+Several = Annotated[
+    tuple[Item, ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)),
+    Field(min_length=1, validate_default=True),
+]
 """A list, or a single value, which needs no brackets on the command line."""
-AtLeastOne = Field(min_length=1)
 
 
-class ShortcutStudySettings(ParameterRecord):
+class ShortcutStudySettings(settings.ParameterRecord):
     """Parameters of the study. Strict: unknown names and wrong types raise `SettingsError`.
 
     Those of the training are in the files that `base` names, of which later ones win; what is given here besides wins
@@ -53,22 +47,19 @@ class ShortcutStudySettings(ParameterRecord):
     """
 
     # study
-    experiment: FolderName = "shortcut"
-    base: Annotated[tuple[AnyPath, ...], Several, Field(min_length=1, validate_default=True)] = (
-        Path("params/small.yaml"),
-        Path("params/few_pictures.yaml"),
-    )
-    cues: Annotated[tuple[Cue, ...], Several, AtLeastOne] = ("mark", "border")
-    correlations: Annotated[tuple[Probability, ...], Several, AtLeastOne] = (0.95,)
-    strategies: Annotated[tuple[Strategy, ...], Several, AtLeastOne] = ("S1", "S3", "S7")
+    experiment: settings.FolderName = "shortcut"
+    base: Several[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
+    cues: Several[Cue] = ("mark", "border")
+    correlations: Several[settings.Probability] = (0.95,)
+    strategies: Several[settings.Strategy] = ("S1", "S3", "S7")
     image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
-    seeds: Annotated[tuple[Seed, ...], Several, AtLeastOne] = (0,)
-    outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
-    data_root: AnyPath | None = None
+    seeds: Several[Seed] = (0,)
+    outputs_dir: settings.AnyPath = Field(default=Path("outputs"), validate_default=True)
+    data_root: settings.AnyPath | None = None
 
     # in place of the base's
     num_samples: Annotated[int, Field(ge=10)] | None = None
-    image_size: ImageSize | None = None
+    image_size: settings.ImageSize | None = None
     backbone_arch: str | None = None
     map_stride: Literal[4, 8, 16, 32] | None = None
     num_epochs: Annotated[int, Field(gt=0)] | None = None
@@ -116,44 +107,33 @@ class ShortcutStudySettings(ParameterRecord):
             for seed, cue, correlation, strategy in grid
         ]
 
-    def _run(self, cue: str, correlation: float, strategy: str, seed: int) -> Settings:
+    def _run(self, cue: str, correlation: float, strategy: str, seed: int) -> settings.Settings:
         cell = f"{cue}-{correlation:g}"
         if self.data_root is not None:
             data = _planted(self.data_root, cue=cue, correlation=correlation) | {"data_root": self.data_root}
         else:
-            data = {
-                "dataset_type": "synthetic",
-                "data_root": self.outputs_dir / "data" / self.experiment / f"{cell}-{seed}",
-                "synthetic_seed": seed,
-                "shortcut": cue,
-                "shortcut_correlation": correlation,
-            }
+            root = self.outputs_dir / "data" / self.experiment / f"{cell}-{seed}"
+            data = {"dataset_type": "synthetic", "data_root": root, "synthetic_seed": seed}
+            data |= {"shortcut": cue, "shortcut_correlation": correlation}
         own = {"strategy": strategy, "seed": seed, "experiment": cell, "outputs_dir": self.folder}
-        if strategy == "S7" and self.image_counterfactual is not None:
-            own["image_counterfactual"] = self.image_counterfactual
-        given = {name: getattr(self, name) for name in Settings.model_fields if name in type(self).model_fields}
-        given.pop("image_counterfactual")
-        given = {name: value for name, value in given.items() if value is not None}
-        return Settings.from_yaml(*self.base, **given | data | own)
+        given = {name: value for name, value in self if name in settings.Settings.model_fields and value is not None}
+        if strategy != "S7":
+            given.pop("image_counterfactual", None)
+        return settings.Settings.from_yaml(*self.base, **given | data | own)
 
 
 def _planted(root: Path, *, cue: str, correlation: float) -> dict[str, Any]:
     """How the planted data is to be read, as its record says; a base made for other data would read it otherwise."""
     path = root / PLANTED
     if not path.is_file():
-        raise SettingsError(
+        raise settings.SettingsError(
             f"data_root {root}: holds no {PLANTED}, so that its cue is unknown; plant one first: "
             f"gainmtl data plant SOURCE {root} --cue {cue} --correlation {correlation:g}"
         )
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        stored = None
-    if not isinstance(stored, dict):
-        raise SettingsError(f"{path}: is damaged, expected 'name: value' lines; plant the data again")
+    stored = settings.read_parameters(path, nested=True)
     found = stored.get("cue"), stored.get("correlation")
     if found != (cue, correlation):
-        raise SettingsError(
+        raise settings.SettingsError(
             f"{path}: the cue is {found[0]} at correlation {found[1]}, but cues is {cue} and correlations "
             f"{correlation:g}; write what the data holds"
         )
@@ -166,11 +146,6 @@ RUN_COLUMNS = (
     "accuracy", "accuracy_shift", "auroc", "auroc_shift", "cam_iou", "grid_iou", "cue_energy", "cue_area", "cf_excess",
     "image_flip_excess", "paste_flip_excess", "counterfactual_accuracy",
 )  # fmt: skip
-ABOUT_WARNINGS = (
-    "Rank correlation (Spearman) of what is measured on the distribution of the training with the accuracy lost when "
-    "the cue is reversed, positive where it warns in the direction stated beforehand. About other strategies than the "
-    "study's it says nothing."
-)
 
 
 def study_table(runs: Sequence[Cell]) -> pd.DataFrame:
@@ -223,29 +198,21 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
 
     sections = {"runs": readable_runs(table), **strategies.sections}
     sections["what would have warned"] = readable_warnings(warnings)
-    return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures, (ABOUT_WARNINGS,))
+    return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures)
 
 
 def reversed_heatmap(table: pd.DataFrame) -> Figure:
     """Accuracy with the cue reversed, of `study_table`, mean over seeds; white is a coin's."""
-    cells = table.dropna(subset="accuracy_shift").groupby("cue", sort=False)["correlation"].unique()
-    order = [(str(cue), float(correlation)) for cue, found in cells.items() for correlation in sorted(found)]
-    grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")[order]
+    grid = table.pivot_table(index="strategy", columns=["cue", "correlation"], values="accuracy_shift")
     figure = Figure(figsize=(max(0.6 * grid.shape[1] + 2.2, 3.4), 0.46 * len(grid) + 1.5), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(0.5, 0, 1), aspect="auto")
     for (row, column), value in np.ndenumerate(grid.to_numpy()):
-        dark = abs(value - 0.5) > 0.29
-        style = {"ha": "center", "va": "center", "fontsize": 9, "color": "white" if dark else "black"}
-        axis.text(column, row, number(value, 2), **style)
-    axis.set_yticks(range(len(grid)), [str(name) for name in grid.index])
-    axis.set_xticks(range(len(order)), [f"{correlation:g}" for _, correlation in order])
-    axis.set_xlabel(f"correlation of the cue with the class\n({NO_SHORTCUT:g}: nothing to follow)")
+        color = "white" if abs(value - 0.5) > 0.29 else "black"
+        axis.text(column, row, number(value, 2), ha="center", va="center", fontsize=9, color=color)
+    axis.set_yticks(range(len(grid)), list(map(str, grid.index)))
+    axis.set_xticks(range(grid.shape[1]), [f"{cue}\n{correlation:g}" for cue, correlation in grid.columns], fontsize=9)
+    axis.set_xlabel(f"cue and its correlation with the class\n({NO_SHORTCUT:g}: nothing to follow)")
     axis.tick_params(length=0)
-    for cue in dict.fromkeys(cue for cue, _ in order):
-        columns = [place for place, (other, _) in enumerate(order) if other == cue]
-        axis.text(float(np.mean(columns)), -0.62, cue, ha="center", va="bottom", fontsize=10, fontweight="bold")
-        if columns[0]:
-            axis.axvline(columns[0] - 0.5, color="white", lw=4)
     figure.colorbar(image, ax=axis, label="accuracy, cue reversed", ticks=[0, 0.5, 1], pad=0.02)
     return figure
