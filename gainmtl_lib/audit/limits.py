@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from gainmtl_lib import stats
 from gainmtl_lib.audit.numbers import Audit, verdicts_in_words
-from gainmtl_lib.metrics import FALSE_ALARMS
-from gainmtl_lib.readers import NORMAL
 from gainmtl_lib.stats import Estimate
 from gainmtl_lib.studies import faithfulness
-from gainmtl_lib.wording import METRICS, SPLIT_NAMES, interval, join_words, number, of_count, percent, plural
+from gainmtl_lib.wording import METRICS, interval, join_words, number, of_count, percent, plural
 
 WIDE_INTERVAL = 0.1
-FEW_OF_A_TYPE = 10
 COARSE_GRID_IOU = 0.6
 HIGH_WRONG_REASON = 0.1
-LINE_DEFECT_SHARE = 0.1
-"""With a larger share of defects than this a test set is far from any line."""
 
 Limits = dict[str, str]
 """By a few words, what each means here."""
@@ -25,7 +20,7 @@ def known_limits(audit: Audit) -> tuple[Limits, Limits]:
     """Serious limits that apply, for which results must not be taken at face value, and the others."""
     serious: Limits = {}
     others: Limits = {}
-    for part in (_of_the_model, _of_the_map, _of_efficientad, _of_the_data):
+    for part in (_of_the_model, _of_the_map, _of_the_data):
         part(audit, serious, others)
     return serious, others
 
@@ -50,14 +45,10 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             "The model was handed the annotated masks at test time (mask_source: oracle), and they tell it the label. "
             "These numbers are an upper bound of what better masks could do, and no results."
         )
-    if audit.manifest.get("pretrained") is None:
-        others["Origin of the weights unknown"] = "The run does not record which weights its backbone started from."
     if audit.random_weights:
-        fallback = "auto" in audit.manifest["pretrained"]
-        why = "Pretrained weights were asked for if they could be had, and they could not"
-        (serious if fallback else others)["Random weights"] = (
-            f"{why if fallback else 'As asked for'}: the backbone started from random weights. Every result here is "
-            "that of such a model."
+        origin = audit.manifest["pretrained"]  # with "auto" pretrained ones were asked for if they could be had
+        (serious if "auto" in origin else others)["Random weights"] = (
+            f"Origin of the backbone's weights: {origin}. Every result here is that of such a model."
         )
     called = audit.rows(audit.main)["predicted"]
     if called.nunique() == 1:
@@ -66,13 +57,12 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"{'defective' if called.iloc[0] else 'normal'}."
         )
     if chance := [
-        f"on {split} normal pictures score higher than defective ones (AUROC {interval(auroc)})"
-        if auroc.high < 0.5
-        else f"on {split} the AUROC {interval(auroc)} cannot be told from a coin's 0.5"
+        f"{interval(auroc)} on {split}"
+        + (": normal pictures score higher than defective ones" if auroc.high < 0.5 else ", as a coin's 0.5 may be")
         for split, auroc in _on_tests(audit, "auroc")
         if auroc.low <= 0.5
     ]:
-        serious["Not shown to be above chance"] = f"{_capital(join_words(chance))}."
+        serious["Not shown to be above chance"] = f"The AUROC is {join_words(chance)}."
     drops = {name: audit.drops[name] for name in ("accuracy", "recall", "auroc") if name in audit.drops}
     if fallen := [f"{METRICS[name]} by {interval(drop)}" for name, drop in drops.items() if drop.low > 0]:
         serious["Worse on the shifted split"] = (
@@ -122,14 +112,18 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             "The suppression was trained to turn the verdict, and it is done in features, not in the picture. Flips "
             "are evidence only as far as the control does not flip."
         )
+    parts = {"makes the masks of the attention": str(audit.metrics.get("teacher", ""))}
+    if audit.novelty is not None:
+        parts["flags novel pictures"] = audit.novelty.teacher
+    if random := [part for part, teacher in parts.items() if teacher.startswith("random")]:
+        others["Random teacher"] = (
+            f"The EfficientAD run that {join_words(random)} had a random, untrained teacher. That is not the paper's "
+            "method: what it finds and misses says little about EfficientAD."
+        )
     others["One seed"] = (
         f"This is one training (seed {audit.settings.seed}). The intervals say how numbers would vary with other test "
         "pictures, not with another training."
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _of_the_map(audit: Audit, serious: Limits, others: Limits) -> None:
@@ -157,29 +151,6 @@ def _of_the_map(audit: Audit, serious: Limits, others: Limits) -> None:
         )
 
 
-def _of_efficientad(audit: Audit, serious: Limits, others: Limits) -> None:
-    parts = {"makes the masks of the attention": str(audit.metrics.get("teacher", ""))}
-    kinds = []
-    if audit.novelty is not None:
-        parts["flags novel pictures"], kinds = audit.novelty.teacher, audit.novelty.summary["kinds"]
-    if random := [part for part, teacher in parts.items() if teacher.startswith("random")]:
-        others["Random teacher"] = (
-            f"The EfficientAD run that {join_words(random)} had a random, untrained teacher. That is not the paper's "
-            "method: what it finds and misses says little about EfficientAD."
-        )
-    if flagged := [
-        f"{found} of {count} normal pictures of {kind['split']} ({percent(found / count)})"
-        for kind in kinds
-        for found, count in [(kind["anomalous"], kind["count"])]
-        if kind["name"] == NORMAL and stats.wilson(found, count)[0] > FALSE_ALARMS  # more than by chance
-    ]:
-        others["Good parts flagged as anomalous"] = (
-            f"{join_words(flagged)} lie above the novelty threshold, which validation would let "
-            f"{percent(FALSE_ALARMS)} exceed: it had few pictures, or these parts are unlike its own. There the flag "
-            "says little."
-        )
-
-
 def _of_the_data(audit: Audit, serious: Limits, others: Limits) -> None:
     """That the run was trained, chosen and tested on."""
     choice = audit.choice
@@ -204,7 +175,7 @@ def _of_the_data(audit: Audit, serious: Limits, others: Limits) -> None:
         for split, found in labels.items()
         if found.nunique() == 1
     ]:
-        serious["A class is missing"] = f"{_capital(join_words(absent))}; its ranking cannot be judged."
+        serious["A class is missing"] = f"Ranking cannot be judged: {join_words(absent)}."
     if "val" in audit.scores and not choice.enough:
         why = "That no defect is ever missed cannot be shown by any number of pictures"
         if choice.needed is not None:
@@ -218,21 +189,13 @@ def _of_the_data(audit: Audit, serious: Limits, others: Limits) -> None:
         if recall.high - recall.low > WIDE_INTERVAL
     ]:
         others["Few test defects"] = f"Recall is known only roughly: {join_words(wide)}."
-    types = audit.defects[audit.main]["by type"]
-    if few := [f"{row.name} ({row.recall.count})" for row in types if row.recall.count < FEW_OF_A_TYPE]:
-        others["Rare defect types"] = f"Fewer than {FEW_OF_A_TYPE} pictures of {audit.main} show {join_words(few)}."
     if "test_shift" not in audit.scores:
         others["No shifted split"] = (
             "All test pictures come from where the training pictures come from. Whether the model follows a shortcut "
             "that goes with the label only there (lighting, a fixture, a mark) was not tested."
         )
-    if LINE_DEFECT_SHARE < (share := float(labels[audit.main].mean())) < 1:
-        others["More defects than on a line"] = (
-            f"{percent(share)} of the test pictures are defective. Accuracy, precision, F1 and AP depend on that share "
-            "and will differ where defects are rarer; escapes, overkill and AUROC do not depend on it."
-        )
-    annotated, trained = (audit.manifest.get(name) for name in ("train_annotated", "train_defective"))
-    if annotated is not None and trained is not None and annotated < trained and audit.settings.strategy != "S1":
+    annotated, trained = (audit.manifest.get(name, 0) for name in ("train_annotated", "train_defective"))
+    if annotated < trained and audit.settings.strategy != "S1":
         others["Training masks are incomplete"] = (
             f"{annotated} of {trained} defective training pictures have a mask; only they guided the maps."
         )
@@ -241,19 +204,8 @@ def _of_the_data(audit: Audit, serious: Limits, others: Limits) -> None:
             f"On the CAM's grid (stride {audit.settings.map_stride}) the masks themselves reach an IoU of "
             f"{number(grid)}; CAM-IoU can hardly be higher, however well the model looks."
         )
-    if perfect := [SPLIT_NAMES[split] for split in audit.splits if audit.score("auroc", split).value == 1]:
-        others["Perfect scores have no interval"] = (
-            f"The AUROC on {join_words(perfect)} is 1 in every resample: it has no interval, and that it is 1 is not "
-            "known."
-        )
     if not audit.groups_known:
         others["Parts unknown"] = (
             "Each picture counts as a part of its own. Where several show one part, they may lie in both training and "
             "test, and the intervals are too narrow; the parameter group_pattern tells parts by file name."
-        )
-    if audit.missing_pictures:
-        others["Pictures not at hand"] = (
-            f"{audit.missing_pictures} of the pictures to be shown could not be read below {audit.data_root}; their "
-            "maps stand alone. The numbers are those stored with the run. If the pictures moved, write the report "
-            "again with --data-root and the folder that they are in now."
         )

@@ -6,8 +6,7 @@ Sizes: N pictures of all evaluated splits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,69 +27,38 @@ from gainmtl_lib.wording import METRICS, PERCENT, join_words
 NOT_ANNOTATED = "size unknown (no mask)"
 
 
-class DefectRow(NamedTuple):
-    """One kind of defect in one split: how many are found, and of those with a mask, for the right reason."""
+def defect_rows(rows: pd.DataFrame, bins: tuple[str, float, float] | None) -> dict[str, list[dict[str, Any]]]:
+    """The defects of a split by type, and where there are bins by size, small to large.
 
-    name: str
-    recall: Estimate
-    cam_iou: Estimate
-    grid_iou: float
-    wrong_reason: Estimate
-
-
-class SizeBins(NamedTuple):
-    """Small, medium and large defects: two shares of the picture, and the split whose terciles they are."""
-
-    bounds: tuple[float, float]
-    chosen_on: str
-
-
-def choose_bins(table: pd.DataFrame, splits: Iterable[str]) -> SizeBins | None:
-    """Terciles of the defect areas of the first split, validation if there is one, with three different ones."""
-    for split in splits:
-        areas = table.loc[table["split"] == split, "defect_area"].dropna()
-        if areas.nunique() >= 3:
-            first, second = areas.quantile([1 / 3, 2 / 3])
-            return SizeBins((float(first), float(second)), split)
-    return None
-
-
-def by_type(rows: pd.DataFrame) -> list[DefectRow]:
-    """One row per defect type of a split, by name."""
+    Each row says how many are found, and of those with a mask, whether for the right reason.
+    """
     defects = rows[rows["label"] == 1]
-    types = defects["defect_type"].fillna("unknown")
-    return [_defect_row(name, defects[types == name]) for name in sorted(types.unique())]
+    kinds: dict[str, Any] = {"by type": defects["defect_type"].fillna("unknown")}
+    if bins is not None:
+        areas, low, high = defects["defect_area"], *bins[1:]
+        first, second = f"{100 * low:.2g}", f"{100 * high:.2g}{PERCENT}"
+        names = [f"small (up to {first}{PERCENT})", f"medium ({first} to {second})", f"large (over {second})"]
+        sizes = np.select([areas <= low, areas <= high, areas > high], names, NOT_ANNOTATED)
+        kinds["by size"] = pd.Categorical(sizes, [*names, NOT_ANNOTATED])
+    return {
+        title: [_defect_row(str(name), part) for name, part in defects.groupby(kind, observed=True)]
+        for title, kind in kinds.items()
+    }
 
 
-def by_size(rows: pd.DataFrame, bins: SizeBins) -> list[DefectRow]:
-    """One row per size of a split, small to large; sizes without a defect are left out."""
-    defects = rows[rows["label"] == 1]
-    areas = defects["defect_area"]
-    sizes = np.where(areas.notna(), np.searchsorted(bins.bounds, areas.fillna(0.0)), 3)
-    low, high = (f"{100 * bound:.2g}" for bound in bins.bounds)
-    names = [f"{name}{PERCENT})" for name in (f"small (up to {low}", f"medium ({low} to {high}", f"large (over {high}")]
-    names.append(NOT_ANNOTATED)
-    return [_defect_row(name, defects[sizes == size]) for size, name in enumerate(names) if size in sizes]
-
-
-def _defect_row(name: str, defects: pd.DataFrame) -> DefectRow:
+def _defect_row(name: str, defects: pd.DataFrame) -> dict[str, Any]:
     groups, found, iou = group_codes(defects), defects["predicted"].to_numpy(), defects["cam_iou"].to_numpy()
     judged = (found == 1) & ~np.isnan(iou)
-    wrong = proportion(defects["wrong_reason"].to_numpy()[judged], groups[judged])
-    return DefectRow(
-        name, proportion(found, groups), stats.mean_score(iou, groups), float(defects["grid_iou"].mean()), wrong
-    )
+    return {
+        "name": name,
+        "recall": proportion(found, groups),
+        "cam_iou": stats.mean_score(iou, groups),
+        "grid_iou": float(defects["grid_iou"].mean()),
+        "wrong_reason": proportion(defects["wrong_reason"].to_numpy()[judged], groups[judged]),
+    }
 
 
 # --- Escapes and overkill
-
-
-class OperatingPoint(NamedTuple):
-    """What one threshold does to one split: defects that are called normal, normal pictures called defective."""
-
-    threshold: float
-    escapes: Estimate
-    overkill: Estimate
 
 
 class RecallChoice(NamedTuple):
@@ -101,19 +69,16 @@ class RecallChoice(NamedTuple):
     defects: int  # that it was chosen on
     needed: int | None  # without which the recall cannot be told from 1; None for a recall of 1
     to_show: int | None  # that must all be found to show it with 95 % confidence: recall^n <= 0.05
-
-    @property
-    def enough(self) -> bool:
-        """Whether validation holds enough defects for the choice to mean something."""
-        return self.needed is not None and self.defects >= self.needed
+    enough: bool  # whether these defects are as many as needed
 
 
-def operating_point(rows: pd.DataFrame, threshold: float, *, decided: bool = False) -> OperatingPoint:
-    """Escapes and overkill of one split at a threshold; of the run's own (`decided`) the stored verdicts say it."""
+def operating_point(rows: pd.DataFrame, called: pd.Series) -> dict[str, Estimate]:
+    """Of the pictures that are called defective: which defects escape, and which normal pictures are overkill."""
     groups, defective = group_codes(rows), rows["label"].to_numpy() == 1
-    called = rows["predicted"].to_numpy() == 1 if decided else rows["probability"].to_numpy() >= threshold
-    escapes = proportion(~called[defective], groups[defective])
-    return OperatingPoint(threshold, escapes, proportion(called[~defective], groups[~defective]))
+    return {
+        "escapes": proportion(~called.to_numpy()[defective], groups[defective]),
+        "overkill": proportion(called.to_numpy()[~defective], groups[~defective]),
+    }
 
 
 def choose_for_recall(labels: NDArray, probability: NDArray, required: float) -> RecallChoice:
@@ -130,7 +95,8 @@ def choose_for_recall(labels: NDArray, probability: NDArray, required: float) ->
         last = scores[math.ceil(round(required * len(scores), 9)) - 1]
         below = probability[probability < last]
         threshold = float(last + (below.max() if len(below) else 0.0)) / 2
-    return RecallChoice(required, threshold, len(scores), needed, to_show)
+    enough = needed is not None and len(scores) >= needed
+    return RecallChoice(required, threshold, len(scores), needed, to_show, enough)
 
 
 # --- The whole run
@@ -142,15 +108,13 @@ class Audit:
     Arguments and errors are those of `gainmtl_lib.audit.report.write_report`.
     """
 
-    missing_pictures = 0
-    """Those that the report wanted to show and could not read."""
-
-    def __init__(self, run: Run, *, required_recall: float = 0.99, data_root: Path | None = None) -> None:
+    def __init__(self, run: Run, *, required_recall: float = 0.99) -> None:
         if not 0 < required_recall <= 1:
             raise ValueError(
                 f"required_recall must be a share of the defects in (0, 1], such as 0.99; got {required_recall:g}"
             )
         self.settings, self.manifest = run.settings, run.manifest
+        self.random_weights = str(self.manifest.get("pretrained", "")).startswith("random")
         table, self.metrics = stored_tables(run)
         parts = {split: table[table["split"] == split] for split in SPLITS if (table["split"] == split).any()}
         self.splits = list(parts)
@@ -158,23 +122,23 @@ class Audit:
         self.main = self.tests[0]  # which the headline numbers are of
         self.groups_known = bool((table["group"].notna() & (table["group"] != table["image"])).any())
 
-        decided = self.metrics["threshold"]
-        self.chosen = {split: operating_point(rows, decided, decided=True) for split, rows in parts.items()}
+        # At the run's own threshold the stored verdicts say it: stored probabilities are rounded.
+        self.chosen = {split: operating_point(rows, rows["predicted"] == 1) for split, rows in parts.items()}
         val = parts.get("val", table.iloc[:0])
         self.choice = choose_for_recall(val["label"].to_numpy(), val["probability"].to_numpy(), required_recall)
-        threshold = self.choice.threshold
-        self.at_recall: dict[str, OperatingPoint] = {}
+        threshold, self.at_recall = self.choice.threshold, {}
         if threshold is not None:
-            self.at_recall = {split: operating_point(rows, threshold) for split, rows in parts.items()}
+            self.at_recall = {
+                split: operating_point(rows, rows["probability"] >= threshold) for split, rows in parts.items()
+            }
         self.scores = {
-            split: stats.split_scores(rows) | {"overkill": self.chosen[split].overkill} for split, rows in parts.items()
+            split: stats.split_scores(rows) | {"overkill": self.chosen[split]["overkill"]}
+            for split, rows in parts.items()
         }
-
-        self.bins = choose_bins(table, parts)
-        self.defects = {split: {"by type": by_type(parts[split])} for split in self.tests}
-        if self.bins is not None:
-            for split, rows in self.defects.items():
-                rows["by size"] = by_size(parts[split], self.bins)
+        # The first split with three different defect areas, validation if it is there, and their terciles.
+        sized = [split for split, rows in parts.items() if rows["defect_area"].nunique() >= 3]
+        self.bins = (sized[0], *parts[sized[0]]["defect_area"].quantile([1 / 3, 2 / 3])) if sized else None
+        self.defects = {split: defect_rows(parts[split], self.bins) for split in self.tests}
 
         cams = stored_maps(run, len(table))["cam"]
         self.scales = {name: MapScale(**scale) for name, scale in self.metrics.get("map_scales", {}).items()}
@@ -185,7 +149,6 @@ class Audit:
         self.faithfulness, self.novelty = faithfulness.stored_faithfulness(run), efficientad.stored_novelty(run)
         self.stale = {"faithfulness": faithfulness.is_stale(run), "novelty": efficientad.out_of_date(run)}
         self.table = table if self.novelty is None else table.assign(novel=self.novelty.table["novel"])
-        self.data_root = run.settings.plain()["data_root"] if data_root is None else data_root
 
     @property
     def drops(self) -> dict[str, Estimate]:
@@ -193,11 +156,6 @@ class Audit:
         test, shift = self.scores.get("test", {}), self.scores.get("test_shift", {})
         apart = not stats.share_parts(self.rows("test"), self.rows("test_shift"))  # planted data shows the same in both
         return {name: stats.difference(test[name], shift[name], independent=apart) for name in test if name in shift}
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether the backbone is known to have started from random weights."""
-        return str(self.manifest.get("pretrained", "")).startswith("random")
 
     def rows(self, split: str) -> pd.DataFrame:
         """The pictures of one split."""
@@ -222,8 +180,13 @@ _GRID, _EVEN, _EMPTY = "grid IoU", "even spread", "empty mask"
 EXPLANATION = {
     "deciding CAM": {"cam_iou": _GRID, "cam_iou_pooled": "", "point_game": _EVEN, "energy_inside": _EVEN},
     "attention": {"attention_iou": _GRID, "attention_point_game": _EVEN, "attention_energy_inside": _EVEN},
-    "localization": dict.fromkeys(("loc_iou", "loc_iou_pooled", "loc_dice"), "")
-    | {"loc_pixel_accuracy": _EMPTY, "loc_aupro": ""},
+    "localization": {
+        "loc_iou": "",
+        "loc_iou_pooled": "",
+        "loc_dice": "",
+        "loc_pixel_accuracy": _EMPTY,
+        "loc_aupro": "",
+    },
 }
 """Map to score to what it is read beside: the IoU that the mask itself reaches on the grid, what a point or energy
 spread evenly over the picture would score (the defect's share of it), what an empty mask would score."""
@@ -243,11 +206,12 @@ def explanation_rows(audit: Audit) -> dict[str, list[tuple]]:
     rows: dict[str, list[tuple]] = {}
     for part, scores in EXPLANATION.items():
         for name, beside in scores.items():
-            # Pooled scores and AUPRO are over pixels: only their values are stored, so that they have no interval.
-            stored = {split: audit.metrics.get(split, {}).get(name) for split in audit.splits}
-            pooled = {split: Estimate() if value is None else Estimate(value) for split, value in stored.items()}
-            found = {split: audit.scores[split].get(name, pooled[split]) for split in audit.splits}
-            if any(estimate.value == estimate.value for estimate in found.values()):
+            found = {}
+            for split in audit.splits:
+                # Pooled scores and AUPRO are over pixels: only their values are stored, so that they have no interval.
+                pooled = audit.metrics[split].get(name)
+                found[split] = audit.scores[split].get(name, Estimate(math.nan if pooled is None else pooled))
+            if any(not math.isnan(estimate.value) for estimate in found.values()):
                 rows.setdefault(part, []).append((METRICS[name], beside, found, besides.get(beside, {})))
     return rows
 

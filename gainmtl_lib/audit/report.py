@@ -55,13 +55,12 @@ def write_report(
     """
     run = load_run(run.folder if isinstance(run, Run) else run)
     path = run.folder / "report.html" if path is None else Path(path)
-    root = None if data_root is None else Path(data_root).expanduser().absolute()
-    if root is not None and not root.is_dir():
+    settings, root = run.settings, Path(data_root or run.settings.data_root).expanduser().absolute()
+    if data_root is not None and not root.is_dir():
         raise DataError(f"{root}: no such folder; data_root is the folder that the run's pictures are in now")
-    audit = Audit(run, required_recall=required_recall, data_root=root)
-    shown = galleries(run, audit)
-    audit.missing_pictures = sum(case["picture"] is None for gallery in shown for case in gallery["cases"])
-    settings, (serious, other_limits) = run.settings, known_limits(audit)
+    audit = Audit(run, required_recall=required_recall)
+    serious, other_limits = known_limits(audit)
+    shown = galleries(run, audit, root)
     environment = Environment(
         loader=PackageLoader("gainmtl_lib", "audit"),
         autoescape=True,  # file names and class names come from outside
@@ -86,6 +85,8 @@ def write_report(
         explanation=explanation_rows(audit),
         novelty=audit.novelty,
         galleries=shown,
+        missing=sum(case["picture"] is None for gallery in shown for case in gallery["cases"]),
+        data_root=data_root or settings.plain()["data_root"],
         files=[(name, file_digest(run.folder / name) or "not there") for name in FILES],
         parameters=[
             (name, json.dumps(value, ensure_ascii=False).strip('"[]')) for name, value in settings.plain().items()
@@ -104,7 +105,7 @@ def report_figures(audit: Audit) -> dict[str, str]:
     classification, uris = classification_figure(audit.table, audit.metrics["threshold"]), {}
     for name, figure in {"classification": classification, "trade_off": trade_off_figure(audit)}.items():
         figure.savefig(buffer := BytesIO(), format="svg")  # prints sharp
-        uris[name] = _data_uri("svg+xml", buffer.getvalue())
+        uris[name] = f"data:image/svg+xml;base64,{b64encode(buffer.getvalue()).decode()}"
     return uris
 
 
@@ -134,46 +135,34 @@ def trade_off_figure(audit: Audit) -> Figure:
 
 
 SIDE = 192  # pixels of the longer side
-SHOWN, TYPICAL_SHOWN = 12, 2  # of each kind of failure and split, and beside them
+SHOWN = 12  # of each kind and split
 FAILURES = {
     "missed": ("missed defects", "lowest probability first"),
     "wrong reason": ("right for the wrong reason", "least energy inside the mask first"),
     "false alarm": ("false alarms", "highest probability first"),
 }
 """Name of each kind of `error_analysis`, and its order there."""
-TYPICAL = {
-    "typical find": ("TP", "cam_iou", "found, CAM-IoU nearest to the median"),
-    "typical pass": ("TN", "probability", "normal, called normal, probability nearest to the median"),
-}
 
 
-def galleries(run: Run, audit: Audit) -> list[dict[str, Any]]:
-    """Failures of each test split in the order of `error_analysis`, then typical cases of the first beside them.
+def galleries(run: Run, audit: Audit, root: Path) -> list[dict[str, Any]]:
+    """Failures of each test split, in the order of `error_analysis`.
 
     Each has ``split``, ``kind``, ``meaning`` (of kind and order), ``total`` and the ``cases`` that are shown.
     """
     maps, scale = stored_maps(run, len(audit.table))["cam"], audit.scales.get("cam")
-    table = audit.table.assign(row=np.arange(len(audit.table)))
-    root = audit.data_root if isinstance(audit.data_root, Path) else run.settings.data_root
-    found = []
+    table, found = audit.table.assign(row=np.arange(len(audit.table)), finds=audit.found), []
     for split in audit.tests:
         errors = error_analysis(table, split)
         for kind, (name, order) in FAILURES.items():
-            found.append((split, name, f"{KINDS[kind]}; {order}", errors[errors["kind"] == kind], SHOWN))
-    rows = table[table["split"] == audit.main]
-    for kind, (verdict, column, meaning) in TYPICAL.items():
-        part = rows[(rows["verdict"] == verdict) & rows[column].notna()]
-        nearest = (part[column] - part[column].median()).abs().sort_values(kind="stable").index
-        found.append((audit.main, kind, f"for comparison: {meaning}", part.loc[nearest], TYPICAL_SHOWN))
-    return [
-        {"split": split, "kind": kind, "meaning": meaning, "total": len(rows)}
-        | {"cases": [_case(run, root, maps[row["row"]], row, scale) for row in rows.head(most).to_dict("records")]}
-        for split, kind, meaning, rows, most in found
-    ]
+            rows = errors[errors["kind"] == kind]
+            cases = [_case(run, root, maps, row, scale) for row in rows.head(SHOWN).to_dict("records")]
+            meaning = f"{KINDS[kind]}; {order}"
+            found.append({"split": split, "kind": name, "meaning": meaning, "total": len(rows), "cases": cases})
+    return found
 
 
-def _case(run: Run, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
-    """The picture and the CAM (h, w) over it as data URIs; None where it cannot be read or has no absolute scale."""
+def _case(run: Run, root: Path, maps: NDArray, row: dict[Any, Any], scale: MapScale | None) -> dict[str, Any]:
+    """The picture and the CAM over it as data URIs; None where it cannot be read or has no absolute scale."""
     size = run.settings.image_size
     small = fitting(size, SIDE)
     try:
@@ -182,19 +171,14 @@ def _case(run: Run, root: Path, cam: NDArray, row: dict[Any, Any], scale: MapSca
         pixels, mask = resized(picture.image, small), picture.mask
     except DataError:
         picture, pixels, mask = None, ground(small), None
-    cam = np.asarray(cam, dtype=np.float32)
 
     def drawn(share: NDArray | None) -> str:
-        return _data_uri("jpeg", encode(overlay(pixels, share, mask=mask), quality=82))
+        jpeg = encode(overlay(pixels, share, mask=mask), quality=82)
+        return f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"
 
     return {
         "row": row,
         "picture": None if picture is None else drawn(None),
-        "absolute": None if scale is None else drawn(enlarged_share(cam, scale, size)),
-        "per_image": drawn(enlarged_share(cam, None, size)),
-        "finds": None if scale is None else bool(scale.finds(cam)),
+        "absolute": None if scale is None else drawn(enlarged_share(maps[row["row"]], scale, size)),
+        "per_image": drawn(enlarged_share(maps[row["row"]], None, size)),
     }
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{b64encode(content).decode()}"

@@ -16,15 +16,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gainmtl_lib.browser import library
-from gainmtl_lib.browser.library import EFFICIENTAD, MAPS, VERDICTS, Look, Note, OpenedRun, PictureFiles
-from gainmtl_lib.evaluation import SPLITS
-from gainmtl_lib.runs import FileError
+from gainmtl_lib.browser.library import IOU_COLUMNS, MAPS, VERDICTS, Look, Note, OpenedRun, PictureFiles
+from gainmtl_lib.runs import RunError
+from gainmtl_lib.settings import UserError
+from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 
 PLACE = "data-gainmtl-place"  # attribute of a thumbnail: its place among the chosen pictures
 PAGE = 14  # thumbnails at a time
-MOST_RUNS = 6  # side by side; more would be too small to see anything
-SPLIT_NAMES = {"val": "validation (val)", "test": "test", "test_shift": "shifted test (test_shift)"}
 VERDICT_NAMES = {verdict: f"{verdict} · {text}" for verdict, text in VERDICTS.items()}
+BADGES = {
+    verdict: f'<span class="gainmtl-verdict gainmtl-{verdict}">{text}</span>' for verdict, text in VERDICT_NAMES.items()
+}
 
 
 class Touch(anywidget.AnyWidget):
@@ -33,27 +35,12 @@ class Touch(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("touch.js")
     _css = Path(__file__).with_name("browser.css")
 
-    def __init__(self, on_step: Callable[[int], None], on_pick: Callable[[int], None]) -> None:
-        super().__init__()
-        self._on_step, self._on_pick = on_step, on_pick
-        self.on_msg(self._hear)
-
-    def _hear(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        if content.get("step") in (-1, 1):
-            self._on_step(content["step"])
-            self.send({"done": True})
-        elif isinstance(content.get("place"), int):
-            self._on_pick(content["place"])
-
 
 # --- Which pictures, of which run, in which order
 
 
 class FilterBar(widgets.HBox):
-    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave.
-
-    `names` are the run whose verdicts are filtered and sorted, then those chosen beside it.
-    """
+    """Lists for run, split, verdict, defect type and order; behind each value, how many pictures it would leave."""
 
     def __init__(self, opened: dict[str, OpenedRun], on_change: Callable[[], None]) -> None:
         self._opened, self._on_change = opened, on_change
@@ -63,12 +50,13 @@ class FilterBar(widgets.HBox):
             widgets.Dropdown(description=label, layout={"width": "auto"}).add_class("gainmtl-field")
             for label in ("Run", "Split", "Verdict", "Defect type", "Order")
         )
-        self.run.options, self.run.value = names, names[0]
+        self.run.options = names  # of new options the first is chosen
         self.order.options = [(words, order) for order, (words, _) in library.ORDERS.items()]
-        self.order.value = next(iter(library.ORDERS))
+        if (opened[names[0]].table["split"] == "test").any():
+            self.split.options = [("test", "test")]
         self.beside = {name: widgets.ToggleButton(description=name, layout={"width": "auto"}) for name in names}
         self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
-        self._fill(opening=True)
+        self._fill()
         label = widgets.HTML("Beside it").add_class("gainmtl-label")
         chips = widgets.VBox([label, widgets.HBox([*self.beside.values()]).add_class("gainmtl-chips")])
         several = [self.run, chips] * (len(names) > 1)
@@ -81,7 +69,7 @@ class FilterBar(widgets.HBox):
 
     @property
     def names(self) -> list[str]:
-        """At most `MOST_RUNS`."""
+        """The first, then those beside it."""
         first = str(self.run.value)
         return [first, *(name for name, chip in self.beside.items() if chip.value and name != first)]
 
@@ -96,35 +84,25 @@ class FilterBar(widgets.HBox):
             self._fill()
             self._on_change()
 
-    def _fill(self, *, opening: bool = False) -> None:
+    def _fill(self) -> None:
         self._filling = True
         first, opened = self.run.value, self._opened[str(self.run.value)]
         for name, chip in self.beside.items():
             chip.layout.display = "none" if name == first else None
-            chip.disabled = not chip.value and len(self.names) >= MOST_RUNS
         self.novel_only.disabled = opened.novelty is None
         self.novel_only.value = self.novel_only.value and opened.novelty is not None
-        if opening and (opened.table["split"] == "test").any():
-            _offer(self.split, {"": "test"})
-        choice, types = self.choice, sorted(opened.table["defect_type"].dropna().unique())
-        splits = {split: SPLIT_NAMES[split] for split in SPLITS if (opened.table["split"] == split).any()}
+        choice, there = self.choice, opened.table
         for field, column, words in (
-            (self.split, "split", splits),
+            (self.split, "split", {split: name for split, name in SPLIT_NAMES.items() if split in set(there["split"])}),
             (self.verdict, "verdict", VERDICT_NAMES),
-            (self.defect_type, "defect_type", {name: name for name in types}),
+            (self.defect_type, "defect_type", {name: name for name in sorted(there["defect_type"].dropna().unique())}),
         ):
-            counts = opened.counts(column, **choice)
-            offered = {f"{text} ({counts.get(value, 0)})": value for value, text in words.items()}
-            _offer(field, {f"all ({sum(counts.values())})": ""} | offered)
+            counts, kept = opened.counts(column, **choice), field.value
+            offered = [(f"{text} ({counts.get(value, 0)})", value) for value, text in words.items()]
+            field.options = [(f"all ({sum(counts.values())})", ""), *offered]
+            if kept in words:
+                field.value = kept
         self._filling = False
-
-
-def _offer(field: widgets.Dropdown, options: dict[str, str]) -> None:
-    """A value that is offered again stays chosen."""
-    if tuple(options.items()) != field.options:
-        kept = field.value
-        field.options = tuple(options.items())
-        field.value = kept if kept in options.values() else next(iter(options.values()))
 
 
 def _box(label: str, value: bool = False) -> widgets.Checkbox:
@@ -163,27 +141,24 @@ class Strip(widgets.HBox):
 
     def show(self, opened: OpenedRun, rows: NDArray[np.intp], place: int) -> None:
         """Show the page that holds a place among the chosen rows of a run."""
-        start = place // PAGE * PAGE
+        start, cells = place // PAGE * PAGE, []
         page = rows[start : start + PAGE]
-        jpegs = self._files.thumbnails([opened.files(row)[0] for row in page])
-        cells = [_thumbnail(opened, row, jpeg, at) for at, (row, jpeg) in enumerate(zip(page, jpegs), start)]
+        jpegs = self._files.readers.map(self._files.thumbnail, [opened.files(row)[0] for row in page])
+        for at, (row, jpeg) in enumerate(zip(page, jpegs), start):
+            record = opened.table.iloc[row]
+            verdict, score = record["verdict"], library.SCORES[opened.run.main_map].format(record["score"])
+            found = [column for column in FLAGS if record[column]]
+            told = ", ".join([VERDICTS[verdict], score, *(FLAGS[column][1] for column in found)])
+            words = escape(f"{record['image']}: {told}")
+            marks = "".join(f'<span class="gainmtl-{column}">{FLAGS[column][0]}</span>' for column in found)
+            cells.append(
+                f'<button type="button" {PLACE}="{at}" title="{words}">'
+                f'<img alt="{words}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
+                f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score.split()[-1]}</button>'
+            )
         self.pictures.value = "".join(cells)
         self.frame.value = f"<style>.{self._scope} [{PLACE}='{place}'] {{ outline: 3px solid #1a73e8; }}</style>"
         self.back.disabled, self.on.disabled = start == 0, start + PAGE >= len(rows)
-
-
-def _thumbnail(opened: OpenedRun, row: int, jpeg: bytes, place: int) -> str:
-    record = opened.table.iloc[row]
-    verdict, score = record["verdict"], opened.system.rounded(record["score"])
-    found = [column for column in FLAGS if record.get(column, False)]
-    known = [VERDICTS[verdict], f"{opened.system.score_name} {score}", *(FLAGS[column][1] for column in found)]
-    words = escape(f"{record['image']}: {', '.join(known)}")
-    marks = "".join(f'<span class="gainmtl-{column}">{FLAGS[column][0]}</span>' for column in found)
-    return (
-        f'<button type="button" {PLACE}="{place}" title="{words}">'
-        f'<img alt="{words}" src="data:image/jpeg;base64,{b64encode(jpeg).decode()}">'
-        f'<span class="gainmtl-{verdict}">{verdict}</span>{marks} {score}</button>'
-    )
 
 
 # --- The current picture, large
@@ -192,9 +167,9 @@ def _thumbnail(opened: OpenedRun, row: int, jpeg: bytes, place: int) -> str:
 class Viewer(widgets.Box):
     """Panels in a row that wraps: the picture, then one panel per run."""
 
-    def __init__(self, pictures: PictureFiles) -> None:
+    def __init__(self, pictures: PictureFiles, runs: int) -> None:
         self._files = pictures
-        self.images = [widgets.Image(format="jpeg", value=b"") for _ in range(1 + MOST_RUNS)]
+        self.images = [widgets.Image(format="jpeg", value=b"") for _ in range(1 + runs)]
         self.words = [widgets.HTML() for _ in self.images]
         self.panels = [widgets.VBox(pair).add_class("gainmtl-panel") for pair in zip(self.images, self.words)]
         super().__init__(self.panels)
@@ -231,25 +206,25 @@ def _paragraphs(lines: Sequence[str]) -> str:
 
 
 def _headline(opened: OpenedRun, row: int) -> str:
-    record, system = opened.table.iloc[row], opened.system
+    record, main = opened.table.iloc[row], opened.run.main_map
+    score, threshold = (library.SCORES[main].format(value) for value in (record["score"], opened.threshold))
+    sign = "≥" if record["score"] >= opened.threshold else "&lt;"
     truth, kind = ("normal" if record["label"] == 0 else "defective"), record["defect_type"]
     if truth == "defective" and isinstance(kind, str):
         truth += f" ({kind})"
-    sign = "≥" if record["score"] >= opened.threshold else "&lt;"
     parts = [
         f"<b>{escape(str(record['image']).rsplit('/', 1)[-1])}</b>",
         escape(str(record["split"])),
         f"truth: {escape(truth)}",
-        _badge(record),
-        f"{system.score_name} {system.rounded(record['score'])} {sign} {system.rounded(opened.threshold)}",
-        *_iou(opened, record, system.main),
+        BADGES[record["verdict"]],
+        f"{score} {sign} {threshold.split()[-1]}",
+        *_iou(opened, record, main),
     ]
     if not pd.isna(record["defect_area"]):
         parts.append(f"defect area {record['defect_area']:.1%}")
     if opened.novelty is not None:  # what the other system says of the picture
-        sign, rounded = "&gt;" if record["anomalous"] else "≤", EFFICIENTAD.rounded
-        score, threshold = rounded(record["anomaly_score"]), rounded(opened.novelty.threshold)
-        parts.append(f"{EFFICIENTAD.score_name} {score} {sign} {threshold}")
+        sign = "&gt;" if record["anomalous"] else "≤"
+        parts.append(f"anomaly score {record['anomaly_score']:.3f} {sign} {opened.novelty.threshold:.3f}")
     return " <i>·</i> ".join(parts) + _flags(record)
 
 
@@ -258,29 +233,24 @@ def _caption(opened: OpenedRun, row: int, look: Look, *, several: bool) -> str:
     record, kind = opened.table.iloc[row], opened.own_kind(look.kind)
     parts = [f"<b>{escape(opened.name)}</b>"]
     if several:
-        parts += [_badge(record), f"{opened.system.score_name} {opened.system.rounded(record['score'])}"]
-    if kind in opened.maps and (several or kind != opened.system.main):
+        parts += [BADGES[record["verdict"]], library.SCORES[opened.run.main_map].format(record["score"])]
+    if kind in opened.maps and (several or kind != opened.run.main_map):
         parts += _iou(opened, record, kind)
     return " <i>·</i> ".join(parts) + _flags(record) * several
 
 
-def _badge(record: pd.Series) -> str:
-    verdict = record["verdict"]
-    return f'<span class="gainmtl-verdict gainmtl-{verdict}">{VERDICT_NAMES[verdict]}</span>'
-
-
 def _flags(record: pd.Series) -> str:
-    found = {column: words for column, (_, words) in FLAGS.items() if record.get(column, False)}
+    found = {column: words for column, (_, words) in FLAGS.items() if record[column]}
     return "".join(f' <span class="gainmtl-flag gainmtl-{column}">{words}</span>' for column, words in found.items())
 
 
 def _iou(opened: OpenedRun, record: pd.Series, kind: str) -> list[str]:
     """The map's IoU with the mask; the main map's beside what the mask itself reaches on the map's grid."""
-    value = record.get(MAPS[kind].column)
+    value = record.get(IOU_COLUMNS[kind])
     if pd.isna(value):
         return []
-    grid = f" (grid {record['grid_iou']:.2f})" if kind == opened.system.main else ""
-    return [f"{MAPS[kind].iou} {value:.2f}{grid}"]
+    grid = f" (grid {record['grid_iou']:.2f})" if kind == opened.run.main_map else ""
+    return [f"{METRICS[IOU_COLUMNS[kind]]} {value:.2f}{grid}"]
 
 
 # --- Beside the pictures
@@ -291,16 +261,15 @@ class MapControls(widgets.VBox):
 
     def __init__(self, kinds: Collection[str], on_change: Callable[[], None]) -> None:
         look = Look()
-        main = [kind for kind in library.MAIN_MAPS if kind in kinds]
-        others = [(MAPS[kind].short, kind) for kind in MAPS if kind in kinds and kind not in main]
-        maps = [(" / ".join(MAPS[kind].short for kind in main), main[0]), *others, ("none", "")]
+        main = [kind for kind in library.SCORES if kind in kinds]
+        others = [(MAPS[kind], kind) for kind in MAPS if kind in kinds and kind not in main]
+        maps = [(" / ".join(MAPS[kind] for kind in main), main[0]), *others, ("none", "")]
         self.kind = _toggle("Map", maps)
         self.scale = _toggle("Scale", [("absolute", True), ("per image", False)])
         self.scale.tooltips = ["fixed on validation: maps of normal parts are calm", "makes any picture glow"]
-        self.strength, self.level = _slider("Overlay", look.strength), _slider("Threshold", look.level or 0.5)
-        self.contour = _box("white line at the threshold", True)
+        self.strength, self.level = _slider("Overlay", look.strength), _slider("Threshold", look.level)
         self.outline = _box("outline of the annotated defect", look.outline)
-        super().__init__([self.kind, self.scale, self.strength, self.level, self.contour, self.outline])
+        super().__init__([self.kind, self.scale, self.strength, self.level, self.outline])
         self.add_class("gainmtl-group")
         for widget in self.children:
             widget.observe(lambda _: on_change(), "value")
@@ -308,8 +277,7 @@ class MapControls(widgets.VBox):
     @property
     def look(self) -> Look:
         """What is set."""
-        level = self.level.value if self.contour.value else None
-        return Look(str(self.kind.value), bool(self.scale.value), self.strength.value, level, self.outline.value)
+        return Look(*(widget.value for widget in self.children))
 
 
 def _toggle(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons:
@@ -373,15 +341,15 @@ class CamBrowser(widgets.VBox):
         self.opened = library.open_runs(runs, data_root=data_root)
         self.pictures = PictureFiles()
         self.rows: NDArray[np.intp] = np.empty(0, dtype=np.intp)
-        self.place = 0
+        self.place, self._image = 0, ""
         self._choice: dict[str, Any] = {}
-        self._image = ""
-        self.touch = Touch(self.step, self.go_to)
+        self.touch = Touch()
+        self.touch.on_msg(self._hear)
         self.filters = FilterBar(self.opened, self._choose)
         self.strip = Strip(self.pictures, lambda by: self.go_to((self.place // PAGE + by) * PAGE))
         self.headline = widgets.HTML().add_class("gainmtl-headline")
         self.back, self.on = _button("‹ previous", lambda: self.step(-1)), _button("next ›", lambda: self.step(1))
-        self.viewer = Viewer(self.pictures)
+        self.viewer = Viewer(self.pictures, len(self.opened))
         self.controls = MapControls({kind for one in self.opened.values() for kind in one.maps}, self._draw)
         self.what_if, self.answer = _button("What if the defect were not there?", self._ask), widgets.HTML()
         self.note = NoteForm(self._save)
@@ -408,11 +376,12 @@ class CamBrowser(widgets.VBox):
             self.place = place
             self._show()
 
-    def close(self) -> None:
-        """Take the widgets off the page and stop reading ahead."""
-        if "pictures" in self.__dict__:  # Python closes a widget too when it never came to be
-            self.pictures.readers.shutdown(wait=False, cancel_futures=True)
-        super().close()
+    def _hear(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        if "step" in content:
+            self.step(content["step"])
+            self.touch.send({"done": True})
+        else:
+            self.go_to(content["place"])
 
     @property
     def _beside(self) -> list[OpenedRun]:
@@ -444,13 +413,11 @@ class CamBrowser(widgets.VBox):
         self._draw()
         try:
             self.note.show(first.notes.last().get(self._image, Note()))
-        except library.NotesError as error:
+        except RunError as error:
             self.note.show(None, str(error))
         for row in self.rows[self.place + 1 : self.place + 2]:  # read ahead
             wanted = (*first.files(row), _side(self._beside), first.run.settings.image_size)
             self.pictures.readers.submit(self.pictures.load, *wanted)
-        next_page = (self.place // PAGE + 1) * PAGE
-        self.pictures.prefetch_thumbnails([first.files(row)[0] for row in self.rows[next_page : next_page + PAGE]])
 
     def _draw(self) -> None:
         if len(self.rows):
@@ -460,18 +427,14 @@ class CamBrowser(widgets.VBox):
         notes = self._beside[0].notes
         try:
             note = notes.save(self._image, check_label=check_label, text=text)
-        except (FileError, library.NotesError) as error:
+        except UserError as error:
             return f"not saved: {error}"
         return f"saved {note.time[11:19]} in {notes.path}"
 
     def _ask(self) -> None:
-        self.what_if.disabled = True
         self.answer.value = '<p class="gainmtl-quiet">asking the model …</p>'
-        try:
-            lines = []
-            for one in self._beside:
-                row = one.row_of.get(self._image)
-                lines += [f"{one.name} lacks this picture."] if row is None else library.ask(one, row)
-            self.answer.value = _paragraphs(lines)
-        finally:
-            self.what_if.disabled = False
+        lines = []
+        for one in self._beside:
+            row = one.row_of.get(self._image)
+            lines += [f"{one.name} lacks this picture."] if row is None else library.ask(one, row)
+        self.answer.value = _paragraphs(lines)

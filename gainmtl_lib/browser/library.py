@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from gainmtl_lib import figures
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
-from gainmtl_lib.evaluation import AnyRun, stored_maps, stored_tables
+from gainmtl_lib.evaluation import NEEDED_OF, AnyRun, stored_maps, stored_tables
 from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
 from gainmtl_lib.labels import inner_size, inside
 from gainmtl_lib.metrics import MapScale
@@ -34,10 +35,6 @@ from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
 
 
 NOTE_COLUMNS = ["image", "check_label", "note", "time"]
-
-
-class NotesError(ValueError):
-    """A notes file that cannot be read; it is left as it is."""
 
 
 class Note(NamedTuple):
@@ -67,11 +64,11 @@ class Notes:
         """Pictures whose label needs a check; none where the file cannot be read, which the note's own field says."""
         try:
             return [image for image, note in self.last().items() if note.check_label]
-        except NotesError:
+        except RunError:
             return []
 
     def save(self, image: str, *, check_label: bool, text: str) -> Note:
-        """Add a line; where what is there cannot be read nothing is written over it (`NotesError`, or `FileError`)."""
+        """Add a line; where what is there cannot be read nothing is written over it (`RunError`, or `FileError`)."""
         note = Note(check_label, text.strip(), datetime.now().astimezone().isoformat(timespec="seconds"))
         line = [image, "yes" if check_label else "", note.text, note.time]
         table = pd.concat([self._read(), pd.DataFrame([line], columns=NOTE_COLUMNS)]).fillna("")
@@ -85,9 +82,9 @@ class Notes:
         except FileNotFoundError:
             return pd.DataFrame(columns=NOTE_COLUMNS)
         except (OSError, ValueError) as error:
-            raise NotesError(f"{self.path}: cannot be read as a table: {error}; mend or rename it") from None
+            raise RunError(f"{self.path}: cannot be read as a table: {error}; mend or rename it") from None
         if not set(NOTE_COLUMNS) <= set(table) or not isinstance(table.index, pd.RangeIndex):
-            raise NotesError(
+            raise RunError(
                 f"{self.path}: expected the columns {', '.join(NOTE_COLUMNS)} separated by commas, got "
                 f"{list(table)}; mend or rename the file: nothing is written over it"
             )
@@ -97,41 +94,13 @@ class Notes:
 # --- What results are called
 
 
-class MapWords(NamedTuple):
-    """What a map and its overlap with the defect are called, and that overlap's column."""
-
-    name: str
-    short: str
-    iou: str
-    column: str
-
-
-MAPS = {
-    "cam": MapWords("deciding CAM", "CAM", "CAM-IoU", "cam_iou"),
-    "anomaly": MapWords("anomaly", "anomaly", "anomaly IoU", "anomaly_iou"),
-    "attention": MapWords("attention", "attention", "attention IoU", "attention_iou"),
-    "localization": MapWords("localization", "localization", "localization IoU", "loc_iou"),
-}
+MAPS = {"cam": "CAM", "anomaly": "anomaly", "attention": "attention", "localization": "localization"}
 """Every kind by the name that its file has in a run's folder, the main ones first."""
-MAIN_MAPS = ("cam", "anomaly")
+IOU_COLUMNS = {"cam": "cam_iou", "anomaly": "anomaly_iou", "attention": "attention_iou", "localization": "loc_iou"}
 
 
-class System(NamedTuple):
-    """How the results of one of the two systems are read."""
-
-    score: str  # the column that the verdict is from
-    score_name: str
-    digits: int  # as many as it takes to tell scores of this kind apart
-    main: str  # the map that shows where the verdict comes from
-    energy: str  # column of that map's energy inside the defect
-
-    def rounded(self, score: float) -> str:
-        """A score, or what it is compared with, as it is shown."""
-        return f"{score:.{self.digits}f}"
-
-
-GAIN_MTL = System("probability", "p(defect)", 2, "cam", "energy_inside")
-EFFICIENTAD = System("anomaly_score", "anomaly score", 3, "anomaly", "anomaly_energy_inside")
+SCORES = {"cam": "p(defect) {:.2f}", "anomaly": "anomaly score {:.3f}"}
+"""What each system's verdict is from, by its main map, with as many digits as tell scores of this kind apart."""
 VERDICTS = {"TP": "defect found", "FN": "defect missed", "FP": "false alarm", "TN": "normal passed"}
 
 ORDERS: dict[str, tuple[str, dict[str, bool]]] = {
@@ -155,21 +124,23 @@ class OpenedRun:
 
     def __init__(self, run: AnyRun, name: str, data_root: Path | None) -> None:
         self.run, self.name, self.notes = run, name, Notes(run.folder / "notes.csv")
-        self.system, self.novelty = EFFICIENTAD, None  # None where EfficientAD was not asked for novel pictures
-        if isinstance(run, Run):
-            self.system, self.novelty = GAIN_MTL, stored_novelty(run)
+        # None where EfficientAD was not asked for novel pictures.
+        self.novelty = stored_novelty(run) if isinstance(run, Run) else None
         table, metrics = stored_tables(run, need_test=False)
+        table["novel"] = False
         if self.novelty is not None:
             flags = ["anomaly_score", "anomalous", "novel"]
             table[flags] = self.novelty.table[flags]
         self.threshold = float(metrics["threshold"])
+        score, iou, _, energy = NEEDED_OF[run.main_map]
         self.table = table.assign(
-            score=table[self.system.score],
-            iou=table[MAPS[self.system.main].column],
-            energy=table[self.system.energy],
-            confidence=(table[self.system.score] - self.threshold).abs(),
+            score=table[score],
+            iou=table[iou],
+            energy=table[energy],
+            confidence=(table[score] - self.threshold).abs(),
             found=table["verdict"] == "TP",
         )
+        self.row_of = {image: row for row, image in enumerate(table["image"])}
         maps = stored_maps(run, len(table))  # (N, h, w) each, memory-mapped
         self.maps = {kind: maps[kind] for kind in MAPS if kind in maps}
         # A map without an absolute scale is shown per image.
@@ -178,11 +149,6 @@ class OpenedRun:
         if data_root is not None:
             below = data_root / self.root.relative_to(run.settings.data_root)
             self.root = below if below.is_dir() else data_root
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Row by the table's image path."""
-        return {image: row for row, image in reversed(list(enumerate(self.table["image"])))}
 
     def image(self, row: int) -> str:
         """As the table names it."""
@@ -205,7 +171,7 @@ class OpenedRun:
         if marked_only:
             rows = rows[rows["image"].isin(self.notes.marked())]
         if novel_only:
-            rows = rows.iloc[:0] if self.novelty is None else rows[rows["novel"]]
+            rows = rows[rows["novel"]]
         if columns := ORDERS[order][1]:
             rows = rows.sort_values([*columns], ascending=[*columns.values()], kind="stable")
         return rows.index.to_numpy()
@@ -218,7 +184,7 @@ class OpenedRun:
 
     def own_kind(self, kind: str) -> str:
         """The kind of map that stands here for `kind`: a system's main map answers to the other's."""
-        return self.system.main if kind in MAIN_MAPS else kind
+        return self.run.main_map if kind in SCORES else kind
 
 
 # --- Several runs
@@ -269,12 +235,7 @@ def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
         )
     for one in opened:
         if one.table["iou"].isna().all():
-            yield (
-                f"{one.name}: no defect is annotated, so there is no outline, no {MAPS[one.system.main].iou} and "
-                "nothing to call right for the wrong reason. Verdicts, confidence and maps are there."
-            )
-        if not one.scales:
-            yield f"{one.name}: no absolute scale (it needs a validation split); maps are shown per image."
+            yield f"{one.name}: no defect is annotated: no outline, no IoU, nothing to call right for the wrong reason."
         if one.run.metrics.get("label_leaks"):
             yield f"{one.name}: was given the ground truth as its mask; what it shows is no result."
         # Wherever EfficientAD had a part in what is shown, its teacher stands beside it.
@@ -287,28 +248,19 @@ def notices(opened: Sequence[OpenedRun]) -> Iterator[str]:
             yield f"{one.name}: novel pictures are flagged by EfficientAD ({source}); teacher {teacher}."
         if isinstance(one.run, Run) and (why := out_of_date(one.run)):
             yield f"{one.name}: novel pictures are not marked: {why}."
+    first = opened[0]
     for other in opened[1:]:
-        yield from _mismatch(opened[0], other)
-
-
-def _mismatch(first: OpenedRun, other: OpenedRun) -> Iterator[str]:
-    common = len(first.row_of.keys() & other.row_of.keys())
-    if not common:
-        yield (
-            f"{first.name} and {other.name} have no picture in common: they cannot be shown side by side, "
-            "each can be browsed by itself."
-        )
-        return
-    if common < len(first.row_of):
-        yield f"{other.name} has {common} of the {len(first.row_of)} pictures of {first.name}; the others are left out."
-    unlike = ""
-    if first.system is not other.system:  # EfficientAD leaves defects out, so that its digests are its own
-        if first.root.resolve() != other.root.resolve():
-            unlike = "have their pictures in different folders"
-    elif first.run.manifest.get("data_digest") != other.run.manifest.get("data_digest"):
-        unlike = "were trained on different data"
-    if unlike:
-        yield f"{first.name} and {other.name} {unlike}: pictures are matched by path alone and may not be the same."
+        common = len(first.row_of.keys() & other.row_of.keys())
+        unlike = first.run.manifest["data_digest"] != other.run.manifest["data_digest"]
+        if first.run.main_map != other.run.main_map:  # EfficientAD leaves defects out, so that its digests are its own
+            unlike = first.root.resolve() != other.root.resolve()
+        if not common:
+            yield f"{first.name} and {other.name} have no picture in common; each can be browsed by itself."
+        elif common < len(first.row_of):
+            yield f"{other.name} has {common} of the {len(first.row_of)} pictures of {first.name}."
+        if common and unlike:
+            told = "are of different data: pictures are matched by path alone and may not be the same"
+            yield f"{first.name} and {other.name} {told}."
 
 
 # --- Pictures decoded once and kept for a while
@@ -331,31 +283,19 @@ class PictureFiles:
     def __init__(self) -> None:
         cv2.setNumThreads(1)  # beside a training its threads wait for each other, and a picture takes 20 times as long
         self.load, self.thumbnail = lru_cache(32)(load_shown), lru_cache(4096)(thumbnail)
-        self.readers = ThreadPoolExecutor(2, thread_name_prefix="pictures")  # decoding releases the interpreter lock
-        self._ahead: list[Future[bytes]] = []
-
-    def thumbnails(self, paths: list[Path | None]) -> list[bytes]:
-        """Small JPEGs in the order of the paths."""
-        self.prefetch_thumbnails([])  # what may be wanted later stands back
-        return list(self.readers.map(self.thumbnail, paths))
-
-    def prefetch_thumbnails(self, paths: list[Path | None]) -> None:
-        """Decode those of a page that is likely to be next; what an earlier call left to do is given up."""
-        for waiting in self._ahead:
-            waiting.cancel()
-        self._ahead = [self.readers.submit(self.thumbnail, path) for path in paths]
+        self.readers = ThreadPoolExecutor(2)  # decoding releases the interpreter lock
 
 
 def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
     """Decode a picture and its mask, the longer side of `side` pixels; a grey field of `size` without a file."""
-    found: list[Any] = [None, None]
-    problems = []
-    for place, (path, read) in enumerate(((image, read_image), (mask, read_mask))):
+    found, problems = {}, []
+    for path, read in ((image, read_image), (mask, read_mask)):
         try:
-            found[place] = None if path is None else read(path)
+            if path is not None:
+                found[read] = read(path)
         except DataError as error:
             problems.append(str(error).split(";")[0])
-    pixels, region = figures.ground(size) if found[0] is None else found[0], found[1]
+    pixels, region = found.get(read_image, figures.ground(size)), found.get(read_mask)
     h, w = pixels.shape[:2]
     shape = figures.fitting((h, w), side)
     return Shown(figures.resized(pixels, shape), (h, w), figures.resized_mask(region, shape), "; ".join(problems))
@@ -363,21 +303,17 @@ def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int
 
 def thumbnail(path: Path | None) -> bytes:
     """A small JPEG of the whole picture; grey where the file is not there."""
-    pixels = None
-    try:
+    pixels, small = figures.ground((THUMBNAIL, THUMBNAIL)), None
+    with suppress(DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
         # A quarter of a JPEG's size is decoded several times faster.
         if path is not None and path.suffix.lower() in {".jpg", ".jpeg"}:
-            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
-        if pixels is not None and max(pixels.shape) >= THUMBNAIL:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+            small = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+        if small is not None and max(small.shape) >= THUMBNAIL:
+            pixels = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
         elif path is not None:
             pixels = read_image(path)
-    except (DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
-        pixels = None
-    pixels = figures.ground((THUMBNAIL, THUMBNAIL)) if pixels is None else pixels
-    return figures.encode(
-        figures.resized(pixels, figures.fitting((pixels.shape[0], pixels.shape[1]), THUMBNAIL)), quality=80
-    )
+    h, w = pixels.shape[:2]
+    return figures.encode(figures.resized(pixels, figures.fitting((h, w), THUMBNAIL)), quality=80)
 
 
 # --- Panels
@@ -386,19 +322,15 @@ def thumbnail(path: Path | None) -> bytes:
 class Look(NamedTuple):
     """How maps are shown."""
 
-    kind: str = GAIN_MTL.main  # one of `MAPS`; a run shows its own main map in place of the other system's; "" for none
+    kind: str = "cam"  # one of `MAPS`; a run shows its own main map in place of the other system's; "" for none
     absolute: bool = True  # on the scale fixed on validation; otherwise stretched per image
     strength: float = 0.7  # of the overlay
-    level: float | None = 0.5  # of the shown scale, where a contour is drawn
+    level: float = 0.5  # of the shown scale, where a white line is drawn
     outline: bool = True  # of the annotated defect
 
 
-Panel = tuple[bytes, list[str]]
-"""A drawing as JPEG, and what to say below it: short sentences."""
-
-
-def plain_panel(shown: Shown, *, outline: bool) -> Panel:
-    """The picture in its own colours."""
+def plain_panel(shown: Shown, *, outline: bool) -> tuple[bytes, list[str]]:
+    """The picture in its own colours as JPEG, and short sentences to stand below it."""
     text = "picture not found" if shown.problem else "picture"
     if outline and shown.mask is not None:
         text += " · outline: annotated defect"
@@ -406,14 +338,14 @@ def plain_panel(shown: Shown, *, outline: bool) -> Panel:
     return figures.encode(figures.with_band(drawn, text, bar=False)), [shown.problem] if shown.problem else []
 
 
-def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
-    """The picture with a run's map over it; a map that the run lacks is said instead."""
+def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> tuple[bytes, list[str]]:
+    """The same with a run's map over it; a map that the run lacks is said instead."""
     mask = shown.mask if look.outline else None
     kind = opened.own_kind(look.kind)
     if kind not in opened.maps:
         drawn = figures.with_band(figures.overlay(shown.pixels, mask=mask), f"{opened.name} · no map", bar=False)
-        have = " and ".join(MAPS[name].name for name in opened.maps)
-        return figures.encode(drawn), [f"{opened.name} has no {MAPS[kind].name} map; it has: {have}"] if kind else []
+        have = " and ".join(MAPS[name] for name in opened.maps)
+        return figures.encode(drawn), [f"{opened.name} has no {MAPS[kind]} map; it has: {have}"] if kind else []
     values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
@@ -421,7 +353,7 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
     heat = figures.enlarged_share(values, scale, size)[place]
     drawn = figures.overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))
-    text = f"{MAPS[kind].short} · {'absolute' if scale else 'per-image'} scale" + " · nothing found" * nothing
+    text = f"{MAPS[kind]} · {'absolute' if scale else 'per-image'} scale" + " · nothing found" * nothing
     words = []
     if scale is None and look.absolute:
         words.append("No absolute scale for this map (it needs a validation split); shown per image.")
@@ -429,10 +361,6 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
         words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
     if scale is not None and not scale.separates:
         words.append("This map peaks no higher on defects than on normal parts: it shows only what exceeds the floor.")
-    if look.level is not None and not nothing:
-        share, above = (heat >= look.level).mean(), f"at or above {look.level:.2f}"
-        covered = "Less than 0.1%" if share < 0.001 else f"{share:.1%}"
-        words.append(f"{covered} of the picture is {above} (white line)." if share else f"Nothing is {above}.")
     return figures.encode(figures.with_band(drawn, text, bar=True)), words
 
 
@@ -442,17 +370,11 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> Panel:
 def ask(opened: OpenedRun, row: int) -> list[str]:
     """The answer in sentences, from the run's model where it is at hand, else from the stored evaluation."""
     run, (image, mask) = opened.run, opened.files(row)
-    if not isinstance(run, Run):
-        return [f"{opened.name}: this system has no counterfactual path; S5 to S7 of GAIN-MTL have one."]
-    if run.settings.strategy < "S5":
-        return [f"{opened.name}: strategy {run.settings.strategy} has no counterfactual path; S5 to S7 have one."]
-    if not run.settings.use_counterfactual:
-        return [f"{opened.name}: trained without a counterfactual path (use_counterfactual: false)."]
+    if not isinstance(run, Run) or run.settings.strategy < "S5" or not run.settings.use_counterfactual:
+        return [f"{opened.name} has no counterfactual path; S5 to S7 have one unless use_counterfactual is false."]
     try:
-        if not (run.folder / "model.safetensors").is_file():
-            raise FileNotFoundError(f"{run.folder} holds no model.safetensors")
         if image is None:
-            raise FileNotFoundError(f"the folder {opened.root} of the pictures is missing")
+            raise DataError(f"the folder {opened.root} of the pictures is missing")
         explained = DefectExplainer.from_run(run).explain(image, mask)
         if explained["counterfactual"] is not None:
             return [f"{opened.name}: {explained['counterfactual']['message']}", "Computed now, by the run's model."]

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import sys
 import tempfile
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +68,6 @@ def serve_browser(
     port: int | None = None,
     open_browser: bool = True,
     data_root: str | Path | None = None,
-    announce: Callable[[str], Any] = click.echo,
 ) -> None:
     """Serve the browser until Ctrl-C. It can be reached from this machine only.
 
@@ -78,12 +76,11 @@ def serve_browser(
         port: to listen on, a free one by default; `ServeError` where it is taken.
         open_browser: open the page in the user's web browser.
         data_root: where the pictures lie now, when they moved.
-        announce: is given the address with its token, once the page can be opened.
     """
     runs = [Path(run).expanduser().absolute() for run in runs]
     root = None if data_root is None else Path(data_root).expanduser().absolute()
     for notice in notices(list(open_runs(runs, data_root=root).values())):
-        announce(notice)
+        click.echo(notice)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -110,8 +107,7 @@ def serve_browser(
         page.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={escape(address)}">\n', "utf-8")
 
         def ready() -> None:
-            announce(f"{NAME}: {address}\nCtrl-C ends it.")
-            sys.stdout.flush()
+            click.echo(f"{NAME}: {address}\nCtrl-C ends it.")
             if open_browser:
                 webbrowser.open(page.as_uri())
 
