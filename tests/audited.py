@@ -61,6 +61,7 @@ def write_audited(
     manifest: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     pictures: bool = False,
+    size: tuple[int, int] = (64, 64),
     **settings: Any,
 ) -> Path:
     """The folder of a finished and evaluated run.
@@ -89,29 +90,10 @@ def write_audited(
     np.save(run / "maps" / "cam.npy", cams)
     if pictures:
         for entry in table.to_dict("records"):
-            write_picture(folder / "data" / entry["image"], size=(64, 64))
+            write_picture(chosen.data_root / entry["image"], size=size)
             if isinstance(entry["mask"], str):
-                write_mask(folder / "data" / entry["mask"], size=(64, 64), box=(slice(8, 24), slice(8, 24)))
+                write_mask(chosen.data_root / entry["mask"], size=size, box=(slice(8, 24), slice(8, 24)))
     return run
-
-
-def measured(**values: Any) -> dict[str, Any]:
-    """What `measure_faithfulness` stores of a faithful map: `predictions`, `randomisation`, or a measure's verdict."""
-    verdicts = {"deletion": "faithful", "insertion": "faithful", "road": "faithful"}
-    found = {"ours": 0.4, "random": 0.2, "reversed": 0.1, "gain": 0.2, "low": 0.1, "high": 0.3}
-    parts = {"deciding head": {"similarity": 0.6, "spearman": 0.5, "ssim": 0.7, "probability_change": 0.2,
-                               "verdicts_changed": 0.25}}  # fmt: skip
-    check = {"parts": parts, "similarity": 0.125, "level": 0.5, "verdict": "depends on the learnt weights", "notes": []}
-    told = {name: found | {"verdict": values.get(name, verdict)} for name, verdict in verdicts.items()}
-    return {
-        "predictions": values.get("predictions", ""),
-        "settings": {"limit": 24, "steps": 16, "road_fractions": [0.1, 0.5], "draws": 3, "seed": 0},
-        "split": "test",
-        "found": 3,
-        "pictures": ["a.png", "b.png"],
-        "map": {"pictures": 2, "parts": 2, "probability": 0.9, "baseline_probability": 0.1, **told, "notes": []},
-        "randomisation": values.get("randomisation", check),
-    }
 
 
 def spread(split: str, label: int, low: float, high: float, count: int, **values: Any) -> list[dict[str, Any]]:

@@ -120,19 +120,18 @@ def test_the_web_browser_is_given_a_file_that_only_this_user_can_read(tmp_path, 
     monkeypatch.setattr(ClosedVoila, "start", lambda app: None)
     at_once = SimpleNamespace(add_callback=lambda ready: ready())
     monkeypatch.setattr("gainmtl_lib.browser.serve.IOLoop.current", lambda: at_once)
-    serve_browser([write_browsed_run(tmp_path, pictures=False).folder], announce=lambda _: None)
+    serve_browser([write_browsed_run(tmp_path, pictures=False).folder])
     assert found == [(True, 0o600, True)] and not any((tmp_path / "made").iterdir())
 
 
-def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path):
+def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path, capsys):
     with pytest.raises(RunError, match="no run here"):
         serve_browser([tmp_path])
     run = write_browsed_run(tmp_path, pictures=False)
-    said = []
     with socket.socket() as taken:
         taken.bind((ADDRESS, 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"port {port} .* cannot be used"):
-            serve_browser([run.folder], port=port, open_browser=False, announce=said.append)
-    assert "data_root" in said[0]
+            serve_browser([run.folder], port=port, open_browser=False)
+    assert "data_root" in capsys.readouterr().out

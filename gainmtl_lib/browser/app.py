@@ -50,10 +50,11 @@ class FilterBar(widgets.HBox):
             widgets.Dropdown(description=label, layout={"width": "auto"}).add_class("gainmtl-field")
             for label in ("Run", "Split", "Verdict", "Defect type", "Order")
         )
-        self.run.options = names  # of new options the first is chosen
+        self.run.options, self.run.value = names, names[0]
         self.order.options = [(words, order) for order, (words, _) in library.ORDERS.items()]
+        self.order.value = next(iter(library.ORDERS))
         if (opened[names[0]].table["split"] == "test").any():
-            self.split.options = [("test", "test")]
+            self.split.options, self.split.value = ["test"], "test"
         self.beside = {name: widgets.ToggleButton(description=name, layout={"width": "auto"}) for name in names}
         self.marked_only, self.novel_only = _box("marked only"), _box("novel only")
         self._fill()
@@ -100,8 +101,7 @@ class FilterBar(widgets.HBox):
             counts, kept = opened.counts(column, **choice), field.value
             offered = [(f"{text} ({counts.get(value, 0)})", value) for value, text in words.items()]
             field.options = [(f"all ({sum(counts.values())})", ""), *offered]
-            if kept in words:
-                field.value = kept
+            field.value = kept if kept in words else ""
         self._filling = False
 
 
