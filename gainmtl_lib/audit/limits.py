@@ -57,8 +57,8 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"{'defective' if called.iloc[0] else 'normal'}."
         )
     if chance := [
-        f"{interval(auroc)} on {split}"
-        + (": normal pictures score higher than defective ones" if auroc.high < 0.5 else ", as a coin's 0.5 may be")
+        f"{interval(auroc)} on {split} "
+        + ("(normal pictures score higher than defective ones)" if auroc.high < 0.5 else "(as a coin's 0.5 may be)")
         for split, auroc in _on_tests(audit, "auroc")
         if auroc.low <= 0.5
     ]:
@@ -166,9 +166,7 @@ def _of_the_data(audit: Audit, serious: Limits, others: Limits) -> None:
     if bare and bare == len(defects):
         serious["No masks"] = "No test defect has a mask: whether the model looks at the defects was not measured."
     elif bare:
-        others["Defects without masks"] = (
-            f"{bare} of {len(defects)} test defects have no mask; scores of the maps leave them out."
-        )
+        others["Defects without masks"] = f"{bare} of {len(defects)} test defects have no mask: no map is scored there."
     labels = {split: audit.rows(split)["label"] for split in audit.tests}
     if absent := [
         f"{split} holds no {'normal' if found.iloc[0] else 'defective'} picture"

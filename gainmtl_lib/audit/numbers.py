@@ -110,9 +110,7 @@ class Audit:
 
     def __init__(self, run: Run, *, required_recall: float = 0.99) -> None:
         if not 0 < required_recall <= 1:
-            raise ValueError(
-                f"required_recall must be a share of the defects in (0, 1], such as 0.99; got {required_recall:g}"
-            )
+            raise ValueError(f"required_recall must be a share in (0, 1], such as 0.99; got {required_recall:g}")
         self.settings, self.manifest = run.settings, run.manifest
         self.random_weights = str(self.manifest.get("pretrained", "")).startswith("random")
         table, self.metrics = stored_tables(run)
