@@ -136,7 +136,7 @@ def test_autoencoder_answers_on_any_grid_and_drops_out_in_training_alone():
 @torch.inference_mode()
 def test_every_size_from_64_pixels_gives_a_map_of_each_image_alone(padding):
     model = built(padding=padding)
-    for size in ((64, 64), (65, 101), (130, 66)):
+    for size in ((64, 65), (101, 66)):
         images = drawn(*size, count=2)
         output = model(images)
         assert output.anomaly_map.shape == (2, 1, *size) and output.score.shape == (2,)
@@ -172,6 +172,11 @@ def test_quantiles_become_0_and_a_tenth_and_the_maps_are_averaged_and_never_clam
     model.set_quantiles(torch.tensor([[0.0, 0.1], [0.0, 0.1]]), images=5)
     values = torch.tensor([-2000.0, -1000, -0.5, 0, 1, 1000, 2000]).view(-1, 1, 1, 1)
     torch.testing.assert_close(model.finish(ad.LocalMaps(values, values), (8, 8)).score, values.flatten())
+    before = model.quantiles.clone()
+    for row in ([math.nan, 1.0], [1.0, math.inf], [0.3, 0.3], [0.4, 0.3]):
+        with pytest.raises(ModelError, match=r"\(1\) give no scale \(0, 1, .*\).*more normal images \(val_ratio"):
+            model.set_quantiles(torch.tensor([[0.0, 1.0], row]), images=1)
+    assert torch.equal(model.quantiles, before)
 
 
 @torch.inference_mode()
@@ -185,15 +190,12 @@ def test_the_border_of_an_unpadded_network_is_0_and_does_not_score():
     assert (image_map[outside] == 0).all() and (image_map[18:-18, 18:-18] < -0.3).all() and output.score < -0.3
 
 
-def test_moments_of_parts_are_those_of_the_whole_even_far_above_the_deviation():
-    parts = [1000 + 0.01 * torch.randn(size, 3, 4, 5) for size in (1, 40, 20)]
-    mean, std = ad.channel_moments(parts, whose="the")
-    whole = torch.cat(parts).double()
-    torch.testing.assert_close(mean, whole.mean((0, 2, 3)).float())
-    torch.testing.assert_close(std, whole.std((0, 2, 3), correction=0).float(), rtol=1e-4, atol=0)
-
-
 def test_the_teacher_is_standardised_on_what_it_was_measured_on():
+    parts = [1000 + 0.01 * torch.randn(size, 3, 4, 5) for size in (1, 40, 20)]  # far above the deviation
+    mean, std = ad.channel_moments(parts, whose="the")
+    torch.testing.assert_close(mean, torch.cat(parts).double().mean((0, 2, 3)).float())
+    whole = torch.cat(parts).double().std((0, 2, 3), correction=0).float()
+    torch.testing.assert_close(std, whole, rtol=1e-4, atol=0)
     model, images = built(), drawn(64, 64, count=5)
     model.measure_teacher(images.split(2))
     described = model.describe(model.normalized(images))
@@ -203,15 +205,6 @@ def test_the_teacher_is_standardised_on_what_it_was_measured_on():
         nn.init.constant_(model.teacher.convolutions[-1].weight, weight)
         with pytest.raises(ModelError, match=r"8 of the teacher's 8 channels never change on these images, or are not"):
             model.measure_teacher([images])
-
-
-@pytest.mark.parametrize("row", [[math.nan, 1.0], [1.0, math.inf], [0.3, 0.3], [0.4, 0.3]])
-def test_quantiles_that_give_no_scale_are_an_error(row):
-    model = built()
-    before = model.quantiles.clone()
-    with pytest.raises(ModelError, match=r"\(1\) give no scale \(0, 1, .*\).*more normal images \(val_ratio"):
-        model.set_quantiles(torch.tensor([[0.0, 1.0], row]), images=1)
-    assert torch.equal(model.quantiles, before)
 
 
 # --- Losses
@@ -228,10 +221,6 @@ def test_hard_loss_by_hand():
     student = torch.zeros(1, 1, 2**12, 2**12 + 1)  # more values than a float counts
     student[0, 0, 0, :20] = 3
     assert ad.hard_feature_loss(student, torch.zeros(()).expand_as(student), 1 - 15 / student.numel()).item() == 9
-    student, teacher = (torch.randn(2, 8, 13, 11, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    difference = (teacher - student).square()
-    expected = difference[difference >= torch.quantile(difference, 0.9)].mean()
-    torch.testing.assert_close(ad.hard_feature_loss(student, teacher, 0.9), expected)
     student = torch.zeros(1, 1, 2, 2, requires_grad=True)
     ad.hard_feature_loss(student, torch.tensor([1.0, -2, 3, -4]).view(1, 1, 2, 2), 0.6).backward()
     assert student.grad.flatten().tolist() == [0, 0, -3, 4]  # pulled where it is worst, towards the teacher
@@ -266,9 +255,7 @@ def test_mvtec_file_writes_every_default_but_what_it_says_of_mvtec():
         ({}, "teacher is missing; expected the path of a weights file, or random"),
         ({"teacher": 3}, "teacher must be the path of a weights file, or random, got 3"),
         ({"teacher": "random", "image_size": 48}, r"image_size must be at least 64 pixels a side, got \[48, 48\]"),
-        ({"teacher": "random", "model_size": "L"}, "model_size must be 'S' or 'M', got the text 'L'"),
         ({"teacher": "random", "category": "bottle"}, "category is for dataset_type mvtec, got generic and 'bottle'"),
-        ({"teacher": "random", "max_step": 3}, "unknown parameter 'max_step'; did you mean 'max_steps'?"),
     ],
 )
 def test_what_cannot_be_used_is_named(values, message):

@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 FLOATS = "%.9g"
 """How numbers are stored: enough to tell any two scores apart."""
-DESCRIBED = ["image", "mask", "label", "defect_type", "group"]
 THEIRS = {
     "anomaly_score": "probability", "anomaly_iou": "cam_iou", "anomaly_point_game": "point_game",
     "anomaly_energy_inside": "energy_inside",
@@ -53,14 +52,13 @@ def evaluate_efficientad(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score, decide and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
-    The results stay in the run's folder (``predictions.csv``, ``maps/anomaly.npy``, ``metrics.json``) and are not made
-    twice.
+    The results stay in the run's folder (``predictions.csv``, ``maps/anomaly.npy``, ``metrics.json``).
 
     Args:
         run: finished.
         provider: of the data that the run was trained on, in place of the one that the settings name.
         device: where to compute, see `checked_device`; None is the settings' accelerator.
-        reuse: take stored results of the run where they exist.
+        reuse: take stored results where they exist.
 
     Returns:
         One row per image, without the anomalies synthesised for validation, which are no files; and the summary:
@@ -158,12 +156,12 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
         names = [f"{split} {number}" for number in range(len(labels))]
         kinds = np.where(labels, DEFECTIVE, NORMAL)
         known = pd.DataFrame({"image": names, "mask": None, "label": labels, "defect_type": kinds, "group": names})
-    elif missing := [name for name in DESCRIBED if name not in known]:
+    elif missing := [name for name in evaluation.OF_THE_SAMPLE if name not in {*known, "split"}]:
         raise DataError(f"the table of split '{split}' has no column {', '.join(missing)}; see DatasetProvider.table")
     elif known["label"].tolist() != labels.tolist():
         what = f"has {len(known)} rows or other labels than its loader's {len(labels)} images"
         raise DataError(f"the table of split '{split}' {what}; whoever replaces a loader replaces its table as well")
-    return known[DESCRIBED].reset_index(drop=True).assign(split=split)
+    return known.assign(split=split)[[*evaluation.OF_THE_SAMPLE]].reset_index(drop=True)
 
 
 def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
@@ -253,55 +251,53 @@ def score_pictures(
     by: Detector | EfficientADRun,
     paths: Sequence[Path],
     *,
+    failed: list[str] | None = None,
     image_size: tuple[int, int] | None = None,
     device: str | None = None,
-) -> Iterator[ScoredPicture | DataError]:
-    """Score pictures in order, batch by batch; one that cannot be read gives its error, and the others go on.
+) -> Iterator[ScoredPicture]:
+    """Score pictures in order, batch by batch, in the training's precision, in which the scale was measured.
 
-    None is the training's `image_size`, (H, W), and its accelerator; the precision is always the training's, in which
-    the scale was measured.
+    Args:
+        by: of whom the model and its settings are.
+        paths: of picture files.
+        failed: takes the message of each that cannot be read, and the others go on; without it that is a `DataError`.
+        image_size: network input (H, W); None is the training's.
+        device: where to compute, see `checked_device`; None is the settings' accelerator.
     """
     model, settings = by.model, by.settings
     height, width = size = image_size or settings.image_size
     check_size(height, width)
 
-    def read(path: Path) -> tuple[NDArray[np.uint8], tuple[int, int]] | DataError:
+    def read(path: Path) -> list[tuple[Path, tuple[int, int], NDArray[np.uint8]]]:
         try:
             pixels = read_image(path)
         except DataError as error:
-            return error
-        return resize_image(pixels, size, settings.resize), (pixels.shape[0], pixels.shape[1])
+            if failed is None:
+                raise
+            failed.append(str(error))
+            return []
+        return [(path, (pixels.shape[0], pixels.shape[1]), resize_image(pixels, size, settings.resize))]
 
     at_once = max(1, PIXELS_AT_ONCE // (height * width))
     with computing_on(model, device or settings.accelerator) as where, ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), at_once):
-            chunk = paths[start : start + at_once]
-            decoded = list(pool.map(read, chunk))
-            inputs = [item[0] for item in decoded if not isinstance(item, DataError)]
-            said: Iterator[Any] = iter(())
-            if inputs:
-                pixels = torch.from_numpy(np.stack(inputs)).to(where).permute(0, 3, 1, 2).float().div_(255)
-                # Both modes end before the caller has its turn.
-                with inference_autocast(settings.precision, where), torch.inference_mode():
-                    output = model(pixels)
-                said = zip(output.score.tolist(), output.anomaly_map[:, 0].cpu().numpy(), strict=True)
-            for path, item in zip(chunk, decoded, strict=True):
-                yield item if isinstance(item, DataError) else ScoredPicture(path, item[1], *next(said))
-
-
-def _scored(run: EfficientADRun, paths: Sequence[str | Path], device: str | None) -> Iterator[ScoredPicture]:
-    # One that cannot be read is an error.
-    for one in score_pictures(run, [Path(path) for path in paths], device=device):
-        if isinstance(one, DataError):
-            raise one
-        yield one
+            pictures = [one for found in pool.map(read, paths[start : start + at_once]) for one in found]
+            if not pictures:
+                continue
+            pixels = torch.from_numpy(np.stack([resized for *_, resized in pictures])).to(where)
+            # Both modes end before the caller has its turn.
+            with inference_autocast(settings.precision, where), torch.inference_mode():
+                output = model(pixels.permute(0, 3, 1, 2).float().div_(255))
+            maps = output.anomaly_map[:, 0].cpu().numpy()
+            for (path, own, _), score, values in zip(pictures, output.score.tolist(), maps, strict=True):
+                yield ScoredPicture(path, own, score, values)
 
 
 # --- For the strategies: masks of S6's attention, and what a run may not have learnt from
 
 
 class AnomalyMasks:
-    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run, which is read at first use."""
+    """Masks for a strategy's attention from the anomaly maps of an EfficientAD run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -309,7 +305,7 @@ class AnomalyMasks:
 
     @cached_property
     def run(self) -> EfficientADRun:
-        """`RunError` where there is no finished run of EfficientAD."""
+        """Read at first use; `RunError` where there is no finished run of EfficientAD."""
         return load_efficientad(self.folder)
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
@@ -317,10 +313,10 @@ class AnomalyMasks:
         if self._checked is not data:
             check_unseen(self.run, data.samples)
             self._checked = data
-        paths = [data.dataset.paths[row] for row in batch.index.tolist()]
+        paths = [Path(data.dataset.paths[row]) for row in batch.index.tolist()]
         masks = [
             anomaly_mask(one, self.run.settings.resize, size=data.settings.image_size, resize=data.settings.resize)
-            for one in _scored(self.run, paths, str(batch.images.device))
+            for one in score_pictures(self.run, paths, device=str(batch.images.device))
         ]
         return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
 
@@ -393,9 +389,8 @@ class Novelty(NamedTuple):
 
     @property
     def kinds(self) -> pd.DataFrame:
-        """By test ``split`` and ``name``, normal pictures first, then defects by type: ``count``, ``called_defective``,
-        ``anomalous``, ``novel``, and ``unseen``: no training picture shows that type.
-        """
+        """By test ``split`` and ``name`` (normal pictures, then types of defects) ``count``, ``called_defective``,
+        ``anomalous``, ``novel``, and ``unseen``: no training picture shows that type."""
         return pd.DataFrame(self.summary["kinds"]).set_index(["split", "name"])
 
 
@@ -423,7 +418,7 @@ def find_novel(
         summary = _origin(run, other)
         files = [run.settings.dataset_folder / image for image in table["image"]]
         known = samples.loc[(samples["split"] == "train") & (samples["label"] == 1), "defect_type"]
-        scores = [one.score for one in _scored(other, files, device)]
+        scores = [one.score for one in score_pictures(other, files, device=device)]
         flagged, summary["kinds"] = flag(table, scores, summary["threshold"], set(known))
         # Written last and removed first: an interruption leaves no flags, never a mixture of two.
         (run.folder / SUMMARY).unlink(missing_ok=True)

@@ -135,10 +135,8 @@ def predict_and_report(
         raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
     targets = _targets(list(truth), output, single=single)
     rows, failed = [], []
-    for scored in score_pictures(detector, list(truth), image_size=image_size, device=device):
+    for scored in score_pictures(detector, list(truth), failed=failed, image_size=image_size, device=device):
         try:
-            if isinstance(scored, DataError):
-                raise scored
             pixels = cv2.cvtColor(drawn(detector, scored, truth[scored.path]), cv2.COLOR_RGB2BGR)
             with atomic_path(targets[scored.path]) as temporary:
                 temporary.write_bytes(cv2.imencode(targets[scored.path].suffix, pixels)[1].tobytes())
@@ -161,7 +159,7 @@ def predict_and_report(
         console.print(f"computed at {here}; thresholds and scale are those of {trained} (height x width)")
     console.print(f"teacher: {escape(detector.teacher)}")
     console.print(f"pictures: {escape(str(output))}; scores: {escape(str(listed))}")
-    for message in failed:
+    for message in sorted(failed):
         console.print(f"not scored: {escape(message)}")
     return not failed
 

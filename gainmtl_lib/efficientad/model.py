@@ -223,8 +223,7 @@ class EfficientADModel(nn.Module):
         out_channels: C of the teacher and of the autoencoder; the student has twice that, one half for each.
         padding: see `PatchDescriptionNetwork`.
 
-    Raises:
-        ModelError: another size; in `forward`, images below `SMALLEST_IMAGE`.
+    `ModelError`: another size; in `forward`, images below `SMALLEST_IMAGE`.
     """
 
     teacher_mean: Tensor
@@ -254,7 +253,7 @@ class EfficientADModel(nn.Module):
         return self.finish(self.local_maps(images), (images.shape[-2], images.shape[-1]))
 
     def local_maps(self, images: Tensor) -> LocalMaps:
-        """The two maps of images (B, 3, H, W) in [0, 1], not yet put on their scale."""
+        """Shape: (B, 3, H, W) in [0, 1] -> see `LocalMaps`."""
         pixels = self.normalized(images)
         described = self.describe(pixels).float()
         local, whole = self.student(pixels).float().split(self.out_channels, dim=1)
