@@ -274,15 +274,15 @@ def compare_aupro(what: str, pythons: dict[str, str], threads: int) -> dict[str,
 
 
 def our_aupro(folder: Path) -> dict[str, Any]:
-    from gainmtl_lib.metrics import Aupro
+    from gainmtl_lib.metrics import PixelScores
 
     inputs = torch.load(folder / "inputs.pt", weights_only=True)
 
     def once() -> float:
-        metric = Aupro()
+        pixels = PixelScores()
         for maps, masks in zip(inputs["maps"].split(10), inputs["masks"].split(10)):
-            metric.update(maps, masks)
-        return float(metric.compute())
+            pixels.update(maps, masks)
+        return pixels.aupro()
 
     return timed(once)
 

@@ -56,31 +56,28 @@ class Backbone(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __init__(self, net: nn.Module, *, provider: str, stages: list[dict[str, Any]], levels: Sequence[int]) -> None:
+    def __init__(
+        self, net: Any, stages: list[dict[str, Any]], *, arch: str, provider: str, levels: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.net: Any = net
-        self.provider = provider
+        self.net, self.stages, self.provider = net, stages, provider
+        self.strides = [*(LEVEL_STRIDES[level] for level in levels), 32]
         last_at = {stage["reduction"]: index for index, stage in enumerate(stages)}
-        strides = [LEVEL_STRIDES[level] for level in levels]
-        if absent := [stride for stride in [*strides, 32] if stride not in last_at]:
-            raise ModelError(f"this backbone has no features at stride {absent[0]}, only at {sorted(last_at)}")
-        self.stages = stages
-        self.indices = [last_at[stride] for stride in strides]
-        self._last = last_at[32]
+        if absent := [stride for stride in self.strides if stride not in last_at]:
+            raise ModelError(f"{arch}: this backbone has no features at stride {absent[0]}, only at {sorted(last_at)}")
+        *self.indices, self._last = (last_at[stride] for stride in self.strides)
         self.unused_names: set[str] = set()  # of the network, behind the last level
-        self.has_conv_head = provider == "mmpretrain" or isinstance(net, EfficientNet)
         if provider == "mmpretrain":
-            head_channels = self.net.out_channels
+            head_channels = net.out_channels
             # Layer 0 is the stem, the last one conv_head.
-            self.net.out_indices = [index + 1 for index in self.indices] + [len(self.net.layers) - 1]
-        elif self.has_conv_head:
-            head_channels = self.net.num_features
+            net.out_indices = [index + 1 for index in self.indices] + [len(net.layers) - 1]
+        elif isinstance(net, EfficientNet):
+            head_channels = net.num_features
         else:
-            head_channels, names = stages[self._last]["num_chs"], set(net.state_dict())
-            self.net.prune_intermediate_layers(list(range(self._last + 1)), prune_norm=True, prune_head=True)
-            self.unused_names = names - set(net.state_dict())
-        self.channels = [stages[index]["num_chs"] for index in self.indices] + [head_channels]
-        self.strides = [*strides, 32]
+            head_channels, names = stages[self._last]["num_chs"], {*net.state_dict()}
+            net.prune_intermediate_layers(list(range(self._last + 1)), prune_norm=True, prune_head=True)
+            self.unused_names = names - {*net.state_dict()}
+        self.channels = [*(stages[index]["num_chs"] for index in self.indices), head_channels]
         self._frozen_norms: list[nn.Module] = []
         self.register_load_state_dict_pre_hook(_translate_names)
 
@@ -88,12 +85,12 @@ class Backbone(nn.Module):
         """Normalised images (B, 3, H, W) to feature maps (B, channels[i], H / strides[i], W / strides[i])."""
         if self.provider == "mmpretrain":
             return list(self.net(images))
-        if self.has_conv_head:
+        if isinstance(self.net, EfficientNet):
             head, levels = self.net.forward_intermediates(images, indices=self.indices)
             return [*levels, head]
-        wanted = sorted({*self.indices, self._last})
+        wanted = [*self.indices, self._last]  # timm gives a stage once, though it be asked for twice
         levels = self.net.forward_intermediates(images, indices=wanted, intermediates_only=True)
-        return [levels[wanted.index(index)] for index in self.indices] + [levels[-1]]
+        return [*levels[: len(self.indices)], levels[-1]]
 
     def freeze(self, frozen_stages: int) -> None:
         """Stop training up to a level: -1 nothing, 0 the stem, k through level k (conv_head never).
@@ -158,47 +155,42 @@ def get_backbone(
         hint = closest(arch, [*EFFICIENTNET_V2, *timm.list_models()]) or "."
         raise ModelError(f"unknown backbone '{arch}'{hint} There are {', '.join(EFFICIENTNET_V2)}, and timm's")
     built = _mmpretrain_network(arch) if use_mmpretrain and arch in EFFICIENTNET_V2 else None
-    net: Any
-    if built is not None:
-        provider, (net, stages) = "mmpretrain", built
-    else:
-        provider, net = "timm", timm.create_model(timm_name, num_classes=0, global_pool="")
+    provider = "timm" if built is None else "mmpretrain"
+    if built is None:
+        net: Any = timm.create_model(timm_name, num_classes=0, global_pool="")
         if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
             raise ModelError(f"{arch}: timm's {type(net).__name__} does not give intermediate features")
-        stages = list(net.feature_info)
-    try:
-        backbone = Backbone(net, provider=provider, stages=stages, levels=levels)
-    except ModelError as error:
-        raise ModelError(f"{arch}: {error}") from None
+        built = net, list(net.feature_info)
+    backbone = Backbone(*built, arch=arch, provider=provider, levels=levels)
     config = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
     backbone.mean, backbone.std = tuple(config.mean), tuple(config.std)
-    weights_name = f"{config.architecture}.{config.tag}" if config.tag else timm_name
-    state = None if pretrained is False else _weights(backbone, arch, pretrained, weights_name)
-    if state is not None:
-        state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
-        load_weights(backbone.net, state, source=backbone.weights.split(" (")[0])
+    if pretrained is not False:
+        name = f"{config.architecture}.{config.tag}" if config.tag else timm_name
+        _give_weights(backbone, arch, pretrained, name)
     backbone.freeze(frozen_stages)
     return backbone
 
 
-def _weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> StateDict | None:
-    """The tensors that `pretrained` asks for, recorded in the backbone; None where ``auto`` could not have them."""
+def _give_weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> None:
+    backbone.weights = source = f"imagenet:{name}"
     if not isinstance(pretrained, bool) and pretrained != "auto":
+        state, source = read_checkpoint(pretrained), str(pretrained)
         # A file of tensors does not say how its images were normalised.
         backbone.weights = f"{pretrained} (mean and std of {name})"
-        return read_checkpoint(pretrained)
-    backbone.weights = f"imagenet:{name}"
-    try:
-        return fetch_weights(arch, name, backbone.provider)
-    except ModelError as error:
-        if pretrained is True:
-            raise ModelError(
-                f"{error}. Set pretrained: auto to go on with random weights then, pretrained: false for random "
-                "weights, or give the path of a weights file"
-            ) from None
-        backbone.weights = f"random (pretrained: auto, but {error})"
-        logger.warning("backbone weights are %s", backbone.weights)
-        return None
+    else:
+        try:
+            state = fetch_weights(arch, name, backbone.provider)
+        except ModelError as error:
+            if pretrained is True:
+                raise ModelError(
+                    f"{error}. Set pretrained: auto to go on with random weights then, pretrained: false for random "
+                    "weights, or give the path of a weights file"
+                ) from None
+            backbone.weights = f"random (pretrained: auto, but {error})"
+            logger.warning("backbone weights are %s", backbone.weights)
+            return
+    state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
+    load_weights(backbone.net, state, source=source)
 
 
 def checked_levels(out_indices: Sequence[int]) -> list[int]:

@@ -290,8 +290,7 @@ def predict_split(
     device = next(model.parameters()).device
     model.eval()
     rows, maps = [], []
-    cam_score, loc_score = metrics.CamIoU().to(device), metrics.LocalizationIoU().to(device)
-    aupro = metrics.Aupro()
+    cam_pooled, loc_pooled, loc_pixels = metrics.PooledIoU(), metrics.PooledIoU(), metrics.PixelScores()
     with source.applied(model):
         for batch in data.loader(split):
             batch = Batch(*(part.to(device) for part in batch))
@@ -319,15 +318,15 @@ def predict_split(
                 columns["cf_control_probability"] = defect_probability(control).where(annotated & placed, torch.nan)
             rows.append(pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}))
             maps.append(output_maps(output))
-            cam_score.update(output.cam[annotated], batch.masks[annotated])
+            cam_pooled.update(metrics.normalize_maps(metrics.resize_maps(output.cam, masks)) >= 0.5, masks)
             if output.localization_map is not None:
-                loc_score.update(output.localization_map[annotated], batch.masks[annotated])
+                loc_pooled.update(output.localization_map >= 0.5, masks)
                 # A defective image without an annotation has no known normal pixels, so AUPRO leaves it out.
                 known = annotated | (batch.labels == 0)
-                aupro.update(output.localization_map[known], batch.masks[known])
-    pooled = {"cam_iou_pooled": float(cam_score.pooled())}
+                loc_pixels.update(output.localization_map[known], batch.masks[known])
+    pooled = {"cam_iou_pooled": cam_pooled.compute()}
     if "localization" in maps[0]:
-        pooled |= {"loc_iou_pooled": float(loc_score.pooled()), "loc_aupro": float(aupro.compute())}
+        pooled |= {"loc_iou_pooled": loc_pooled.compute(), "loc_aupro": loc_pixels.aupro()}
     table = pd.concat(rows, ignore_index=True)
     samples = data.samples.loc[table.pop("index").astype(int), list(OF_THE_SAMPLE)]
     table = pd.concat([samples.reset_index(drop=True), table], axis=1)

@@ -29,23 +29,18 @@ P = ParamSpec("P")
 def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Run a loss outside autocast on float32 copies; an exact zero, attached to the graph, where no image is selected.
 
-    The images are selected by a bool argument.
+    Tensors go by position, a bool one selects the images.
     """
 
-    def as_float(value: Any) -> Any:
-        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
     @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors: list[Tensor] = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    def wrapped(*tensors: Any, **options: Any) -> Tensor:
         with torch.autocast(tensors[0].device.type, enabled=False):
+            tensors = tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors)
             if any(tensor.dtype == torch.bool and not tensor.any() for tensor in tensors):
-                learned = [tensor.float().sum() for tensor in tensors if tensor.requires_grad]
-                return torch.stack([tensors[0].float().sum(), *learned]).sum() * 0.0
-            named = {name: as_float(value) for name, value in kwargs.items()}
-            return function(*map(as_float, args), **named)  # pyright: ignore[reportCallIssue]
+                return torch.stack([tensor.sum() for tensor in tensors if tensor.is_floating_point()]).sum() * 0.0
+            return function(*tensors, **options)
 
-    return wrapped
+    return wrapped  # type: ignore[return-value]
 
 
 # --- The terms
@@ -101,7 +96,7 @@ def normal_attention_loss(attention_logits: Tensor, normal: Tensor, *, kind: str
 
 
 @term
-def cam_guide_loss(cam: Tensor, masks: Tensor, has_mask: Tensor, *, gain: Tensor, offset: Tensor) -> Tensor:
+def cam_guide_loss(cam: Tensor, masks: Tensor, has_mask: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """Pull a CAM (B, 1, h, w) onto the annotated defect (B, 1, H, W): BCE + Dice of its standardised shape.
 
     A CAM has no scale of its own: it is standardised per image, then `gain * z + offset`, scalars, are its logits.
@@ -197,38 +192,29 @@ class GainLoss(nn.Module):
         total = sum((weights[name] * value for name, value in terms.items()), start=output.logits.float().sum() * 0.0)
         return {**terms, "total": total}
 
-    def _term(self, name: str, output: GainOutput, batch: Batch) -> Tensor:
-        def need(field: str) -> Tensor:
-            value = output[field]
-            if value is None:
-                raise ValueError(
-                    f"loss term {name} needs the model's {field}, which is None; set its weight to 0, "
-                    "or use a strategy that has it (cf_logits also need masks in forward)"
-                )
-            return value
-
+    def _term(self, name: str, said: Any, batch: Batch) -> Tensor:
+        """Unweighted; the settings see to it that the strategy says what the term needs."""
         annotated = batch.has_mask & (batch.labels == 1)
         match name:
             case "cls":
-                return self.focal(output.cls_logits, batch.labels)
+                return self.focal(said.cls_logits, batch.labels)
             case "am":
-                return self.focal(need("attended_cls_logits"), batch.labels)
+                return self.focal(said.attended_cls_logits, batch.labels)
             case "cam_guide":
-                both = [output.cls_cam, output.cam]
+                both = [said.cls_cam, said.cam]
                 cams = {"cls": both[:1], "deciding": both[1:], "both": both}[self.cam_guide_target]
-                gain, offset = self.cam_log_gain.exp(), self.cam_offset
-                losses = [cam_guide_loss(cam, batch.masks, annotated, gain=gain, offset=offset) for cam in cams]
-                return torch.stack(losses).mean()
+                shape = self.cam_log_gain.exp(), self.cam_offset
+                return torch.stack([cam_guide_loss(cam, batch.masks, annotated, *shape) for cam in cams]).mean()
             case "loc":
-                return localization_loss(need("localization_logits"), batch.masks, annotated)
+                return localization_loss(said.localization_logits, batch.masks, annotated)
             case "guide":
-                on_defects = guided_attention_loss(need("attention_logits"), batch.masks, annotated)
+                on_defects = guided_attention_loss(said.attention_logits, batch.masks, annotated)
                 normal = batch.labels == 0
-                return on_defects + normal_attention_loss(need("attention_logits"), normal, kind=self.normal_attention)
+                return on_defects + normal_attention_loss(said.attention_logits, normal, kind=self.normal_attention)
             case "cf":
-                return counterfactual_loss(need("cf_logits"), annotated)
+                return counterfactual_loss(said.cf_logits, annotated)
             case _:
-                return consistency_loss(need("attention_logits"), need("localization_logits"), annotated)
+                return consistency_loss(said.attention_logits, said.localization_logits, annotated)
 
 
 # --- Which terms are in force at what point of the training
@@ -279,4 +265,4 @@ class Schedule:
 
 def mask_blend_alpha(progress: float) -> float:
     """Share of the plain mask in S6's attention: from 0.5 down to 0 over the training, linear."""
-    return 0.5 * (1 - min(max(progress, 0.0), 1.0))
+    return 0.5 * (1 - progress)

@@ -1,7 +1,7 @@
 """How well a map or a predicted mask agrees with the annotated defect, and from scores to decisions.
 
 Every score of a map is taken at the resolution of the masks (the network's input); a coarser map is upsampled
-first. An image whose mask is empty has no answer: its score is NaN, and the metric classes leave it out.
+first. An image whose mask is empty has no answer: its score is NaN, and means leave it out.
 Values of a map that are not finite count as zero. Sizes: B images, H x W masks, h x w maps.
 """
 
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from scipy.stats import rankdata
 from torch import Tensor
-from torchmetrics import Metric
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
 _FLAT = 1e-6
@@ -109,49 +107,22 @@ def _score(numerator: Tensor, denominator: Tensor, masks: Tensor) -> Tensor:
     return (numerator / denominator.clamp_min(_TINY)).masked_fill(~_answerable(masks), torch.nan)
 
 
-class _Summed(Metric):
-    higher_is_better = True
-    full_state_update = False
+class PooledIoU:
+    """IoU of the images that have a mask, taken as one image, where large defects weigh more; NaN without any."""
 
+    def __init__(self) -> None:
+        self.shared = self.union = 0.0
 
-class LocalizationIoU(_Summed):
-    """Mean `mask_iou` over the images that have a mask; NaN when there is none."""
+    def update(self, predicted: Tensor, masks: Tensor) -> None:
+        """Shape: bool (B, 1, H, W), (B, 1, H, W)."""
+        answerable = _answerable(masks)
+        shared, union = _union(predicted[answerable], masks[answerable])
+        self.shared += float(shared.sum())
+        self.union += float(union.sum())
 
-    normalized = False
-    total: Tensor
-    count: Tensor
-    shared: Tensor
-    union: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for state in ("total", "count", "shared", "union"):
-            self.add_state(state, torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Shape: (B, 1, h, w), (B, 1, H, W)."""
-        values = resize_maps(maps, masks)
-        shared, union = _union((normalize_maps(values) if self.normalized else values) >= 0.5, masks)
-        valid = _answerable(masks)
-        self.total += _score(shared, union, masks)[valid].sum()
-        self.shared += shared[valid].sum()
-        self.union += union[valid].sum()
-        self.count += valid.sum()
-
-    def compute(self) -> Tensor:
-        """The mean over images; 0 / 0 is the NaN of "no answer"."""
-        return self.total / self.count
-
-    def pooled(self) -> Tensor:
-        """The IoU of all images taken as one, where large defects weigh more."""
-        with self.sync_context():
-            return self.shared / self.union
-
-
-class CamIoU(LocalizationIoU):
-    """Mean `cam_iou`."""
-
-    normalized = True
+    def compute(self) -> float:
+        """In [0, 1]."""
+        return self.shared / self.union if self.union else math.nan
 
 
 MEANS = (
@@ -161,77 +132,57 @@ MEANS = (
 """Columns whose mean over images with an answer is reported under the same name."""
 
 
-# --- How well scores tell defect pixels from others over a whole set of pictures, whatever threshold is taken
+# --- Pixels of a whole set of pictures, whatever threshold is taken
 
 
 LEVELS = 2**20
 """Scores that are told apart."""
 
 
-class PixelAuroc(_Summed):
-    """Probability that a defect pixel scores higher than a defect-free one; the same level counts half."""
+class PixelScores:
+    """How well maps tell defect pixels from others: counts of both, and shares of defect regions, at each level."""
 
-    defect: Tensor
-    clean: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for state in ("defect", "clean"):
-            self.add_state(state, torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
+    def __init__(self) -> None:
+        self.defect, self.clean = np.zeros((2, LEVELS), dtype=np.int64)
+        self.covered, self.regions = np.zeros(LEVELS), 0
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Count the pixels of a batch. Shape: (B, 1, h, w), (B, 1, H, W), empty for normal images."""
         level, defect = _level_and_defect(maps, masks)
-        inside = _count(level[defect])
-        self.defect += torch.from_numpy(inside).to(self.defect)
-        self.clean += torch.from_numpy(_count(level) - inside).to(self.clean)
+        self.defect += np.bincount(level[defect], minlength=LEVELS)
+        self.clean += np.bincount(level[~defect], minlength=LEVELS)
+        for levels, mask in zip(level, defect, strict=True):
+            count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+            region = labels[mask]
+            np.add.at(self.covered, levels[mask], 1 / np.bincount(region)[region])
+            self.regions += count - 1  # without the background
 
-    def compute(self) -> Tensor:
-        """In [0, 1]; NaN without a defect pixel or without a defect-free one."""
-        defect, clean = (counts.cpu().double() for counts in (self.defect, self.clean))
-        below = clean.cumsum(0) - clean
-        return (defect @ (below + clean / 2) / defect.sum() / clean.sum()).float()
+    def auroc(self) -> float:
+        """Probability that a defect pixel scores higher than a defect-free one, the same level counting half.
 
+        NaN without a defect pixel or without a defect-free one.
+        """
+        pairs = float(self.defect.sum()) * float(self.clean.sum())
+        below = self.clean.cumsum() - self.clean
+        return float(self.defect @ (below + self.clean / 2)) / pairs if pairs else math.nan
 
-class Aupro(_Summed):
-    """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
+    def aupro(self, limit: float = 0.3) -> float:
+        """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
 
-    Lowering one threshold over the whole set, the mean share of each defect region (8-connected) that is covered is
-    integrated over the share of defect-free pixels that are flagged, up to `limit`. Only points between two levels are
-    missing, so the area is off by at most half the sum of (rate step x overlap step) / limit.
-    """
-
-    covered: Tensor
-    clean: Tensor
-    regions: Tensor
-
-    def __init__(self, limit: float = 0.3, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.limit = limit
-        self.add_state("covered", torch.zeros(LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("clean", torch.zeros(LEVELS, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("regions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Count the pixels of a batch. Shape: (B, 1, h, w), (B, 1, H, W), empty for normal images."""
-        level, defect = _level_and_defect(maps, masks)
-        inside, (share, found) = level[defect], _region_shares(defect)
-        covered = np.bincount(inside, weights=share, minlength=LEVELS)
-        self.clean += torch.from_numpy(_count(level) - _count(inside)).to(self.clean)
-        self.covered += torch.from_numpy(covered).to(self.covered)
-        self.regions += found
-
-    def compute(self) -> Tensor:
-        """In [0, 1]; NaN when there is no defect region or no defect-free pixel."""
+        Lowering one threshold over the whole set, the mean share of each defect region (8-connected) that is covered is
+        integrated over the share of defect-free pixels that are flagged, up to `limit`. Only points between two levels
+        are missing, so the area is off by at most half the sum of (rate step x overlap step) / limit. NaN without a
+        defect region or a defect-free pixel.
+        """
         pixels = self.clean.sum()
         if not self.regions or not pixels:
-            return torch.tensor(torch.nan)
-        rate = np.append(0.0, (self.clean.flip(0).cumsum(0) / pixels).cpu().numpy())  # equal scores come together
-        overlap = np.append(0.0, (self.covered.flip(0).cumsum(0) / self.regions).cpu().numpy())
-        end = int(np.searchsorted(rate, self.limit))  # first level to reach the limit
-        at_limit = np.interp(self.limit, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
-        area = np.trapezoid(np.append(overlap[:end], at_limit), np.append(rate[:end], self.limit))
-        return torch.tensor(area / self.limit)
+            return math.nan
+        rate = np.append(0.0, self.clean[::-1].cumsum() / pixels)  # equal scores come together
+        overlap = np.append(0.0, self.covered[::-1].cumsum() / self.regions)
+        end = int(np.searchsorted(rate, limit))  # first level to reach the limit
+        at_limit = np.interp(limit, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
+        area = np.trapezoid(np.append(overlap[:end], at_limit), np.append(rate[:end], limit))
+        return float(area / limit)
 
 
 def _level_and_defect(maps: Tensor, masks: Tensor) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -242,21 +193,6 @@ def _level_and_defect(maps: Tensor, masks: Tensor) -> tuple[NDArray[np.int32], N
     bits = (resize_maps(maps, masks)[:, 0].cpu().numpy() + np.float32(0)).view(np.int32)  # there is no -0 in a sum
     bits = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
     return (bits >> 12) + np.int32(LEVELS // 2), (masks[:, 0] > 0.5).cpu().numpy()
-
-
-def _count(level: NDArray[np.int32]) -> NDArray[np.int64]:
-    return np.bincount(level.ravel(), minlength=LEVELS)
-
-
-def _region_shares(defect: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
-    """Which share of its region each defect pixel is, in the pixels' order, and how many regions there are."""
-    shares, regions = [np.zeros(0)], 0
-    for mask in defect[defect.any(axis=(1, 2))]:
-        count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-        region = labels[mask]
-        shares.append(1 / np.bincount(region)[region])
-        regions += count - 1  # without the background
-    return np.concatenate(shares), regions
 
 
 # --- From scores to decisions
@@ -306,16 +242,44 @@ def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
 
 def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
     """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range (NaN for one class)."""
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0)  # type: ignore[arg-type]
-    both = labels.min() != labels.max()
+    hits, called, defects = (labels * predicted).sum(), predicted.sum(), labels.sum()
     return {
         "accuracy": float((labels == predicted).mean()),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "auroc": float(roc_auc_score(labels, scores)) if both else math.nan,
-        "average_precision": float(average_precision_score(labels, scores)) if both else math.nan,
+        "precision": float(hits / max(called, 1)),
+        "recall": float(hits / max(defects, 1)),
+        "f1": float(2 * hits / max(called + defects, 1)),
+        "auroc": auroc(labels, scores),
+        "average_precision": average_precision(labels, scores),
     }
+
+
+def f1(labels: NDArray, called: NDArray) -> float:
+    """Of verdicts; NaN where neither a defect nor a defective verdict is among them."""
+    total = labels.sum() + called.sum()
+    return float(2 * (labels * called).sum() / total) if total else math.nan
+
+
+def auroc(labels: NDArray, scores: NDArray) -> float:
+    """Share of (defective, normal) pairs in the right order, ties half (Mann and Whitney); NaN for one class.
+
+    That of scikit-learn, without the checks that would make up most of the time of thousands of resamples.
+    """
+    defects = int(labels.sum())
+    normals = len(labels) - defects
+    if not defects or not normals:
+        return math.nan
+    ranks = rankdata(scores)
+    return float((ranks[labels == 1].sum() - defects * (defects + 1) / 2) / (defects * normals))
+
+
+def average_precision(labels: NDArray, scores: NDArray) -> float:
+    """Precision at each distinct score, weighted by the recall that it adds; NaN for one class. See `auroc`."""
+    if not labels.any() or labels.all():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    hits = labels[order].cumsum()
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # equal scores are called together
+    return float((np.diff(hits[ends], prepend=0) * hits[ends] / (ends + 1)).sum() / hits[-1])
 
 
 # --- One scale for all maps of a model, fixed on validation, so that a picture without a defect looks calm

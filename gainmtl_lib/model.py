@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torchvision.ops import FeaturePyramidNetwork
 
 from gainmtl_lib.backbone import LEVEL_STRIDES, ModelError, checked_levels, get_backbone
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings
+from gainmtl_lib.settings import Settings
 
 
 @dataclass
@@ -112,12 +112,7 @@ class MapProjection(nn.Module):
 
 
 def fuse_attention(
-    attention_logits: Tensor,
-    mask: Tensor | None = None,
-    has_mask: Tensor | None = None,
-    *,
-    alpha: float = 0.0,
-    norm: str = "sigmoid",
+    attention_logits: Tensor, mask: Tensor | None, has_mask: Tensor | None = None, *, alpha: float, norm: str
 ) -> Tensor:
     """What gates the features: own attention (B, 1, h, w), confirmed by a mask in [0, 1] for the images that have one.
 
@@ -152,23 +147,12 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(F.relu(self.hidden(features.mean((2, 3))))))
 
 
-class MiningHead(nn.Module):
-    """One attention logit per cell of the raw features ("attention mining"), averaged with the attention head's."""
+class AttentionHead(nn.Module):
+    """One attention logit per cell, sharpened by a learned temperature."""
 
     def __init__(self, channels: int, *, hidden: int) -> None:
         super().__init__()
         self.body = _convolutions(channels, hidden, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Shape: (B, C, h, w) -> (B, 1, h, w), unbounded logits."""
-        return self.body(features)
-
-
-class AttentionHead(MiningHead):
-    """The same of the refined features, sharpened by a learned temperature."""
-
-    def __init__(self, channels: int, *, hidden: int) -> None:
-        super().__init__(channels, hidden=hidden)
         self.log_temperature = nn.Parameter(torch.zeros(()))  # learned as a logarithm: it cannot reach zero
 
     def forward(self, features: Tensor) -> Tensor:
@@ -310,25 +294,30 @@ def _moved(mask: Tensor, forbidden: Tensor) -> Tensor:
 
 OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
 """Sources of S6's masks that the model must be given."""
-MASK_SOURCES = ("localization", "none", *OUTSIDE_SOURCES)
 
 
 class AttentionPath(nn.Module):
     """Path 2: where to look, and the decision on what is seen there."""
 
-    def __init__(self, channels: int, *, attention_channels: int, head_channels: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, *, attention_channels: int, head_channels: int, dropout: float, fusion_norm: str
+    ) -> None:
         super().__init__()
+        self.fusion_norm = fusion_norm
         self.cbam = CBAM(channels)
         self.attention_head = AttentionHead(channels, hidden=attention_channels)
-        self.mining_head = MiningHead(channels, hidden=attention_channels)
+        # "Attention mining": the same of the raw features, without a temperature.
+        self.mining_head = nn.Sequential(OrderedDict(body=_convolutions(channels, attention_channels, 1)))
         self.adapter = nn.Sequential(OrderedDict(body=_conv_bn_relu(channels, channels, 1)))
         self.attended_cls_head = ClassificationHead(channels, hidden=head_channels, dropout=dropout)
 
-    def forward(self, features: Tensor, gate: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention logits (B, 1, h, w), what `gate` makes of them, and what the head is to classify, (B, C, h, w)."""
+    def forward(
+        self, features: Tensor, mask: Tensor | None, has_mask: Tensor | None, *, alpha: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention logits and, with the mask, what gates the features, (B, 1, h, w), and what the head is to see."""
         refined = self.cbam(features)
         logits = (self.attention_head(refined) + self.mining_head(features)) / 2
-        effective = gate(logits)
+        effective = fuse_attention(logits, mask, has_mask, alpha=alpha, norm=self.fusion_norm)
         return logits, effective, self.adapter(refined * effective)
 
 
@@ -377,18 +366,12 @@ class GAINMTLModel(nn.Module):
         super().__init__()
         if num_classes != 2:
             raise ModelError(f"num_classes must be 2 (the CAM is a two-class margin), got {num_classes}")
-        for name, value, known in (
-            ("strategy", strategy, STRATEGY_WEIGHTS),
-            ("map_stride", map_stride, LEVEL_STRIDES.values()),
-            ("counterfactual_mode", counterfactual_mode, ("learned", "mean", "zero")),
-            ("fusion_norm", fusion_norm, ("sigmoid", "product")),
-            ("mask_source", mask_source, MASK_SOURCES),
-        ):
-            if value not in known:
+        choices = {"strategy": strategy, "map_stride": map_stride, "counterfactual_mode": counterfactual_mode}
+        for name, value in (choices | {"fusion_norm": fusion_norm, "mask_source": mask_source}).items():
+            if value not in (known := get_args(Settings.model_fields[name].annotation)):
                 raise ModelError(f"{name} must be one of {', '.join(map(str, known))}, got '{value}'")
         levels = checked_levels(out_indices)
-        self.strategy, self.map_stride = strategy, map_stride
-        self.fusion_norm, self.mask_source = fusion_norm, mask_source
+        self.strategy, self.map_stride, self.mask_source = strategy, map_stride, mask_source
 
         map_level = [level for level, stride in LEVEL_STRIDES.items() if stride == map_stride < 32]
         wanted = sorted({*levels, *map_level})
@@ -404,9 +387,8 @@ class GAINMTLModel(nn.Module):
         self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
         self.attention = self.localization = self.counterfactual = None
         if strategy >= "S3":
-            self.attention = AttentionPath(
-                width, attention_channels=attention_channels, head_channels=head_channels, dropout=dropout
-            )
+            widths = {"attention_channels": attention_channels, "head_channels": head_channels}
+            self.attention = AttentionPath(width, **widths, dropout=dropout, fusion_norm=fusion_norm)
         if strategy >= "S4":
             pyramid = PyramidFusion([channels[index] for index in self._pyramid_levels], fpn_channels)
             self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
@@ -443,42 +425,24 @@ class GAINMTLModel(nn.Module):
         if attention_masks is None and self.strategy == "S6" and self.mask_source in OUTSIDE_SOURCES:
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
         features, levels = self.features(images)
-        cls_logits = self.cls_head(features)
-        cls_cam, _ = class_activation_map(features, self.cls_head)
-        if self.attention is None:
-            return GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
-
-        localization_logits = localization_map = None
+        cls_logits, (cls_cam, _) = self.cls_head(features), class_activation_map(features, self.cls_head)
+        output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
         if self.localization is not None:
             fused = self.localization["pyramid"]([levels[index] for index in self._pyramid_levels])
-            localization_logits = self.localization["head"](fused, images.shape[2:])  # (B, 1, H, W)
-            localization_map = localization_logits.sigmoid()
+            output.localization_logits = logits = self.localization["head"](fused, images.shape[2:])  # (B, 1, H, W)
+            output.localization_map = own_mask = logits.sigmoid()
             if self.strategy == "S6" and attention_masks is None and self.mask_source == "localization":
-                attention_masks = localization_map.detach()
-        if attention_masks is not None:
-            attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)  # type: ignore[arg-type]
-
-        def gate(attention_logits: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
-            mask = None if attention_masks is None else attention_masks[which]
-            has_mask = None if has_attention_mask is None else has_attention_mask[which]
-            return fuse_attention(attention_logits, mask, has_mask, alpha=attention_alpha, norm=self.fusion_norm)
-
-        attention_logits, effective, adapted = self.attention(features, gate)
-        logits = self.attention.attended_cls_head(adapted)
-        cam, _ = class_activation_map(adapted, self.attention.attended_cls_head)
-        return GainOutput(
-            logits=logits,
-            cam=cam,
-            cls_logits=cls_logits,
-            cls_cam=cls_cam,
-            attended_cls_logits=logits,
-            attention_logits=attention_logits,
-            attention_map=attention_logits.sigmoid(),
-            effective_attention=effective,
-            cf_logits=self._decide_without_defect(features, masks, gate, logits),
-            localization_logits=localization_logits,
-            localization_map=localization_map,
-        )
+                attention_masks = own_mask.detach()
+        if self.attention is not None:
+            if attention_masks is not None:
+                attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)  # type: ignore[arg-type]
+            gate = attention_masks, has_attention_mask
+            logits, output.effective_attention, seen = self.attention(features, *gate, alpha=attention_alpha)
+            output.attention_logits, output.attention_map = logits, logits.sigmoid()
+            output.logits = output.attended_cls_logits = self.attention.attended_cls_head(seen)
+            output.cam, _ = class_activation_map(seen, self.attention.attended_cls_head)
+            output.cf_logits = self._without_defect(features, masks, output.logits, gate, attention_alpha)
+        return output
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
@@ -487,8 +451,8 @@ class GAINMTLModel(nn.Module):
             return levels[-1], levels
         return self.projection(levels[-1], levels[self._map_level]), levels
 
-    def _decide_without_defect(
-        self, features: Tensor, masks: Tensor | None, gate: Callable[[Tensor, Tensor], Tensor], logits: Tensor
+    def _without_defect(
+        self, features: Tensor, masks: Tensor | None, logits: Tensor, gate: tuple[Tensor | None, ...], alpha: float
     ) -> Tensor | None:
         """Path 3: the decision of path 2 on features without the defect, (B, 2)."""
         if masks is None or self.counterfactual is None or self.attention is None:
@@ -498,13 +462,14 @@ class GAINMTLModel(nn.Module):
         if not len(selected):
             return cf_logits
         suppressed = self.counterfactual(features[selected], masks[selected])
+        gate = tuple(part if part is None else part[selected] for part in gate)
         # At inference: these features must not enter path 2's statistics, and the question is what it would decide. The
         # head's weights are detached: seeing only the answer "normal" here, it would learn to give it always.
         with as_at_inference(self.attention):
-            _, _, adapted = self.attention(suppressed, lambda attention_logits: gate(attention_logits, selected))
+            _, _, seen = self.attention(suppressed, *gate, alpha=alpha)
             head = self.attention.attended_cls_head
             detached = {name: parameter.detach() for name, parameter in head.named_parameters()}
-            decided = functional_call(head, detached, (adapted,))
+            decided = functional_call(head, detached, (seen,))
         return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from gainmtl_lib.metrics import MEANS
+from gainmtl_lib.metrics import MEANS, auroc, average_precision, f1
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.wording import METRICS, join_words
 
@@ -238,35 +238,6 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
         scores |= {"cf_flip_rate": mean_score(flip, groups), "cf_control_flip_rate": mean_score(control, groups)}
         scores["cf_excess"] = paired_difference(flip[both], control[both], groups[both])
     return scores
-
-
-def f1(labels: NDArray, called: NDArray) -> float:
-    """Of verdicts; NaN where neither a defect nor a defective verdict is among them."""
-    total = labels.sum() + called.sum()
-    return float(2 * (labels * called).sum() / total) if total else nan
-
-
-def auroc(labels: NDArray, scores: NDArray) -> float:
-    """Share of (defective, normal) pairs in the right order, ties half (Mann and Whitney); NaN for one class.
-
-    That of scikit-learn, without the checks that would make up most of the time of thousands of resamples.
-    """
-    defects = int(labels.sum())
-    normals = len(labels) - defects
-    if not defects or not normals:
-        return nan
-    ranks = stats.rankdata(scores)
-    return float((ranks[labels == 1].sum() - defects * (defects + 1) / 2) / (defects * normals))
-
-
-def average_precision(labels: NDArray, scores: NDArray) -> float:
-    """Precision at each distinct score, weighted by the recall that it adds; NaN for one class. See `auroc`."""
-    if not labels.any() or labels.all():
-        return nan
-    order = np.argsort(-scores, kind="stable")
-    hits = labels[order].cumsum()
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # equal scores are called together
-    return float((np.diff(hits[ends], prepend=0) * hits[ends] / (ends + 1)).sum() / hits[-1])
 
 
 # --- Rows of a study, and the steps between them

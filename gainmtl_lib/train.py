@@ -24,12 +24,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, BinaryAveragePrecision
 
 from gainmtl_lib import runs
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
-from gainmtl_lib.metrics import CamIoU
+from gainmtl_lib.metrics import cam_iou
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
 from gainmtl_lib.progress import every
 from gainmtl_lib.runs import Run, RunError
@@ -160,7 +161,7 @@ class GainTraining(L.LightningModule):
         )
         self.accuracy = BinaryAccuracy()
         self.average_precision = BinaryAveragePrecision()
-        self.cam_iou = CamIoU()
+        self.cam_iou = MeanMetric(nan_strategy="ignore")
 
     @property
     def progress(self) -> float:
@@ -204,7 +205,7 @@ class GainTraining(L.LightningModule):
         prob = output.logits.float().softmax(dim=1)[:, 1]
         self.accuracy.update(prob, batch.labels)
         self.average_precision.update(prob, batch.labels)
-        self.cam_iou.update(output.cam.float(), batch.masks * batch.has_mask[:, None, None, None])
+        self.cam_iou.update(cam_iou(output.cam, batch.masks * batch.has_mask[:, None, None, None]))
         for name in ("accuracy", "average_precision", "cam_iou"):
             self.log(f"val/{name}", getattr(self, name), on_epoch=True)
         total = losses["total"]

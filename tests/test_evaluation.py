@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 from unittest.mock import Mock
 
 import cv2
@@ -27,9 +28,10 @@ from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask, check_unseen
 from gainmtl_lib.efficientad.model import AnomalyOutput
 from gainmtl_lib.evaluation import MaskSource, add_verdicts, evaluate, mask_source_table, stored_maps, stored_tables
-from gainmtl_lib.model import MASK_SOURCES, build_model
+from gainmtl_lib.model import build_model
 from gainmtl_lib.readers import DataError, read_samples
 from gainmtl_lib.runs import Run, RunError, load_run
+from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import fit
 
 
@@ -241,7 +243,7 @@ def test_the_models_own_source_or_place_unless_another_that_fits_is_asked_for(tm
     assert MaskSource.of(settings).place == tmp_path
     assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
     assert MaskSource.of(settings, "none").place is None
-    assert set(module.SOURCES) == set(MASK_SOURCES)
+    assert set(module.SOURCES) == set(get_args(Settings.model_fields["mask_source"].annotation))
     for asker, given, message in (
         (model("S3"), ("none",), "mask_source is for strategy S6; this model is S3"),
         (model(), ("guess",), r"mask_source must be one of localization, efficientad, .*, got 'guess'"),

@@ -10,16 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from gainmtl_lib import model as module
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.model import (
-    CBAM,
-    AttentionHead,
-    ClassificationHead,
-    Counterfactual,
     GAINMTLModel,
-    LocalizationHead,
-    MapProjection,
-    PyramidFusion,
     as_at_inference,
     class_activation_map,
     control_masks,
@@ -34,7 +28,7 @@ def logit(*probabilities: float) -> torch.Tensor:
 
 
 def test_cbam_follows_its_equations():
-    cbam = CBAM(2, kernel_size=1)
+    cbam = module.CBAM(2, kernel_size=1)
     with torch.no_grad():
         for parameter in cbam.parameters():
             parameter.zero_()
@@ -49,7 +43,7 @@ def test_cbam_follows_its_equations():
 
 
 def test_pyramid_sums_on_the_finest_grid():
-    fusion = PyramidFusion([3, 5, 7], 4)
+    fusion = module.PyramidFusion([3, 5, 7], 4)
     levels = [torch.randn(2, 3, 8, 6), torch.randn(2, 5, 4, 3), torch.randn(2, 7, 2, 2)]
     assert fusion(levels).shape == (2, 4, 8, 6)
     with torch.no_grad():
@@ -59,7 +53,7 @@ def test_pyramid_sums_on_the_finest_grid():
 
 
 def test_projection_sees_conv_head_and_level_on_the_levels_grid():
-    projection = MapProjection(6, 3, 4)
+    projection = module.MapProjection(6, 3, 4)
     head, level = torch.randn(2, 6, 2, 2, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
     maps = projection(head, level)
     assert maps.shape == (2, 4, 8, 8)
@@ -80,12 +74,13 @@ def test_projection_sees_conv_head_and_level_on_the_levels_grid():
 )
 def test_a_mask_confirms_attention_and_alpha_lets_it_through(attention, mask, options, expected):
     given = None if mask is None else torch.tensor(mask)[None, None, None]
-    torch.testing.assert_close(fuse_attention(logit(*attention), given, **options).flatten(), torch.tensor(expected))
+    fused = fuse_attention(logit(*attention), given, **{"alpha": 0.0, "norm": "sigmoid"} | options)
+    torch.testing.assert_close(fused.flatten(), torch.tensor(expected))
 
 
 def test_the_literal_form_divides_per_image():
     attention, mask = torch.cat([logit(0.2, 0.4), logit(0.1, 0.1)]), torch.tensor([[1.0, 1.0], [1.0, 0.5]])
-    fused = fuse_attention(attention, mask.view(2, 1, 1, 2), norm="product").view(2, 2)
+    fused = fuse_attention(attention, mask.view(2, 1, 1, 2), alpha=0.0, norm="product").view(2, 2)
     torch.testing.assert_close(fused, torch.tensor([[0.5, 1.0], [1.0, 0.5]]))
 
 
@@ -103,7 +98,7 @@ def test_images_without_a_mask_keep_their_attention(norm):
 
 
 def test_the_decision_and_its_map_by_hand():
-    head = ClassificationHead(2, hidden=2, dropout=0.5).eval()
+    head = module.ClassificationHead(2, hidden=2, dropout=0.5).eval()
     with torch.no_grad():
         head.hidden.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
         head.hidden.bias.copy_(torch.tensor([1.0, 1.0]))
@@ -119,7 +114,7 @@ def test_the_decision_and_its_map_by_hand():
 
 
 def test_temperature_starts_at_one_and_divides():
-    head, features = AttentionHead(4, hidden=3).eval(), torch.randn(2, 4, 5, 6)
+    head, features = module.AttentionHead(4, hidden=3).eval(), torch.randn(2, 4, 5, 6)
     logits = head(features)
     assert logits.shape == (2, 1, 5, 6) and torch.equal(logits, head.body(features))
     nn.init.constant_(head.log_temperature, math.log(4.0))
@@ -128,23 +123,15 @@ def test_temperature_starts_at_one_and_divides():
 
 @pytest.mark.parametrize("grid, size", [((16, 12), (64, 48)), ((8, 6), (64, 48)), ((16, 12), (61, 45))])
 def test_localization_reaches_the_input_size(grid, size):
-    assert LocalizationHead(3)(torch.randn(2, 3, *grid), size).shape == (2, 1, *size)
+    assert module.LocalizationHead(3)(torch.randn(2, 3, *grid), size).shape == (2, 1, *size)
 
 
 # --- The class activation map
 
 
-def two_layers(channels: int = 5, hidden: int = 16) -> ClassificationHead:
+def two_layers(channels: int = 5, hidden: int = 16) -> module.ClassificationHead:
     torch.manual_seed(0)
-    return ClassificationHead(channels, hidden=hidden, dropout=0.5)
-
-
-def test_mean_and_bias_are_the_margin():
-    decider, features = two_layers().eval(), torch.randn(4, 5, 3, 7)
-    cam, bias = class_activation_map(features, decider)
-    logits = decider(features)
-    assert cam.shape == (4, 1, 3, 7) and bias.shape == (4,)
-    torch.testing.assert_close(cam.mean((1, 2, 3)) + bias, logits[:, 1] - logits[:, 0])
+    return module.ClassificationHead(channels, hidden=hidden, dropout=0.5)
 
 
 def test_dropout_and_precision_play_no_part():
@@ -156,11 +143,13 @@ def test_dropout_and_precision_play_no_part():
     assert cam.dtype == bias.dtype == torch.float32 and torch.equal(cam, expected)
 
 
-def test_the_gradient_reaches_features_and_weights_and_is_right():
-    decider, features = two_layers(channels=3, hidden=4).eval(), torch.randn(2, 3, 2, 2, requires_grad=True)
+def test_mean_and_bias_are_the_margin_and_so_are_their_gradients():
+    decider, features = two_layers(channels=3, hidden=4).eval(), torch.randn(4, 3, 3, 7, requires_grad=True)
     cam, bias = class_activation_map(features, decider)
-    by_map = torch.autograd.grad((cam.mean((1, 2, 3)) + bias).sum(), [features, *decider.parameters()])
     normal, defective = decider(features).T
+    assert cam.shape == (4, 1, 3, 7)
+    torch.testing.assert_close(cam.mean((1, 2, 3)) + bias, defective - normal)
+    by_map = torch.autograd.grad((cam.mean((1, 2, 3)) + bias).sum(), [features, *decider.parameters()])
     by_margin = torch.autograd.grad((defective - normal).sum(), [features, *decider.parameters()])
     for ours, theirs in zip(by_map, by_margin, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -175,15 +164,11 @@ def box(height: int, width: int, rows: slice, columns: slice) -> torch.Tensor:
     return mask
 
 
-def test_dilation_grows_by_a_square():
-    assert torch.equal(dilated(box(7, 9, slice(3, 4), slice(0, 1)), 2), box(7, 9, slice(1, 6), slice(0, 3)))
-
-
 @pytest.mark.parametrize("mode", ["learned", "mean", "zero"])
 @pytest.mark.parametrize("training", [True, False])
 def test_features_outside_the_dilated_region_are_unchanged(mode, training):
     torch.manual_seed(0)
-    suppress = Counterfactual(16, mode=mode).train(training)
+    suppress = module.Counterfactual(16, mode=mode).train(training)
     features = torch.randn(2, 16, 8, 8)
     masks = torch.cat([box(64, 64, slice(16, 20), slice(16, 40)), box(64, 64, slice(0, 8), slice(60, 64))])
     # cells of 8 x 8 that hold a defect pixel, and one around them
@@ -193,22 +178,16 @@ def test_features_outside_the_dilated_region_are_unchanged(mode, training):
 
 
 def test_zero_and_mean_by_hand():
-    features = torch.arange(49.0).view(1, 1, 7, 7)
-    mask = box(7, 7, slice(3, 4), slice(3, 4))  # the dilated region is the 3 x 3 in the middle, the ring the rest
-    region = box(7, 7, slice(2, 5), slice(2, 5)).bool()
-    assert (Counterfactual(1, mode="zero")(features, mask)[region] == 0).all()
-    features = torch.where(region, features, 2.0)
-    torch.testing.assert_close(Counterfactual(1, mode="mean")(features, mask), torch.full((1, 1, 7, 7), 2.0))
-
-
-def test_only_near_features_count_as_surroundings():
     features = torch.zeros(1, 1, 1, 9)
     features[..., 1:3] = 4.0
+    features[..., 4] = 7.0
     features[..., 8:] = 100.0
-    suppress = Counterfactual(1, mode="mean")
-    replaced = suppress(features, box(1, 9, slice(0, 1), slice(4, 5)))  # the region is columns 3 to 5
-    assert replaced[0, 0, 0, 3:6].tolist() == [2.0, 2.0, 2.0]  # (4 + 4 + 0 + 0) / 4
+    mask = box(1, 9, slice(0, 1), slice(4, 5))  # the region is columns 3 to 5, its surroundings two more to each side
+    suppress = module.Counterfactual(1, mode="mean")
+    assert suppress(features, mask).flatten().tolist() == [0, 4, 4, 2, 2, 2, 0, 0, 100]  # (4 + 4 + 0 + 0) / 4
     assert not suppress(features, torch.ones_like(features)).any()
+    zeros = module.Counterfactual(1, mode="zero")(features, mask)
+    assert zeros.flatten().tolist() == [0, 4, 4, 0, 0, 0, 0, 0, 100]
 
 
 def test_as_at_inference_leaves_statistics_and_modes_alone():
@@ -231,39 +210,33 @@ def test_the_control_is_the_same_mask_elsewhere():
         (r0, c0), (r1, c1) = before.nonzero()[0].tolist(), after.nonzero()[0].tolist()
         assert torch.equal(torch.roll(before, (r1 - r0, c1 - c0), (0, 1)), after)
         assert not (dilated(before[None, None], 5)[0, 0] * after).any()
-        rows, columns = before.any(1).sum(), before.any(0).sum()
         span = after.nonzero().amax(0) - after.nonzero().amin(0) + 1
-        assert span[1] == columns and span[0] == rows  # in one piece, not wrapped around the border
-    again, _ = control_masks(masks, margin=5)
-    assert torch.equal(moved, again)
+        assert span.tolist() == [before.any(1).sum(), before.any(0).sum()]  # in one piece, not around the border
+    assert torch.equal(moved, control_masks(masks, margin=5)[0])
 
 
 def test_controls_of_different_defects_lie_in_different_places():
     masks = torch.cat([box(64, 64, slice(20, 24), slice(k, k + 4)) for k in range(8, 48, 5)])
     moved, placed = control_masks(masks)
     assert placed.all() and len({tuple(mask.nonzero()[0].tolist()) for mask in moved[:, 0]}) > 4
-    masks = torch.cat([box(32, 32, slice(0, 20), slice(0, 20)), torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)])
-    moved, placed = control_masks(masks)  # there is no place, or nothing to move
-    assert not placed.any() and not moved.any()
 
 
-def test_the_only_place_is_found_at_a_margin_of_a_sixteenth():
-    # Of 32 columns, 15 + 2 + 15 are just enough, 16 + 2 + 16 too many.
-    moved, placed = control_masks(box(32, 32, slice(0, 32), slice(0, 15)))
-    assert placed.item() and torch.equal(moved, box(32, 32, slice(0, 32), slice(17, 32)))
-    assert not control_masks(box(32, 32, slice(0, 32), slice(0, 16)))[1].item()
+def test_the_only_place_is_found_and_where_there_is_none_there_is_no_control():
+    # Of 32 columns, 15 + 2 + 15 are just enough at a margin of a sixteenth, 16 + 2 + 16 too many.
+    masks = [box(32, 32, slice(0, 32), slice(0, 15)), box(32, 32, slice(0, 32), slice(0, 16))]
+    moved, placed = control_masks(torch.cat([*masks, torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)]))
+    assert placed.tolist() == [True, False, False, False] and not moved[1:].any()
+    assert torch.equal(moved[:1], box(32, 32, slice(0, 32), slice(17, 32)))
 
 
 def test_the_control_stays_inside_a_letterboxed_picture():
     inside = box(64, 64, slice(16, 48), slice(0, 64)).bool()
     masks = torch.cat([box(64, 64, slice(20, 26), slice(k, k + 6)) for k in range(0, 56, 4)])
-    anywhere, _ = control_masks(masks)
-    assert (anywhere * ~inside).any()  # most places are in the bars
+    assert (control_masks(masks)[0] * ~inside).any()  # most places are in the bars
     moved, placed = control_masks(masks, inside=inside.expand(len(masks), -1, -1, -1))
     assert placed.all() and torch.equal(moved.sum((1, 2, 3)), masks.sum((1, 2, 3)))
     assert not (moved * ~inside).any()
     # A picture without room has no control, though its bars have.
-    assert control_masks(box(64, 64, slice(20, 26), slice(0, 40)))[1].item()
     assert not control_masks(box(64, 64, slice(16, 48), slice(0, 40)), inside=inside)[1].item()
 
 
@@ -278,7 +251,7 @@ NARROW |= {"map_stride": 8, "map_channels": 16, "attention_channels": 8, "fpn_ch
 @functools.cache
 def _built(**options) -> GAINMTLModel:
     torch.manual_seed(0)
-    return GAINMTLModel(**NARROW | options)
+    return GAINMTLModel(**NARROW | options).eval()
 
 
 def build(strategy: str = "S5", **options) -> GAINMTLModel:
@@ -326,7 +299,7 @@ def test_the_record_is_the_same_in_training_and_evaluation(strategy, training):
 
 @pytest.mark.parametrize("map_stride", [4, 8, 16, 32])
 def test_map_stride_sets_the_grid_of_the_maps(map_stride):
-    output = build("S3", map_stride=map_stride, out_indices=(3, 4)).eval()(torch.rand(1, 3, 64, 96))
+    output = build("S3", map_stride=map_stride, out_indices=(3, 4))(torch.rand(1, 3, 64, 96))
     assert output.cam.shape == output.cls_cam.shape == (1, 1, 64 // map_stride, 96 // map_stride)
     assert output.attention_map is not None and output.attention_map.shape == output.cam.shape
 
@@ -334,7 +307,7 @@ def test_map_stride_sets_the_grid_of_the_maps(map_stride):
 @pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
 @pytest.mark.parametrize("map_stride", [8, 32])
 def test_the_cam_identity_holds_for_both_heads(strategy, map_stride):
-    model = build(strategy, map_stride=map_stride).eval()
+    model = build(strategy, map_stride=map_stride)
     deciding, seen = model.cls_head if model.attention is None else model.attention.attended_cls_head, {}
     for head in (model.cls_head, deciding):
         head.register_forward_hook(lambda module, inputs, logits: seen.update({module: (inputs[0], logits)}))
@@ -348,13 +321,11 @@ def test_the_cam_identity_holds_for_both_heads(strategy, map_stride):
 
 
 def test_images_are_normalised_with_the_backbones_own_numbers():
-    model = build("S1").eval()
-    seen = []
+    model, seen = build("S1"), []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model(torch.full((1, 3, 64, 64), 0.5))
     expected = [(0.5 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor(expected))
-    assert {"mean", "std"} <= model.state_dict().keys()
 
 
 # --- parts and gradients
@@ -362,13 +333,9 @@ def test_images_are_normalised_with_the_backbones_own_numbers():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_only_the_strategys_parts_exist(strategy):
-    model = build(strategy)
-    parts = dict(model.named_children())
+    parts = [name for name, _ in _built(strategy=strategy).named_children()]
     names = ["backbone", "projection", "cls_head", "attention", "localization", "counterfactual"]
-    assert list(parts) == names[: {"S1": 3, "S2": 3, "S3": 4, "S4": 5}.get(strategy, 6)]
-    counted = sum(p.numel() for part in parts.values() for p in part.parameters())
-    assert counted == sum(p.numel() for p in model.parameters())
-    assert "projection" not in dict(build(strategy, map_stride=32).named_children())
+    assert parts == names[: {"S1": 3, "S2": 3, "S3": 4, "S4": 5}.get(strategy, 6)]
 
 
 MOVED = {
@@ -382,24 +349,17 @@ MOVED = {
 }
 
 
-@pytest.fixture(scope="module")
-def gradients():
-    """What a loss on each output of S5 moves, as the names of parameters."""
-    model = build(dropout=0.0).train()
-    output = model(images(4), defects(4))
-    return {key: moved(model, output[key]) for key in MOVED}
-
-
 def parts_moved(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_each_output_moves_its_parts_and_nothing_else(gradients):
+def test_each_output_moves_its_parts_and_nothing_else():
+    model = build(dropout=0.0).train()
+    output = model(images(4), defects(4))
+    gradients = {key: moved(model, output[key]) for key in MOVED}
     assert {key: parts_moved(names) for key, names in gradients.items()} == MOVED
-    assert {name for name, _ in build().named_parameters()} == set().union(*gradients.values())
+    assert {name for name, _ in model.named_parameters()} == set().union(*gradients.values())
 
-
-def test_inside_path_two(gradients):
     def inside(key: str) -> set[str]:
         return {name.split(".")[1] for name in gradients[key] if name.startswith("attention.")}
 
@@ -414,13 +374,13 @@ def test_inside_path_two(gradients):
 
 
 def test_without_masks_there_is_no_counterfactual():
-    assert build("S5").eval()(images()).cf_logits is None
-    without = build("S6", use_counterfactual=False).eval()
+    assert build("S5")(images()).cf_logits is None
+    without = build("S6", use_counterfactual=False)
     assert without.counterfactual is None and without(images(), defects()).cf_logits is None
 
 
 def test_images_with_an_empty_mask_keep_their_logits_and_the_company_does_not_matter():
-    model = build().eval()
+    model = build()
     output = model(images(3), defects(3))
     assert torch.equal(output.cf_logits[1:], output.logits[1:])
     assert not torch.equal(output.cf_logits[0], output.logits[0])
@@ -440,13 +400,12 @@ def test_the_pass_leaves_path_twos_statistics_alone():
 
 @pytest.mark.parametrize("given", [{}, {"attention_masks": torch.rand(2, 1, 8, 8), "attention_alpha": 0.2}])
 def test_the_deciding_path_takes_part_as_it_is(given):
-    """cf_logits are path 2 on the replaced features: same attention, in S6 the same gate, adapter and head."""
-    model = build("S6" if given else "S5", counterfactual_mode="zero").eval()
+    model = build("S6" if given else "S5", counterfactual_mode="zero")
     seen = []
     model.counterfactual.register_forward_hook(lambda *call: seen.append(call[-1]))
     output = model(images(), defects(), **given)
     masks = given["attention_masks"][:1] if given else None
-    *_, adapted = model.attention(seen[0], lambda logits: fuse_attention(logits, masks, alpha=0.2))
+    *_, adapted = model.attention(seen[0], masks, None, alpha=0.2)
     torch.testing.assert_close(output.cf_logits[:1], model.attention.attended_cls_head(adapted))
 
 
@@ -455,13 +414,11 @@ def test_the_deciding_path_takes_part_as_it_is(given):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_s6_gates_by_one_rule_whatever_stands_beside_in_the_batch(training):
-    """That masks are drawn without regard to the class: test_dataset."""
     model = build("S6", dropout=0.0).train(training)
     order = [0, 1, 2, 3, 0]
     has_mask = torch.tensor([True, False, True, True, True])
-    output = model(
-        images(4)[order], attention_masks=defects(4)[order], has_attention_mask=has_mask, attention_alpha=0.3
-    )
+    masks = {"attention_masks": defects(4)[order], "has_attention_mask": has_mask}
+    output = model(images(4)[order], **masks, attention_alpha=0.3)
     pooled, own = torch.nn.functional.avg_pool2d(defects(4)[order], 8), output.attention_map
     expected = torch.where(has_mask[:, None, None, None], 0.3 * pooled + 0.7 * pooled * own, own)
     torch.testing.assert_close(output.effective_attention, expected)
@@ -469,7 +426,7 @@ def test_s6_gates_by_one_rule_whatever_stands_beside_in_the_batch(training):
 
 
 def test_masks_of_any_size_are_area_pooled():
-    model = build("S6").eval()
+    model = build("S6")
     coarse = torch.rand(2, 1, 4, 4)
     output = model(images(), attention_masks=coarse)
     fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -485,25 +442,22 @@ def test_without_a_mask_s6_confirms_with_its_own_localization(training):
     pooled = torch.nn.functional.avg_pool2d(output.localization_map, 8)
     torch.testing.assert_close(output.effective_attention, pooled * output.attention_map)
     assert "localization" not in parts_moved(moved(model, output.effective_attention))
-    output = build("S6", mask_source="none").eval()(images())
+    output = build("S6", mask_source="none")(images())
     torch.testing.assert_close(output.effective_attention, output.attention_map)
 
 
 def test_s7_is_the_model_of_s5():
-    s5, s7 = build("S5").eval(), build("S7").eval()
-    assert [name for name, _ in s7.named_parameters()] == [name for name, _ in s5.named_parameters()]
+    s5, s7 = build("S5"), build("S7")
     s7.load_state_dict(s5.state_dict())
     ours, theirs = s7(images(), defects()), s5(images(), defects())
-    for key in ours.keys():  # noqa: SIM118
-        assert torch.equal(ours[key], theirs[key]), key
-    torch.testing.assert_close(ours.effective_attention, ours.attention_map)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys())  # noqa: SIM118
     with pytest.raises(ModelError, match="attention_masks are for strategy S6, this model is S7"):
         s7(images(), attention_masks=defects())
 
 
 @pytest.mark.parametrize("source", ["efficientad", "external", "other", "oracle"])
 def test_a_mask_that_must_be_given_is_asked_for(source):
-    model = build("S6", mask_source=source).eval()
+    model = build("S6", mask_source=source)
     with pytest.raises(ModelError, match=f"mask_source '{source}': attention_masks must be given"):
         model(images())
     assert model(images(), attention_masks=defects()).effective_attention is not None
@@ -519,10 +473,7 @@ def test_a_mask_that_must_be_given_is_asked_for(source):
         ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, S7, got 'S9'"),
         ({"map_stride": 2}, "map_stride must be one of 4, 8, 16, 32, got '2'"),
         ({"fusion_norm": "max"}, "fusion_norm must be one of sigmoid, product, got 'max'"),
-        (
-            {"mask_source": "guess"},
-            "mask_source must be one of localization, none, efficientad, external, other, oracle, got 'guess'",
-        ),
+        ({"mask_source": "guess"}, "mask_source must be one of localization, .*, oracle, got 'guess'"),
         ({"counterfactual_mode": "erase"}, "counterfactual_mode must be one of learned, mean, zero, got 'erase'"),
         ({"backbone_arch": "b9"}, "unknown backbone 'b9'. There are b0, b1"),
         ({"out_indices": (0, 4)}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[0, 4\]"),
@@ -535,7 +486,7 @@ def test_what_cannot_be_built_is_named(options, message):
 
 
 def test_masks_of_a_wrong_shape_are_named():
-    model = build("S6").eval()
+    model = build("S6")
     with pytest.raises(ModelError, match=r"masks must be \(2, 1, height, width\), got \(2, 64, 64\)"):
         model(images(), defects()[:, 0])
     with pytest.raises(ModelError, match=r"attention_masks must be \(2, 1, height, width\), got \(1, 1, 64, 64\)"):
@@ -546,7 +497,7 @@ def test_masks_of_a_wrong_shape_are_named():
 
 
 def test_channels_last_gives_the_same_answers():
-    model = build().eval()
+    model = build()
     before = model(images(), defects())
     after = model.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last), defects())
     for key in before.keys():  # noqa: SIM118

@@ -117,8 +117,7 @@ def predict_split(
         One row per image in the loader's order; the anomaly maps on the networks' own grid, (N, h, w);
         ``pixel_auroc`` and ``aupro`` over images whose defect pixels are known, NaN without an answer.
     """
-    pixels = {"pixel_auroc": metrics.PixelAuroc(), "aupro": metrics.Aupro()}
-    rows, maps, device = [], [], next(model.parameters()).device
+    pixels, rows, maps, device = metrics.PixelScores(), [], [], next(model.parameters()).device
     loader = provider.loader(split)
     for item in counted(loader, len(loader), f"{split}, batch", log=logger):
         batch = Batch(*(part.to(device) for part in as_batch(item, split=split)))
@@ -136,8 +135,7 @@ def predict_split(
         rows.append(pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}))
         maps.append(output.cells[:, 0].clamp(-6e4, 6e4).to(torch.float16).cpu().numpy())
         known = batch.has_mask | (batch.labels == 0)
-        for metric in pixels.values():
-            metric.update(output.anomaly_map[known], batch.masks[known])
+        pixels.update(output.anomaly_map[known], batch.masks[known])
     if not rows:
         raise DataError(f"the loader of split '{split}' yields no image; expected at least one")
     if len(grids := {part.shape[1:] for part in maps}) > 1:
@@ -147,7 +145,7 @@ def predict_split(
     # As they are stored, so that a threshold taken from them decides the same on what is read back.
     table["anomaly_score"] = [float(FLOATS % score) for score in table["anomaly_score"]]
     table = pd.concat([_described(provider.table(split), split, table.pop("label").astype(int)), table], axis=1)
-    return table, np.concatenate(maps), {name: float(metric.compute()) for name, metric in pixels.items()}
+    return table, np.concatenate(maps), {"pixel_auroc": pixels.auroc(), "aupro": pixels.aupro()}
 
 
 def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad import data as pictures
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
-from gainmtl_lib.metrics import MapScale, PixelAuroc
+from gainmtl_lib.metrics import MapScale, PixelScores
 from gainmtl_lib.progress import counted, every, show_progress
 from gainmtl_lib.runs import EFFICIENTAD, Run, RunError
 
@@ -324,7 +324,7 @@ class EfficientADTraining(L.LightningModule):
 def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> dict[str, float]:
     """Set the scale of the model's maps by the normal images, and say how well the scaled maps tell anomalies."""
     maps, whole = ([torch.cat(part) for part in zip(*each, strict=True)] for each in zip(*seen, strict=True))
-    batch, pixels = Batch(*whole), PixelAuroc(sync_on_compute=False)
+    batch, pixels = Batch(*whole), PixelScores()
     normal = batch.labels == 0
     quantiles = np.stack([np.quantile(one[normal].numpy(), networks.QUANTILES) for one in maps])
     model.set_quantiles(torch.tensor(quantiles), images=int(normal.sum()))
@@ -335,7 +335,7 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
     answered = normal | batch.has_mask
     pixels.update(output.anomaly_map.cpu()[answered], batch.masks[answered])
     image_auroc = roc_auc_score(batch.labels.numpy(), output.score.double().cpu().numpy())
-    return {"image_auroc": float(image_auroc), "pixel_auroc": float(pixels.compute())}
+    return {"image_auroc": float(image_auroc), "pixel_auroc": pixels.auroc()}
 
 
 class StepCheckpoints(Checkpoint):
