@@ -10,29 +10,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from gainmtl_lib.metrics import (
-    Aupro,
-    CamIoU,
-    LocalizationIoU,
-    MapScale,
-    PixelAuroc,
-    cam_iou,
-    choose_threshold,
-    classification,
-    dice,
-    energy_inside,
-    fit_scale,
-    grid_iou,
-    mask_iou,
-    normalize_maps,
-    novelty_threshold,
-    pixel_accuracy,
-    point_game,
-    resize_maps,
-    verdicts,
-)
+from gainmtl_lib import metrics
+from gainmtl_lib.metrics import MapScale, PixelScores, cam_iou, choose_threshold, energy_inside, grid_iou, mask_iou
 
 
 def images(*pictures: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -45,24 +26,23 @@ MASK = images([[1, 1, 0, 0], [0, 0, 0, 0]])
 
 def test_normalize_maps_is_per_image():
     maps = images([[0, 2], [4, 1]], [[-1, -3], [-2, -1]])
-    assert torch.equal(normalize_maps(maps), images([[0, 0.5], [1, 0.25]], [[1, 0], [0.5, 1]]))
+    assert torch.equal(metrics.normalize_maps(maps), images([[0, 0.5], [1, 0.25]], [[1, 0], [0.5, 1]]))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -7.1, 1e-30])
 def test_constant_map_normalizes_to_zero_even_after_upsampling(value):
-    upsampled = resize_maps(torch.full((1, 1, 3, 5), value), torch.zeros(1, 1, 37, 41))
-    assert not normalize_maps(upsampled).any()
+    upsampled = metrics.resize_maps(torch.full((1, 1, 3, 5), value), torch.zeros(1, 1, 37, 41))
+    assert not metrics.normalize_maps(upsampled).any()
 
 
 def test_resize_is_bilinear_without_corner_alignment():
-    resized = resize_maps(images([[0, 1]]), torch.zeros(1, 1, 1, 4))
+    resized = metrics.resize_maps(images([[0, 1]]), torch.zeros(1, 1, 1, 4))
     assert torch.allclose(resized, images([[0, 0.25, 0.75, 1]]))
 
 
-@pytest.mark.parametrize(("maps", "masks"), [((1, 1, 2, 2), (2, 1, 2, 2)), ((2, 2, 2), (2, 1, 2, 2))])
-def test_shapes_that_do_not_belong_together_are_an_error(maps, masks):
+def test_shapes_that_do_not_belong_together_are_an_error():
     with pytest.raises(ValueError, match=r"maps must be \(B, 1, h, w\) and masks \(B, 1, H, W\) with the same B, got"):
-        cam_iou(torch.zeros(maps), torch.ones(masks))
+        cam_iou(torch.zeros(1, 1, 2, 2), torch.ones(2, 1, 2, 2))
 
 
 def test_scores_of_maps_counted_by_hand():
@@ -72,7 +52,7 @@ def test_scores_of_maps_counted_by_hand():
     assert cam_iou(images([[1, 1, 1, 1], [1, 1, 1, 1]]), MASK).tolist() == [0]
     hit, miss = [[9, 1, 8, 0], [0, 0, 0, 0]], [[8, 1, 9, 0], [0, 0, 0, 0]]
     tie, constant = [[9, 0, 9, 9], [0, 9, 0, 0]], [[3, 3, 3, 3], [3, 3, 3, 3]]
-    assert point_game(images(hit, miss, tie, constant), MASK.expand(4, -1, -1, -1)).tolist() == [1, 0, 0.25, 0]
+    assert metrics.point_game(images(hit, miss, tie, constant), MASK.expand(4, -1, -1, -1)).tolist() == [1, 0, 0.25, 0]
     maps = images([[3, -5, 1, 0], [0, 0, 0, 0]], [[-1, -2, -3, 0], [0, 0, 0, 0]], [[1, 1, 1, 1], [1, 1, 1, 1]])
     assert energy_inside(maps, MASK.expand(3, -1, -1, -1)).tolist() == [0.75, 0, 0.25]
     # Cells hold the shares 1/2 and 0; upsampled (1/2 3/8 1/8 0 in both rows) and normalised 1 3/4 1/4 0,
@@ -83,70 +63,60 @@ def test_scores_of_maps_counted_by_hand():
 def test_predicted_masks_counted_by_hand():
     prob = images([[0.9, 0.4, 0.5, 0.1], [0.7, 0, 0, 0]])  # on: one defect pixel, two others; one missed
     assert mask_iou(prob, MASK).tolist() == pytest.approx([1 / 4])
-    assert dice(prob, MASK).tolist() == pytest.approx([2 * 1 / (3 + 2)])
-    assert pixel_accuracy(prob, MASK).tolist() == pytest.approx([5 / 8])
+    assert metrics.dice(prob, MASK).tolist() == pytest.approx([2 * 1 / (3 + 2)])
+    assert metrics.pixel_accuracy(prob, MASK).tolist() == pytest.approx([5 / 8])
     assert mask_iou(prob, MASK, threshold=0.4).tolist() == pytest.approx([2 / 4])
     assert mask_iou(torch.zeros_like(prob), MASK).tolist() == [0]
 
 
-@pytest.mark.parametrize("score", [cam_iou, point_game, energy_inside, mask_iou, dice, pixel_accuracy])
+@pytest.mark.parametrize(
+    "score", [cam_iou, metrics.point_game, energy_inside, mask_iou, metrics.dice, metrics.pixel_accuracy]
+)
 def test_an_empty_mask_has_no_answer_and_values_that_are_not_finite_have_one(score):
     maps, masks = torch.rand(2, 1, 2, 4), torch.cat([MASK, torch.zeros_like(MASK)])
     assert score(maps, masks).isnan().tolist() == [False, True]
     assert grid_iou(masks, (1, 2)).isnan().tolist() == [False, True]
     maps = torch.full((1, 1, 2, 4), torch.nan)
-    assert score(maps, MASK).item() == pytest.approx(0.75 if score is pixel_accuracy else 0)
+    assert score(maps, MASK).item() == pytest.approx(0.75 if score is metrics.pixel_accuracy else 0)
 
 
-@pytest.mark.parametrize("kind", [CamIoU, LocalizationIoU])
-def test_batches_add_up_to_one_pass_and_empty_masks_do_not_count(kind):
-    generator = torch.Generator().manual_seed(1)
-    maps, masks = torch.randn(7, 1, 4, 4, generator=generator), torch.zeros(7, 1, 16, 16)
-    for row in range(1, 6):  # the first and the last have no mask
-        masks[row, :, row : 3 * row, 2 : 3 + 2 * row] = 1
-    whole, parts, empty = kind(), kind(), kind()
-    whole.update(maps[1:6], masks[1:6])
-    for piece in (slice(0, 1), slice(1, 4), slice(4, 7)):
-        parts.update(maps[piece], masks[piece])
-    assert parts.compute().item() == pytest.approx(whole.compute().item())
-    assert parts.pooled().item() == pytest.approx(whole.pooled().item())
-    empty.update(maps[:1], masks[:1])
-    assert math.isnan(empty.compute()) and math.isnan(empty.pooled())
-
-
-def test_pooled_weighs_by_area():
-    metric = LocalizationIoU()
-    # first: defect of 2, both found; second: defect of 6, three found: IoU 1 and 1/2, pooled 5 / 8
-    masks = torch.cat([MASK, images([[1, 1, 1, 1], [1, 1, 0, 0]])])
-    metric.update(torch.cat([MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]])]), masks)
-    assert metric.compute().item() == pytest.approx(0.75)
-    assert metric.pooled().item() == pytest.approx(5 / 8)
+def test_the_pooled_iou_weighs_by_area():
+    pooled, none = metrics.PooledIoU(), torch.zeros_like(MASK)
+    assert math.isnan(pooled.compute())
+    # defect of 2, both found; no defect, which does not count; defect of 6, three found: 5 / 8
+    masks = torch.cat([MASK, none, images([[1, 1, 1, 1], [1, 1, 0, 0]])])
+    predicted = torch.cat([MASK, MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]])]) > 0.5
+    pooled.update(predicted[:1], masks[:1])
+    pooled.update(predicted[1:], masks[1:])
+    assert pooled.compute() == pytest.approx(5 / 8)
 
 
 # --- Pixels of a whole set
 
 
-def aupro(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0.3) -> float:
-    metric = Aupro(limit)
-    metric.update(maps, masks)
-    return float(metric.compute())
+def pixels(maps: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray) -> PixelScores:
+    scores = PixelScores()
+    maps, masks = (torch.as_tensor(values).float().view(-1, 1, *values.shape[-2:]) for values in (maps, masks))
+    for batch in range(0, len(maps), 3):
+        scores.update(maps[batch : batch + 3], masks[batch : batch + 3])
+    return scores
 
 
-def test_aupro_of_perfect_and_reversed_scores():
-    assert aupro(MASK, MASK) == pytest.approx(1)
-    assert aupro(-MASK, MASK) == pytest.approx(0)
-    assert aupro(torch.ones_like(MASK), MASK) == pytest.approx(0.15)  # chance: overlap = rate, 0.3 / 2
+def test_pixel_scores_of_perfect_reversed_and_equal_maps():
+    found = [pixels(maps, MASK) for maps in (MASK, -MASK, torch.ones_like(MASK))]
+    assert [scores.auroc() for scores in found] == [1, 0, 0.5]
+    assert [scores.aupro() for scores in found] == pytest.approx([1, 0, 0.15])  # chance: overlap = rate, 0.3 / 2
     for masks in (torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)):  # no region, no clean pixel
-        assert math.isnan(aupro(torch.rand(2, 1, 4, 4), masks))
+        scores = pixels(torch.rand(2, 1, 4, 4), masks)
+        assert math.isnan(scores.auroc()) and math.isnan(scores.aupro())
 
 
 def test_aupro_weighs_regions_not_pixels():
     # Regions of 1 and 3 pixels, four clean ones. Found in order: the small region, one clean, the large region:
     # overlap 1/2 until the false positive rate 1/4, which then rises to 1 straight away.
-    masks = images([[1, 0, 1, 0], [0, 0, 1, 1]])
-    maps = images([[9, 8, 5, 0], [0, 0, 5, 5]])
-    assert aupro(maps, masks, limit=0.25) == pytest.approx(0.5)
-    assert aupro(maps, masks, limit=1.0) == pytest.approx(0.25 * 0.5 + 0.75 * 1)
+    scores = pixels(images([[9, 8, 5, 0], [0, 0, 5, 5]]), images([[1, 0, 1, 0], [0, 0, 1, 1]]))
+    assert scores.aupro(limit=0.25) == pytest.approx(0.5)
+    assert scores.aupro(limit=1.0) == pytest.approx(0.25 * 0.5 + 0.75 * 1)
 
 
 @pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
@@ -155,9 +125,9 @@ def test_aupro_equals_brute_force(limit):
     masks = ndimage.gaussian_filter(generator.random((5, 16, 16)), (0, 1, 1)) > 0.55
     masks[0] = False
     maps = generator.integers(0, 12, masks.shape) / 11 + 0.3 * masks  # with ties
-    expected = brute_force_aupro(maps, masks, limit)
-    result = aupro(torch.from_numpy(maps).float()[:, None], torch.from_numpy(masks).float()[:, None], limit)
-    assert result == pytest.approx(expected, abs=1e-6)
+    scores = pixels(maps, masks)  # in two batches
+    assert scores.aupro(limit) == pytest.approx(brute_force_aupro(maps, masks, limit), abs=1e-6)
+    assert scores.regions == sum(ndimage.label(mask, structure=np.ones((3, 3)))[1] for mask in masks)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])  # probabilities; scores of both signs
@@ -171,19 +141,7 @@ def test_aupro_of_scores_that_hardly_differ_is_within_its_bound(shift):
     assert 2 * len(levels) < np.unique(maps).size  # many scores share a level
     points = [(0.0, 0.0), *(point(maps, masks, level) for level in levels[::-1])]
     bound = sum((x1 - x0) * (y1 - y0) for (x0, y0), (x1, y1) in itertools.pairwise(points)) / 2 / 0.3
-    result = aupro(torch.from_numpy(maps)[:, None], torch.from_numpy(masks).float()[:, None])
-    assert 0 < abs(result - brute_force_aupro(maps, masks, 0.3)) <= bound < 0.02
-
-
-def test_aupro_in_batches_is_aupro_in_one():
-    generator = torch.Generator().manual_seed(5)
-    maps, masks = torch.rand(6, 1, 8, 8, generator=generator), torch.zeros(6, 1, 8, 8)
-    masks[::2, :, 1:4, 2:6] = 1
-    masks[0, :, 6:, 6:] = 1
-    metric = Aupro()
-    for piece in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        metric.update(maps[piece], masks[piece])
-    assert metric.regions == 4 and float(metric.compute()) == pytest.approx(aupro(maps, masks), abs=1e-12)
+    assert 0 < abs(pixels(maps, masks).aupro() - brute_force_aupro(maps, masks, 0.3)) <= bound < 0.02
 
 
 def point(maps: np.ndarray, masks: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -206,22 +164,12 @@ def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> floa
     return area / limit
 
 
-def auroc(maps: torch.Tensor, masks: torch.Tensor) -> float:
-    metric = PixelAuroc()
-    metric.update(maps, masks)
-    return float(metric.compute())
-
-
 def test_pixel_auroc_counted_by_hand():
-    assert auroc(MASK, MASK) == 1
-    assert auroc(-MASK, MASK) == 0
-    assert auroc(torch.ones_like(MASK), MASK) == 0.5
     # Of 2 x 6 pairs the first defect pixel wins six, the second four and ties one.
-    assert auroc(images([[9, 3, 5, 3], [0, 0, 0, 0]]), MASK) == pytest.approx((6 + 4 + 0.5) / 12)
-    metric = PixelAuroc()
-    metric.update(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
-    metric.clean *= 10_000_000_000  # more pixels than single precision can count
-    assert float(metric.compute()) == 0.5
+    assert pixels(images([[9, 3, 5, 3], [0, 0, 0, 0]]), MASK).auroc() == pytest.approx((6 + 4 + 0.5) / 12)
+    scores = pixels(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
+    scores.clean *= 10_000_000_000  # more pixels than single precision can count
+    assert scores.auroc() == 0.5
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])  # scores of both signs
@@ -230,7 +178,7 @@ def test_pixel_auroc_is_that_of_scikit_learn(shift):
     masks = ndimage.gaussian_filter(generator.random((5, 1, 32, 32)), (0, 0, 1, 1)) > 0.55
     maps = (np.exp(generator.normal(size=masks.shape) + masks) - shift).astype(np.float32)
     expected = roc_auc_score(masks.ravel(), maps.ravel())
-    assert auroc(torch.from_numpy(maps), torch.from_numpy(masks).float()) == pytest.approx(expected, abs=1e-4)
+    assert pixels(maps, masks).auroc() == pytest.approx(expected, abs=1e-4)
 
 
 # --- Decisions
@@ -239,7 +187,7 @@ def test_pixel_auroc_is_that_of_scikit_learn(shift):
 def test_threshold_maximises_f1_with_a_margin():
     labels = np.array([0, 0, 0, 1, 1])
     assert choose_threshold(labels, np.array([0.1, 0.2, 0.3, 0.7, 0.9])) == pytest.approx(0.5)
-    # F1 of the cuts: 0.25 -> 6/7, 0.55 -> 0.5, 0.8 -> 1/2... the widest cut that keeps both defects wins.
+    # F1 of the cuts: 0.25 -> 4/5, 0.55 -> 1/2, 0.8 -> 2/3
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.7, 0.9])) == pytest.approx(0.25)
     assert choose_threshold(labels, np.full(5, 0.3)) == 0.5
     assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
@@ -248,32 +196,44 @@ def test_threshold_maximises_f1_with_a_margin():
 def test_threshold_of_unbounded_scores_takes_the_widest_margin():
     labels, scores = np.array([0, 1, 0, 0, 1]), np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
     assert choose_threshold(labels, scores, near=None) == pytest.approx(3.5)
-    # F1 is 4/5 both below the lone defect at 1 (one false alarm) and ... above 8 it is 2/3: the cut at 4.5 keeps 4/5.
+    # F1 of the cuts: 0.5 -> 4/5, 4.5 -> 1/2, 8.5 -> 2/3
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 8.0, 9.0]), near=None) == pytest.approx(0.5)
     assert choose_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0]), near=None) == 7.0  # without a choice
 
 
 def test_novelty_threshold_is_the_conformal_rank():
     scores = np.arange(1.0, 20.0)  # 19 normals: rank ceil(20 * 0.95) = 19
-    assert novelty_threshold(scores) == 19.0
-    assert novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
-    assert novelty_threshold(np.array([0.3, 0.1])) == 0.3
+    assert metrics.novelty_threshold(scores) == 19.0
+    assert metrics.novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
+    assert metrics.novelty_threshold(np.array([0.3, 0.1])) == 0.3
     rng = np.random.default_rng(0)
-    rates = [(rng.exponential(size=500) > novelty_threshold(rng.exponential(size=39))).mean() for _ in range(400)]
+    rates = [
+        (rng.exponential(size=500) > metrics.novelty_threshold(rng.exponential(size=39))).mean() for _ in range(400)
+    ]
     assert 0.035 < np.mean(rates) <= 0.055
 
 
 def test_verdicts_and_classification_by_hand():
-    assert verdicts(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0])) == ["TP", "FP", "FN", "TN"]
+    assert metrics.verdicts(np.array([1, 0, 1, 0]), np.array([1, 1, 0, 0])) == ["TP", "FP", "FN", "TN"]
     labels, scores = np.array([1, 1, 1, 1, 0, 0]), np.array([0.9, 0.8, 0.2, 0.7, 0.6, 0.1])
     calls = (scores >= 0.5).astype(int)
-    found = classification(labels, calls, scores)
+    found = metrics.classification(labels, calls, scores)
     expected = {"accuracy": 4 / 6, "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "auroc": 7 / 8}  # 7 of 8 pairs
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["average_precision"] == pytest.approx((1 + 1 + 1 + 4 / 5) / 4)
-    assert found == classification(labels, calls, scores * 4000 - 100), "only the order of the scores counts"
-    one_class = classification(labels[:4], np.ones(4, int), scores[:4])
+    assert found == metrics.classification(labels, calls, scores * 4000 - 100), "only the order of the scores counts"
+    one_class = metrics.classification(labels[:4], np.ones(4, int), scores[:4])
     assert np.isnan(one_class["auroc"]) and np.isnan(one_class["average_precision"])
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_ranking_is_scikit_learns_ties_included(decimals):
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 2, 200), rng.random(200).round(decimals)
+    called = (scores > 0.4).astype(int)
+    assert metrics.auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
+    assert metrics.f1(labels, called) == pytest.approx(f1_score(labels, called))
 
 
 # --- The absolute scale
@@ -286,9 +246,9 @@ def peaked(*peaks):
 
 
 def test_the_scale_begins_where_normal_maps_end():
-    scale = fit_scale(peaked(0, 1, 2, 10, 20, 30), np.array([0, 0, 0, 1, 1, 1]))
+    scale = metrics.fit_scale(peaked(0, 1, 2, 10, 20, 30), np.array([0, 0, 0, 1, 1, 1]))
     assert scale == MapScale(floor=2.0, ceiling=20.0) and scale.separates
-    scale = fit_scale(peaked(*range(1, 41), 50), np.array([0] * 40 + [1]))
+    scale = metrics.fit_scale(peaked(*range(1, 41), 50), np.array([0] * 40 + [1]))
     assert scale.floor == 39  # which one normal picture in twenty may exceed
     assert scale.finds(peaked(38, 39, 39.5)).tolist() == [False, False, True]
 
@@ -302,4 +262,4 @@ def test_a_calm_map_shows_nothing_and_a_strong_one_is_cut():
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_without_one_of_the_classes_there_is_no_scale(label):
-    assert fit_scale(peaked(1, 2), np.array([label, label])) is None
+    assert metrics.fit_scale(peaked(1, 2), np.array([label, label])) is None

@@ -7,17 +7,13 @@ import pandas as pd
 import pytest
 from audited import row, table_of
 from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.stats import (
     FEWEST_GROUPS,
     Estimate,
-    auroc,
-    average_precision,
     difference,
     effective_count,
-    f1,
     group_codes,
     holm,
     mean_gain,
@@ -80,8 +76,6 @@ def test_nothing_has_no_answer():
     ):
         assert math.isnan(none.value) and none.count == 0 and not none.has_interval
     assert not difference(Estimate(0.9, 0.8, 1.0), Estimate(0.5), independent=True).has_interval
-    for labels in (np.ones(3, dtype=int), np.zeros(3, dtype=int)):
-        assert math.isnan(auroc(labels, np.arange(3))) and math.isnan(average_precision(labels, np.arange(3)))
 
 
 def test_the_mean_leaves_out_pictures_without_an_answer():
@@ -173,16 +167,6 @@ def test_a_difference_of_the_same_parts_allows_for_the_worst_correlation():
 
 
 # --- Scores of one split
-
-
-@pytest.mark.parametrize("decimals", [1, 6])
-def test_ranking_is_scikit_learns_ties_included(decimals):
-    rng = np.random.default_rng(3)
-    labels, scores = rng.integers(0, 2, 200), rng.random(200).round(decimals)
-    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
-    assert average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
-    called = (scores > 0.4).astype(int)
-    assert f1(labels, called) == pytest.approx(f1_score(labels, called))
 
 
 def test_scores_of_a_split():
