@@ -449,11 +449,10 @@ def test_what_learnt_from_the_test_pictures_is_refused_also_by_another_path(tmp_
     same = {"dataset_type": "generic", "val_ratio": 0.25, "test_ratio": 0.25}
     run, settings = write_run(tmp_path, split_seed=1, **same), tiny_anomaly_settings(tmp_path, split_seed=1, **same)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    for seed, root in ((5, "data"), (6, "link")):
-        leaking = write_anomaly_run(settings.changed(seed=seed, split_seed=2, data_root=tmp_path / root))
-        with pytest.raises(RunError, match=r"learnt from \d of the 6 test pictures, such as .*\.png; what it says"):
-            find_novel(run, leaking)
-        assert not leaking.is_evaluated  # told before the work is done
+    leaking = write_anomaly_run(settings.changed(seed=6, split_seed=2, data_root=tmp_path / "link"))
+    with pytest.raises(RunError, match=r"learnt from \d of the 6 test pictures, such as .*\.png; what it says"):
+        find_novel(run, leaking)
+    assert not leaking.is_evaluated  # told before the work is done
     assert find_novel(run, write_anomaly_run(settings.changed(seed=3))).kinds.index[0] == ("test", "normal")
 
 

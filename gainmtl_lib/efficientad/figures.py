@@ -19,14 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.dataset import Batch
+from gainmtl_lib.efficientad import evaluate
 from gainmtl_lib.efficientad.data import SplitProvider, found_categories
-from gainmtl_lib.efficientad.evaluate import (
-    QUANTILE_SCALE,
-    Detector,
-    ScoredPicture,
-    evaluate_efficientad,
-    score_pictures,
-)
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
@@ -50,15 +44,12 @@ NARROWEST = 256  # pixels a panel is wide at least: the words below it must stay
 
 
 def train_and_report(
-    console: Console,
-    files: Sequence[Path],
-    values: Mapping[str, Any],
-    *,
-    category: str | None,
-    resume: Path | None,
-    force: bool,
+    console: Console, files: Sequence[Path], values: Mapping[str, Any], *, category: str | None, **options: Any
 ) -> None:
-    """Train a run, evaluate it and print its metrics; of category ``all`` a run for each, and ``categories.csv``."""
+    """Train a run, evaluate it and print its metrics; of category ``all`` a run for each, and ``categories.csv``.
+
+    `options` are those of `fit_efficientad`.
+    """
     named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
     categories = found_categories(settings.data_root) if category == "all" else [settings.category]
@@ -66,8 +57,8 @@ def train_and_report(
         raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
     runs = []
     for name in categories:
-        runs.append(run := fit_efficientad(settings.changed(category=name), resume=resume, force=force))
-        evaluate_efficientad(run)
+        runs.append(run := fit_efficientad(settings.changed(category=name), **options))
+        evaluate.evaluate_efficientad(run)
         print_evaluation(console, run)
     if category == "all":
         table, path = category_table(runs), runs[0].folder.parents[1] / "categories.csv"
@@ -113,16 +104,14 @@ def predict_and_report(
     """Score each picture and say whether all could be; one that cannot be used is named, and the others go on.
 
     Args:
-        console: takes the table.
         place: a run's folder or a checkpoint file.
         places: pictures and folders of pictures; none takes the run's own synthetic test pictures.
         masks: of the pictures, in their order, or none at all: then those of a dataset around them.
         output: folder for the pictures, below it as they lay together, and ``scores.csv``; or the file of one
             picture, whose scores go beside it. Of the run's own pictures that one is the first defective one.
-        image_size: network input (H, W); None is the training's.
-        device: where to compute, see `checked_device`; None is the settings' accelerator.
+        image_size, device: see `score_pictures`.
     """
-    detector = Detector.open(place)
+    detector = evaluate.Detector.open(place)
     single = output.suffix.lower() in IMAGE_SUFFIXES
     if places:
         truth = _annotated(places, masks, output)
@@ -135,7 +124,7 @@ def predict_and_report(
         raise RunError(f"the run's data is of type {settings.dataset_type}, not synthetic; give pictures")
     targets = _targets(list(truth), output, single=single)
     rows, failed = [], []
-    for scored in score_pictures(detector, list(truth), failed=failed, image_size=image_size, device=device):
+    for scored in evaluate.score_pictures(detector, list(truth), failed=failed, image_size=image_size, device=device):
         try:
             pixels = cv2.cvtColor(drawn(detector, scored, truth[scored.path]), cv2.COLOR_RGB2BGR)
             with atomic_path(targets[scored.path]) as temporary:
@@ -196,7 +185,7 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
     return targets
 
 
-def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
+def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
     """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
     defect = None if mask is None else read_defect(mask, scored.size, str(mask))
     height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
@@ -207,7 +196,7 @@ def drawn(detector: Detector, scored: ScoredPicture, mask: Path | None = None) -
     verdict, anomalous = detector.decide(scored.score)
     said = [scored.path.name, verdict, anomalous and "anomalous", f"score {scored.score:.4g}"]
     words = " · ".join(word for word in said if word)
-    scale = "90 % to 99.5 % of normal parts" if detector.scale is QUANTILE_SCALE else "absolute scale"
+    scale = "90 % to 99.5 % of normal parts" if detector.scale is evaluate.QUANTILE_SCALE else "absolute scale"
     panels = [(picture, words), (overlay(picture, heat, mask=region), f"anomaly map · {scale}")]
     if region is not None:
         panels.append((np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))

@@ -314,16 +314,20 @@ def check_size(height: int, width: int) -> None:
 
 def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all cells of descriptions (B, C, h, w), float32 (C,) each."""
-    parts = [(each.numel(), torch.var_mean(each.float(), dim=(0, 2, 3), correction=0)) for each in descriptions]
-    # Joined in float64, so that neither many images nor a mean far above the deviation cost precision.
-    variances, means = (torch.stack(each).cpu().double() for each in zip(*(moments for _, moments in parts)))
-    share = torch.tensor([size for size, _ in parts], dtype=torch.float64)[:, None] / sum(size for size, _ in parts)
-    mean = (share * means).sum(dim=0)
-    std = (share * (variances + (means - mean).square())).sum(dim=0).sqrt()
+    count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for described in descriptions:  # joined as Chan, Golub, LeVeque (1979) do: a mean far off costs no precision
+        moments = torch.var_mean(described.float(), dim=(0, 2, 3), correction=0)
+        variance, own = (each.cpu().double() for each in moments)
+        cells = described.numel() // described.shape[1]
+        away, total = own - mean, count + cells
+        mean = mean + away * (cells / total)
+        squares = squares + variance * cells + away.square() * (count * cells / total)
+        count = total
+    mean, std = mean.float(), (squares / count).sqrt().float()
     if useless := int((~(mean.isfinite() & std.isfinite() & (std > 0))).sum()):
         what = f"{useless} of {whose} {len(std)} channels never change on these images, or are not finite"
         raise ModelError(f"{what}; the images are all the same, or the network's weights are damaged")
-    return mean.float(), std.float()
+    return mean, std
 
 
 # --- The four terms of training (sections 3.2 and 3.3; algorithm 1)
