@@ -107,9 +107,7 @@ class GainDataModule(L.LightningDataModule):
     @cached_property
     def dataset(self) -> SampleDataset:
         """All samples by row; decodes them at first use."""
-        share, quality = self.settings.mask_share, self.settings.mask_quality
-        augment = Augmentation(self.settings)
-        return SampleDataset(self._given, self.settings, augment, mask_share=share, mask_quality=quality)
+        return SampleDataset(self._given, self.settings)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -271,16 +269,11 @@ class SampleDataset(Dataset[Batch]):
     4 H W bytes a sample with a mask, 3 H W without. `DataError` names all files that cannot be decoded or do not fit.
     """
 
-    def __init__(
-        self,
-        samples: pd.DataFrame,
-        settings: RunSettings,
-        augmentation: Augmentation | None = None,
-        *,
-        mask_share: float = 1.0,
-        mask_quality: str = "exact",
-    ) -> None:
-        self.settings, self.augmentation, self.mask_quality = settings, augmentation, mask_quality
+    def __init__(self, samples: pd.DataFrame, settings: RunSettings) -> None:
+        self.settings = settings
+        training = settings if isinstance(settings, Settings) else None  # EfficientAD shows every picture as it is
+        self.augmentation = Augmentation(training) if training else None
+        self.mask_quality = training.mask_quality if training else "exact"
         self.counterfactuals: ImageCounterfactuals | None = None
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             results = pool.map(self._decode, samples["image"], samples["mask"])
@@ -293,8 +286,8 @@ class SampleDataset(Dataset[Batch]):
         self.places, self.cached, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), ())
         samples = samples.iloc[kept].reset_index(drop=True)
         masks = [None if finding else mask for mask, finding in zip(samples["mask"], empty)]
-        samples = samples.assign(mask=pd.Series(masks, dtype=object))
-        self.samples = with_mask_share(samples, mask_share, seed=settings.seed_of_split)
+        samples, share = samples.assign(mask=pd.Series(masks, dtype=object)), training.mask_share if training else 1.0
+        self.samples = with_mask_share(samples, share, seed=settings.seed_of_split)
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))

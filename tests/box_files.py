@@ -1,4 +1,4 @@
-"""Box labels of one set of pictures in all three formats, and the masks that they mean, drawn by hand."""
+"""Box labels of one set of pictures in all three formats, and the masks that they mean."""
 
 from __future__ import annotations
 
@@ -20,52 +20,13 @@ PIXELS = {
 }
 """Boxes by stem: first column, first row, and the column and row after the last, counted from 0."""
 
-DRAWN = {
-    "train_d0": """
-        ................
-        ..###...........
-        ..###...........
-        ..###...........
-        ................
-        ................
-        ................
-        ................
-        ................
-        ................
-        ................
-        ................""",
-    "train_d1": """
-        ####............
-        ####............
-        ................
-        ................
-        ................
-        ................
-        ................
-        ................
-        ................
-        ..............##
-        ..............##
-        ..............##""",
-    "val_d0": """
-        ................
-        ................
-        ...######.......
-        ...######.......
-        ...######.......
-        ...#########....
-        ...#########....
-        ...#########....
-        ......######....
-        ......######....
-        ................
-        ................""",
-}
-
 
 def drawn(stem: str) -> np.ndarray:
     """The mask of a picture, 255 in its boxes."""
-    return np.array([[255 * (cell == "#") for cell in row] for row in DRAWN[stem].split()], np.uint8)
+    mask = np.zeros(SIZE, np.uint8)
+    for x0, y0, x1, y1 in PIXELS[stem]:
+        mask[y0:y1, x0:x1] = 255
+    return mask
 
 
 def boxed_data(root: Path) -> Path:
@@ -78,35 +39,35 @@ def boxed_data(root: Path) -> Path:
 
 def coco(boxes: Sequence[dict] = (), **parts) -> dict:
     """A COCO file of the pictures of `PIXELS`, or with its parts replaced."""
-    names = list(PIXELS)
-    images = [
-        {"id": number, "file_name": f"{name.split('_')[0]}/defective/{name}.png", "width": SIZE[1], "height": SIZE[0]}
-        for number, name in enumerate(names)
-    ]
-    own = [
-        {"id": 10 * number + k, "image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-        for number, name in enumerate(names)
-        for k, (x0, y0, x1, y1) in enumerate(PIXELS[name])
-    ]
-    content = {"images": images, "annotations": list(boxes) or own, "categories": [{"id": 1, "name": "crack"}]}
-    return content | parts
+    images, own = [], []
+    for number, (name, pixels) in enumerate(PIXELS.items()):
+        place = f"{name.split('_')[0]}/defective/{name}.png"
+        images.append({"id": number, "file_name": place, "width": SIZE[1], "height": SIZE[0]})
+        own += [{"image_id": number, "bbox": [x0, y0, x1 - x0, y1 - y0]} for x0, y0, x1, y1 in pixels]
+    annotations = list(boxes) or [{"id": number, "category_id": 1} | one for number, one in enumerate(own)]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "crack"}]} | parts
 
 
-def write_coco(root: Path, content: dict | None = None, name: str = "annotations/boxes.json") -> Path:
+def write_label(root: Path, name: str, text: str) -> Path:
     file = root / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(coco() if content is None else content), encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     return file
 
 
+def write_coco(root: Path, content: dict | None = None, name: str = "annotations/boxes.json") -> Path:
+    return write_label(root, name, json.dumps(coco() if content is None else content))
+
+
 def write_yolo(root: Path) -> Path:
+    height, width = SIZE
     for name, boxes in PIXELS.items():
-        lines = [
-            f"0 {(x0 + x1) / 2 / SIZE[1]:.6f} {(y0 + y1) / 2 / SIZE[0]:.6f} "
-            f"{(x1 - x0) / SIZE[1]:.6f} {(y1 - y0) / SIZE[0]:.6f}"
+        shares = [
+            ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             for x0, y0, x1, y1 in boxes
         ]
-        write_label(root, f"labels/{name.split('_')[0]}/{name}.txt", "\n".join(lines) + "\n")
+        lines = [f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in shares]
+        write_label(root, f"labels/{name.split('_')[0]}/{name}.txt", "".join(lines))
     return root / "labels"
 
 
@@ -126,13 +87,6 @@ def write_voc(root: Path) -> Path:
         # Counted from 1, the last pixel included.
         write_label(root, f"Annotations/{name}.xml", voc([(x0 + 1, y0 + 1, x1, y1) for x0, y0, x1, y1 in boxes]))
     return root / "Annotations"
-
-
-def write_label(root: Path, name: str, text: str) -> Path:
-    file = root / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return file
 
 
 def stored(mask: str) -> np.ndarray:
