@@ -118,8 +118,8 @@ class GainDataModule(L.LightningDataModule):
     @property
     def class_counts(self) -> tuple[int, int]:
         """Normal and defective images of the training split."""
-        given = self.samples.loc[self.samples["split"] == "train", "label"]
-        return int((given == 0).sum()), int((given == 1).sum())
+        labels = self.samples.loc[self.samples["split"] == "train", "label"]
+        return int((labels == 0).sum()), int((labels == 1).sum())
 
     def setup(self, stage: str | None = None) -> None:
         """Decode every file once. `DataError` for bad files, a class too few, or pictures that S7 cannot edit."""
@@ -226,8 +226,7 @@ def _one_thread(worker: int) -> None:
 # --- Samples by row
 
 
-Key = int | tuple[int, int]
-"""A row, or (epoch, row) for the row as that epoch edits and augments it."""
+Key = int | tuple[int, int]  # a row, or (epoch, row) for the row as that epoch edits and augments it
 
 
 class Picture(NamedTuple):
@@ -303,10 +302,9 @@ class SampleDataset(Dataset[Batch]):
             return None, None, Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
         except DataError as error:
             return None, None, Finding("error", "", str(error))
-        finding = None
-        if mask is not None and picture.mask is None:
-            finding = Finding("warning", mask, "mask holds no defect pixel; treated as missing")
-        return picture.place, picture if self.settings.cache_images else None, finding
+        empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing")
+        lost = mask is not None and picture.mask is None
+        return picture.place, picture if self.settings.cache_images else None, empty if lost else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -331,8 +329,7 @@ class SampleDataset(Dataset[Batch]):
         epoch, row = (None, key) if isinstance(key, int) else key
         drawn = None if epoch is None or self.counterfactuals is None else self.counterfactuals.draw(epoch, row)
         if drawn is None or drawn.edit is None:
-            image, mask, _ = self.stored(row)
-            label, shown = int(self.labels[row]), row
+            (image, mask, _), label, shown = self.stored(row), int(self.labels[row]), row
         else:
             image, label, shown = drawn.edit.image, drawn.edit.label, drawn.row
             mask = drawn.edit.mask.astype(np.uint8) if drawn.edit.mask.any() else None

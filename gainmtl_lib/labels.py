@@ -204,10 +204,7 @@ def _stored(drawn: dict[str, tuple[Size, Pixels]], root: Path, settings: RunSett
 
 
 def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
-    """Box labels of other data than the settings' own: at the same place below its folder, else at the usual places.
-
-    Labels from outside the dataset's folder describe its own pictures, and are never taken for others.
-    """
+    """Box labels of other data, at the same place below its folder; None where they lie outside the settings' data."""
     place = settings.box_labels and Path(os.path.abspath(settings.box_labels))
     own = Path(os.path.abspath(settings.data_root))
     return data_root / place.relative_to(own) if place and place.is_relative_to(own) else None
@@ -473,8 +470,7 @@ def load_external_masks(images: Sequence[str], folder: Path, *, image_size: Size
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in readers.image_files(folder)}
-    base = os.path.commonpath([os.path.dirname(image) for image in images])
-    stems = Counter(Path(image).stem for image in images)
+    base, stems = os.path.commonpath(map(os.path.dirname, images)), Counter(Path(image).stem for image in images)
     masks = torch.zeros((len(images), 1, *image_size))
     for mask, image in zip(masks, images, strict=True):
         below, stem = Path(image).relative_to(base).with_suffix("").as_posix(), Path(image).stem

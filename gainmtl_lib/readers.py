@@ -86,11 +86,9 @@ def read_samples(
     both_classes: bool = True,
     findings: list[Finding] | None = None,
 ) -> pd.DataFrame:
-    """Read a dataset's folder into the table of samples. No picture is decoded here: the loaders do that.
+    """Read a dataset's folder, for `mvtec` that of one category, into the table of samples. No picture is decoded.
 
     Args:
-        root: the dataset's folder; for `mvtec` that of one category.
-        dataset_type: one of `LAYOUTS`.
         group_pattern: regular expression searched in the file name; its first group, or the whole match, names the
             part that the picture shows. Without one each image is its own group, unless the reader knows better.
         both_classes: whether a single class is an error.

@@ -17,19 +17,9 @@ from PIL import Image
 from gainmtl_lib import labels
 from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.efficientad.data import samples_in_use
-from gainmtl_lib.labels import (
-    Label,
-    box_labels_of,
-    picture_size,
-    resize_image,
-    resize_mask,
-    same_aspect,
-    with_boxes,
-)
+from gainmtl_lib.labels import Label, picture_size, resize_image, resize_mask, with_boxes
 from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_samples
 from gainmtl_lib.settings import Settings
-
-WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 
 # pictures and masks at the network's size
 
@@ -66,7 +56,7 @@ def test_mask_is_cut_at_half_a_pixel_unless_that_would_empty_it_and_fitted_to_it
     mask[0, :2] = True
     fitted = resize_mask(mask, (8, 8), "letterbox", image_size=(4, 8))
     assert fitted.sum() == pytest.approx(8, abs=4) and not fitted[:2].any() and not fitted[6:].any()
-    same = {size: same_aspect(size, (100, 200)) for size in ((100, 200), (33, 67), (200, 100), (90, 200))}
+    same = {size: labels.same_aspect(size, (100, 200)) for size in ((100, 200), (33, 67), (200, 100), (90, 200))}
     assert list(same.values()) == [True, True, False, False], "rounding is allowed for"
 
 
@@ -93,13 +83,17 @@ def scan(root: Path, file: Path | None = None):
 
 
 def masks(samples) -> dict[str, str]:
-    rows = samples.to_dict("records")
-    return {Path(row["image"]).stem: row["mask"] for row in rows if row["mask"] is not None}
+    return {Path(row.image).stem: row.mask for row in samples.itertuples() if row.mask is not None}
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_each_format_gives_the_hand_drawn_masks(root, tmp_path, name):
-    WRITERS[name](root)
+def box(*bbox: float, **values) -> dict:
+    """An annotation of train_d0."""
+    return {"id": 7, "image_id": 0, "category_id": 1, "bbox": list(bbox)} | values
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])
+def test_each_format_gives_the_same_masks(root, tmp_path, write):
+    write(root)
     found = masks(build_samples(settings_of(root)))
     assert sorted(found) == sorted(PIXELS)
     for stem, mask in found.items():
@@ -108,29 +102,23 @@ def test_each_format_gives_the_hand_drawn_masks(root, tmp_path, name):
         assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
 
 
-def test_stored_masks_are_used_again_and_completed(root, tmp_path, caplog):
-    caplog.set_level("INFO")
-    write_coco(root)
-    first = masks(read(root))
-    assert "drew the boxes of 3 pictures as masks into" in caplog.text
-    times = {name: Path(mask).stat().st_mtime_ns for name, mask in first.items()}
-    Path(first["val_d0"]).unlink()
-    caplog.clear()
-    assert masks(read(root)) == first
-    assert "drew the boxes of 1 pictures" in caplog.text
-    assert all(Path(first[name]).stat().st_mtime_ns == times[name] for name in ("train_d0", "train_d1"))
-    assert len([path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]) == 3
-
-
-def test_mask_files_are_ignored_and_the_rest_of_the_table_stays(root, caplog):
+def test_stored_masks_are_used_again_and_completed_and_mask_files_are_ignored(root, caplog):
     caplog.set_level("INFO")
     write_mask(root / "masks/train/defective/train_d2.png")
     write_coco(root)
     before = read_samples(root, dataset_type="generic")
     after = with_boxes(before.iloc[::-1], settings_of(root))
     assert "label_kind box: 1 mask files of the dataset are ignored" in caplog.text
+    assert "drew the boxes of 3 pictures as masks into" in caplog.text
     assert after.iloc[::-1].drop(columns="mask").equals(before.drop(columns="mask"))
-    assert sorted(masks(after)) == sorted(PIXELS) and after["mask"].tolist().count(None) == 15
+    first = masks(after)
+    assert sorted(first) == sorted(PIXELS) and after["mask"].tolist().count(None) == 15
+    times = {name: Path(mask).stat().st_mtime_ns for name, mask in first.items()}
+    Path(first["val_d0"]).unlink()
+    caplog.clear()
+    assert masks(read(root)) == first
+    assert "drew the boxes of 1 pictures" in caplog.text
+    assert all(Path(first[name]).stat().st_mtime_ns == times[name] for name in ("train_d0", "train_d1"))
     assert list(masks(with_boxes(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
 
 
@@ -139,9 +127,7 @@ def test_the_digest_tells_boxes_apart_and_not_where_the_data_lies(root, tmp_path
     digest = data_digest(build_samples(settings_of(root)))
     moved = shutil.copytree(root, tmp_path / "a/b/data")
     assert data_digest(build_samples(settings_of(moved, outputs_dir=tmp_path / "far/away"))) == digest
-    content = coco()
-    content["annotations"][0]["bbox"][0] = 6
-    write_coco(root, content)
+    write_coco(root, coco([box(6, 1, 3, 3)]))
     assert data_digest(build_samples(settings_of(root))) != digest
 
 
@@ -220,81 +206,58 @@ def test_empty_labels_class_names_outlines_and_parts_do_not_count(root):
     assert found == [] and sorted(masks(samples)) == sorted(PIXELS)
     shutil.rmtree(root / "labels")
     outlined = [one | {"segmentation": [[2, 1, 5, 1, 5, 4]], "iscrowd": 0} for one in coco()["annotations"]]
-    write_coco(root, coco(outlined))
-    for stem, mask in masks(read(root)).items():
-        np.testing.assert_array_equal(stored(mask), drawn(stem))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # byte order marks are understood
+        write_coco(root).write_bytes(json.dumps(coco(outlined)).encode(encoding))
+        assert masks(read(root)) == masks(samples)
     shutil.rmtree(root / "annotations")
     part = "<part><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>16</xmax><ymax>12</ymax></bndbox></part>"
-    write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)]).replace("<name>", f"{part}<name>"))
-    np.testing.assert_array_equal(stored(masks(read(root))["train_d0"]), drawn("train_d0"))
+    content = voc([(3, 2, 5, 4)]).replace("<name>", f"{part}<name>")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        write_label(root, "Annotations/train_d0.xml", "").write_bytes(content.encode(encoding))
+        np.testing.assert_array_equal(stored(masks(read(root))["train_d0"]), drawn("train_d0"))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_byte_order_marks_are_understood(root, encoding):
-    write_coco(root).write_bytes(json.dumps(coco()).encode(encoding))
-    assert len(masks(read(root))) == 3
-    shutil.rmtree(root / "annotations")
-    write_label(root, "Annotations/train_d0.xml", "").write_bytes(voc([(3, 2, 5, 4)]).encode(encoding))
-    assert len(masks(read(root))) == 1
-
-
-def test_mvtec_and_magnetic_tile_take_boxes(tmp_path):
-    mvtec, tiles = tmp_path / "bottle", tmp_path / "tiles"
-    for name in ("train/good/000.png", "test/good/000.png", "test/crack/000.png", "test/dent/000.png"):
-        write_picture(mvtec / name)
-    write_label(mvtec, "labels/dent/000.txt", "0 0.21875 0.208333 0.1875 0.25\n")
-    samples = read(mvtec, dataset_type="mvtec")
-    assert samples.loc[samples["mask"].notna(), "defect_type"].tolist() == ["dent"]
-    np.testing.assert_array_equal(stored(masks(samples)["000"]), drawn("train_d0"))
-    write_picture(tiles / "MT_Free/Imgs/exp1_num_1.jpg")
-    for suffix in (".jpg", ".bmp"):  # two pictures, each with a mask of its own
-        write_picture(tiles / f"MT_Crack/Imgs/exp1_num_900{suffix}")
+def test_pictures_of_one_stem_have_masks_of_their_own_in_any_layout(tmp_path):
+    write_picture(tmp_path / "MT_Free/Imgs/exp1_num_1.jpg")
+    for suffix in (".jpg", ".bmp"):
+        write_picture(tmp_path / f"MT_Crack/Imgs/exp1_num_900{suffix}")
     images = [{"id": k, "file_name": f"exp1_num_900{suffix}"} for k, suffix in enumerate((".jpg", ".bmp"))]
-    boxes = [{"image_id": k, "category_id": 1, "bbox": [k, 0, 2, 2]} for k in (0, 1)]
-    samples = read(tiles, write_coco(tiles, coco(boxes, images=images)), dataset_type="magnetic_tile")
-    rows = {tuple(stored(mask)[0, :4].tolist()) for mask in samples["mask"] if mask is not None}
+    file = write_coco(tmp_path, coco([box(k, 0, 2, 2, image_id=k) for k in (0, 1)], images=images))
+    samples = read(tmp_path, file, dataset_type="magnetic_tile")
+    rows = {tuple(stored(mask)[0, :4].tolist()) for mask in samples["mask"].dropna()}
     assert rows == {(255, 255, 0, 0), (0, 255, 255, 0)}
 
 
 def test_other_data_is_read_with_labels_of_its_own_and_never_with_labels_from_outside(root, tmp_path):
     inside = settings_of(root, box_labels=tmp_path / "other" / ".." / "data" / "boxes" / "own.json")
-    assert box_labels_of(inside, tmp_path / "b") == tmp_path / "b/boxes/own.json"
-    assert box_labels_of(settings_of(root, box_labels=tmp_path / "own.json"), tmp_path / "b") is None
-    assert box_labels_of(settings_of(root), tmp_path / "b") is None
+    assert labels.box_labels_of(inside, tmp_path / "b") == tmp_path / "b/boxes/own.json"
+    assert labels.box_labels_of(settings_of(root, box_labels=tmp_path / "own.json"), tmp_path / "b") is None
+    assert labels.box_labels_of(settings_of(root), tmp_path / "b") is None
 
 
 # what is left out or changed
 
 
-def box(*bbox: float, **values) -> dict:
-    """An annotation of train_d0."""
-    return {"id": 7, "image_id": 0, "category_id": 1, "bbox": list(bbox)} | values
-
-
 WELL = box(2, 1, 3, 3, id=1)
 """The box of train_d0 that is drawn by hand."""
-NOTHING = "cover nothing of the picture of 12x16 (height x width); left out"
 
 
-@pytest.mark.parametrize(
-    ("bad", "kind", "message"),
-    [
-        (box(16, 0, 3, 3), "that cover nothing", f"left, top, right, bottom 16, 0, 19, 3 {NOTHING}"),
-        (box(2, 1, 0, 3), "that cover nothing", f"left, top, right, bottom 2, 1, 2, 4 {NOTHING}"),
-        (box(float("nan"), 1, 3, 3), "that cover nothing", f"left, top, right, bottom nan, 1, nan, 4 {NOTHING}"),
-        (box(2, 1, float("inf"), 3), "that cover nothing", f"left, top, right, bottom 2, 1, inf, 4 {NOTHING}"),
+def test_boxes_that_are_left_out(root):
+    nan, inf, nothing = float("nan"), float("inf"), "cover nothing of the picture of 12x16 (height x width); left out"
+    cases = [
+        (box(16, 0, 3, 3), "that cover nothing", f"left, top, right, bottom 16, 0, 19, 3 {nothing}"),
+        (box(2, 1, 0, 3), "that cover nothing", f"left, top, right, bottom 2, 1, 2, 4 {nothing}"),
+        (box(nan, 1, 3, 3), "that cover nothing", f"left, top, right, bottom nan, 1, nan, 4 {nothing}"),
+        (box(2, 1, inf, 3), "that cover nothing", f"left, top, right, bottom 2, 1, inf, 4 {nothing}"),
         (box(9, 9, 2, 2, iscrowd=1), "of crowds", "a crowd, not one object's box; left out"),
         (box(9, 9, 2, 2, image_id=99), "of an unknown image", "image_id 99 is not among the file's images; left out"),
-    ],
-)
-def test_boxes_that_are_left_out(root, bad, kind, message):
-    file = write_coco(root, coco([WELL, bad, WELL]))
-    samples, found = scan(root)
-    assert [(one.level, one.kind, str(one)) for one in found] == [
-        ("warning", f"boxes {kind}", f"{file}: annotation 7: {message}")
     ]
-    (mask,) = samples["mask"].dropna()
-    np.testing.assert_array_equal(stored(mask), drawn("train_d0"))
+    for bad, kind, message in cases:
+        file = write_coco(root, coco([WELL, bad, WELL]))
+        samples, (one,) = scan(root)
+        assert (one.level, one.kind, str(one)) == ("warning", f"boxes {kind}", f"{file}: annotation 7: {message}")
+        (mask,) = samples["mask"].dropna()
+        np.testing.assert_array_equal(stored(mask), drawn("train_d0"))
 
 
 def test_a_box_partly_outside_is_clipped_and_half_a_pixel_is_no_matter(root):
@@ -322,17 +285,14 @@ def test_pictures_of_another_size_in_the_file(root):
     content["images"][0] |= {"height": 32}
     write_coco(root, content)
     assert "32x32 (height x width) there, and 12x16 on disk; expected the same aspect ratio" in errors(root)
-
-
-@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}])
-def test_a_size_that_is_not_told_is_not_compared(root, size):
-    content = coco()
-    content["images"] = [{"id": image["id"], "file_name": image["file_name"]} | size for image in content["images"]]
-    write_coco(root, content)
-    assert scan(root)[1] == []
+    for untold in ({}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}):  # is not compared
+        images = [{"id": image["id"], "file_name": image["file_name"]} | untold for image in coco()["images"]]
+        write_coco(root, coco(images=images))
+        assert scan(root)[1] == []
     shutil.rmtree(root / "annotations")
-    write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)], size=(0, 0) if size else None))
-    assert scan(root)[1] == []
+    for told in ((0, 0), None):
+        write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)], size=told))
+        assert scan(root)[1] == []
 
 
 def test_labels_without_a_picture_are_counted_and_pictures_that_cannot_be_read_are_the_loaders_affair(root):
@@ -389,22 +349,17 @@ def test_a_box_on_a_normal_picture(root):
     assert [finding.level for finding in scan(root)[1]] == ["warning"]
 
 
-def test_a_stem_of_several_pictures(root):
-    write_picture(root / "images/val/defective/train_d0.png")
+def test_a_stem_of_several_pictures_and_a_picture_with_boxes_in_two_places(root):
     file = write_label(root, "labels/train_d0.txt", "0 0.5 0.5 0.1 0.1")
-    assert errors(root) == (
-        f"{file}: 'train_d0' can mean 2 pictures, such as {root}/images/train/defective/train_d0.png and "
-        f"{root}/images/val/defective/train_d0.png; name the picture's folders, too"
-    )
-    file.rename(write_label(root, "labels/train/train_d0.txt", ""))
-    assert scan(root)[1] == []
-
-
-def test_a_picture_with_boxes_in_two_places(root):
-    write_label(root, "labels/train_d0.txt", "0 0.5 0.5 0.1 0.1")
-    write_label(root, "labels/train/train_d0.txt", "0 0.4 0.5 0.1 0.1")
-    picture, other = root / "images/train/defective/train_d0.png", root / "labels/train/train_d0.txt"
+    other = write_label(root, "labels/train/train_d0.txt", "0 0.4 0.5 0.1 0.1")
+    picture = root / "images/train/defective/train_d0.png"
     assert errors(root).endswith(f"'train_d0' is {picture}, which has boxes in {other}, too; keep one")
+    twin = write_picture(root / "images/val/defective/train_d0.png")
+    several = f"'train_d0' can mean 2 pictures, such as {picture} and {twin}; name the picture's folders, too"
+    assert errors(root) == f"{file}: {several}"
+    file.rename(other)
+    assert scan(root)[1] == []
+    twin.unlink()
     content = coco([WELL, box(1, 1, 2, 2, image_id=1)])
     content["images"][1]["file_name"] = "train_d0.png"
     file = write_coco(root, content)
