@@ -22,31 +22,7 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError, read_image
 from gainmtl_lib.runs import RunError, load_run, save_weights
-from gainmtl_lib.studies import faithfulness as module
-from gainmtl_lib.studies.faithfulness import (
-    CAM_METHODS,
-    FILE,
-    blur,
-    cascade,
-    compare_maps,
-    compute_cam,
-    deciding_features,
-    deciding_head,
-    defect_probability,
-    deletion_insertion,
-    faithfulness,
-    found_defects,
-    impute,
-    is_stale,
-    measure_faithfulness,
-    moved_map,
-    randomisation_check,
-    relevance_places,
-    road,
-    stored_faithfulness,
-    summarise_faithfulness,
-    summarise_randomisation,
-)  # fmt: skip
+from gainmtl_lib.studies import faithfulness as faith
 
 # --- A decision whose reason is known: the brightness of the upper left corner. 32 px, maps of 8 x 8 cells
 
@@ -95,36 +71,24 @@ class Pictures:
         return SimpleNamespace(images=F.interpolate(torch.stack([picture(row) for row in rows]), size=self.size))
 
 
-def area(curve):
-    return np.trapezoid(curve, curve.index)
-
-
 # --- Maps of the same decision by other methods
-
-
-@pytest.mark.parametrize(("strategy", "map_stride"), [("S2", 8), ("S6", 16)])
-@pytest.mark.parametrize("method", CAM_METHODS)
-def test_every_method_gives_raw_maps_on_the_grid(strategy, map_stride, method):
-    maps = compute_cam(built(strategy, map_stride), images(), method)
-    assert maps.shape == (2, 1, 64 // map_stride, 64 // map_stride)
-    assert maps.dtype == torch.float32 and maps.isfinite().all() and not maps.requires_grad
 
 
 @pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
 def test_hires_cam_is_our_map_by_the_number_of_cells_and_grad_cam_its_positive_part(strategy):
     model = built(strategy)
     # The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w.
-    torch.testing.assert_close(deciding_head(model)(deciding_features(model, images())), model(images()).logits)
-    ours = compute_cam(model, images(), "ours") / 16
+    features = faith.deciding_features(model, images())
+    torch.testing.assert_close(faith.deciding_head(model)(features), model(images()).logits)
+    ours = faith.compute_cam(model, images(), "ours") / 16
     assert ours.min() < 0 < ours.max()
-    torch.testing.assert_close(compute_cam(model, images(), "hires_cam"), ours)
-    torch.testing.assert_close(compute_cam(model, images(), "grad_cam"), ours.relu())
-    torch.testing.assert_close(compute_cam(model, images(), "ours"), model(images()).cam)
+    for method, expected in (("hires_cam", ours), ("grad_cam", ours.relu()), ("ours", model(images()).cam)):
+        torch.testing.assert_close(faith.compute_cam(model, images(), method), expected)
 
 
 def test_layer_cam_by_hand():
     features, gradient = torch.tensor([[[[1.0, -2.0]], [[3.0, 4.0]]]]), torch.tensor([[[[0.5, 1.0]], [[-1.0, 0.25]]]])
-    maps = {name: module._from_gradient(features, gradient, name)[0, 0, 0].tolist() for name in CAM_METHODS[1:4]}
+    maps = {name: faith._from_gradient(features, gradient, name)[0, 0, 0].tolist() for name in faith.CAM_METHODS[1:4]}
     assert maps["layer_cam"] == [0.5, 0.0]  # 0.5 * 1 + 0; the second is -2 + 1, cut
     assert maps["hires_cam"] == [-2.5, -1.0]
     assert maps["grad_cam"] == [0.0, 0.0]  # 0.75 * 1 - 0.375 * 3 < 0, and 0.75 * -2 - 0.375 * 4
@@ -134,18 +98,18 @@ def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():
     features = torch.from_numpy(np.random.default_rng(0).random((2, 6, 5, 7), dtype=np.float32))
     features[0, :, 2, 3] += 5  # one cell stands out: up, whatever the solver's sign
     features[1, :, 2, 3] -= 5
-    maps = module._eigen_cam(features)[:, 0]
+    maps = faith._eigen_cam(features)[:, 0]
     for ours, given in zip(maps, features):
         cells = given.flatten(1) - given.flatten(1).mean(1, keepdim=True)
         first = torch.linalg.svd(cells.T, full_matrices=False).Vh[0] @ cells
         torch.testing.assert_close(ours.flatten().abs(), first.abs(), atol=1e-4, rtol=1e-4)
         assert ours.argmax() == 2 * 7 + 3 and ours.max() >= -ours.min()
-    assert not module._eigen_cam(torch.ones(1, 4, 3, 3)).any()
+    assert not faith._eigen_cam(torch.ones(1, 4, 3, 3)).any()
 
 
 def test_score_cam_weighs_channels_by_the_margin_seen_through_them(monkeypatch):
     model = built("S3")
-    features = deciding_features(model, images())
+    features = faith.deciding_features(model, images())
     margins = torch.empty(2, 8)
     for place in range(16):
         (which, channel), whole = divmod(place, 8), images()[place // 8]
@@ -154,32 +118,33 @@ def test_score_cam_weighs_channels_by_the_margin_seen_through_them(monkeypatch):
         logits = model(model.mean + (whole - model.mean) * mask).logits[0]
         margins[which, channel] = (logits[1] - logits[0]).detach()
     expected = (margins.softmax(1)[..., None, None] * features).sum(1, keepdim=True).relu()
-    monkeypatch.setattr(module, "CHANNELS_AT_A_TIME", 3)
-    torch.testing.assert_close(compute_cam(model, images(), "score_cam"), expected, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(faith, "CHANNELS_AT_A_TIME", 3)
+    torch.testing.assert_close(faith.compute_cam(model, images(), "score_cam"), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [name for name in CAM_METHODS if name != "score_cam"])
+@pytest.mark.parametrize("method", [name for name in faith.CAM_METHODS if name != "score_cam"])
 def test_a_picture_has_its_map_whatever_the_batch_and_memory_format(method):
     model, three = built("S3"), images(3)
-    together = compute_cam(model, three, method)
-    torch.testing.assert_close(compute_cam(model, three[1:2], method), together[1:2], atol=1e-5, rtol=1e-4)
+    together = faith.compute_cam(model, three, method)
+    torch.testing.assert_close(faith.compute_cam(model, three[1:2], method), together[1:2], atol=1e-5, rtol=1e-4)
     last = three.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(compute_cam(model, last, method), together, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(faith.compute_cam(model, last, method), together, atol=1e-5, rtol=1e-4)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        frozen = compute_cam(model.requires_grad_(False), three.clone(), method)
+        frozen = faith.compute_cam(model.requires_grad_(False), three.clone(), method)
     torch.testing.assert_close(frozen, together, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", CAM_METHODS)
-def test_the_model_is_left_as_it_was(method):
-    torch.manual_seed(0)
-    model = GAINMTLModel(**NARROW, strategy="S3", map_stride=16, freeze_backbone_stages=1).train()
+@pytest.mark.parametrize("method", faith.CAM_METHODS)
+def test_every_method_gives_raw_maps_on_the_grid_and_leaves_the_model_as_it_was(method):
+    model = GAINMTLModel(**NARROW, strategy="S3", map_stride=8, freeze_backbone_stages=1).train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     held = model.attention.attended_cls_head.out.weight
     held.grad = torch.ones_like(held)
-    compute_cam(model, images(1), method)
+    maps = faith.compute_cam(model, images(), method)
+    assert maps.shape == (2, 1, 8, 8) and maps.dtype == torch.float32
+    assert maps.isfinite().all() and not maps.requires_grad
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == flags and not all(flags)
     assert torch.equal(held.grad, torch.ones_like(held))
@@ -191,10 +156,10 @@ def test_the_model_is_left_as_it_was(method):
 def test_hooks_are_gone_after_an_error_and_an_unknown_method_is_named():
     model = built("S1")
     with pytest.raises(RuntimeError):
-        compute_cam(model, torch.rand(1, 5, 64, 64), "grad_cam")
+        faith.compute_cam(model, torch.rand(1, 5, 64, 64), "grad_cam")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(ModelError, match=r"method must be one of ours, grad_cam, .*, score_cam, got 'gradcam'"):
-        compute_cam(model, images(), "gradcam")
+        faith.compute_cam(model, images(), "gradcam")
 
 
 # --- Deletion and insertion
@@ -202,90 +167,94 @@ def test_hooks_are_gone_after_an_error_and_an_unknown_method_is_named():
 
 def test_deleting_what_the_decision_looks_at_drops_it_at_once():
     model = LooksAtCorner().train()
-    curves = deletion_insertion(model, picture(), CORNER, steps=16)
+    curves = faith.deletion_insertion(model, picture(), CORNER, steps=16)
     deletion, insertion = curves["deletion"].to_numpy(), curves["insertion"].to_numpy()
-    ends = defect_probability(model, torch.stack([picture(), blur(picture())]))
+    ends = faith.defect_probability(model, torch.stack([picture(), faith.blur(picture())]))
     assert deletion[[0, -1]].tolist() == insertion[[-1, 0]].tolist() == pytest.approx(ends)
     assert curves.index[[0, 1, -1]].tolist() == [0, 1 / 16, 1]
     assert deletion[0] > 0.99 and deletion[1] < 0.05  # the corner is a sixteenth of the picture
     assert insertion[0] < 0.05 and insertion[1] > 0.99
     # A sixteenth of the way down in a straight line, then next to nothing.
-    assert area(curves["deletion"]) == pytest.approx(1 / 32, abs=0.02)
-    assert area(curves["insertion"]) == pytest.approx(1 - 1 / 32, abs=0.02)
+    assert np.trapezoid(curves["deletion"], curves.index) == pytest.approx(1 / 32, abs=0.02)
+    assert np.trapezoid(curves["insertion"], curves.index) == pytest.approx(1 - 1 / 32, abs=0.02)
     assert model.training and model.dropout.training
 
 
 def test_deletion_by_the_reversed_map_is_insertion_read_backwards():
     values = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     model, image = LooksAtCorner(), torch.rand(3, 32, 32)
-    there, back = (deletion_insertion(model, image, sign * values, steps=8) for sign in (1, -1))
+    there, back = (faith.deletion_insertion(model, image, sign * values, steps=8) for sign in (1, -1))
     np.testing.assert_allclose(back["deletion"], there["insertion"][::-1], atol=1e-3)
 
 
 def test_equal_values_stand_in_random_order_not_in_that_of_rows():
     image = picture()
-    flat = relevance_places(torch.full((8, 8), 0.3), image)
+    flat = faith.relevance_places(torch.full((8, 8), 0.3), image)
     assert sorted(flat.flatten().tolist()) == list(range(32 * 32))
     assert abs(flat[:16].double().mean() - flat[16:].double().mean()) < 150  # in the order of rows: 512
-    assert torch.equal(flat, relevance_places(torch.full((8, 8), -7.0), image))
-    assert not torch.equal(flat, relevance_places(torch.full((8, 8), 0.3), image, seed=1))
+    assert torch.equal(flat, faith.relevance_places(torch.full((8, 8), -7.0), image))
+    assert not torch.equal(flat, faith.relevance_places(torch.full((8, 8), 0.3), image, seed=1))
     # Of a map with many zeros, or one that is not finite somewhere, only those cells are drawn.
     broken = CORNER.clone()
     broken[4, 4] = torch.nan
-    places = [relevance_places(values, image, seed)[:8, :8] for seed, values in enumerate((CORNER, CORNER, broken))]
-    assert all(place.max() == 63 for place in places)
+    for seed, values in enumerate((CORNER, CORNER, broken)):
+        assert faith.relevance_places(values, image, seed)[:8, :8].max() == 63
 
 
 def test_a_moved_map_has_the_same_values_elsewhere():
     values = torch.arange(12.0).view(3, 4)
-    moved = [moved_map(values, seed) for seed in range(6)]
+    moved = [faith.moved_map(values, seed) for seed in range(6)]
     assert all(sorted(one.flatten().tolist()) == list(range(12)) for one in moved)
     assert len({tuple(one.flatten().tolist()) for one in moved}) > 3
-    assert torch.equal(moved_map(values, 3), moved[3])
+    assert torch.equal(faith.moved_map(values, 3), moved[3])
     image = torch.rand(3, 64, 48, generator=torch.Generator().manual_seed(0))
-    assert blur(image).mean() == pytest.approx(float(image.mean()), abs=0.02) and blur(image).std() < 0.1 * image.std()
+    blurred = faith.blur(image)
+    assert blurred.mean() == pytest.approx(float(image.mean()), abs=0.02) and blurred.std() < 0.1 * image.std()
     with pytest.raises(ValueError, match=r"fractions must lie in \(0, 1\)"):
-        road(LooksAtCorner(), picture(), CORNER, fractions=(1.0,))
+        faith.road(LooksAtCorner(), picture(), CORNER, fractions=(1.0,))
 
 
 # --- ROAD
 
 
-def hole(height=16, width=20):
-    removed = torch.zeros(height, width, dtype=torch.bool)
-    removed[5:9, 6:12] = True
+def holes(rows, columns):
+    removed = torch.zeros(16, 20, dtype=torch.bool)
+    removed[rows, columns] = True
     return removed
 
 
-def test_a_ramp_and_a_plain_picture_are_restored():
+HOLE, EDGE = holes(slice(5, 9), slice(6, 12)), holes(slice(4), slice(4))
+
+
+def impute(image, removed, **options):
+    return faith.impute(image, removed, np.random.default_rng(0), **options)
+
+
+def test_a_ramp_and_a_plain_picture_are_restored_with_little_noise():
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 20), indexing="ij")
-    ramp = torch.stack([rows, columns, (rows + columns) / 2])
-    torch.testing.assert_close(impute(ramp, hole(), np.random.default_rng(0), noise=0), ramp)
-    at_the_edge = torch.zeros(16, 20, dtype=torch.bool)
-    at_the_edge[:4, :4] = True
-    plain = torch.full((3, 16, 20), 0.3)
-    torch.testing.assert_close(impute(plain, at_the_edge, np.random.default_rng(0), noise=0), plain)
+    ramp, plain = torch.stack([rows, columns, (rows + columns) / 2]), torch.full((3, 16, 20), 0.5)
+    torch.testing.assert_close(impute(ramp, HOLE, noise=0), ramp)
+    torch.testing.assert_close(impute(plain, EDGE, noise=0), plain)
+    noisy = impute(plain, HOLE)
+    assert (noisy[:, ~HOLE] == 0.5).all() and torch.equal(noisy, impute(plain, HOLE))
+    assert noisy[:, HOLE].std() == pytest.approx(0.01, rel=0.3)
 
 
 def test_a_pixel_is_the_weighted_mean_of_its_neighbours():
-    image = torch.arange(9.0).square().view(1, 3, 3).expand(3, 3, 3).clone()
-    removed = torch.zeros(3, 3, dtype=torch.bool)
-    removed[1, 1] = True
-    beside, across = image[0].flatten()[[1, 3, 5, 7]].sum() / 6, image[0].flatten()[[0, 2, 6, 8]].sum() / 12
-    assert float(impute(image, removed, np.random.default_rng(0), noise=0)[0, 1, 1]) == pytest.approx(beside + across)
-    noisy = [impute(torch.full((3, 16, 20), 0.5), hole(), np.random.default_rng(0)) for _ in range(2)]
-    assert (noisy[0][:, ~hole()] == 0.5).all() and torch.equal(*noisy)
-    assert noisy[0][:, hole()].std() == pytest.approx(0.01, rel=0.3)
+    image = torch.arange(9.0).square().view(1, 3, 3)
+    beside, across = image.flatten()[[1, 3, 5, 7]].sum() / 6, image.flatten()[[0, 2, 6, 8]].sum() / 12
+    filled = impute(image, torch.arange(9).view(3, 3) == 4, noise=0)
+    assert float(filled[0, 1, 1]) == pytest.approx(float(beside + across))
 
 
 def test_road_of_the_map_the_reversed_one_and_one_of_something_else():
-    assert road(LooksAtCorner().train(), picture(), CORNER, fractions=(0.1, 0.5, 0.9)) == pytest.approx(1, abs=0.06)
-    model, values = LooksAtCorner(), torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
-    assert road(model, picture(), -values) == pytest.approx(-road(model, picture(), values), abs=0.02)
-    flat = [road(model, picture(), torch.zeros(8, 8), seed=k) for k in range(6)]
+    model, values = LooksAtCorner().train(), torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
+    assert faith.road(model, picture(), CORNER, fractions=(0.1, 0.5, 0.9)) == pytest.approx(1, abs=0.06)
+    assert faith.road(model, picture(), -values) == pytest.approx(-faith.road(model, picture(), values), abs=0.02)
+    flat = [faith.road(model, picture(), torch.zeros(8, 8), seed=k) for k in range(6)]
     assert abs(sum(flat) / 6) < 0.35
-    assert road(model, picture(), DEFECT) < 0.35
-    assert road(LooksAtCorner(gain=0.0), picture(), DEFECT) == 0  # a decision that looks at nothing
+    assert faith.road(model, picture(), DEFECT) < 0.35
+    assert faith.road(LooksAtCorner(gain=0.0), picture(), DEFECT) == 0  # a decision that looks at nothing
 
 
 # --- Many pictures
@@ -305,23 +274,23 @@ FEW_STEPS = {"steps": 8, "road_fractions": (0.1, 0.5)}
     ],
 )
 def test_a_map_is_faithful_when_it_shows_what_the_decision_looks_at(shown, gain, allowed):
-    table = faithfulness(LooksAtCorner(shown, gain), Pictures(10), range(10), **FEW_STEPS)
-    summary = summarise_faithfulness(table)
+    table = faith.faithfulness(LooksAtCorner(shown, gain), Pictures(10), range(10), **FEW_STEPS)
+    summary = faith.summarise_faithfulness(table)
     assert {summary[name]["verdict"] for name in ("deletion", "insertion", "road")} <= allowed
 
 
 def test_one_row_per_picture_with_what_the_single_measures_say():
     model = LooksAtCorner().train()
-    table = faithfulness(model, Pictures(5), [3, 1], **FEW_STEPS, seed=7)
+    table = faith.faithfulness(model, Pictures(5), [3, 1], **FEW_STEPS, seed=7)
     assert table["row"].tolist() == [3, 1] and table["image"].tolist() == ["/data/3.png", "/data/1.png"]
-    curves = deletion_insertion(model, picture(3), CORNER, steps=8, seed=(7, 3))
+    curves = faith.deletion_insertion(model, picture(3), CORNER, steps=8, seed=(7, 3))
     first = table.iloc[0]
-    assert first["deletion_auc"] == pytest.approx(area(curves["deletion"]))
-    assert first["insertion_auc"] == pytest.approx(area(curves["insertion"]))
-    assert first["road"] == pytest.approx(road(model, picture(3), CORNER, fractions=(0.1, 0.5), seed=(7, 3)))
+    assert first["deletion_auc"] == pytest.approx(np.trapezoid(curves["deletion"], curves.index))
+    assert first["insertion_auc"] == pytest.approx(np.trapezoid(curves["insertion"], curves.index))
+    assert first["road"] == pytest.approx(faith.road(model, picture(3), CORNER, fractions=(0.1, 0.5), seed=(7, 3)))
     assert first["probability"] > 0.99 and first["baseline_probability"] < 0.05
     assert model.training
-    alone = faithfulness(model, Pictures(5), [1], **FEW_STEPS, seed=7)
+    alone = faith.faithfulness(model, Pictures(5), [1], **FEW_STEPS, seed=7)
     pd.testing.assert_frame_equal(alone, table.iloc[[1]].reset_index(drop=True))
 
 
@@ -332,33 +301,32 @@ def predictions(**columns):
 
 def test_the_flips_of_the_run_stand_beside():
     flips = predictions(cf_flip=[1.0, None, 0.0, 1, 1, None], cf_control_flip=[0.0, None, 0.0, 0, 1, None])
-    table = faithfulness(LooksAtCorner(), Pictures(6), [0, 2], **FEW_STEPS, predictions=flips)
+    table = faith.faithfulness(LooksAtCorner(), Pictures(6), [0, 2], **FEW_STEPS, predictions=flips)
     assert table["cf_flip"].tolist() == [1, 0] and table["cf_control_flip"].tolist() == [0, 0]
-    assert "cf_flip" not in faithfulness(LooksAtCorner(), Pictures(6), [0], **FEW_STEPS, predictions=predictions())
+    table = faith.faithfulness(LooksAtCorner(), Pictures(6), [0], **FEW_STEPS, predictions=predictions())
+    assert "cf_flip" not in table
 
 
 def test_found_defects_are_those_called_defective_as_rows_of_the_table():
     data = Pictures(8)
     data.samples["split"] = ["train", "train", *["test"] * 6]
     table = predictions(image=[f"images/{row}.png" for row in range(2, 8)])
-    assert found_defects(table, data) == [2, 4, 5, 6]
-    drawn = found_defects(table, data, limit=2)
+    assert faith.found_defects(table, data) == [2, 4, 5, 6]
+    drawn = faith.found_defects(table, data, limit=2)
     assert len(drawn) == 2 and set(drawn) < {2, 4, 5, 6} and drawn == sorted(drawn)
-    assert drawn == found_defects(table, data, limit=2)
+    assert drawn == faith.found_defects(table, data, limit=2)
     with pytest.raises(ValueError, match=r"no defective picture of 'test' was found \(no TP\)"):
-        found_defects(predictions(verdict="FN"), Pictures(6))
+        faith.found_defects(predictions(verdict="FN"), Pictures(6))
     with pytest.raises(ValueError, match="hold 6 pictures of 'test', the data 4, and they are not the same"):
-        found_defects(predictions(), Pictures(4))
+        faith.found_defects(predictions(), Pictures(4))
     with pytest.raises(ValueError, match="rows is empty"):
-        faithfulness(LooksAtCorner(), data, [])
+        faith.faithfulness(LooksAtCorner(), data, [])
 
 
 def test_maps_of_another_method():
-    hires, own = functools.partial(compute_cam, method="hires_cam"), compute_cam
-    tables = [
-        faithfulness(built("S1"), Pictures(1, size=64), [0], explain=explain, **FEW_STEPS) for explain in (hires, own)
-    ]
-    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+    asked, hires = (built("S1"), Pictures(1, size=64), [0]), functools.partial(faith.compute_cam, method="hires_cam")
+    own, other = faith.faithfulness(*asked, **FEW_STEPS), faith.faithfulness(*asked, explain=hires, **FEW_STEPS)
+    pd.testing.assert_frame_equal(own, other, rtol=1e-4)
 
 
 # --- What they allow to say
@@ -385,7 +353,7 @@ def gained(gains, **columns):
     ],
 )
 def test_the_interval_decides(gains, verdict):
-    summary = summarise_faithfulness(gained(gains))
+    summary = faith.summarise_faithfulness(gained(gains))
     for measure in ("deletion", "insertion", "road"):
         found = summary[measure]
         assert found["verdict"] == verdict and found["gain"] == pytest.approx(sum(gains) / len(gains))
@@ -394,40 +362,35 @@ def test_the_interval_decides(gains, verdict):
 
 
 def test_means_the_reversed_map_and_the_same_interval_each_time():
-    summary = summarise_faithfulness(gained([0.1, 0.3] * 6))
-    deletion = summary["deletion"]
-    assert [deletion[name] for name in ("ours", "random", "reversed")] == pytest.approx([0.3, 0.5, 0.7])
-    assert summary["insertion"]["reversed"] == pytest.approx(0.3)
-    assert summary["road"]["reversed"] == pytest.approx(-0.2)
-    assert summary == summarise_faithfulness(gained([0.1, 0.3] * 6))
-    (note,) = summarise_faithfulness(gained([0.0] * 9, baseline_probability=0.95))["notes"]
+    table = gained([0.1, 0.3] * 6)
+    summary = faith.summarise_faithfulness(table)
+    means = [summary["deletion"][name] for name in ("ours", "random", "reversed")]
+    assert means == pytest.approx([0.3, 0.5, 0.7])
+    assert [summary[name]["reversed"] for name in ("insertion", "road")] == pytest.approx([0.3, -0.2])
+    assert summary == faith.summarise_faithfulness(table)
+    (note,) = faith.summarise_faithfulness(table.assign(baseline_probability=0.95))["notes"]
     assert "(probability 0.95 and 0.90)" in note and "little to measure" in note
+    few = faith.summarise_faithfulness(table.assign(group=["a", "b", "c"] * 4))  # drawn part by part
+    assert (few["pictures"], few["parts"]) == (12, 3)
+    assert few["road"]["verdict"] == "too few pictures of different parts to say (3, at least 10)"
 
 
-def test_pictures_of_one_part_are_drawn_together():
-    gains = [0.6, -0.1, 0.5, -0.2, 0.4, 0.1, 0.3, -0.3, 0.4, 0.0, 0.2, 0.1]
-    alone = summarise_faithfulness(gained(gains * 4))
-    of_parts = summarise_faithfulness(gained(gains * 4, group=[f"part {place}" for place in range(12)] * 4))
-    assert (alone["parts"], of_parts["parts"], of_parts["pictures"]) == (48, 12, 48)
-    widths = [said["road"]["high"] - said["road"]["low"] for said in (alone, of_parts)]
-    assert widths[1] > 1.7 * widths[0]  # four copies are worth one
-    few = summarise_faithfulness(gained(gains, group=["a", "b", "c"] * 4))["road"]["verdict"]
-    assert few == "too few pictures of different parts to say (3, at least 10)"
+SAME = "removing the defect is not distinguishable from removing something else"
 
 
 @pytest.mark.parametrize(
     ("flip", "control", "verdict"),
     [
         ([1.0] * 9 + [None], [0.0] * 8 + [1.0, None], "the decision depends on the defect"),
-        ([1.0] * 10, [1.0] * 10, "removing the defect is not distinguishable from removing something else"),
-        ([1.0] + [0.0] * 9, [0.0] * 10, "removing the defect is not distinguishable from removing something else"),
+        ([1.0] * 10, [1.0] * 10, SAME),
+        ([1.0] + [0.0] * 9, [0.0] * 10, SAME),
         ([0.0] * 10, [1.0] * 10, "removing something else flips more decisions than removing the defect"),
         ([1.0] * 10, [None] * 10, "too few pictures of different parts to say (0, at least 10)"),
     ],
 )
 def test_flips_against_their_control(flip, control, verdict):
     table = gained([0.0] * 10, cf_flip=pd.Series(flip, dtype=float), cf_control_flip=pd.Series(control, dtype=float))
-    assert summarise_faithfulness(table)["counterfactual"]["verdict"] == verdict
+    assert faith.summarise_faithfulness(table)["counterfactual"]["verdict"] == verdict
 
 
 # --- Randomised weights
@@ -442,33 +405,30 @@ def edges(model, images):
 
 
 @functools.cache
-def checked(strategy, explain=compute_cam):
-    return randomisation_check(built(strategy, 8), PICTURES, range(4), explain=explain, draws=2)
+def checked(strategy, explain=faith.compute_cam):
+    return faith.randomisation_check(built(strategy, 8), PICTURES, range(4), explain=explain, draws=2)
 
 
 def test_a_real_map_passes():
     parts = ["deciding head", "attention", "localization", "projection", "backbone"]
     table = checked("S6")
-    assert table["part"].unique().tolist() == parts == list(cascade(built("S6", 8)))
-    assert list(cascade(built("S3", 8))) == [part for part in parts if part != "localization"]
+    assert table["part"].unique().tolist() == parts == list(faith.cascade(built("S6", 8)))
+    assert list(faith.cascade(built("S3", 8))) == [part for part in parts if part != "localization"]
     assert table["row"].tolist() == [0, 1, 2, 3] * (2 * len(parts))
-    for strategy in ("S1", "S6"):
-        summary = summarise_randomisation(checked(strategy))
-        assert summary["verdict"] == "depends on the learnt weights" and summary["similarity"] < 0.5
-        assert not summary["notes"] and summary["parts"]["backbone"]["probability_change"] > 0
+    summary = faith.summarise_randomisation(table)
+    assert summary["verdict"] == "depends on the learnt weights" and summary["similarity"] < 0.5
+    assert not summary["notes"] and summary["parts"]["backbone"]["probability_change"] > 0
 
 
 def test_an_edge_detector_fails_also_upside_down_and_flat_maps_leave_nothing_to_check():
-    summary = summarise_randomisation(checked("S1", edges))
+    found = checked("S1", edges)
+    summary = faith.summarise_randomisation(found)
     assert summary["verdict"] == "stays the same without the learnt weights: it explains nothing"
     assert summary["similarity"] == pytest.approx(1) and summary["parts"]["projection"]["ssim"] == pytest.approx(1)
     assert "it shows features, not the decision" in summary["notes"][0]
-    assert summarise_randomisation(checked("S1", edges).assign(spearman=-1.0))["verdict"].startswith("stays the same")
-    eigen = functools.partial(compute_cam, method="eigen_cam")
-    found = randomisation_check(built("S1", 8), PICTURES, [0, 1], explain=eigen, draws=1)
-    assert summarise_randomisation(found)["notes"]  # features, not the decision
-    flat = randomisation_check(built("S1", 8), PICTURES, [0, 1], explain=lambda _, x: x[:, :1, :8, :8] * 0, draws=1)
-    assert summarise_randomisation(flat)["verdict"] == "every map is flat: there is nothing to check"
+    assert faith.summarise_randomisation(found.assign(spearman=-1.0))["verdict"] == summary["verdict"]
+    flat = checked("S1", lambda _, images: images[:, :1, :8, :8] * 0)
+    assert faith.summarise_randomisation(flat)["verdict"] == "every map is flat: there is nothing to check"
 
 
 def test_weights_are_shuffled_part_by_part_by_the_seed_on_copies():
@@ -477,9 +437,9 @@ def test_weights_are_shuffled_part_by_part_by_the_seed_on_copies():
 
     def explain(asked, images):
         seen.append({name: tensor.detach().clone() for name, tensor in asked.state_dict().items()})
-        return compute_cam(asked, images)
+        return faith.compute_cam(asked, images)
 
-    again = randomisation_check(model, PICTURES, range(4), explain=explain, draws=2)
+    again = faith.randomisation_check(model, PICTURES, range(4), explain=explain, draws=2)
     pd.testing.assert_frame_equal(again, checked("S1"), rtol=1e-3, atol=1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for name, tensor in before.items():  # the same numbers elsewhere
@@ -487,18 +447,18 @@ def test_weights_are_shuffled_part_by_part_by_the_seed_on_copies():
     weight = next(name for name, tensor in before.items() if name.startswith("backbone") and tensor.ndim == 4)
     assert torch.equal(before[weight], seen[1][weight])  # the head comes first
     assert not torch.equal(before[weight], seen[3][weight]) and not torch.equal(seen[6][weight], seen[3][weight])
-    other = randomisation_check(model, PICTURES, range(4), draws=1, seed=9)
+    other = faith.randomisation_check(model, PICTURES, range(4), draws=1, seed=9)
     assert not other["spearman"].equals(again["spearman"][again["draw"] == 0])
     last = again.query("part == 'backbone' and draw == 0").iloc[0]
     between = (last["probability"] + last["trained_probability"]) / 2
     for threshold, changed in ((between, True), (0.0, False)):
-        asked = randomisation_check(model, PICTURES, [0], draws=1, threshold=threshold)
+        asked = faith.randomisation_check(model, PICTURES, [0], draws=1, threshold=threshold)
         assert asked["verdict_changed"].iloc[-1] == changed
 
 
 def test_the_cascade_holds_all_that_the_decision_rests_on():
     model = built("S6", 8)
-    named = {id(p) for modules in cascade(model).values() for part in modules for p in part.parameters()}
+    named = {id(p) for modules in faith.cascade(model).values() for part in modules for p in part.parameters()}
     beside = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in named}
     assert beside == {"cls_head", "counterfactual"}
 
@@ -506,11 +466,11 @@ def test_the_cascade_holds_all_that_the_decision_rests_on():
 def test_maps_compared_by_hand():
     before = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(4, 1, 2, 2)
     after = torch.stack([before[0], -before[0], torch.full((1, 2, 2), 7.0), torch.tensor([[[2.0, 1.0], [3.0, 4.0]]])])
-    scores = compare_maps(before, after, torch.zeros(4, 3, 16, 16))
+    scores = faith.compare_maps(before, after, torch.zeros(4, 3, 16, 16))
     # One swap of neighbours among four: 1 - 6 * 2 / (4 * 15).
     assert scores["spearman"].tolist() == pytest.approx([1, -1, 0, 0.8])
     assert scores["ssim"][0] == pytest.approx(1) and scores["ssim"][1] < 0.5
-    flat = compare_maps(after[2:3], before[:1], torch.zeros(1, 3, 16, 16))
+    flat = faith.compare_maps(after[2:3], before[:1], torch.zeros(1, 3, 16, 16))
     assert pd.isna(flat["spearman"][0]) and flat["ssim"].shape == (1,)
 
 
@@ -525,7 +485,7 @@ def write_run(folder, *, found=DEFECTS, **values):
     rows = []
     for name in DEFECTS:
         pixels = torch.from_numpy(read_image(str(write_picture(folder / "data" / name, size=(64, 64)))))
-        probability = defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)
+        probability = faith.defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)
         rows.append(row("test", 1, float(probability[0]), image=name))
     threshold = min(entry["probability"] for entry in rows) - 0.01
     rows = [entry for entry in rows if entry["image"] in found] + [row("test", 0, 0.0), row("val", 1, 0.9)]
@@ -537,56 +497,56 @@ def write_run(folder, *, found=DEFECTS, **values):
 
 def test_what_is_measured_is_stored_with_how_it_was_and_not_asked_twice(tmp_path, monkeypatch):
     run = write_run(tmp_path)
-    drawn = [measure_faithfulness(run, limit=1, seed=seed, **QUICK)["pictures"] for seed in range(3)]
+    drawn = [faith.measure_faithfulness(run, limit=1, seed=seed, **QUICK)["pictures"] for seed in range(3)]
     assert len({tuple(pictures) for pictures in drawn}) > 1 and all(len(pictures) == 1 for pictures in drawn)
-    measured = measure_faithfulness(run, **QUICK)
-    assert measured == json.loads((run.folder / FILE).read_text()) == stored_faithfulness(run)
+    measured = faith.measure_faithfulness(run, **QUICK)
+    assert measured == json.loads((run.folder / faith.FILE).read_text()) == faith.stored_faithfulness(run)
     assert (measured["split"], measured["found"], measured["pictures"]) == ("test", 3, DEFECTS)
     assert measured["settings"] == {"limit": 24, "steps": 2, "road_fractions": [0.5], "draws": 1, "seed": 0}
     assert measured["map"]["pictures"] == 3 and measured["map"]["deletion"]["low"] is None  # too few for an interval
     assert -1 <= measured["map"]["road"]["gain"] <= 1
     assert list(measured["randomisation"]["parts"]) == ["deciding head", "projection", "backbone"]
-    monkeypatch.setattr(module, "faithfulness", None)
-    assert measure_faithfulness(run, **QUICK) == measured
+    monkeypatch.setattr(faith, "faithfulness", None)
+    assert faith.measure_faithfulness(run, **QUICK) == measured
 
 
 def test_other_predictions_make_it_stale_and_the_report_says_so(tmp_path):
     run = write_run(tmp_path)
     assert "gainmtl report RUN --faithfulness does" in write_report(run).read_text("utf-8")
-    measure_faithfulness(run, **QUICK)
+    faith.measure_faithfulness(run, **QUICK)
     assert "The same map with shuffled weights" in write_report(run).read_text("utf-8")
     table = pd.read_csv(run.folder / "predictions.csv")
     table.assign(cam_iou=table["cam_iou"] / 2).to_csv(run.folder / "predictions.csv", index=False)
-    assert is_stale(run) and stored_faithfulness(run) is None
+    assert faith.is_stale(run) and faith.stored_faithfulness(run) is None
     text = write_report(run).read_text("utf-8")
     assert "it was measured for other predictions" in text and "The same map with shuffled weights" not in text
     for text, told in (("{", "cannot be read"), ("{}", "not what gainmtl report .* writes; remove it")):
-        (run.folder / FILE).write_text(text)
+        (run.folder / faith.FILE).write_text(text)
         with pytest.raises(RunError, match=told):
             write_report(run)
 
 
 def test_what_cannot_be_measured_is_named(tmp_path):
     with pytest.raises(RunError, match="no defect of 'test' was found"):
-        measure_faithfulness(write_run(tmp_path / "none", found=[]), **QUICK)
+        faith.measure_faithfulness(write_run(tmp_path / "none", found=[]), **QUICK)
     with pytest.raises(RunError, match=r"takes masks from outside \(oracle\)"):
-        measure_faithfulness(write_run(tmp_path / "told", metrics={"mask_source": "oracle"}), **QUICK)
+        faith.measure_faithfulness(write_run(tmp_path / "told", metrics={"mask_source": "oracle"}), **QUICK)
     run = write_run(tmp_path)
     (tmp_path / "data").rename(tmp_path / "now")
     with pytest.raises(DataError, match=r"3 of 3 pictures .* are not there, such as .*0\.png; if .* --data-root"):
-        measure_faithfulness(run, **QUICK)
+        faith.measure_faithfulness(run, **QUICK)
     table = pd.read_csv(run.folder / "predictions.csv")
     table.assign(probability=table["probability"] + [0, 0.05, 0, 0, 0]).to_csv(run.folder / "predictions.csv")
     with pytest.raises(RunError, match=r"1\.png: p\(defect\) is .* when the run was evaluated: the picture or"):
-        measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)
+        faith.measure_faithfulness(run, data_root=tmp_path / "now", **QUICK)
 
 
 def test_the_command_measures_where_the_pictures_are_now(tmp_path, monkeypatch):
     run = write_run(tmp_path)
     (tmp_path / "data").rename(tmp_path / "now")
-    monkeypatch.setattr(module, "HOW", module.HOW | QUICK)
+    monkeypatch.setattr(faith, "HOW", faith.HOW | QUICK)
     options = ["report", str(run.folder), "--faithfulness", "--data_root", str(tmp_path / "now")]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    stored = stored_faithfulness(run)
+    stored = faith.stored_faithfulness(run)
     assert stored is not None and stored["pictures"] == DEFECTS and math.isfinite(stored["map"]["insertion"]["gain"])

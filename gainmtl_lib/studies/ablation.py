@@ -99,12 +99,7 @@ WIDTH = 6.9
 
 
 def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
-    """One line per step of a family: difference with its interval, and beside it the numbers and the verdict.
-
-    Args:
-        steps: of one split and metric.
-        metric: what the difference is of, for the axis.
-    """
+    """One line per step, of one split and `metric`: difference with its interval, and beside it numbers and verdict."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * max(len(steps), 1)), layout="constrained")
     axis, words = figure.subplots(1, 2, width_ratios=[1, 1.3], sharey=True)
     for place, row in enumerate(steps.rename(columns={"difference": "value"}).itertuples()):

@@ -242,9 +242,9 @@ def found_defects(predictions: pd.DataFrame, data: GainDataModule, *, limit: int
     found = rows_of(predictions, data)[chosen.to_numpy()]
     if not len(found):
         raise ValueError("no defective picture of 'test' was found (no TP); there is no such decision to explain")
-    return sorted(
-        np.random.default_rng(0).choice(found, limit, replace=False).tolist() if len(found) > limit else found.tolist()
-    )
+    if len(found) > limit:
+        found = np.random.default_rng(0).choice(found, limit, replace=False)
+    return sorted(found.tolist())
 
 
 def faithfulness(

@@ -112,8 +112,16 @@ class Plan(ParameterRecord):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
         self._leave_out("parameters", self.parameters, "strategy")
         checked = {row: self._checked(row) for row in self.rows}
-        for (first, before), (second, after) in combinations(checked.items(), 2):
-            _check_two_rows(first, before, second, after)
+        for (first, one), (second, other) in combinations(checked.items(), 2):
+            if one.run_name == other.run_name:
+                raise ValueError(f"rows {first!r} and {second!r} would share the folder {one.run_name}; rename one")
+            synthetic = one.dataset_type == other.dataset_type == "synthetic"
+            differing = [name for name in DATA_PARAMETERS if getattr(one, name) != getattr(other, name)]
+            if synthetic and one.data_root == other.data_root and differing:
+                raise ValueError(
+                    f"rows {first!r} and {second!r} differ in {_listed(differing)} but share data_root "
+                    f"{one.data_root}; give each its own"
+                )
         for before, after in self.steps:
             for name in (before, after):
                 if name not in self.rows:
@@ -195,19 +203,6 @@ def _led_by(owner: Any, error: SettingsError) -> SettingsError:
     return SettingsError("\n".join(f"{owner}: {line}" for line in str(error).split("\n")))
 
 
-def _check_two_rows(first: str, before: Settings, second: str, settings: Settings) -> None:
-    """Two rows may share neither a run's folder, nor a folder of synthetic data that they would make differently."""
-    if before.run_name == settings.run_name:
-        raise ValueError(f"rows {first!r} and {second!r} would share the folder {settings.run_name}; rename one")
-    synthetic = before.dataset_type == settings.dataset_type == "synthetic"
-    differing = [name for name in DATA_PARAMETERS if getattr(before, name) != getattr(settings, name)]
-    if synthetic and before.data_root == settings.data_root and differing:
-        raise ValueError(
-            f"rows {first!r} and {second!r} differ in {_listed(differing)} but share data_root {settings.data_root}; "
-            "give each its own"
-        )
-
-
 def load_plan(path: str | Path, **overrides: Any) -> Plan:
     """Read and check a plan: a file, or the name of one in ``params/studies``.
 
@@ -221,8 +216,6 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
         raise SettingsError(f"{path}: no such plan; a file, or one of {_listed(known)}{closest(str(path), known)}")
     content = read_parameters(file, nested=True)
     content.pop("report", None)  # a parameter that plans had once
-    if unknown := [name for name in overrides if name not in {*OWN, *Settings.model_fields}]:
-        raise SettingsError("\n".join(f"unknown parameter '{n}'{closest(n, Settings.model_fields)}" for n in unknown))
     own = {name: overrides.pop(name) for name in OWN if name in overrides}
     written = content.get("parameters", {})
     if overrides and isinstance(written, dict):  # what is none, `Plan` complains about
