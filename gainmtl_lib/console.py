@@ -141,7 +141,7 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
         folder = asked.vis_dir or (run.figures_dir if run else Path("outputs") / "figures")
         fixed = run.metrics if run is not None and run.is_evaluated else summary
         scale = MapScale(**fixed["map_scales"]["cam"]) if fixed.get("map_scales") else None
-        options = {"splits": TEST_SPLITS, "threshold": summary["threshold"], "scale": scale, "source": source}
+        options = {"threshold": summary["threshold"], "scale": scale, "source": source}
         pages = figures.explanation_pictures(model, evaluation.evaluated_data(run, data), table, **options)
         figures.save_figure(figures.classification_figure(table, summary["threshold"]), folder / "classification.png")
         count = sum(1 for name, figure in pages if figures.save_figure(figure, folder / f"{name}.jpg"))
@@ -314,9 +314,11 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
     run.model.to(checked_device(asked.device or run.settings.device))
     explainer = DefectExplainer.from_run(run, class_names=asked.class_names)
     answers, failed = {}, []
-    for image, explained in zip(images, explainer.attempts(images, masks or None), strict=True):
-        if isinstance(explained, DataError):
-            failed.append(f"not explained: {explained}")
+    for image, mask in zip(images, masks or [None] * len(images), strict=True):
+        try:
+            explained = explainer.explain(image, mask)
+        except DataError as error:
+            failed.append(f"not explained: {error}")
             continue
         answers[str(image)] = {name: explained[name] for name in STORED if name in explained}
         explainer.figure_of(explained, title=image.name, save_path=folder / f"{image.stem}.png")

@@ -62,13 +62,9 @@ class DataReport:
 def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> DataReport:
     """Read every file of a training's data and report all that a run would stumble over, or be misled by.
 
-    Counts and crossings are those of the split that the training makes; one that fails is reported as an error. Where
-    boxes take the place of mask files, what can be drawn is drawn and checked as masks are (`FileError` where these
-    cannot be written).
-
-    Args:
-        settings: of the training.
-        val_ratio: in place of the settings'; None: 0.2, or the data's own validation folder.
+    The split is the training's; one that fails is reported as an error. Where boxes take the place of mask files, what
+    can be drawn is checked as masks are (`FileError` where these cannot be written). `val_ratio` goes before the
+    settings'; None is 0.2, or the data's own validation folder.
     """
     root, found = settings.data_root, []
     samples = readers.read_samples(

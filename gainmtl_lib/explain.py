@@ -22,15 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy import ndimage
 from torch import Tensor
 
-from gainmtl_lib import readers
+from gainmtl_lib import metrics, readers
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import defect_probability, output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
-from gainmtl_lib.metrics import MapScale, cam_iou, energy_inside, grid_iou, point_game
+from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
 from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.runs import Run
@@ -46,10 +45,10 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
     Args:
         picture: a path, a PIL picture, an array (h, w[, C]) or a tensor (h, w) or (C, h, w) of 1, 3 or 4 channels;
             8 bits, 16 bits, which are scaled as files are, or float in [0, 1]. Anything else is a `DataError`.
-        name: what messages call it.
+        name: what messages call it where it is no file.
     """
     if isinstance(picture, str | PathLike):
-        _check_file(picture)
+        _check_frames(picture)
         return readers.read_image(Path(picture))
     pixels = _pixels(picture, name)
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
@@ -67,24 +66,22 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
     Args:
         mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; or just 0 and 1, or booleans.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
-        name: what messages call it.
+        name: what messages call it where it is no file.
     """
     if isinstance(mask, str | PathLike):
-        _check_file(mask)
-        values = readers.read_mask_values(Path(mask))
+        _check_frames(mask)
+        values, name = readers.read_mask_values(Path(mask)), str(mask)
     else:
         values = _pixels(mask, name)
         colours = isinstance(mask, Image.Image) and values.ndim == 3
         values = np.squeeze(cv2.cvtColor(values, cv2.COLOR_RGB2GRAY) if colours else values)
         if values.ndim != 2 or not values.size:
-            given: Any = mask
-            raise DataError(f"{name}: mask has shape {tuple(given.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
+            raise DataError(f"{name}: mask has shape {tuple(np.shape(mask))}; expected (h, w), (h, w, 1) or (1, h, w)")
         few = values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1  # 0 and 1
         values = values.astype(np.uint8) * 255 if few else _eight_bit(values, name, readers.mask_to_8_bit)
-    size = (values.shape[0], values.shape[1])
-    if not same_aspect(size, picture_size):
-        own, other = (f"{height}x{width}" for height, width in (size, picture_size))
-        told = f"mask is {own} (height x width), its picture {other}; expected the same aspect ratio"
+    (h, w), (height, width) = values.shape, picture_size
+    if not same_aspect((h, w), picture_size):
+        told = f"mask is {h}x{w} (height x width), its picture {height}x{width}; expected the same aspect ratio"
         raise DataError(f"{name}: {told}")
     defect = values > readers.MASK_THRESHOLD
     if values.any() and not defect.any():
@@ -103,31 +100,17 @@ def _pixels(given: Any, name: str) -> NDArray:
     if not isinstance(given, Image.Image):
         kinds = "a path, a PIL picture, an array (h, w[, C]) or a tensor (C, h, w)"
         raise DataError(f"{name}: got a {type(given).__name__}; expected {kinds}, or a list of such")
-    _check_frames(given, name)
-    try:
-        upright = ImageOps.exif_transpose(given)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableError(f"{name}: PIL cannot decode the picture: {error}") from None
-    if upright.mode.startswith("I"):  # 16-bit files, also in 32 bits
-        pixels = np.asarray(upright)
-        if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-            raise DataError(f"{name}: values from {pixels.min()} to {pixels.max()}; expected 8- or 16-bit pixels")
-        return pixels.astype(np.uint16)
-    grey = upright.mode in ("1", "L", "LA")
-    return np.asarray(upright if upright.mode == "F" else upright.convert("L" if grey else "RGB"))
+    upright = ImageOps.exif_transpose(given)
+    return np.asarray(upright if upright.mode.startswith(("I", "F")) else upright.convert("RGB"))  # 16 bits, floats
 
 
-def _check_file(path: str | PathLike[str]) -> None:
+def _check_frames(path: str | PathLike[str]) -> None:
     # What PIL cannot open, the decoder may: it is the one to complain.
     with suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(path) as picture:
-        _check_frames(picture, str(path))
-
-
-def _check_frames(picture: Image.Image, name: str) -> None:
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # a photograph with a preview behind it
-        told = f"holds {frames} frames ({picture.format}); expected one picture"
-        raise UnreadableError(f"{name}: {told}: save the frame that is meant as a file of its own")
+        frames, kind = getattr(picture, "n_frames", 1), picture.format
+        if frames > 1 and kind != "MPO":  # a photograph with a preview behind it
+            told = f"holds {frames} frames ({kind}); expected one picture"
+            raise UnreadableError(f"{path}: {told}: save the frame that is meant as a file of its own")
 
 
 def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str], NDArray]) -> NDArray[np.uint8]:
@@ -146,23 +129,6 @@ def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str],
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 
-def pair(image: Any, mask: Any = None) -> tuple[list[tuple[Any, Any, str, str]], bool]:
-    """Pictures, their masks or None and what messages call the two; and whether many were given."""
-    many = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)
-    images, several = list(image) if many else [image], isinstance(mask, list | tuple)
-    if many != several and mask is not None and not (many and isinstance(mask, np.ndarray | Tensor)):
-        raise DataError(f"mask: got a {type(mask).__name__} for {len(images)} pictures; give a list for a list")
-    masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
-    if len(masks) != len(images):
-        raise DataError(f"mask: got {len(masks)} masks for {len(images)} pictures; give one each, None where none is")
-
-    def name(given: Any, what: str, place: int) -> str:
-        return str(given) if isinstance(given, str | PathLike) else f"{what}[{place}]" if many else what
-
-    rows = enumerate(zip(images, masks, strict=True))
-    return [(one, own, name(one, "image", at), name(own, "mask", at)) for at, (one, own) in rows], many
-
-
 # --- Where the defects lie
 
 THRESHOLD = 0.5  # probability from which a pixel counts as defect
@@ -171,17 +137,14 @@ THRESHOLD = 0.5  # probability from which a pixel counts as defect
 def defect_boxes(defect: NDArray[np.bool_], picture: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """A box (x0, y0, x1, y1) around each connected region (diagonals connect), the largest region first.
 
-    Args:
-        defect: the part of the network's input where the picture lies.
-        picture: (h, w), whose pixels the boxes are in, rounded outwards; x1 and y1 stand just behind the last one.
+    `defect` is the part of the network's input where the picture lies. Boxes are in pixels of the `picture` (h, w),
+    rounded outwards; x1 and y1 stand just behind the last one.
     """
-    labels, _ = ndimage.label(defect, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
-    order = np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")
-    places = ndimage.find_objects(labels)
+    _, _, regions, _ = cv2.connectedComponentsWithStats(defect.astype(np.uint8), connectivity=8)
     (h, w), (height, width) = picture, defect.shape
     return [
-        (x.start * w // width, y.start * h // height, -(-x.stop * w // width), -(-y.stop * h // height))
-        for y, x in (places[int(number)] for number in order)
+        (x * w // width, y * h // height, -(-(x + across) * w // width), -(-(y + down) * h // height))
+        for x, y, across, down, _ in sorted(regions[1:].tolist(), key=lambda region: -region[cv2.CC_STAT_AREA])
     ]
 
 
@@ -225,20 +188,13 @@ def answer(
 # --- What is said of one picture
 
 
-class NotExplained(KeyError):
-    """Something that this explanation does not hold; the message says why."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class Explanation(dict[str, Any]):
     """Everything said of one picture, by name. What has no answer is absent, never NaN; asking for it says why.
 
     Always there: ``prediction`` (0 normal, 1 defective), ``prediction_name``, ``confidence`` (probability of the
     predicted class), ``probability`` (of defective), ``threshold``; ``image``, uint8 (H, W, 3) as the network saw it;
-    ``cam``, float32, of the deciding head; ``counterfactual``, for a defective verdict what `answer` gives, otherwise
-    None. None too where it cannot be asked; then ``counterfactual_missing`` says why.
+    ``cam``, float32, of the deciding head; ``counterfactual``, for a defective verdict what `answer` gives. None
+    otherwise, and where it cannot be asked; then ``counterfactual_missing`` says why.
 
     Where there is an answer:
 
@@ -249,14 +205,12 @@ class Explanation(dict[str, Any]):
       only: for a normal verdict just what exceeds the floor of its absolute scale counts, if that is known;
     - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself reaches on
       the CAM's grid), ``point_game`` and ``energy_inside``.
-
     """
 
     strategy: str
     picture: tuple[int, int]  # its own size (h, w)
     place: tuple[slice, slice]  # rows and columns that it takes in the network's input
     stored: dict[str, NDArray]  # the maps as an evaluation keeps them, which is what the absolute scales are of
-    defect: NDArray[np.bool_]  # what the model localizes, (H, W)
 
     def __missing__(self, key: str) -> Any:
         reasons = {
@@ -264,12 +218,11 @@ class Explanation(dict[str, Any]):
             "found": "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run",
             "counterfactual_missing": "the counterfactual is there, or the verdict is normal and asks for none",
         }
-        place = f"strategy {self.strategy} has no localization path; S4 to S7 have one"
-        reasons |= dict.fromkeys(("localization", "box", "boxes", "area"), place)
-        scores = ("cam_iou", "grid_iou", "point_game", "energy_inside", "mask")
-        reasons |= dict.fromkeys(scores, "no mask was given, or it marks no pixel")
-        reason = reasons.get(key, f"there are {', '.join(self)}")
-        raise NotExplained(f"no '{key}' in this explanation: {reason}")
+        for name in ("localization", "box", "boxes", "area"):
+            reasons[name] = f"strategy {self.strategy} has no localization path; S4 to S7 have one"
+        for name in ("mask", "cam_iou", "grid_iou", "point_game", "energy_inside"):
+            reasons[name] = "no mask was given, or it marks no pixel"
+        raise KeyError(f"no '{key}' in this explanation: {reasons.get(key, 'there are ' + ', '.join(self))}")
 
 
 class DefectExplainer:
@@ -309,13 +262,13 @@ class DefectExplainer:
 
         A run that was not evaluated has neither of the last two: 0.5 is taken and maps are shown per image only.
         """
-        metrics = run.metrics if run.is_evaluated else {}
-        if not metrics:
+        measured = run.metrics if run.is_evaluated else {}
+        if not measured:
             logger.warning("%s is not evaluated: the threshold is 0.5 and no map has an absolute scale", run.folder)
         return cls(
             run.model,
-            threshold=metrics.get("threshold", 0.5),
-            scales={name: MapScale(**scale) for name, scale in metrics.get("map_scales", {}).items()},
+            threshold=measured.get("threshold", 0.5),
+            scales={name: MapScale(**scale) for name, scale in measured.get("map_scales", {}).items()},
             image_size=run.settings.image_size,
             resize=run.settings.resize,
             class_names=class_names,
@@ -332,57 +285,51 @@ class DefectExplainer:
             DataError: what cannot be used; names it, what was found and what was expected.
             ModelError: an S6 model whose masks come from outside.
         """
-        asked, many = pair(image, mask)
-        explanations = [self._explain(*one) for one in asked]
+        many = isinstance(image, list | tuple) or (isinstance(image, np.ndarray | Tensor) and image.ndim == 4)
+        images, several = list(image) if many else [image], isinstance(mask, list | tuple)
+        if many != several and mask is not None and not (many and isinstance(mask, np.ndarray | Tensor)):
+            raise DataError(f"mask: got a {type(mask).__name__} for {len(images)} pictures; give a list for a list")
+        masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
+        if len(masks) != len(images):
+            told = f"{len(masks)} masks for {len(images)} pictures; give one each, None where none is"
+            raise DataError(f"mask: got {told}")
+        asked = enumerate(zip(images, masks, strict=True))
+        explanations = [self._explain(*both, f"[{place}]" if many else "") for place, both in asked]
         return explanations if many else explanations[0]
-
-    def attempts(self, images: Sequence[Any], masks: Sequence[Any] | None = None) -> Iterator[Explanation | DataError]:
-        """`explain` for many, one after the other; a picture that cannot be used gives its error in its place."""
-        for one in pair(list(images), masks)[0]:
-            try:
-                yield self._explain(*one)
-            except DataError as error:
-                yield error
 
     def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
         """One picture's explanation as a figure, see `figure_of`; raises as `explain`, or when many are given."""
-        asked, _ = pair(image, mask)
-        if len(asked) != 1:
-            raise DataError(f"visualize draws one picture, got {len(asked)}; call it for each")
-        given, _, name, _ = asked[0]
-        title = Path(name).name if isinstance(given, str | PathLike) else ""
-        return self.figure_of(self._explain(*asked[0]), title=title, save_path=save_path)
+        told = self.explain(image, mask)
+        if isinstance(told, list):
+            if len(told) != 1:
+                raise DataError(f"visualize draws one picture, got {len(told)}; call it for each")
+            told = told[0]
+        title = Path(image).name if isinstance(image, str | PathLike) else ""
+        return self.figure_of(told, title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
-        """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed.
-
-        Class names that no installed font can draw fall back to English, with a warning.
-        """
+        """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed."""
         if save_path is not None and Path(save_path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
         installed = {entry.name for entry in font_manager.fontManager.ttflist}
-        fonts, names = [font for font in HANGUL_FONTS if font in installed], self.class_names
-        if not fonts:
-            title = "".join("?" if letter >= HANGUL else letter for letter in title)
-            if max("".join(names)) >= HANGUL:
-                told = [" and ".join(f"'{name}'" for name in each) for each in (names, CLASS_NAMES)]
-                logger.warning("no font for %s; figures say %s (install one, such as fonts-nanum)", *told)
-                names = CLASS_NAMES
+        fonts = [font for font in HANGUL_FONTS if font in installed]
+        if not fonts and max("".join(self.class_names)) >= HANGUL:
+            logger.warning("no font for '%s' and '%s': install one, such as fonts-nanum", *self.class_names)
         with mpl.rc_context({"font.family": [*mpl.rcParams["font.family"], *fonts]}):
-            figure = _verdict_figure(explanation, self.scales, names, title)
+            figure = _verdict_figure(explanation, self.scales, title)
         return figure if save_path is None else save_figure(figure, Path(save_path))
 
     @torch.inference_mode()
-    def _explain(self, image: Any, mask: Any, name: str, mask_name: str) -> Explanation:
+    def _explain(self, image: Any, mask: Any, at: str) -> Explanation:
         if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
             raise ModelError(
                 f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture; to explain what "
                 "the model says without, set model.mask_source to 'localization' or 'none', or give gainmtl explain "
                 "--mask-source"
             )
-        pixels = read_picture(image, name)
+        pixels = read_picture(image, f"image{at}")
         size = (pixels.shape[0], pixels.shape[1])
-        defect = None if mask is None else read_defect(mask, size, mask_name)
+        defect = None if mask is None else read_defect(mask, size, f"mask{at}")
         pixels = resize_image(pixels, self.image_size, self.resize)
         device = next(self.model.parameters()).device
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, torch.float32).div_(255)  # (1, 3, H, W)
@@ -390,41 +337,40 @@ class DefectExplainer:
             output = self.model(images)
         probability = float(defect_probability(output.logits)[0])
         prediction = int(probability >= self.threshold)
-        confidence = probability if prediction else 1 - probability
         told = Explanation(
-            prediction=prediction, prediction_name=self.class_names[prediction], confidence=confidence,
-            probability=probability, threshold=self.threshold, image=pixels, counterfactual=None,
+            prediction=prediction, prediction_name=self.class_names[prediction],
+            confidence=probability if prediction else 1 - probability, probability=probability,
+            threshold=self.threshold, image=pixels, counterfactual=None,
         )  # fmt: skip
         maps = {"cam": output.cam, "attention": output.effective_attention, "localization": output.localization_map}
         told |= {name: maps[name][0, 0].float().cpu().numpy() for name in maps if maps[name] is not None}
         told.strategy, told.picture = self.model.strategy, size
         told.place = inside(inner_size(size, self.image_size, self.resize), self.image_size)
         told.stored = {name: values[0] for name, values in output_maps(output).items()}
-        known = {name: scale for name, scale in self.scales.items() if name in told.stored}
+        known = [name for name in self.scales if name in told.stored]
         if known:
-            told["found"] = {name: bool(scale.finds(told.stored[name])) for name, scale in known.items()}
-        told.defect = np.zeros(self.image_size, dtype=np.bool_)
+            told["found"] = {name: bool(self.scales[name].finds(told.stored[name])) for name in known}
+        own = np.zeros(self.image_size, dtype=np.bool_)  # what the model localizes
         if "localization" in told:
             level, scale = THRESHOLD, self.scales.get("localization")
             if not prediction:
                 level = max(THRESHOLD, scale.floor) if scale and told["found"]["localization"] else np.inf
-            told.defect[told.place] = told["localization"][told.place] >= level
-            boxes = defect_boxes(told.defect[told.place], size)
-            told |= {"box": boxes[0] if boxes else None, "boxes": boxes}
-            told["area"] = float(told.defect[told.place].mean())
+            own[told.place] = told["localization"][told.place] >= level
+            boxes = defect_boxes(own[told.place], size)
+            told |= {"box": boxes[0] if boxes else None, "boxes": boxes, "area": float(own[told.place].mean())}
         if defect is not None:
             told["mask"] = resize_mask(defect, self.image_size, self.resize, image_size=size)
             cam, masks = output.cam.float().cpu(), torch.from_numpy(told["mask"])[None, None].float()
-            told |= {"cam_iou": float(cam_iou(cam, masks)), "point_game": float(point_game(cam, masks))}
-            told["grid_iou"] = float(grid_iou(masks, (cam.shape[-2], cam.shape[-1])))
-            told["energy_inside"] = float(energy_inside(cam, masks))
+            for name in ("cam_iou", "point_game", "energy_inside"):
+                told[name] = float(getattr(metrics, name)(cam, masks))
+            told["grid_iou"] = float(metrics.grid_iou(masks, (cam.shape[-2], cam.shape[-1])))
         if prediction:
-            self._ask_without_defect(images, told)
+            self._ask_without_defect(images, told, own)
         return told
 
-    def _ask_without_defect(self, images: Tensor, told: Explanation) -> None:
+    def _ask_without_defect(self, images: Tensor, told: Explanation, own: NDArray[np.bool_]) -> None:
         """Ask for the counterfactual of the annotated defect, or of the model's own."""
-        mask, strategy = told.get("mask", told.defect), self.model.strategy
+        mask, strategy = told.get("mask", own), self.model.strategy
         missing = "" if mask.any() else "the localization marks nothing and no mask was given: nothing to suppress"
         if self.model.counterfactual is None:
             missing = f"this {strategy} model has no counterfactual path: it was built with use_counterfactual false"
@@ -455,62 +401,56 @@ HANGUL = "\u1100"  # from this letter on matplotlib's own font has next to none
 HANGUL_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
 
-def _verdict_figure(
-    explanation: Explanation, scales: Mapping[str, MapScale], class_names: Sequence[str], title: str
-) -> Figure:
+def _verdict_figure(explanation: Explanation, scales: Mapping[str, MapScale], title: str) -> Figure:
     """Left the picture, right the maps: above on their absolute scale, below stretched per image."""
     maps = [name for name in HEADINGS if name in explanation]
-    image, mask, (h, w) = explanation["image"], explanation.get("mask"), explanation.picture
-    rows, columns = explanation.place
-    inner_height, inner_width = rows.stop - rows.start, columns.stop - columns.start
-    bars = (inner_height, inner_width) != image.shape[:2]
-    height, width = image.shape[:2] if bars else (h, w)
-    ratio = float(np.clip(height / width, 0.4, 2.0))  # a ribbon is shown less extreme
+    place, (h, w), full = explanation.place, explanation.picture, explanation["image"].shape[:2]
+    image = explanation["image"][place]  # without the bars of a letterboxed one
+    mask = explanation["mask"][place] if "mask" in explanation else None
+    ratio = float(np.clip(h / w, 0.4, 2.0))  # a ribbon is shown less extreme
     panel = 2.6 / max(1.0, ratio) ** 0.5
     across = max(7.0, panel * (2 + len(maps)))
-    lines = [
-        line for text in _texts(explanation, scales, class_names) for line in textwrap.wrap(text, int(across * 13))
-    ]
+    lines = [line for text in _texts(explanation, scales) for line in textwrap.wrap(text, int(across * 13))]
     figure = Figure(figsize=(across, 2 * panel * ratio + 1.5 + 0.2 * len(lines)), layout="constrained")
     mosaic: Any = [["picture", *maps], ["picture", *(f"{name} per image" for name in maps)]]
     axes = figure.subplot_mosaic(mosaic, width_ratios=[2, *[1] * len(maps)])
     draw_overlay(axes["picture"], image, mask=mask)
     axes["picture"].set_title(f"picture\n{w} × {h} pixels")
-    x_scale, y_scale = inner_width / w, inner_height / h
-    for place, (x0, y0, x1, y1) in enumerate(explanation.get("boxes", [])):
-        corner = columns.start + x0 * x_scale - 0.5, rows.start + y0 * y_scale - 0.5
-        style = {"fill": False, "ec": BOX, "clip_on": False, "lw": 1.0 if place else 2.0}
-        axes["picture"].add_patch(Rectangle(corner, (x1 - x0) * x_scale, (y1 - y0) * y_scale, **style))
+    y_scale, x_scale = image.shape[0] / h, image.shape[1] / w
+    for number, (x0, y0, x1, y1) in enumerate(explanation.get("boxes", [])):
+        style = {"fill": False, "ec": BOX, "clip_on": False, "lw": 1.0 if number else 2.0}
+        sides = (x1 - x0) * x_scale, (y1 - y0) * y_scale
+        axes["picture"].add_patch(Rectangle((x0 * x_scale - 0.5, y0 * y_scale - 0.5), *sides, **style))
     for name in maps:
-        values, scale, note = explanation[name], scales.get(name), ""
+        values, scale, note, share = explanation[name], scales.get(name), "", None
         if scale is not None:
-            share = enlarged_share(explanation.stored[name], scale, image.shape[:2])
+            share = enlarged_share(explanation.stored[name], scale, full)[place]
             end = f"{scale.floor:.2f} to {scale.ceiling:.2f}" if scale.separates else f"above {scale.floor:.2f} or not"
             about, note = f"absolute, {end}", "" if explanation["found"][name] else "nothing found"
         elif name == "cam":
-            share, about, note = None, "no absolute scale", "unknown"
+            about, note = "no absolute scale", "unknown"
         else:
-            share, about = values, "0 to 1, no absolute scale"
+            share, about = enlarged_share(values, MapScale(0.0, 1.0), full)[place], "0 to 1, no absolute scale"
         axes[name].set_title(f"{HEADINGS[name]}\n{about}")
         centre = {"transform": axes[name].transAxes, "ha": "center", "va": "center"}
         axes[name].text(0.5, 0.5, note, color="white", fontsize=11, **centre)
         draw_overlay(axes[name], np.full_like(image, 128) if share is None else image, share, mask)
-        draw_overlay(axes[f"{name} per image"], image, enlarged_share(values, None, image.shape[:2]), mask)
+        draw_overlay(axes[f"{name} per image"], image, enlarged_share(values, None, full)[place], mask)
         axes[f"{name} per image"].set_title(f"{HEADINGS[name]}\nper image, {values.min():.2f} to {values.max():.2f}")
     for axis in axes.values():
         axis.set_aspect(ratio * image.shape[1] / image.shape[0])
         axis.title.set_fontsize(9)
     title = title if len(title) <= 48 else f"…{title[-47:]}"
-    verdict = f"{class_names[explanation['prediction']]}, confidence {explanation['confidence']:.1%}"
+    verdict = "{prediction_name}, confidence {confidence:.1%}".format_map(explanation)
     heading, color = f"{title}: {verdict}" if title else verdict, VERDICT_COLORS[explanation["prediction"]]
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=color)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
     return figure
 
 
-def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequence[str]) -> Iterator[str]:
+def _texts(explanation: Explanation, scales: Mapping[str, MapScale]) -> Iterator[str]:
     """Numbers, what the marks mean, scales that tell little, and the counterfactual."""
-    facts = [f"p({names[1]}) {explanation['probability']:.3f}, threshold {explanation['threshold']:.3f}"]
+    facts = ["p(defect) {probability:.3f}, threshold {threshold:.3f}".format_map(explanation)]
     if "area" in explanation:
         facts.append(f"localized area {explanation['area']:.1%}")
     if "cam_iou" in explanation:
@@ -530,9 +470,7 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale], names: Sequ
     for name, heading in HEADINGS.items():
         if name in explanation and name in scales and not scales[name].separates:
             yield f"The {heading} peaks as high on normal validation pictures as on defective ones: it tells little."
-    asked = explanation["counterfactual"]
-    if asked is not None:
-        numbers = asked["probability"], asked["without_defect"], asked["control"], explanation["threshold"]
-        yield answer(*numbers, asked["mask_from"], names)["message"]
+    if explanation["counterfactual"] is not None:
+        yield explanation["counterfactual"]["message"]
     elif "counterfactual_missing" in explanation:
         yield f"No counterfactual: {explanation['counterfactual_missing']}."

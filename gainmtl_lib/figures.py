@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
-from gainmtl_lib.evaluation import MaskSource, defect_probability, rows_of
+from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource, defect_probability, rows_of
+from gainmtl_lib.labels import resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 OUTLINE, CONTOUR, RIM = (0, 229, 255), (255, 255, 255), (25, 25, 25)
 """RGB of the annotated defect's outline, of the line at a level of the map, and of the dark rim of both."""
+INFERNO = np.rint(255 * plt.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
+"""RGB of 256 map values."""
 
 
 def overlay(
@@ -52,13 +55,13 @@ def overlay(
     """Lay a map over a greyed picture; without a map the picture keeps its colours. Gives (H, W, 3).
 
     Args:
-        picture: RGB, (H, W, 3), 8 bits or float in [0, 1]; the others are fitted to it.
+        picture: RGB, (H, W, 3), 8 bits; the others are fitted to it.
         share: map in [0, 1], see `enlarged_share`.
         strength: of the map's colours, in [0, 1].
         level: draws the contour of the map at this value.
         mask: annotated defect, above zero, to be outlined.
     """
-    drawn: Any = eight_bit(picture).copy()
+    drawn: Any = picture.copy()
     size = (drawn.shape[0], drawn.shape[1])
     if share is not None:
         heat = _enlarged(share, size).clip(0, 1)
@@ -67,7 +70,7 @@ def overlay(
         # From a map value of 0.35 the colours have their full strength.
         opacities = np.rint(255 * strength * np.clip(np.arange(256) / 255 / 0.35, 0, 1)).astype(np.uint8)
         opacity = cv2.cvtColor(opacities[index], cv2.COLOR_GRAY2RGB)
-        colours = cv2.multiply(inferno()[index], opacity, scale=1 / 255)
+        colours = cv2.multiply(INFERNO[index], opacity, scale=1 / 255)
         drawn = cv2.add(colours, cv2.multiply(grey, 255 - opacity, scale=1 / 255))
         if level is not None:
             _draw_edge(drawn, heat >= level, CONTOUR)
@@ -98,18 +101,6 @@ def _enlarged(values: NDArray, size: tuple[int, int]) -> NDArray[np.float32]:
     return cv2.resize(values.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
-def eight_bit(picture: NDArray) -> NDArray[np.uint8]:
-    """Colours in [0, 1] as 8 bits; what has 8 bits stays."""
-    return picture if picture.dtype == np.uint8 else np.rint(picture * 255).astype(np.uint8)
-
-
-@cache
-def inferno() -> NDArray[np.uint8]:
-    """The colours of 256 map values, RGB, (256, 3)."""
-    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(ramp[:, 0, ::-1], dtype=np.uint8)
-
-
 def _draw_edge(drawn: NDArray[np.uint8], region: NDArray, colour: tuple[int, int, int]) -> None:
     lines, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     width = 2 if max(drawn.shape) >= 320 else 1
@@ -118,29 +109,16 @@ def _draw_edge(drawn: NDArray[np.uint8], region: NDArray, colour: tuple[int, int
     cv2.drawContours(drawn, lines, -1, colour, width, cv2.LINE_AA)
 
 
-def resized(pixels: NDArray, size: tuple[int, int]) -> NDArray:
-    """Bring (h, w[, C]) to (H, W[, C]): by area where it shrinks, smoothly where it grows."""
-    if pixels.shape[:2] == size:
-        return pixels
-    shrinks = size[0] < pixels.shape[0]
-    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
 def resized_mask(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """A mask at another size; a region that shrinking would lose keeps every pixel it touches. None without any."""
+    """A mask at another size; shrunk, it keeps every pixel it touches, so that no region is lost. None without any."""
     if mask is None or not mask.any():
         return None
     if mask.shape == size:
         return mask
-    shrinks = size[0] < mask.shape[0]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    share = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=method)
-    if not shrinks:  # half a pixel of the mask, so that its outline is no staircase
-        share = cv2.GaussianBlur(share, (0, 0), max(0.5, 0.5 * size[0] / mask.shape[0]))
-    kept = share >= 0.5
-    _, regions = cv2.connectedComponents((share > 0).astype(np.uint8))
-    lost = np.setdiff1d(regions, np.append(regions[kept], 0))  # region 0 is what is not touched
-    return kept | np.isin(regions, lost)
+    if size[0] < mask.shape[0]:
+        return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0
+    # Blurred by half a pixel of the mask, so that its outline is no staircase.
+    return cv2.GaussianBlur(_enlarged(mask, size), (0, 0), max(0.5, 0.5 * size[0] / mask.shape[0])) >= 0.5
 
 
 # --- Pictures with words below them, and as JPEG
@@ -159,7 +137,7 @@ def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.u
     text_colour = (235, 238, 242)
     pen, start = ImageDraw.Draw(band), 103 if bar else 8
     if bar:
-        ramp = inferno()[np.linspace(0, 255, 56).astype(int)]
+        ramp = INFERNO[np.linspace(0, 255, 56).astype(int)]
         band.paste(Image.fromarray(np.tile(ramp, (14, 1, 1))), (23, LETTER - 7))
         pen.rectangle((22, LETTER - 8, 79, LETTER + 7), outline=(120, 126, 134))
         pen.text((17, LETTER), "0", text_colour, _font(LETTER), anchor="rm")
@@ -211,8 +189,9 @@ def inline_figures_as_jpeg() -> None:
 def draw_overlay(axis: Axes, picture: NDArray, share: NDArray | None = None, mask: NDArray | None = None) -> None:
     """Show an `overlay` on an axis without ticks, whose coordinates stay those of the picture's own pixels."""
     height, width = picture.shape[:2]
+    pixels = picture if picture.dtype == np.uint8 else np.rint(picture * 255).astype(np.uint8)
     size = fitting((height, width), max(320, height, width))  # so that outlines are as fine on small pictures
-    drawn = overlay(resized(eight_bit(picture), size), share, mask=mask)
+    drawn = overlay(resize_image(pixels, size, "squash"), share, mask=mask)
     axis.imshow(drawn, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axis.set(xticks=[], yticks=[])
 
@@ -263,12 +242,12 @@ def map_grid(
         draw_overlay(axes[row, 0], image, mask=mask)
         axes[row, 0].set_ylabel(row_titles[row], fontsize=8)
     for column, (name, values) in enumerate(maps.items(), start=1):
-        scale, unit = scales.get(name), name in unit_maps
-        about = "absolute" if scale else "0 to 1" if unit else "per image"
+        scale = scales.get(name)
+        about = "absolute" if scale else "0 to 1" if name in unit_maps else "per image"
+        of_share = MapScale(0.0, 1.0) if name in unit_maps else scale
         axes[0, column].set_title(f"{name}\n({about})", fontsize=8)
         for row, (image, mask) in enumerate(zip(images, masks)):
-            share = values[row] if unit else enlarged_share(values[row], scale, image.shape[:2])
-            draw_overlay(axes[row, column], image, share, mask)
+            draw_overlay(axes[row, column], image, enlarged_share(values[row], of_share, image.shape[:2]), mask)
             nothing = "nothing found" if scale and not scale.finds(values[row]) else ""
             axes[row, column].set_xlabel(notes[name][row] if name in notes else nothing, fontsize=7)
     return figure
@@ -311,22 +290,22 @@ def explanation_figure(
     data: GainDataModule,
     rows: Sequence[int],
     *,
-    threshold: float | None = None,
+    threshold: float,
     scale: MapScale | None = None,
     source: MaskSource | None = None,
 ) -> Figure:
-    """One row per picture, see `look`: mask outline, then every map; the oracle is named, and EfficientAD's teacher.
+    """One row per picture, see `look`: the verdict, the mask's outline, then every map.
 
-    A `threshold` adds the verdict to the row's title, a `scale` shows the deciding CAM on its absolute scale, too.
+    A `scale` shows the deciding CAM on its absolute scale, too. The oracle is named, and EfficientAD's teacher.
     """
     source = source or _own_source(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
     maps = {"deciding CAM": output.cam} | ({"the same": output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
-    titles = []
-    for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist()):
-        verdict = "" if threshold is None else f"\ncalled {NAMES[p >= threshold]}"
-        titles.append(f"{NAMES[label]}{verdict}\np(defect) {p:.2f}")
+    titles = [
+        f"{NAMES[label]}\ncalled {NAMES[p >= threshold]}\np(defect) {p:.2f}"
+        for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist())
+    ]
     figure = map_grid(
         batch.images.permute(0, 2, 3, 1).numpy(),
         batch.masks[:, 0].numpy(),
@@ -347,44 +326,32 @@ def _masks_told(source: MaskSource) -> str:
 
 
 def explanation_pictures(
-    run_or_model: Run | GAINMTLModel,
-    data: GainDataModule,
-    table: pd.DataFrame,
-    *,
-    splits: Sequence[str],
-    threshold: float,
-    scale: MapScale | None = None,
-    source: MaskSource | None = None,
+    run_or_model: Run | GAINMTLModel, data: GainDataModule, table: pd.DataFrame, **shown: Any
 ) -> Iterator[tuple[str, Figure]]:
-    """Figures and names, such as ``test_FN_01``, of all pictures of some splits: misses, false alarms, then the rest.
+    """Figures and names, such as ``test_FN_01``, of all test pictures: misses, false alarms, then the rest.
 
-    `table` is of `evaluate`, and `data`, set up, has its pictures, otherwise `ValueError`.
+    `table` is of `evaluate`, and `data`, set up, has its pictures, otherwise `ValueError`; the rest as for
+    `explanation_figure`.
     """
-    source = source or _own_source(run_or_model)
-    for split in splits:
+    for split in TEST_SPLITS:
         predicted = table[table["split"] == split]
         rows, verdicts = rows_of(predicted, data), predicted["verdict"].to_numpy()
         for verdict in ("FN", "FP", "TP", "TN"):
             chosen = rows[verdicts == verdict]
             for page, start in enumerate(range(0, len(chosen), 8), start=1):
-                shown = chosen[start : start + 8].tolist()
-                figure = explanation_figure(run_or_model, data, shown, threshold=threshold, scale=scale, source=source)
+                figure = explanation_figure(run_or_model, data, chosen[start : start + 8].tolist(), **shown)
                 yield f"{split}_{verdict}_{page:02d}", figure
 
 
-def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective: int = 4, normal: int = 1) -> Figure:
-    """The deciding CAM of several strategies on the same pictures, the defect probability under each.
+def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective: int = 4) -> Figure:
+    """The deciding CAM of several strategies, the first seed of each, and the defect probability under it.
 
-    Args:
-        runs: of the same data; of several seeds of a strategy the first is shown. One whose masks from outside cannot
-            be had is left out, and the figure says so.
-        split: where the pictures come from.
-        defective: how many, of as many types as there are.
-        normal: how many normal ones.
+    Pictures are some defective ones of a split, of as many types as there are, and a normal one. A run whose masks from
+    outside cannot be had is left out, and the figure says so.
     """
     data = build_data(runs[0].settings)
     data.setup("test")
-    rows = pick_rows(data.samples, split, defective=defective, normal=normal)
+    rows = pick_rows(data.samples, split, defective=defective, normal=1)
     maps, notes, told = {}, {}, {}
     for run in runs:
         source = MaskSource.of(run.settings)
@@ -411,39 +378,35 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
 # --- Numbers: confusion and curves, training, strategies side by side
 
 SPLIT_COLORS = {"test": "#1f77b4", "test_shift": "#d62728"}
+small_letters = mpl.rc_context({"axes.titlesize": 9, "legend.fontsize": 7})
 
 
+@small_letters
 def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure:
     """Confusion matrix per test split of an `evaluate` table, ROC and precision-recall curves, the threshold marked."""
-    splits = {split: predictions[predictions["split"] == split] for split in ("test", "test_shift")}
-    splits = {split: rows for split, rows in splits.items() if len(rows)}
+    splits = [split for split in SPLIT_COLORS if (predictions["split"] == split).any()]
     figure = Figure(figsize=(3.1 * (len(splits) + 2), 3.1), layout="constrained")
     *matrices, roc, pr = figure.subplots(1, len(splits) + 2)
-    style: dict[str, Any] = {"annot": True, "fmt": "d", "cmap": "Blues", "cbar": False, "square": True}
-    for axis, (split, rows) in zip(matrices, splits.items()):
-        counts = confusion_matrix(rows["label"], rows["predicted"], labels=[0, 1])
-        sns.heatmap(counts, ax=axis, xticklabels=NAMES, yticklabels=NAMES, **style)
+    for axis, split in zip(matrices, splits):
+        rows, color = predictions[predictions["split"] == split], SPLIT_COLORS[split]
+        labels, scores, called = rows["label"], rows["probability"], rows["probability"] >= threshold
+        shown: dict[str, Any] = {"labels": [0, 1], "display_labels": NAMES, "cmap": "Blues", "colorbar": False}
+        ConfusionMatrixDisplay.from_predictions(labels, rows["predicted"], ax=axis, **shown)
         axis.set(title=SPLIT_NAMES[split], xlabel=f"verdict at {threshold:.2f}", ylabel="truth")
-    for split, rows in splits.items():
-        if rows["label"].nunique() < 2:
+        if labels.nunique() < 2:  # one class alone has no curve
             continue
-        curve = {"name": split, "curve_kwargs": {"color": SPLIT_COLORS[split]}}
-        RocCurveDisplay.from_predictions(rows["label"], rows["probability"], ax=roc, **curve)
-        PrecisionRecallDisplay.from_predictions(rows["label"], rows["probability"], ax=pr, **curve)
-        called = rows["probability"] >= threshold
-        recall = called[rows["label"] == 1].mean()
-        roc.plot(called[rows["label"] == 0].mean(), recall, "o", color=SPLIT_COLORS[split])
+        curve = {"name": split, "curve_kwargs": {"color": color}}
+        RocCurveDisplay.from_predictions(labels, scores, ax=roc, **curve)
+        PrecisionRecallDisplay.from_predictions(labels, scores, ax=pr, **curve)
+        roc.plot(called[labels == 0].mean(), called[labels == 1].mean(), "o", color=color)
         if called.any():
-            pr.plot(recall, rows.loc[called, "label"].mean(), "o", color=SPLIT_COLORS[split])
+            pr.plot(called[labels == 1].mean(), labels[called].mean(), "o", color=color)
     roc.set(title="ROC (dot: threshold)", xlabel="false alarm rate", ylabel="recall")
     pr.set(title="precision-recall (dot: threshold)", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
-    for axis in figure.axes:
-        axis.title.set_fontsize(9)
-        if axis.get_legend_handles_labels()[0]:  # a split of one class has no curve
-            axis.legend(fontsize=7, loc="lower right" if axis is roc else "lower left")
     return figure
 
 
+@small_letters
 def training_figure(history: pd.DataFrame) -> Figure:
     """Loss terms of a run's history by step with the stages shaded, and validation scores by epoch."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
@@ -452,26 +415,23 @@ def training_figure(history: pd.DataFrame) -> Figure:
         name = str(tag).removeprefix("train/loss_")
         style = {"label": "total (weighted)", "color": "k", "lw": 2} if name == "total" else {"label": name, "lw": 1}
         losses.plot(rows["step"], rows["value"].rolling(5, min_periods=1).mean(), **style)
-    stages = history[history["tag"] == "train/stage"].astype({"value": int})
-    for stage in stages["value"].unique():
-        rows = stages[stages["value"] == stage]
-        place = {"transform": losses.get_xaxis_transform(), "ha": "center", "va": "top"}
-        losses.axvspan(rows["step"].min(), rows["step"].max(), color="k", alpha=0.02 + 0.03 * (stage % 2), lw=0)
-        losses.text(rows["step"].median(), 0.98, f"stage {stage}", fontsize=7, **place)
+    above = {"transform": losses.get_xaxis_transform(), "ha": "center", "va": "top", "fontsize": 7}
+    for stage, steps in history[history["tag"] == "train/stage"].astype({"value": int}).groupby("value")["step"]:
+        losses.axvspan(steps.min(), steps.max(), color="k", alpha=0.02 + 0.03 * (stage % 2), lw=0)
+        losses.text(steps.median(), 0.98, f"stage {stage}", **above)
     losses.set(xlabel="optimiser step", title="training losses (mean of 5 log entries)")
     losses.margins(y=0.12)
-    losses.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    losses.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     for name in ("average_precision", "accuracy", "cam_iou"):
         values = history.loc[history["tag"] == f"val/{name}", "value"]
         if len(values):
             scores.plot(np.arange(1, len(values) + 1), values, marker="o", ms=3, label=METRICS[name])
     scores.set(xlabel="epoch", ylim=(0, 1.02), title="validation")
-    scores.legend(fontsize=7)
-    for axis in (losses, scores):
-        axis.title.set_fontsize(9)
+    scores.legend()
     return figure
 
 
+@small_letters
 def strategies_figure(comparison: pd.DataFrame) -> Figure:
     """Accuracy on both test splits and agreement with the mask, by strategy of a `compare` table; dots are runs."""
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
@@ -487,6 +447,6 @@ def strategies_figure(comparison: pd.DataFrame) -> Figure:
         right.plot(means.index, means[name], marker="o", label=METRICS[name])
     right.plot(means.index, means["grid_iou"], color="k", lw=0.8, ls="--", label=f"{METRICS['grid_iou']} (the mask)")
     right.set(ylim=(0, 1.02), title="agreement with the mask, test")
-    for axis in (left, right):
-        axis.legend(fontsize=7)
+    left.legend()
+    right.legend()
     return figure

@@ -21,7 +21,8 @@ from gainmtl_lib.audit.limits import known_limits, marks
 from gainmtl_lib.audit.numbers import Audit, explanation_rows
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_maps
-from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay, resized
+from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay
+from gainmtl_lib.labels import resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, atomic_path, load_run, row_name
@@ -168,7 +169,7 @@ def _case(run: Run, root: Path, maps: NDArray, row: dict[Any, Any], scale: MapSc
     try:
         mask = str(root / row["mask"]) if isinstance(row["mask"], str) else None
         picture = load_picture(str(root / row["image"]), mask, image_size=size, resize=run.settings.resize)
-        pixels, mask = resized(picture.image, small), picture.mask
+        pixels, mask = resize_image(picture.image, small, "squash"), picture.mask
     except DataError:
         picture, pixels, mask = None, ground(small), None
 

@@ -26,7 +26,7 @@ from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import NEEDED_OF, AnyRun, stored_maps, stored_tables
 from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
-from gainmtl_lib.labels import inner_size, inside
+from gainmtl_lib.labels import inner_size, inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
@@ -298,7 +298,8 @@ def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int
     pixels, region = found.get(read_image, figures.ground(size)), found.get(read_mask)
     h, w = pixels.shape[:2]
     shape = figures.fitting((h, w), side)
-    return Shown(figures.resized(pixels, shape), (h, w), figures.resized_mask(region, shape), "; ".join(problems))
+    pixels = resize_image(pixels, shape, "squash")
+    return Shown(pixels, (h, w), figures.resized_mask(region, shape), "; ".join(problems))
 
 
 def thumbnail(path: Path | None) -> bytes:
@@ -313,7 +314,7 @@ def thumbnail(path: Path | None) -> bytes:
         elif path is not None:
             pixels = read_image(path)
     h, w = pixels.shape[:2]
-    return figures.encode(figures.resized(pixels, figures.fitting((h, w), THUMBNAIL)), quality=80)
+    return figures.encode(resize_image(pixels, figures.fitting((h, w), THUMBNAIL), "squash"), quality=80)
 
 
 # --- Panels

@@ -24,8 +24,8 @@ from gainmtl_lib.efficientad.data import SplitProvider, found_categories
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
-from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized, resized_mask, with_band
-from gainmtl_lib.labels import inner_size, inside
+from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized_mask, with_band
+from gainmtl_lib.labels import inner_size, inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of, read_image
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
@@ -189,7 +189,8 @@ def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Pat
     """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
     defect = None if mask is None else read_defect(mask, scored.size, str(mask))
     height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
-    picture, region = resized(read_image(scored.path), (height, width)), resized_mask(defect, (height, width))
+    picture = resize_image(read_image(scored.path), (height, width), "squash")
+    region = resized_mask(defect, (height, width))
     size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])
     share = enlarged_share(scored.anomaly_map, detector.scale, size)
     heat = share[inside(inner_size(scored.size, size, detector.settings.resize), size)]
