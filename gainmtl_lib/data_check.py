@@ -74,10 +74,12 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     if len(samples):
         samples = with_boxes(samples, settings, found)
     if sound:
-        usual = 0.0 if "val" in set(samples["split"]) else 0.2
-        ratios = {"val_ratio": usual if val_ratio is None else val_ratio, "test_ratio": settings.test_ratio}
+        usual, test_ratio = 0.0 if "val" in set(samples["split"]) else 0.2, settings.test_ratio
+        ratio = usual if val_ratio is None else val_ratio
         try:
-            samples = readers.split_samples(samples, **ratios, seed=settings.seed_of_split)
+            samples = readers.split_samples(
+                samples, val_ratio=ratio, test_ratio=test_ratio, seed=settings.seed_of_split
+            )
         except DataError as error:
             found.append(Finding("error", str(root), str(error)))
     with ThreadPoolExecutor() as pool:
@@ -86,8 +88,8 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
     samples["mask_state"] = told["mask_state"]
-    states = ["ok", "missing", "empty", "misfit", "unreadable"]
-    masks: dict[str, int] = told["mask_state"].value_counts().reindex(states, fill_value=0).to_dict()
+    states = told["mask_state"].tolist()
+    masks = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
     duplicates, auroc = _find_duplicates(samples, told), _size_auroc(samples)
@@ -183,7 +185,7 @@ def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
     pairs: dict[tuple[int, int], str] = {}
     for first, *others in told.groupby("digest").indices.values():
         pairs |= {(first, other): "exact" for other in others}
-    rows = np.flatnonzero(told["thumbnail"].notna())[:MAX_COMPARED]
+    rows = np.flatnonzero(told["thumbnail"].notna())[:MAX_COMPARED].tolist()
     stack = np.array([*told["thumbnail"].iloc[rows]]).reshape(len(rows), THUMBNAIL**2)
     for start in range(0, len(rows), 1024):
         alike = stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE

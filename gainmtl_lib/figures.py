@@ -416,8 +416,9 @@ def training_figure(history: pd.DataFrame) -> Figure:
         style = {"label": "total (weighted)", "color": "k", "lw": 2} if name == "total" else {"label": name, "lw": 1}
         losses.plot(rows["step"], rows["value"].rolling(5, min_periods=1).mean(), **style)
     above = {"transform": losses.get_xaxis_transform(), "ha": "center", "va": "top", "fontsize": 7}
-    for stage, steps in history[history["tag"] == "train/stage"].astype({"value": int}).groupby("value")["step"]:
-        losses.axvspan(steps.min(), steps.max(), color="k", alpha=0.02 + 0.03 * (stage % 2), lw=0)
+    stages = history[history["tag"] == "train/stage"].astype({"value": int}).groupby("value")["step"]
+    for number, (stage, steps) in enumerate(stages, start=1):
+        losses.axvspan(steps.min(), steps.max(), color="k", alpha=0.02 + 0.03 * (number % 2), lw=0)
         losses.text(steps.median(), 0.98, f"stage {stage}", **above)
     losses.set(xlabel="optimiser step", title="training losses (mean of 5 log entries)")
     losses.margins(y=0.12)
