@@ -74,11 +74,11 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     if len(samples):
         samples = with_boxes(samples, settings, found)
     if sound:
-        usual, test_ratio = 0.0 if "val" in set(samples["split"]) else 0.2, settings.test_ratio
-        ratio = usual if val_ratio is None else val_ratio
+        usual = 0.0 if "val" in set(samples["split"]) else 0.2
+        val_ratio = usual if val_ratio is None else val_ratio
         try:
             samples = readers.split_samples(
-                samples, val_ratio=ratio, test_ratio=test_ratio, seed=settings.seed_of_split
+                samples, val_ratio=val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
             )
         except DataError as error:
             found.append(Finding("error", str(root), str(error)))

@@ -76,9 +76,8 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
         colours = isinstance(mask, Image.Image) and values.ndim == 3
         values = np.squeeze(cv2.cvtColor(values, cv2.COLOR_RGB2GRAY) if colours else values)
         if values.ndim != 2 or not values.size:
-            raise DataError(
-                f"{name}: mask has shape {tuple(getattr(mask, 'shape', values.shape))}; expected (h, w), (h, w, 1) or (1, h, w)"
-            )
+            shape = tuple(getattr(mask, "shape", values.shape))
+            raise DataError(f"{name}: mask has shape {shape}; expected (h, w), (h, w, 1) or (1, h, w)")
         few = values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1  # 0 and 1
         values = values.astype(np.uint8) * 255 if few else _eight_bit(values, name, readers.mask_to_8_bit)
     (h, w), (height, width) = values.shape, picture_size
