@@ -224,10 +224,11 @@ class Detector:
             if place.name != "best.ckpt" or run_status(folder) != "complete":
                 return cls(*load_checkpoint(place))
             place = folder
-        run, decided = load_efficientad(place), ()
-        if run.is_evaluated:
-            decided = (run.metrics["threshold"], run.metrics["novelty_threshold"], run.scale or QUANTILE_SCALE)
-        return cls(run.model, run.settings, run.teacher, *decided)
+        run = load_efficientad(place)
+        own = (run.model, run.settings, run.teacher)
+        if not run.is_evaluated:
+            return cls(*own)
+        return cls(*own, run.metrics["threshold"], run.metrics["novelty_threshold"], run.scale or QUANTILE_SCALE)
 
     def decide(self, score: float) -> tuple[str | None, bool | None]:
         """Whether a picture is ``defective`` or ``normal``, and unlike the normal ones; None without thresholds."""
