@@ -49,7 +49,7 @@ notebooks: $(READY)
 	$(NBVAL) $(FIRST) $(filter-out $(FIRST) $(LATER),$(sort $(wildcard notebooks/*.ipynb)))
 	$(NBVAL) $(LATER)
 
-# The CAM browser in JupyterLab and as a page of its own; after 'make run' also notebook 08 and both systems side by side.
+# The CAM browser in JupyterLab and as a page of its own, and the report from a file with the network off.
 # Needs Chromium or Chrome, so that 'test' leaves it out.
 browser: $(READY)
 	$(BIN)/pytest tests/in_browser/check_*.py

@@ -112,7 +112,7 @@ def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ())
     flagged, kinds = flag(table, np.where(names.isin(novel), 0.9, 0.1), 0.5, set(table["defect_type"]) - set(unseen))
     flagged.to_csv(run.folder / "novelty.csv", index=False)
     origin = {
-        "predictions": file_digest(run.folder / "predictions.csv"), "efficientad_run": "/outputs/hand/efficientad/seed7",
-        "weights": "w", "teacher": TEACHER, "threshold": 0.5, "threshold_from": "normal validation pictures of that run",
+        "predictions": file_digest(run.folder / "predictions.csv"), "weights": "w", "teacher": TEACHER,
+        "efficientad_run": "/outputs/hand/efficientad/seed7", "threshold": 0.5, "threshold_from": "its validation",
     }  # fmt: skip
     write_json(run.folder / "novelty.json", origin | {"kinds": kinds})

@@ -18,8 +18,7 @@ Limits = dict[str, str]
 
 def known_limits(audit: Audit) -> tuple[Limits, Limits]:
     """Serious limits that apply, for which results must not be taken at face value, and the others."""
-    serious: Limits = {}
-    others: Limits = {}
+    serious, others = Limits(), Limits()
     for part in (_of_the_model, _of_the_map, _of_the_data):
         part(audit, serious, others)
     return serious, others

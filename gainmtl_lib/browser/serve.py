@@ -35,10 +35,6 @@ NOTHING_FROM_OUTSIDE = (
 """Voilà's page asks a public server for icons: behind a firewall that holds it up, elsewhere it tells of its use."""
 
 
-class ServeError(UserError, RuntimeError):
-    """The page cannot be served; says why and what to do."""
-
-
 class ClosedVoila(Voila):
     """Answers 403 to whoever lacks the token, whatever is asked."""
 
@@ -73,7 +69,7 @@ def serve_browser(
 
     Args:
         runs: folders of evaluated runs; the first leads.
-        port: to listen on, a free one by default; `ServeError` where it is taken.
+        port: to listen on, a free one by default; `UserError` where it is taken.
         open_browser: open the page in the user's web browser.
         data_root: where the pictures lie now, when they moved.
     """
@@ -86,7 +82,7 @@ def serve_browser(
         try:
             probe.bind((ADDRESS, port or 0))
         except OSError as error:
-            raise ServeError(f"port {port} of {ADDRESS} cannot be used: {error.strerror}; name another one") from None
+            raise UserError(f"port {port} of {ADDRESS} cannot be used: {error.strerror}; name another one") from None
         port, token = int(probe.getsockname()[1]), secrets.token_urlsafe(24)
     address = f"http://{ADDRESS}:{port}/?token={token}"
     with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as name:

@@ -1,21 +1,11 @@
-"""The audit report in a real web browser with the network off: it shows everything, asks for nothing, and prints.
-
-Not collected with the unit tests: it needs Chromium. Run it with ``make browser``, or
-``SCREENSHOTS=folder pytest tests/in_browser/check_report.py``.
-"""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from playwright.sync_api import Browser
+"""The audit report in a real web browser with the network off; run it with ``make browser``."""
 
 from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.runs import load_run
 from gainmtl_lib.studies.faithfulness import measure_faithfulness
 
 
-def test_it_opens_offline_and_prints(chromium: Browser, runs: list[Path], screenshots: Path, tmp_path: Path):
+def test_it_opens_offline_asks_for_nothing_and_prints(chromium, runs, screenshots, tmp_path):
     run = load_run(runs[0])
     if (run.predictions["verdict"] == "TP").any():  # four epochs need not find a defect
         measure_faithfulness(run, limit=4, steps=4, draws=1)
@@ -30,7 +20,7 @@ def test_it_opens_offline_and_prints(chromium: Browser, runs: list[Path], screen
     page.goto(report.as_uri())
 
     widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-    assert len(widths) > 10 and min(widths) > 0
+    assert len(widths) > 5 and min(widths) > 0
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     assert complaints == []
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

@@ -1,28 +1,29 @@
 """What the checks in a real web browser share: Chromium, two tiny runs, servers, and a folder for what was shown."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import sync_playwright
 from tiny import tiny_settings
 
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.train import fit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+SERVE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from gainmtl_lib.browser.serve import serve_browser\nserve_browser(sys.argv[1:], open_browser=False)"
+)
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def chromium():
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.fail(f"no web browser to check with; install one of {', '.join(BROWSERS)}")
@@ -33,7 +34,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
+def page(chromium):
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.set_default_timeout(20_000)
     yield page
@@ -41,15 +42,15 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def screenshots(tmp_path_factory) -> Path:
+def screenshots(tmp_path_factory):
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> list[Path]:
-    """S5 and S3 on the same 40 pictures."""
+def runs(tmp_path_factory):
+    """Folders of S5 and S3, trained on the same 40 pictures."""
     folder = tmp_path_factory.mktemp("study")
     made = [fit(tiny_settings(folder, strategy, learning_rate=3e-3)) for strategy in ("S5", "S3")]
     for run in made:
@@ -62,7 +63,7 @@ def serve(tmp_path_factory):
     """Starts a server in a process of its own; gives the address that it says. All end with the module."""
     started = []
 
-    def start(command: list[str], ready: str, **environment: str) -> str:
+    def start(command, ready, **environment):
         log = tmp_path_factory.mktemp("server") / "log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -78,15 +79,20 @@ def serve(tmp_path_factory):
     yield start
     for process in started:
         process.send_signal(signal.SIGINT if "-c" in process.args else signal.SIGTERM)
-    for process in started:
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def own_page(runs, serve):
+    """Address of the browser's page of its own, token included."""
+    return serve(["-c", SERVE, *map(str, runs)], "Ctrl-C")
 
 
 @pytest.fixture(scope="module")
 def lab(serve, tmp_path_factory):
     """Address of a notebook in a JupyterLab that knows nothing of the user's own settings, given its file."""
 
-    def open_in_lab(notebook: Path) -> str:
+    def open_in_lab(notebook):
         folder = tmp_path_factory.mktemp("lab")
         options = [
             "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
