@@ -103,17 +103,11 @@ class Backbone(nn.Module):
             raise ModelError(
                 f"freeze_backbone_stages must be -1 (none), 0 (stem) or a level 1 to 4, got {frozen_stages}"
             )
-        modules = list(self.net.named_modules())  # in order of registration
-        if frozen_stages == 0:
-            stem = r"layers\.0\b" if self.provider == "mmpretrain" else self.net.group_matcher().get("stem")
-            if not isinstance(stem, str):
-                raise ModelError("this backbone does not name its stem; freeze a level, 1 to 4, or nothing (-1)")
-            frozen = [module for name, module in modules if re.match(stem, name)]
-        else:
-            stride = LEVEL_STRIDES[frozen_stages]
-            stage = [stage["module"] for stage in self.stages if stage["reduction"] <= stride][-1]
-            last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{stage}."))
-            frozen = [module for _, module in modules[: last + 1]]
+        modules = list(self.net.named_modules())  # in order of registration; the stem is what precedes the first stage
+        within = [stage["module"] for stage in self.stages if stage["reduction"] <= LEVEL_STRIDES.get(frozen_stages, 0)]
+        edge = within[-1] if within else self.stages[0]["module"]
+        found = [index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{edge}.")]
+        frozen = [module for _, module in modules[: found[-1] + 1 if within else found[0]]]
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)

@@ -290,7 +290,7 @@ def predict_split(
     device = next(model.parameters()).device
     model.eval()
     rows, maps = [], []
-    cam_pooled, loc_pooled, loc_pixels = metrics.PooledIoU(), metrics.PooledIoU(), metrics.PixelScores()
+    (cam_pooled, loc_pooled), loc_pixels = torch.zeros(2, 2, device=device), metrics.PixelScores()
     with source.applied(model):
         for batch in data.loader(split):
             batch = Batch(*(part.to(device) for part in batch))
@@ -318,15 +318,16 @@ def predict_split(
                 columns["cf_control_probability"] = defect_probability(control).where(annotated & placed, torch.nan)
             rows.append(pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}))
             maps.append(output_maps(output))
-            cam_pooled.update(metrics.normalize_maps(metrics.resize_maps(output.cam, masks)) >= 0.5, masks)
+            found = metrics.normalize_maps(metrics.resize_maps(output.cam, masks)) >= 0.5
+            cam_pooled += metrics.pooled_overlap(found, masks)
             if output.localization_map is not None:
-                loc_pooled.update(output.localization_map >= 0.5, masks)
+                loc_pooled += metrics.pooled_overlap(output.localization_map >= 0.5, masks)
                 # A defective image without an annotation has no known normal pixels, so AUPRO leaves it out.
                 known = annotated | (batch.labels == 0)
                 loc_pixels.update(output.localization_map[known], batch.masks[known])
-    pooled = {"cam_iou_pooled": cam_pooled.compute()}
+    pooled = {"cam_iou_pooled": float(cam_pooled[0] / cam_pooled[1])}
     if "localization" in maps[0]:
-        pooled |= {"loc_iou_pooled": loc_pooled.compute(), "loc_aupro": loc_pixels.aupro()}
+        pooled |= {"loc_iou_pooled": float(loc_pooled[0] / loc_pooled[1]), "loc_aupro": loc_pixels.aupro()}
     table = pd.concat(rows, ignore_index=True)
     samples = data.samples.loc[table.pop("index").astype(int), list(OF_THE_SAMPLE)]
     table = pd.concat([samples.reset_index(drop=True), table], axis=1)

@@ -107,22 +107,9 @@ def _score(numerator: Tensor, denominator: Tensor, masks: Tensor) -> Tensor:
     return (numerator / denominator.clamp_min(_TINY)).masked_fill(~_answerable(masks), torch.nan)
 
 
-class PooledIoU:
-    """IoU of the images that have a mask, taken as one image, where large defects weigh more; NaN without any."""
-
-    def __init__(self) -> None:
-        self.shared = self.union = 0.0
-
-    def update(self, predicted: Tensor, masks: Tensor) -> None:
-        """Shape: bool (B, 1, H, W), (B, 1, H, W)."""
-        answerable = _answerable(masks)
-        shared, union = _union(predicted[answerable], masks[answerable])
-        self.shared += float(shared.sum())
-        self.union += float(union.sum())
-
-    def compute(self) -> float:
-        """In [0, 1]."""
-        return self.shared / self.union if self.union else math.nan
+def pooled_overlap(predicted: Tensor, masks: Tensor) -> Tensor:
+    """Intersection and union, (2,), of all images that have a mask: in their ratio large defects weigh more."""
+    return (torch.stack(_union(predicted, masks)) * _answerable(masks)).sum(dim=1)
 
 
 MEANS = (
@@ -148,7 +135,10 @@ class PixelScores:
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Count the pixels of a batch. Shape: (B, 1, h, w), (B, 1, H, W), empty for normal images."""
-        level, defect = _level_and_defect(maps, masks)
+        scores, defect = resize_maps(maps, masks)[:, 0].cpu().numpy(), (masks[:, 0] > 0.5).cpu().numpy()
+        # Levels are whole numbers of the scores' order: their first 20 bits, negative ones reversed.
+        bits = (scores + np.float32(0)).view(np.int32)  # there is no -0 in a sum
+        level = (np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits) >> 12) + LEVELS // 2
         self.defect += np.bincount(level[defect], minlength=LEVELS)
         self.clean += np.bincount(level[~defect], minlength=LEVELS)
         for levels, mask in zip(level, defect, strict=True):
@@ -183,16 +173,6 @@ class PixelScores:
         at_limit = np.interp(limit, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
         area = np.trapezoid(np.append(overlap[:end], at_limit), np.append(rate[:end], limit))
         return float(area / limit)
-
-
-def _level_and_defect(maps: Tensor, masks: Tensor) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Level of each pixel's score and whether it is defect, (B, H, W) both.
-
-    Levels are whole numbers in [0, LEVELS) of the scores' order: their first 20 bits, negative ones reversed.
-    """
-    bits = (resize_maps(maps, masks)[:, 0].cpu().numpy() + np.float32(0)).view(np.int32)  # there is no -0 in a sum
-    bits = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
-    return (bits >> 12) + np.int32(LEVELS // 2), (masks[:, 0] > 0.5).cpu().numpy()
 
 
 # --- From scores to decisions

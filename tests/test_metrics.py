@@ -81,14 +81,11 @@ def test_an_empty_mask_has_no_answer_and_values_that_are_not_finite_have_one(sco
 
 
 def test_the_pooled_iou_weighs_by_area():
-    pooled, none = metrics.PooledIoU(), torch.zeros_like(MASK)
-    assert math.isnan(pooled.compute())
     # defect of 2, both found; no defect, which does not count; defect of 6, three found: 5 / 8
-    masks = torch.cat([MASK, none, images([[1, 1, 1, 1], [1, 1, 0, 0]])])
+    masks = torch.cat([MASK, torch.zeros_like(MASK), images([[1, 1, 1, 1], [1, 1, 0, 0]])])
     predicted = torch.cat([MASK, MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]])]) > 0.5
-    pooled.update(predicted[:1], masks[:1])
-    pooled.update(predicted[1:], masks[1:])
-    assert pooled.compute() == pytest.approx(5 / 8)
+    shared, union = metrics.pooled_overlap(predicted, masks)
+    assert shared / union == pytest.approx(5 / 8) and not metrics.pooled_overlap(predicted[1:2], masks[1:2]).any()
 
 
 # --- Pixels of a whole set
