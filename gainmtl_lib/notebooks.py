@@ -281,7 +281,8 @@ def _execute(job: Job, threads: int, told: Connection) -> None:
             cwd=str(source.parent),
             progress_bar=False,
             log_output=True,
-            extra_arguments=["--log-level=ERROR"],  # without the kernel's advice on network encryption
+            # Neither the kernel's advice on network encryption nor what it says of sockets when it is ended.
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         told.send(
