@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -159,9 +160,30 @@ class GainDataModule(L.LightningDataModule):
             yield torch.from_numpy(mask)[None].float()
 
     def external_masks(self, split: str, folder: Path) -> Tensor:
-        """Masks in [0, 1] from another folder, (N, 1, H, W), in the order of `loader(split)`: `load_external_masks`."""
+        """Masks in [0, 1] from another folder, not binarised: (N, 1, H, W), in the order of `loader(split)`.
+
+        A mask has the path of its image below the images' common folder, or only its stem, with or without the
+        suffix ``_mask``. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
+        """
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
+        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in readers.image_files(folder)}
         images, size = [self.dataset.paths[row] for row in self.rows(split)], self.settings.image_size
-        return labels.load_external_masks(images, folder, image_size=size, resize=self.settings.resize)
+        base, stems = os.path.commonpath(map(os.path.dirname, images)), Counter(Path(image).stem for image in images)
+        masks = torch.zeros((len(images), 1, *size))
+        for mask, image in zip(masks, images):
+            below, stem = Path(image).relative_to(base).with_suffix("").as_posix(), Path(image).stem
+            key = next((key for key in (below, f"{below}_mask", stem, f"{stem}_mask") if key in files), None)
+            if key is None:
+                raise DataError(f"{folder}: has no mask for {image}; expected {below}.png or {stem}.png")
+            if "/" not in key and "/" in below and stems[stem] > 1:
+                advice = f"put their masks in subfolders, as {below}.png"
+                raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
+            values = readers.read_mask_values(files[key])
+            on_disk = labels.check_aspect(files[key], values, image, readers.read_image(image))
+            fitted = labels.resize_values(values / 255, size, self.settings.resize, image_size=on_disk)
+            mask[0] = torch.from_numpy(fitted)
+        return masks
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""

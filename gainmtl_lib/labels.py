@@ -1,4 +1,4 @@
-"""Masks: pictures and masks at the network's size, boxes drawn as masks, masks from elsewhere.
+"""Masks: pictures and masks at the network's size, boxes drawn as masks.
 
 H x W is the network's input, h x w a picture on disk.
 """
@@ -13,7 +13,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
@@ -21,10 +21,8 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from gainmtl_lib import readers
 from gainmtl_lib.readers import DataError, Finding, UnreadableError, read_image
@@ -78,6 +76,15 @@ def resize_values(
     canvas = np.zeros(size, dtype=np.float32)
     canvas[inside(inner, size)] = _fit(values.astype(np.float32), inner)
     return canvas
+
+
+def check_aspect(mask: str | Path, values: NDArray, image: str, pixels: NDArray) -> Size:
+    """Size of an image on disk; `DataError` where its mask has another aspect ratio."""
+    (h, w), (height, width) = values.shape, pixels.shape[:2]
+    if not same_aspect((h, w), (height, width)):
+        sizes = f"mask is {h}x{w} (height x width), its image {image} {height}x{width}"
+        raise DataError(f"{mask}: {sizes}; expected the same aspect ratio")
+    return height, width
 
 
 def same_aspect(mask_size: Size, image_size: Size) -> bool:
@@ -456,40 +463,3 @@ def _read_voc(file: Path, picture: str) -> Label:
         left, top, right, bottom = _numbers(corners, 4, expected)
         label.boxes.append((f"object {number}", left - 1, top - 1, right, bottom))  # from 1, the last one included
     return label
-
-
-# --- Masks from outside the dataset
-
-
-def load_external_masks(images: Sequence[str], folder: Path, *, image_size: Size, resize: Resize) -> Tensor:
-    """One mask per image, grey values 0 to 255 as 0 to 1, resized but neither binarised nor rescaled: (N, 1, H, W).
-
-    A mask has the path of its image below the images' common folder, or only its stem, with or without the
-    suffix ``_mask``. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in readers.image_files(folder)}
-    base, stems = os.path.commonpath(map(os.path.dirname, images)), Counter(Path(image).stem for image in images)
-    masks = torch.zeros((len(images), 1, *image_size))
-    for mask, image in zip(masks, images, strict=True):
-        below, stem = Path(image).relative_to(base).with_suffix("").as_posix(), Path(image).stem
-        key = next((key for key in (below, f"{below}_mask", stem, f"{stem}_mask") if key in files), None)
-        if key is None:
-            raise DataError(f"{folder}: has no mask for {image}; expected {below}.png or {stem}.png")
-        if "/" not in key and "/" in below and stems[stem] > 1:
-            advice = f"put their masks in subfolders, as {below}.png"
-            raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
-        values = readers.read_mask_values(files[key])
-        size = check_aspect(files[key], values, image, read_image(image))
-        mask[0] = torch.from_numpy(resize_values(values / 255, image_size, resize, image_size=size))
-    return masks
-
-
-def check_aspect(mask: str | Path, values: NDArray, image: str, pixels: NDArray) -> Size:
-    """Size of an image on disk; `DataError` where its mask has another aspect ratio."""
-    (h, w), (height, width) = values.shape, pixels.shape[:2]
-    if not same_aspect((h, w), (height, width)):
-        sizes = f"mask is {h}x{w} (height x width), its image {image} {height}x{width}"
-        raise DataError(f"{mask}: {sizes}; expected the same aspect ratio")
-    return height, width

@@ -14,15 +14,12 @@ import pandas as pd
 import pytest
 import torch
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
-from tiny import tiny_data, tiny_settings
+from tiny import tiny_data
 
 from gainmtl_lib.dataset import Augmentation, Batch, GainDataModule, coarser_mask, with_mask_share
 from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
-from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.readers import DataError, data_digest, read_samples
-from gainmtl_lib.runs import collect_runs, compare
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.train import fit
 
 SIZE = (24, 32)
 STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_prob=0.0, gaussian_noise_prob=0.0)
@@ -437,16 +434,3 @@ def test_a_shifted_mask_lies_beside_a_compact_defect_in_a_direction_of_the_seed(
     assert len(places) > 12 and np.array_equal(coarser(mask, "shifted", 3), coarser(mask, "shifted", 3))
     for large in (boxes((0, 0, 3, 3)), boxes((0, 0, 20, 30)), boxes((0, 0, 20, 29)), boxes((19, 0, 1, 30))):
         assert all(coarser(large, "shifted", seed).sum() >= large.sum() / 2 for seed in range(10))
-
-
-# the same seed, the same study
-
-
-def test_the_same_seed_gives_the_same_run_twice_from_nothing(tmp_path):
-    # S6 has every part and every kind of randomness; the two folders share nothing.
-    runs = []
-    for name in ("first", "second"):
-        evaluate(fit(tiny_settings(tmp_path / name, num_epochs=2)), device="cpu")
-        runs += collect_runs(tmp_path / name / "outputs/tiny")
-    pd.testing.assert_frame_equal(*(run.predictions for run in runs), check_exact=True)
-    pd.testing.assert_frame_equal(compare(runs[:1]), compare(runs[1:]), check_exact=True)
