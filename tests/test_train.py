@@ -240,7 +240,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(shared):
     """Of S6, the strategy with every part and every kind of randomness."""
-    return fit(tiny_settings(shared, save_every_n_epochs=2))
+    return fit(tiny_settings(shared, save_every_n_epochs=2, precision="auto"))
 
 
 def equal(model, other):

@@ -32,6 +32,7 @@ def tiny_settings(folder: Path, strategy: str = "S6", **values: Any) -> Settings
             "batch_size": 8,
             "learning_rate": 1e-3,
             "device": "cpu",
+            "precision": "32",
         }
         | values
     )
