@@ -200,7 +200,7 @@ def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path
         pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
         return figure
 
-    monkeypatch.setattr("gainmtl_lib.console.save_figure", keep)
+    monkeypatch.setattr("gainmtl_lib.figures.save_figure", keep)
     table, _ = evaluate(run, mask_source="oracle")
     code, _ = command("evaluate", run.folder, "--mask-source", "oracle", "--visualize", "--vis-dir", tmp_path)
     assert code == 0
