@@ -278,7 +278,7 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
         labels.check_aspect(mask, defect, image, pixels)
         if defect.any():
             plane = labels.resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8)
-    place = labels.inside(labels.inner_size(size, image_size, resize), image_size)
+    place = labels.inside(size, image_size, resize)
     return Picture(labels.resize_image(pixels, image_size, resize), plane, place)
 
 

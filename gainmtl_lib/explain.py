@@ -28,7 +28,7 @@ from gainmtl_lib import metrics, readers
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import defect_probability, output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
-from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_mask, same_aspect
+from gainmtl_lib.labels import Resize, inside, resize_image, resize_mask, same_aspect
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
 from gainmtl_lib.readers import DataError, UnreadableError
@@ -346,7 +346,7 @@ class DefectExplainer:
         maps = {"cam": output.cam, "attention": output.effective_attention, "localization": output.localization_map}
         told |= {name: maps[name][0, 0].float().cpu().numpy() for name in maps if maps[name] is not None}
         told.strategy, told.picture = self.model.strategy, size
-        told.place = inside(inner_size(size, self.image_size, self.resize), self.image_size)
+        told.place = inside(size, self.image_size, self.resize)
         told.stored = {name: values[0] for name, values in output_maps(output).items()}
         known = [name for name in self.scales if name in told.stored]
         if known:

@@ -45,13 +45,13 @@ def resize_image(image: NDArray[np.uint8], size: Size, resize: Resize) -> NDArra
     grey would make an edge whose strength tells how bright the picture is, and mirrored or repeated borders
     would show defects that the mask does not have. The bars still show the aspect ratio; `squash` hides it.
     """
-    inner = inner_size((image.shape[0], image.shape[1]), size, resize)
-    fitted = _fit(image, inner)
-    if inner == size:
+    place = inside((image.shape[0], image.shape[1]), size, resize)
+    fitted = _fit(image, place)
+    if fitted.shape[:2] == size:
         return fitted
     canvas = np.empty((*size, 3), dtype=np.uint8)
     canvas[:] = np.rint(fitted.mean(axis=(0, 1))).astype(np.uint8)
-    canvas[inside(inner, size)] = fitted
+    canvas[place] = fitted
     return canvas
 
 
@@ -72,9 +72,9 @@ def resize_values(
     values: NDArray, size: Size, resize: Resize, *, image_size: Size | None = None
 ) -> NDArray[np.float32]:
     """Resize a plane of values (h, w) to (H, W) by area, zero on the bars. Arguments as for `resize_mask`."""
-    inner = inner_size(image_size or (values.shape[0], values.shape[1]), size, resize)
+    place = inside(image_size or (values.shape[0], values.shape[1]), size, resize)
     canvas = np.zeros(size, dtype=np.float32)
-    canvas[inside(inner, size)] = _fit(values.astype(np.float32), inner)
+    canvas[place] = _fit(values.astype(np.float32), place)
     return canvas
 
 
@@ -93,27 +93,24 @@ def same_aspect(mask_size: Size, image_size: Size) -> bool:
     return abs(h * width / height - w) <= 1 or abs(w * height / width - h) <= 1
 
 
-def inner_size(picture: Size, size: Size, resize: Resize) -> Size:
-    """Size that the picture takes inside the input."""
-    if resize == "squash":
-        return size
-    scale = min(size[0] / picture[0], size[1] / picture[1])
-    return max(1, min(size[0], round(picture[0] * scale))), max(1, min(size[1], round(picture[1] * scale)))
+def inside(picture: Size, size: Size, resize: Resize) -> tuple[slice, slice]:
+    """Rows and columns of the input that a picture fills: all, or the middle between the bars of a letterbox."""
+    height, width = size
+    if resize == "letterbox":
+        scale = min(height / picture[0], width / picture[1])
+        height, width = (max(1, min(side, round(own * scale))) for own, side in zip(picture, size))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return slice(top, top + height), slice(left, left + width)
 
 
-def inside(inner: Size, size: Size) -> tuple[slice, slice]:
-    """Rows and columns of the input that a picture of size `inner` fills: the middle."""
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    return slice(top, top + inner[0]), slice(left, left + inner[1])
-
-
-def _fit(picture: NDArray, size: Size) -> NDArray:
+def _fit(picture: NDArray, place: tuple[slice, slice]) -> NDArray:
     """Area where a side shrinks, then bilinear where it grows; OpenCV's area mode does only both sides at once."""
-    height, width = min(picture.shape[0], size[0]), min(picture.shape[1], size[1])
+    rows, columns = (side.stop - side.start for side in place)
+    height, width = min(picture.shape[0], rows), min(picture.shape[1], columns)
     if (height, width) != picture.shape[:2]:
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    if (height, width) != size:
-        picture = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    if (height, width) != (rows, columns):
+        picture = cv2.resize(picture, (columns, rows), interpolation=cv2.INTER_LINEAR)
     return picture
 
 

@@ -28,7 +28,7 @@ def surface(row, defective, covered, size):
     Defective ones have a dark square of 7 pixels, or a defect that takes nearly all.
     """
     rng = np.random.default_rng(row)
-    place = inside(size, (SIDE, SIDE))
+    place = inside(size, (SIDE, SIDE), "letterbox")
     image, mask = np.full((SIDE, SIDE, 3), 250.0), np.zeros((SIDE, SIDE), np.uint8)
     image[place] = rng.normal(150, 6, (*size, 1))
     if defective:

@@ -26,7 +26,7 @@ from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import NEEDED_OF, AnyRun, stored_maps, stored_tables
 from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
-from gainmtl_lib.labels import inner_size, inside, resize_image
+from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
@@ -350,7 +350,7 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> tuple[by
     values = np.asarray(opened.maps[kind][row], dtype=np.float32)  # (h, w)
     scale = opened.scales.get(kind) if look.absolute else None
     size = opened.run.settings.image_size
-    place = inside(inner_size(shown.size, size, opened.run.settings.resize), size)
+    place = inside(shown.size, size, opened.run.settings.resize)
     heat = figures.enlarged_share(values, scale, size)[place]
     drawn = figures.overlay(shown.pixels, heat, strength=look.strength, level=look.level, mask=mask)
     nothing = scale is not None and not bool(scale.finds(values))

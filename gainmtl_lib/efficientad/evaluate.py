@@ -27,7 +27,7 @@ from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batc
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.evaluation import file_digest
-from gainmtl_lib.labels import Resize, inner_size, inside, resize_image, resize_values
+from gainmtl_lib.labels import Resize, inside, resize_image, resize_values
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
@@ -325,7 +325,7 @@ def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], 
     the 99.5 % quantile on, and 0 in the bars beside a letterboxed picture.
     """
     plane = (picture.anomaly_map.shape[0], picture.anomaly_map.shape[1])
-    rows, columns = inside(inner_size(picture.size, plane, own), plane)
+    rows, columns = inside(picture.size, plane, own)
     share = QUANTILE_SCALE.apply(picture.anomaly_map[rows, columns])
     return resize_values(share, size, resize, image_size=picture.size)
 

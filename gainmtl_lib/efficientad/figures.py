@@ -25,7 +25,7 @@ from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADS
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
 from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized_mask, with_band
-from gainmtl_lib.labels import inner_size, inside, resize_image
+from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of, read_image
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
@@ -193,7 +193,7 @@ def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Pat
     region = resized_mask(defect, (height, width))
     size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])
     share = enlarged_share(scored.anomaly_map, detector.scale, size)
-    heat = share[inside(inner_size(scored.size, size, detector.settings.resize), size)]
+    heat = share[inside(scored.size, size, detector.settings.resize)]
     verdict, anomalous = detector.decide(scored.score)
     said = [scored.path.name, verdict, anomalous and "anomalous", f"score {scored.score:.4g}"]
     words = " · ".join(word for word in said if word)
