@@ -151,11 +151,9 @@ def model(tmp_path_factory):
     return build_model(tiny_settings(tmp_path_factory.mktemp("model"), "S5"))
 
 
-class Trained:
+def trained(settings, model=None):
     """As much of a run as the figure reads."""
-
-    def __init__(self, settings, model=None):
-        self.settings, self.model = settings, model or build_model(settings)
+    return SimpleNamespace(settings=settings, model=model or build_model(settings))
 
 
 def texts(figure):
@@ -249,7 +247,7 @@ def test_the_oracle_is_named_on_every_figure_and_so_is_a_teacher(data, tmp_path,
 
     assert told(None).startswith("mask_source oracle: the model is told")
     assert told(MaskSource.of(model, "none")) == ""
-    figure = same_pictures_figure([Trained(tiny_settings(tmp_path, "S6", mask_source="oracle"), model)])
+    figure = same_pictures_figure([trained(tiny_settings(tmp_path, "S6", mask_source="oracle"), model)])
     assert "S6\n(oracle: leaks the label)" in texts(figure)
     source = MaskSource("efficientad", tmp_path)
     source._outside.run = SimpleNamespace(teacher="random (untrained)")
@@ -259,10 +257,10 @@ def test_the_oracle_is_named_on_every_figure_and_so_is_a_teacher(data, tmp_path,
 
 def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, caplog):
     folder = tmp_path_factory.mktemp("outside")
-    s5 = Trained(tiny_settings(folder, "S5"), model)
+    s5 = trained(tiny_settings(folder, "S5"), model)
     settings = tiny_settings(folder, "S6", mask_source="external", external_mask_dir=folder / "masks")
-    s6 = Trained(settings)
-    gone = Trained(tiny_settings(folder, "S6", mask_source="efficientad", efficientad_run=folder / "gone"), s6.model)
+    s6 = trained(settings)
+    gone = trained(tiny_settings(folder, "S6", mask_source="efficientad", efficientad_run=folder / "gone"), s6.model)
     for absent, told in ((s6, "masks: no such folder"), (gone, "no run here")):
         figure = same_pictures_figure([s5, absent], defective=1)
         assert "S5\n(per image)" in texts(figure) and "S6" not in texts(figure)
@@ -277,7 +275,7 @@ def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, ca
 def test_strategies_side_by_side_on_the_same_pictures(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("side")
     settings = [tiny_settings(folder, "S5", seed=seed) for seed in (1, 2)]
-    runs = [Trained(tiny_settings(folder, "S1")), *(Trained(one, model) for one in settings)]
+    runs = [trained(tiny_settings(folder, "S1")), *(trained(one, model) for one in settings)]
     figure = same_pictures_figure(runs, defective=2)
     assert len(figure.axes) == 3 * 3  # the picture and two strategies: a second seed is not shown again
     assert "S1\n(per image)" in texts(figure) and "S5\n(per image)" in texts(figure)
