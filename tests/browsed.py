@@ -1,5 +1,9 @@
-"""Runs of eight pictures whose order under each sorting is known, as an evaluation leaves them."""
+"""Runs of eight pictures whose order under each sorting is known, as an evaluation leaves them; the page that shows them."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,25 @@ ROWS = pd.DataFrame(
 FLIPS = ["cf_probability", "cf_control_probability"]
 SCALES = {"cam": {"floor": 2.0, "ceiling": 4.0}}
 TEACHER = "distilled from tiny on textures"
+SERVE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from gainmtl_lib.browser.serve import serve_browser\n"
+    "serve_browser(sys.argv[1:], open_browser=False)\nprint('ended')"
+)
+"""Python that serves the page of the runs that are named after it."""
+
+
+def start_server(command: Sequence[str], ready: str, log: Path, **environment: str) -> tuple[subprocess.Popen, str]:
+    """Python in a process of its own, once its log says that it is ready, and the address that stands there."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
+    until = time.monotonic() + 90
+    while ready not in log.read_text():
+        assert process.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+    return process, next(word for word in log.read_text().split() if word.startswith("http://127.0.0.1"))
 
 
 def peaked_maps(count: int) -> np.ndarray:

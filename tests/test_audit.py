@@ -357,7 +357,7 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
         "From test to test_shift recall goes from 0.667 to 0.667 (no clear change), overkill goes",
         "known limits below; serious: Right for the wrong reason; Not shown to flip more often than the control.",
         "strategy S5: guided attention", "backbone s, built by timm", "digest (SHA-256) ddd",
-        "pictures train 40, val 8, test 8", "training pictures 20 normal, 20 defective (20 with a mask)",
+        "training pictures 20 normal, 20 defective (20 with a mask)",
         "split the data's own where it has one; else seed 7, test ratio 0.2", "map grid 4 x 4 cells, stride 16",
         "parameters 1,234,567", "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,",
         "device, precision cpu, 32-true", "duration 1:02:03", "code gainmtl 0.1.0", "image_size 64, 64",
@@ -376,7 +376,6 @@ SHIFTED = [pictures for split, low, high in (("test", 0.6, 0.9), ("test_shift", 
 @pytest.mark.parametrize(
     ("rows", "values", "said"),
     [
-        (report_rows(), {"strategy": "S6"}, "mask source asked for localization"),
         (report_rows(), {"strategy": "S7", "variant": "few", "mask_share": 0.25, "mask_quality": "box",
           "manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}}},
          "training masks 25 % of the defects keep their masks, box edited training pictures 50 %; on average of an "

@@ -12,18 +12,9 @@ from drawn_data import truncate_file
 from ipywidgets import Widget
 from tiny import tiny_settings
 
+from gainmtl_lib.browser import library
 from gainmtl_lib.browser.app import PAGE, PLACE, CamBrowser
-from gainmtl_lib.browser.library import (
-    ORDERS,
-    Look,
-    Notes,
-    PictureFiles,
-    ask,
-    map_panel,
-    notices,
-    open_runs,
-    plain_panel,
-)
+from gainmtl_lib.browser.library import ORDERS, Look, Notes, PictureFiles, ask, open_runs
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import FileError, Run, RunError, save_weights
 
@@ -53,7 +44,7 @@ def opened(run, **where):
 
 
 def told(runs, **where):
-    return " ".join(notices(list(open_runs(runs, **where).values())))
+    return " ".join(library.notices(list(open_runs(runs, **where).values())))
 
 
 def names(one, **choice):
@@ -63,7 +54,7 @@ def names(one, **choice):
 # --- Runs
 
 
-def test_orders_with_what_has_no_answer_last(both):
+def test_orders_with_what_has_no_answer_last_and_filters(both):
     orders = {
         "wrong_reason": "d1 d3 d0 d2 n0 n1", "unsure": "n1 d1 d2 d3 d0 n0", "sure": "d0 n0 d3 d2 d1 n1",
         "low_iou": "d3 d1 d2 d0 n0 n1", "high_iou": "d0 d2 d1 d3 n0 n1", "large": "d1 d3 d0 d2 n0 n1",
@@ -74,17 +65,8 @@ def test_orders_with_what_has_no_answer_last(both):
     assert {order: names(ours, split="test", order=order) for order in ORDERS} == orders
     del orders["sure"]  # tenths of the other's scores do not tie
     assert {order: names(other, split="test", order=order) for order in orders} == orders
-
-
-def test_filters_and_what_each_value_would_leave(runs):
-    one = opened(runs["S5"])
-    assert names(one, split="test", verdict="TP") == "d0 d1 d3"
-    assert names(one, verdict="TP", defect_type="stain") == "d1 v0"
-    assert names(one, verdict="FP", split="val") == ""
-    choice = {"split": "test", "verdict": "TP", "order": "large"}
-    assert one.counts("verdict", **choice) == {"TP": 3, "FN": 1, "TN": 1, "FP": 1}
-    assert one.counts("split", **choice) == {"test": 3, "val": 1}
-    assert one.counts("defect_type", **choice) == {"scratch": 2, "stain": 1}
+    assert names(ours, verdict="TP", defect_type="stain") == "d1 v0" and names(ours, verdict="FP", split="val") == ""
+    assert ours.counts("split", split="test", verdict="TP", order="large") == {"test": 3, "val": 1}
 
 
 def test_opening_reads_no_model_and_no_map(runs, monkeypatch):
@@ -109,6 +91,13 @@ def test_runs_that_do_not_fit_are_told(tmp_path, runs, both):
     half = write_browsed_run(tmp_path, "S3", rows=ROWS.iloc[[3, 1]])
     assert opened(half).row_of == {"images/d3.png": 0, "images/d1.png": 1}
     assert "S3 has 2 of the 8 pictures of S5" in told([runs["S5"], half])
+    browser = CamBrowser([runs["S5"], half])
+    browser.filters.beside["S3"].value = True
+    browser.go_to(2)
+    assert "S3 was not evaluated on this picture" in shown(browser)[0][2]
+    assert browser.viewer.images[2].layout.display == "none"
+    browser.what_if.click()
+    assert "S3 lacks this picture" in browser.answer.value
     renamed = write_browsed_run(tmp_path, "S4", rows=ROWS.assign(name="x" + ROWS["name"]), digest="other")
     said = told([runs["S5"], renamed])
     assert "S5 and S4 have no picture in common; each can be browsed by itself" in said and "different data" not in said
@@ -190,13 +179,9 @@ def test_what_is_said_is_read_back_and_no_earlier_line_is_lost(tmp_path):
     assert lines == [["a.png", "yes", said.text], ["b.png", "", "other"], ["a.png", "", "NA"]]
     assert other.last()["a.png"].text == "NA" and other.marked() == []
     assert notes.path.read_bytes().count(b"\xef\xbb\xbf") == 1  # by which Excel knows the encoding
-
-
-def test_columns_of_others_are_kept(tmp_path):
-    notes = Notes(tmp_path / "notes.csv")
     notes.path.write_text("image,note,reviewer,time,check_label\nx.png,odd,Kim,2026-01-01,TRUE", encoding="utf-8")
     notes.save("a.png", check_label=True, text="new")
-    table = pd.read_csv(notes.path, keep_default_na=False)
+    table = pd.read_csv(notes.path, keep_default_na=False)  # columns of others are kept
     assert table.iloc[0].tolist() == ["x.png", "odd", "Kim", "2026-01-01", "TRUE"] and table.loc[1, "note"] == "new"
     assert notes.marked() == ["x.png", "a.png"]
 
@@ -217,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_never_written_over(tmp_path, content):
 
 def panel(run, row, look):
     one = opened(run)
-    return map_panel(one, row, PictureFiles().load(*one.files(row), 200, one.run.settings.image_size), look)
+    return library.map_panel(one, row, PictureFiles().load(*one.files(row), 200, one.run.settings.image_size), look)
 
 
 def colours(jpeg):
@@ -258,10 +243,10 @@ def test_a_map_lies_where_the_network_saw_it(tmp_path, resize, height):
 def test_the_picture_by_itself_says_what_is_missing(runs):
     one, files = opened(runs["S5"]), PictureFiles()
     there = files.load(*one.files(0), 200, (64, 64))
-    outlined, words = plain_panel(there, outline=True)
-    assert words == [] and outlined != plain_panel(there, outline=False)[0]
+    outlined, words = library.plain_panel(there, outline=True)
+    assert words == [] and outlined != library.plain_panel(there, outline=False)[0]
     gone = files.load(one.root / "gone.png", None, 100, (64, 64))
-    assert "gone.png" in plain_panel(gone, outline=True)[1][0]
+    assert "gone.png" in library.plain_panel(gone, outline=True)[1][0]
 
 
 # --- The verdict without the defect
@@ -372,15 +357,6 @@ def test_runs_stand_side_by_side_on_the_same_picture(browser):
     browser.filters.run.value = "S3"
     assert picture(browser) == name and "<b>S3</b>" in shown(browser)[0][1]
     assert browser.filters.beside["S3"].layout.display == "none"
-
-
-def test_a_run_that_lacks_the_picture_says_so(runs, tmp_path):
-    browser = CamBrowser([runs["S5"], write_browsed_run(tmp_path, "S3", rows=ROWS.iloc[[0]], pictures=False)])
-    browser.filters.beside["S3"].value = True
-    assert "S3 was not evaluated on this picture" in shown(browser)[0][2]
-    assert browser.viewer.images[2].layout.display == "none"
-    browser.what_if.click()
-    assert "S3 lacks this picture" in browser.answer.value
 
 
 def test_every_control_changes_the_picture(browser):

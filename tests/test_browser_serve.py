@@ -1,11 +1,7 @@
 """The page of `gainmtl browse`: who lacks its token is refused, whatever is asked."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -14,17 +10,12 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
-from browsed import write_browsed_run
+from browsed import SERVE, start_server, write_browsed_run
 
 from gainmtl_lib.browser.serve import ADDRESS, NAME, ClosedVoila, serve_browser
 from gainmtl_lib.runs import RunError
 from gainmtl_lib.settings import UserError
 
-STARTED = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gainmtl_lib.browser.serve import serve_browser\n"
-    "serve_browser(sys.argv[1:], open_browser=False)\nprint('ended')"
-)
 SCRIPT = "voila/static/voila.js"
 KERNEL = f"api/kernels/{uuid.UUID(int=1)}"
 PATHS = (
@@ -48,17 +39,9 @@ def status(url, **headers):
 def test_a_page_in_a_process_of_its_own_refuses_who_lacks_its_token_and_leaves_nothing_behind(tmp_path):
     run, folder, log = write_browsed_run(tmp_path, pictures=False), tmp_path / "temporary", tmp_path / "page.log"
     folder.mkdir()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", STARTED, str(run.folder)], stdout=output, stderr=subprocess.STDOUT,
-            env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    process, said = start_server(["-c", SERVE, str(run.folder)], "Ctrl-C", log, TMPDIR=str(folder))
     try:
-        until = time.monotonic() + 90
-        while "Ctrl-C" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < until, log.read_text()
-            time.sleep(0.1)
-        address, query = next(w for w in log.read_text().split() if w.startswith("http")).split("?")
+        address, query = said.split("?")
         for path in PATHS:
             url = address + path
             asked = [status(url), status(f"{url}?token=guessed"), status(url, Authorization="token guessed")]

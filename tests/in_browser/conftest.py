@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from browsed import SERVE, start_server
 from playwright.sync_api import sync_playwright
 from tiny import tiny_settings
 
@@ -16,10 +14,6 @@ from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.train import fit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
-SERVE = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gainmtl_lib.browser.serve import serve_browser\nserve_browser(sys.argv[1:], open_browser=False)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +58,9 @@ def serve(tmp_path_factory):
     started = []
 
     def start(command, ready, **environment):
-        log = tmp_path_factory.mktemp("server") / "log"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
-            )
+        process, address = start_server(command, ready, tmp_path_factory.mktemp("server") / "log", **environment)
         started.append(process)
-        until = time.monotonic() + 90
-        while ready not in log.read_text():
-            assert process.poll() is None and time.monotonic() < until, log.read_text()
-            time.sleep(0.2)
-        return next(word for word in log.read_text().split() if word.startswith("http://127.0.0.1"))
+        return address
 
     yield start
     for process in started:
