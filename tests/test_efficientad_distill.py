@@ -105,9 +105,6 @@ def test_files_and_losses_that_cannot_be_used_are_named(tmp_path, pictures, monk
         distill(tmp_path / "empty", tmp_path / "t.safetensors")
     with pytest.raises(DataError, match="nowhere: is no folder"):
         distill(tmp_path / "nowhere", tmp_path / "t.safetensors")
-    (tmp_path / "u.safetensors.part").write_bytes(b"half a download")
-    with pytest.raises(ModelError, match=r"u\.safetensors\.part: no unfinished distillation .*; remove it"):
-        distill(pictures, tmp_path / "u.safetensors")
     truncate_file(write_picture(tmp_path / "cut/class0/0.png"))
     with pytest.raises(DataError, match=r"class0/0\.png: image is truncated or not an image"):
         distill(tmp_path / "cut", tmp_path / "t.safetensors")
@@ -156,7 +153,6 @@ def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, teacher, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TeacherTraining, "step", interrupted)
         distill(pictures, output)
-    assert "interrupted after step 3; the same call goes on" in caplog.text
     assert not output.exists() and part.exists()
     with pytest.raises(ModelError, match=r"made otherwise .*\n  learning_rate: 0.0001 and 0.1\n.*--force"):
         distill(pictures, output, learning_rate=0.1)

@@ -173,14 +173,9 @@ class TeacherTraining:
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
         """Go on from what `keep` wrote."""
-        try:
-            kept = torch.load(path, map_location=self.device, weights_only=True)
-            stored = kept["record"]
-        except Exception as error:  # whatever a foreign file makes the unpickler raise
-            what = f"no unfinished distillation ({type(error).__name__})"
-            raise ModelError(f"{path}: {what}; remove it, or start anew with force=True (--force)") from None
+        kept = torch.load(path, map_location=self.device, weights_only=True)
         # Broken pictures may have been taken out meanwhile.
-        _check_same(record, stored | {"pictures": record["pictures"]}, path)
+        _check_same(record, kept["record"] | {"pictures": record["pictures"]}, path)
         self.steps, self.mean, self.std = kept["steps"], kept["mean"], kept["std"]
         self.network.load_state_dict(kept["network"])
         self.optimizer.load_state_dict(kept["optimizer"])
@@ -203,8 +198,7 @@ def _backbone(name: str, weights: bool | Path) -> Backbone:
 def distill(images: str | Path, output: str | Path, *, force: bool = False, **values: Any) -> Path:
     """Teach a network on a folder of pictures, or return the finished teacher, the path of `output`.
 
-    Interrupted work goes on with the same call, from ``<output>.part``, and ends as uninterrupted work does. The
-    output's metadata tell how it was made, which `teacher_of` repeats.
+    Interrupted work goes on with the same call, from ``<output>.part``. The output's metadata tell how it was made.
 
     Args:
         images, output, values: fields of `Distillation`.
@@ -234,20 +228,16 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         measured = _batches(settings, pairs, range(min(settings.statistics_images, len(pairs.files))), "measuring")
         training.standardise(large for large, _ in measured)
         training.keep(unfinished, record)
-    try:
-        size, done = settings.batch_size, training.steps
-        for large, small in _batches(settings, pairs, range(done * size, settings.steps * size), "distilling"):
-            loss = training.step(large, small)
-            if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
-                continue
-            if not math.isfinite(value := loss.item()):
-                where = f"{settings.output}: the loss is {value} at step {training.steps}"
-                raise TrainingDivergedError(f"{where}; lower learning_rate and start anew with force=True (--force)")
-            logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
-            training.keep(unfinished, record)
-    except KeyboardInterrupt:
-        logger.info("interrupted after step %d; the same call goes on from the last one kept", training.steps)
-        raise
+    size, done = settings.batch_size, training.steps
+    for large, small in _batches(settings, pairs, range(done * size, settings.steps * size), "distilling"):
+        loss = training.step(large, small)
+        if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
+            continue
+        if not math.isfinite(value := loss.item()):
+            where = f"{settings.output}: the loss is {value} at step {training.steps}"
+            raise TrainingDivergedError(f"{where}; lower learning_rate and start anew with force=True (--force)")
+        logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
+        training.keep(unfinished, record)
     with atomic_path(settings.output) as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in training.network.state_dict().items()}
         save_file(state, temporary, metadata={networks.RECORD: json.dumps(record)})
