@@ -254,7 +254,7 @@ def test_wrapper_prefix_and_classifier_are_removed(tmp_path, wrapper, prefix):
     assert read_checkpoint(tmp_path / "weights.pth") == {"conv_stem.weight": torch.ones(1)}
 
 
-def test_a_pickle_is_not_executed_and_garbage_not_a_checkpoint(tmp_path):
+def test_a_pickle_is_not_executed_and_what_holds_no_tensors_is_named(tmp_path):
     mark = tmp_path / "executed"
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Trap(mark), protocol=2))
     torch.save({"state_dict": Trap(mark)}, tmp_path / "saved.pth")
@@ -264,15 +264,12 @@ def test_a_pickle_is_not_executed_and_garbage_not_a_checkpoint(tmp_path):
         with pytest.raises(ModelError, match=f"{path.name}: not a checkpoint of tensors .*nothing in it was run"):
             read_checkpoint(path)
     assert not mark.exists()
+    for content in ({"epoch": 3}, [1, 2], {}):
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(ModelError, match=r"weights\.pth: holds no tensors by name"):
+            read_checkpoint(tmp_path / "weights.pth")
     pickle.loads((tmp_path / "bare.pkl").read_bytes())
     assert mark.exists()  # the trap works
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
-def test_a_file_without_tensors_is_named(tmp_path, content):
-    torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=r"weights\.pth: holds no tensors by name"):
-        read_checkpoint(tmp_path / "weights.pth")
 
 
 def test_weights_of_another_backbone_are_named():

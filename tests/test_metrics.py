@@ -116,15 +116,33 @@ def test_aupro_weighs_regions_not_pixels():
     assert scores.aupro(limit=1.0) == pytest.approx(0.25 * 0.5 + 0.75 * 1)
 
 
+def curve(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> list[tuple[float, float]]:
+    """False-positive rate and mean overlap of the regions, the thresholds from the highest down."""
+    regions = []
+    for image, mask in zip(maps, masks, strict=True):
+        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [image[labels == k] for k in range(1, found + 1)]
+    rate = [np.mean(maps[~masks] >= threshold) for threshold in thresholds[::-1]]
+    overlap = [np.mean([np.mean(region >= threshold) for region in regions]) for threshold in thresholds[::-1]]
+    return [(0.0, 0.0), *zip(rate, overlap)]
+
+
+def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
+    area = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve(maps, masks, np.unique(maps))):
+        if x0 < limit and x1 > x0:
+            stop = min(x1, limit)
+            area += (stop - x0) * (y0 + y0 + (y1 - y0) * (stop - x0) / (x1 - x0)) / 2
+    return area / limit
+
+
 @pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
-def test_aupro_equals_brute_force(limit):
+def test_aupro_in_batches_equals_brute_force(limit):
     generator = np.random.default_rng(3)
     masks = ndimage.gaussian_filter(generator.random((5, 16, 16)), (0, 1, 1)) > 0.55
     masks[0] = False
     maps = generator.integers(0, 12, masks.shape) / 11 + 0.3 * masks  # with ties
-    scores = pixels(maps, masks)  # in two batches
-    assert scores.aupro(limit) == pytest.approx(brute_force_aupro(maps, masks, limit), abs=1e-6)
-    assert scores.regions == sum(ndimage.label(mask, structure=np.ones((3, 3)))[1] for mask in masks)
+    assert pixels(maps, masks).aupro(limit) == pytest.approx(brute_force_aupro(maps, masks, limit), abs=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])  # probabilities; scores of both signs
@@ -136,29 +154,9 @@ def test_aupro_of_scores_that_hardly_differ_is_within_its_bound(shift):
     bits = 2.0 ** (np.floor(np.log2(np.abs(maps))) - 11)  # the value of the last bit that is told apart
     levels = np.unique(np.floor(maps / bits) * bits)
     assert 2 * len(levels) < np.unique(maps).size  # many scores share a level
-    points = [(0.0, 0.0), *(point(maps, masks, level) for level in levels[::-1])]
-    bound = sum((x1 - x0) * (y1 - y0) for (x0, y0), (x1, y1) in itertools.pairwise(points)) / 2 / 0.3
+    steps = itertools.pairwise(curve(maps, masks, levels))
+    bound = sum((x1 - x0) * (y1 - y0) for (x0, y0), (x1, y1) in steps) / 2 / 0.3
     assert 0 < abs(pixels(maps, masks).aupro() - brute_force_aupro(maps, masks, 0.3)) <= bound < 0.02
-
-
-def point(maps: np.ndarray, masks: np.ndarray, threshold: float) -> tuple[float, float]:
-    """False-positive rate and mean overlap of the regions at one threshold."""
-    shares = []
-    for image, mask in zip(maps, masks, strict=True):
-        labels, found = ndimage.label(mask, structure=np.ones((3, 3)))
-        shares += [np.mean(image[labels == k] >= threshold) for k in range(1, found + 1)]
-    return float(np.mean(maps[~masks] >= threshold)), float(np.mean(shares))
-
-
-def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
-    thresholds = sorted(np.unique(maps), reverse=True)
-    points = [(0.0, 0.0), *(point(maps, masks, threshold) for threshold in thresholds)]
-    area = 0.0
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x0 < limit and x1 > x0:
-            stop = min(x1, limit)
-            area += (stop - x0) * (y0 + y0 + (y1 - y0) * (stop - x0) / (x1 - x0)) / 2
-    return area / limit
 
 
 def test_pixel_auroc_counted_by_hand():
