@@ -183,22 +183,14 @@ def make_batch(labels: list[int], has_mask: list[bool]) -> Batch:
     return Batch(torch.rand(len(labels), 3, 8, 16), torch.tensor(labels), masks, present, torch.arange(len(labels)))
 
 
-def make_output(size: int, strategy: str = "S5") -> GainOutput:
-    generator = torch.Generator().manual_seed(4)
+SHAPES = dict.fromkeys(("logits", "cls_logits", "attended_cls_logits", "cf_logits"), (2,))
+SHAPES |= dict.fromkeys(("cam", "cls_cam", "attention_logits"), (1, 2, 4)) | {"localization_logits": (1, 8, 16)}
 
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(size, *shape, generator=generator).requires_grad_()
 
-    cls_logits, cls_cam = leaf(2), leaf(1, 2, 4)
-    output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
-    if strategy >= "S3":
-        output.logits = output.attended_cls_logits = leaf(2)
-        output.cam, output.attention_logits = leaf(1, 2, 4), leaf(1, 2, 4)
-    if strategy >= "S4":
-        output.localization_logits = leaf(1, 8, 16)
-    if strategy >= "S5":
-        output.cf_logits = leaf(2)
-    return output
+def make_output(size: int) -> GainOutput:
+    return GainOutput(
+        **{name: noise(size, *of, seed=k).requires_grad_() for k, (name, of) in enumerate(SHAPES.items())}
+    )
 
 
 def make_loss(**changes) -> GainLoss:
@@ -208,7 +200,7 @@ def make_loss(**changes) -> GainLoss:
 @pytest.mark.parametrize("strategy", STRATEGY_WEIGHTS)
 def test_total_is_the_weighted_sum_of_the_terms_in_force(strategy):
     weights = STRATEGY_WEIGHTS[strategy]
-    found = make_loss()(make_output(3, strategy), make_batch([0, 1, 1], [False, True, False]), weights)
+    found = make_loss()(make_output(3), make_batch([0, 1, 1], [False, True, False]), weights)
     in_force = [term for term in TERMS if weights[term] > 0]
     assert list(found) == [*in_force, "total"]
     assert found["total"].item() == pytest.approx(sum(weights[term] * found[term].item() for term in in_force))
@@ -230,7 +222,7 @@ MOVED = {
 def test_each_term_moves_its_outputs_and_nothing_else(term):
     output = make_output(2)
     make_loss()(output, make_batch([0, 1], [False, True]), {term: 1.0})["total"].backward()
-    leaves = {name: leaf for name, leaf in vars(output).items() if name != "logits" and leaf is not None}
+    leaves = {name: output[name] for name in SHAPES}
     assert {name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.any()} == MOVED[term]
 
 
