@@ -149,15 +149,6 @@ def test_runs_that_cannot_be_browsed(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         CamBrowser(tmp_path)
     run = write_browsed_run(tmp_path, pictures=False)
-    np.save(run.folder / "maps" / "attention.npy", np.zeros((3, 4, 4)))
-    with pytest.raises(RunError, match=r"attention\.npy is 3 x 4 x 4 for 8 predictions; evaluate again"):
-        open_runs(run)
-    run.predictions.drop(columns="grid_iou").to_csv(run.folder / "predictions.csv", index=False)
-    with pytest.raises(RunError, match=r"predictions\.csv: lacks grid_iou; evaluate again"):
-        open_runs(run)
-    (run.folder / "predictions.csv").unlink()
-    with pytest.raises(RunError, match=r"not evaluated; first: gainmtl evaluate"):
-        open_runs(run)
     truncate_file(run.folder / "metrics.json")
     with pytest.raises(RunError, match=r"metrics\.json: cannot be read"):
         open_runs(run)

@@ -27,7 +27,7 @@ from gainmtl_lib.wording import METRICS, PERCENT, join_words
 NOT_ANNOTATED = "size unknown (no mask)"
 
 
-def defect_rows(rows: pd.DataFrame, bins: tuple[str, float, float] | None) -> dict[str, list[dict[str, Any]]]:
+def defect_rows(rows: pd.DataFrame, bins: tuple[Any, ...] | None) -> dict[str, list[dict[str, Any]]]:
     """The defects of a split by type, and where there are bins by size, small to large.
 
     Each row says how many are found, and of those with a mask, whether for the right reason.
