@@ -129,6 +129,8 @@ def test_the_required_recall_is_chosen_on_validation_alone(tmp_path):
     assert points(found.chosen["test"]) == ((2, 3), (0, 2))
     assert found.choice.threshold == pytest.approx(0.45) and not found.groups_known
     assert points(found.at_recall["test"]) == ((1, 3), (1, 2))
+    rounded = audit_of(tmp_path / "c", twenty(), metrics={"threshold": 0.3})  # the stored verdicts count
+    assert points(rounded.chosen["test"]) == ((2, 3), (0, 2))
     grouped = [entry | {"group": "tile1"} for entry in twenty()[:2]] + twenty()[2:]
     other = audit_of(tmp_path / "b", [*grouped, *spread("test", 1, 0.0, 0.3, 20)], required_recall=1.0)
     assert found.choice == other.choice

@@ -12,8 +12,7 @@ WIDE_INTERVAL = 0.1
 COARSE_GRID_IOU = 0.6
 HIGH_WRONG_REASON = 0.1
 
-Limits = dict[str, str]
-"""By a few words, what each means here."""
+Limits = dict[str, str]  # by a few words, what each means here
 
 
 def known_limits(audit: Audit) -> tuple[Limits, Limits]:

@@ -118,11 +118,10 @@ def _button(text: str, act: Callable[[], None]) -> widgets.Button:
 # --- A strip of small pictures, a page at a time
 
 
-FLAGS = {
+FLAGS = {  # by the column that says where they stand: the mark on a thumbnail, and what it means
     "wrong_reason": ("!", "right for the wrong reason"),
     "novel": ("?", "novel: called normal, yet unlike the good parts"),
 }
-"""By the column that says where they stand: the mark on a thumbnail, and what it means."""
 
 
 class Strip(widgets.HBox):

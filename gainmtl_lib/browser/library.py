@@ -308,9 +308,11 @@ def thumbnail(path: Path | None) -> bytes:
     with suppress(DataError, OSError, cv2.error):  # an empty file is an error of OpenCV's own
         if path is not None:
             jpeg = path.suffix.lower() in {".jpg", ".jpeg"}  # a quarter of its size is decoded several times faster
-            small: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4) if jpeg else None
-            enough = small is not None and max(small.shape) >= THUMBNAIL
-            pixels = cv2.cvtColor(small, cv2.COLOR_BGR2RGB) if enough else read_image(path)
+            small = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_REDUCED_COLOR_4) if jpeg else None
+            if small is None or max(small.shape) < THUMBNAIL:
+                pixels = read_image(path)
+            else:
+                pixels = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
     h, w = pixels.shape[:2]
     return figures.encode(resize_image(pixels, figures.fitting((h, w), THUMBNAIL), "squash"), quality=80)
 
