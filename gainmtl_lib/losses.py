@@ -40,7 +40,7 @@ def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
                 return torch.stack([tensor.sum() for tensor in tensors if tensor.is_floating_point()]).sum() * 0.0
             return function(*tensors, **options)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 # --- The terms

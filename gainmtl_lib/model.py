@@ -299,15 +299,13 @@ OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
 class AttentionPath(nn.Module):
     """Path 2: where to look, and the decision on what is seen there."""
 
-    def __init__(
-        self, channels: int, *, attention_channels: int, head_channels: int, dropout: float, fusion_norm: str
-    ) -> None:
+    def __init__(self, channels: int, *, hidden: int, head_channels: int, dropout: float, fusion_norm: str) -> None:
         super().__init__()
         self.fusion_norm = fusion_norm
         self.cbam = CBAM(channels)
-        self.attention_head = AttentionHead(channels, hidden=attention_channels)
+        self.attention_head = AttentionHead(channels, hidden=hidden)
         # "Attention mining": the same of the raw features, without a temperature.
-        self.mining_head = nn.Sequential(OrderedDict(body=_convolutions(channels, attention_channels, 1)))
+        self.mining_head = nn.Sequential(OrderedDict(body=_convolutions(channels, hidden, 1)))
         self.adapter = nn.Sequential(OrderedDict(body=_conv_bn_relu(channels, channels, 1)))
         self.attended_cls_head = ClassificationHead(channels, hidden=head_channels, dropout=dropout)
 
@@ -387,8 +385,9 @@ class GAINMTLModel(nn.Module):
         self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
         self.attention = self.localization = self.counterfactual = None
         if strategy >= "S3":
-            widths = {"attention_channels": attention_channels, "head_channels": head_channels}
-            self.attention = AttentionPath(width, **widths, dropout=dropout, fusion_norm=fusion_norm)
+            self.attention = AttentionPath(
+                width, hidden=attention_channels, head_channels=head_channels, dropout=dropout, fusion_norm=fusion_norm
+            )
         if strategy >= "S4":
             pyramid = PyramidFusion([channels[index] for index in self._pyramid_levels], fpn_channels)
             self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
