@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -231,34 +232,28 @@ def _counts(samples: pd.DataFrame) -> pd.DataFrame:
 
 def _findings_of_all(
     samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, auroc: float, annotation: str
-) -> list[Finding]:
+) -> Iterator[Finding]:
     defective, missing, grey = int((samples["label"] == 1).sum()), masks["missing"], masks["non-binary"]
     rare = min(defective, len(samples) - defective)
     crossing = duplicates[duplicates["crosses"] != ""]
-    findings = []
-
-    def say(level: readers.Level, message: str, file: str = "") -> None:
-        findings.append(Finding(level, file, message))
-
     if missing:
         lack = f"{missing} of {defective} defective images have no {annotation}"
-        say("warning", f"{lack}; they train the classification terms only")
+        yield Finding("warning", "", f"{lack}; they train the classification terms only")
     if grey:
-        read = masks["ok"] + masks["empty"] + masks["misfit"]
-        say("info", f"{grey} of {read} masks are not binary; values above {MASK_THRESHOLD} count as defect")
+        several = f"{grey} of {masks['ok'] + masks['empty'] + masks['misfit']} masks are not binary"
+        yield Finding("info", "", f"{several}; values above {MASK_THRESHOLD} count as defect")
     for first, second, kind, crosses in crossing.itertuples(index=False):
         what = "same bytes as" if kind == "exact" else "nearly the same picture as"
-        say("warning", f"{what} {first}, across splits ({crosses})", second)
+        yield Finding("warning", second, f"{what} {first}, across splits ({crosses})")
     if within := len(duplicates) - len(crossing):
         twins = ", or of test and test_shift" if "test_shift" in set(samples["split"]) else ""
-        say("info", f"{within} pairs of (nearly) equal images within a split{twins}")
+        yield Finding("info", "", f"{within} pairs of (nearly) equal images within a split{twins}")
     if 0 < rare < 0.1 * len(samples):
         named = "defective" if rare == defective else "normal"
-        say("warning", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
+        yield Finding("warning", "", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
     if auroc > 0.6:
         predicts = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
-        say("warning", f"{predicts}; resize: squash hides it best")
-    return findings
+        yield Finding("warning", "", f"{predicts}; resize: squash hides it best")
 
 
 # --- What it looks like

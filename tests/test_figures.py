@@ -255,30 +255,23 @@ def test_the_oracle_is_named_on_every_figure_and_so_is_a_teacher(data, tmp_path,
     assert told(source) == "masks from EfficientAD; its teacher: random (untrained)"
 
 
-def test_masks_from_outside_side_by_side_or_left_out(tmp_path_factory, model, caplog):
-    folder = tmp_path_factory.mktemp("outside")
-    s5 = trained(tiny_settings(folder, "S5"), model)
-    settings = tiny_settings(folder, "S6", mask_source="external", external_mask_dir=folder / "masks")
+def test_strategies_side_by_side_without_those_whose_masks_cannot_be_had(tmp_path, model, caplog):
+    s5 = [trained(tiny_settings(tmp_path, "S5", seed=seed), model) for seed in (1, 2)]
+    settings = tiny_settings(tmp_path, "S6", mask_source="external", external_mask_dir=tmp_path / "masks")
     s6 = trained(settings)
-    gone = trained(tiny_settings(folder, "S6", mask_source="efficientad", efficientad_run=folder / "gone"), s6.model)
+    gone = trained(
+        tiny_settings(tmp_path, "S6", mask_source="efficientad", efficientad_run=tmp_path / "gone"), s6.model
+    )
     for absent, told in ((s6, "masks: no such folder"), (gone, "no run here")):
-        figure = same_pictures_figure([s5, absent], defective=1)
+        figure = same_pictures_figure([s5[0], absent], defective=1)
         assert "S5\n(per image)" in texts(figure) and "S6" not in texts(figure)
         assert figure.get_supxlabel().replace("\n", " ") == "S6 is left out: its masks from outside cannot be had."
         assert "S6 seed 42 is left out of the figure" in caplog.text and told in caplog.text
     for path in build_data(settings).samples["image"]:
-        write_mask(folder / "masks" / path.split("/")[-1], size=(64, 64))
-    figure = same_pictures_figure([s5, s6], defective=1)
-    assert "S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
-
-
-def test_strategies_side_by_side_on_the_same_pictures(tmp_path_factory, model):
-    folder = tmp_path_factory.mktemp("side")
-    settings = [tiny_settings(folder, "S5", seed=seed) for seed in (1, 2)]
-    runs = [trained(tiny_settings(folder, "S1")), *(trained(one, model) for one in settings)]
-    figure = same_pictures_figure(runs, defective=2)
+        write_mask(tmp_path / "masks" / path.split("/")[-1], size=(64, 64))
+    figure = same_pictures_figure([*s5, s6], defective=2)
     assert len(figure.axes) == 3 * 3  # the picture and two strategies: a second seed is not shown again
-    assert "S1\n(per image)" in texts(figure) and "S5\n(per image)" in texts(figure)
+    assert "S5\n(per image) | S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
     assert all(axis.get_xlabel().startswith("p(defect)") for axis in figure.axes[1:3])
     assert figure.axes[6].get_ylabel() == "test\nnormal"
 
