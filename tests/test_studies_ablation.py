@@ -68,7 +68,7 @@ def test_steps_have_a_verdict_in_each_family(report):
 def test_without_steps_there_are_rows_alone(study):
     report = ablation.plan_report(study[1].changed(steps=()), study[2])
     assert report.tables["steps"].empty and list(report.sections) == ["rows: test", "rows: test_shift"]
-    assert list(report.figures()) == ["rows"]
+    assert list(report.figures) == ["rows"]
 
 
 def test_rows_on_other_pictures_end_in_a_message(tmp_path):

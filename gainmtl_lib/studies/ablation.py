@@ -72,10 +72,8 @@ def readable_rows(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of one split, of `rows_of_study`, as text: ``0.912 (0.874 to 0.943)``, a dash for no answer."""
     part = rows[rows["split"] == split].rename(columns={"mean": "value"})
     part = part.assign(text=[interval(row) for row in part.itertuples()])
-    columns: dict[str, Any] = {
-        METRICS[str(metric)]: lines.set_index("row")["text"] for metric, lines in part.groupby("metric", sort=False)
-    }
-    return pd.DataFrame(columns | {"seeds": part.groupby("row", sort=False)["seeds"].max()}).rename_axis("row")
+    texts = part.pivot_table("text", "row", "metric", aggfunc="first", sort=False).rename(columns=METRICS)
+    return texts.rename_axis(columns=None).assign(seeds=part.groupby("row", sort=False)["seeds"].max())
 
 
 def readable_steps(steps: pd.DataFrame) -> pd.DataFrame:
@@ -94,8 +92,7 @@ VERDICT_STYLES = {
     stats.NOT_TESTED: {"color": "#a0a0a0", "marker": "x"},
 }
 SPLIT_COLORS = {"test": "#0072B2", "test_shift": "#D55E00"}
-WIDTH = 6.9
-"""Inches; 900 pixels as `save_figure` writes them."""
+WIDTH = 6.9  # inches; 900 pixels as `save_figure` writes them
 
 
 def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
@@ -153,25 +150,18 @@ class Report(NamedTuple):
 
     sections: dict[str, pd.DataFrame]
     tables: dict[str, pd.DataFrame]
-    figures: Callable[[], dict[str, Figure]]
+    figures: dict[str, Figure]
 
 
 def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
     """Rows per split, and the steps of each family that has an answer."""
     rows, steps = rows_of_study(runs), steps_of_study(runs, plan.steps)
     sections = {f"rows: {split}": readable_rows(rows, split) for split in rows["split"].unique()}
-    families: dict[Any, pd.DataFrame] = {}  # by split and metric
-    if len(steps):
-        known = steps.groupby(["split", "metric"], sort=False)
-        families = {family: part for family, part in known if part["difference"].notna().any()}
-    sections |= {f"steps: {METRICS[m]}, {split}": readable_steps(part) for (split, m), part in families.items()}
-
-    def figures() -> dict[str, Figure]:
-        made = {"rows": rows_figure(rows)} if len(rows) else {}
-        for (split, metric), part in families.items():
-            made[f"steps_{split}_{metric}"] = steps_figure(part, metric=f"{METRICS[metric]}, {split}")
-        return made
-
+    figures = {"rows": rows_figure(rows)} if len(rows) else {}
+    for (split, metric), part in steps.groupby(["split", "metric"], sort=False):
+        if part["difference"].notna().any():
+            sections[f"steps: {METRICS[metric]}, {split}"] = readable_steps(part)
+            figures[f"steps_{split}_{metric}"] = steps_figure(part, metric=f"{METRICS[metric]}, {split}")
     return Report(sections, {"runs": runs_table(runs), "rows": rows, "steps": steps}, figures)
 
 
@@ -187,9 +177,7 @@ def run_and_report(
     """Run what is missing of a plan, print its tables, name what failed.
 
     Args:
-        console: takes the tables.
-        plan: a `Plan`, or another record with ``cells()`` and ``plain()``.
-        report_of: makes the report of the plan's finished runs.
+        plan: a `Plan`, or another record with ``cells()`` and ``plain()``, whose finished runs `report_of` reports.
         reasons, only_report: see `run_study`.
         export: folder for the same as files: ``table.md``, ``plan.yaml``, a CSV file per table, and figures.
 
@@ -204,8 +192,7 @@ def run_and_report(
     remarks = [f"Backbone weights: {', '.join(weights)}.", study.state]
     for title, table in report.sections.items():
         console.print(frame_table(title, table))
-    for line in remarks:
-        console.print(escape(line))
+    console.print(*map(escape, remarks), sep="\n")
     if export is None:
         return len(study.failed)
     sections = [f"**{title}**\n\n" + "\n".join(markdown_table(table)) for title, table in report.sections.items()]
@@ -217,7 +204,7 @@ def run_and_report(
     for name, text in texts.items():
         with atomic_path(export / name) as path:
             path.write_text(text, encoding="utf-8")
-    for name, figure in report.figures().items():
+    for name, figure in report.figures.items():
         save_figure(figure, export / f"{name}.png")
     console.print(f"exported: {escape(str(export))}")
     return len(study.failed)

@@ -43,8 +43,7 @@ Explain = Callable[[Any, Tensor], Tensor]  # of model and images to maps, such a
 # --- Maps of the same decision by other methods
 
 CAM_METHODS = ("ours", "grad_cam", "layer_cam", "hires_cam", "eigen_cam", "score_cam")
-CHANNELS_AT_A_TIME = 16
-"""Pictures that Score-CAM has in memory: all would take 4 GB at 1280 channels and 512 pixels."""
+CHANNELS_AT_A_TIME = 16  # of Score-CAM, in memory: all would take 4 GB at 1280 channels and 512 pixels
 
 
 def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Tensor:
@@ -110,18 +109,14 @@ def deciding_head(model: GAINMTLModel) -> ClassificationHead:
 def deciding_features(model: GAINMTLModel, images: Tensor) -> Tensor:
     """What the deciding head classifies, (B, C, h, w)."""
     seen: list[Tensor] = []
-    handle = deciding_head(model).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    try:
+    with deciding_head(model).register_forward_pre_hook(lambda _, given: seen.append(given[0])):
         model(images)
-    finally:
-        handle.remove()
     return seen[0].float()
 
 
 # --- The decision when the pixels that a map calls relevant are taken away, or are all there is
 
-BATCH = 32
-"""Forward passes at a time."""
+BATCH = 32  # forward passes at a time
 ROAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Seed = int | Sequence[int]
 
@@ -168,8 +163,8 @@ def road(
     places, rng = relevance_places(values, image, seed), np.random.default_rng(seed)
     counts = [round(fraction * places.numel()) for fraction in fractions]
     removed = [places < count for count in counts] + [places >= places.numel() - count for count in counts]
-    pictures = torch.stack([impute(image.cpu().float(), where, rng) for where in removed])
-    most, least = np.split(defect_probability(model, pictures), 2)
+    pictures = [impute(image.cpu().float(), where, rng) for where in removed]
+    most, least = np.split(defect_probability(model, torch.stack(pictures)), 2)
     return float((least - most).mean())
 
 
@@ -281,11 +276,10 @@ def faithfulness(
             line[f"{prefix}road"] = road(model, images[0], values, fractions=road_fractions, seed=(seed, row))
         line |= {"probability": curves["deletion"].iloc[0], "baseline_probability": curves["insertion"].iloc[0]}
         table.append(line)
-    result = pd.DataFrame(table)
     if predictions is None:
-        return result
-    flips = predictions[[name for name in ("cf_flip", "cf_control_flip") if name in predictions]]
-    return result.join(flips.set_axis(rows_of(predictions, data)).astype(float), on="row")
+        return pd.DataFrame(table)
+    flips = predictions.filter(items=["cf_flip", "cf_control_flip"]).set_axis(rows_of(predictions, data))
+    return pd.DataFrame(table).join(flips.astype(float), on="row")
 
 
 def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
@@ -304,9 +298,9 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     # The reversed map's deletion is the map's insertion, and the other way round.
     reverse = {"deletion_auc": means["insertion_auc"], "insertion_auc": means["deletion_auc"], "road": -means["road"]}
     for name, reversed_map in reverse.items():
-        ours, random, sign = table[name], table[f"random_{name}"], -1 if name == "deletion_auc" else 1
-        told = {"ours": float(ours.mean()), "random": float(random.mean()), "reversed": float(reversed_map)}
-        gain = stats.mean_gain((sign * (ours - random)).to_numpy(), groups)
+        ours, random, sign = name, f"random_{name}", -1 if name == "deletion_auc" else 1
+        told = {"ours": float(means[ours]), "random": float(means[random]), "reversed": float(reversed_map)}
+        gain = stats.mean_gain((sign * (table[ours] - table[random])).to_numpy(), groups)
         summary[name.removesuffix("_auc")] = told | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
     if {"cf_flip", "cf_control_flip"} <= set(table.columns):
         asked = table.dropna(subset=["cf_flip", "cf_control_flip"])  # whose mask had a place to move to
@@ -333,8 +327,7 @@ def _judged(gain: stats.Estimate, better: str, around: str, below: str) -> dict[
 
 # --- Does the map depend on what the model learnt? (Adebayo et al. 2018)
 
-SAME_MAP = 0.5
-"""Mean absolute rank correlation, all weights destroyed, from which a map counts as the same."""
+SAME_MAP = 0.5  # mean absolute rank correlation, all weights destroyed, from which a map counts as the same
 DEPENDS_ON_WEIGHTS = "depends on the learnt weights"
 STAYS = "stays the same without the learnt weights: it explains nothing"
 FLAT = "every map is flat: there is nothing to check"
@@ -343,15 +336,14 @@ HEAD_IGNORED = "With the deciding head alone destroyed the map stays the same: i
 
 def cascade(model: GAINMTLModel) -> dict[str, list[nn.Module]]:
     """The parts that the deciding map rests on, from the deciding head down; the pyramid only where it gates (S6)."""
-    path = model.attention
-    parts: dict[str, list[Any]] = {
-        "deciding head": [deciding_head(model)],
-        "attention": [] if path is None else [path.cbam, path.attention_head, path.mining_head, path.adapter],
-        "localization": [model.localization] if model.strategy == "S6" else [],
-        "projection": [model.projection] if model.projection is not None else [],
-        "backbone": [model.backbone],
-    }
-    return {name: modules for name, modules in parts.items() if modules}
+    parts: dict[str, list[Any]] = {"deciding head": [deciding_head(model)]}
+    if (path := model.attention) is not None:
+        parts["attention"] = [path.cbam, path.attention_head, path.mining_head, path.adapter]
+    if model.strategy == "S6":
+        parts["localization"] = [model.localization]
+    if model.projection is not None:
+        parts["projection"] = [model.projection]
+    return parts | {"backbone": [model.backbone]}
 
 
 def randomisation_check(
@@ -421,14 +413,10 @@ def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
     columns = {"similarity": table["spearman"].abs(), "spearman": table["spearman"], "ssim": table["ssim"]}
     columns |= {"probability_change": change, "verdicts_changed": table["verdict_changed"]}
     means = pd.DataFrame(columns).groupby(table["part"], sort=False).mean()
-    head, *_, similarity = means["similarity"]
-    return {
-        "parts": means.to_dict("index"),
-        "similarity": float(similarity),
-        "level": SAME_MAP,
-        "verdict": FLAT if np.isnan(similarity) else STAYS if similarity >= SAME_MAP else DEPENDS_ON_WEIGHTS,
-        "notes": [HEAD_IGNORED] if head > 0.999 else [],
-    }
+    head, *_, similarity = means["similarity"].tolist()
+    verdict = FLAT if similarity != similarity else STAYS if similarity >= SAME_MAP else DEPENDS_ON_WEIGHTS
+    summary = {"parts": means.to_dict("index"), "similarity": similarity, "level": SAME_MAP, "verdict": verdict}
+    return summary | {"notes": [HEAD_IGNORED] if head > 0.999 else []}
 
 
 # --- A run's own map on its found defects, measured once and kept in the run's folder
@@ -437,8 +425,7 @@ FILE = "faithfulness.json"
 KEYS = {"predictions", "settings", "split", "found", "pictures", "map", "randomisation"}
 HOW = {"limit": 24, "steps": 16, "road_fractions": list(ROAD_FRACTIONS), "draws": 3, "seed": 0}
 """Pictures at most, drawn with the seed; steps of the curves, ROAD's fractions, draws of the randomisation."""
-SAME_PROBABILITY = 0.02
-"""How far the model may lie from the stored probability of a picture: as much as another device may bring about."""
+SAME_PROBABILITY = 0.02  # how far from the stored one a picture may lie now: as much as another device brings about
 
 
 def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how: Any) -> dict[str, Any]:
@@ -458,8 +445,8 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
         DataError: pictures that are not there or cannot be read.
     """
     settings: dict[str, Any] = HOW | how
-    stored, seed = stored_faithfulness(run), settings["seed"]
-    if stored is not None and stored["settings"] == settings:
+    seed = settings["seed"]
+    if (stored := stored_faithfulness(run)) is not None and stored["settings"] == settings:
         return stored
     table, metrics = stored_tables(run)
     if metrics.get("mask_source") in OUTSIDE_SOURCES:
@@ -474,20 +461,19 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
     chosen = found.sample(min(settings["limit"], len(found)), random_state=seed).sort_index()
     data = _pictures_alone(run, chosen, data_root)
-    rows, own_device = range(len(chosen)), next(run.model.parameters()).device
+    asked, own_device = (run.model, data, range(len(chosen))), next(run.model.parameters()).device
+    run.model.to(checked_device(run.settings.device))
     try:
-        model = run.model.to(checked_device(run.settings.device))
-        of_draws = {"draws": settings["draws"], "threshold": float(metrics["threshold"]), "seed": seed}
-        shuffled = randomisation_check(model, data, rows, **of_draws)
+        draws, threshold = settings["draws"], float(metrics["threshold"])
+        shuffled = randomisation_check(*asked, draws=draws, threshold=threshold, seed=seed)
         for name, now, before in zip(chosen["image"], shuffled["trained_probability"], chosen["probability"]):
             if abs(now - before) > SAME_PROBABILITY:
                 raise RunError(
                     f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
                     f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
                 )
-        scores = faithfulness(
-            model, data, rows, **{name: settings[name] for name in ("steps", "road_fractions", "seed")}
-        )
+        steps, fractions = settings["steps"], settings["road_fractions"]
+        scores = faithfulness(*asked, steps=steps, road_fractions=fractions, seed=seed)
     finally:
         run.model.to(own_device)
     measured = {"predictions": digest, "settings": settings, "split": split, "found": len(found)}

@@ -52,10 +52,9 @@ from gainmtl_lib.train import fit
 
 logger = logging.getLogger(__name__)
 
+# What synthetic data is made from: one folder holds one choice of them.
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
-"""What synthetic data is made from: one folder holds one choice of them."""
-OWN = ("experiment", "seeds", "data_per_seed")
-"""What can be given in place of the plan's own."""
+OWN = ("experiment", "seeds", "data_per_seed")  # what can be given in place of the plan's own
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Step = Annotated[Several[str], Field(min_length=2, max_length=2)]
 
@@ -247,8 +246,8 @@ class Study:
     def state(self) -> str:
         """How many runs there are, and the name and reason of each that failed."""
         state = f"{len(self.runs)} of {len(self.runs) + len(self.failed) + len(self.missing)} runs"
-        state += f", {len(self.missing)} not made yet" if self.missing else ""
-        state += f", {len(self.failed)} failed" if self.failed else ""
+        for names, what in ((self.missing, "not made yet"), (self.failed, "failed")):
+            state += f", {len(names)} {what}" if names else ""
         return "; ".join([state, *(f"{name}: {reason}" for name, reason in self.failed.items())])
 
 
@@ -261,10 +260,9 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
     spent = [float(cell.run.manifest.get("duration_s", 0)) for cell in cells if cell not in ahead]
     for number, cell in enumerate(cells, start=1):
         if cell not in ahead:
-            if differing := cell.run.settings.differences(cell.settings):
-                study.failed[cell.name] = (
-                    f"{cell.run.folder} holds a run with other settings (stored and planned): {'; '.join(differing)}"
-                )
+            if differing := "; ".join(cell.run.settings.differences(cell.settings)):
+                reason = f"{cell.run.folder} holds a run with other settings (stored and planned): {differing}"
+                study.failed[cell.name] = reason
             else:
                 study.runs.append(cell)
         elif only_report:

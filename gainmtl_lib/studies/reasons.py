@@ -32,11 +32,8 @@ from gainmtl_lib.wording import METRICS
 # --- Edited test pictures
 
 KINDS = ("heal", "heal_beside", "paste", "paste_clean")
-HEALS = ("telea", "patch_same")
-PASTES = ("copy", "clone")
-"""Methods that the pictures are edited with in turn; a picture and its control with the same."""
-TRIES = 8
-"""Donors that are tried before a picture counts as impossible to edit."""
+HEALS, PASTES = ("telea", "patch_same"), ("copy", "clone")  # in turn; a picture and its control are edited alike
+TRIES = 8  # donors, before a picture counts as impossible to edit
 FIXED_MASKS = ("efficientad", "external")
 """Sources of S6's masks that know the picture on disk only: what they would say of an edited one is unknown."""
 
@@ -138,8 +135,8 @@ def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -
 # --- All indicators of a run, stored beside its evaluation
 
 FILE = "indicators.json"
+# The number is raised when the same run would be measured otherwise.
 MEASURED = {"measured": 2, "heals": list(HEALS), "pastes": list(PASTES), "seed": 0}
-"""How; the number is raised when the same run would be measured otherwise."""
 NAMES = (
     "accuracy", "accuracy_shift", "drop", "auroc", "auroc_shift", "auroc_drop", "cam_iou", "grid_iou", "energy_inside",
     "point_game", "attention_iou", "loc_iou", "wrong_reason_rate", "cf_flip_rate", "cf_control_flip_rate", "cf_excess",

@@ -26,10 +26,7 @@ from gainmtl_lib.synthetic.data import PLANTED
 from gainmtl_lib.synthetic.drawing import Cue
 from gainmtl_lib.wording import METRICS, number
 
-NO_SHORTCUT = 0.5
-"""Correlation at which the cue says nothing about the class: the control of every cue."""
-
-
+NO_SHORTCUT = 0.5  # correlation at which the cue says nothing about the class: the control of every cue
 Item = TypeVar("Item")
 Several = Annotated[
     tuple[Item, ...],
@@ -191,11 +188,11 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
     table = study_table(runs)
     warnings, strategies = warnings_table(table), plan_report(plan, followed(runs))
 
-    def figures() -> dict[str, Figure]:
-        made = strategies.figures()
-        made |= {"reversed": reversed_heatmap(table)} if table["accuracy_shift"].notna().any() else {}
-        return made | ({"warnings": warnings_figure(warnings)} if warnings["value"].notna().any() else {})
-
+    figures = dict(strategies.figures)
+    if table["accuracy_shift"].notna().any():
+        figures["reversed"] = reversed_heatmap(table)
+    if warnings["value"].notna().any():
+        figures["warnings"] = warnings_figure(warnings)
     sections = {"runs": readable_runs(table), **strategies.sections}
     sections["what would have warned"] = readable_warnings(warnings)
     return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures)
