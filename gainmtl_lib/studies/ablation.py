@@ -160,8 +160,9 @@ def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
     figures = {"rows": rows_figure(rows)} if len(rows) else {}
     for (split, metric), part in steps.groupby(["split", "metric"], sort=False):
         if part["difference"].notna().any():
-            sections[f"steps: {METRICS[metric]}, {split}"] = readable_steps(part)
-            figures[f"steps_{split}_{metric}"] = steps_figure(part, metric=f"{METRICS[metric]}, {split}")
+            family = f"{METRICS[str(metric)]}, {split}"
+            sections[f"steps: {family}"] = readable_steps(part)
+            figures[f"steps_{split}_{metric}"] = steps_figure(part, metric=family)
     return Report(sections, {"runs": runs_table(runs), "rows": rows, "steps": steps}, figures)
 
 

@@ -343,7 +343,8 @@ def cascade(model: GAINMTLModel) -> dict[str, list[nn.Module]]:
         parts["localization"] = [model.localization]
     if model.projection is not None:
         parts["projection"] = [model.projection]
-    return parts | {"backbone": [model.backbone]}
+    parts["backbone"] = [model.backbone]
+    return parts
 
 
 def randomisation_check(

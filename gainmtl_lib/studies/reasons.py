@@ -48,8 +48,8 @@ def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: s
     answers, source = np.full((len(rows), len(KINDS)), nan), evaluation.MaskSource.of(run.settings)
     edits = edited_pictures(data, rows) if source.name not in FIXED_MASKS else iter(())
     places, own_device = evaluation.rows_of(rows, data), next(run.model.parameters()).device
-    device = checked_device(device or run.settings.device)
-    model = run.model.to(device).eval()
+    target = checked_device(device or run.settings.device)
+    model = run.model.to(target).eval()
     try:
         with torch.inference_mode(), source.applied(model):
             while asked := list(islice(edits, run.settings.batch_size)):
@@ -57,7 +57,7 @@ def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: s
                 pixels = torch.from_numpy(np.stack([edit.image for edit in made])).permute(0, 3, 1, 2).float() / 255
                 masks = torch.from_numpy(np.stack([edit.mask for edit in made]))[:, None].float()
                 labels, index = torch.tensor([edit.label for edit in made]), torch.from_numpy(places[positions])
-                batch = Batch(*(part.to(device) for part in (pixels, labels, masks, labels == 1, index)))
+                batch = Batch(*(part.to(target) for part in (pixels, labels, masks, labels == 1, index)))
                 logits = model(batch.images, attention_masks=source.masks(data, batch)).logits
                 answers[positions, list(map(KINDS.index, kinds))] = evaluation.defect_probability(logits).cpu()
     finally:
