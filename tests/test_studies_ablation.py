@@ -106,6 +106,7 @@ def test_rows_stand_with_both_accuracies_and_the_map(report):
     drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in left.containers}
     assert drawn["test"] == [[0.75, 0], [0.75, 1]] and drawn["test_shift"][0] == [0.25, 0]
     assert len(right.containers[0].lines[0].get_xydata()) == 2 and not plt.get_fignums()
+    assert "mean over runs, 95 % interval" in left.get_xlabel()  # seeds of a plan, cells of the shortcut study
 
 
 def test_every_step_stands_with_its_numbers_and_verdict():

@@ -447,13 +447,12 @@ def test_weights_are_shuffled_part_by_part_by_the_seed_on_copies():
     weight = next(name for name, tensor in before.items() if name.startswith("backbone") and tensor.ndim == 4)
     assert torch.equal(before[weight], seen[1][weight])  # the head comes first
     assert not torch.equal(before[weight], seen[3][weight]) and not torch.equal(seen[6][weight], seen[3][weight])
-    other = faith.randomisation_check(model, PICTURES, range(4), draws=1, seed=9)
-    assert not other["spearman"].equals(again["spearman"][again["draw"] == 0])
+    other = faith.randomisation_check(model, PICTURES, [0], draws=1, seed=9)
+    assert other["spearman"].tolist() != again.query("row == 0 and draw == 0")["spearman"].tolist()
     last = again.query("part == 'backbone' and draw == 0").iloc[0]
     between = (last["probability"] + last["trained_probability"]) / 2
-    for threshold, changed in ((between, True), (0.0, False)):
-        asked = faith.randomisation_check(model, PICTURES, [0], draws=1, threshold=threshold)
-        assert asked["verdict_changed"].iloc[-1] == changed
+    asked = faith.randomisation_check(model, PICTURES, [0], draws=1, threshold=between)
+    assert asked["verdict_changed"].iloc[-1] and not again["verdict_changed"].all()
 
 
 def test_the_cascade_holds_all_that_the_decision_rests_on():
