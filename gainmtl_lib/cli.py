@@ -5,8 +5,6 @@ Options are spelt with hyphens or underscores. Parameters come from files (``-f`
 is imported when it runs, so that ``--help`` does not wait for PyTorch.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Each takes the console that its tables go to. Errors are those of the library's functions (`RunError`, `DataError`, …).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -189,9 +187,6 @@ def _print_besides(console: Console, run: Run, asked: SimpleNamespace) -> dict[s
         measured = besides["reasons"] = measure_indicators(run, device=asked.device, reuse=not asked.force)
         shown = indicator_table(measured).rename(index=METRIC_NAMES)
         console.print(frame_table("what the verdicts rest on (test)", shown))
-        if measured["left_out"]:
-            told = ", ".join(f"{kind} ({count})" for kind, count in measured["left_out"].items())
-            console.print(f"edits that were impossible: {told}")
     return besides
 
 

@@ -32,9 +32,7 @@ logger = logging.getLogger(__name__)
 LABEL_CHANGES = 0.8  # label-changing edits, relative to as many as would make the label independent of the picture
 TRIES = 4  # methods and donors tried before a picture is left as it is
 CHECKED = 200  # training positions whose edits are tried before training starts
-MOST_EPOCHS = (
-    10  # gone through for the masks of pasted defects; two hold enough if no edit fails, five if they are rare
-)
+MOST_EPOCHS = 10  # gone through for pasted masks: two hold enough if no edit fails, five if defects are rare
 STREAM = 7  # sets these draws apart from the augmentation's; not 0: to NumPy the seeds [1, 2] and [1, 2, 0] are one
 
 HEALING = ("heal", "heal_spot", "heal_beside")
@@ -170,9 +168,7 @@ class ImageCounterfactuals:
             if kind == "paste_clean":
                 others = [normal for normal in self.normals if normal != row]
                 if not others:
-                    raise EditError(
-                        "no other normal picture", "the training split holds one only; expected two or more"
-                    )
+                    raise EditError("no other normal picture", "the training split holds one only")
                 shown = [self.dataset.stored(int(rng.choice(others))).without_bars[0]]
             edit = make(image, *shown, donor_mask, method=method, rng=rng)
         return editing.framed(edit, picture.image.shape[:2], picture.place)

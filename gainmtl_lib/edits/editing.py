@@ -3,8 +3,6 @@
 H x W size of the picture, h x w of a window in it. Masks are bool (H, W), pictures RGB uint8 (H, W, 3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -147,8 +145,14 @@ def patchwork(image: Picture, hole: Mask, taken: Mask, *, longest: int, rng: Gen
     seen, unknown = image.astype(np.float32), taken.copy()
     result, painted = seen.copy(), np.zeros_like(hole)
     parts = list(_parts(hole, max(longest, SMALLEST)))
+
+    def known_around(part: Mask) -> float:
+        window = widened(box_of(part), 1, part.shape)
+        around = grown(part[window], 1) & ~part[window]
+        return (around & ~unknown[window]).sum() / max(1, around.sum())
+
     while parts:
-        part = parts.pop(int(np.argmax([_known_around(one, unknown) for one in parts])))
+        part = parts.pop(int(np.argmax([known_around(one) for one in parts])))  # what is known best goes on first
         window = widened(box_of(part), RING, image.shape)
         inside, wide = part[window], grown(part[window], RING)
         ring = wide & ~inside & ~unknown[window]
@@ -176,19 +180,11 @@ def _parts(piece: Mask, longest: int) -> Iterator[Mask]:
     if longer_side(piece) <= longest:
         yield piece
         return
-    rows, columns = box_of(piece)
-    upright = rows.stop - rows.start >= columns.stop - columns.start
-    middle = (rows.start + rows.stop) // 2 if upright else (columns.start + columns.stop) // 2
-    first = np.indices(piece.shape)[0 if upright else 1] < middle
+    box = box_of(piece)
+    axis = int(np.argmax([side.stop - side.start for side in box]))
+    first = np.indices(piece.shape)[axis] < (box[axis].start + box[axis].stop) // 2
     yield from _parts(piece & first, longest)
     yield from _parts(piece & ~first, longest)
-
-
-def _known_around(part: Mask, unknown: Mask) -> float:
-    """The share of known pixels around a part: what is known best is continued first."""
-    window = widened(box_of(part), 1, part.shape)
-    around = grown(part[window], 1) & ~part[window]
-    return float((around & ~unknown[window]).sum() / max(1, around.sum()))
 
 
 def _best(
@@ -289,7 +285,7 @@ def cut(image: Picture, mask: Mask) -> Patch:
     known, outside = _around(~mask, window), ~_around(np.ones_like(mask), window)
     if outside.any() and known.any():
         # A defect at the picture's border ends there: mirrored, it would have no edge, and a clone of it no contrast.
-        patch[outside] = _inpainted(patch, ~known)[outside]
+        patch[outside] = cv2.inpaint(patch, (~known).astype(np.uint8), 3, cv2.INPAINT_TELEA)[outside]
     return Patch(patch, np.pad(mask[window], MARGIN), known)
 
 
@@ -298,10 +294,6 @@ def _around(plane: NDArray, window: Window, mode: Literal["constant", "reflect"]
     padded = np.pad(plane, [(MARGIN, MARGIN)] * 2 + [(0, 0)] * (plane.ndim - 2), mode=mode)
     rows, columns = (slice(side.start, side.stop + 2 * MARGIN) for side in window)
     return padded[rows, columns].copy()
-
-
-def _inpainted(image: Picture, unknown: Mask) -> NDArray:
-    return cv2.inpaint(image, unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA)
 
 
 def _pasted_at_random(image: Picture, patch: Patch, method: str, rng: Generator) -> tuple[Picture, Mask]:
@@ -314,7 +306,7 @@ def _pasted(image: Picture, patch: Patch, window: Window, method: str) -> tuple[
     """The picture with the patch's shape at a window, and the shape's pixels (H, W), the only ones that may differ."""
     target = _around(image, window, mode="reflect")
     if method == "relief":
-        healed = _inpainted(patch.image, grown(~patch.known, GAP - 1))
+        healed = cv2.inpaint(patch.image, grown(~patch.known, GAP - 1).astype(np.uint8), 3, cv2.INPAINT_TELEA)
         joined = target * np.clip((patch.image + 1.0) / (healed + 1.0), *RATIO)
     else:
         near = grown(patch.shape, GAP)
@@ -473,9 +465,7 @@ def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False)
     pad = 2 * ERODED + 2
     wide = grown(np.pad(region, pad), ERODED + 1).astype(np.uint8) * 255
     x, y, width, height = cv2.boundingRect(wide)
-    source, base = (
-        cv2.copyMakeBorder(_bytes(side), pad, pad, pad, pad, cv2.BORDER_REFLECT) for side in (patch, target)
-    )
+    source, base = (cv2.copyMakeBorder(_bytes(each), *[pad] * 4, cv2.BORDER_REFLECT) for each in (patch, target))
     flag = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
     return _bytes(cv2.seamlessClone(source, base, wide, (x + width // 2, y + height // 2), flag)[pad:-pad, pad:-pad])
 

@@ -1,7 +1,5 @@
 """Do edits leave traces? Small networks, trained in seconds on half of the training pictures, asked of the others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

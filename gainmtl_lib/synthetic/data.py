@@ -3,8 +3,6 @@
 H x W size of a picture.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -4,8 +4,6 @@ H x W picture size. Lengths are in units of the shorter side, so that every size
 A plane is (H, W), a surface or picture (H, W, 3), roughly in [0, 1].
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
