@@ -76,9 +76,7 @@ def given(options: Values) -> Values:
 @click.command()
 @click.argument("what", metavar="s1…s7|all")
 @parameter_options
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Notebooks of 'all' at once; by default what suits the machine."
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Notebooks at once; by default what suits the machine.")
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
 def run(what: str, files: Files, values: Values, workers: int | None, force: bool) -> None:
     """Execute a strategy's notebook, or the whole collection, headless.
@@ -138,18 +136,12 @@ def train(files: Files, values: Values, no_tensorboard: bool, resume: Path | Non
     help="S6 only; other is another picture's mask, oracle leaks the label, all compares the sources.",
 )
 @click.option("--external-mask-dir", type=Path, help="Masks for --mask-source external, found by stem.")
-@click.option(
-    "--efficientad-run",
-    type=Path,
-    help="A finished EfficientAD run: flags novel pictures; makes the masks of --mask-source efficientad.",
-)
+@click.option("--efficientad-run", type=Path, help="Flags novel pictures; makes --mask-source efficientad's masks.")
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
 @click.option("--visualize", is_flag=True, help="Write a picture of every test image with its maps.")
 @click.option("--vis-dir", type=Path, help="Where --visualize writes; the run's figures folder by default.")
 @click.option("--error-analysis", is_flag=True, help="List missed defects, then the right for the wrong reason.")
-@click.option(
-    "--reasons", is_flag=True, help="Ask what the verdicts rest on: test pictures with defects healed and pasted."
-)
+@click.option("--reasons", is_flag=True, help="Ask what the verdicts rest on, by pictures healed and pasted.")
 @click.option("--export-results", type=Path, help="Write the summary to this JSON file.")
 @click.option("--force", is_flag=True, help="Evaluate anew although results are stored.")
 def evaluate_command(**options: Any) -> None:
@@ -179,9 +171,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 @click.option("--rows", multiple=True, metavar="NAME", help="This row of the plan only; repeatable.")
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
-def ablation(
-    plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], export: Path | None, only_report: bool
-) -> None:
+def ablation(plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], **options: Any) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
 
     PLAN is a file, or the name of one in params/studies (ablation, map_stride, annotation, edited_share). Runs that
@@ -196,14 +186,14 @@ def ablation(
     plan = load_plan(plan_file, **values).only(rows=rows or None, seeds=numbers)
     from gainmtl_lib.studies.ablation import run_and_report
 
-    sys.exit(1 if run_and_report(console, plan, export=export, only_report=only_report) else 0)
+    sys.exit(1 if run_and_report(console, plan, **options) else 0)
 
 
 @click.command()
 @parameter_options
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
-def shortcut(files: Files, values: Values, export: Path | None, only_report: bool) -> None:
+def shortcut(files: Files, values: Values, **options: Any) -> None:
     """Train under cues that go along with the class, and ask which strategy follows them.
 
     Parameters that are not given are those of params/studies/shortcut.yaml. What is there already is reused; a
@@ -213,8 +203,7 @@ def shortcut(files: Files, values: Values, export: Path | None, only_report: boo
     from gainmtl_lib.studies.shortcut import ShortcutStudySettings, shortcut_report
 
     settings = ShortcutStudySettings.from_yaml(*files, **values)
-    options = {"reasons": True, "export": export, "only_report": only_report}
-    sys.exit(1 if run_and_report(console, settings, shortcut_report, **options) else 0)
+    sys.exit(1 if run_and_report(console, settings, shortcut_report, reasons=True, **options) else 0)
 
 
 # --- What a run decided, and why
@@ -252,22 +241,15 @@ def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None
 @click.argument("run_folder", metavar="RUN", type=Path)
 @click.option("--output", type=Path, help="HTML file; RUN/report.html by default.")
 @click.option(
-    "--required-recall",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.99,
-    show_default=True,
+    "--required-recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True,
     help="Share of defects to be found.",
-)
+)  # fmt: skip
 @click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
 @click.option(
-    "--faithfulness/--no-faithfulness",
-    default=False,
-    show_default=True,
+    "--faithfulness/--no-faithfulness", default=False, show_default=True,
     help="Measure first, unless it is stored, whether the decision follows the map; takes the model and minutes.",
-)
-def report(
-    run_folder: Path, output: Path | None, required_recall: float, data_root: Path | None, faithfulness: bool
-) -> None:
+)  # fmt: skip
+def report(run_folder: Path, faithfulness: bool, **options: Any) -> None:
     """Write a run's audit report: one HTML file that opens offline and prints."""
     from gainmtl_lib.audit.report import write_report
     from gainmtl_lib.runs import load_run
@@ -275,9 +257,8 @@ def report(
 
     finished = load_run(run_folder)
     if faithfulness:
-        measure_faithfulness(finished, data_root=data_root)
-    path = write_report(finished, output, required_recall=required_recall, data_root=data_root)
-    console.print(f"report: {escape(str(path))}")
+        measure_faithfulness(finished, data_root=options["data_root"])
+    console.print(f"report: {escape(str(write_report(finished, **options)))}")
 
 
 # --- The second system
@@ -293,39 +274,28 @@ def efficientad() -> None:
 @click.option("--category", metavar="NAME|all", help="Of MVTec AD; all: each one in data_root, a run of its own.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
-def train_efficientad(files: Files, values: Values, category: str | None, resume: Path | None, force: bool) -> None:
+def train_efficientad(files: Files, values: Values, **options: Any) -> None:
     """Train and evaluate. An unfinished run goes on; a finished one is reported."""
     from gainmtl_lib.efficientad.figures import train_and_report
 
-    if category == "all" and resume is not None:
+    if options["category"] == "all" and options["resume"] is not None:
         raise click.UsageError("--resume is for one run; give --category NAME")
-    train_and_report(console, files, values, category=category, resume=resume, force=force)
+    train_and_report(console, files, values, **options)
 
 
 @efficientad.command()
 @click.argument("places", metavar="[RUN|CHECKPOINT] [PICTURE|FOLDER]…", nargs=-1, type=Path)
 @click.option("--model-path", type=Path, help="The run's folder or checkpoint file, in place of the first argument.")
 @click.option("--image-path", "image_paths", multiple=True, type=Path, help="One more picture or folder of pictures.")
+@click.option("--is-synthetic", type=bool, default=False, help="True: the run's own synthetic test pictures.")
 @click.option(
-    "--is-synthetic",
-    type=bool,
-    default=False,
-    help="True: the pictures are the run's own synthetic test pictures, with their ground truth.",
-)
-@click.option(
-    "--output",
-    "--output-path",
-    "output",
-    required=True,
-    type=Path,
+    "--output", "--output-path", "output", required=True, type=Path,
     help="Folder for the pictures and scores.csv; or the file of one picture, its scores beside it.",
-)
+)  # fmt: skip
 @click.option("--image-size", type=int, nargs=2, help="Height and width to compute at; the training's by default.")
 @click.option("--mask", "masks", multiple=True, type=Path, help="Ground truth; one for each picture, in order.")
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; the run's accelerator by default.")
-def predict(
-    places: Sequence[Path], model_path: Path | None, image_paths: Sequence[Path], is_synthetic: bool, **options: Any
-) -> None:
+def predict(places: Files, model_path: Path | None, image_paths: Files, is_synthetic: bool, **options: Any) -> None:
     """Score pictures, and draw each beside its heat map and its ground truth, where there is one.
 
     Ground truth is found for the pictures of a dataset whose masks lie where a training would find them.
@@ -425,16 +395,7 @@ def synth(path: Path, files: Files, values: Values) -> None:
 @click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
 @click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of who carries it, and where.")
-def plant(
-    source: Path,
-    out: Path,
-    files: Files,
-    values: Values,
-    dataset_type: str | None,
-    cue: str,
-    correlation: float,
-    seed: int,
-) -> None:
+def plant(source: Path, out: Path, files: Files, values: Values, dataset_type: str | None, **options: Any) -> None:
     """Plant a cue into the photographs in SOURCE, and write them to OUT in the generic layout.
 
     SOURCE is split as a training with the same parameters would split it. The cue goes along with the defects in
@@ -444,7 +405,7 @@ def plant(
     settings = Settings.from_yaml(*files, **values | layout | {"data_root": source.absolute()})
     from gainmtl_lib.console import report_planting
 
-    report_planting(console, settings, out, cue=cue, correlation=correlation, seed=seed)
+    report_planting(console, settings, out, **options)
 
 
 @click.command("notebooks")

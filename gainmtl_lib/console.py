@@ -374,9 +374,7 @@ def report_data_check(
     return report.usable
 
 
-def report_planting(
-    console: Console, settings: Settings, out: Path, *, cue: str, correlation: float, seed: int
-) -> None:
+def report_planting(console: Console, settings: Settings, out: Path, *, cue: str, **options: Any) -> None:
     """Plant a cue into the photographs that `settings` read and split, see `plant_cue`; say what is there now."""
     if settings.dataset_type == "synthetic":  # whose reading would make a dataset where there is none
         raise DataError(
@@ -385,10 +383,8 @@ def report_planting(
         )
     names = ("dataset_type", "group_pattern", "val_ratio", "test_ratio")
     origin = {name: getattr(settings, name) for name in names} | {"split_seed": settings.seed_of_split}
-    made = plant_cue(
-        build_samples(settings), out, cue=cue, correlation=correlation, seed=seed, origin=origin,
-        skip_unreadable=settings.skip_unreadable,
-    )  # fmt: skip
+    options |= {"origin": origin, "skip_unreadable": settings.skip_unreadable}
+    made = plant_cue(build_samples(settings), out, cue=cue, **options)
     record = yaml.safe_load((out / PLANTED).read_text(encoding="utf-8"))
     console.print(f"{escape(str(out))}: {'written' if made else 'was there already'}, {cue} planted")
     console.print(frame_table("pictures and cues", planted_counts(out)))
