@@ -1,7 +1,5 @@
 """The documents say what is there: commands parse, parameters, files and figures exist, both READMEs agree."""
 
-from __future__ import annotations
-
 import ast
 import math
 import re
@@ -58,11 +56,6 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def bodies(language: str) -> list[str]:
-    """Of every page."""
-    return [body for text in TEXTS.values() for own, body in blocks(text) if own == language]
-
-
 def prose(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -76,7 +69,6 @@ def between(page: str, marker: str) -> str:
 
 
 def section(page: str, heading: str) -> str:
-    """What stands below a heading of the second level."""
     return TEXTS[page].split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
@@ -89,7 +81,8 @@ def rows(text: str) -> list[list[str]]:
 
 def shell_lines(program: str) -> list[str]:
     """Of every page, each once; a leading variable is left out."""
-    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", line) for body in bodies("bash") for line in body.splitlines()]
+    bodies = [body for text in TEXTS.values() for language, body in blocks(text) if language == "bash"]
+    lines = [re.sub(r"^[A-Z_]+=\S+ ", "", line) for body in bodies for line in body.splitlines()]
     table = [span for text in TEXTS.values() for row in rows(prose(text)) for span in spans(row[0])]
     return sorted({line for line in (*lines, *table) if line.split(" ")[0] == program})
 
@@ -141,15 +134,13 @@ def test_papermill_lines_and_make_targets_name_what_exists():
 
 
 def test_python_blocks_import_what_is_there():
-    imports = [
-        node for body in bodies("python") for node in ast.walk(ast.parse(body)) if isinstance(node, ast.ImportFrom)
-    ]
-    assert imports
-    for node in imports:
-        if str(node.module).startswith("gainmtl_lib"):
-            found = import_module(str(node.module))
-            names = getattr(found, "__all__", dir(found))
-            assert {alias.name for alias in node.names} <= set(names), node.module
+    bodies = [body for text in TEXTS.values() for language, body in blocks(text) if language == "python"]
+    nodes = [node for body in bodies for node in ast.walk(ast.parse(body)) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in nodes if str(node.module).startswith("gainmtl_lib")]
+    assert own
+    for node in own:
+        found = import_module(str(node.module))
+        assert {alias.name for alias in node.names} <= set(getattr(found, "__all__", dir(found))), node.module
 
 
 @pytest.mark.parametrize(("marker", "record"), [("mapping", Settings), ("mapping:efficientad", EfficientADSettings)])

@@ -63,7 +63,7 @@ def test_parameters_are_those_of_the_files(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_opens_with_its_question_then_parameters_then_settings(name):
+def test_question_then_parameters_then_settings_then_short_cells_of_which_compared_ones_hold_no_trained_numbers(name):
     cells = read(name).cells
     assert cells[0].cell_type == "markdown"
     for heading in (f"# {name[:2]} · ", "**Question.**", "**Adds.**", "**Needs.**", "**Writes.**"):
@@ -73,9 +73,6 @@ def test_opens_with_its_question_then_parameters_then_settings(name):
     record = OWN_PARAMETERS[name][1] if name in OWN_PARAMETERS else Settings
     assert cells[2].source.splitlines()[-1] == f"settings = {record.__name__}.from_namespace(globals())"
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_cells_are_short_and_hold_no_library_code_and_compared_ones_no_trained_numbers(name):
     for cell in code_cells(name)[1:]:
         assert len(cell.source.splitlines()) <= 25
         library = r"^\s*class |^\s*def |pip install|optimizer\.|\.backward\(|/home/|/Users/"

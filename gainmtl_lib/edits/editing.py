@@ -465,7 +465,7 @@ def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False)
     pad = 2 * ERODED + 2
     wide = grown(np.pad(region, pad), ERODED + 1).astype(np.uint8) * 255
     x, y, width, height = cv2.boundingRect(wide)
-    source, base = (cv2.copyMakeBorder(_bytes(each), *[pad] * 4, cv2.BORDER_REFLECT) for each in (patch, target))
+    source, base = (np.pad(_bytes(each), ((pad, pad), (pad, pad), (0, 0)), "symmetric") for each in (patch, target))
     flag = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
     return _bytes(cv2.seamlessClone(source, base, wide, (x + width // 2, y + height // 2), flag)[pad:-pad, pad:-pad])
 
