@@ -3,15 +3,13 @@
 Sizes: h x w a picture as given, H x W network input; maps have a size of their own.
 """
 
-from __future__ import annotations
-
 import logging
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import matplotlib as mpl
@@ -66,7 +64,6 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
     Args:
         mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; or just 0 and 1, or booleans.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
-        name: what messages call it where it is no file.
     """
     if isinstance(mask, str | PathLike):
         _check_frames(mask)
@@ -130,8 +127,10 @@ def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str],
     return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
 
 
-# --- Where the defects lie
+# --- Where the defects lie, and would the model still say so without them?
 
+CLASS_NAMES = ("normal", "defective")
+REGION = {"annotation": "the annotated defect", "localization": "the region that the model itself localizes"}
 THRESHOLD = 0.5  # probability from which a pixel counts as defect
 
 
@@ -149,12 +148,6 @@ def defect_boxes(defect: NDArray[np.bool_], picture: tuple[int, int]) -> list[tu
     ]
 
 
-# --- Would the model still say so without the defect?
-
-CLASS_NAMES = ("normal", "defective")
-REGION = {"annotation": "the annotated defect", "localization": "the region that the model itself localizes"}
-
-
 def answer(
     before: float, after: float, control: float | None, threshold: float, mask_from: str, names: Sequence[str]
 ) -> dict[str, Any]:
@@ -168,6 +161,7 @@ def answer(
     flips = called and after < threshold
     control_flips = None if control is None else called and control < threshold
     verdict = f"turns to {names[0]}" if flips else f"stays {names[1]}"
+    change = f"{verdict} ({before:.2f} → {after:.2f})"
     elsewhere = "" if control is None else f"with an equal area suppressed elsewhere ({control:.2f})"
     ends = {
         (True, None): ", but the mask has no room to move off it: without a control the flip proves little.",
@@ -177,9 +171,7 @@ def answer(
         (False, True): f", yet turns {elsewhere}: the decision rests on something else.",
         (False, False): f", as {elsewhere}: the decision does not hang on this region alone.",
     }
-    message = (
-        f"Without {REGION[mask_from]} the verdict {verdict} ({before:.2f} → {after:.2f}){ends[flips, control_flips]}"
-    )
+    message = f"Without {REGION[mask_from]} the verdict {change}{ends[flips, control_flips]}"
     if not called:
         message = f"The verdict is {names[0]} already ({before:.2f}), so there is no {names[1]} verdict to question."
     said = {"probability": before, "without_defect": after, "control": control, "flips": flips}
@@ -194,10 +186,8 @@ class Explanation(dict[str, Any]):
 
     Always there: ``prediction`` (0 normal, 1 defective), ``prediction_name``, ``confidence`` (probability of the
     predicted class), ``probability`` (of defective), ``threshold``; ``image``, uint8 (H, W, 3) as the network saw it;
-    ``cam``, float32, of the deciding head; ``counterfactual``, for a defective verdict what `answer` gives. None
-    otherwise, and where it cannot be asked; then ``counterfactual_missing`` says why.
-
-    Where there is an answer:
+    ``cam``, float32, of the deciding head; ``counterfactual``, for a defective verdict what `answer` gives, else None;
+    ``counterfactual_missing`` says why where it cannot be asked. Where there is an answer:
 
     - from S3 on ``attention``, float32, what gates the features; ``found``, whether each map with an absolute scale
       finds anything;
@@ -258,22 +248,14 @@ class DefectExplainer:
         self.resize: Resize = resize
 
     @classmethod
-    def from_run(cls, run: Run, *, class_names: Sequence[str] = CLASS_NAMES) -> DefectExplainer:
-        """With the run's best model, input size, threshold and absolute scales.
-
-        A run that was not evaluated has neither of the last two: 0.5 is taken and maps are shown per image only.
-        """
+    def from_run(cls, run: Run, *, class_names: Sequence[str] = CLASS_NAMES) -> Self:
+        """With the run's best model and input size and, once it is evaluated, its threshold and absolute scales."""
         measured = run.metrics if run.is_evaluated else {}
         if not measured:
             logger.warning("%s is not evaluated: the threshold is 0.5 and no map has an absolute scale", run.folder)
-        return cls(
-            run.model,
-            threshold=measured.get("threshold", 0.5),
-            scales={name: MapScale(**scale) for name, scale in measured.get("map_scales", {}).items()},
-            image_size=run.settings.image_size,
-            resize=run.settings.resize,
-            class_names=class_names,
-        )
+        known: dict[str, Any] = {"image_size": run.settings.image_size, "resize": run.settings.resize}
+        known["scales"] = {name: MapScale(**scale) for name, scale in measured.get("map_scales", {}).items()}
+        return cls(run.model, threshold=measured.get("threshold", 0.5), class_names=class_names, **known)
 
     def explain(self, image: Any, mask: Any = None) -> Any:
         """Everything the model says of a picture: an `Explanation`, for many a list of them, also where many is one.
@@ -292,21 +274,18 @@ class DefectExplainer:
             raise DataError(f"mask: got a {type(mask).__name__} for {len(images)} pictures; give a list for a list")
         masks = [None] * len(images) if mask is None else list(mask) if many else [mask]
         if len(masks) != len(images):
-            told = f"{len(masks)} masks for {len(images)} pictures; give one each, None where none is"
-            raise DataError(f"mask: got {told}")
-        asked = enumerate(zip(images, masks, strict=True))
-        explanations = [self._explain(*both, f"[{place}]" if many else "") for place, both in asked]
-        return explanations if many else explanations[0]
+            counts = f"{len(masks)} masks for {len(images)} pictures"
+            raise DataError(f"mask: got {counts}; give one each, None where none is")
+        told = [self._explain(*both, f"[{place}]" if many else "") for place, both in enumerate(zip(images, masks))]
+        return told if many else told[0]
 
     def visualize(self, image: Any, mask: Any = None, save_path: str | Path | None = None) -> Figure:
         """One picture's explanation as a figure, see `figure_of`; raises as `explain`, or when many are given."""
         told = self.explain(image, mask)
-        if isinstance(told, list):
-            if len(told) != 1:
-                raise DataError(f"visualize draws one picture, got {len(told)}; call it for each")
-            told = told[0]
+        if isinstance(told, list) and len(told) != 1:
+            raise DataError(f"visualize draws one picture, got {len(told)}; call it for each")
         title = Path(image).name if isinstance(image, str | PathLike) else ""
-        return self.figure_of(told, title=title, save_path=save_path)
+        return self.figure_of(told[0] if isinstance(told, list) else told, title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
         """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed."""
@@ -314,7 +293,7 @@ class DefectExplainer:
             raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
         installed = {entry.name for entry in font_manager.fontManager.ttflist}
         fonts = [font for font in HANGUL_FONTS if font in installed]
-        if not fonts and max("".join(self.class_names)) >= HANGUL:
+        if not fonts and max("".join(self.class_names)) >= "\u1100":  # matplotlib's own has next to none from here on
             logger.warning("no font for '%s' and '%s': install one, such as fonts-nanum", *self.class_names)
         with mpl.rc_context({"font.family": [*mpl.rcParams["font.family"], *fonts]}):
             figure = _verdict_figure(explanation, self.scales, title)
@@ -323,11 +302,9 @@ class DefectExplainer:
     @torch.inference_mode()
     def _explain(self, image: Any, mask: Any, at: str) -> Explanation:
         if self.model.strategy == "S6" and self.model.mask_source in OUTSIDE_SOURCES:
-            raise ModelError(
-                f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture; to explain what "
-                "the model says without, set model.mask_source to 'localization' or 'none', or give gainmtl explain "
-                "--mask-source"
-            )
+            needs = f"mask_source '{self.model.mask_source}' needs a mask from outside for every picture"
+            instead = "set model.mask_source to 'localization' or 'none', or give gainmtl explain --mask-source"
+            raise ModelError(f"{needs}; to explain what the model says without, {instead}")
         pixels = read_picture(image, f"image{at}")
         size = (pixels.shape[0], pixels.shape[1])
         defect = None if mask is None else read_defect(mask, size, f"mask{at}")
@@ -348,8 +325,7 @@ class DefectExplainer:
         told.strategy, told.picture = self.model.strategy, size
         told.place = inside(size, self.image_size, self.resize)
         told.stored = {name: values[0] for name, values in output_maps(output).items()}
-        known = [name for name in self.scales if name in told.stored]
-        if known:
+        if known := [name for name in self.scales if name in told.stored]:
             told["found"] = {name: bool(self.scales[name].finds(told.stored[name])) for name in known}
         own = np.zeros(self.image_size, dtype=np.bool_)  # what the model localizes
         if "localization" in told:
@@ -398,7 +374,6 @@ class DefectExplainer:
 HEADINGS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}
 VERDICT_COLORS = ("#1b7837", "#b2182b")
 BOX = "#ffb000"
-HANGUL = "\u1100"  # from this letter on matplotlib's own font has next to none
 HANGUL_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 
 

@@ -3,8 +3,6 @@
 No figure is pyplot's, which a notebook would show a second time. Sizes: H x W a picture's pixels, h x w a map's cells.
 """
 
-from __future__ import annotations
-
 import logging
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +36,9 @@ logger = logging.getLogger(__name__)
 
 # --- A map over a picture
 
+# RGB of the annotated defect's outline, of the line at a level of the map, of the dark rim of both; of 256 map values.
 OUTLINE, CONTOUR, RIM = (0, 229, 255), (255, 255, 255), (25, 25, 25)
-"""RGB of the annotated defect's outline, of the line at a level of the map, and of the dark rim of both."""
 INFERNO = np.rint(255 * plt.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.uint8)
-"""RGB of 256 map values."""
 
 
 def overlay(
@@ -121,7 +118,7 @@ def resized_mask(mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> NDArr
     return cv2.GaussianBlur(_enlarged(mask, size), (0, 0), max(0.5, 0.5 * size[0] / mask.shape[0])) >= 0.5
 
 
-# --- Pictures with words below them, and as JPEG
+# --- Pictures with words below them, as JPEG, and in figures
 
 BAND = (32, 36, 42)
 LETTER = 15  # height of the band's letters
@@ -152,9 +149,8 @@ def with_band(drawn: NDArray[np.uint8], text: str, *, bar: bool) -> NDArray[np.u
 
 def encode(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
     """RGB (H, W, 3) as JPEG, with colours at full resolution: outlines are thin."""
-    fine = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, *fine]
-    return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
 
 
 def ground(size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -166,9 +162,6 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
     """The size (H, W) at which a picture of (h, w) has its longer side of `side` pixels."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-# --- Pictures in figures
 
 
 def save_figure(figure: Figure, path: Path) -> Figure:
@@ -224,18 +217,15 @@ def map_grid(
     """One row per image: the picture (H, W, 3) in [0, 1] with the outline of its mask (H, W), then each map over it.
 
     Args:
-        images: (N, H, W, 3).
-        masks: (N, H, W), above zero is defect.
+        images, masks: (N, H, W, 3) and (N, H, W), above zero is defect.
         maps: name to (N, h, w); stretched per image, and the heading says so, for that makes any picture glow.
-        row_titles: what stands at the left of each row.
         notes: name to a line under each picture of that column.
         unit_maps: names of the maps that are shown on their own scale of 0 to 1.
         scales: of the maps to be shown on an absolute scale; one that finds nothing says so.
     """
     notes, scales = notes or {}, scales or {}
     side = 2.0 if len(maps) <= 4 else 1.45  # inches
-    size = (side * (1 + len(maps)) + 0.7, (side + 0.12) * len(images) + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(side * (1 + len(maps)) + 0.7, (side + 0.12) * len(images) + 0.4), layout="constrained")
     axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
     axes[0, 0].set_title("picture\n(outline: mask)", fontsize=8)
     for row, (image, mask) in enumerate(zip(images, masks)):
@@ -275,14 +265,10 @@ def look(
     A run knows the place of its attention's masks; without those of S6, its own or of a `source`: `RunError`.
     """
     model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
-    source = source or _own_source(run_or_model)
+    source = source or MaskSource.of(run_or_model)
     batch = data.dataset.__getitems__(list(rows))
     with torch.inference_mode(), source.applied(model):
         return batch, model.eval()(batch.images, batch.masks, attention_masks=source.masks(data, batch))
-
-
-def _own_source(of: Run | GAINMTLModel) -> MaskSource:
-    return MaskSource.of(of.settings if isinstance(of, Run) else of)
 
 
 def explanation_figure(
@@ -298,31 +284,26 @@ def explanation_figure(
 
     A `scale` shows the deciding CAM on its absolute scale, too. The oracle is named, and EfficientAD's teacher.
     """
-    source = source or _own_source(run_or_model)
+    source = source or MaskSource.of(run_or_model)
     batch, output = look(run_or_model, data, rows, source)
     maps = {"deciding CAM": output.cam} | ({"the same": output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
+    shown = {heading: values[:, 0].float().numpy() for heading, values in maps.items()}
     titles = [
         f"{NAMES[label]}\ncalled {NAMES[p >= threshold]}\np(defect) {p:.2f}"
         for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist())
     ]
-    figure = map_grid(
-        batch.images.permute(0, 2, 3, 1).numpy(),
-        batch.masks[:, 0].numpy(),
-        {heading: values[:, 0].float().numpy() for heading, values in maps.items()},
-        titles,
-        unit_maps=list(UNIT_MAPS.values()),
-        scales={"the same": scale} if scale else None,
-    )
+    images, masks = batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy()
+    scales = {"the same": scale} if scale else None
+    figure = map_grid(images, masks, shown, titles, unit_maps=list(UNIT_MAPS.values()), scales=scales)
     figure.supxlabel(_masks_told(source), fontsize=8)
     return figure
 
 
 def _masks_told(source: MaskSource) -> str:
-    teacher = source.summary.get("teacher")
     if source.leaks:
         return "mask_source oracle: the model is told where the defect is; no result"
-    return f"masks from EfficientAD; its teacher: {teacher}" if teacher else ""
+    return f"masks from EfficientAD; its teacher: {name}" if (name := source.summary.get("teacher")) else ""
 
 
 def explanation_pictures(
@@ -330,8 +311,7 @@ def explanation_pictures(
 ) -> Iterator[tuple[str, Figure]]:
     """Figures and names, such as ``test_FN_01``, of all test pictures: misses, false alarms, then the rest.
 
-    `table` is of `evaluate`, and `data`, set up, has its pictures, otherwise `ValueError`; the rest as for
-    `explanation_figure`.
+    `table` is of `evaluate`; `data`, set up, has its pictures, otherwise `ValueError`; see `explanation_figure`.
     """
     for split in TEST_SPLITS:
         predicted = table[table["split"] == split]
@@ -346,8 +326,7 @@ def explanation_pictures(
 def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective: int = 4) -> Figure:
     """The deciding CAM of several strategies, the first seed of each, and the defect probability under it.
 
-    Pictures are some defective ones of a split, of as many types as there are, and a normal one. A run whose masks from
-    outside cannot be had is left out, and the figure says so.
+    Pictures are of `pick_rows`, one normal. A run whose masks from outside cannot be had is left out, which is said.
     """
     data = build_data(runs[0].settings)
     data.setup("test")
@@ -370,8 +349,8 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
     figure = map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
-    width = int(figure.get_figwidth() * 16)  # characters
-    figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), width), fontsize=8)
+    characters = int(figure.get_figwidth() * 16)
+    figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), characters), fontsize=8)
     return figure
 
 
