@@ -390,12 +390,22 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
 
 
 def fit_interruptibly(
-    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, checkpoint: Path | None
-) -> None:
-    """Train; a best checkpoint of the folder's own is dropped where another training goes on."""
-    own = Path(trainer.default_root_dir) / "checkpoints"
+    settings: RunSettings, device: torch.device, module: L.LightningModule, data: L.LightningDataModule, *,
+    precision: Precision, checkpoint: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    """Train; a best checkpoint of the folder's own is dropped where another goes on. `options` are Lightning's."""
+    own = settings.run_dir / "checkpoints"
     if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
         (own / "best.ckpt").unlink(missing_ok=True)
+    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = L.Trainer(
+        accelerator=device.type,
+        precision=lightning_precision(precision, device),  # type: ignore[arg-type]
+        logger=event_loggers(settings),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=settings.run_dir,
+        **quiet | options,
+    )
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -497,21 +507,11 @@ def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str |
         "edits_per_epoch": {} if edits is None else {kind: round(n, 2) for kind, n in edits.expected.items()},
     }
     with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
-        trainer = L.Trainer(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            precision=lightning_precision(settings.precision, device),  # type: ignore[arg-type]
-            max_epochs=settings.num_epochs,
-            logger=event_loggers(settings),
-            callbacks=[checkpoints, EpochLog()],
-            plugins=[AtomicCheckpointIO()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=5,
-            default_root_dir=folder,
-        )
-        fit_interruptibly(trainer, module, data, checkpoint)
+        fit_interruptibly(
+            settings, device, module, data, precision=settings.precision, checkpoint=checkpoint,
+            devices=1 if device.index is None else [device.index], max_epochs=settings.num_epochs,
+            callbacks=[checkpoints, EpochLog()], log_every_n_steps=5,
+        )  # fmt: skip
         best, _ = runs.load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
         runs.save_weights(best, folder / "model.safetensors")
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}

@@ -423,13 +423,14 @@ def test_a_start_that_failed_leaves_way_for_the_corrected_one_whose_data_may_not
         fit(corrected)
 
 
-def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own():
+def test_a_wandb_run_is_closed_so_that_the_next_training_opens_its_own(tmp_path, monkeypatch):
     class WithoutService(WandbLogger):
         experiment = Mock()
 
         def __init__(self):
             pass
 
-    trainer = Mock(loggers=[WithoutService()], default_root_dir="nowhere")
-    module.fit_interruptibly(trainer, None, None, None)
+    monkeypatch.setattr(module.L, "Trainer", lambda **_: Mock(loggers=[WithoutService()]))
+    settings, cpu = tiny_settings(tmp_path, "S1"), torch.device("cpu")
+    module.fit_interruptibly(settings, cpu, None, None, precision="32", checkpoint=None)
     WithoutService.experiment.finish.assert_called_once_with()

@@ -3,8 +3,6 @@
 B images, H x W pixels.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import lightning as L
@@ -54,28 +52,19 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
     same pictures, except for MVTec AD: there its own protocol holds, everything in ``test`` is tested on.
     """
     make_data(settings)
-    if settings.category is not None and settings.data_root.is_dir() and not settings.dataset_folder.is_dir():
+    kind, folder = settings.dataset_type, settings.dataset_folder
+    if settings.category is not None and settings.data_root.is_dir() and not folder.is_dir():
         found = found_categories(settings.data_root)
         near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
         there = f"found {', '.join(found)}" if found else "no folder there holds train/good"
         raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
-    samples = readers.read_samples(
-        settings.dataset_folder,
-        dataset_type=settings.dataset_type,
-        group_pattern=settings.group_pattern,
-        both_classes=False,
-    )
+    samples = readers.read_samples(folder, dataset_type=kind, group_pattern=settings.group_pattern, both_classes=False)
     samples = with_boxes(samples, settings)
-    if settings.dataset_type == "mvtec":
+    if kind == "mvtec":
         samples["split"] = [split or "test" for split in samples["split"]]
-    samples = readers.split_samples(
-        samples,
-        val_ratio=settings.val_ratio,
-        test_ratio=settings.test_ratio,
-        seed=settings.seed_of_split,
-        both_classes=False,
-    )
-    _check_good_parts(samples, settings.dataset_folder)
+    val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
+    samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed, both_classes=False)
+    _check_good_parts(samples, folder)
     dropped = samples["split"].isin(("train", "val")) & (samples["label"] == 1)
     if dropped.any():
         logger.info("left out: %d defective images of train and val; EfficientAD learns from good parts", dropped.sum())
@@ -127,8 +116,7 @@ class DatasetProvider(ABC):
         """One of `splits`."""
         if split not in self.splits:
             raise DataError(f"no images in split '{split}'; the data has {', '.join(self.splits)}")
-        loader: Any = self.get_val_dataloader() if split == "val" else self.get_test_dataloader()
-        return loader
+        return self.get_val_dataloader() if split == "val" else self.get_test_dataloader()  # type: ignore[return-value]
 
     def table(self, split: str) -> pd.DataFrame | None:
         """One row per image of `loader(split)`, in order: ``image``, ``mask``, ``label``, ``defect_type`` and
@@ -210,7 +198,7 @@ class SplitProvider(DatasetProvider):
         return dataset
 
     @cached_property
-    def _validation(self) -> NormalsAndAnomalies:
+    def _validation(self) -> "NormalsAndAnomalies":
         rows = self._rows("val")
         images, regions = zip(*((one.image, one.place) for one in map(self.dataset.stored, rows)), strict=True)
         return NormalsAndAnomalies(images, seed=self.settings.seed_of_split, rows=rows, regions=regions)
@@ -258,11 +246,9 @@ def check_validation(provider: DatasetProvider) -> None:
 
 # --- Anomalies on copies of normal pictures, to validate without a real defect
 
-
 CUT_PASTE = "cut_paste"
 KINDS = (*DEFECTS, CUT_PASTE)
-LEAST_CHANGE = 12
-"""Grey levels that half of an anomaly's pixels must change by to be seen."""
+LEAST_CHANGE = 12  # grey levels that half of an anomaly's pixels must change by to be seen
 
 
 def kind_of(index: int, *, seed: int) -> str:
@@ -276,14 +262,8 @@ def synthesise(
 ) -> tuple[Image, NDArray[np.bool_]]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
-    Args:
-        image: RGB (H, W, 3), at least 32 pixels a side.
-        other: another normal picture of any size, of which a piece may be wanted.
-        seed, index: of the anomalies, and of this one.
-        region: where it may lie.
-
-    Returns:
-        The copy, and the mask (H, W) outside of which it is the normal picture.
+    `image` is RGB (H, W, 3), at least 32 pixels a side, `other` a normal picture of any size, of which a piece may be
+    wanted; the anomaly lies in `region`. Returns the copy, and the mask (H, W) outside of which it is the picture.
     """
     rng, kind = np.random.default_rng([seed, index, _ANOMALY]), kind_of(index, seed=seed)
     inside = np.zeros(image.shape[:2], dtype=np.bool_)
@@ -326,13 +306,10 @@ def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, NDArray
 
 
 class NormalsAndAnomalies(Dataset[Batch]):
-    """N normal pictures and then one anomalous copy of each, as a loader over validation data wants them.
+    """N normal pictures, RGB uint8 (H, W, 3) of one size, and then one anomalous copy of each, for validation.
 
-    Args:
-        pictures: RGB uint8 (H, W, 3), all of one size.
-        seed: of the anomalies.
-        rows: of the pictures in the table of samples, for `Batch.index`; their places without.
-        regions: of the pictures, see `synthesise`.
+    `rows` are the pictures' in the table of samples, for `Batch.index`; their places without. `regions`: see
+    `synthesise`.
     """
 
     def __init__(
@@ -436,8 +413,7 @@ def draw_leaves(rng: Generator, size: Size) -> Image:
     cells = [cell for cell in (2, 4, 8, 16, 32, 64) if cell < min(size)]
     sheets = [np.sum([cell * smooth_noise(rng, size, cell) for cell in cells], axis=0)]  # clouds of all scales
     sheets += [TEXTURES[str(rng.choice(list(TEXTURES)))](rng, size) for _ in range(2)]
-    even = [(sheet - sheet.mean()) / max(float(sheet.std()), 1e-6) for sheet in sheets]
-    textures = np.stack([sheet.astype(np.float32) for sheet in even])
+    textures = np.stack([(sheet - sheet.mean()) / max(float(sheet.std()), 1e-6) for sheet in sheets], dtype=np.float32)
     sheet = rng.integers(0, len(sheets), leaves + 1)[owner]
     grain = np.take_along_axis(textures, sheet[None], axis=0)[0] * contrast[owner]
     picture = cv2.GaussianBlur(colour[owner] + grain[..., None], (0, 0), rng.uniform(0.3, 1.2))
@@ -473,12 +449,9 @@ def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
     return torch.stack(changed).contiguous(memory_format=torch.channels_last)
 
 
-class TrainBatch(NamedTuple):
-    """What one optimiser step reads on one device."""
-
-    number: int  # of the batch; with the seed it decides everything random in the step
-    images: Tensor  # normal, float32 (B, 3, H, W) in [0, 1]; B is smaller where a pass ends
-    penalty: Tensor  # something else, float32 (B', 3, H, W) in [0, 1]
+# What a step reads on one device: its batch's number, which with the seed decides everything random in the step, normal
+# images, float32 (B, 3, H, W) in [0, 1] (B is smaller where a pass ends), and the penalty's (B', 3, H, W).
+TrainBatch = tuple[int, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -541,7 +514,7 @@ class TrainingData(L.LightningDataModule):
                 if (here := tuple(images.shape[2:])) != self.settings.image_size:
                     what = f"the train loader yields images of {here} pixels, image_size is {self.settings.image_size}"
                     raise DataError(f"{what}; set image_size to what the loader yields (height, width)")
-                yield TrainBatch(number, images, others)
+                yield number, images, others
         except DataError as error:  # from a loader's process it comes with the whole traceback as its text
             raise DataError(str(error).rpartition("Error: ")[2] if "Traceback" in str(error) else str(error)) from None
 

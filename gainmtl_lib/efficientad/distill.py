@@ -3,8 +3,6 @@
 B images, H x W pixels of the network's pictures, of which the backbone sees 2H x 2W; C channels, h x w cells.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, field_validator
@@ -131,19 +128,14 @@ class TeacherTraining:
         self.device, side, channels = checked_device(settings.device), settings.image_size, settings.out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.network = networks.PatchDescriptionNetwork(
-                model_size=settings.model_size, out_channels=channels, padding=True
-            )
+            size: Any = settings.model_size
+            self.network = networks.PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
             backbone = _backbone(settings.backbone, settings.backbone_weights)
         self.targets = BackboneTargets(backbone, out_channels=channels, grid=self.network.grid((side, side)))
         for part in (self.network, self.targets):
             part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        rate, decay, fused = settings.learning_rate, settings.weight_decay, self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=rate, weight_decay=decay, fused=fused)
         self.mean, self.std = torch.zeros(()), torch.ones(())
         self.steps = 0
 
@@ -186,12 +178,10 @@ class TeacherTraining:
 
 def _backbone(name: str, weights: bool | Path) -> Backbone:
     backbone = get_backbone(name, False if weights is True else weights, (2, 3), use_mmpretrain=False)
-    if weights is True:
-        config = timm.get_pretrained_cfg(name)
-        source = f"{config.architecture}.{config.tag}" if config is not None and config.tag else name
-        state = fetch_weights(name, source, "timm")
+    if weights is True:  # here, because an error of `get_backbone` would hint at parameters of GAIN-MTL
+        state = fetch_weights(name, name, "timm")
         state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
-        load_weights(backbone.net, state, source=source)
+        load_weights(backbone.net, state, source=name)
     return backbone
 
 

@@ -3,8 +3,6 @@
 B images, H x W pixels.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -42,8 +40,7 @@ PLAN = (
 )  # fmt: skip
 """Settings that a training shares with the checkpoint that it goes on from."""
 
-MAP = "anomaly"
-"""Name of the map's file and of its scale."""
+MAP = "anomaly"  # the name of the map's file and of its scale
 
 
 # --- Finished runs
@@ -117,8 +114,7 @@ def fit_efficientad(
     resume: str | Path | None = None,
     force: bool = False,
 ) -> EfficientADRun:
-    """Train EfficientAD. A finished run with equal settings on equal data is returned as it is, an unfinished one goes
-    on from its last validation.
+    """Train EfficientAD. A finished run with equal settings on equal data is returned, an unfinished one goes on.
 
     Args:
         settings: of the run; they decide its folder.
@@ -149,7 +145,7 @@ def _train(
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
     device = training.checked_device(settings.accelerator, settings.devices)
-    precision: Any = training.lightning_precision(settings.precision, device)
+    training.lightning_precision(settings.precision, device)
     state, teacher = networks.teacher_of(settings)
     penalty = pictures.PenaltyImages(settings)
     pictures.check_validation(provider)
@@ -189,25 +185,16 @@ def _train(
         if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
-            trainer = L.Trainer(
-                accelerator=device.type,
-                devices=settings.devices,
-                strategy="ddp_spawn" if settings.devices > 1 else "auto",
-                precision=precision,
+            training.fit_interruptibly(
+                settings, device, module, data, precision=settings.precision, checkpoint=checkpoint,
+                devices=settings.devices, strategy="ddp_spawn" if settings.devices > 1 else "auto",
                 max_epochs=math.ceil(total / settings.val_every_n_steps),
                 reload_dataloaders_every_n_epochs=1,  # the next interval of steps
                 use_distributed_sampler=False,  # each process knows its share
                 benchmark=device.type == "cuda",
-                logger=training.event_loggers(settings),
                 callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
-                plugins=[training.AtomicCheckpointIO()],
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
                 log_every_n_steps=min(10, settings.val_every_n_steps, total),
-                default_root_dir=folder,
-            )
-            training.fit_interruptibly(trainer, module, data, checkpoint)
+            )  # fmt: skip
         # Read from files: other processes may have trained.
         best, last = (runs.read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
         runs.save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
@@ -257,9 +244,9 @@ class EfficientADTraining(L.LightningModule):
 
     def training_step(self, batch: pictures.TrainBatch, batch_idx: int) -> Tensor:
         settings = self.settings
-        torch.manual_seed(settings.seed * 1_000_003 + batch.number)
-        augmented = pictures.recoloured(batch.images, seed=settings.seed, number=batch.number)
-        terms = self.losses(batch.images, augmented, batch.penalty)
+        number, images, penalty = batch
+        torch.manual_seed(settings.seed * 1_000_003 + number)
+        terms = self.losses(images, pictures.recoloured(images, seed=settings.seed, number=number), penalty)
         total = networks.total_loss(terms, settings)
         tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -311,12 +298,10 @@ class EfficientADTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings, decay_from = self.settings, int(0.95 * self.total_steps)
-        optimizer = torch.optim.Adam(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=self.device.type in {"cpu", "cuda"},  # one pass over the weights instead of a dozen
-        )
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        fused = self.device.type in {"cpu", "cuda"}  # one pass over the weights instead of a dozen
+        rate, decay = settings.learning_rate, settings.weight_decay
+        optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 if step >= decay_from > 0 else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
