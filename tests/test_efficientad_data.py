@@ -45,7 +45,7 @@ def steps(one, **values):
 def read(one, first, stop, *, rank=0, world=1, **values):
     """Number, images and the penalty's sum of some steps of one device."""
     batches = steps(one, **values).batches(first, rank, world)
-    return [(b.number, b.images, float(b.penalty.sum())) for b, _ in zip(batches, range(first, stop))]
+    return [(number, images, float(penalty.sum())) for (number, images, penalty), _ in zip(batches, range(first, stop))]
 
 
 def equal(first, second):

@@ -261,10 +261,10 @@ def test_each_of_two_devices_takes_its_own_batch_and_both_learn_from_both(settin
     set_statistics(model, run.model.teacher_mean.flatten(), run.model.teacher_std.flatten())
     training = EfficientADTraining(model, asked, total_steps=1)
     stream = data.TrainingData(asked, SplitProvider(asked), data.PenaltyImages(asked)).batches(0)
-    for batch in (next(stream), next(stream)):
-        torch.manual_seed(asked.seed * 1_000_003 + batch.number)
-        augmented = data.recoloured(batch.images, seed=asked.seed, number=batch.number)
-        (sum(training.losses(batch.images, augmented, batch.penalty).values()) / 2).backward()
+    for number, images, penalty in (next(stream), next(stream)):
+        torch.manual_seed(asked.seed * 1_000_003 + number)
+        augmented = data.recoloured(images, seed=asked.seed, number=number)
+        (sum(training.losses(images, augmented, penalty).values()) / 2).backward()
     moments = last(run)["optimizer_states"][0]["state"]
     for place, parameter in enumerate(p for p in training.parameters() if p.requires_grad):
         expected = 0.1 * (parameter.grad + asked.weight_decay * parameter.detach())
@@ -327,7 +327,7 @@ def step(training, number):
     training.log_dict = lambda *args, **kwargs: None
     training.on_train_start()
     pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(number))
-    return training.training_step(data.TrainBatch(number, pictures, pictures.flip(0)), 0)
+    return training.training_step((number, pictures, pictures.flip(0)), 0)
 
 
 def test_a_step_follows_from_seed_and_number_alone(training):
