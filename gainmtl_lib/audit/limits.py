@@ -1,7 +1,5 @@
 """The known limits of a run, stated from its own data: each a condition and, below it, its sentence."""
 
-from __future__ import annotations
-
 from gainmtl_lib import stats
 from gainmtl_lib.audit.numbers import Audit, verdicts_in_words
 from gainmtl_lib.stats import Estimate

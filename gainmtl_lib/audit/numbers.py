@@ -3,8 +3,6 @@
 Sizes: N pictures of all evaluated splits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -126,13 +124,11 @@ class Audit:
         self.choice = choose_for_recall(val["label"].to_numpy(), val["probability"].to_numpy(), required_recall)
         threshold, self.at_recall = self.choice.threshold, {}
         if threshold is not None:
-            self.at_recall = {
-                split: operating_point(rows, rows["probability"] >= threshold) for split, rows in parts.items()
-            }
-        self.scores = {
-            split: stats.split_scores(rows) | {"overkill": self.chosen[split]["overkill"]}
-            for split, rows in parts.items()
-        }
+            above = {split: rows["probability"] >= threshold for split, rows in parts.items()}
+            self.at_recall = {split: operating_point(rows, above[split]) for split, rows in parts.items()}
+        self.scores = {split: stats.split_scores(rows) for split, rows in parts.items()}
+        for split, scores in self.scores.items():
+            scores["overkill"] = self.chosen[split]["overkill"]
         # The first split with three different defect areas, validation if it is there, and their terciles.
         sized = [split for split, rows in parts.items() if rows["defect_area"].nunique() >= 3]
         self.bins = (sized[0], *parts[sized[0]]["defect_area"].quantile([1 / 3, 2 / 3])) if sized else None
@@ -172,7 +168,6 @@ class Audit:
 
 
 # --- Tables
-
 
 _GRID, _EVEN, _EMPTY = "grid IoU", "even spread", "empty mask"
 EXPLANATION = {

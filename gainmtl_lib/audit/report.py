@@ -1,7 +1,5 @@
 """The audit report of a run: one HTML file that opens offline and prints."""
 
-from __future__ import annotations
-
 import json
 from base64 import b64encode
 from datetime import timedelta
@@ -133,7 +131,6 @@ def trade_off_figure(audit: Audit) -> Figure:
 
 
 # --- The pictures that an auditor wants to see
-
 
 SIDE = 192  # pixels of the longer side
 SHOWN = 12  # of each kind and split

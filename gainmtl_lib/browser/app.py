@@ -1,7 +1,5 @@
 """The CAM browser: what one or several runs decided, picture by picture, as widgets of a notebook."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Callable, Collection, Sequence
 from html import escape
@@ -24,9 +22,7 @@ from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 PLACE = "data-gainmtl-place"  # attribute of a thumbnail: its place among the chosen pictures
 PAGE = 14  # thumbnails at a time
 VERDICT_NAMES = {verdict: f"{verdict} · {text}" for verdict, text in VERDICTS.items()}
-BADGES = {
-    verdict: f'<span class="gainmtl-verdict gainmtl-{verdict}">{text}</span>' for verdict, text in VERDICT_NAMES.items()
-}
+BADGES = {name: f'<span class="gainmtl-verdict gainmtl-{name}">{text}</span>' for name, text in VERDICT_NAMES.items()}
 
 
 class Touch(anywidget.AnyWidget):
@@ -285,9 +281,7 @@ def _toggle(label: str, options: list[tuple[str, Any]]) -> widgets.ToggleButtons
 
 
 def _slider(label: str, value: float) -> widgets.FloatSlider:
-    slider = widgets.FloatSlider(
-        value=value, min=0, max=1, step=0.05, description=label, readout_format=".2f", layout={"width": "auto"}
-    )
+    slider = widgets.FloatSlider(value, min=0, max=1, step=0.05, description=label, layout={"width": "auto"})
     return slider.add_class("gainmtl-slider")
 
 
@@ -296,9 +290,8 @@ class NoteForm(widgets.VBox):
 
     def __init__(self, on_save: Callable[[bool, str], str]) -> None:
         self.mark = _box("check this label")
-        self.text = widgets.Textarea(
-            placeholder="note on this picture, saved when you leave this field", continuous_update=False, rows=3
-        )
+        words = "note on this picture, saved when you leave this field"
+        self.text = widgets.Textarea(placeholder=words, continuous_update=False, rows=3)
         self.state = widgets.HTML().add_class("gainmtl-quiet")
         self._on_save, self._filling = on_save, False
         super().__init__([self.mark, self.text, self.state])

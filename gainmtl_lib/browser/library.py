@@ -3,8 +3,6 @@
 Sizes: N pictures, H x W network input, h x w cells of a map.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,6 @@ from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
 
 # --- Notes
-
 
 NOTE_COLUMNS = ["image", "check_label", "note", "time"]
 
@@ -93,12 +90,9 @@ class Notes:
 
 # --- What results are called
 
-
 MAPS = {"cam": "CAM", "anomaly": "anomaly", "attention": "attention", "localization": "localization"}
 """Every kind by the name that its file has in a run's folder, the main ones first."""
 IOU_COLUMNS = {"cam": "cam_iou", "anomaly": "anomaly_iou", "attention": "attention_iou", "localization": "loc_iou"}
-
-
 SCORES = {"cam": "p(defect) {:.2f}", "anomaly": "anomaly score {:.3f}"}
 """What each system's verdict is from, by its main map, with as many digits as tell scores of this kind apart."""
 VERDICTS = {"TP": "defect found", "FN": "defect missed", "FP": "false alarm", "TN": "normal passed"}
@@ -189,7 +183,6 @@ class OpenedRun:
 
 # --- Several runs
 
-
 Runs = AnyRun | str | Path | Sequence[AnyRun | str | Path]
 
 
@@ -214,13 +207,9 @@ def _names(runs: Sequence[AnyRun]) -> list[str]:
             names.append(" ".join(filter(None, ["EfficientAD", run.settings.category])))
         else:
             names.append(row_name(run.settings) + (" (oracle)" if run.metrics.get("label_leaks") else ""))
-    for more in (
-        lambda run: f"seed {run.settings.seed}",
-        lambda run: run.settings.experiment,
-        lambda run: str(run.folder),
-    ):
+    for more in ("seed {0.settings.seed}", "{0.settings.experiment}", "{0.folder}"):
         counts = Counter(names)
-        names = [f"{name} {more(run)}" if counts[name] > 1 else name for name, run in zip(names, runs)]
+        names = [f"{name} {more.format(run)}" if counts[name] > 1 else name for name, run in zip(names, runs)]
     if len(set(names)) < len(names):
         raise RunError(f"{runs[0].folder}: the same run was given twice")
     return names
@@ -288,7 +277,8 @@ class PictureFiles:
 
 def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
     """Decode a picture and its mask, the longer side of `side` pixels; a grey field of `size` without a file."""
-    found, problems = {}, []
+    found: dict[Any, NDArray] = {}
+    problems: list[str] = []
     for path, read in ((image, read_image), (mask, read_mask)):
         try:
             if path is not None:

@@ -4,8 +4,6 @@ Voilà asks for its token where it runs notebooks and kernels. Without the token
 ``voila/static``, ``voila/templates``, ``voila/labextensions`` and ``voila/files``, and a form to log in with.
 """
 
-from __future__ import annotations
-
 import logging
 import secrets
 import socket
