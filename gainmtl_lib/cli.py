@@ -239,7 +239,7 @@ def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None
 
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=Path)
-@click.option("--output", type=Path, help="HTML file; RUN/report.html by default.")
+@click.option("--output", "path", type=Path, help="HTML file; RUN/report.html by default.")
 @click.option(
     "--required-recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True,
     help="Share of defects to be found.",

