@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from drawn_data import write_mask
-from matplotlib.figure import Figure
 from PIL import Image
 from tiny import tiny_settings
 
@@ -18,15 +17,7 @@ from gainmtl_lib import figures
 from gainmtl_lib.browser.library import THUMBNAIL, PictureFiles, thumbnail
 from gainmtl_lib.dataset import build_data
 from gainmtl_lib.evaluation import MaskSource
-from gainmtl_lib.figures import (
-    INFERNO,
-    enlarged_share,
-    explanation_figure,
-    look,
-    map_grid,
-    overlay,
-    same_pictures_figure,
-)
+from gainmtl_lib.figures import INFERNO, enlarged_share, explanation_figure, look, overlay, same_pictures_figure
 from gainmtl_lib.metrics import MapScale, normalize_maps, resize_maps
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import RunError
@@ -37,32 +28,30 @@ PICTURE = np.random.default_rng(0).integers(40, 200, (60, 80, 3)).astype(np.uint
 GREY = cv2.cvtColor(cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
+def near(drawn, colour, distance):
+    return np.abs(drawn.astype(int) - colour).sum(axis=2) < distance
+
+
 def test_colours_follow_the_value_and_the_strength_and_a_calm_map_leaves_the_picture_grey():
     assert np.array_equal(overlay(PICTURE), PICTURE)
     assert np.array_equal(overlay(PICTURE, np.zeros((6, 8), np.float32), level=0.5), GREY)
     full = np.ones((60, 80), np.float32)
     assert np.array_equal(overlay(PICTURE, full, strength=1.0), np.broadcast_to(INFERNO[255], PICTURE.shape))
-    assert np.array_equal(overlay(PICTURE, full, strength=0.0), GREY)
     half = overlay(PICTURE, full, strength=0.5).astype(int)
     assert np.abs(half - (GREY.astype(int) + INFERNO[255]) / 2).max() <= 2
 
 
-def test_the_contour_runs_where_the_map_reaches_the_level():
-    heat = np.zeros((60, 80), np.float32)
+def test_the_contour_runs_where_the_map_reaches_the_level_and_the_outline_beside_the_defect():
+    heat, mask = np.zeros((60, 80), np.float32), np.zeros((60, 80), bool)
     heat[20:40, 30:60] = 0.6
-    lit = np.abs(overlay(PICTURE, heat, strength=0, level=0.5).astype(int) - figures.CONTOUR).sum(axis=2) < 150
+    lit = near(overlay(PICTURE, heat, strength=0, level=0.5), figures.CONTOUR, 150)
     assert lit[20, 35:55].all() and lit[39, 35:55].all() and not lit[25:35, 35:55].any() and not lit[:15].any()
     assert np.array_equal(overlay(PICTURE, heat, strength=0, level=0.7), GREY)
-
-
-def test_the_outline_runs_beside_the_defect_and_leaves_it_visible():
-    mask = np.zeros((60, 80), bool)
-    mask[30:32, 10:70] = True  # a scratch of two pixels
+    mask[30:32, 10:70] = True  # a scratch of two pixels, which stays visible
     drawn = overlay(PICTURE, mask=mask)
-    assert np.array_equal(drawn[30:32, 12:68], PICTURE[30:32, 12:68])
-    cyan = np.abs(drawn.astype(int) - figures.OUTLINE).sum(axis=2) < 250
+    assert np.array_equal(drawn[30:32, 12:68], PICTURE[30:32, 12:68]) and np.array_equal(drawn[:22], PICTURE[:22])
+    cyan = near(drawn, figures.OUTLINE, 250)
     assert cyan[25:29, 30:50].all(axis=1).any() and cyan[33:37, 30:50].all(axis=1).any()
-    assert np.array_equal(drawn[:22], PICTURE[:22])
 
 
 def test_shares_agree_with_the_metrics():
@@ -73,9 +62,8 @@ def test_shares_agree_with_the_metrics():
     scale = MapScale(-0.5, 1.5)
     expected = scale.apply(wanted[0, 0].numpy())
     assert np.abs(enlarged_share(values.astype(np.float16), scale, (32, 48)) - expected).max() < 1e-3
-    assert enlarged_share(values, MapScale(100.0, 200.0), (32, 48)).max() == 0
-    assert enlarged_share(np.full((3, 3), 7, np.float32), None, (3, 3)).max() == 0
-    assert (enlarged_share(np.full((2, 2), np.nan, np.float32), None, (4, 4)) == 0).all()
+    for silent in (7, np.nan):
+        assert (enlarged_share(np.full((2, 2), silent, np.float32), None, (4, 4)) == 0).all()
 
 
 def test_a_cell_far_above_the_ceiling_spreads_as_far_as_it_is_high():
@@ -87,7 +75,7 @@ def test_a_cell_far_above_the_ceiling_spreads_as_far_as_it_is_high():
 
 def test_a_thin_region_survives_shrinking_whatever_stands_beside_it():
     mask = np.zeros((64, 64), bool)
-    assert figures.resized_mask(mask, (16, 16)) is None and figures.resized_mask(None, (16, 16)) is None
+    assert figures.resized_mask(mask, (16, 16)) is None
     mask[17, 4:60] = True  # a quarter of a cell once four pixels make one
     for stain in (0, 16):
         mask[40 : 40 + stain, 40:56] = True
@@ -98,17 +86,12 @@ def test_a_thin_region_survives_shrinking_whatever_stands_beside_it():
 # --- Pictures as a browser shows them
 
 
-def test_the_band_stands_below_the_picture_and_fits_its_words():
-    wide, below = np.full((50, 400, 3), 90, np.uint8), 2 * figures.LETTER
-    whole = figures.with_band(wide, "CAM · absolute scale", bar=True)
-    assert whole.shape == (50 + below, 400, 3) and np.array_equal(whole[:50], wide)
-    assert np.array_equal(whole[-1, -1], figures.BAND) and (whole[50:] == INFERNO[255]).all(axis=2).any()
-    narrow = figures.with_band(PICTURE, "words that never fit into eighty pixels, however small", bar=False)
-    assert np.array_equal(narrow[60:, -3:], np.broadcast_to(figures.BAND, (below, 3, 3)))  # nothing runs over the edge
-
-
-def test_bytes_are_a_jpeg_with_colours_at_full_resolution():
+def test_the_band_stands_below_the_picture_and_fits_its_words_in_a_jpeg_of_full_colours():
     smooth = cv2.GaussianBlur(PICTURE, (0, 0), 4)
+    drawn = figures.with_band(smooth, "words that never fit into eighty pixels, however small", bar=False)
+    assert np.array_equal(drawn[:60], smooth)
+    assert (drawn[60:, -3:] == figures.BAND).all() and (drawn[60:, :-3] != figures.BAND).any()
+    assert (figures.with_band(np.zeros((50, 400, 3), np.uint8), "", bar=True)[50:] == INFERNO[255]).all(axis=2).any()
     read = Image.open(io.BytesIO(figures.encode(smooth)))
     assert [part[1:3] for part in read.layer] == [(1, 1)] * 3
     assert np.abs(np.asarray(read).astype(int) - smooth).mean() < 3
@@ -140,20 +123,20 @@ def no_figure_is_pyplots():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    data = build_data(tiny_settings(tmp_path_factory.mktemp("plots")))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("plots")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    data = build_data(tiny_settings(folder))
     data.setup("test")
     return data
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return build_model(tiny_settings(tmp_path_factory.mktemp("model"), "S5"))
-
-
-def trained(settings, model=None):
-    """As much of a run as the figure reads."""
-    return SimpleNamespace(settings=settings, model=model or build_model(settings))
+def models(folder):
+    return {strategy: build_model(tiny_settings(folder, strategy)) for strategy in ("S1", "S5", "S6")}
 
 
 def texts(figure):
@@ -165,46 +148,39 @@ def colourful(axis):
     return np.ptp(axis.images[0].get_array().astype(int), axis=2)
 
 
-def test_contact_sheet_outlines_masks_only_where_there_are_some():
+def test_contact_sheet_outlines_masks_only_where_there_are_some_and_a_saved_figure_is_handed_back(tmp_path):
     image, mask = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8))
     mask[2:5, 2:5] = 1
-    figure = figures.contact_sheet([image] * 3, [mask, None, mask], ["a", "b", "c"])
-    assert [bool(colourful(axis).max()) for axis in figure.axes[:3]] == [True, False, True]
-    assert texts(figure) == "a | b | c |  |  | "
-
-
-def test_map_grid_says_how_each_map_is_scaled_and_an_absolute_one_is_calm():
-    images, masks = np.random.default_rng(0).random((2, 8, 8, 3)), np.zeros((2, 8, 8))
-    maps = {"cam": np.random.default_rng(1).random((2, 4, 4)), "attention": np.zeros((2, 4, 4))}
-    figure = map_grid(images, masks, maps, ["x", "y"], unit_maps=["attention"], notes={"cam": ["n1", "n2"]})
-    assert "cam\n(per image)" in texts(figure) and "attention\n(0 to 1)" in texts(figure)
-    shown = {axis.get_title().split("\n")[0]: colourful(axis).max() for axis in figure.axes}
-    assert shown["cam"] > 100 and shown["attention"] == 0
-    assert sorted(axis.get_xlabel() for axis in figure.axes) == [""] * 4 + ["n1", "n2"]
-    maps = {"cam": np.stack([np.full((2, 2), 1.0), np.full((2, 2), 9.0)])}
-    scales = {"cam": MapScale(floor=2.0, ceiling=4.0)}
-    calm, loud = map_grid(images, masks, maps, ["calm", "loud"], scales=scales).axes[1::2]
-    assert calm.get_title() == "cam\n(absolute)" and calm.get_xlabel() == "nothing found" and loud.get_xlabel() == ""
-    assert colourful(calm).max() == 0 < colourful(loud).min()
-
-
-def test_saved_figures_are_handed_back(tmp_path):
-    for figure, name, magic in ((Figure(), "new/a.png", b"\x89PNG"), (plt.figure(), "new/a.jpg", b"\xff\xd8\xff\xe0")):
+    sheet = figures.contact_sheet([image] * 3, [mask, None, mask], ["a", "b", "c"])
+    assert [bool(colourful(axis).max()) for axis in sheet.axes[:3]] == [True, False, True]
+    for figure, name, magic in ((sheet, "new/a.png", b"\x89PNG"), (plt.figure(), "new/a.jpg", b"\xff\xd8\xff\xe0")):
         assert figures.save_figure(figure, tmp_path / name) is figure
         assert (tmp_path / name).read_bytes()[:4] == magic
 
 
-def test_rows_are_picked_by_defect_type_and_the_same_for_every_model(data):
-    rows = figures.pick_rows(data.samples, "test", defective=3, normal=2)
-    picked = data.samples.loc[rows]
-    assert picked["label"].tolist() == [1, 1, 1, 0, 0]
+def test_map_grid_says_how_each_map_is_scaled_and_an_absolute_one_is_calm():
+    images, masks = np.random.default_rng(0).random((2, 8, 8, 3)), np.zeros((2, 8, 8))
+    values = np.stack([np.eye(2), np.eye(2) + 8])
+    maps = {"cam": values, "stretched": values, "attention": np.zeros((2, 4, 4))}
+    figure = figures.map_grid(
+        images, masks, maps, ["calm", "loud"], scales={"cam": MapScale(2.0, 4.0)},
+        unit_maps=["attention"], notes={"stretched": ["n1", "n2"]},
+    )  # fmt: skip
+    assert texts(figure).split(" | ")[1:4] == ["cam\n(absolute)", "stretched\n(per image)", "attention\n(0 to 1)"]
+    shown = [colourful(axis).any() for axis in figure.axes if axis not in figure.axes[::4]]
+    assert shown == [False, True, False, True, True, False]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "nothing found", "n1", "", "", "", "n2", ""]
+
+
+def test_rows_are_picked_by_defect_type(data):
+    picked = data.samples.loc[figures.pick_rows(data.samples, "test", defective=3, normal=2)]
+    assert picked["label"].tolist() == [1, 1, 1, 0, 0] and set(picked["split"]) == {"test"}
     types = data.samples.query("split == 'test' and label == 1")["defect_type"].nunique()
     assert picked["defect_type"].iloc[:3].nunique() == types
-    assert rows == figures.pick_rows(data.samples.copy(), "test", defective=3, normal=2)
 
 
-def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, tmp_path):
-    model = build_model(tiny_settings(tmp_path, "S6"))
+def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, models, tmp_path):
+    model = models["S6"]
     rows = data.samples.index[data.samples["mask"].notna()][:2].tolist()
     batch = data.dataset.__getitems__(rows)
     _, output = look(model, data, rows, MaskSource.of(model, "oracle"))
@@ -220,91 +196,75 @@ def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, tmp_pa
         look(outside, data, [0])
 
 
-def test_explanations_show_what_the_strategy_has(data, model, tmp_path):
-    figure = explanation_figure(model, data, [0, 1], threshold=0.0, scale=MapScale(0.0, 1.0))
+def test_explanations_show_what_the_strategy_has(data, models):
+    figure = explanation_figure(models["S5"], data, [0, 1], threshold=0.0, scale=MapScale(0.0, 1.0))
     assert len(figure.axes) == 2 * 5
     assert all(name in texts(figure) for name in ("deciding CAM", "localization", "the same\n(absolute)"))
     assert "called defective" in figure.axes[0].get_ylabel()
-    assert len(explanation_figure(build_model(tiny_settings(tmp_path, "S1")), data, [0], threshold=0.5).axes) == 2
+    assert len(explanation_figure(models["S1"], data, [0], threshold=0.5).axes) == 2
 
 
-def test_pages_cover_every_picture_once_misses_first_paired_by_name(data, model):
+def test_pages_cover_every_picture_once_misses_first_paired_by_name(data, models):
     rows = data.samples[data.samples["split"].isin(["test", "test_shift"])]
     verdicts = ["TP", "FN", "TN", "TN", "FP", "TP"] * 2
     names = [path.split("/")[-1] for path in rows["image"]]
     table = pd.DataFrame({"image": names, "split": rows["split"], "verdict": verdicts})
-    pages = figures.explanation_pictures(model, data, table[table["split"] == "test"], threshold=0.5)
+    pages = figures.explanation_pictures(models["S1"], data, table[table["split"] == "test"], threshold=0.5)
     assert [name for name, _ in pages] == ["test_FN_01", "test_FP_01", "test_TP_01", "test_TN_01"]
     with pytest.raises(ValueError, match="the predictions hold 5 pictures of 'test', the data 6"):
-        next(figures.explanation_pictures(model, data, table.iloc[1:], threshold=0.5))
+        next(figures.explanation_pictures(models["S1"], data, table.iloc[1:], threshold=0.5))
 
 
-def test_the_oracle_is_named_on_every_figure_and_so_is_a_teacher(data, tmp_path, monkeypatch):
-    model = build_model(tiny_settings(tmp_path, "S6", mask_source="oracle"))
-
+def test_the_oracle_is_named_on_every_figure_and_so_is_a_teacher(data, models, folder, monkeypatch):
     def told(source):
-        return explanation_figure(model, data, [0], threshold=0.5, source=source).get_supxlabel()
+        return explanation_figure(models["S6"], data, [0], threshold=0.5, source=source).get_supxlabel()
 
-    assert told(None).startswith("mask_source oracle: the model is told")
-    assert told(MaskSource.of(model, "none")) == ""
-    figure = same_pictures_figure([trained(tiny_settings(tmp_path, "S6", mask_source="oracle"), model)])
+    assert told(MaskSource("oracle")).startswith("mask_source oracle: the model is told") and told(None) == ""
+    settings = tiny_settings(folder, "S6", mask_source="oracle")
+    figure = same_pictures_figure([SimpleNamespace(settings=settings, model=models["S6"])])
     assert "S6\n(oracle: leaks the label)" in texts(figure)
-    source = MaskSource("efficientad", tmp_path)
+    source = MaskSource("efficientad", folder)
     source._outside.run = SimpleNamespace(teacher="random (untrained)")
     monkeypatch.setattr(source._outside, "masks", lambda _, batch: batch.masks)
     assert told(source) == "masks from EfficientAD; its teacher: random (untrained)"
 
 
-def test_strategies_side_by_side_without_those_whose_masks_cannot_be_had(tmp_path, model, caplog):
-    s5 = [trained(tiny_settings(tmp_path, "S5", seed=seed), model) for seed in (1, 2)]
-    settings = tiny_settings(tmp_path, "S6", mask_source="external", external_mask_dir=tmp_path / "masks")
-    s6 = trained(settings)
-    gone = trained(
-        tiny_settings(tmp_path, "S6", mask_source="efficientad", efficientad_run=tmp_path / "gone"), s6.model
-    )
-    for absent, told in ((s6, "masks: no such folder"), (gone, "no run here")):
-        figure = same_pictures_figure([s5[0], absent], defective=1)
+def test_strategies_side_by_side_without_those_whose_masks_cannot_be_had(data, models, folder, tmp_path, caplog):
+    def run(strategy, **values):
+        return SimpleNamespace(settings=tiny_settings(folder, strategy, **values), model=models[strategy])
+
+    outside = run("S6", mask_source="external", external_mask_dir=tmp_path / "masks")
+    gone = run("S6", mask_source="efficientad", efficientad_run=tmp_path / "gone")
+    for absent, told in ((outside, "masks: no such folder"), (gone, "no run here")):
+        figure = same_pictures_figure([run("S5"), absent], defective=1)
         assert "S5\n(per image)" in texts(figure) and "S6" not in texts(figure)
         assert figure.get_supxlabel().replace("\n", " ") == "S6 is left out: its masks from outside cannot be had."
         assert "S6 seed 42 is left out of the figure" in caplog.text and told in caplog.text
-    for path in build_data(settings).samples["image"]:
+    for path in data.samples["image"]:
         write_mask(tmp_path / "masks" / path.split("/")[-1], size=(64, 64))
-    figure = same_pictures_figure([*s5, s6], defective=2)
+    figure = same_pictures_figure([run("S5", seed=1), run("S5", seed=2), outside], defective=2)
     assert len(figure.axes) == 3 * 3  # the picture and two strategies: a second seed is not shown again
     assert "S5\n(per image) | S6\n(per image)" in texts(figure) and figure.get_supxlabel() == ""
     assert all(axis.get_xlabel().startswith("p(defect)") for axis in figure.axes[1:3])
-    assert figure.axes[6].get_ylabel() == "test\nnormal"
 
 
-def test_confusion_counts_and_curves():
+def test_confusion_counts_and_curves_training_and_strategies():
     rows = [("test", 0, 0.1), ("test", 0, 0.7), ("test", 1, 0.8), ("test", 1, 0.9), ("test_shift", 1, 0.2)]
     table = pd.DataFrame(rows, columns=["split", "label", "probability"])
     figure = figures.classification_figure(table.assign(predicted=(table["probability"] >= 0.5).astype(int)), 0.5)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "0", "2"]
-    assert [text.get_text() for text in figure.axes[1].texts] == ["0", "0", "1", "0"]
+    assert [text.get_text() for axis in figure.axes[:2] for text in axis.texts] == [*"1102", *"0010"]
     dots = [tuple(line.get_xydata()[0]) for line in figure.axes[2].lines if line.get_marker() == "o"]
     assert dots == [(0.5, 1.0)]  # one class alone has no curve
 
-
-def test_training_figure_has_a_line_per_term_and_names_the_stages():
-    rows = [(f"train/loss_{name}", step, 1.0) for name in ("cls", "total") for step in range(8)]
-    rows += [("train/stage", step, 1 + step // 4) for step in range(8)]
-    rows += [("val/average_precision", step, 0.5) for step in (3, 7)]
-    losses, scores = figures.training_figure(pd.DataFrame(rows, columns=["tag", "step", "value"])).axes
-    assert {line.get_label() for line in losses.lines} == {"cls", "total (weighted)"}
+    logged = [(tag, step, 1 + step // 4) for tag in ("train/loss_cls", "train/stage") for step in range(8)]
+    logged += [("val/average_precision", step, 0.5) for step in (3, 7)]
+    losses, scores = figures.training_figure(pd.DataFrame(logged, columns=["tag", "step", "value"])).axes
+    assert [line.get_label() for axis in (losses, scores) for line in axis.lines] == ["cls", "AP"]
     assert [text.get_text() for text in losses.texts] == ["stage 1", "stage 2"]
-    assert [line.get_label() for line in scores.lines] == ["AP"]
-    assert list(scores.lines[0].get_xdata()) == [1, 2]
 
-
-def test_strategies_figure_draws_both_splits_and_the_grid_iou():
-    columns = ["strategy", "split", "accuracy", "cam_iou", "attention_iou", "loc_iou", "grid_iou"]
-    rows = [
-        [strategy, split, accuracy, 0.1, np.nan, np.nan, 0.7]
-        for split, accuracies in {"test": (0.9, 0.8), "test_shift": (0.2, 0.4)}.items()
-        for strategy, accuracy in zip(("S1", "S2"), accuracies)
-    ]
-    left, right = figures.strategies_figure(pd.DataFrame(rows, columns=columns)).axes
+    compared = pd.DataFrame({"strategy": ["S1", "S2"] * 2, "split": ["test"] * 2 + ["test_shift"] * 2})
+    compared = compared.assign(cam_iou=0.1, attention_iou=np.nan, loc_iou=np.nan, grid_iou=0.7)
+    left, right = figures.strategies_figure(compared.assign(accuracy=[0.9, 0.8, 0.2, 0.4])).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert drawn["test"] == [0.9, 0.8] and drawn["test_shift"] == [0.2, 0.4]
     assert "grid IoU (the mask)" in [line.get_label() for line in right.lines]
