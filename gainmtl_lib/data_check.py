@@ -1,9 +1,4 @@
-"""What is wrong with a dataset, and what could mislead a training on it, before any training.
-
-H x W network input, h x w a picture on disk.
-"""
-
-from __future__ import annotations
+"""What is wrong with a dataset, and what could mislead a training on it, before any training."""
 
 import hashlib
 import logging
@@ -36,8 +31,7 @@ logger = logging.getLogger(__name__)
 LEVELS = ("error", "warning", "info")
 STRIDES = (32, 16, 8, 4)
 THUMBNAIL = 32
-NEAR_DUPLICATE = 0.9
-"""Correlation of the fine structure of two thumbnails from which they count as pictures of the same thing."""
+NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which they show the same thing
 MAX_COMPARED = 20_000
 
 
@@ -67,22 +61,20 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     can be drawn is checked as masks are (`FileError` where these cannot be written). `val_ratio` goes before the
     settings'; None is 0.2, or the data's own validation folder.
     """
-    root, found = settings.data_root, []
-    samples = readers.read_samples(
-        root, dataset_type=settings.dataset_type, group_pattern=settings.group_pattern, findings=found
-    )
+    found: list[Finding] = []
+    kind, pattern = settings.dataset_type, settings.group_pattern
+    samples = readers.read_samples(settings.data_root, dataset_type=kind, group_pattern=pattern, findings=found)
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
     if len(samples):
         samples = with_boxes(samples, settings, found)
     if sound:
-        usual = 0.0 if "val" in set(samples["split"]) else 0.2
-        val_ratio = usual if val_ratio is None else val_ratio
+        if val_ratio is None:
+            val_ratio = 0.0 if "val" in set(samples["split"]) else 0.2
+        test_ratio, seed = settings.test_ratio, settings.seed_of_split
         try:
-            samples = readers.split_samples(
-                samples, val_ratio=val_ratio, test_ratio=settings.test_ratio, seed=settings.seed_of_split
-            )
+            samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
         except DataError as error:
-            found.append(Finding("error", str(root), str(error)))
+            found.append(Finding("error", str(settings.data_root), str(error)))
     with ThreadPoolExecutor() as pool:
         results = pool.map(partial(_inspect, settings), samples["image"], samples["label"], samples["mask"])
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
@@ -90,12 +82,16 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
     samples["mask_state"] = told["mask_state"]
     states = told["mask_state"].tolist()
-    masks = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
+    masks: dict[str, int] = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
     duplicates, auroc = _find_duplicates(samples, told), _size_auroc(samples)
     found += [finding for findings in told["findings"] for finding in findings]
     found += _findings_of_all(samples, masks, duplicates, auroc, settings.label_kind)
+    splits = samples["split"].fillna("undecided")
+    counts = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
+    kinds = sorted(counts.columns, key=lambda name: (name != NORMAL, name == "total"))
+    order = [name for name in (*readers.SPLITS, "undecided", "total") if name in counts.index]
     areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
     quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
     ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
@@ -103,7 +99,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     grids = [f"{height // stride}x{width // stride}" for stride in STRIDES]
     return DataReport(
         samples=samples,
-        counts=_counts(samples),
+        counts=counts.loc[order, kinds],
         masks=pd.DataFrame({"masks": masks}),
         defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
@@ -177,10 +173,9 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
 
 
 def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of images with equal bytes, and pairs whose thumbnails correlate.
+    """Pairs of images with equal bytes, and pairs whose thumbnails' fine structure correlates, whatever their lighting.
 
-    Thumbnails are compared by their fine structure, whatever their brightness, contrast and lighting: a
-    perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. A pair of test
+    A perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. A pair of test
     and test_shift does not count as crossing: the shifted test may show the test pictures again.
     """
     pairs: dict[tuple[int, int], str] = {}
@@ -202,10 +197,8 @@ def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
 
 
 def _size_auroc(samples: pd.DataFrame) -> float:
-    """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole.
-
-    Without test_shift, whose pictures may be those of test under other groups.
-    """
+    """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole."""
+    # Pictures of test_shift may be those of test under other groups.
     seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
     sizes, labels = seen[["height", "width"]].to_numpy(), seen["label"].to_numpy()
     folds = seen.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).clip(upper=5).min()
@@ -219,15 +212,6 @@ def _size_auroc(samples: pd.DataFrame) -> float:
     except (ValueError, IndexError):  # a fold without one of the classes
         return float("nan")
     return float(roc_auc_score(labels, np.asarray(scores)[:, 1]))
-
-
-def _counts(samples: pd.DataFrame) -> pd.DataFrame:
-    if not len(samples):
-        return pd.DataFrame()
-    splits = samples["split"].fillna("undecided")
-    table = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
-    kinds = sorted(table.columns, key=lambda name: (name != NORMAL, name == "total"))
-    return table.loc[[name for name in (*readers.SPLITS, "undecided", "total") if name in table.index], kinds]
 
 
 def _findings_of_all(
@@ -267,9 +251,7 @@ def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[ND
     sound = samples[samples["height"].notna() & ~samples["mask_state"].isin(["misfit", "unreadable"])]
     some = sound.sample(frac=1, random_state=0).groupby("defect_type").head(6)
     rows = some.sort_values("defect_type", key=lambda kinds: kinds.replace(NORMAL, ""), kind="stable")
-    pictures = [
-        load_picture(image, mask, image_size=(160, 160), resize="letterbox")
-        for image, mask in rows[["image", "mask"]].itertuples(index=False)
-    ]
+    files = zip(rows["image"], rows["mask"])
+    pictures = [load_picture(image, mask, image_size=(160, 160), resize="letterbox") for image, mask in files]
     titles = [f"{kind}: {Path(image).name}" for kind, image in zip(rows["defect_type"], rows["image"])]
     return [one.image for one in pictures], [one.mask for one in pictures], titles

@@ -1,7 +1,4 @@
-"""From the table of samples to batches: every file decoded once, then edited, augmented and loaded by row.
-
-Sizes: B images, H x W network input.
-"""
+"""From the table of samples to batches of B images (H x W): files decoded once, then edited and augmented by row."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 
 from gainmtl_lib import labels, readers
-from gainmtl_lib.labels import Resize
+from gainmtl_lib.labels import Mask, Resize
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError, Finding, UnreadableError, data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
@@ -37,27 +34,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Mask = NDArray[np.bool_]
 Place = tuple[slice, slice]
 
 
 class Batch(NamedTuple):
-    """What the data loaders yield.
+    """What the data loaders yield."""
 
-    Attributes:
-        images: float32 (B, 3, H, W) in [0, 1]; the model normalises.
-        labels: int64 (B,), 0 normal, 1 defective.
-        masks: float32 (B, 1, H, W) in {0, 1}; all zero where there is none.
-        has_mask: bool (B,), which images carry a defect annotation. Not "mask is empty": a defective
-            image without an annotation has none, a normal image needs none.
-        index: int64 (B,), row of the image in the table of samples.
-    """
-
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
+    images: Tensor  # float32 (B, 3, H, W) in [0, 1]; the model normalises
+    labels: Tensor  # int64 (B,), 0 normal, 1 defective
+    masks: Tensor  # float32 (B, 1, H, W) in {0, 1}; all zero where there is none
+    # bool (B,), which images carry a defect annotation. Not "mask is empty": a normal image needs none.
     has_mask: Tensor
-    index: Tensor
+    index: Tensor  # int64 (B,), row of the image in the table of samples
 
 
 # --- The one place where settings become data
@@ -68,14 +56,8 @@ def make_data(settings: RunSettings) -> None:
     if settings.dataset_type == "synthetic":
         from gainmtl_lib.synthetic.data import make_synthetic  # a kit, loaded only where it is asked for
 
-        make_synthetic(
-            settings.data_root,
-            num_samples=settings.num_samples,
-            image_size=settings.image_size,
-            seed=settings.synthetic_seed,
-            shortcut=settings.shortcut,
-            shortcut_correlation=settings.shortcut_correlation,
-        )
+        asked = settings.model_dump(include={"num_samples", "image_size", "shortcut", "shortcut_correlation"})
+        make_synthetic(settings.data_root, seed=settings.synthetic_seed, **asked)
 
 
 def build_samples(settings: RunSettings) -> pd.DataFrame:
@@ -85,11 +67,6 @@ def build_samples(settings: RunSettings) -> pd.DataFrame:
     samples = labels.with_boxes(read_samples(settings.data_root, dataset_type=kind, group_pattern=pattern), settings)
     val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
     return split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
-
-
-def build_data(settings: Settings, samples: pd.DataFrame | None = None) -> GainDataModule:
-    """Loaders over the samples, at the network's input size."""
-    return GainDataModule(settings, samples)
 
 
 class GainDataModule(L.LightningDataModule):
@@ -112,8 +89,7 @@ class GainDataModule(L.LightningDataModule):
 
     @property
     def samples(self) -> pd.DataFrame:
-        """The table that `Batch.index` points into; after `setup` without unreadable rows, and without the masks that
-        are empty or that `mask_share` leaves out."""
+        """The table of `Batch.index`; after `setup` without unreadable rows, and masks empty or beyond `mask_share`."""
         return self.dataset.samples if "dataset" in self.__dict__ else self._given
 
     @property
@@ -204,6 +180,9 @@ class GainDataModule(L.LightningDataModule):
         return whole_batches(self.dataset, sampler, its.batch_size, its.num_workers, its.seed, drop_last=drop_last)
 
 
+build_data = GainDataModule
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """Rows in an order drawn from (seed, epoch), each with the epoch, so that workers know it too."""
 
@@ -247,7 +226,6 @@ def _one_thread(worker: int) -> None:
 
 # --- Samples by row
 
-
 Key = int | tuple[int, int]  # a row, or (epoch, row) for the row as that epoch edits and augments it
 
 
@@ -261,9 +239,8 @@ class Picture(NamedTuple):
     @property
     def without_bars(self) -> tuple[NDArray[np.uint8], Mask]:
         """The picture itself (h, w, 3), and its defect pixels (h, w): none without a mask."""
-        image = self.image[self.place]
-        empty = np.zeros(image.shape[:2], dtype=np.bool_)
-        return image, empty if self.mask is None else self.mask[self.place].astype(np.bool_)
+        mask = np.zeros(self.image.shape[:2]) if self.mask is None else self.mask
+        return self.image[self.place], mask[self.place].astype(np.bool_)
 
 
 def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], resize: Resize) -> Picture:
@@ -313,11 +290,13 @@ class SampleDataset(Dataset[Batch]):
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
 
+    def _load(self, image: str, mask: str | None) -> Picture:
+        return load_picture(image, mask, image_size=self.settings.image_size, resize=self.settings.resize)
+
     def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, Finding | None]:
         """Place of a sample, None where it is left out; the picture, where pixels are kept; what is wrong with it."""
-        size, resize = self.settings.image_size, self.settings.resize
         try:
-            picture = load_picture(image, mask, image_size=size, resize=resize)
+            picture = self._load(image, mask)
         except UnreadableError as error:
             if self.settings.skip_unreadable:
                 return None, None, Finding("warning", "", f"left out: {error}")
@@ -335,7 +314,7 @@ class SampleDataset(Dataset[Batch]):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these keys; PyTorch's loaders call this instead of collecting single items."""
+        """PyTorch's loaders call this instead of collecting single items."""
         images, masks, classes, rows = zip(*map(self._shown, keys))
         planes = torch.zeros((len(keys), 1, *self.settings.image_size))
         for plane, mask in zip(planes, masks):
@@ -366,8 +345,7 @@ class SampleDataset(Dataset[Batch]):
         """The picture of a row, neither edited nor augmented, with the mask that training uses, off the bars."""
         picture = self.cached[row]
         if picture is None:
-            size, resize = self.settings.image_size, self.settings.resize
-            picture = load_picture(self.paths[row], self.samples["mask"].iloc[row], image_size=size, resize=resize)
+            picture = self._load(self.paths[row], self.samples["mask"].iloc[row])
         if not self.has_mask[row]:
             picture = picture._replace(mask=None)
         if picture.mask is None or self.mask_quality == "exact" or not self.in_training[row]:
@@ -381,18 +359,17 @@ class SampleDataset(Dataset[Batch]):
 class Augmentation:
     """The method document's flips, quarter turns, colour jitter and noise (§7.2), the same for image and mask.
 
-    Each sample draws from a generator of its own (seed, epoch, index): which worker makes it, and what was
-    made before, changes nothing. Inputs that are not square keep their shape: they are turned by 180° instead.
+    Each sample draws from a generator of its own (seed, epoch, index): which worker makes it, and what was made before,
+    changes nothing. Inputs that are not square keep their shape: they are turned by 180° instead.
     """
 
     def __init__(self, settings: Settings) -> None:
-        turned, square = settings.rotate90_prob, settings.image_size[0] == settings.image_size[1]
+        self.seed, turned = settings.seed, settings.rotate90_prob
         half_turn = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=turned)
-        self.seed = settings.seed
         steps = [
             A.HorizontalFlip(p=settings.hflip_prob),
             A.VerticalFlip(p=settings.vflip_prob),
-            A.RandomRotate90(p=turned) if square else half_turn,
+            A.RandomRotate90(p=turned) if len(set(settings.image_size)) == 1 else half_turn,
             A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.05, 0.05), p=settings.color_jitter_prob),
             A.GaussNoise(std_range=(0.01, 0.05), p=settings.gaussian_noise_prob),
         ]
@@ -411,16 +388,13 @@ class Augmentation:
 
 # --- Fewer and coarser training masks, to learn what annotation is worth
 
-
-STREAM = 11
-"""Sets these draws apart from others of the same seed. Not 0: NumPy takes the seeds [7] and [7, 0] for one."""
+STREAM = 11  # sets these draws apart from others of the same seed; not 0: NumPy takes the seeds [7] and [7, 0] for one
 
 
 def with_mask_share(samples: pd.DataFrame, share: float, *, seed: int) -> pd.DataFrame:
     """The table in which only a share of the training defects keeps its masks; the others have none.
 
-    Shares are nested for one seed: the masks of 5 % are among those of 25 %. Each defect type gives up about the same
-    share. At least one mask stays, unless `share` is 0.
+    Shares of one seed are nested, and about the same in each defect type. At least one stays, unless `share` is 0.
     """
     annotated = samples[(samples["split"] == "train") & (samples["label"] == 1) & samples["mask"].notna()]
     mixed = annotated.iloc[np.random.default_rng([seed, STREAM]).permutation(len(annotated))]
@@ -434,10 +408,9 @@ def coarser_mask(mask: Mask, quality: str, rng: np.random.Generator) -> Mask:
     """A mask as a hastier annotator would have drawn it, (h, w); never empty where `mask` is not.
 
     ``box``: the filled bounding box of each connected piece; boxes that overlap or touch are merged into one.
-    ``dilated``: each piece grown by half its own size (the side of a square of its area), so that small and large
-    defects are drawn equally generously: a square becomes four times as large.
-    ``shifted``: the whole mask moved by the size of its largest piece in a random direction, so that the mask of a
-    compact defect lies beside it; by half of that, a quarter, … where most of the mask would leave the picture.
+    ``dilated``: each piece grown by half its own size (the side of a square of its area): a square becomes four times
+    as large. ``shifted``: the whole mask moved by the size of its largest piece in a random direction, so that the mask
+    of a compact defect lies beside it; by half of that, a quarter, … where most of it would leave the picture.
     """
     if quality == "exact" or not mask.any():
         return mask

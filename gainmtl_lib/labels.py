@@ -1,9 +1,4 @@
-"""Masks: pictures and masks at the network's size, boxes drawn as masks.
-
-H x W is the network's input, h x w a picture on disk.
-"""
-
-from __future__ import annotations
+"""Masks: pictures (h x w) and masks at the network's size (H x W), boxes drawn as masks."""
 
 import contextlib
 import hashlib
@@ -33,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Resize = Literal["squash", "letterbox"]
 Size = tuple[int, int]  # height and width
+Mask = NDArray[np.bool_]
 
 
 # --- To the network's input size
@@ -41,37 +37,32 @@ Size = tuple[int, int]  # height and width
 def resize_image(image: NDArray[np.uint8], size: Size, resize: Resize) -> NDArray[np.uint8]:
     """Resize (h, w, 3) to (H, W, 3): by area where it shrinks, bilinearly where it grows.
 
-    `letterbox` keeps the aspect ratio, centred, and fills the rest with the image's own mean colour: a fixed
-    grey would make an edge whose strength tells how bright the picture is, and mirrored or repeated borders
-    would show defects that the mask does not have. The bars still show the aspect ratio; `squash` hides it.
+    `letterbox` keeps the aspect ratio, centred, and fills the rest with the image's own mean colour: a fixed grey
+    would make an edge that tells how bright the picture is, and mirrored or repeated borders would show defects that
+    the mask does not have. The bars still show the aspect ratio; `squash` hides it.
     """
     place = inside((image.shape[0], image.shape[1]), size, resize)
     fitted = _fit(image, place)
     if fitted.shape[:2] == size:
         return fitted
-    canvas = np.empty((*size, 3), dtype=np.uint8)
-    canvas[:] = np.rint(fitted.mean(axis=(0, 1))).astype(np.uint8)
+    canvas = np.full((*size, 3), np.rint(fitted.mean(axis=(0, 1))), dtype=np.uint8)
     canvas[place] = fitted
     return canvas
 
 
-def resize_mask(
-    mask: NDArray[np.bool_], size: Size, resize: Resize, *, image_size: Size | None = None
-) -> NDArray[np.bool_]:
+def resize_mask(mask: Mask, size: Size, resize: Resize, *, image_size: Size | None = None) -> Mask:
     """Resize defect pixels (h, w) to (H, W) by area, cut at half a pixel.
 
-    A mask that the cut would empty keeps every pixel it touches, so that thin defects survive. A mask of
-    other size than its image, which is `image_size` on disk, is fitted to it.
+    A mask that the cut would empty keeps every pixel it touches, so that thin defects survive. A mask of another size
+    than its image, which is `image_size` on disk, is fitted to it.
     """
     share = resize_values(mask, size, resize, image_size=image_size)
     fitted = share >= 0.5
     return fitted if fitted.any() else share > 0
 
 
-def resize_values(
-    values: NDArray, size: Size, resize: Resize, *, image_size: Size | None = None
-) -> NDArray[np.float32]:
-    """Resize a plane of values (h, w) to (H, W) by area, zero on the bars. Arguments as for `resize_mask`."""
+def resize_values(values: NDArray, size: Size, resize: Resize, *, image_size: Size | None = None) -> NDArray:
+    """Resize values (h, w) to float32 (H, W) by area, zero on the bars. Arguments as for `resize_mask`."""
     place = inside(image_size or (values.shape[0], values.shape[1]), size, resize)
     canvas = np.zeros(size, dtype=np.float32)
     canvas[place] = _fit(values.astype(np.float32), place)
@@ -116,7 +107,6 @@ def _fit(picture: NDArray, place: tuple[slice, slice]) -> NDArray:
 
 # --- Box labels in place of mask files
 
-
 SHARES = (1, 1)  # size of a picture whose boxes are shares of its sides
 
 
@@ -126,21 +116,18 @@ class Label(NamedTuple):
     file: Path
     picture: str  # its path as the labels name it; of YOLO and VOC the label file's own, without suffix
     size: Size | None  # of the picture that the boxes refer to; `SHARES`; None where the file does not say
-    boxes: list[tuple[str, float, float, float, float]]
-    """Place in the file, then left, top, right, bottom; pixel column c spans [c, c + 1)."""
+    boxes: list[tuple[str, float, float, float, float]]  # place, left, top, right, bottom; pixel c spans [c, c + 1)
 
 
-Pixels = set[tuple[int, int, int, int]]
-"""Rows and columns that each box covers: top, left, bottom, right, the last two not included."""
+Pixels = set[tuple[int, int, int, int]]  # of each box: first row and column, and those after the last
 Found = list[Finding]
 
 
 def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | None = None) -> pd.DataFrame:
     """The table of samples as it is, or with masks drawn from boxes where these are the labels.
 
-    `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or of which
-    none can be drawn; with `findings`, these take what is wrong, and what can be drawn is. `FileError` where the masks
-    cannot be written.
+    `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or without a box
+    that can be drawn; `findings` takes what is wrong instead. `FileError` where the masks cannot be written.
     """
     if settings.label_kind == "mask":
         return samples
@@ -193,14 +180,13 @@ def _stored(drawn: dict[str, tuple[Size, Pixels]], root: Path, settings: RunSett
     folder = settings.outputs_dir / "data" / readers.STORE / f"{root.name}-{digest}"
     # After the picture's own suffix: a.jpg and a.bmp are two pictures.
     files = {image: folder / name.with_name(f"{name.name}.png") for image, name in names.items()}
-    missing = [image for image, file in files.items() if not file.is_file()]
-    for image in missing:
-        size, boxes = drawn[image]
+    missing = {file: drawn[image] for image, file in files.items() if not file.is_file()}
+    for file, (size, boxes) in missing.items():
         mask = np.zeros(size, dtype=np.uint8)
         for top, left, bottom, right in boxes:
             mask[top:bottom, left:right] = 255
         # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
-        with atomic_path(files[image]) as path:
+        with atomic_path(file) as path:
             path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
     if missing:
         logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
@@ -233,8 +219,7 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
     A label means the pictures of its name (or stem) whose folders fit: the label's occur in this order among the
     picture's below the dataset's folder, or the other way round. So ``train/a``, ``defective/a`` and
     ``/elsewhere/images/train/defective/a`` all mean ``images/train/defective/a.png``; ``val/a`` does not. Of several,
-    those are meant whose folders end in the label's, or the other way round: beside ``images/train/defective/a.png``,
-    ``defective/a`` does not mean ``images/train/defective/crack/a.png``.
+    those whose folders end in the label's, or the other way round: ``defective/a`` is not ``defective/crack/a.png``.
     """
     own = [_parts(Path(image).relative_to(root).as_posix()) for image in images]
     by_name: dict[str, list[int]] = {}
@@ -246,7 +231,7 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
         *folders, name = _parts(label.picture) or [""]
         whole = label.file.suffix.lower() == ".json"  # only COCO names pictures with their suffix
         rows = {row: own[row][:-1] for row in by_name.get(name, []) if (own[row][-1] == name) == whole}
-        fitting = [row for row, its in rows.items() if _within(folders, its) or _within(its, folders)]
+        fitting = [row for row, its in rows.items() if _occur(folders, its) or _occur(its, folders)]
         ending = [row for row in fitting if all(a == b for a, b in zip(folders[::-1], rows[row][::-1]))]
         meant.append(ending or fitting)
     if labels and not any(meant):
@@ -255,21 +240,21 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
         return
     for label, rows in zip(labels, meant):
         if not rows:
-            message = f"there is no picture '{label.picture}' in the dataset; its label is left out"
-            _warn(found, "without a picture", label.file, message)
+            lost = f"there is no picture '{label.picture}' in the dataset; its label is left out"
+            _warn(found, "without a picture", label.file, lost)
         elif label.boxes:
             yield label, rows
 
 
 def _parts(path: str) -> list[str]:
     """Parts of a path of any system, without root and drive."""
-    # Hangul and accents in one form: macOS stores file names decomposed, label files hold them composed.
+    # macOS stores Hangul and accents decomposed in file names, label files hold them composed.
     parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
     return [part for part in parts if part not in ("/", "//", ".")]
 
 
-def _within(some: list[str], parts: list[str]) -> bool:
-    left = iter(parts)
+def _occur(some: list[str], parts: list[str]) -> bool:
+    left = iter(parts)  # each `in` goes on where the last one stopped: in this order
     return all(part in left for part in some)
 
 
@@ -294,17 +279,16 @@ def _in_pixels(label: Label, size: Size, found: Found) -> Pixels:
         left, top, right, bottom = clipped = edges.clip(0, [width, height] * 2)
         picture = f"the picture of {height}x{width} (height x width)"
         if not (np.isfinite(edges).all() and left < right and top < bottom):
-            numbers = ", ".join(f"{edge:.6g}" for edge in edges)
-            message = f"left, top, right, bottom {numbers} cover nothing of {picture}"
-            _warn(found, "that cover nothing", label.file, f"{place}: {message}; left out")
+            covers = f"{', '.join(f'{edge:.6g}' for edge in edges)} cover nothing of {picture}; left out"
+            _warn(found, "that cover nothing", label.file, f"{place}: left, top, right, bottom {covers}")
             continue
         beyond, share = abs(edges - clipped).max(), (right - left) * (bottom - top) / (height * width)
         if beyond > 0.5:  # less covers no pixel more: written decimals, not a mistake
-            message = f"reaches {beyond:.6g} pixels beyond {picture}; clipped"
-            _warn(found, "beyond the picture's edge", label.file, f"{place}: {message}")
+            reaches = f"{place}: reaches {beyond:.6g} pixels beyond {picture}; clipped"
+            _warn(found, "beyond the picture's edge", label.file, reaches)
         if share >= 0.95:
-            message = f"covers {share:.0%} of the picture, and hardly says where the defect is"
-            _warn(found, "over nearly the whole picture", label.file, f"{place}: {message}")
+            covers = f"{place}: covers {share:.0%} of the picture, and hardly says where the defect is"
+            _warn(found, "over nearly the whole picture", label.file, covers)
         (first, last), (start, end) = _cells(top, bottom), _cells(left, right)
         boxes.add((first, start, last, end))
     return boxes
@@ -320,7 +304,6 @@ def _cells(start: float, end: float) -> tuple[int, int]:
 
 # --- The three formats of box labels
 
-
 FORMATS = {".json": "COCO", ".txt": "YOLO", ".xml": "VOC"}
 EXPECTED = "a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (.xml)"
 
@@ -333,9 +316,9 @@ def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
             what = "is a file" if place.exists() else "does not exist"
             raise DataError(f"{place}: box_labels {what}; expected {EXPECTED}")
         files = _files_below(place) if place.is_dir() else [place]
-        counts = Counter(file.suffix.lower() for file in files)
+        counts = sorted(Counter(file.suffix.lower() for file in files).items())
         if len(counts) > 1:
-            formats = ", ".join(f"{counts[suffix]} of {FORMATS[suffix]} ({suffix})" for suffix in sorted(counts))
+            formats = ", ".join(f"{count} of {FORMATS[suffix]} ({suffix})" for suffix, count in counts)
             raise DataError(f"{place}: holds label files of several formats: {formats}; keep one of them there")
         if not files:
             there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
@@ -401,9 +384,8 @@ def _read_coco(file: Path, found: Found) -> list[Label]:
     for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id", "bbox")}.items():
         for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
             if missing := [name for name in needed if not isinstance(one, dict) or name not in one]:
-                raise DataError(
-                    f"{file}: not a COCO file of boxes: entry {number} of {what} has no {', '.join(missing)}"
-                )
+                lacks = f"entry {number} of {what} has no {', '.join(missing)}"
+                raise DataError(f"{file}: not a COCO file of boxes: {lacks}")
     labels: dict[str, Label] = {}
     for one in content["images"]:
         if repr(one["id"]) in labels:
@@ -413,13 +395,13 @@ def _read_coco(file: Path, found: Found) -> list[Label]:
     for number, one in enumerate(content["annotations"]):
         place = f"annotation {number if one.get('id') is None else one['id']}"
         x, y, width, height = _numbers(one["bbox"], 4, f"{file}: {place}: bbox must be four numbers")
-        if repr(one["image_id"]) not in labels:
-            message = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
-            _warn(found, "of an unknown image", file, message)
+        if (label := labels.get(repr(one["image_id"]))) is None:
+            unknown = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
+            _warn(found, "of an unknown image", file, unknown)
         elif one.get("iscrowd"):
             _warn(found, "of crowds", file, f"{place}: a crowd, not one object's box; left out")
         else:
-            labels[repr(one["image_id"])].boxes.append((place, x, y, x + width, y + height))
+            label.boxes.append((place, x, y, x + width, y + height))
     return list(labels.values())
 
 
@@ -432,18 +414,17 @@ def _read_yolo(file: Path, picture: str) -> Label:
             continue
         if count != 5:
             polygon = f", as a polygon of {count // 2} points has" if count > 6 and count % 2 else ""
-            shape = ", as predictions with a confidence have" if count == 6 else polygon
-            has = f"{count} column{'s' if count > 1 else ''}{shape}"
+            has = f"{count} columns{', as predictions with a confidence have' if count == 6 else polygon}"
             raise DataError(f"{where} has {has}; expected five: class, centre x, centre y, width, height")
         try:
-            _, x, y, width, height = values = [int(columns[0]), *map(float, columns[1:])]
+            _, x, y, width, height = int(columns[0]), *map(float, columns[1:])
         except ValueError:
             line = f"{' '.join(columns)!r:.60}"
             raise DataError(f"{where} reads {line}; expected a class number and four numbers") from None
-        largest = max(map(abs, values[1:]))
+        largest = max(map(abs, (x, y, width, height)))
         if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
-            expected = "expected shares of the picture from 0 to 1, not pixels"
-            raise DataError(f"{where} holds the value {largest:g}; {expected}")
+            value = f"the value {largest:g}; expected shares of the picture from 0 to 1, not pixels"
+            raise DataError(f"{where} holds {value}")
         label.boxes.append((f"line {number}", x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     return label
 

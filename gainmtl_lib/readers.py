@@ -1,9 +1,4 @@
-"""A data set on disk: the table of its samples, the four folder layouts, the splits, and its decoded files.
-
-h x w is a picture on disk.
-"""
-
-from __future__ import annotations
+"""A data set on disk: table of samples, four folder layouts, splits, decoded files. A picture there is h x w."""
 
 import contextlib
 import hashlib
@@ -57,7 +52,6 @@ def raise_errors(findings: Iterable[Finding]) -> None:
 
 # --- The table of samples, the contract between the layouts and the rest
 
-
 SPLITS = ("train", "val", "test", "test_shift")
 NORMAL, DEFECTIVE = "normal", "defective"
 STORE = "box_masks"  # the folder that holds the masks drawn from boxes, of all datasets
@@ -89,8 +83,8 @@ def read_samples(
     """Read a dataset's folder, for `mvtec` that of one category, into the table of samples. No picture is decoded.
 
     Args:
-        group_pattern: regular expression searched in the file name; its first group, or the whole match, names the
-            part that the picture shows. Without one each image is its own group, unless the reader knows better.
+        group_pattern: searched in the file name; its first group, or the whole match, names the part that the picture
+            shows. Without one each image is its own group, unless the layout knows better.
         both_classes: whether a single class is an error.
         findings: takes what is wrong, so that nothing is raised (`DataError`, of all that is wrong) or logged.
     """
@@ -104,8 +98,8 @@ def read_samples(
         what = "is a file" if root.exists() else "does not exist"
         report("error", root, f"data_root {what}; expected the dataset's folder")
     elif not rows:
-        names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-        there = f"found {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "the folder is empty"
+        names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[:8]
+        there = f"found {', '.join(names)}" if names else "the folder is empty"
         if categories := [folder.name for folder in _folders(root) if (folder / "train" / "good").is_dir()]:
             there = f"data_root is one category's folder, choose among {', '.join(categories)}"
         report("error", root, f"no images; expected {expected}; {there}")
@@ -166,15 +160,13 @@ def _name_in_store(mask: str) -> str:
 
 # --- The folder layouts
 
-
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def scan_generic(root: Path, report: Report) -> Iterator[Row]:
     """``images/<split>/{normal,defective}`` and ``masks/defective`` or ``masks/<split>/defective``.
 
-    Subfolders of ``defective`` name defect types. An image's mask has the same path below the folder, with
-    or without the suffix ``_mask``.
+    Subfolders of ``defective`` name defect types. A mask has its image's path below the folder, or ends in ``_mask``.
     """
     for folder, expected in ((root / "images", SPLITS), *((root / "images" / s, (NORMAL, DEFECTIVE)) for s in SPLITS)):
         for other in _folders(folder):  # pictures there would be left out without a word
@@ -208,8 +200,7 @@ def scan_synthetic(root: Path, report: Report) -> Iterator[Row]:
 def scan_mvtec(root: Path, report: Report) -> Iterator[Row]:
     """One category of MVTec AD: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``.
 
-    All defects are in ``test``; their split is left open (None), so that `split_samples` can share them
-    between train, val and test. Good images keep their folder's split.
+    The defects, all in ``test``, get no split, so that `split_samples` can share them; good images keep their folder's.
     """
     for split in ("train", "test"):
         yield from (Row(path, 0, split=split) for path in image_files(root / split / "good"))
@@ -248,10 +239,10 @@ def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
 
 # Reader and expected folders by `dataset_type`.
 LAYOUTS: dict[str, tuple[Callable[[Path, Report], Iterator[Row]], str]] = {
-    "generic": (scan_generic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
+    "generic": (scan_generic, "images/{train,val,test,test_shift}/{normal,defective}"),
     "mvtec": (scan_mvtec, "train/good, test/<defect> and ground_truth/<defect>"),
     "magnetic_tile": (scan_magnetic_tile, "MT_<class>/Imgs/exp<k>_num_<n>.jpg"),
-    "synthetic": (scan_synthetic, f"images/{{{','.join(SPLITS)}}}/{{normal,defective}}"),
+    "synthetic": (scan_synthetic, "images/{train,val,test,test_shift}/{normal,defective}"),
 }
 
 
@@ -293,13 +284,13 @@ def _match_masks(report: Report, images: Mapping[str, Path], folder: Path) -> di
 def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
     """Pictures that a dataset around them has a mask for, and that mask, told by the folders that they lie in."""
     datasets = set()
-    for folder in {folder for picture in pictures for folder in picture.absolute().parents}:
-        if folder.name == "images" and (folder.parent / "masks").is_dir():
-            datasets.add((scan_generic, folder.parent))
-        if folder.name == "test" and (folder.parent / "ground_truth").is_dir():
-            datasets.add((scan_mvtec, folder.parent))
-        if folder.name == "Imgs" and folder.parent.name.startswith("MT_"):
-            datasets.add((scan_magnetic_tile, folder.parent.parent))
+    for root, name in {(folder.parent, folder.name) for one in pictures for folder in one.absolute().parents}:
+        if name == "images" and (root / "masks").is_dir():
+            datasets.add((scan_generic, root))
+        if name == "test" and (root / "ground_truth").is_dir():
+            datasets.add((scan_mvtec, root))
+        if name == "Imgs" and root.name.startswith("MT_"):
+            datasets.add((scan_magnetic_tile, root.parent))
     masks = {row.image: row.mask for read, root in datasets for row in read(root, lambda *_: None)}
     return {picture: mask for picture in pictures if (mask := masks.get(picture.absolute())) is not None}
 
@@ -312,14 +303,14 @@ def split_samples(
 ) -> pd.DataFrame:
     """Fill the column `split` of a table of `read_samples` with train, val, test (and test_shift if it is there).
 
-    What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test
-    set, give `test_ratio` of themselves to test; then `val_ratio` of the training data goes to val: 0 where the
-    layout has its own validation folder. The same seed gives the same split. `DataError` for no validation data or
+    What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test set, give
+    `test_ratio` of themselves to test; then `val_ratio` of the training data, 0 where the layout has a validation
+    folder, goes to val. The same seed gives the same split. `DataError` for no validation data or
     two sources of it, a group that would cross splits, or (`both_classes`) a split that lacks a class.
     """
     raise_errors(_crossing_groups(samples))
     groups, label = samples["group"].to_numpy(dtype=object), samples["label"].to_numpy(dtype=np.int64)
-    # Open rows take over the split that their group already has, if any.
+    # Open rows follow their group.
     placed = samples["group"].map(samples.dropna(subset=["split"]).set_index("group")["split"].to_dict())
     split = samples["split"].fillna(placed).fillna("open").to_numpy(dtype=object, copy=True)
     strata = np.array([f"{row['label']} {row['defect_type']}" for row in samples.to_dict("records")])
@@ -351,9 +342,7 @@ def split_samples(
     return samples.reset_index(drop=True).assign(split=pd.Series(split, dtype=object))
 
 
-def _held_rows(
-    groups: NDArray, strata: NDArray, label: NDArray[np.int64], ratio: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def _held_rows(groups: NDArray, strata: NDArray, label: NDArray, ratio: float, rng: np.random.Generator) -> NDArray:
     """Which rows to hold out: whole groups, close to `ratio` of every stratum and of both classes.
 
     Groups with the same counts are interchangeable, so the search runs over the few kinds of groups, and how many of
@@ -395,7 +384,6 @@ def _held_rows(
 
 # --- Decoding
 
-
 MASK_THRESHOLD = 127  # mask values above it are defect: published masks have grey edges
 
 
@@ -422,7 +410,7 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
 def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
     """Scale integers by their type: 16 bits are divided by 257, whatever the image holds; others: `UnreadableError`.
 
-    A depth guessed from an image's largest value would differ within a dataset, and brightness could tell the class.
+    A depth guessed from an image's largest value would differ within a dataset: brightness could tell the class.
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableError(f"{path}: pixels are {image.dtype}; expected 8- or 16-bit integers")
@@ -436,14 +424,12 @@ def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]
 
 
 def _decode(path: str | Path, flags: int, what: str) -> NDArray:
-    image = None
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
     with contextlib.suppress(cv2.error):  # of an empty file, too
-        image = cv2.imdecode(data, flags)
-    if image is None:
-        state = "is truncated or not an image" if data.size else "is empty"
-        raise UnreadableError(f"{path}: {what} {state}; replace the file")
-    return image
+        if (image := cv2.imdecode(data, flags)) is not None:
+            return image
+    state = "is truncated or not an image" if data.size else "is empty"
+    raise UnreadableError(f"{path}: {what} {state}; replace the file")
