@@ -1,6 +1,5 @@
 """One picture or many, of any kind, explained by models whose answer is known, and by a trained run."""
 
-import logging
 import pickle
 import shutil
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from drawn_data import truncate_file
-from matplotlib.colors import to_rgba
 from PIL import Image
 from tiny import tiny_settings
 from torch import nn
@@ -42,7 +40,6 @@ def tensor(pixels):
 
 
 COLORED = [
-    COLOR[:, ::-1][:, ::-1],
     (COLOR.astype(np.uint16) * 257).astype(">u2"),
     (COLOR / 255 - 0.5) * 1.001 + 0.5,  # overshoots a little
     Image.fromarray(ALPHA),
@@ -50,21 +47,17 @@ COLORED = [
     tensor(ALPHA),
 ]
 GREYS = [
-    GREY[..., None],
     Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA[..., 3])]),
     Image.fromarray(GREY.astype(np.uint16) * 257),
     Image.fromarray((GREY / 255).astype(np.float32)),
-    torch.from_numpy(GREY)[None],
     torch.from_numpy(GREY).to(torch.bfloat16) / 255,
 ]
 MASKS = [
     MASK,
-    MASK.astype(np.int64),
     MASK.astype(np.uint16) * 65535,
     MASK[..., None] * 0.8,
     Image.fromarray(MASK),
     Image.fromarray(np.repeat(MASK.astype(np.uint8)[..., None] * 200, 3, axis=2)),
-    torch.from_numpy(MASK)[None].float(),
     torch.from_numpy(MASK)[None, None].to(torch.uint8),
 ]
 
@@ -83,20 +76,17 @@ def test_every_kind_of_picture_and_mask_gives_the_same_pixels(caplog):
 
 
 def test_files_give_the_same_pixels(tmp_path):
-    for name, pixels in {"color.tif": COLOR, "alpha.png": ALPHA, "still.gif": GREY}.items():
-        Image.fromarray(pixels).save(tmp_path / name)
-        assert np.array_equal(read_picture(str(tmp_path / name)), np.dstack([pixels] * 3)[..., :3]), name
-    dark = GREY.astype(np.uint16)
-    Image.fromarray(dark).save(tmp_path / "dark.png")
-    assert np.array_equal(read_picture(dark), read_picture(tmp_path / "dark.png")) and read_picture(dark).max() <= 1
-    Image.fromarray(COLOR).quantize(16).save(tmp_path / "palette.png")
     turned = Image.fromarray(COLOR)
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
-    for name in ("palette.png", "turned.png"):
-        assert np.array_equal(read_picture(tmp_path / name), read_picture(Image.open(tmp_path / name)))
     assert read_picture(tmp_path / "turned.png").shape == (16, 12, 3)
+    dark = Image.fromarray(GREY.astype(np.uint16))
+    files = {"alpha.png": Image.fromarray(ALPHA), "palette.gif": turned.quantize(16), "dark.png": dark}
+    for name, given in files.items():
+        given.save(tmp_path / name)
+        assert np.array_equal(read_picture(str(tmp_path / name)), read_picture(given)), name
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), read_picture(Image.open(tmp_path / "turned.png")))
     Image.fromarray(MASK).save(tmp_path / "m.png")
     assert np.array_equal(read_defect(tmp_path / "m.png", (24, 32)), MASK)
 
@@ -107,9 +97,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     frames = [Image.fromarray(COLOR[:, ::-1] // part) for part in (1, 2)]
     for suffix in (".gif", ".png", ".tif", ".webp"):
         Image.fromarray(COLOR).save(tmp_path / f"moving{suffix}", save_all=True, append_images=frames)
-        for read in (read_picture, lambda path: read_defect(path, (12, 16))):
-            with pytest.raises(UnreadableError, match=r"holds 3 frames \(.*\); expected one picture: save the frame"):
-                read(tmp_path / f"moving{suffix}")
+        with pytest.raises(UnreadableError, match=r"holds 3 frames \(.*\); expected one picture: save the frame"):
+            read_picture(tmp_path / f"moving{suffix}")
     for name, message in (("absent", "cannot be read: No such file"), ("cut", "is truncated or not an image")):
         with pytest.raises(DataError, match=f"{name}.png: image {message}"):
             read_picture(tmp_path / f"{name}.png")
@@ -120,7 +109,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 @pytest.mark.parametrize(("given", "message"), [
     (3, "image: got a int; expected a path, a PIL picture, an array"),
     (np.zeros((3, 8, 8)), r"image: ndarray has shape \(3, 8, 8\); .* 1, 3 or 4 .* last in an array, \(h, w, C\)"),
-    (np.zeros((0, 8, 3)), r"image: ndarray has shape \(0, 8, 3\)"),
     (torch.zeros(8, 8, 3), r"image: Tensor has shape \(8, 8, 3\); .* first in a tensor, \(C, h, w\)"),
     (np.zeros((8, 8), np.int64), "image: pixels are int64; expected uint8, uint16 or float in"),
     (np.full((8, 8), np.nan), "image: 64 values are not finite"),
@@ -128,8 +116,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (torch.randn(3, 8, 8), "image: float values from -.* expected .* the model normalises by itself"),
     (Image.fromarray(COLOR), "mask: mask is 12x16 .height x width., its picture 12x12; expected the same aspect"),
     (torch.ones(2, 12, 16), r"mask: mask has shape \(2, 12, 16\); expected \(h, w\)"),
-    (np.full((12, 12), 255.0), "mask: float values from 255 to 255"),
-    (object(), "mask: got a object"),
 ])  # fmt: skip
 def test_what_is_no_picture_and_no_mask_is_said(given, message):
     with pytest.raises(DataError, match=message):
@@ -176,8 +162,7 @@ def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sent
 # --- Explanations, by models that look at the brightness of one region and at nothing else
 
 CORNER, WHOLE = (slice(0, 32), slice(0, 32)), (slice(0, 64), slice(0, 64))
-CELL = 4
-"""Pixels of a map cell; inputs are 64 x 64."""
+CELL = 4  # pixels of a map cell; inputs are 64 x 64
 
 
 class Looks(nn.Module):
@@ -187,10 +172,10 @@ class Looks(nn.Module):
     before, ``fragile`` says normal whatever the mask.
     """
 
-    def __init__(self, region=CORNER, level=0.25, without="honest", strategy="S5", mask_source="localization"):
+    def __init__(self, region=CORNER, level=0.25, without="honest", strategy="S5"):
         super().__init__()
         self.region, self.level, self.without = region, level, without
-        self.strategy, self.mask_source, self.map_stride = strategy, mask_source, CELL
+        self.strategy, self.map_stride = strategy, CELL
         self.counterfactual = nn.Identity() if strategy >= "S5" else None
         self.gain = nn.Parameter(torch.tensor(20.0))
         self.dropout = nn.Dropout()
@@ -241,22 +226,24 @@ def test_a_model_that_looks_at_one_corner():
     assert explanation["confidence"] == explanation["probability"] > 0.99
     assert explanation["cam"].shape == (16, 16) and explanation["cam"][:6, :6].min() > 1 > explanation["cam"][6:].max()
     assert explanation["cam_iou"] > 0.95 and explanation["point_game"] == 1.0 and explanation["grid_iou"] > 0.5
-    assert np.array_equal(explanation["mask"], block())
+    assert np.array_equal(explanation["mask"], block()) and explanation["counterfactual"]["mask_from"] == "annotation"
     assert explanation["attention"][:8, :8].min() == 1 and explanation["attention"].sum() == 64
     assert explanation["localization"].shape == (64, 64) and explanation["localization"].dtype == np.float32
     assert explanation["box"] == (0, 0, 24, 24) and explanation["area"] == 576 / 4096
-    assert explanation["counterfactual"]["mask_from"] == "annotation"
-    elsewhere = explainer_of().explain(picture(slice(40, 64), slice(40, 64)))
-    assert elsewhere["prediction"] == 0 and elsewhere["confidence"] == 1 - elsewhere["probability"]
     assert model.training and model.dropout.training  # left as it was, and asked as if it were not
     np.testing.assert_equal(explanation, explainer_of(model.eval()).explain(picture(), block()))
+    elsewhere = explainer_of().explain(picture(slice(40, 64), slice(40, 64)), block())
+    assert elsewhere["prediction"] == 0 and elsewhere["confidence"] == 1 - elsewhere["probability"]
+    assert elsewhere["cam_iou"] == elsewhere["point_game"] == 0
 
 
 def test_a_decision_may_rest_on_the_defect_ignore_it_or_turn_at_anything():
     lower = (slice(32, 64), slice(0, 64))  # the moved mask, and only that, covers what this one looks at
     only_elsewhere = Looks(lower, level=0.9), picture(*lower), block(slice(0, 24), slice(0, 64))
+    beside = block(slice(40, 60), slice(40, 60))  # where the model does not look
     for model, image, mask, expected in (
         (Looks(), picture(), block(), (True, False)),
+        (Looks(), picture(), beside, (False, False)),
         (Looks(without="ignores"), picture(), block(), (False, False)),
         (Looks(without="fragile"), picture(), block(), (True, True)),
         (*only_elsewhere, (False, True)),
@@ -264,15 +251,9 @@ def test_a_decision_may_rest_on_the_defect_ignore_it_or_turn_at_anything():
     ):
         asked = explainer_of(model).explain(image, mask)["counterfactual"]
         assert (asked["flips"], asked["control_flips"]) == expected
-
-
-def test_a_wrong_region_is_not_the_reason():
-    """The annotation lies where the model does not look; its own localization does."""
-    wrong = explainer_of().explain(picture(), block(slice(40, 60), slice(40, 60)))
-    assert not wrong["counterfactual"]["flips"] and wrong["cam_iou"] == 0 and wrong["point_game"] == 0
     own = explainer_of().explain(picture(), np.zeros((64, 64)))
     assert own["counterfactual"]["flips"] and own["counterfactual"]["mask_from"] == "localization"
-    assert "that the model itself localizes" in own["counterfactual"]["message"] and "cam_iou" not in own
+    assert "that the model itself localizes" in own["counterfactual"]["message"]
     assert not any(isinstance(value, float) and np.isnan(value) for value in own.values())
 
 
@@ -418,8 +399,7 @@ def test_a_run_is_explained_as_it_was_evaluated(run):
 def test_a_run_without_evaluation_works_with_less(run, tmp_path, caplog):
     for name in ("settings.yaml", "manifest.json", "model.safetensors"):
         shutil.copy(run.folder / name, tmp_path)
-    with caplog.at_level(logging.WARNING):
-        explainer = DefectExplainer.from_run(Run(tmp_path))
+    explainer = DefectExplainer.from_run(Run(tmp_path))
     assert "is not evaluated: the threshold is 0.5 and no map has an absolute scale" in caplog.text
     assert explainer.threshold == 0.5 and "found" not in explainer.explain(picture())
 
@@ -429,12 +409,8 @@ def test_a_run_without_evaluation_works_with_less(run, tmp_path, caplog):
 SCALES = {"cam": MapScale(0.0, 2.0), "attention": MapScale(0.5, 0.9), "localization": MapScale(0.6, 0.9)}
 
 
-def drawn(model=None, image=None, mask=None, **options):
-    explainer = explainer_of(model, **{"scales": SCALES} | options)
-    return explainer.visualize(picture() if image is None else image, mask)
-
-
-def words(figure):
+def words(model=None, value=255, mask=None, **options):
+    figure = explainer_of(model, **{"scales": SCALES} | options).visualize(picture(value=value), mask)
     return figure.get_supxlabel().replace("\n", " ")
 
 
@@ -443,57 +419,43 @@ def panel(figure, title):
 
 
 def test_every_map_is_drawn_on_both_scales_and_says_which_and_a_calm_one_stays_grey():
-    figure = drawn(image=picture(value=80))
+    figure = explainer_of(scales={"localization": SCALES["localization"]}).visualize(picture(value=80))
     calm, loud = panel(figure, "localization\nabsolute, 0.60 to 0.90"), panel(figure, "localization\nper image")
     assert len(figure.axes) == 7 and [text.get_text() for text in (*calm.texts, *loud.texts)] == ["nothing found"]
     assert np.ptp(calm.images[0].get_array(), axis=2).max() == 0 < np.ptp(loud.images[0].get_array(), axis=2).max()
-    assert len(drawn(Looks(strategy="S1")).axes) == 3
-    figure = drawn(scales=None)
     assert [text.get_text() for text in panel(figure, "deciding CAM\nno absolute scale").texts] == ["unknown"]
     assert panel(figure, "attention\n0 to 1, no absolute scale")
-    figure = drawn(scales={"cam": MapScale(2.0, 1.0)})
-    assert panel(figure, "deciding CAM\nabsolute, above 2.00 or not")
-    assert "The deciding CAM peaks as high on normal validation pictures as on defective ones" in words(figure)
+    outlined = explainer_of().visualize(picture(value=80), block(slice(30, 50), slice(30, 50))).axes[3:]
+    assert all(np.ptp(axis.images[0].get_array(), axis=2).max() > 0 for axis in outlined)
+    assert len(explainer_of(Looks(strategy="S1")).visualize(picture()).axes) == 3
 
 
 def test_verdict_numbers_marks_and_counterfactual_stand_in_words():
-    figure = drawn(mask=block(), class_names=("good", "bad"))
-    assert figure.get_suptitle() == "bad, confidence 99.9%"
-    assert words(figure).startswith("p(defect) 0.999, threshold 0.500 · localized area 14.1% · CAM-IoU ")
-    assert "Cyan outline: annotated defect. Orange box: localization ≥ 0.5." in words(figure)
-    assert "Without the annotated defect the verdict turns to good (1.00 → 0.01)" in words(figure)
-    for model, value, scales, sentence in (
-        (None, 25, SCALES, "The localization marks nothing beyond what it does on normal parts."),
-        (None, 25, None, "absolute scale, which is unknown"),
-        (Looks(level=2), 204, SCALES, "Orange box: localization ≥ 0.6."),
-        (Looks(level=0.01), 102, SCALES, "The localization marks nothing."),
-        (Looks(strategy="S1"), 255, SCALES, "No counterfactual: strategy S1 has no counterfactual path"),
-    ):
-        assert sentence in words(drawn(model, picture(value=value), scales=scales))
-
-
-def test_boxes_are_drawn_in_the_input_and_the_mask_on_every_panel():
-    wide = picture(slice(10, 20), slice(20, 40), size=(40, 80))
-    (patch,) = panel(drawn(Looks(WHOLE, level=0.08), wide, resize="letterbox"), "picture").patches
-    assert patch.get_bbox().bounds == (15.5, 7.5, 16, 8)  # of 32 rows between two bars
-    assert patch.get_edgecolor() == to_rgba(explain.BOX)
-    plain, outlined = drawn().axes, drawn(mask=block(slice(30, 50), slice(30, 50))).axes
-    assert all((one.images[0].get_array() != other.images[0].get_array()).any() for one, other in zip(plain, outlined))
+    said = words(mask=block(), class_names=("good", "bad"))
+    assert said.startswith("p(defect) 0.999, threshold 0.500 · localized area 14.1% · CAM-IoU ")
+    assert "Cyan outline: annotated defect. Orange box: localization ≥ 0.5." in said
+    assert "Without the annotated defect the verdict turns to good (1.00 → 0.01)" in said
+    assert "The localization marks nothing beyond what it does on normal parts." in words(value=25)
+    assert "absolute scale, which is unknown" in words(value=25, scales=None)
+    assert "Orange box: localization ≥ 0.6." in words(Looks(level=2), value=204)
+    assert "No counterfactual: strategy S1 has no counterfactual path" in words(Looks(strategy="S1"))
+    little = "The deciding CAM peaks as high on normal validation pictures as on defective ones"
+    assert little in words(scales={"cam": MapScale(2.0, 1.0)})
 
 
 def test_a_figure_of_one_picture_is_written_and_nothing_is_asked_again(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "part_3.png")
-    model = Looks()
-    explainer = explainer_of(model)
-    figure = explainer.visualize(tmp_path / "part_3.png", block(), save_path=tmp_path / "new" / "e.png")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["e.png"] and len(model.asked) == 2
-    assert figure.get_suptitle() == "part_3.png: defective, confidence 99.9%"
-    assert not plt.get_fignums()  # shows nothing and leaks nothing
+    Image.fromarray(picture(slice(10, 20), slice(20, 40), size=(40, 80))).save(tmp_path / "part_3.png")
+    explainer = explainer_of(Looks(WHOLE, level=0.08), resize="letterbox")
+    figure = explainer.visualize(tmp_path / "part_3.png", save_path=tmp_path / "new" / "e.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["e.png"] and len(explainer.model.asked) == 2
+    assert figure.get_suptitle().startswith("part_3.png: defective, confidence ")
+    (box,) = panel(figure, "picture").patches
+    assert box.get_bbox().bounds == (15.5, 7.5, 16, 8)  # of 32 rows between two bars
     with pytest.raises(ValueError, match=r"save_path must end in .png, .jpg, .jpeg, got '.*e.pdf"):
         explainer.visualize(picture(), save_path=tmp_path / "e.pdf")
     with pytest.raises(DataError, match="visualize draws one picture, got 2; call it for each"):
         explainer.visualize([picture(), picture()])
-    assert explainer.visualize(torch.zeros(1, 3, 64, 64)).axes
+    assert explainer.visualize(torch.zeros(1, 3, 64, 64)).axes and not plt.get_fignums()
 
 
 def test_figures_use_a_font_that_has_the_names_or_say_that_there_is_none(monkeypatch, caplog):
