@@ -5,15 +5,13 @@ timm and mmpretrain name the layers of the same EfficientNetV2 differently (``bl
 epsilon of 1e-3 included, so that translating the names is all there is to do.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import timm
@@ -28,7 +26,6 @@ from gainmtl_lib.settings import UserError, closest
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
-
 LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 
 # The weights behind the accuracies that EfficientNetV2's authors report per size; xl exists with ImageNet-21k only.
@@ -93,10 +90,7 @@ class Backbone(nn.Module):
         return [*levels[: len(self.indices)], levels[-1]]
 
     def freeze(self, frozen_stages: int) -> None:
-        """Stop training up to a level: -1 nothing, 0 the stem, k through level k (conv_head never).
-
-        Frozen batch norms stay in evaluation mode, also after ``train()``.
-        """
+        """Stop training up to a level: -1 nothing, 0 the stem, k through level k (conv_head never)."""
         if frozen_stages == -1:
             return
         if frozen_stages not in (0, *LEVEL_STRIDES):
@@ -114,7 +108,7 @@ class Backbone(nn.Module):
         self._frozen_norms = [module for module in frozen if isinstance(module, _BatchNorm)]
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode, frozen batch norms apart."""
         super().train(mode)
         for module in self._frozen_norms:
@@ -143,7 +137,6 @@ def get_backbone(
     Raises:
         ModelError: an unknown architecture or level, or weights that cannot be had or do not fit.
     """
-    levels = checked_levels(out_indices)
     timm_name = EFFICIENTNET_V2.get(arch, arch)
     if not timm.is_model(timm_name):
         hint = closest(arch, [*EFFICIENTNET_V2, *timm.list_models()]) or "."
@@ -155,7 +148,7 @@ def get_backbone(
         if not hasattr(net, "forward_intermediates") or not getattr(net, "feature_info", None):
             raise ModelError(f"{arch}: timm's {type(net).__name__} does not give intermediate features")
         built = net, list(net.feature_info)
-    backbone = Backbone(*built, arch=arch, provider=provider, levels=levels)
+    backbone = Backbone(*built, arch=arch, provider=provider, levels=checked_levels(out_indices))
     config = timm.get_pretrained_cfg(timm_name) or PretrainedCfg()
     backbone.mean, backbone.std = tuple(config.mean), tuple(config.std)
     if pretrained is not False:
@@ -166,12 +159,11 @@ def get_backbone(
 
 
 def _give_weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, name: str) -> None:
-    backbone.weights = source = f"imagenet:{name}"
+    source, backbone.weights = str(pretrained), f"{pretrained} (mean and std of {name})"  # a file has none of its own
     if not isinstance(pretrained, bool) and pretrained != "auto":
-        state, source = read_checkpoint(pretrained), str(pretrained)
-        # A file of tensors does not say how its images were normalised.
-        backbone.weights = f"{pretrained} (mean and std of {name})"
+        state = read_checkpoint(pretrained)
     else:
+        backbone.weights = source = f"imagenet:{name}"
         try:
             state = fetch_weights(arch, name, backbone.provider)
         except ModelError as error:
@@ -221,7 +213,6 @@ def _mmpretrain_network(arch: str) -> tuple[nn.Module, list[dict[str, Any]]] | N
 
 
 # --- Weights, of files and by name
-
 
 _CLASSIFIER = ("classifier.", "fc.", "head.", "head_fc.", "last_linear.")
 
@@ -307,24 +298,14 @@ def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
 
 # --- The two namings
 
-
 _LAYERS = {
     # mmpretrain's layers of the three kinds of block, and timm's
-    "conv": "conv",
-    "bn": "bn1",
-    "conv1.conv": "conv_exp",
-    "conv1.bn": "bn1",
-    "conv2.conv": "conv_pwl",
-    "conv2.bn": "bn2",
-    "expand_conv.conv": "conv_pw",
-    "expand_conv.bn": "bn1",
-    "depthwise_conv.conv": "conv_dw",
-    "depthwise_conv.bn": "bn2",
-    "se.conv1.conv": "se.conv_reduce",
-    "se.conv2.conv": "se.conv_expand",
-    "linear_conv.conv": "conv_pwl",
-    "linear_conv.bn": "bn3",
-}
+    "conv": "conv", "bn": "bn1",
+    "conv1.conv": "conv_exp", "conv1.bn": "bn1", "conv2.conv": "conv_pwl", "conv2.bn": "bn2",
+    "expand_conv.conv": "conv_pw", "expand_conv.bn": "bn1", "depthwise_conv.conv": "conv_dw",
+    "depthwise_conv.bn": "bn2", "se.conv1.conv": "se.conv_reduce", "se.conv2.conv": "se.conv_expand",
+    "linear_conv.conv": "conv_pwl", "linear_conv.bn": "bn3",
+}  # fmt: skip
 _STEM, _HEAD = {"conv": "conv_stem", "bn": "bn1"}, {"conv": "conv_head", "bn": "bn2"}
 
 

@@ -6,8 +6,6 @@ reduce per image first, then average over the images they apply to.
 Sizes: B images, H x W network input, h x w feature grid. Every `has_mask` is bool (B,), masks are in [0, 1].
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -43,9 +41,6 @@ def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return wrapped
 
 
-# --- The terms
-
-
 @term
 def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) -> Tensor:
     """FL = -α_t (1 - p_t)^γ log p_t of logits (B, 2) and labels (B,), mean over images (Lin et al. 2017).
@@ -64,10 +59,8 @@ def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, alpha: float) ->
 def focal_alpha(normals: int, defectives: int) -> float:
     """α for `focal_loss` from the training counts: the share of normals, so that the rarer class weighs more."""
     if min(normals, defectives) < 1:
-        raise ValueError(
-            f"focal alpha needs training images of both classes, got {normals} normal and {defectives} defective; "
-            "check the split"
-        )
+        counts = f"{normals} normal and {defectives} defective"
+        raise ValueError(f"focal alpha needs training images of both classes, got {counts}; check the split")
     return normals / (normals + defectives)
 
 
@@ -132,15 +125,11 @@ def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_
 
 
 def _upsample(logits: Tensor, masks: Tensor) -> Tensor:
-    if logits.shape[-2:] == masks.shape[-2:]:
-        return logits
     return F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
 
 
-# Per image: (B, 1, H, W) logits and masks -> (B,).
-
-
 def _bce(logits: Tensor, masks: Tensor) -> Tensor:
+    """Per image, as the overlaps below: (B, 1, H, W) logits and masks -> (B,)."""
     return F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=(1, 2, 3))
 
 
@@ -160,16 +149,15 @@ def _soft_iou(logits: Tensor, masks: Tensor) -> Tensor:
     return 1 - shared / (both - shared).clamp_min(1e-6)
 
 
-# --- Their sum
+# --- All terms together
 
 
 class GainLoss(nn.Module):
     """All terms of a batch and their weighted sum.
 
-    Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start
-    at 2 and -2, a border one deviation above the CAM's mean: a defect is a small part of its image, and
-    at common learning rates they move slowly. The CAM that is guided is that of path 1 (``cls``), of the
-    ``deciding`` head, or ``both`` in the mean.
+    Holds the gain and offset that turn a standardised CAM into logits, learned with the model. They start at 2 and -2,
+    a border one deviation above the CAM's mean: a defect is a small part of its image, and they move slowly. The CAM
+    that is guided is that of path 1 (``cls``), of the ``deciding`` head, or ``both`` in the mean.
     """
 
     def __init__(
@@ -219,9 +207,7 @@ class GainLoss(nn.Module):
 
 # --- Which terms are in force at what point of the training
 
-
 FIRST_STAGE = {"cls": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
-"""The stage from which each term counts."""
 
 
 @dataclass(frozen=True)

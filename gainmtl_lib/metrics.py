@@ -5,8 +5,6 @@ first. An image whose mask is empty has no answer: its score is NaN, and means l
 Values of a map that are not finite count as zero. Sizes: B images, H x W masks, h x w maps.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -98,18 +96,15 @@ def _union(predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return _share(predicted & defect), _share(predicted | defect)
 
 
-def _answerable(masks: Tensor) -> Tensor:
-    return (masks > 0.5).flatten(1).any(dim=1)
-
-
 def _score(numerator: Tensor, denominator: Tensor, masks: Tensor) -> Tensor:
     """(B,) scores: 0 where the denominator is 0, NaN where the mask is empty."""
-    return (numerator / denominator.clamp_min(_TINY)).masked_fill(~_answerable(masks), torch.nan)
+    scores = numerator / denominator.clamp_min(_TINY)
+    return scores.masked_fill((masks <= 0.5).flatten(1).all(dim=1), torch.nan)
 
 
 def pooled_overlap(predicted: Tensor, masks: Tensor) -> Tensor:
     """Intersection and union, (2,), of all images that have a mask: in their ratio large defects weigh more."""
-    return (torch.stack(_union(predicted, masks)) * _answerable(masks)).sum(dim=1)
+    return (torch.stack(_union(predicted, masks)) * (masks > 0.5).flatten(1).any(dim=1)).sum(dim=1)
 
 
 MEANS = (
@@ -121,9 +116,7 @@ MEANS = (
 
 # --- Pixels of a whole set of pictures, whatever threshold is taken
 
-
-LEVELS = 2**20
-"""Scores that are told apart."""
+LEVELS = 2**20  # scores that are told apart
 
 
 class PixelScores:
@@ -148,10 +141,7 @@ class PixelScores:
             self.regions += count - 1  # without the background
 
     def auroc(self) -> float:
-        """Probability that a defect pixel scores higher than a defect-free one, the same level counting half.
-
-        NaN without a defect pixel or without a defect-free one.
-        """
+        """Probability that a defect pixel outscores a clean one, ties half; NaN where there is none of either."""
         pairs = float(self.defect.sum()) * float(self.clean.sum())
         below = self.clean.cumsum() - self.clean
         return float(self.defect @ (below + self.clean / 2)) / pairs if pairs else math.nan
@@ -177,12 +167,8 @@ class PixelScores:
 
 # --- From scores to decisions
 
-
-OFF_THE_DEFECT_IOU = 0.1
-"""A map whose maximum misses the defect and whose IoU is below this counts as off the defect."""
-
-FALSE_ALARMS = 0.05
-"""Share of new normal pictures that may be called unlike the normal ones."""
+OFF_THE_DEFECT_IOU = 0.1  # a map whose maximum misses the defect and whose IoU is below this is off the defect
+FALSE_ALARMS = 0.05  # share of new normal pictures that may be called unlike the normal ones
 
 
 def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0.5) -> float:
@@ -207,9 +193,8 @@ def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0
 def novelty_threshold(normal_scores: NDArray) -> float:
     """Anomaly score above which a picture is unlike the normal ones: the conformal quantile of their scores, (N,).
 
-    A new normal picture exceeds it with a probability of at most
-    `FALSE_ALARMS`, whatever the scores' distribution, once there are 19 of them (Vovk, Gammerman,
-    Shafer 2005); with fewer it is the highest score.
+    A new normal picture exceeds it with a probability of at most `FALSE_ALARMS`, whatever the scores' distribution,
+    once there are 19 of them (Vovk, Gammerman, Shafer 2005); with fewer it is the highest score.
     """
     rank = math.ceil((len(normal_scores) + 1) * (1 - FALSE_ALARMS))
     return float(np.sort(normal_scores)[min(rank, len(normal_scores)) - 1])
@@ -265,15 +250,11 @@ def average_precision(labels: NDArray, scores: NDArray) -> float:
 # --- One scale for all maps of a model, fixed on validation, so that a picture without a defect looks calm
 
 
-CALM_SHARE = 0.95
-"""Share of the normal validation pictures whose map finds nothing, by construction of the scale."""
-
-
 @dataclass(frozen=True)
 class MapScale:
     """Floor and ceiling of a map's absolute scale, in the map's own unit."""
 
-    floor: float  # what the peaks of 95 % of the normal validation pictures stay below; shown as 0
+    floor: float  # what the peaks of 95 % of the normal validation pictures do not exceed; shown as 0
     ceiling: float  # the median peak of the defective ones; shown as 1
 
     @property
@@ -299,5 +280,4 @@ def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
     normal, defective = peaks[labels == 0], peaks[labels == 1]
     if not len(normal) or not len(defective):
         return None
-    floor = float(np.quantile(normal, CALM_SHARE, method="higher"))
-    return MapScale(floor, float(np.median(defective)))
+    return MapScale(float(np.quantile(normal, 0.95, method="higher")), float(np.median(defective)))

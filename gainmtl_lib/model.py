@@ -3,8 +3,6 @@
 Sizes: B images, C channels, H x W network input, h x w feature grid (H / map_stride).
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -130,7 +128,7 @@ def fuse_attention(
     return fused if has_mask is None else torch.where(has_mask[:, None, None, None], fused, attention)
 
 
-# --- The heads
+# --- The heads, and their class activation map
 
 
 class ClassificationHead(nn.Module):
@@ -171,9 +169,6 @@ class LocalizationHead(nn.Module):
         """Shape: (B, C, h, w) -> (B, 1, *size), upsampled fourfold and then to `size`."""
         logits = F.interpolate(self.body(features), scale_factor=4.0, mode="bilinear")
         return logits if logits.shape[2:] == size else F.interpolate(logits, size=size, mode="bilinear")
-
-
-# --- The class activation map
 
 
 def class_activation_map(features: Tensor, head: ClassificationHead) -> tuple[Tensor, Tensor]:
@@ -256,7 +251,6 @@ def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | 
     every time, and not always the same corner.
 
     Args:
-        masks: defect masks.
         margin: pixels to keep between the defect and its moved copy; None is a sixteenth of the shorter side.
             ``2 * map_stride`` keeps the copy's dilated region clear of the defect's cells.
         inside: where the pictures lie, bool, of the same shape. A copy in the flat bars beside a letterboxed picture
@@ -291,9 +285,7 @@ def _moved(mask: Tensor, forbidden: Tensor) -> Tensor:
 
 # --- GAIN-MTL
 
-
-OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")
-"""Sources of S6's masks that the model must be given."""
+OUTSIDE_SOURCES = ("efficientad", "external", "other", "oracle")  # of S6's masks, which the model must be given
 
 
 class AttentionPath(nn.Module):
@@ -322,14 +314,12 @@ class AttentionPath(nn.Module):
 class GAINMTLModel(nn.Module):
     """Classifier of normal against defective surfaces that shows, and is taught, where it looks.
 
-    Only the parts that the strategy uses exist.
-
     Args:
         backbone_arch, pretrained, out_indices, use_mmpretrain, freeze_backbone_stages: see `get_backbone`.
         num_classes: 2; the CAM is a two-class margin.
         fpn_channels, attention_channels: width of the feature pyramid, and inside the attention and mining heads.
         use_counterfactual: False leaves path 3 out of S5 to S7.
-        strategy: S1 to S7; S7 is the model of S5, trained on edited pictures besides.
+        strategy: S1 to S7, whose parts alone exist; S7 is the model of S5, trained on edited pictures besides.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
         counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
@@ -474,7 +464,5 @@ class GAINMTLModel(nn.Module):
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
     """The model of a run's settings; `pretrained` in place of their own: False where weights are loaded afterwards."""
-    given: dict[str, Any] = {name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters}
-    if pretrained is not None:
-        given["pretrained"] = pretrained
-    return GAINMTLModel(**given)
+    given: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained}
+    return GAINMTLModel(**{name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters} | given)

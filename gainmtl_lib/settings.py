@@ -328,7 +328,7 @@ class Settings(RunSettings):
             f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}": self.num_classes == 2,
             f"stage1_ratio … stage4_ratio must sum to 1, got {ratio_sum}": abs(sum(ratios) - 1) <= 1e-6,
             f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}": (
-                sorted(set(levels) & {1, 2, 3, 4}) == levels
+                [] != levels == sorted(set(levels) & {1, 2, 3, 4})
             ),
             f"image_size must be multiples of 32 (the coarsest stride), got {size}": not any(s % 32 for s in size),
             f"own_mask_prob + other_mask_prob must not exceed 1, got {masks[0]:g} + {masks[1]:g}": sum(masks) <= 1,

@@ -5,8 +5,6 @@ two shares of the same pictures Tango's, both at the number of independent pictu
 scores are resampled group by group. Rows of a study are compared seed by seed with a paired t test.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +23,7 @@ from gainmtl_lib.wording import METRICS, join_words
 
 CONFIDENCE = 0.95
 RESAMPLES, SEED = 2000, 0
-FEWEST_GROUPS = 10
-"""Percentiles of resamples of fewer groups are much too narrow: no interval is given then."""
+FEWEST_GROUPS = 10  # percentiles of resamples of fewer are much too narrow: no interval is given then
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,6 @@ def share_parts(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 def wilson(hits: float, count: float) -> tuple[float, float]:
     """Wilson's score interval of a share; `scipy.stats.binomtest` has it for whole counts only."""
-    if count <= 0:
-        return nan, nan
     z, share = float(stats.norm.ppf((1 + CONFIDENCE) / 2)), hits / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
@@ -79,8 +74,6 @@ def tango(only_first: float, only_second: float, count: float) -> tuple[float, f
     It excludes 0 exactly where McNemar's test rejects equal shares. Where all pairs that differ do so in one direction,
     its end on that side is Wilson's of their share. `only_first` and `only_second` count the pairs with a single 1.
     """
-    if count <= 0:
-        return nan, nan
     gain, square = only_first - only_second, float(stats.chi2.ppf(CONFIDENCE, 1))
 
     def beyond(difference: float) -> float:
@@ -92,10 +85,8 @@ def tango(only_first: float, only_second: float, count: float) -> tuple[float, f
 
     value, step = gain / count, 1e-9  # beside the value itself, where both terms are 0 when all pairs agree
     solve: Any = optimize.brentq
-    return (
-        -1.0 if value - step <= -1 else solve(beyond, -1, value - step),
-        1.0 if value + step >= 1 else solve(beyond, value + step, 1),
-    )
+    low = -1.0 if value - step <= -1 else solve(beyond, -1, value - step)
+    return low, 1.0 if value + step >= 1 else solve(beyond, value + step, 1)
 
 
 def effective_count(values: NDArray, groups: NDArray) -> float:
@@ -196,10 +187,7 @@ def _percentiles(drawn: NDArray) -> tuple[float, float]:
 
 
 def mean_score(values: NDArray, groups: NDArray) -> Estimate:
-    """Mean of a per-picture score in [0, 1] over the pictures that have one (not NaN); all 0 or 1 are a share.
-
-    Not for differences, which may be 0 and 1 without being a share: see `paired_difference` and `mean_gain`.
-    """
+    """Mean of a per-picture score in [0, 1] over the pictures that have one (not NaN); all 0 or 1 are a share."""
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)
     share = np.isin(values[known], (0.0, 1.0)).all() and known.any()
@@ -207,7 +195,7 @@ def mean_score(values: NDArray, groups: NDArray) -> Estimate:
 
 
 def mean_gain(values: NDArray, groups: NDArray) -> Estimate:
-    """Mean of a per-picture difference of scores, (N,), resampled by group whatever its values."""
+    """Mean of a per-picture difference of scores, (N,), resampled by group: 0 and 1 do not make it a share."""
     return resampled(lambda chosen: float(values[chosen].mean()), groups) if len(values) else Estimate()
 
 
@@ -242,10 +230,8 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
 
 # --- Rows of a study, and the steps between them
 
-BETTER, WORSE = "better", "worse"
-NOT_DISTINGUISHABLE, NOT_TESTED = "not distinguishable", "not tested"
-Row = Mapping[int, pd.DataFrame]
-"""Predictions of one split by seed, of one setting."""
+BETTER, WORSE, NOT_DISTINGUISHABLE, NOT_TESTED = "better", "worse", "not distinguishable", "not tested"
+Row = Mapping[int, pd.DataFrame]  # predictions of one split by seed, of one setting
 _COLUMNS = {"accuracy": "predicted", "auroc": "probability", "cf_excess": "cf_flip"}
 
 
@@ -310,8 +296,7 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, owner: str) -> list[pd.Da
             f"{owner}: the two runs were evaluated on different pictures ({len(first)} and {len(second)}, "
             f"{len(common)} of them in both); compare runs of the same data and split"
         )
-    differ = first["image"][first["label"] != second["label"]].tolist()
-    if differ:
+    if differ := first["image"][first["label"] != second["label"]].tolist():
         raise DataError(
             f"{owner}: {len(differ)} pictures have another label in the second run, the first is {differ[0]}; compare "
             "runs of the same data"

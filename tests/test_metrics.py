@@ -1,7 +1,5 @@
 """Scores of maps and pixels, thresholds and the absolute scale, counted by hand, by brute force and by scikit-learn."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
@@ -24,23 +23,17 @@ def images(*pictures: Sequence[Sequence[float]]) -> torch.Tensor:
 MASK = images([[1, 1, 0, 0], [0, 0, 0, 0]])
 
 
-def test_normalize_maps_is_per_image():
+@pytest.mark.parametrize("value", [0.0, 0.3, -7.1, 1e-30])
+def test_maps_are_normalised_per_image_and_a_constant_one_to_zero_even_after_upsampling(value):
     maps = images([[0, 2], [4, 1]], [[-1, -3], [-2, -1]])
     assert torch.equal(metrics.normalize_maps(maps), images([[0, 0.5], [1, 0.25]], [[1, 0], [0.5, 1]]))
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, -7.1, 1e-30])
-def test_constant_map_normalizes_to_zero_even_after_upsampling(value):
     upsampled = metrics.resize_maps(torch.full((1, 1, 3, 5), value), torch.zeros(1, 1, 37, 41))
     assert not metrics.normalize_maps(upsampled).any()
 
 
-def test_resize_is_bilinear_without_corner_alignment():
+def test_resize_is_bilinear_without_corner_alignment_and_shapes_belong_together():
     resized = metrics.resize_maps(images([[0, 1]]), torch.zeros(1, 1, 1, 4))
     assert torch.allclose(resized, images([[0, 0.25, 0.75, 1]]))
-
-
-def test_shapes_that_do_not_belong_together_are_an_error():
     with pytest.raises(ValueError, match=r"maps must be \(B, 1, h, w\) and masks \(B, 1, H, W\) with the same B, got"):
         cam_iou(torch.zeros(1, 1, 2, 2), torch.ones(2, 1, 2, 2))
 
@@ -60,27 +53,13 @@ def test_scores_of_maps_counted_by_hand():
     assert [grid_iou(MASK, grid).item() for grid in ((1, 2), (2, 4), (1, 1))] == pytest.approx([0.5, 1, 0])
 
 
-def test_predicted_masks_counted_by_hand():
+def test_predicted_masks_counted_by_hand_and_pooled_by_area():
     prob = images([[0.9, 0.4, 0.5, 0.1], [0.7, 0, 0, 0]])  # on: one defect pixel, two others; one missed
     assert mask_iou(prob, MASK).tolist() == pytest.approx([1 / 4])
     assert metrics.dice(prob, MASK).tolist() == pytest.approx([2 * 1 / (3 + 2)])
     assert metrics.pixel_accuracy(prob, MASK).tolist() == pytest.approx([5 / 8])
     assert mask_iou(prob, MASK, threshold=0.4).tolist() == pytest.approx([2 / 4])
     assert mask_iou(torch.zeros_like(prob), MASK).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    "score", [cam_iou, metrics.point_game, energy_inside, mask_iou, metrics.dice, metrics.pixel_accuracy]
-)
-def test_an_empty_mask_has_no_answer_and_values_that_are_not_finite_have_one(score):
-    maps, masks = torch.rand(2, 1, 2, 4), torch.cat([MASK, torch.zeros_like(MASK)])
-    assert score(maps, masks).isnan().tolist() == [False, True]
-    assert grid_iou(masks, (1, 2)).isnan().tolist() == [False, True]
-    maps = torch.full((1, 1, 2, 4), torch.nan)
-    assert score(maps, MASK).item() == pytest.approx(0.75 if score is metrics.pixel_accuracy else 0)
-
-
-def test_the_pooled_iou_weighs_by_area():
     # defect of 2, both found; no defect, which does not count; defect of 6, three found: 5 / 8
     masks = torch.cat([MASK, torch.zeros_like(MASK), images([[1, 1, 1, 1], [1, 1, 0, 0]])])
     predicted = torch.cat([MASK, MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]])]) > 0.5
@@ -88,15 +67,29 @@ def test_the_pooled_iou_weighs_by_area():
     assert shared / union == pytest.approx(5 / 8) and not metrics.pooled_overlap(predicted[1:2], masks[1:2]).any()
 
 
+@pytest.mark.parametrize("score", [cam_iou, metrics.point_game, energy_inside, mask_iou, metrics.dice, metrics.pixel_accuracy])  # fmt: skip
+def test_an_empty_mask_has_no_answer_and_values_that_are_not_finite_have_one(score):
+    maps, masks = torch.rand(2, 1, 2, 4), torch.cat([MASK, torch.zeros_like(MASK)])
+    assert score(maps, masks).isnan().tolist() == grid_iou(masks, (1, 2)).isnan().tolist() == [False, True]
+    maps = torch.full((1, 1, 2, 4), torch.nan)
+    assert score(maps, MASK).item() == pytest.approx(0.75 if score is metrics.pixel_accuracy else 0)
+
+
 # --- Pixels of a whole set
 
 
-def pixels(maps: torch.Tensor | np.ndarray, masks: torch.Tensor | np.ndarray) -> PixelScores:
+def pixels(maps: torch.Tensor | NDArray, masks: torch.Tensor | NDArray) -> PixelScores:
     scores = PixelScores()
     maps, masks = (torch.as_tensor(values).float().view(-1, 1, *values.shape[-2:]) for values in (maps, masks))
     for batch in range(0, len(maps), 3):
         scores.update(maps[batch : batch + 3], masks[batch : batch + 3])
     return scores
+
+
+def blobs(seed: int, count: int, size: int, level: float) -> tuple[np.random.Generator, NDArray]:
+    """A generator, and masks of a few irregular regions drawn with it."""
+    generator = np.random.default_rng(seed)
+    return generator, ndimage.gaussian_filter(generator.random((count, size, size)), (0, 1, 1)) > level
 
 
 def test_pixel_scores_of_perfect_reversed_and_equal_maps():
@@ -116,7 +109,7 @@ def test_aupro_weighs_regions_not_pixels():
     assert scores.aupro(limit=1.0) == pytest.approx(0.25 * 0.5 + 0.75 * 1)
 
 
-def curve(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> list[tuple[float, float]]:
+def curve(maps: NDArray, masks: NDArray, thresholds: NDArray) -> list[tuple[float, float]]:
     """False-positive rate and mean overlap of the regions, the thresholds from the highest down."""
     regions = []
     for image, mask in zip(maps, masks, strict=True):
@@ -127,7 +120,7 @@ def curve(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray) -> list[t
     return [(0.0, 0.0), *zip(rate, overlap)]
 
 
-def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
+def brute_force_aupro(maps: NDArray, masks: NDArray, limit: float) -> float:
     area = 0.0
     for (x0, y0), (x1, y1) in itertools.pairwise(curve(maps, masks, np.unique(maps))):
         if x0 < limit and x1 > x0:
@@ -138,8 +131,7 @@ def brute_force_aupro(maps: np.ndarray, masks: np.ndarray, limit: float) -> floa
 
 @pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
 def test_aupro_in_batches_equals_brute_force(limit):
-    generator = np.random.default_rng(3)
-    masks = ndimage.gaussian_filter(generator.random((5, 16, 16)), (0, 1, 1)) > 0.55
+    generator, masks = blobs(3, 5, 16, 0.55)
     masks[0] = False
     maps = generator.integers(0, 12, masks.shape) / 11 + 0.3 * masks  # with ties
     assert pixels(maps, masks).aupro(limit) == pytest.approx(brute_force_aupro(maps, masks, limit), abs=1e-6)
@@ -147,8 +139,7 @@ def test_aupro_in_batches_equals_brute_force(limit):
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])  # probabilities; scores of both signs
 def test_aupro_of_scores_that_hardly_differ_is_within_its_bound(shift):
-    generator = np.random.default_rng(4)
-    masks = ndimage.gaussian_filter(generator.random((4, 24, 24)), (0, 1, 1)) > 0.52
+    generator, masks = blobs(4, 4, 24, 0.52)
     maps = (0.7 + 0.04 * generator.random(masks.shape) + 0.01 * masks - shift).astype(np.float32)
     maps[1] *= -1 if shift else 1
     bits = 2.0 ** (np.floor(np.log2(np.abs(maps))) - 11)  # the value of the last bit that is told apart
@@ -159,21 +150,16 @@ def test_aupro_of_scores_that_hardly_differ_is_within_its_bound(shift):
     assert 0 < abs(pixels(maps, masks).aupro() - brute_force_aupro(maps, masks, 0.3)) <= bound < 0.02
 
 
-def test_pixel_auroc_counted_by_hand():
+@pytest.mark.parametrize("shift", [0.0, 2.0])  # scores of both signs
+def test_pixel_auroc_counted_by_hand_and_by_scikit_learn(shift):
     # Of 2 x 6 pairs the first defect pixel wins six, the second four and ties one.
     assert pixels(images([[9, 3, 5, 3], [0, 0, 0, 0]]), MASK).auroc() == pytest.approx((6 + 4 + 0.5) / 12)
     scores = pixels(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0], [0, 0]]]]))
     scores.clean *= 10_000_000_000  # more pixels than single precision can count
     assert scores.auroc() == 0.5
-
-
-@pytest.mark.parametrize("shift", [0.0, 2.0])  # scores of both signs
-def test_pixel_auroc_is_that_of_scikit_learn(shift):
-    generator = np.random.default_rng(6)
-    masks = ndimage.gaussian_filter(generator.random((5, 1, 32, 32)), (0, 0, 1, 1)) > 0.55
+    generator, masks = blobs(6, 5, 32, 0.55)
     maps = (np.exp(generator.normal(size=masks.shape) + masks) - shift).astype(np.float32)
-    expected = roc_auc_score(masks.ravel(), maps.ravel())
-    assert pixels(maps, masks).auroc() == pytest.approx(expected, abs=1e-4)
+    assert pixels(maps, masks).auroc() == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-4)
 
 
 # --- Decisions
@@ -186,9 +172,7 @@ def test_threshold_maximises_f1_with_a_margin():
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.7, 0.9])) == pytest.approx(0.25)
     assert choose_threshold(labels, np.full(5, 0.3)) == 0.5
     assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
-
-
-def test_threshold_of_unbounded_scores_takes_the_widest_margin():
+    # Scores without a natural middle take the widest margin.
     labels, scores = np.array([0, 1, 0, 0, 1]), np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
     assert choose_threshold(labels, scores, near=None) == pytest.approx(3.5)
     # F1 of the cuts: 0.5 -> 4/5, 4.5 -> 1/2, 8.5 -> 2/3
@@ -197,8 +181,7 @@ def test_threshold_of_unbounded_scores_takes_the_widest_margin():
 
 
 def test_novelty_threshold_is_the_conformal_rank():
-    scores = np.arange(1.0, 20.0)  # 19 normals: rank ceil(20 * 0.95) = 19
-    assert metrics.novelty_threshold(scores) == 19.0
+    assert metrics.novelty_threshold(np.arange(1.0, 20.0)) == 19.0  # 19 normals: rank ceil(20 * 0.95) = 19
     assert metrics.novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
     assert metrics.novelty_threshold(np.array([0.3, 0.1])) == 0.3
     rng = np.random.default_rng(0)
@@ -214,8 +197,7 @@ def test_verdicts_and_classification_by_hand():
     calls = (scores >= 0.5).astype(int)
     found = metrics.classification(labels, calls, scores)
     expected = {"accuracy": 4 / 6, "precision": 3 / 4, "recall": 3 / 4, "f1": 3 / 4, "auroc": 7 / 8}  # 7 of 8 pairs
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["average_precision"] == pytest.approx((1 + 1 + 1 + 4 / 5) / 4)
+    assert found == pytest.approx(expected | {"average_precision": (1 + 1 + 1 + 4 / 5) / 4})
     assert found == metrics.classification(labels, calls, scores * 4000 - 100), "only the order of the scores counts"
     one_class = metrics.classification(labels[:4], np.ones(4, int), scores[:4])
     assert np.isnan(one_class["auroc"]) and np.isnan(one_class["average_precision"])
@@ -246,6 +228,8 @@ def test_the_scale_begins_where_normal_maps_end():
     scale = metrics.fit_scale(peaked(*range(1, 41), 50), np.array([0] * 40 + [1]))
     assert scale.floor == 39  # which one normal picture in twenty may exceed
     assert scale.finds(peaked(38, 39, 39.5)).tolist() == [False, False, True]
+    for label in (0, 1):
+        assert metrics.fit_scale(peaked(1, 2), np.array([label, label])) is None
 
 
 def test_a_calm_map_shows_nothing_and_a_strong_one_is_cut():
@@ -253,8 +237,3 @@ def test_a_calm_map_shows_nothing_and_a_strong_one_is_cut():
     assert shown.tolist() == [[0.0, 0.0], [0.5, 1.0]]
     scale = MapScale(floor=2.0, ceiling=1.0)  # shows only what exceeds the floor
     assert not scale.separates and scale.apply(np.array([[1.5, 2.5]])).tolist() == [[0.0, 1.0]]
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_without_one_of_the_classes_there_is_no_scale(label):
-    assert metrics.fit_scale(peaked(1, 2), np.array([label, label])) is None

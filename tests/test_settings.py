@@ -103,6 +103,7 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(num_classes=3), "num_classes must be 2 (the CAM is a two-class margin), got 3"),
         (dict(stage1_ratio=0.5), "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
         (dict(out_indices=[3, 5]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 5]"),
+        (dict(out_indices=[]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got []"),
         (dict(image_size=500), "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
         (dict(strategy="S3", lambda_cf=0.3), "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it"),
         (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),

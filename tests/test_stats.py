@@ -43,17 +43,15 @@ def test_parts_and_pictures_without_one():
 
 def test_nothing_has_no_answer():
     nothing = np.array([])
-    assert all(math.isnan(end) for end in (*stats.wilson(0, 0), *stats.tango(0, 0, 0)))
     asked = stats.proportion(nothing, nothing), paired_difference(nothing, nothing, nothing)
-    for none in (*asked, stats.mean_gain(nothing, nothing)):
+    for none in (*asked, stats.mean_gain(nothing, nothing), stats.mean_score(np.array([np.nan]), np.arange(1))):
         assert math.isnan(none.value) and none.count == 0 and not none.has_interval
     assert not stats.difference(Estimate(0.9, 0.8, 1.0), Estimate(0.5), independent=True).has_interval
 
 
 def test_the_mean_leaves_out_pictures_without_an_answer():
     mean = stats.mean_score(np.array([0.25, np.nan, 0.75]), np.arange(3))
-    assert (mean.value, mean.count, mean.hits) == (0.5, 2, None)
-    assert not mean.has_interval  # two parts
+    assert (mean.value, mean.count, mean.hits, mean.has_interval) == (0.5, 2, None, False)  # two parts
     share = stats.mean_score(np.array([1.0, np.nan, 0.0, 1.0, 1.0]), np.arange(5))
     assert (share.value, share.hits, share.count, share.groups) == (0.75, 3, 4, 4)
     assert (share.low, share.high) == pytest.approx(stats.wilson(3, 4))
@@ -61,47 +59,27 @@ def test_the_mean_leaves_out_pictures_without_an_answer():
     gain = stats.mean_gain(np.array([1.0] + [0.0] * 11), TWELVE)
     assert gain.value == pytest.approx(1 / 12) and gain.low == 0 and gain.hits is None
     assert not stats.mean_gain(np.ones(12), TWELVE).has_interval
-    values = np.linspace(0, 1, stats.FEWEST_GROUPS)
-    assert [
-        stats.mean_score(values[:k], np.arange(k)).has_interval for k in (stats.FEWEST_GROUPS - 1, stats.FEWEST_GROUPS)
-    ] == [0, 1]
-    assert math.isnan(stats.mean_score(np.array([np.nan]), np.arange(1)).value)
+    assert not stats.mean_score(np.linspace(0, 1, 9), np.arange(9)).has_interval  # one group less than are enough
 
 
-def test_the_interval_of_a_mean_is_seeded_and_around_it():
-    values = np.linspace(0.1, 0.9, 30)
-    mean = stats.mean_score(values, np.arange(30))
-    assert mean == stats.mean_score(values, np.arange(30))
+def test_the_interval_of_a_mean_is_seeded_around_it_and_no_narrower_for_copies_as_parts_are_drawn_whole():
+    values, parts = np.linspace(0.1, 0.9, 30), np.arange(30)
+    once, thrice = stats.mean_score(values, parts), stats.mean_score(np.tile(values, 3), np.tile(parts, 3))
     half = 1.96 * values.std() / math.sqrt(30)
-    assert (mean.low, mean.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
-
-
-def test_parts_are_drawn_whole_so_that_copies_do_not_narrow_the_interval():
-    values, groups = np.linspace(0.1, 0.9, 15), np.arange(15)
-    once, thrice = stats.mean_score(values, groups), stats.mean_score(np.tile(values, 3), np.tile(groups, 3))
+    assert once == stats.mean_score(values, parts)
+    assert (once.low, once.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
-    assert (thrice.count, thrice.groups) == (45, 15)
-    first, second = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0])
-    once = paired_difference(first, second, np.arange(8))
-    thrice = paired_difference(np.tile(first, 3), np.tile(second, 3), np.tile(np.arange(8), 3))
+    assert (thrice.count, thrice.groups) == (90, 30)
+    first, second, parts = np.array([1, 1, 1, 0, 1, 0, 0, 1]), np.array([0, 0, 1, 0, 0, 0, 1, 0]), np.arange(8)
+    once, thrice = (paired_difference(*(np.tile(v, times) for v in (first, second, parts))) for times in (1, 3))
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
     assert (thrice.count, thrice.groups, thrice.hits) == (24, 8, None)
 
 
 def test_strata_keep_the_number_of_each_kind():
     labels = (TWELVE < 5).astype(int)
-    drawn = [
-        stats.resampled(lambda rows: float(labels[rows].sum()), TWELVE, strata=strata) for strata in (None, labels)
-    ]
+    drawn = [stats.resampled(lambda rows: float(labels[rows].sum()), TWELVE, strata=of) for of in (None, labels)]
     assert [one.has_interval for one in drawn] == [True, False]
-
-
-def test_the_difference_of_two_shares_is_newcombes():
-    # Newcombe 1998, table II, (a): 56/70 and 48/80, method 10
-    shares = (stats.proportion(np.arange(70) < 56, np.arange(70)), stats.proportion(np.arange(80) < 48, np.arange(80)))
-    gap = stats.difference(*shares, independent=True)
-    assert (gap.value, gap.count) == (pytest.approx(0.2), 150)
-    assert (gap.low, gap.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
 
 
 def paired(both, only_first, only_second, neither):
@@ -110,8 +88,22 @@ def paired(both, only_first, only_second, neither):
     return paired_difference(pairs[:, 0], pairs[:, 1], np.arange(len(pairs)))
 
 
+def test_differences_of_shares_are_newcombes_and_of_the_same_parts_allow_for_the_worst_correlation():
+    # Newcombe 1998, table II, (a): 56/70 and 48/80, method 10
+    shares = [stats.proportion(np.arange(n) < hits, np.arange(n)) for hits, n in ((56, 70), (48, 80))]
+    gap = stats.difference(*shares, independent=True)
+    assert (gap.value, gap.count) == (pytest.approx(0.2), 150)
+    assert (gap.low, gap.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+    gap = stats.difference(Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.3, 0.6), independent=False)
+    assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.1 - 0.1), pytest.approx(0.4 + 0.05 + 0.2))
+    # Opposite answers on the same pictures: the interval holds that of the pairs themselves.
+    shares = [stats.proportion((np.arange(50) < 30) == first, np.arange(50)) for first in (True, False)]
+    worst, pairs = stats.difference(*shares, independent=False), paired(0, 30, 20, 0)
+    assert worst.low <= pairs.low + 0.01 and worst.high >= pairs.high - 0.01
+
+
 @pytest.mark.parametrize("count", [1, 7, 20])
-def test_a_paired_difference_agrees_with_mcnemars_test(count):
+def test_a_paired_difference_agrees_with_mcnemars_test_and_in_one_direction_ends_where_the_share_does(count):
     critical = 1.959964**2  # of chi-squared with one degree of freedom
     for first in range(count + 1):
         for second in range(count + 1 - first):
@@ -119,25 +111,12 @@ def test_a_paired_difference_agrees_with_mcnemars_test(count):
             gain, differing = first - second, max(1, first + second)
             assert gap.low <= gap.value <= gap.high and gap.value == pytest.approx(gain / count)
             assert (not gap.low <= 0 <= gap.high) == (gain**2 / differing > critical), (first, second)
+        gap, mirrored = paired(0, first, 0, count - first), paired(0, 0, first, count - first)
+        assert gap.high == pytest.approx(stats.wilson(first, count)[1])
+        assert (mirrored.low, mirrored.high) == (pytest.approx(-gap.high), pytest.approx(-gap.low))
 
 
-@pytest.mark.parametrize(("hits", "count"), [(0, 10), (1, 52), (2, 2), (10, 10)])
-def test_a_paired_difference_in_one_direction_ends_where_the_share_does(hits, count):
-    gap, mirrored = paired(0, hits, 0, count - hits), paired(0, 0, hits, count - hits)
-    assert gap.high == pytest.approx(stats.wilson(hits, count)[1])
-    assert (mirrored.low, mirrored.high) == (pytest.approx(-gap.high), pytest.approx(-gap.low))
-
-
-def test_a_difference_of_the_same_parts_allows_for_the_worst_correlation():
-    gap = stats.difference(Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.3, 0.6), independent=False)
-    assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.1 - 0.1), pytest.approx(0.4 + 0.05 + 0.2))
-    # Opposite answers on the same pictures: the interval holds that of the pairs themselves.
-    shares = [stats.proportion(np.arange(50) < 30, np.arange(50)), stats.proportion(np.arange(50) >= 30, np.arange(50))]
-    worst, pairs = stats.difference(*shares, independent=False), paired(0, 30, 20, 0)
-    assert worst.low <= pairs.low + 0.01 and worst.high >= pairs.high - 0.01
-
-
-# --- Scores of one split
+# --- Scores of one split, rows of a study and the steps between them
 
 
 def test_scores_of_a_split():
@@ -164,28 +143,7 @@ def test_flips_count_beyond_their_control():
     rows = [row("test", 1, 0.9, cf_probability=p, cf_control_probability=0.9) for p in [0.1] + [0.9] * 51]
     excess = stats.split_scores(table_of(rows))["cf_excess"]
     assert (excess.value, excess.count, excess.hits) == (pytest.approx(1 / 52), 52, None)
-    assert excess.low == pytest.approx(-0.051, abs=5e-4) and excess.high == pytest.approx(0.101, abs=5e-4)
-
-
-# --- Rows of a study and the steps between them
-
-
-def predictions(right, *, count=20, prefix="a", **columns):
-    """Half normal, half defective; the first `right` of each class are called rightly."""
-    half = count // 2
-    label = np.repeat([0, 1], half)
-    predicted = np.where(np.tile(np.arange(half) >= right, 2), 1 - label, label)
-    images = [f"{prefix}{number:03}.png" for number in range(count)]
-    table = pd.DataFrame({"image": images, "label": label, "group": None, "predicted": predicted})
-    return table.assign(probability=np.where(predicted == 1, 0.9, 0.1), **columns)
-
-
-def row_of(rights, **columns):
-    return {seed: predictions(right, prefix=f"{seed}/", **columns) for seed, right in enumerate(rights)}
-
-
-def step(before, after, metric="accuracy"):
-    return stats.steps_table({"A": before, "B": after}, [("A", "B")], metric).iloc[0]
+    assert (excess.low, excess.high) == pytest.approx((-0.051, 0.101), abs=5e-4)
 
 
 def test_a_score_counted_by_hand():
@@ -198,13 +156,27 @@ def test_a_score_counted_by_hand():
     assert math.isnan(stats.score(table, "cam_iou")) and math.isnan(stats.score(table.head(2), "auroc"))
 
 
+def predictions(right, *, count=20, prefix="a"):
+    """Half normal, half defective; the first `right` of each class are called rightly."""
+    label = np.repeat([0, 1], count // 2)
+    predicted = np.where(np.tile(np.arange(count // 2) >= right, 2), 1 - label, label)
+    images = [f"{prefix}{number:03}.png" for number in range(count)]
+    table = pd.DataFrame({"image": images, "label": label, "group": None, "predicted": predicted})
+    return table.assign(probability=np.where(predicted == 1, 0.9, 0.1))
+
+
+def row_of(rights, **columns):
+    return {seed: predictions(right, prefix=f"{seed}/", **columns) for seed, right in enumerate(rights)}
+
+
+def step(before, after, metric="accuracy"):
+    return stats.steps_table({"A": before, "B": after}, [("A", "B")], metric).iloc[0]
+
+
 def test_steps_are_paired_t_tests_over_seeds():
-    before, after = [5, 6, 5, 7], [8, 8, 9, 9]
-    gain = (np.array(after) - before) / 10
-    found, expected = (
-        step(row_of(before), row_of(after)),
-        scipy.stats.ttest_rel(np.array(after) / 10, np.array(before) / 10),
-    )
+    before, after = np.array([5, 6, 5, 7]), np.array([8, 8, 9, 9])
+    gain = (after - before) / 10
+    found, expected = step(row_of(before), row_of(after)), scipy.stats.ttest_rel(after / 10, before / 10)
     assert found["difference"] == pytest.approx(gain.mean()) and found["p"] == pytest.approx(expected.pvalue)
     half = scipy.stats.t.ppf(0.975, 3) * gain.std(ddof=1) / 2
     assert (found["low"], found["high"]) == (pytest.approx(gain.mean() - half), pytest.approx(gain.mean() + half))
@@ -224,33 +196,25 @@ def test_one_seed_is_judged_over_its_pictures():
     assert one["note"] == "one seed: judged over pictures" and one["seeds"] == 1
     none = step(row_of([10], count=60), row_of([10], count=60))
     assert none["difference"] == 0 and none["verdict"] == "not tested"
-    thrice = [
-        pd.concat([t.assign(image=t["image"] + str(k), group=t["image"]) for k in range(3)])
-        for t in (predictions(10, count=60), predictions(25, count=60))
-    ]
+    tables = [predictions(right, count=60) for right in (10, 25)]
+    thrice = [pd.concat([t.assign(image=t["image"] + str(k), group=t["image"]) for k in range(3)]) for t in tables]
     copied = step({0: thrice[0]}, {0: thrice[1]})  # copies of pictures make nothing surer
     assert copied["high"] - copied["low"] == pytest.approx(one["high"] - one["low"])
     few = step(row_of([1], count=6), row_of([3], count=6))  # too few groups to resample
     assert math.isnan(few["low"]) and few["verdict"] == "not tested"
 
 
-def test_seeds_that_all_agree_leave_nothing_to_test_by():
+def test_what_cannot_be_tested_or_compared_is_said():
     assert step(row_of([5, 5, 5]), row_of([5, 5, 5]))[["p", "verdict"]].tolist() == [1, "not distinguishable"]
     moved = step(row_of([5, 5, 5]), row_of([6, 6, 6]))
     assert moved["difference"] == pytest.approx(0.1) and moved["verdict"] == "not tested"
     assert moved["note"] == "the same in every seed"
-
-
-def test_what_cannot_be_compared_is_said():
     both = {"A": row_of([5, 6, 5]), "B": row_of([7, 9])}
     found = stats.steps_table(both, [("A", "B"), ("A", "C")], "accuracy")
     assert found["seeds"].tolist() == [2, 0] and found["note"][0] == "left out, without a partner: seed 2"
     assert found["verdict"][1] == "not tested" and found["note"][1].startswith("no runs")
     assert step(row_of([5, 6]), row_of([5, 6]), "cam_iou")["note"] == "no CAM-IoU"
     assert stats.steps_table({}, [], "accuracy").empty
-
-
-def test_runs_on_other_pictures_are_refused():
     with pytest.raises(DataError, match=r"A→B, seed 0: .* different pictures \(20 and 20, 0 of them in both\)"):
         step({0: predictions(5)}, {0: predictions(5, prefix="b")})
     turned = predictions(5).assign(label=lambda table: 1 - table["label"])
@@ -267,23 +231,7 @@ def test_rows_have_the_mean_over_seeds_and_its_interval():
     assert stats.rows_table({"A": row_of([5, 5])}, "cam_iou")["note"].tolist() == ["no CAM-IoU"]
 
 
-@pytest.mark.parametrize(
-    ("p", "adjusted"),
-    [
-        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
-        ([0.5, 0.6], [1, 1]),
-        ([0.02, math.nan, 0.01], [0.02, math.nan, 0.02]),
-        ([], []),
-    ],
-)
-def test_holm_by_hand(p, adjusted):
-    assert stats.holm(p) == pytest.approx(np.array(adjusted), nan_ok=True)
-
-
-def test_six_steps_without_effect_hold_the_level_together():
-    # Simulated studies of five seeds; steps share rows, so that their p-values depend on each other.
-    rng, studies, false_finds = np.random.default_rng(0), 1000, 0
-    for rows in rng.normal(0, 1, (studies, 7, 5)):
-        p = scipy.stats.ttest_1samp(np.diff(rows, axis=0), 0, axis=1).pvalue
-        false_finds += bool((stats.holm(p) < 0.05).any())
-    assert 0.01 < false_finds / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+def test_holm_by_hand():
+    found = {(0.01, 0.04, 0.03): [0.03, 0.06, 0.06], (0.5, 0.6): [1, 1], (0.02, math.nan, 0.01): [0.02, math.nan, 0.02]}
+    for p, adjusted in found.items():
+        assert stats.holm(p) == pytest.approx(np.array(adjusted), nan_ok=True)
