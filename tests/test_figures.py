@@ -83,19 +83,13 @@ def test_a_thin_region_survives_shrinking_whatever_stands_beside_it():
 # --- Pictures as a browser shows them
 
 
-def test_the_band_fits_its_words_below_the_picture_and_a_jpeg_keeps_its_colours():
-    drawn = figures.with_band(PICTURE, "words that never fit into eighty pixels, however small", bar=False)
-    assert np.array_equal(drawn[:60], PICTURE)
-    assert (drawn[60:, -3:] == figures.BAND).all() and (drawn[60:, :-3] != figures.BAND).any()
-    assert [part[1:3] for part in Image.open(io.BytesIO(figures.encode(drawn))).layer] == [(1, 1)] * 3
-
-
 def test_pictures_are_decoded_once_and_missing_ones_are_grey_and_told(tmp_path):
+    mask = write_mask(tmp_path / "m.png", size=(400, 800))
     for path, files in ((tmp_path / "a.jpg", PictureFiles()), (tmp_path / "a.png", PictureFiles())):
         Image.fromarray(np.full((400, 800, 3), 200, np.uint8)).save(path)
-        small = np.asarray(Image.open(io.BytesIO(files.thumbnail(path))))
-        assert small.shape == (THUMBNAIL // 2, THUMBNAIL, 3) and np.abs(small.astype(int) - 200).max() < 4
-        mask = write_mask(tmp_path / "m.png", size=(400, 800))
+        small = Image.open(io.BytesIO(files.thumbnail(path)))
+        assert small.size == (THUMBNAIL, THUMBNAIL // 2) and np.abs(np.asarray(small).astype(int) - 200).max() < 4
+        assert [part[1:3] for part in small.layer] == [(1, 1)] * 3  # colours at full resolution
         shown = files.load(path, mask, 100, (1, 1))
         assert shown.pixels.shape == (50, 100, 3) and shown.mask.shape == (50, 100) and shown.size == (400, 800)
         assert files.load(path, mask, 100, (1, 1)) is shown and not shown.problem
@@ -153,24 +147,14 @@ def test_contact_sheet_outlines_masks_only_where_there_are_some_and_a_saved_figu
 
 
 def test_map_grid_says_how_each_map_is_scaled_and_an_absolute_one_is_calm():
-    images, masks = np.random.default_rng(0).random((2, 8, 8, 3)), np.zeros((2, 8, 8))
-    values = np.stack([np.eye(2), np.eye(2) + 8])
+    images, masks, values = np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8)), np.stack([np.eye(2), np.eye(2) + 8])
     maps = {"cam": values, "stretched": values, "attention": np.zeros((2, 4, 4))}
-    figure = figures.map_grid(
-        images, masks, maps, ["calm", "loud"], scales={"cam": MapScale(2.0, 4.0)},
-        unit_maps=["attention"], notes={"stretched": ["n1", "n2"]},
-    )  # fmt: skip
+    more = {"unit_maps": ["attention"], "notes": {"stretched": ["n1", "n2"]}, "scales": {"cam": MapScale(2.0, 4.0)}}
+    figure = figures.map_grid(images, masks, maps, ["calm", "loud"], **more)
     assert texts(figure).split(" | ")[1:4] == ["cam\n(absolute)", "stretched\n(per image)", "attention\n(0 to 1)"]
     shown = [colourful(axis).any() for axis in figure.axes if axis not in figure.axes[::4]]
     assert shown == [False, True, False, True, True, False]
     assert [axis.get_xlabel() for axis in figure.axes] == ["", "nothing found", "n1", "", "", "", "n2", ""]
-
-
-def test_rows_are_picked_by_defect_type(data):
-    picked = data.samples.loc[figures.pick_rows(data.samples, "test", defective=3, normal=2)]
-    assert picked["label"].tolist() == [1, 1, 1, 0, 0] and set(picked["split"]) == {"test"}
-    types = data.samples.query("split == 'test' and label == 1")["defect_type"].nunique()
-    assert picked["defect_type"].iloc[:3].nunique() == types
 
 
 def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, models):
@@ -187,11 +171,14 @@ def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, models
     assert model.mask_source == "localization"
 
 
-def test_explanations_show_what_the_strategy_has(data, models):
-    figure = explanation_figure(models["S5"], data, [0, 1], threshold=0.0, scale=MapScale(0.0, 1.0))
-    assert len(figure.axes) == 2 * 5
+def test_explanations_of_picked_rows_show_what_the_strategy_has(data, models):
+    rows = figures.pick_rows(data.samples, "test", defective=3, normal=2)
+    picked, test = data.samples.loc[rows], data.samples.query("split == 'test'")
+    assert picked["label"].tolist() == [1, 1, 1, 0, 0] and set(rows) <= set(test.index)
+    assert picked["defect_type"].nunique() == test["defect_type"].nunique()
+    figure = explanation_figure(models["S5"], data, rows, threshold=0.0, scale=MapScale(0.0, 1.0))
+    assert len(figure.axes) == 5 * 5 and "called defective" in figure.axes[0].get_ylabel()
     assert all(name in texts(figure) for name in ("deciding CAM", "localization", "the same\n(absolute)"))
-    assert "called defective" in figure.axes[0].get_ylabel()
     assert len(explanation_figure(models["S1"], data, [0], threshold=0.5).axes) == 2
 
 
