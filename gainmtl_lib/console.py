@@ -109,7 +109,9 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
     """On the run's own data, or on other data with the run's threshold and scale."""
     model, settings = (run, run.settings) if run is not None else runs.load_checkpoint_model(asked.checkpoint)
     masks_from = _masks_from(asked.efficientad_run, settings, asked.mask_source)
-    source = MaskSource.of(settings, asked.mask_source, asked.external_mask_dir, masks_from)
+    source = MaskSource.of(
+        settings, asked.mask_source, external_mask_dir=asked.external_mask_dir, efficientad_run=masks_from
+    )
     elsewhere = (asked.data_root, asked.mask_source, asked.external_mask_dir, masks_from)
     as_trained = run is not None and not any(elsewhere)
     unfit = "leave --checkpoint, --data-root, --mask-source and --external-mask-dir out"

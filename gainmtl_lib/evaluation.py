@@ -3,8 +3,6 @@
 Sizes: B images, N rows, H x W network input, h x w maps.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -66,11 +64,13 @@ def evaluate(
         one dict per split.
 
     Raises:
-        RunError: data that changed since or has no split to evaluate, a mask source or place that does not fit, an
-            EfficientAD run that learnt from the test pictures, or another process that writes to the run.
+        RunError: data that changed or has no test split, a mask source or place that does not fit, an EfficientAD
+            run that learnt from the test pictures, or another process that writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    source = MaskSource.of(run_or_model, mask_source, external_mask_dir, efficientad_run)
+    source = MaskSource.of(
+        run_or_model, mask_source, external_mask_dir=external_mask_dir, efficientad_run=efficientad_run
+    )
     kept = run if run is not None and threshold is None and _as_trained(run, source, data) else None
     if kept is not None and reuse and kept.is_evaluated:
         logger.info("reusing the evaluation in %s", kept.folder)
@@ -91,17 +91,6 @@ def evaluate(
             _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
             return kept.predictions, kept.metrics  # as a later call reads them
     return table, summary
-
-
-# --- The data
-
-
-def _as_trained(run: Run, source: MaskSource, data: GainDataModule | None) -> bool:
-    own = MaskSource.of(run)
-    if (source.name, source.place) != (own.name, own.place):
-        return False
-    same_pictures = data is None or not data_differences(data, run.settings, EVALUATED)
-    return same_pictures and (data is None or data.digest == run.manifest["data_digest"])
 
 
 def evaluated_data(run: Run | None, data: GainDataModule | None = None) -> GainDataModule:
@@ -125,7 +114,6 @@ def samples_as_trained(run: Run) -> pd.DataFrame:
 
 
 # --- Where the mask of S6's attention comes from
-
 
 # Every source, and whose mask a picture is given; for those from somewhere see `PLACES`.
 SOURCES = {
@@ -152,13 +140,7 @@ class MaskSource:
             self._outside = AnomalyMasks(place)
 
     @classmethod
-    def of(
-        cls,
-        asker: Run | Settings | GAINMTLModel,
-        name: str | None = None,
-        folder: Path | None = None,
-        efficientad_run: Path | None = None,
-    ) -> MaskSource:
+    def of(cls, asker: Run | Settings | GAINMTLModel, name: str | None = None, **places: Path | None) -> Self:
         """The source of a model, or of a run, whose settings know its place; what is given goes before their own."""
         owner = asker.settings if isinstance(asker, Run) else asker
         strategy, own = owner.strategy, owner.mask_source
@@ -167,18 +149,15 @@ class MaskSource:
         source = (name or own) if strategy == "S6" else None
         if source is not None and source not in SOURCES:
             raise RunError(f"mask_source must be one of {', '.join(SOURCES)}, got '{source}'")
-        given = {"external": folder, "efficientad": efficientad_run}
-        for other, place in given.items():
-            if place is not None and other != source:
+        for other, (parameter, _) in PLACES.items():
+            if places.get(parameter) is not None and other != source:
                 got = "whose attention takes no mask" if source is None else f"and mask_source is '{source}'"
-                raise RunError(
-                    f"{PLACES[other][0]} is for mask_source '{other}'; this model is {strategy}, {got}: "
-                    f"give mask_source '{other}' too, or leave the folder out"
-                )
+                told = f"{parameter} is for mask_source '{other}'; this model is {strategy}, {got}"
+                raise RunError(f"{told}: give mask_source '{other}' too, or leave the folder out")
         if source not in PLACES:
             return cls(source)
         parameter, what = PLACES[source]
-        place = given[source] or getattr(owner, parameter, None)
+        place = places.get(parameter) or getattr(owner, parameter, None)
         if place is None:
             raise RunError(f"mask_source '{source}' needs {parameter}, {what}")
         return cls(source, place)
@@ -216,8 +195,16 @@ class MaskSource:
         return dict(zip(data.rows(split), data.external_masks(split, self.place or Path()), strict=True))
 
 
+def _as_trained(run: Run, source: MaskSource, data: GainDataModule | None) -> bool:
+    own = MaskSource.of(run)
+    if (source.name, source.place) != (own.name, own.place):
+        return False
+    own_digest = data is None or data.digest == run.manifest["data_digest"]
+    return own_digest and (data is None or not data_differences(data, run.settings, EVALUATED))
+
+
 def other_masks(data: GainDataModule, batch: Batch) -> Tensor:
-    """For each picture, normal or defective, the mask of an annotated defect of another part, of the same split.
+    """For each picture the mask of an annotated defect of another part of its split.
 
     It is drawn from the row alone, so that it tells nothing of the label and is the same for runs of all seeds.
     """
@@ -227,10 +214,8 @@ def other_masks(data: GainDataModule, batch: Batch) -> Tensor:
         annotated = (samples["split"] == split) & (samples["label"] == 1) & data.dataset.has_mask.numpy()
         others = np.flatnonzero(annotated & (samples["group"] != samples.loc[row, "group"]))
         if not len(others):
-            raise DataError(
-                f"mask_source 'other': split '{split}' has no annotated defect of another part than "
-                f"{samples.loc[row, 'image']}; annotate more of its defects, or take another mask source"
-            )
+            lack = f"split '{split}' has no annotated defect of another part than {samples.loc[row, 'image']}"
+            raise DataError(f"mask_source 'other': {lack}; annotate more of its defects, or take another mask source")
         drawn = int(np.random.default_rng([0, row]).choice(others))
         masks.append(torch.from_numpy(np.asarray(data.dataset.stored(drawn).mask)))
     return torch.stack(masks)[:, None].to(batch.masks)
@@ -261,7 +246,6 @@ def mask_source_table(
 
 
 # --- One row per picture
-
 
 SCORES = {
     "cam_iou": (metrics.cam_iou, "cam"),
@@ -347,9 +331,6 @@ def output_maps(output: GainOutput) -> dict[str, np.ndarray]:
     return {name: value[:, 0].to(torch.float16).cpu().numpy() for name, value in maps.items() if value is not None}
 
 
-# --- The numbers of a split
-
-
 def _summary(parts: dict[str, tuple[Any, Any, Any]], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Of what `predict_split` gave for each split."""
     origin, scales = "given", {}
@@ -375,8 +356,7 @@ def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     ``wrong_reason``: a defect that was found although the CAM lies off it. Flips are asked of defects that
     were found (NaN elsewhere): does suppressing the defect, or the same mask off it, turn the verdict?
     """
-    table = table.copy()
-    table["predicted"] = (table["probability"] >= threshold).astype(int)
+    table = table.assign(predicted=(table["probability"] >= threshold).astype(int))
     table["verdict"] = metrics.verdicts(table["label"].to_numpy(), table["predicted"].to_numpy())
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
     table["wrong_reason"] = found & (table["cam_iou"] < metrics.OFF_THE_DEFECT_IOU) & (table["point_game"] < 0.5)
@@ -419,8 +399,8 @@ KINDS = {
 def error_analysis(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """The rows of `evaluate`'s table that need a look, most urgent first, with a first column ``kind`` (see `KINDS`).
 
-    Missed defects come first (lowest probability first: the surest mistakes), then the right verdicts whose
-    CAM is off the defect (lowest energy inside first), then false alarms (highest probability first).
+    Missed defects come first (lowest probability first: the surest mistakes), then the right verdicts whose CAM is off
+    the defect (lowest energy inside first), then false alarms (highest probability first).
     """
     rows = predictions[predictions["split"] == split]
     parts = (
@@ -432,7 +412,6 @@ def error_analysis(predictions: pd.DataFrame, split: str = "test") -> pd.DataFra
 
 
 # --- What is left in the run's folder, and read back
-
 
 AnyRun = StoredRun[Any]
 
@@ -503,9 +482,8 @@ def rows_of(predictions: pd.DataFrame, data: GainDataModule) -> NDArray[np.int64
         tables = (predictions["image"].iloc[predicted], data.samples["image"].iloc[there])
         own, others = ([PurePath(str(path)).name for path in table] for table in tables)
         if own != others:
-            raise ValueError(
-                f"the predictions hold {len(own)} pictures of '{split}', the data {len(others)}, "
-                "and they are not the same; give the data of the run that was evaluated: build_data(run.settings)"
-            )
+            apart = f"the predictions hold {len(own)} pictures of '{split}', the data {len(others)}"
+            advice = "give the data of the run that was evaluated: build_data(run.settings)"
+            raise ValueError(f"{apart}, and they are not the same; {advice}")
         rows[predicted] = there
     return rows

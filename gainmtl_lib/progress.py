@@ -1,7 +1,5 @@
 """How long work shows that it is alive: log lines on stderr, so that a notebook's stored output stays the same."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

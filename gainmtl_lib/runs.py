@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from gainmtl_lib.model import GAINMTLModel
 
 
-# --- Files
-
-
 class FileError(UserError, OSError):
     """A file that could not be written; names it and why. What was there before is untouched."""
 
@@ -99,18 +96,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise RunError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "gainmtl_settings"} <= checkpoint.keys():
-        raise RunError(
-            f"{path}: a file of tensors, but not a training checkpoint of this project; "
-            "weights of a backbone are given by 'pretrained'"
-        )
+        advice = "weights of a backbone are given by 'pretrained'"
+        raise RunError(f"{path}: a file of tensors, but not a training checkpoint of this project; {advice}")
     return checkpoint
 
 
 # --- What a finished run holds
 
-
-EFFICIENTAD = "efficientad"
-"""Stands in a manifest where runs of GAIN-MTL have their strategy."""
+EFFICIENTAD = "efficientad"  # stands in a manifest where runs of GAIN-MTL have their strategy
 OF_EFFICIENTAD = "of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
 
 AnySettings = TypeVar("AnySettings", bound=RunSettings)
@@ -245,9 +238,6 @@ def system_of(folder: Path) -> str:
     return str(read_json(folder / "manifest.json").get("strategy", ""))
 
 
-# --- Who may write to a run's folder
-
-
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Keep others from writing to a run that is there; RunError where one does. What killed ones left half goes."""
@@ -274,10 +264,8 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
     """
     folder = settings.run_dir
     if resume is not None and force:
-        raise RunError(
-            f"{folder}: --resume goes on from a checkpoint, --force drops what is there and starts anew; "
-            "give one of them (resume=…, force=True)"
-        )
+        both = "--resume goes on from a checkpoint, --force drops what is there and starts anew"
+        raise RunError(f"{folder}: {both}; give one of them (resume=…, force=True)")
     folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "settings.yaml"
     with hold(folder):
@@ -295,11 +283,8 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
         except SettingsError as error:
             differing = [str(error)]
         if differing:
-            raise RunError(
-                f"{folder} holds a run with other settings (stored and asked for):\n  "
-                + "\n  ".join(differing)
-                + "\nchange 'experiment' to keep both, or start anew with --force (force=True)"
-            )
+            lines = "\n  ".join([f"{folder} holds a run with other settings (stored and asked for):", *differing])
+            raise RunError(f"{lines}\nchange 'experiment' to keep both, or start anew with --force (force=True)")
         if resume is not None and run_status(folder) == "complete":
             raise RunError(f"{folder}: the run is finished; there is nothing to resume (--force starts anew)")
         try:
@@ -325,7 +310,6 @@ def _forget_vain_start(settings: RunSettings) -> None:
 
 # --- Runs side by side
 
-
 COLUMNS = {name: METRICS[name] for name in COMPARED}
 ORACLE_MARK = " (oracle: leaks the label)"
 """Stands behind a strategy whose attention was given the ground truth at test time, in every table and figure."""
@@ -341,12 +325,9 @@ def collect_runs(experiment: str | Path) -> list[Run]:
     started = sorted(path.parent for path in Path(experiment).glob("*/seed*/manifest.json"))
     folders = [folder for folder in started if system_of(folder) != EFFICIENTAD]
     runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]
-    evaluated = [run for run in runs if run.is_evaluated]
-    if not evaluated:
-        raise RunError(
-            f"{experiment}: no evaluated run ({len(folders)} started, {len(runs)} finished); "
-            "run the strategies first: gainmtl run all"
-        )
+    if not (evaluated := [run for run in runs if run.is_evaluated]):
+        counts = f"{len(folders)} started, {len(runs)} finished"
+        raise RunError(f"{experiment}: no evaluated run ({counts}); run the strategies first: gainmtl run all")
     return sorted(evaluated, key=lambda run: (row_name(run.settings), run.settings.seed))
 
 

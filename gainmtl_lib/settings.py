@@ -1,7 +1,5 @@
 """Every parameter of a run: flat frozen records, their YAML files, and errors that say what was found and expected."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import re
@@ -99,9 +97,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-# --- Values as YAML and notebooks write them
-
-
 def as_path(value: Any) -> Any:
     """Text and relative paths to absolute ones; anything else unchanged, for pydantic to judge."""
     if isinstance(value, str) and value:
@@ -111,19 +106,17 @@ def as_path(value: Any) -> Any:
     return value
 
 
-def as_tuple(value: Any) -> Any:
-    """A list to a tuple; anything else unchanged."""
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
-FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
-"""Of one folder: neither a path nor ``..`` nor hidden."""
+FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # of one folder: neither a path nor ".." nor hidden
 Item = TypeVar("Item")
-Several = Annotated[tuple[Item, ...], BeforeValidator(as_tuple)]
+Several = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 ImageSize = Annotated[
     tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]],
-    BeforeValidator(lambda value: (value, value) if type(value) is int else as_tuple(value)),
+    BeforeValidator(lambda value: (value, value) if type(value) is int else _as_tuple(value)),
 ]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -131,11 +124,8 @@ Weight = Annotated[float, Field(ge=0)]
 Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
 
-# --- What the runs of both systems share
-
-
 class RunSettings(ParameterRecord):
-    """The fields, and the places that follow from them."""
+    """What the runs of both systems share: the fields, and the places that follow from them."""
 
     # run
     experiment: FolderName = "gainmtl"
@@ -168,8 +158,8 @@ class RunSettings(ParameterRecord):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.label_kind == "mask" and self.box_labels is not None:
-            advice = "set label_kind: box, or leave box_labels out"
-            raise ValueError(f"box_labels is given, but label_kind is 'mask'; {advice}")
+            given = "box_labels is given, but label_kind is 'mask'"
+            raise ValueError(f"{given}; set label_kind: box, or leave box_labels out")
         try:
             re.compile(self.group_pattern or "")
         except re.error as error:
@@ -206,7 +196,6 @@ class RunSettings(ParameterRecord):
 
 # --- GAIN-MTL: the strategies and every parameter
 
-
 Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
 
 TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
@@ -224,12 +213,9 @@ STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
 """λ per strategy: the method document §3.3; S6 and S7 take S5's row."""
 
 PART_OF_TERM = {
-    "am": ("attention", "S3"),
-    "guide": ("attention", "S3"),
-    "loc": ("localization", "S4"),
-    "consist": ("localization", "S4"),
-    "cf": ("counterfactual", "S5"),
-}
+    "am": ("attention", "S3"), "guide": ("attention", "S3"), "loc": ("localization", "S4"),
+    "consist": ("localization", "S4"), "cf": ("counterfactual", "S5"),
+}  # fmt: skip
 """Which part of the model a loss term needs, and the first strategy that has it."""
 
 PLACES = {
@@ -324,12 +310,11 @@ class Settings(RunSettings):
         levels, masks, size = list(self.out_indices), (self.own_mask_prob, self.other_mask_prob), list(self.image_size)
         ratios = (self.stage1_ratio, self.stage2_ratio, self.stage3_ratio, self.stage4_ratio)
         ratio_sum = f"{' + '.join(map(str, ratios))} = {sum(ratios):g}"
+        rising = [] != levels == sorted(set(levels) & {1, 2, 3, 4})
         checks = {
             f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}": self.num_classes == 2,
             f"stage1_ratio … stage4_ratio must sum to 1, got {ratio_sum}": abs(sum(ratios) - 1) <= 1e-6,
-            f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}": (
-                [] != levels == sorted(set(levels) & {1, 2, 3, 4})
-            ),
+            f"out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got {levels}": rising,
             f"image_size must be multiples of 32 (the coarsest stride), got {size}": not any(s % 32 for s in size),
             f"own_mask_prob + other_mask_prob must not exceed 1, got {masks[0]:g} + {masks[1]:g}": sum(masks) <= 1,
         }
@@ -356,9 +341,6 @@ class Settings(RunSettings):
         return weights if self.use_counterfactual else weights | {"cf": 0.0}
 
 
-# --- Parameter files
-
-
 class _OneOfEachName(yaml.SafeLoader):
     """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
 
@@ -383,18 +365,16 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SettingsError(f"{path}: expected 'name: value' lines, got {type(content).__name__}")
-    if not nested and (mappings := [key for key, value in content.items() if isinstance(value, dict)]):
+    if not nested and (mappings := ", ".join(key for key, value in content.items() if isinstance(value, dict))):
         advice = "parameters are flat, write them at the top level"
-        raise SettingsError(f"{path}: {', '.join(mappings)} holds a nested mapping; {advice}")
+        raise SettingsError(f"{path}: {mappings} holds a nested mapping; {advice}")
     return content
 
 
-# --- Errors in plain words
-
-
-_EXPECTED = dict(float_type="a number", int_type="a whole number", int_from_float="a whole number") | dict(
-    bool_type="true or false", string_type="text", tuple_type="a list"
-)
+_EXPECTED = {
+    "float_type": "a number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "bool_type": "true or false", "string_type": "text", "tuple_type": "a list",
+}  # fmt: skip
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -404,8 +384,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    value, kind = detail["input"], detail["type"]
+    name, value, kind = str(detail["loc"][0] if detail["loc"] else ""), detail["input"], detail["type"]
     if kind == "extra_forbidden":
         return f"unknown parameter '{name}'{closest(name, fields)}"
     if kind == "value_error":
@@ -414,9 +393,8 @@ def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
     if kind == "missing":
         return f"{name} is missing; expected {described or 'a value'}"
     expected = described or _EXPECTED.get(kind) or str(detail["msg"]).removeprefix("Input should be ")
-    got, hint = f"{value!r}", ""
+    got, hint = f"{'the text ' * isinstance(value, str)}{value!r}", ""
     if isinstance(value, str):
-        got = f"the text {value!r}"
         if kind == "float_type" and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.IGNORECASE):
             hint = f"; YAML reads {value} as text, write {'.0e'.join(re.split('[eE]', value))}"
         if kind == "bool_type" and value.lower() in {"true", "false"}:

@@ -3,8 +3,6 @@
 Sizes: B images, H x W network input, h x w cells of the attention.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -37,9 +35,6 @@ from gainmtl_lib.runs import Run, RunError
 from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, UserError, repository_root
 
 logger = logging.getLogger(__name__)
-
-
-# --- Where to compute and in which precision, by the names that a user writes
 
 
 class DeviceError(UserError, ValueError):
@@ -79,11 +74,8 @@ def inference_autocast(name: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, half or torch.float32, enabled=half is not None)
 
 
-# --- Which defect mask gates attention in S6's training
-
-
 class MaskMixer:
-    """Draws attention masks for training batches from a bank of the training set's defect masks.
+    """Draws the masks that gate attention in S6's training from a bank of the training set's defect masks.
 
     Defects with an annotation get their own mask with `own_mask_prob`, another's with `other_mask_prob`, none
     otherwise. All other images get another's with the sum of both. Where the bank holds no other, an annotated defect
@@ -118,10 +110,9 @@ class MaskMixer:
         wanted = (chance < self.own_prob + self.other_prob) & (self.size > 0)
         own = wanted & annotated & ((chance < self.own_prob) | (others == 0))
         other = wanted & ~own & (others > 0)
-        device = batch.masks.device
-        own, other = own.to(device), other.to(device)
+        own, other, turned = (values.to(batch.masks.device) for values in (own, other, turned))
         masks = F.adaptive_avg_pool2d(batch.masks.float(), self.grid) * own[:, None, None, None]
-        return masks + turned.to(device) * other[:, None, None, None], own | other
+        return masks + turned * other[:, None, None, None], own | other
 
     def _augmented(self, masks: Tensor, generator: torch.Generator | None) -> Tensor:
         """As by albumentations: RandomRotate90 makes 0 to 3 quarter turns; an oblong grid is turned by 180° only."""
@@ -143,8 +134,8 @@ class TrainingDivergedError(UserError, RuntimeError):
 class GainTraining(L.LightningModule):
     """One optimisation of a `GAINMTLModel`, with S6's attention masks from a mixer.
 
-    Everything random in an epoch (dropout, mask mixing) follows from (seed, epoch), so that a resumed
-    run repeats what an uninterrupted one does. Checkpoints carry the settings, to be checked when one is loaded.
+    Everything random in an epoch (dropout, mask mixing) follows from (seed, epoch), so that a resumed run repeats what
+    an uninterrupted one does.
     """
 
     def __init__(
@@ -177,11 +168,9 @@ class GainTraining(L.LightningModule):
         total = losses["total"]
         if not torch.isfinite(total):
             broken = [name for name, value in losses.items() if name != "total" and not torch.isfinite(value)]
-            raise TrainingDivergedError(
-                f"the loss became {total.item()} in {', '.join(broken) or 'the sum'} at epoch "
-                f"{self.current_epoch + 1}, step {self.global_step}; the last checkpoint holds the epoch before. "
-                "Try a lower learning_rate, or precision '32'"
-            )
+            where = f"{', '.join(broken) or 'the sum'} at epoch {self.current_epoch + 1}, step {self.global_step}"
+            advice = "the last checkpoint holds the epoch before. Try a lower learning_rate, or precision '32'"
+            raise TrainingDivergedError(f"the loss became {total.item()} in {where}; {advice}")
         tags: dict[str, Any] = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
         tags["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         tags["train/stage"] = float(self.schedule.stage(self.progress))
@@ -226,7 +215,6 @@ class GainTraining(L.LightningModule):
 
 # --- Which checkpoints a run keeps, and a line per epoch
 
-
 JUDGED = ("val/average_precision", "val/cam_iou")  # the best epoch is by the first, ties by the second
 
 
@@ -239,14 +227,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoints(Checkpoint):
-    """``last.ckpt`` after every epoch, ``epoch_<n>.ckpt`` every few, ``best.ckpt`` within the final stage.
-
-    The same window for every strategy: before stage 2 the deciding head of S3-S7 is untrained.
-    """
+    """``last.ckpt`` after every epoch, ``epoch_<n>.ckpt`` every few, ``best.ckpt`` within the final stage."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder, self.every_n_epochs = folder, settings.save_every_n_epochs
-        self.window_start = Schedule.of(settings).final_stage_start
+        self.window_start = Schedule.of(settings).final_stage_start  # earlier S3-S7's deciding head is untrained
         self.best_score, self.best_epoch = [-math.inf, -math.inf], None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -292,7 +277,6 @@ class EpochLog(Callback):
 
 # --- What the training of either system shares: going on from before, and the record of it
 
-
 RECORDED_PACKAGES = (
     "gainmtl", "torch", "torchvision", "timm", "mmpretrain", "mmcv-lite", "lightning", "torchmetrics",
     "albumentations", "opencv-python-headless", "numpy", "pandas",
@@ -305,10 +289,8 @@ def previous_manifest(folder: Path, *, digest: str) -> dict[str, Any]:
     manifest = runs.read_json(path) if path.is_file() else {}
     before = manifest.get("data_digest", digest)
     if before != digest:
-        raise RunError(
-            f"{folder}: the data changed since this run was started (digest {before[:12]} then, "
-            f"{digest[:12]} now); change 'experiment', or start anew with --force (force=True)"
-        )
+        changed = f"the data changed since this run was started (digest {before[:12]} then, {digest[:12]} now)"
+        raise RunError(f"{folder}: {changed}; change 'experiment', or start anew with --force (force=True)")
     return manifest
 
 
@@ -324,8 +306,7 @@ def checkpoint_to_resume(
     """The checkpoint that a training goes on from, the folder's own last one or `resume`; None starts at the beginning.
 
     `architecture` and `plan` name the settings that decide which weights a model has, and how each step is made,
-    `complete` whether a checkpoint leaves nothing to train. `RunError`: it is none to go on from, or of another model
-    or plan.
+    `complete` whether a checkpoint leaves nothing to train. `RunError`: none to go on from, of another model or plan.
     """
     own = folder / "checkpoints"
     path = own / "last.ckpt" if resume is None else Path(resume)
@@ -333,10 +314,7 @@ def checkpoint_to_resume(
         return None
     checkpoint = runs.read_checkpoint(path)
     stored, asked = checkpoint["gainmtl_settings"], settings.plain()
-    keep = (
-        "\nthe learning rate follows the whole training, of which a checkpoint is a part; keep these values, "
-        "or start a new run without --resume"
-    )
+    keep = "\nthe learning rate follows the whole training; keep these values, or start a new run without --resume"
     for names, whose, why in ((architecture, "of another model", ""), (plan, "of a training with another plan", keep)):
         if differing := [f"  {k}: {stored.get(k)!r} and {asked[k]!r}" for k in names if stored.get(k) != asked[k]]:
             raise RunError(f"{path}: a checkpoint {whose} (stored and asked for):\n" + "\n".join(differing) + why)
@@ -350,10 +328,8 @@ def checkpoint_to_resume(
 
 
 @contextmanager
-def recorded(
-    folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: Precision
-) -> Iterator[dict[str, Any]]:
-    """Keep the manifest, with what the block adds: complete once the block ends without an error."""
+def recorded(folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: Precision) -> Iterator[None]:
+    """Keep the manifest, with what the block adds to it: complete once the block ends without an error."""
     path, started = folder / "manifest.json", time.monotonic()
     before = runs.read_json(path).get("duration_s", 0) if path.is_file() else 0
     manifest |= {
@@ -366,7 +342,7 @@ def recorded(
     }
     runs.write_json(path, manifest)
     try:
-        yield manifest
+        yield
         manifest["status"] = "complete"
     finally:
         manifest["duration_s"] = round(before + time.monotonic() - started, 1)
@@ -380,10 +356,9 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
         where = settings.tensorboard_folder
         loggers.append(TensorBoardLogger(where.parent, name=where.name, version="", default_hp_metric=False))
     if isinstance(settings, Settings) and settings.use_wandb:
-        name = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}"
+        name, project = f"{settings.experiment}-{settings.run_name}-seed{settings.seed}", settings.wandb_project
         try:
-            project, config = settings.wandb_project, settings.plain()
-            loggers.append(WandbLogger(name=name, project=project, save_dir=settings.run_dir, config=config))
+            loggers.append(WandbLogger(name, settings.run_dir, project=project, config=settings.plain()))
         except ModuleNotFoundError:
             raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
     return loggers
@@ -422,7 +397,6 @@ def fit_interruptibly(
 
 # --- From settings to a finished run
 
-
 # Settings that the data's validation and test pictures depend on, then those that its training pictures depend on.
 EVALUATED = ("image_size", "resize", "skip_unreadable")
 TRAINED = (
@@ -458,9 +432,8 @@ def fit(
         force: start anew, dropping what the folder holds.
 
     Raises:
-        RunError: the folder is in use or holds a run with other settings or data; `data` was built with other
-            settings; the run is finished already; the checkpoint is none or of another training; or both `resume` and
-            `force` were asked for.
+        RunError: the folder is in use or holds a run with other settings or data; `data` was built with other ones;
+            the checkpoint is none, finished or of another training; or both `resume` and `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
     with runs.claim(settings, resume=resume, force=force) as folder:
@@ -486,13 +459,11 @@ def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str |
     model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
     mixer = None
     if settings.strategy == "S6":
-        pasted = ((None, mask) for mask in data.pasted_masks())
-        mixer = MaskMixer([*data.training_masks(), *pasted], settings)
+        mixer = MaskMixer([*data.training_masks(), *((None, mask) for mask in data.pasted_masks())], settings)
     model.to(memory_format=torch.channels_last)
     module = GainTraining(settings, model, class_counts=data.class_counts, mixer=mixer)
     checkpoints = RunCheckpoints(folder / "checkpoints", settings)
     device, samples, edits = checked_device(settings.device), data.samples, data.counterfactuals
-    annotated = samples["mask"].notna() & (samples["split"] == "train")
     manifest = {
         "data_digest": data.digest,
         "strategy": settings.strategy,
@@ -503,10 +474,10 @@ def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str |
         "split_sizes": {str(split): int(size) for split, size in samples["split"].value_counts(sort=False).items()},
         "train_normal": data.class_counts[0],
         "train_defective": data.class_counts[1],
-        "train_annotated": int(annotated.sum()),
+        "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
         "edits_per_epoch": {} if edits is None else {kind: round(n, 2) for kind, n in edits.expected.items()},
     }
-    with recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
+    with recorded(folder, manifest, device=device, precision=settings.precision):
         fit_interruptibly(
             settings, device, module, data, precision=settings.precision, checkpoint=checkpoint,
             devices=1 if device.index is None else [device.index], max_epochs=settings.num_epochs,

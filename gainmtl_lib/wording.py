@@ -3,8 +3,6 @@
 An estimate has ``value``, ``low`` and ``high``: a `gainmtl_lib.stats.Estimate`, or a row of a table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

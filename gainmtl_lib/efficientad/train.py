@@ -181,7 +181,7 @@ def _train(
         "total_steps": total,
         "data_digest": provider.digest,
     }
-    with training.recorded(folder, manifest, device=device, precision=settings.precision) as manifest:
+    with training.recorded(folder, manifest, device=device, precision=settings.precision):
         if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
