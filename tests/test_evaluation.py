@@ -67,15 +67,12 @@ def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only
     assert shapes == {"cam": (16, 4, 4), "attention": (16, 4, 4), "localization": (16, 16, 16)}
     assert summary["map_scales"].keys() == shapes.keys()
     columns = ["cam_iou", "grid_iou", "point_game", "energy_inside", "attention_iou", "loc_iou", "cf_probability"]
-    rows = table[table["label"] == 1]
+    rows, scores = table[table["label"] == 1], summary["test"]
     assert rows[columns].notna().all().all() and table.loc[table["label"] == 0, columns].isna().all().all()
-    assert summary["test"]["cam_iou"] == pytest.approx(table.query("split == 'test'")["cam_iou"].mean(), abs=1e-4)
-    assert summary["test"]["annotated"] == 3
-    pooled = [name for name in summary["test"] if name.endswith("_pooled")]
-    assert pooled == ["cam_iou_pooled", "loc_iou_pooled"]
-    assert all(0 <= summary["test"][name] <= 1 for name in [*pooled, "loc_aupro"])
+    assert scores["cam_iou"] == pytest.approx(table.query("split == 'test'")["cam_iou"].mean(), abs=1e-4)
+    assert scores["annotated"] == 3
+    assert all(0 <= scores[name] <= 1 for name in ("cam_iou_pooled", "loc_iou_pooled", "loc_aupro"))
     placed = rows[rows["cf_control_probability"].notna()]  # the mask off the defect says something else
-    assert rows["cf_probability"].between(0, 1).all() and placed["cf_control_probability"].between(0, 1).all()
     assert not np.allclose(placed["cf_probability"], placed["cf_control_probability"])
 
 
@@ -124,9 +121,8 @@ def test_verdicts_flips_and_wrong_reasons_by_hand_and_errors_list_the_missed_fir
     table = table.reset_index()
     worse = table.query("image == 'missed'").assign(image="surely missed", probability=0.01)
     errors = module.error_analysis(pd.concat([table, worse], ignore_index=True))
-    assert errors["image"].tolist() == ["surely missed", "missed", "lucky", "alarm"]
-    assert errors["kind"].tolist() == ["missed", "missed", "wrong reason", "false alarm"]
-    assert len(module.error_analysis(table, "val")) == 0
+    kinds = {"surely missed": "missed", "missed": "missed", "lucky": "wrong reason", "alarm": "false alarm"}
+    assert list(zip(errors["image"], errors["kind"], strict=True)) == list(kinds.items())
 
 
 def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
@@ -169,15 +165,14 @@ def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(r
 
 
 def test_masks_of_an_efficientad_run_by_option_or_as_the_runs_own(run, evaluated, anomaly_run, tmp_path):
-    other = anomaly_run
-    code, output = command("evaluate", run.folder, "--mask-source", "efficientad", "--efficientad-run", other.folder)
-    assert code == 0 and f"masks from {other.folder}; its teacher: {other.teacher}" in output, output
+    option = ("--efficientad-run", anomaly_run.folder)
+    code, output = command("evaluate", run.folder, "--mask-source", "efficientad", *option)
+    assert code == 0 and f"masks from {anomaly_run.folder}; its teacher: {anomaly_run.teacher}" in output, output
     assert "novel pictures" not in output and run.metrics == evaluated[1]  # its own evaluation is another
-    folder = copied(run, tmp_path, mask_source="efficientad", efficientad_run=other.folder, experiment="own")
-    for options in (("--force",), ("--efficientad-run", other.folder)):  # which is its own: nothing else is asked
-        code, output = command("evaluate", folder, *options)
-        assert code == 0 and f"masks from {other.folder}" in output and "novel pictures" in output, output
-    assert load_run(folder).metrics["teacher"] == other.teacher
+    folder = copied(run, tmp_path, mask_source="efficientad", efficientad_run=anomaly_run.folder, experiment="own")
+    code, output = command("evaluate", folder, "--force")
+    assert code == 0 and "novel pictures" in output, output
+    assert load_run(folder).metrics["teacher"] == anomaly_run.teacher
 
 
 def test_an_interruption_leaves_no_mixture_and_another_process_that_writes_only_reading(run, evaluated, monkeypatch):
@@ -191,24 +186,6 @@ def test_an_interruption_leaves_no_mixture_and_another_process_that_writes_only_
         with pytest.raises(RunError, match="another process is writing to this run"):
             evaluate(run, reuse=False)
         assert evaluate(run)[1] == evaluated[1]
-
-
-def test_the_pages_show_what_was_evaluated(run, evaluated, monkeypatch, tmp_path):
-    pages = {}  # file name to the titles of its rows
-
-    def keep(figure, path):
-        pages[path.stem] = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
-        return figure
-
-    monkeypatch.setattr("gainmtl_lib.figures.save_figure", keep)
-    table, _ = evaluate(run, mask_source="oracle")
-    code, _ = command("evaluate", run.folder, "--mask-source", "oracle", "--visualize", "--vis-dir", tmp_path)
-    assert code == 0
-    for (split, verdict), rows in table[table["split"] != "val"].groupby(["split", "verdict"]):
-        titles = pages[f"{split}_{verdict}_01"]
-        called = "defective" if verdict in ("TP", "FP") else "normal"
-        assert all(f"called {called}" in title for title in titles)
-        assert [title.split()[-1] for title in titles] == [f"{p:.2f}" for p in rows["probability"]]
 
 
 def test_pages_are_not_drawn_of_pictures_that_changed(run, evaluated, tmp_path):
@@ -236,24 +213,22 @@ def data(tmp_path):
 
 
 def test_the_models_own_source_or_place_unless_another_that_fits_is_asked_for(tmp_path):
-    assert MaskSource.of(model()).name == "localization"
-    assert MaskSource.of(model(), "oracle").leaks and not MaskSource.of(model()).leaks
-    assert MaskSource.of(model("S3", "localization")).name is None
+    assert MaskSource.of(model()).name == "localization" and not MaskSource.of(model()).leaks
+    assert MaskSource.of(model(), "oracle").leaks and MaskSource.of(model("S3", "localization")).name is None
     settings = SimpleNamespace(strategy="S6", mask_source="external", external_mask_dir=tmp_path)
-    assert MaskSource.of(settings).place == tmp_path
-    assert MaskSource.of(settings, folder=tmp_path / "b").place == tmp_path / "b"
-    assert MaskSource.of(settings, "none").place is None
+    assert MaskSource.of(settings).place == tmp_path and MaskSource.of(settings, "none").place is None
+    elsewhere = {"external_mask_dir": tmp_path / "b"}
+    assert MaskSource.of(settings, **elsewhere).place == tmp_path / "b"
     assert set(module.SOURCES) == set(get_args(Settings.model_fields["mask_source"].annotation))
-    for asker, given, message in (
-        (model("S3"), ("none",), "mask_source is for strategy S6; this model is S3"),
-        (model(), ("guess",), r"mask_source must be one of localization, efficientad, .*, got 'guess'"),
-        (model(), ("external",), "'external' needs external_mask_dir"),
-        (model(), ("efficientad",), "mask_source 'efficientad' needs efficientad_run"),
-        (model(), (None, tmp_path), "this model is S6, and mask_source is 'localization': give mask_source 'ext"),
-        (model("S3"), (None, tmp_path), "this model is S3, whose attention takes no mask"),
+    for asker, name, places, message in (
+        (model("S3"), "none", {}, "mask_source is for strategy S6; this model is S3"),
+        (model(), "guess", {}, r"mask_source must be one of localization, efficientad, .*, got 'guess'"),
+        (model(), "external", {}, "'external' needs external_mask_dir"),
+        (model(), None, elsewhere, "this model is S6, and mask_source is 'localization': give mask_source 'ext"),
+        (model("S3"), None, elsewhere, "this model is S3, whose attention takes no mask"),
     ):
         with pytest.raises(RunError, match=message):
-            MaskSource.of(asker, *given)
+            MaskSource.of(asker, name, **places)
 
 
 def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split_or_what_needs_no_file(data, tmp_path):
@@ -305,12 +280,11 @@ def test_anomaly_masks_lie_where_the_picture_lies(tmp_path, monkeypatch, own, re
     cv2.imwrite(str(path), pixels)
     row = {"image": str(path), "label": 1, "mask": None, "defect_type": "x", "group": "x", "split": "test"}
     data = tiny_data(pd.DataFrame([row]), image_size=(32, 32), resize=resize)
-    source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
-    (mask,) = source.masks(data, data.dataset.__getitems__([0]))
-    rows = slice(0, 32) if resize == "squash" else slice(8, 24)
+    (mask,) = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64)).masks(
+        data, data.dataset.__getitems__([0])
+    )
     expected = torch.zeros(1, 32, 32)
-    expected[:, rows, 16:] = 1
-    assert mask.shape == (1, 32, 32) and mask.dtype == torch.float32
+    expected[:, slice(0, 32) if resize == "squash" else slice(8, 24), 16:] = 1
     beside = [column for column in range(32) if column not in (15, 16)]  # where interpolation mixes the halves
     torch.testing.assert_close(mask[..., beside], expected[..., beside], atol=1e-5, rtol=0)
 
@@ -319,14 +293,13 @@ def test_anomaly_masks_are_the_map_through_its_quantiles_and_come_from_the_pictu
     values = np.array([[-0.3, 0.0, 0.05], [0.1, 0.4, 0.025]], np.float32)
     mask = anomaly_mask(ScoredPicture(Path("a.png"), (2, 3), 0.4, values), "squash", size=(2, 3), resize="squash")
     np.testing.assert_allclose(mask, [[0, 0, 0.5], [1, 1, 0.25]], atol=1e-6)
-    source = anomalous(tmp_path, monkeypatch)
-    batch = data.dataset.__getitems__([5, 2])
+    source, batch = anomalous(tmp_path, monkeypatch), data.dataset.__getitems__([5, 2])
     told = source.masks(data, batch)
     untold = source.masks(data, batch._replace(masks=torch.zeros_like(batch.masks), labels=1 - batch.labels))
     assert torch.equal(told, untold) and told.min() >= 0 and told.max() <= 1 and not torch.equal(told[0], told[1])
     assert torch.equal(source.masks(data, data.dataset.__getitems__([2])), told[1:])
-    told = {"mask_source": "efficientad", "label_leaks": False}
-    assert source.summary == told | {"efficientad_run": str(tmp_path), "teacher": "a teacher"}
+    origin = {"efficientad_run": str(tmp_path), "teacher": "a teacher"}
+    assert source.summary == {"mask_source": "efficientad", "label_leaks": False} | origin
 
 
 def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_where_both_moved(tmp_path):
@@ -351,10 +324,10 @@ def test_masks_of_a_run_that_learnt_from_the_test_pictures_are_refused_also_wher
 def samples(tmp_path):
     """Defect number n of the test split has a mask of its n + 1 left columns of eight, those of training five and more."""
     root = write_generic(tmp_path / "data", splits=("train", "test"))
-    for split in ("train", "test"):
+    for split, more in (("train", 8), ("test", 0)):
         for number in range(3):
-            box = (slice(0, 12), slice(0, 2 * (number + 1) + (8 if split == "train" else 0)))
-            write_mask(root / "masks" / split / "defective" / f"{split}_d{number}.png", box=box)
+            path = root / "masks" / split / "defective" / f"{split}_d{number}.png"
+            write_mask(path, box=(slice(0, 12), slice(0, 2 * (number + 1) + more)))
     return read_samples(root, dataset_type="generic")
 
 
@@ -388,57 +361,50 @@ def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_b
             columns_given(table, [row])
 
 
-def test_one_row_per_source_and_test_split(run, anomaly_run):
+def test_one_row_per_source_and_test_split_of_which_the_runs_own_source_is_stored(run, evaluated, anomaly_run):
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     names = ["localization", "efficientad", "none", "other", "oracle"]
     table = mask_source_table(run, names, efficientad_run=anomaly_run.folder)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
     both = [[name, split] for name in names for split in ("test", "test_shift")]
     assert table[["source", "split"]].to_numpy().tolist() == both
     assert table.loc[table["label_leaks"], "source"].unique().tolist() == ["oracle"]
-    assert set(table.loc[table["source"] == "efficientad", "teacher"]) == {TEACHER["text"]}
-    assert table.loc[table["source"] != "efficientad", "teacher"].isna().all()
+    teachers = table.set_index("source")["teacher"].dropna()
+    assert set(teachers.items()) == {("efficientad", TEACHER["text"])}
     _, summary = evaluate(run, mask_source="oracle")
     for row in table[table["source"] == "oracle"].to_dict("records"):
         told = {metric: summary[row["split"]][metric] for metric in ("accuracy", "recall", "auroc", "cam_iou")}
         assert (told | {"threshold": summary["threshold"]}).items() <= row.items()
-    assert table["cam_iou"][0] == run.metrics["test"]["cam_iou"]
-
-
-def test_the_runs_own_source_is_stored_and_the_others_are_not(run, evaluated):
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    mask_source_table(run, ["localization", "other"])
-    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
     (run.folder / "metrics.json").unlink()
     mask_source_table(run, ["other"])
     assert not run.is_evaluated
     mask_source_table(run, ["localization"])
-    assert run.is_evaluated and run.metrics["mask_source"] == "localization"
+    assert run.metrics["mask_source"] == "localization" and run.metrics["test"]["cam_iou"] == table["cam_iou"][0]
 
 
-def test_the_command_prints_and_exports_all_sources(run, anomaly_run, tmp_path):
+def test_the_command_exports_all_sources_and_leaves_out_what_cannot_be_had(run, anomaly_run, monkeypatch, tmp_path):
     exported = tmp_path / "[x].json"
-    words = ("--mask-source", "all", "--efficientad-run", anomaly_run.folder, "--export-results", exported)
-    code, output = command("evaluate", run.folder, *words)
-    assert code == 0, output
-    assert "S6 by mask source, test" in output and "S6 by mask source, test_shift" in output
-    assert "these are no results" in output and f"efficientad: its teacher: {TEACHER['text']}" in output
-    left_out = "left out: external, because mask_source 'external' needs external_mask_dir"
-    assert left_out in output and "left out: efficientad" not in output and str(exported) in output
-    stored = json.loads(exported.read_text())
-    names = [row["source"] for row in stored["sources"] if row["split"] == "test"]
-    assert names == ["localization", "efficientad", "none", "other", "oracle"]
-    assert [row["source"] for row in stored["sources"] if row["label_leaks"]] == ["oracle", "oracle"]
-    assert set(stored["left_out"]) == {"external"}
-
-
-def test_all_sources_are_for_a_run_on_its_own_data_and_leave_out_what_cannot_be_had(run, monkeypatch, tmp_path):
-    elsewhere, checkpoint = ("--visualize", "--data-root", tmp_path), ("--checkpoint", tmp_path / "x.ckpt")
-    code, output = command("evaluate", run.folder, *elsewhere, "--mask-source", "all")
-    assert code == 1 and "on the run's own data; leave --data-root, --visualize out" in output
-    code, output = command("evaluate", *checkpoint, "--mask-source", "all")
-    assert code == 1 and "is for a finished run; give its folder in place of --checkpoint" in output
+    words = ("evaluate", run.folder, "--mask-source", "all", "--efficientad-run", anomaly_run.folder)
     monkeypatch.setattr(module, "other_masks", Mock(side_effect=DataError("no annotated defect")))
-    code, output = command("evaluate", run.folder, "--mask-source", "all")
-    assert code == 0 and "left out: other, because no annotated defect" in output and "oracle" in output, output
+    code, output = command(*words, "--export-results", exported)
+    assert code == 0, output
+    for told in (
+        "S6 by mask source, test_shift",
+        "these are no results",
+        f"efficientad: its teacher: {TEACHER['text']}",
+        "left out: external, because mask_source 'external' needs external_mask_dir",
+        "left out: other, because no annotated defect",
+        str(exported),
+    ):
+        assert told in output
+    stored = json.loads(exported.read_text())
+    rows = [(row["source"], row["label_leaks"]) for row in stored["sources"] if row["split"] == "test"]
+    assert rows == [("localization", False), ("efficientad", False), ("none", False), ("oracle", True)]
+    assert set(stored["left_out"]) == {"external", "other"}
+    code, output = command(*words, "--visualize", "--data-root", tmp_path)
+    assert code == 1 and "on the run's own data; leave --data-root, --visualize out" in output
+    code, output = command("evaluate", "--checkpoint", tmp_path / "x.ckpt", "--mask-source", "all")
+    assert code == 1 and "is for a finished run; give its folder in place of --checkpoint" in output
 
 
 # --- Stored results

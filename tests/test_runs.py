@@ -13,39 +13,26 @@ from gainmtl_lib.runs import FileError, RunError, atomic_path, by_strategy, clai
 from gainmtl_lib.settings import Settings
 
 
-def test_writes_whole_files_and_leaves_no_temporary(tmp_path):
+def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_there(tmp_path):
     target = tmp_path / "new" / "a.txt"
     with atomic_path(target) as path:
         path.write_text("before")
         assert not target.exists()
-    assert target.read_text() == "before"
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as path:
-        path.write_text("half")
-        raise KeyboardInterrupt
-    assert target.read_text() == "before" and list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.parametrize(
-    "raised, expected, message",
-    [
+    for raised, expected, message in (
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
         (
             OSError(errno.ENOSPC, "No space"),
             FileError,
-            r"a\.txt: the disk is full \(.* MB free\); make room and start again, the run goes on",
+            r"a\.txt: the disk is full \(.* MB free\); make room and start again",
         ),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), FileError, r"a\.txt: could not be written"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), FileError, r"a\.txt: could not be written"),
         (PermissionError(errno.EACCES, "Permission denied"), FileError, "could not be written: Permission denied"),
         (RuntimeError("shapes differ"), RuntimeError, "^shapes differ"),
-    ],
-)
-def test_a_failed_write_is_named_and_keeps_what_was_there(tmp_path, raised, expected, message):
-    target = tmp_path / "a.txt"
-    target.write_text("before")
-    with pytest.raises(expected, match=message), atomic_path(target) as path:
-        path.write_text("half")
-        raise raised
-    assert target.read_text() == "before" and list(tmp_path.iterdir()) == [target]
+    ):
+        with pytest.raises(expected, match=message), atomic_path(target) as path:
+            path.write_text("half")
+            raise raised
+        assert target.read_text() == "before" and list(target.parent.iterdir()) == [target]
     below = target / "below" / "b.txt"  # of a file
     with pytest.raises(FileError, match=r"b\.txt: could not be written: Not a directory"), atomic_path(below):
         pass
@@ -60,14 +47,6 @@ def test_json_has_no_nan_and_damage_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(RunError, match=r"a\.json: cannot be read"):
         runs.read_json(path)
-
-
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
-    path = tmp_path / "a.ckpt"
-    for content in (b"this is no checkpoint", b"", b"PK\x03\x04junk", b"\x80\x02.", bytes(range(256))):
-        path.write_bytes(content)
-        with pytest.raises(RunError, match=r"a\.ckpt: not a checkpoint that can be read safely: \S"):
-            runs.read_checkpoint(path)
 
 
 # --- Claims
@@ -122,16 +101,25 @@ def test_a_start_that_reached_no_checkpoint_leaves_nothing_and_binds_nobody(tmp_
         assert "batch_size: 2" in (folder / "settings.yaml").read_text()
 
 
-def test_force_empties_the_folder_and_drops_event_files_elsewhere(tmp_path):
+def test_force_empties_the_folder_and_drops_event_files_elsewhere_and_excludes_resume(tmp_path):
     settings = tiny_settings(tmp_path, tensorboard_dir=tmp_path / "logs")
     others = settings.changed(seed=7)
     for each in (settings, others):
         begin(each)
         each.tensorboard_folder.mkdir(parents=True)
         (each.tensorboard_folder / "events.out.tfevents.1").write_text("x")
+    before = names(settings.run_dir)
+    both = pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there")
+    with both, claim(settings, resume="last.ckpt", force=True):
+        pass
+    assert names(settings.run_dir) == before
     with claim(settings.changed(batch_size=2), force=True) as folder:
         assert names(folder) == [".lock", "settings.yaml"] and names(settings.tensorboard_folder) == []
         assert names(others.tensorboard_folder) == ["events.out.tfevents.1"]
+    write_json(others.run_dir / "manifest.json", {"status": "complete"})
+    finished = pytest.raises(RunError, match="the run is finished; there is nothing to resume")
+    with finished, claim(others, resume="last.ckpt"):
+        pass
 
 
 def test_what_a_killed_writer_left_is_swept_in_this_run_alone(tmp_path):
@@ -144,23 +132,9 @@ def test_what_a_killed_writer_left_is_swept_in_this_run_alone(tmp_path):
         path.write_text("half")
     with atomic_path(folder / "last.ckpt") as temporary:
         assert re.fullmatch(r"\.last-[0-9a-f]{8}\.ckpt", temporary.name)
-        temporary.write_text("whole")
     with claim(settings):
         assert not [name for name in left if (folder / name).exists()]
         assert all((folder / name).exists() for name in kept) and other.is_file()
-
-
-def test_resume_and_force_exclude_each_other(tmp_path):
-    settings = tiny_settings(tmp_path)
-    before = names(begin(settings))
-    both = pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there")
-    with both, claim(settings, resume="last.ckpt", force=True):
-        pass
-    assert names(settings.run_dir) == before
-    write_json(settings.run_dir / "manifest.json", {"status": "complete"})
-    finished = pytest.raises(RunError, match="the run is finished; there is nothing to resume")
-    with finished, claim(settings, resume="last.ckpt"):
-        pass
 
 
 # --- Comparison
@@ -200,24 +174,20 @@ def test_one_row_per_run_and_split_and_of_several_seeds_a_t_interval(tmp_path):
         compare(collect_runs(tmp_path / "hand"))
 
 
-def test_masks_of_the_ground_truth_or_of_a_random_teacher_are_marked(tmp_path):
+def test_marked_masks_and_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
     random = {"teacher": "random (untrained teacher: not the paper's method)"}
     marks = {"a": {"label_leaks": True}, "b": random, "c": {"teacher": "weights file t.pth"}}
     for variant, added in marks.items():
         path = write_run(tmp_path, "S6", variant=variant) / "metrics.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | added))
-    rows = by_strategy(compare(collect_runs(tmp_path / "hand"))).loc["test"].index.tolist()
-    assert rows == ["S6-a (oracle: leaks the label)", "S6-b (masks of a random teacher)", "S6-c"]
-
-
-def test_variants_are_rows_of_their_own_after_their_strategy(tmp_path):
-    for strategy, variant in (("S6", ""), ("S5", "zero"), ("S4", "nowarmup"), ("S5", ""), ("S5", "mean"), ("S7", "")):
+    for strategy, variant in (("S5", "zero"), ("S4", "nowarmup"), ("S5", ""), ("S7", "")):
         for seed in (1, 0):
             write_run(tmp_path, strategy, seed, variant=variant)
-    collected, rows = collect_runs(tmp_path / "hand"), ["S4-nowarmup", "S5", "S5-mean", "S5-zero", "S6", "S7"]
+    collected, rows = collect_runs(tmp_path / "hand"), ["S4-nowarmup", "S5", "S5-zero", "S6-a", "S6-b", "S6-c", "S7"]
     found = [(runs.row_name(run.settings), run.settings.seed) for run in collected]
-    assert found == [(row, seed) for row in rows for seed in (0, 1)]
+    assert found == [(row, seed) for row in rows for seed in ((0,) if "S6" in row else (0, 1))]
     assert (tmp_path / "hand/s5-zero/seed0").is_dir()
+    rows[3:5] = ["S6-a (oracle: leaks the label)", "S6-b (masks of a random teacher)"]
     assert by_strategy(compare(collected)).loc["test"].index.tolist() == rows
 
 

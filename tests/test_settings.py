@@ -25,38 +25,26 @@ def written(path, text):
     return path
 
 
-def test_defaults_are_the_method_documents_setting_and_stand_in_default_yaml():
-    s = Settings()
-    assert (s.backbone_arch, s.image_size, s.batch_size, s.num_epochs) == ("s", (512, 512), 16, 100)
-    assert (s.learning_rate, s.map_stride, s.pretrained, s.hflip_prob) == (1e-4, 32, True, 0.5)
+def test_files_hold_the_defaults_each_strategys_row_and_the_readmes_specification():
     own = {"strategy", "image_counterfactual", *(f"lambda_{term}" for term in TERMS)}
-    defaults = {name: value for name, value in s.plain().items() if name not in own}
+    defaults = {name: value for name, value in Settings().plain().items() if name not in own}
     assert read_parameters(PARAMS / "default.yaml") == defaults
-
-
-@pytest.mark.parametrize("strategy", STRATEGY_WEIGHTS)
-def test_strategy_files_hold_their_row(strategy):
-    row = {f"lambda_{term}": weight for term, weight in STRATEGY_WEIGHTS[strategy].items()}
-    own = {"image_counterfactual": 0.5} if strategy == "S7" else {}
-    assert read_parameters(PARAMS / f"{strategy.lower()}.yaml") == {"strategy": strategy} | row | own
-    assert Settings(strategy=strategy).weights == STRATEGY_WEIGHTS[strategy]
-    assert Settings(strategy=strategy).image_counterfactual == own.get("image_counterfactual", 0.0)
-
-
-def test_every_file_is_usable_full_yaml_is_the_readme_specification_and_weights_follow_the_strategy_unless_given():
+    for strategy, row in STRATEGY_WEIGHTS.items():
+        weights = {f"lambda_{term}": weight for term, weight in row.items()}
+        edited = {"image_counterfactual": 0.5} if strategy == "S7" else {}
+        assert read_parameters(PARAMS / f"{strategy.lower()}.yaml") == {"strategy": strategy} | weights | edited
+        settings = Settings(strategy=strategy)
+        assert settings.weights == row and settings.image_counterfactual == (0.5 if strategy == "S7" else 0.0)
     files = [path for path in PARAMS.glob("*.yaml") if not path.name.startswith("efficientad")]
     weights = {path.stem: Settings.from_yaml(path).weights for path in files}
     assert weights["full"] == dict(cls=1.0, am=0.5, cam_guide=0.0, loc=0.3, guide=0.5, cf=0.3, consist=0.2)
-
     assert Settings(strategy="S2", lambda_cam_guide=0.7).weights == STRATEGY_WEIGHTS["S2"] | {"cam_guide": 0.7}
     assert Settings(strategy="S5", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S5"] | {"cf": 0.0}
-    assert Settings(strategy="S1", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S1"]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("learnig_rate: 0.1", "unknown parameter 'learnig_rate'; did you mean 'learning_rate'?"),
         ("learning_rate: 1e-4", "learning_rate must be a number, got the text '1e-4'; YAML reads 1e-4 as text, write 1.0e-4"),
         ("- 1", "expected 'name: value' lines, got list"),
         ("1: 2", "expected 'name: value' lines, got dict"),
@@ -79,27 +67,24 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
         Small.from_yaml(first, second)
     with pytest.raises(SettingsError, match=r"^rate must be a number, got the text 'z'$"):
         Small.from_yaml(first, second, rate="z")
-    with pytest.raises(SettingsError, match=r"nowhere\.yaml: no such parameter file"):
-        Small.from_yaml(tmp_path / "nowhere.yaml")
     assert Small.from_yaml(written(tmp_path / "empty.yaml", "")) == Small()
 
 
 def test_several_problems_are_all_named_in_their_order():
     with pytest.raises(SettingsError) as error:
-        Settings(batch_size="x", num_epochs=0, sed=3)
+        Settings(batch_size="x", num_epochs=0, sed=3, zzz=1)
     assert str(error.value).splitlines() == [
         "num_epochs must be greater than 0, got 0",
         "batch_size must be a whole number, got the text 'x'",
         "unknown parameter 'sed'; did you mean 'seed'?",
+        "unknown parameter 'zzz'",
     ]
-    assert module.closest("zzz", ["rate", "flag"]) == ""
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         (dict(use_wandb="true"), "use_wandb must be true or false, got the text 'true'; with -p write True"),
-        (dict(batch_size=2.5), "batch_size must be a whole number, got 2.5"),
         (dict(num_classes=3), "num_classes must be 2 (the CAM is a two-class margin), got 3"),
         (dict(stage1_ratio=0.5), "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
         (dict(out_indices=[3, 5]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 5]"),
@@ -113,12 +98,10 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
         (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
         (dict(device="gpu"), "got the text 'gpu'"),
-        (dict(val_ratio=1.0), "val_ratio must be less than 1, got 1.0"),
         (dict(experiment=".."), "got the text '..'"),
         (dict(data_root=3), "data_root must be"),
         (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
         (dict(map_stride=7), "map_stride must be 4, 8, 16 or 32, got 7"),
-        (dict(precision=64), "precision must be 'auto', '32', 'bf16' or '16', got"),
     ],
 )  # fmt: skip
 def test_messages(values, expected):
@@ -132,32 +115,25 @@ def test_a_namespace_counts_with_its_plain_values_only_and_a_notebook_runs_twice
     with pytest.raises(SettingsError, match="unknown parameter 'num_epoch'; did you mean 'num_epochs'"):
         Settings.from_namespace({"num_epoch": 4})
     cells = ["", "# quick\nseed = 7", "s = Settings.from_namespace(globals())", "rows = [x for x in ()]", "%time 1"]
-    namespace = {"In": cells, "seed": 7, "rows": [], "num_epochs": 3}
-    assert Settings.from_namespace(namespace).seed == 7
-    assert Settings.from_namespace(namespace).num_epochs == 3  # a field counts however it was set
+    namespace = {"In": cells, "seed": 7, "rows": [], "num_epochs": 3}  # a field counts however it was set
+    settings = Settings.from_namespace(namespace)
+    assert (settings.seed, settings.num_epochs) == (7, 3)
     with pytest.raises(SettingsError, match="unknown parameter 'sead'; did you mean 'seed'"):
         Settings.from_namespace(namespace | {"In": [*cells, "sead = 8"], "sead": 8})
 
 
-def test_a_record_cannot_be_changed_but_copied():
+def test_a_record_is_copied_not_changed_its_paths_start_at_the_repository_and_it_survives_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     record = Small()
     with pytest.raises(ValueError, match="frozen"):
         record.seed = 3
     with pytest.raises(SettingsError, match="rate must be greater than 0, got -1"):
         record.changed(rate=-1.0)
-    assert record.changed(seed=7).seed == 7 and record.seed == 42
     assert record.differences(record.changed(seed=7)) == ["seed: 42 and 7"]
-
-
-def test_paths_start_at_the_repository_and_plain_values_survive_yaml_and_give_equal_settings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     s = Settings(data_root="outputs/data/x", outputs_dir=str(tmp_path))
-    assert s.data_root == repository_root() / "outputs/data/x"
-    assert s.run_dir == tmp_path / "gainmtl/s5/seed42"
+    assert s.data_root == repository_root() / "outputs/data/x" and s.run_dir == tmp_path / "gainmtl/s5/seed42"
     assert s.plain()["data_root"] == "outputs/data/x" and s.plain()["outputs_dir"] == tmp_path.as_posix()
-    assert Small().plain()["folder"] == "outputs"
     s = Settings(strategy="S3", image_size=128, pretrained="weights/b0.pth", out_indices=[2, 3, 4], precision=32)
     again = Settings(**yaml.safe_load(yaml.safe_dump(s.plain())))
     assert again == s and again.image_size == (128, 128) and again.precision == "32"
     assert again.pretrained == repository_root() / "weights/b0.pth"
-    assert Settings(pretrained=False).pretrained is False and Settings(pretrained="auto").pretrained == "auto"
