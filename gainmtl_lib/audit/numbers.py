@@ -141,7 +141,8 @@ class Audit:
             # One at a time, because all of them at full precision may not fit into memory.
             self.found = np.array([bool(scale.finds(cam)) for cam in cams])
         self.faithfulness, self.novelty = faithfulness.stored_faithfulness(run), efficientad.stored_novelty(run)
-        self.stale = {"faithfulness": faithfulness.is_stale(run), "novelty": efficientad.out_of_date(run)}
+        stale = self.faithfulness is None and (run.folder / faithfulness.FILE).is_file()
+        self.stale = {"faithfulness": stale, "novelty": efficientad.out_of_date(run)}
         self.table = table if self.novelty is None else table.assign(novel=self.novelty.table["novel"])
 
     @property

@@ -1,9 +1,7 @@
 """A study's finished runs as tables, figures and files: its rows, and what each step between them changed."""
 
-from __future__ import annotations
-
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +23,6 @@ SPLITS = {
     "test": ("accuracy", "auroc", "cam_iou", "grid_iou", "cf_flip_rate", "cf_control_flip_rate"),
     "test_shift": ("accuracy", "auroc"),
 }
-"""What the rows of a plan are shown with, by split."""
 FAMILIES = {"test": ("accuracy", "auroc", "cam_iou", "cf_excess"), "test_shift": ("accuracy", "auroc")}
 """Metrics of each family of steps, by split; the correction is for the number of steps within one."""
 
@@ -33,14 +30,13 @@ FAMILIES = {"test": ("accuracy", "auroc", "cam_iou", "cf_excess"), "test_shift":
 
 
 def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
-    """One row per run and test split: ``row``, ``strategy``, ``seed``, ``split``, the metrics of `COMPARED`, and the
-    ``seconds`` of its training."""
+    """One row per run and test split, with the metrics of `COMPARED` and the ``seconds`` of its training."""
     lines = []
     for cell, split in product(runs, SPLITS):
         if (scores := cell.run.metrics.get(split)) is not None:
             place = {"row": cell.row, "strategy": cell.settings.strategy, "seed": cell.seed, "split": split}
-            lines.append(place | {name: scores.get(name) for name in COMPARED})
-            lines[-1]["seconds"] = cell.run.manifest["duration_s"]
+            scores = {name: scores.get(name) for name in COMPARED}
+            lines.append(place | scores | {"seconds": cell.run.manifest["duration_s"]})
     return pd.DataFrame(lines)
 
 
@@ -54,9 +50,7 @@ def steps_of_study(runs: Sequence[Cell], steps: Sequence[Sequence[str]]) -> pd.D
     return _of_families(runs, FAMILIES, lambda tables, metric: stats.steps_table(tables, steps, metric))
 
 
-def _of_families(
-    runs: Sequence[Cell], families: Mapping[str, Sequence[str]], make: Callable[..., pd.DataFrame]
-) -> pd.DataFrame:
+def _of_families(runs: Sequence[Cell], families: dict[str, Any], make: Callable[..., pd.DataFrame]) -> pd.DataFrame:
     """What is made of the predictions by row and seed; a split that the data lacks is left out."""
     parts = []
     for split, metrics in families.items():
@@ -111,19 +105,16 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
     axis.set_yticks(range(len(steps)), [textwrap.shorten(str(step), 46, placeholder=" …") for step in steps["step"]])
     axis.set_ylim(len(steps) - 0.4, -0.6)
     axis.set_xlabel(f"change of {metric},\nmean over runs, 95 % interval\n(verdicts are Holm-corrected)", fontsize=8)
-    axis.margins(x=0.08)
     axis.tick_params(labelsize=8)
     axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
     return figure
 
 
 def rows_figure(rows: pd.DataFrame) -> Figure:
     """Accuracy of every row of `rows_of_study`, as in training and under changed conditions, and its CAM-IoU."""
-    names = list(rows["row"].unique())
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(names)), layout="constrained")
+    places = {name: place for place, name in enumerate(rows["row"].unique())}
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(places)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
-    places = dict(zip(names, range(len(names))))
     for (axis, metric), (split, color) in product(((left, "accuracy"), (right, "cam_iou")), SPLIT_COLORS.items()):
         part = rows[(rows["split"] == split) & (rows["metric"] == metric)].dropna(subset="mean")
         reach = np.nan_to_num(np.stack([part["mean"] - part["low"], part["high"] - part["mean"]]))
@@ -132,9 +123,9 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
     for name, part in rows[rows["metric"] == "accuracy"].groupby("row"):
         left.plot([part["mean"].min(), part["mean"].max()], [places[name]] * 2, color="#bbbbbb", lw=3, zorder=0)
     left.axvline(0.5, color="k", lw=0.8, ls=":")
-    left.set_yticks(range(len(names)), [textwrap.shorten(str(name), 40, placeholder=" …") for name in names])
+    left.set_yticks(range(len(places)), [textwrap.shorten(str(name), 40, placeholder=" …") for name in places])
     for axis, label in ((left, "accuracy (dotted: a coin)"), (right, "CAM-IoU")):
-        axis.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
+        axis.set(xlim=(-0.03, 1.03), ylim=(len(places) - 0.4, -0.6))
         axis.set_xlabel(f"{label},\nmean over runs, 95 % interval", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", color="0.9")
@@ -167,28 +158,18 @@ def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
 
 
 def run_and_report(
-    console: Console,
-    plan: Any,
-    report_of: Callable[[Any, Sequence[Cell]], Report] = plan_report,
-    *,
-    reasons: bool = False,
-    export: Path | None = None,
-    only_report: bool = False,
+    console: Console, plan: Any, make: Callable[..., Report] = plan_report, *, export: Path | None = None, **how: bool
 ) -> int:
-    """Run what is missing of a plan, print its tables, name what failed.
+    """Run what is missing of a plan, print its tables, name what failed; returns how many did.
 
-    Args:
-        plan: a `Plan`, or another record with ``cells()`` and ``plain()``, whose finished runs `report_of` reports.
-        reasons, only_report: see `run_study`.
-        export: folder for the same as files: ``table.md``, ``plan.yaml``, a CSV file per table, and figures.
-
-    Returns:
-        How many runs failed. `RunError` when none is finished.
+    `plan` is a `Plan`, or another record with ``cells()`` and ``plain()``, whose finished runs `make` reports. The
+    folder `export` gets the same as files: ``table.md``, ``plan.yaml``, a CSV file per table, and figures. `how` is for
+    `run_study`. `RunError` when no run is finished.
     """
-    study = run_study(plan.cells(), reasons=reasons, only_report=only_report)
+    study = run_study(plan.cells(), **how)
     if not study.runs:
         raise RunError(f"{plan.experiment}: no finished run of the study ({study.state})")
-    report = report_of(plan, study.runs)
+    report = make(plan, study.runs)
     weights = sorted({str(cell.run.manifest["pretrained"]) for cell in study.runs})
     remarks = [f"Backbone weights: {', '.join(weights)}.", study.state]
     for title, table in report.sections.items():

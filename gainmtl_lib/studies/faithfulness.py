@@ -5,8 +5,6 @@ inference and left as it was. `rows` are of ``data.samples``. An `image` is RGB 
 (h, w) on any scale, higher being more relevant. `seed` is of every draw.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable, Sequence
@@ -49,7 +47,8 @@ CHANNELS_AT_A_TIME = 16  # of Score-CAM, in memory: all would take 4 GB at 1280 
 def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Tensor:
     """The map of one of `CAM_METHODS` for the decision on each picture, not stretched, not resized.
 
-    "ours" is the model's own exact map. Images are (B, 3, H, W), maps float32 (B, 1, h, w), without graph.
+    "ours" is the model's own exact map; Grad-CAM is of Selvaraju et al. 2017, LayerCAM of Jiang et al. 2021, HiResCAM,
+    signed, of Draelos and Carin 2020. Images are (B, 3, H, W), maps float32 (B, 1, h, w), without graph.
     """
     if method not in CAM_METHODS:
         raise ModelError(f"method must be one of {', '.join(CAM_METHODS)}, got '{method}'")
@@ -66,15 +65,11 @@ def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Te
             return _eigen_cam(features)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(head(features.requires_grad_()).diff(dim=1).sum(), features)
-        return _from_gradient(features.detach(), gradient, method)
-
-
-def _from_gradient(features: Tensor, gradient: Tensor, method: str) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017), LayerCAM (Jiang et al. 2021) and the signed HiResCAM (Draelos, Carin 2020)."""
-    if method == "hires_cam":
-        return (gradient * features).sum(1, keepdim=True)
-    weights = gradient.mean((2, 3), keepdim=True) if method == "grad_cam" else gradient.relu()
-    return (weights * features).sum(1, keepdim=True).relu()
+        features = features.detach()
+        if method == "hires_cam":
+            return (gradient * features).sum(1, keepdim=True)
+        weights = gradient.mean((2, 3), keepdim=True) if method == "grad_cam" else gradient.relu()
+        return (weights * features).sum(1, keepdim=True).relu()
 
 
 def _eigen_cam(features: Tensor) -> Tensor:
@@ -143,10 +138,8 @@ def deletion_insertion(
     places, image = relevance_places(values, image, seed), image.cpu().float()
     blurred, fractions = blur(image), torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     taken = places < (fractions * places.numel()).round()[:, None, None, None]  # (steps + 1, 1, H, W)
-    curves = {
-        "deletion": defect_probability(model, torch.where(taken, blurred, image)),
-        "insertion": defect_probability(model, torch.where(taken, image, blurred)),
-    }
+    shown = {"deletion": torch.where(taken, blurred, image), "insertion": torch.where(taken, image, blurred)}
+    curves = {name: defect_probability(model, pictures) for name, pictures in shown.items()}
     return pd.DataFrame(curves, index=pd.Index(fractions.numpy(), name="fraction"))
 
 
@@ -237,9 +230,7 @@ def found_defects(predictions: pd.DataFrame, data: GainDataModule, *, limit: int
     found = rows_of(predictions, data)[chosen.to_numpy()]
     if not len(found):
         raise ValueError("no defective picture of 'test' was found (no TP); there is no such decision to explain")
-    if len(found) > limit:
-        found = np.random.default_rng(0).choice(found, limit, replace=False)
-    return sorted(found.tolist())
+    return sorted(np.random.default_rng(0).choice(found, min(limit, len(found)), replace=False).tolist())
 
 
 def faithfulness(
@@ -255,8 +246,7 @@ def faithfulness(
 ) -> pd.DataFrame:
     """Deletion, insertion and ROAD of each picture, for its map and for that map moved to a random place.
 
-    `explain` makes the maps. `rows` are meant for pictures called defective, see `found_defects`. `predictions` of the
-    run add its ``cf_flip`` and ``cf_control_flip``.
+    `rows` are best those of `found_defects`; `predictions` of the run add its ``cf_flip`` and ``cf_control_flip``.
 
     Returns:
         One row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the blurred
@@ -288,25 +278,24 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     Returns:
         ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and ``road``
         ``ours``, ``random``, ``reversed``, ``gain`` (positive is better), ``low``, ``high`` and ``verdict``; for
-        ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``,
-        sentences on what these numbers cannot say.
+        ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``.
     """
     groups, means = stats.group_codes(table), table.mean(numeric_only=True)
-    picture, blurred = float(means["probability"]), float(means["baseline_probability"])
-    summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups))}
-    summary |= {"probability": picture, "baseline_probability": blurred}
+    picture, blurred = means["probability"], means["baseline_probability"]
+    summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups)), "probability": picture}
+    summary["baseline_probability"] = blurred
     # The reversed map's deletion is the map's insertion, and the other way round.
     reverse = {"deletion_auc": means["insertion_auc"], "insertion_auc": means["deletion_auc"], "road": -means["road"]}
     for name, reversed_map in reverse.items():
-        ours, random, sign = name, f"random_{name}", -1 if name == "deletion_auc" else 1
-        told = {"ours": float(means[ours]), "random": float(means[random]), "reversed": float(reversed_map)}
-        gain = stats.mean_gain((sign * (table[ours] - table[random])).to_numpy(), groups)
+        told = {"ours": means[name], "random": means[f"random_{name}"], "reversed": reversed_map}
+        gains = (table[name] - table[f"random_{name}"]).to_numpy() * (-1 if name == "deletion_auc" else 1)
+        gain = stats.mean_gain(gains, groups)
         summary[name.removesuffix("_auc")] = told | _judged(gain, FAITHFUL, NOT_DISTINGUISHABLE, WORSE)
     if {"cf_flip", "cf_control_flip"} <= set(table.columns):
         asked = table.dropna(subset=["cf_flip", "cf_control_flip"])  # whose mask had a place to move to
-        flip, control = asked["cf_flip"].to_numpy(), asked["cf_control_flip"].to_numpy()
-        told = {"flip": float(asked["cf_flip"].mean()), "control_flip": float(asked["cf_control_flip"].mean())}
-        gain = stats.paired_difference(flip, control, stats.group_codes(asked))
+        flip, control = asked["cf_flip"], asked["cf_control_flip"]
+        gain = stats.paired_difference(flip.to_numpy(), control.to_numpy(), stats.group_codes(asked))
+        told = {"flip": flip.mean(), "control_flip": control.mean()}
         summary["counterfactual"] = told | _judged(gain, *OF_FLIPS)
     note = (
         f"The blurred picture is called defective almost as surely as the picture itself (probability {blurred:.2f} "
@@ -425,28 +414,25 @@ def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
 FILE = "faithfulness.json"
 KEYS = {"predictions", "settings", "split", "found", "pictures", "map", "randomisation"}
 HOW = {"limit": 24, "steps": 16, "road_fractions": list(ROAD_FRACTIONS), "draws": 3, "seed": 0}
-"""Pictures at most, drawn with the seed; steps of the curves, ROAD's fractions, draws of the randomisation."""
 SAME_PROBABILITY = 0.02  # how far from the stored one a picture may lie now: as much as another device brings about
 
 
 def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how: Any) -> dict[str, Any]:
     """Deletion, insertion, ROAD and the randomisation check of the deciding CAM, kept as ``faithfulness.json``.
 
-    On found defects of the first test split: there is a decision to explain, and nothing is chosen by it. What was
-    measured before in the same way (`how` departs from `HOW`) for these predictions is taken as it is. `data_root` is
-    where the run's pictures are, when they moved since the training.
+    On found defects of the first test split, at most ``limit``, drawn with the seed: there is a decision to explain,
+    and nothing is chosen by it. What was measured before in the same way (`how` departs from `HOW`) for these
+    predictions is taken as it is. `data_root` is where the pictures are, when they moved since the training.
+    `RunError` for a run that is not evaluated, found no defect, takes its masks from outside, or decides otherwise now;
+    `DataError` for pictures that are missing or broken.
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings``; ``split``; ``found``, how many
         defects were; ``pictures``, the names of those measured on; ``map`` (`summarise_faithfulness`) and
         ``randomisation`` (`summarise_randomisation`). None stands for NaN.
-
-    Raises:
-        RunError: the run is not evaluated, found no defect, takes its masks from outside, or decides otherwise now.
-        DataError: pictures that are not there or cannot be read.
     """
     settings: dict[str, Any] = HOW | how
-    seed = settings["seed"]
+    limit, steps, fractions, draws, seed = settings.values()
     if (stored := stored_faithfulness(run)) is not None and stored["settings"] == settings:
         return stored
     table, metrics = stored_tables(run)
@@ -460,20 +446,18 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
     found = table[(table["split"] == split) & (table["verdict"] == "TP")]
     if found.empty:
         raise RunError(f"{run.folder}: no defect of '{split}' was found (no TP); there is no such decision to explain")
-    chosen = found.sample(min(settings["limit"], len(found)), random_state=seed).sort_index()
+    chosen = found.sample(min(limit, len(found)), random_state=seed).sort_index()
     data = _pictures_alone(run, chosen, data_root)
     asked, own_device = (run.model, data, range(len(chosen))), next(run.model.parameters()).device
     run.model.to(checked_device(run.settings.device))
     try:
-        draws, threshold = settings["draws"], float(metrics["threshold"])
-        shuffled = randomisation_check(*asked, draws=draws, threshold=threshold, seed=seed)
+        shuffled = randomisation_check(*asked, draws=draws, threshold=float(metrics["threshold"]), seed=seed)
         for name, now, before in zip(chosen["image"], shuffled["trained_probability"], chosen["probability"]):
             if abs(now - before) > SAME_PROBABILITY:
                 raise RunError(
                     f"{name}: p(defect) is {now:.3f}, and was {before:.3f} when the run was evaluated: the picture or "
                     f"the weights are others; evaluate again: gainmtl evaluate {run.folder} --force"
                 )
-        steps, fractions = settings["steps"], settings["road_fractions"]
         scores = faithfulness(*asked, steps=steps, road_fractions=fractions, seed=seed)
     finally:
         run.model.to(own_device)
@@ -484,7 +468,6 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
 
 
 def _pictures_alone(run: Run, chosen: pd.DataFrame, data_root: str | Path | None) -> GainDataModule:
-    """Without their masks, which faithfulness does not ask for, and without the rest of the data."""
     root = Path(data_root or run.settings.data_root).expanduser().absolute()
     files = [root / name for name in chosen["image"]]
     if missing := [file for file in files if not file.is_file()]:
@@ -492,8 +475,7 @@ def _pictures_alone(run: Run, chosen: pd.DataFrame, data_root: str | Path | None
             f"{len(missing)} of {len(files)} pictures to measure faithfulness on are not there, such as {missing[0]}; "
             "if the pictures moved, name their folder with --data-root (data_root)"
         )
-    samples = chosen[["image", "label", "mask", "defect_type", "group", "split"]]
-    samples = samples.assign(image=[str(file) for file in files], mask=None)
+    samples = chosen.assign(image=list(map(str, files)), mask=None)
     data = build_data(run.settings.changed(skip_unreadable=False), samples)
     data.setup("test")
     return data
@@ -507,8 +489,3 @@ def stored_faithfulness(run: Run) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or not stored.keys() >= KEYS:
         raise RunError(f"{run.folder / FILE}: not what gainmtl report {run.folder} --faithfulness writes; remove it")
     return stored if stored["predictions"] == file_digest(run.folder / "predictions.csv") else None
-
-
-def is_stale(run: Run) -> bool:
-    """Whether what is stored was measured for other predictions than the run has."""
-    return (run.folder / FILE).is_file() and stored_faithfulness(run) is None

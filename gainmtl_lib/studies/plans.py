@@ -11,11 +11,7 @@ A plan is a YAML file, ``params/studies/<name>.yaml``::
       S4: {strategy: S4}
       S4, no warm-up: {strategy: S4, loc_warmup_ratio: 0.0}
     steps: [[S1, S4], [S4, "S4, no warm-up"]]    # paired comparisons: before, after
-
-The shortcut study (`gainmtl_lib.studies.shortcut`) is another such record; both are run by `run_study`.
 """
-
-from __future__ import annotations
 
 import logging
 import re
@@ -54,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 # What synthetic data is made from: one folder holds one choice of them.
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
-OWN = ("experiment", "seeds", "data_per_seed")  # what can be given in place of the plan's own
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Step = Annotated[Several[str], Field(min_length=2, max_length=2)]
 
@@ -118,13 +113,12 @@ class Plan(ParameterRecord):
             differing = [name for name in DATA_PARAMETERS if getattr(one, name) != getattr(other, name)]
             if synthetic and one.data_root == other.data_root and differing:
                 raise ValueError(
-                    f"rows {first!r} and {second!r} differ in {_listed(differing)} but share data_root "
+                    f"rows {first!r} and {second!r} differ in {', '.join(differing)} but share data_root "
                     f"{one.data_root}; give each its own"
                 )
         for before, after in self.steps:
-            for name in (before, after):
-                if name not in self.rows:
-                    raise ValueError(f"steps: {_no_row(name, self.rows)}")
+            if strange := [name for name in (before, after) if name not in self.rows]:
+                raise ValueError(f"steps: {_no_row(strange[0], self.rows)}")
             if before == after:
                 raise ValueError(f"steps: {before!r} is compared with itself")
             if self.steps.count((before, after)) > 1:
@@ -141,29 +135,26 @@ class Plan(ParameterRecord):
     def _leave_out(self, where: str, values: Iterable[str], *besides: str) -> None:
         own = {"seed", "variant", "experiment", *besides} | ({"synthetic_seed"} if self.data_per_seed else set())
         if reserved := own & set(values):
-            raise ValueError(f"{where}: {_listed(sorted(reserved))} comes from the plan itself; leave it out")
+            raise ValueError(f"{where}: {', '.join(sorted(reserved))} comes from the plan itself; leave it out")
 
     def _checked(self, row: str) -> Settings:
         values = self.rows[row]
         if not isinstance(values, dict):
             raise ValueError(f"row {row!r} must be a mapping of parameters, got {values!r}")
         if (strategy := values.get("strategy")) is None:
-            raise ValueError(f"row {row!r} has no strategy; give one of {_listed(STRATEGY_WEIGHTS)}")
+            raise ValueError(f"row {row!r} has no strategy; give one of {', '.join(STRATEGY_WEIGHTS)}")
         if row in STRATEGY_WEIGHTS and strategy != row:
             raise ValueError(f"row {row!r} has strategy {strategy!r}; name it otherwise")
         self._leave_out(f"row {row!r}", values)
         try:
-            settings = self.settings(row, self.seeds[0])
+            run = self.settings(row, self.seeds[0])
         except SettingsError as error:
             raise _led_by(f"row {row!r}", error) from None
-        if not settings.variant and row != strategy:
+        if not run.variant and row != strategy:
             raise ValueError(f"row {row!r} needs a letter or digit beside its strategy, to name its folder")
-        if self.data_per_seed and settings.dataset_type != "synthetic":
-            raise ValueError(
-                f"row {row!r}: data_per_seed needs dataset_type 'synthetic', got {settings.dataset_type!r}; "
-                "set data_per_seed to false"
-            )
-        return settings
+        if self.data_per_seed and run.dataset_type != "synthetic":
+            raise ValueError(f"row {row!r}: data_per_seed needs dataset_type 'synthetic', got {run.dataset_type!r}")
+        return run
 
     def settings(self, row: str, seed: int) -> Settings:
         """The parameters of one run; its ``variant`` is the row's name where that is not the bare strategy."""
@@ -179,23 +170,19 @@ class Plan(ParameterRecord):
         """Every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
         return [Cell(row, seed, self.settings(row, seed)) for seed in self.seeds for row in self.rows]
 
-    def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Plan:
+    def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Self:
         """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
         kept, chosen = list(self.rows if rows is None else rows), tuple(self.seeds if seeds is None else seeds)
         if strange := [row for row in kept if row not in self.rows]:
             raise SettingsError(_no_row(strange[0], self.rows))
         if strange := sorted(set(chosen) - set(self.seeds)):
-            raise SettingsError(f"seed {strange[0]} is not in the plan, which has {_listed(self.seeds)}")
+            raise SettingsError(f"seed {strange[0]} is not in the plan, which has {', '.join(map(str, self.seeds))}")
         steps = tuple(step for step in self.steps if set(step) <= set(kept))
         return self.changed(rows={row: self.rows[row] for row in kept}, seeds=chosen, steps=steps)
 
 
 def _no_row(name: str, rows: Iterable[str]) -> str:
     return f"{name!r} is no row of the plan{closest(name, rows)}; rows: {'; '.join(rows)}"
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _led_by(owner: Any, error: SettingsError) -> SettingsError:
@@ -205,17 +192,17 @@ def _led_by(owner: Any, error: SettingsError) -> SettingsError:
 def load_plan(path: str | Path, **overrides: Any) -> Plan:
     """Read and check a plan: a file, or the name of one in ``params/studies``.
 
-    Overrides are `OWN`, in place of the file's, and parameters of the runs, which win over the base files and lose
-    against what a row departs in. `SettingsError` names file and key of what cannot be used.
+    Overrides are the plan's ``experiment``, ``seeds`` and ``data_per_seed``, and parameters of the runs, which win over
+    the base files and lose against a row. `SettingsError` names file and key of what cannot be used.
     """
     folder = repository_root() / "params" / "studies"
     file = next(filter(Path.is_file, (Path(path), repository_root() / path, folder / f"{path}.yaml")), None)
     if file is None:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise SettingsError(f"{path}: no such plan; a file, or one of {_listed(known)}{closest(str(path), known)}")
+        raise SettingsError(f"{path}: no such plan; a file, or one of {', '.join(known)}{closest(str(path), known)}")
     content = read_parameters(file, nested=True)
     content.pop("report", None)  # a parameter that plans had once
-    own = {name: overrides.pop(name) for name in OWN if name in overrides}
+    own = {name: overrides.pop(name) for name in ("experiment", "seeds", "data_per_seed") if name in overrides}
     written = content.get("parameters", {})
     if overrides and isinstance(written, dict):  # what is none, `Plan` complains about
         own["parameters"] = written | overrides
@@ -271,8 +258,7 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
             minutes = len(ahead) * sum(spent) / max(len(spent), 1) / 60
             left = f", about {max(minutes, 1):.0f} min left" if spent else ""
             logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left)
-            started = time.monotonic()
-            ahead = ahead[1:]
+            started, ahead = time.monotonic(), ahead[1:]
             try:
                 run = fit(cell.settings)
                 evaluate(run)

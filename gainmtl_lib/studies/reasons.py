@@ -5,8 +5,6 @@ without the change of class: the defect's shape healed beside the defect, a clea
 and everything else of the picture stay.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,8 +32,7 @@ from gainmtl_lib.wording import METRICS
 KINDS = ("heal", "heal_beside", "paste", "paste_clean")
 HEALS, PASTES = ("telea", "patch_same"), ("copy", "clone")  # in turn; a picture and its control are edited alike
 TRIES = 8  # donors, before a picture counts as impossible to edit
-FIXED_MASKS = ("efficientad", "external")
-"""Sources of S6's masks that know the picture on disk only: what they would say of an edited one is unknown."""
+FIXED_MASKS = ("efficientad", "external")  # know the picture on disk: what they say of an edited one is unknown
 
 
 def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None) -> pd.DataFrame:
@@ -81,9 +78,7 @@ def edited_pictures(data: GainDataModule, table: pd.DataFrame) -> Iterator[tuple
                 yield position, kind, _edit(data, places, row, kind, turn, rng)
 
 
-def _edit(
-    data: GainDataModule, places: NDArray[np.int64], row: int, kind: str, turn: int, rng: np.random.Generator
-) -> Edit:
+def _edit(data: GainDataModule, places: NDArray, row: int, kind: str, turn: int, rng: np.random.Generator) -> Edit:
     """Pasted is the first donor, in random order, whose defect can be pasted here."""
     picture = data.dataset.stored(row)
     image, mask = picture.without_bars
@@ -149,16 +144,13 @@ NAMES = (
 def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = True) -> dict[str, Any]:
     """Ask an evaluated run for its reasons, and store the answers as ``indicators.json``.
 
-    At the run's own threshold, chosen on validation: scores of the test splits, `flip_indicators`, and where the data
-    records a cue, `cue_indicators`. What the strategy or the data lacks is absent. What is stored for these predictions
-    is reused.
+    At the run's own threshold: scores of the test splits, `flip_indicators`, and where the data records a cue,
+    `cue_indicators`. What the strategy or the data lacks is absent; what is stored for these predictions is reused.
+    `RunError` for a run that is not evaluated, has no ``test`` split, or whose data changed.
 
     Returns:
         ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement;
         ``indicators``, by name the fields of an `Estimate` (None for NaN).
-
-    Raises:
-        RunError: the run is not evaluated, has no ``test`` split, or its data changed.
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
@@ -272,13 +264,9 @@ def warnings_figure(warnings: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.6, 0.36 * len(rows) + 1.5), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color="k", lw=0.8)
-    colors = ["#0072b2" if value > 0 else "#d55e00" for value in rows["value"]]
-    axis.barh(range(len(rows)), rows["value"], color=colors, alpha=0.75, height=0.62)
     labels = [f"{row.indicator} ({row.warns}; {row.runs} runs)" for row in rows.itertuples()]
-    axis.set_yticks(range(len(rows)), labels, fontsize=9)
-    axis.set(xlim=(-1.03, 1.03), ylim=(len(rows) - 0.4, -0.6))
+    axis.barh(labels, rows["value"], color=np.where(rows["value"] > 0, "#0072b2", "#d55e00"), alpha=0.75, height=0.62)
+    axis.set(xlim=(-1.03, 1.03), ylim=(len(rows) - 0.4, -0.6), title="← misleads    warns →")
     axis.set_xlabel("rank correlation with the accuracy lost when the cue is reversed")
-    axis.set_title("← misleads    warns →", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     return figure

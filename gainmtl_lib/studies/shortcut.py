@@ -4,13 +4,11 @@ A cell of its grid is a cue and its correlation with the class. Without data of 
 per cell and seed: equal surfaces and defects in every cell, so that cells differ by their cue alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -27,10 +25,9 @@ from gainmtl_lib.synthetic.drawing import Cue
 from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5  # correlation at which the cue says nothing about the class: the control of every cue
-Item = TypeVar("Item")
-Several = Annotated[
-    tuple[Item, ...],
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list | tuple) else (value,)),
+OneOrMore = Annotated[
+    settings.Several[settings.Item],
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
     Field(min_length=1, validate_default=True),
 ]
 """A list, or a single value, which needs no brackets on the command line."""
@@ -43,18 +40,15 @@ class ShortcutStudySettings(settings.ParameterRecord):
     over them (None leaves it). `image_counterfactual` is for S7 alone; the others edit nothing.
     """
 
-    # study
     experiment: settings.FolderName = "shortcut"
-    base: Several[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
-    cues: Several[Cue] = ("mark", "border")
-    correlations: Several[settings.Probability] = (0.95,)
-    strategies: Several[settings.Strategy] = ("S1", "S3", "S7")
+    base: OneOrMore[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
+    cues: OneOrMore[Cue] = ("mark", "border")
+    correlations: OneOrMore[settings.Probability] = (0.95,)
+    strategies: OneOrMore[settings.Strategy] = ("S1", "S3", "S7")
     image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
-    seeds: Several[Seed] = (0,)
+    seeds: OneOrMore[Seed] = (0,)
     outputs_dir: settings.AnyPath = Field(default=Path("outputs"), validate_default=True)
     data_root: settings.AnyPath | None = None
-
-    # in place of the base's
     num_samples: Annotated[int, Field(ge=10)] | None = None
     image_size: settings.ImageSize | None = None
     backbone_arch: str | None = None
@@ -74,14 +68,12 @@ class ShortcutStudySettings(settings.ParameterRecord):
         if min(self.correlations) < NO_SHORTCUT:
             raise ValueError(
                 f"correlations must be at least {NO_SHORTCUT:g}, at which the cue says nothing about the class, got "
-                f"{min(self.correlations):g}; below, the cue goes along with the normal class and means the same the "
-                "other way round"
+                f"{min(self.correlations):g}; below, it goes along with the normal class, which means the same"
             )
         if self.data_root is not None and len(self.cues) * len(self.correlations) > 1:
             raise ValueError(
-                "data_root holds one cue at one correlation, "
-                f"but cues are {', '.join(self.cues)} and correlations {', '.join(map(str, self.correlations))}; "
-                "give one of each, or leave data_root out to draw synthetic data"
+                f"data_root holds one cue at one correlation, but cues are {', '.join(self.cues)} and correlations "
+                f"{', '.join(map(str, self.correlations))}; give one of each, or leave it out to draw synthetic data"
             )
         return self
 
@@ -187,13 +179,12 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
     """Run by run, strategies over the runs with a cue to follow as rows of a plan, and what would have warned."""
     table = study_table(runs)
     warnings, strategies = warnings_table(table), plan_report(plan, followed(runs))
-
     figures = dict(strategies.figures)
     if table["accuracy_shift"].notna().any():
         figures["reversed"] = reversed_heatmap(table)
     if warnings["value"].notna().any():
         figures["warnings"] = warnings_figure(warnings)
-    sections = {"runs": readable_runs(table), **strategies.sections}
+    sections = {"runs": readable_runs(table)} | strategies.sections
     sections["what would have warned"] = readable_warnings(warnings)
     return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures)
 
@@ -210,6 +201,5 @@ def reversed_heatmap(table: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(grid)), list(map(str, grid.index)))
     axis.set_xticks(range(grid.shape[1]), [f"{cue}\n{correlation:g}" for cue, correlation in grid.columns], fontsize=9)
     axis.set_xlabel(f"cue and its correlation with the class\n({NO_SHORTCUT:g}: nothing to follow)")
-    axis.tick_params(length=0)
     figure.colorbar(image, ax=axis, label="accuracy, cue reversed", ticks=[0, 0.5, 1], pad=0.02)
     return figure
