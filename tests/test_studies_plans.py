@@ -7,7 +7,6 @@ import yaml
 from tiny import tiny_settings
 from written_runs import write_planned, written_plan
 
-from gainmtl_lib import stats
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
 from gainmtl_lib.studies import plans
 from gainmtl_lib.studies.plans import load_plan, run_study, variant_of
@@ -30,46 +29,32 @@ def message(path, **overrides):
     return str(error.value)
 
 
-def test_a_runs_settings_are_base_then_row_with_the_rows_name_as_variant(tmp_path):
+def test_a_runs_settings_are_base_then_parameters_then_row_with_the_rows_name_as_variant(tmp_path):
     plan = load_plan(write_plan(tmp_path))
     one = plan.settings("S4, no warm-up", 3)
     assert (one.strategy, one.loc_warmup_ratio, one.seed, one.image_size) == ("S4", 0.0, 3, (96, 96))
-    assert one.run_dir == ROOT / "outputs/hand/s4-no-warm-up/seed3"
-    assert plan.settings("S1", 0).run_dir == ROOT / "outputs/hand/s1/seed0"
-    assert one.weights == {**STRATEGY_WEIGHTS["S4"]}
+    assert one.run_dir == ROOT / "outputs/hand/s4-no-warm-up/seed3" and one.weights == {**STRATEGY_WEIGHTS["S4"]}
     places = [(cell.row, cell.seed) for cell in plan.cells()]  # seed by seed
     assert places == [("S1", 0), ("S4, no warm-up", 0), ("S1", 3), ("S4, no warm-up", 3)]
-
-
-def test_parameters_win_over_the_base_and_lose_against_a_row(tmp_path):
-    plan = load_plan(write_plan(tmp_path), num_epochs=3, loc_warmup_ratio=0.25, experiment="other", seeds=[7])
-    assert plan.settings("S1", 7).num_epochs == 3
-    assert plan.settings("S1", 7).loc_warmup_ratio == 0.25
-    assert plan.settings("S4, no warm-up", 7).loc_warmup_ratio == 0.0
+    own = {"num_epochs": 3, "loc_warmup_ratio": 0.25, "experiment": "other", "seeds": [7]}
+    plan = load_plan(write_plan(tmp_path, parameters={"num_epochs": 5, "dropout": 0.25}), **own)
+    one, other = plan.settings("S1", 7), plan.settings("S4, no warm-up", 7)
+    assert (one.num_epochs, one.dropout, one.loc_warmup_ratio, other.loc_warmup_ratio) == (3, 0.25, 0.25, 0.0)
     assert (plan.experiment, plan.seeds) == ("other", (7,))
-    written = load_plan(write_plan(tmp_path, parameters={"num_epochs": 5, "dropout": 0.25}), num_epochs=3)
-    assert (written.settings("S1", 0).num_epochs, written.settings("S1", 0).dropout) == (3, 0.25)
 
 
 def test_each_seed_has_data_of_its_own_where_asked(tmp_path):
-    plan = load_plan(write_plan(tmp_path, data_per_seed=True), data_root=tmp_path / "made")
-    shared = load_plan(write_plan(tmp_path), data_root=tmp_path / "made")
-    for seed, row in [(0, "S1"), (3, "S1"), (3, "S4, no warm-up")]:
-        own, same = plan.settings(row, seed), shared.settings(row, seed)
-        assert (own.data_root, own.synthetic_seed) == (tmp_path / f"made-{seed}", seed)
-        assert (same.data_root, same.synthetic_seed) == (tmp_path / "made", 0)
+    for own, folder, drawn in ((True, "made-3", 3), (False, "made", 0)):
+        plan = load_plan(write_plan(tmp_path, data_per_seed=own), data_root=tmp_path / "made")
+        for run in (plan.settings(row, 3) for row in ROWS):
+            assert (run.data_root, run.synthetic_seed) == (tmp_path / folder, drawn)
 
 
-@pytest.mark.parametrize(
-    ("row", "strategy", "variant"),
-    [
-        ("S4", "S4", ""), ("S4, no warm-up", "S4", "no-warm-up"), ("s4 no warm-up", "S4", "no-warm-up"),
-        ("stride 8", "S5", "stride-8"), ("S5, 5 % of the masks", "S5", "5-of-the-masks"),
-        ("S5, share 0.05", "S5", "share-0.05"), ("S2, weights of S3", "S2", "weights-of-s3"),
-    ],
-)  # fmt: skip
-def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
-    assert variant_of(row, strategy) == variant
+def test_variant_is_the_rows_name_without_its_strategy():
+    rows = ["S4", "S4, no warm-up", "s4 no warm-up", "stride 8", "S5, 5 % of the masks", "S5, share 0.05"]
+    assert [variant_of(row, "S5" if row.startswith("S5") else "S4") for row in rows] == [
+        "", "no-warm-up", "no-warm-up", "stride-8", "5-of-the-masks", "share-0.05"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -80,7 +65,6 @@ def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
         ({"steps": [["S1", "S1"]]}, "steps: 'S1' is compared with itself"),
         ({"steps": [["S1", "S4, no warm-up"]] * 2}, "steps: a pair is given twice"),
         ({"steps": [["S1"]]}, "steps must be pairs of row names, [before, after], got ['S1']"),
-        ({"steps": "S1"}, "steps must be pairs of row names, [before, after], got the text 'S1'"),
         ({"rows": {}}, "rows must be names, each with a mapping of parameters, got {}"),
         ({"rows": {"S1": None}}, "row 'S1' must be a mapping of parameters, got None"),
         ({"rows": {"plain": {"dropout": 0.1}}}, "row 'plain' has no strategy; give one of S1, S2"),
@@ -99,8 +83,6 @@ def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
          "rows 'S1' and 'S2' differ in shortcut but share data_root"),
         ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
         ({"seeds": []}, "seeds must be"),
-        ({"seeds": ["a"]}, "seeds must be"),
-        ({"row": {}}, "unknown parameter 'row'; did you mean 'rows'?"),
         ({"base": ["params/s3.yaml"], "steps": []}, "chooses a strategy, which the rows do; leave it out"),
         ({"rows": ROWS | {"S1 elsewhere": {"strategy": "S1", "data_root": "made"}}, "steps": [["S1", "S1 elsewhere"]]},
          "steps: 'S1' and 'S1 elsewhere' are judged on different pictures, of small and made; give both the same data"),
@@ -110,23 +92,25 @@ def test_variant_is_the_rows_name_without_its_strategy(row, strategy, variant):
 )  # fmt: skip
 def test_a_mistake_names_the_file_and_the_key(tmp_path, changed, said):
     path = write_plan(tmp_path, **{"steps": []} | changed)
-    assert f"{path}: " in message(path)
-    assert said in message(path)
+    told = message(path)
+    assert f"{path}: " in told and said in told
 
 
 def test_files_that_are_no_plans_and_mistakes_on_the_command_line(tmp_path):
     path = write_plan(tmp_path)
     assert "unknown parameter 'num_epoch'; did you mean 'num_epochs'?" in message(path, num_epoch=3)
     assert "row 'S1': num_epochs must be a whole number, got the text 'x'" in message(path, num_epochs="x")
-    assert "no such plan; a file, or one of ablation, annotation, edited_share, map_stride" in message("ablations")
-    assert "did you mean 'ablation'?" in message("ablations")
-    path.write_text("- a\n")
-    assert message(path) == f"{path}: expected 'name: value' lines, got list"
-    path.write_text("a: [\n")
-    assert f"{path}: not a YAML file" in message(path)
-    head = "experiment: hand\nbase: [params/small.yaml]\nseeds: [0]\nrows:\n"
-    path.write_text(head + "  S5: {strategy: S5}\n  S5: {strategy: S5, dropout: 0.1}\n")
-    assert f"{path}: not a YAML file: 'S5' is given twice" in message(path) and "line 6" in message(path)
+    told = message("ablations")
+    assert "no such plan; a file, or one of ablation, annotation, edited_share, map_stride" in told
+    assert "did you mean 'ablation'?" in told
+    head = "experiment: hand\nbase: [params/small.yaml]\nseeds: [0]\nrows:\n  S5: {strategy: S5}\n"
+    for text, said in [
+        ("- a\n", "expected 'name: value' lines, got list"),
+        ("a: [\n", "not a YAML file"),
+        (f"{head}  S5: {{strategy: S5, dropout: 0.1}}\n", "not a YAML file: 'S5' is given twice"),
+    ]:
+        path.write_text(text)
+        assert f"{path}: {said}" in message(path)
 
 
 def test_part_of_a_plan_keeps_the_steps_between_its_rows_and_a_written_plan_is_the_same(tmp_path):
@@ -139,9 +123,7 @@ def test_part_of_a_plan_keeps_the_steps_between_its_rows_and_a_written_plan_is_t
         plan.only(seeds=[0])
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(whole.plain(), sort_keys=False))
-    again = load_plan(path)
-    assert again == whole and again.settings("S5, zero", 1) == whole.settings("S5, zero", 1)
-    assert yaml.safe_load(path.read_text())["base"] == ["params/small.yaml"]
+    assert load_plan(path) == whole and yaml.safe_load(path.read_text())["base"] == ["params/small.yaml"]
 
 
 def test_rows_of_the_ablation_depart_from_their_strategy_in_what_they_say():
@@ -161,9 +143,9 @@ def test_rows_of_the_ablation_depart_from_their_strategy_in_what_they_say():
         "S1, resnet50": ["backbone_arch", "use_mmpretrain"],
     }
     assert [row for row, names in departing.items() if not names] == list(STRATEGY_WEIGHTS)
-    for row, other in (("S2, weights of S3", "S3"), ("S3, weights of S2", "S2")):
+    for row in ("S2, weights of S3", "S3, weights of S2"):
         for term in ("cls", "cam_guide"):
-            assert plan.settings(row, 0).weights[term] == STRATEGY_WEIGHTS[other][term]
+            assert plan.settings(row, 0).weights[term] == STRATEGY_WEIGHTS[row[-2:]][term]
     assert {after for _, after in plan.steps} == set(plan.rows) - {"S1"}
 
 
@@ -181,8 +163,11 @@ def test_rows_of_the_other_plans_turn_one_knob():
 
 # --- The runs
 
-
 BOTH = ["S1, seed 0", "S5, seed 0", "S1, seed 1", "S5, seed 1"]
+
+
+def names(study):
+    return [cell.name for cell in study.runs]
 
 
 @pytest.fixture
@@ -206,33 +191,26 @@ def by_hand(monkeypatch):
     return replace
 
 
-def names(study):
-    return [cell.name for cell in study.runs]
-
-
 def test_what_is_missing_is_trained_once_and_the_time_left_is_told(tmp_path, by_hand, caplog):
     plan = written_plan(tmp_path)
     trained = by_hand(plan)
     write_planned(plan, "S1", 0, seconds=300.0)
     with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
-        assert names(run_study(plan.cells())) == BOTH
-    assert trained == BOTH[1:]
+        assert names(run_study(plan.cells())) == BOTH and trained == BOTH[1:]
     # Three are missing and the one that is known took five minutes; written neighbours take no time.
     assert caplog.messages[:3] == [
         "run 2 of 4: S5, seed 0, about 15 min left",
         "run 3 of 4: S1, seed 1, about 5 min left",
         "run 4 of 4: S5, seed 1, about 2 min left",
     ]
-    again = run_study(plan.cells())
-    assert names(again) == BOTH and trained == BOTH[1:] and again.state == "4 of 4 runs"
+    assert run_study(plan.cells()).state == "4 of 4 runs" and trained == BOTH[1:]
 
 
 def test_a_failure_is_named_and_the_others_go_on(tmp_path, by_hand, caplog):
     plan = written_plan(tmp_path)
     by_hand(plan, {"S5, seed 0": TrainingDivergedError("the loss became nan in cls")})
     study = run_study(plan.cells())
-    assert names(study) == [name for name in BOTH if name != "S5, seed 0"]
-    assert study.failed == {"S5, seed 0": "the loss became nan in cls"}
+    assert names(study) == [BOTH[0], *BOTH[2:]]
     assert study.state == "3 of 4 runs, 1 failed; S5, seed 0: the loss became nan in cls"
     assert "run 2 of 4 failed: S5, seed 0: the loss became nan in cls" in caplog.messages
 
@@ -244,7 +222,8 @@ def test_mistakes_and_interruptions_are_passed_on_and_the_next_call_goes_on(tmp_
     with pytest.raises(error):
         run_study(plan.cells())
     assert trained == BOTH[:2]
-    assert by_hand(plan) == [] and len(run_study(plan.cells()).runs) == 4
+    again = by_hand(plan)
+    assert names(run_study(plan.cells())) == BOTH and again == BOTH[2:]
 
 
 def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
@@ -252,8 +231,7 @@ def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
     write_planned(plan, "S5", 1)
     (write_planned(plan, "S1", 0).run.folder / "maps" / "cam.npy").unlink()
     study = run_study(plan.cells(), only_report=True)
-    assert names(study) == ["S5, seed 1"] and study.missing == [name for name in BOTH if name != "S5, seed 1"]
-    assert study.state == "1 of 4 runs, 3 not made yet"
+    assert names(study) == BOTH[3:] and study.missing == BOTH[:3] and study.state == "1 of 4 runs, 3 not made yet"
     table = study.runs[0].predictions("test_shift")
     assert table["image"].iloc[0] == "made-1/images/test_shift/000.png" and study.runs[0].predictions("val").empty
     assert set(table["split"]) == {"test_shift"} and table["group"].isna().all()
@@ -263,26 +241,14 @@ def test_a_report_reads_finished_runs_and_trains_none(tmp_path):
         assert not study.runs and "other settings (stored and planned): dropout: 0.5 and 0.25" in study.state
 
 
-def test_two_seeds_give_a_mean_and_no_interval(tmp_path):
-    """Student's would be 25 standard errors wide."""
-    plan = written_plan(tmp_path, seeds=[0, 1, 2])
-    tables = {seed: write_planned(plan, "S1", seed, right=15 + seed).predictions("test") for seed in plan.seeds}
-    of_three = stats.rows_table({"S1": tables}, "accuracy").iloc[0]
-    assert of_three["low"] < of_three["mean"] == pytest.approx(0.8) and of_three["high"] > 0.8
-    of_two = stats.rows_table({"S1": {seed: tables[seed] for seed in (0, 2)}}, "accuracy").iloc[0]
-    assert (of_two["mean"], of_two["seeds"]) == (pytest.approx(0.8), 2)
-    assert of_two[["low", "high"]].isna().all()
-
-
-def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path):
+def test_a_tiny_plan_trains_evaluates_and_is_reused(tmp_path, monkeypatch):
     small = tiny_settings(tmp_path, "S1", num_epochs=1).plain()
     own = ("strategy", "seed", "variant", "experiment", "synthetic_seed", "image_counterfactual")
     parameters = {name: value for name, value in small.items() if name not in own and not name.startswith("lambda")}
     rows = {"S2, light": {"strategy": "S2", "lambda_cls": 0.5}}
     plan = written_plan(tmp_path, base=[], seeds=[3], parameters=parameters, rows=rows, steps=[])
     (cell,) = run_study(plan.cells()).runs
-    assert cell.run.folder == tmp_path / "outputs/hand/s2-light/seed3"
+    assert cell.run.folder == tmp_path / "outputs/hand/s2-light/seed3" and len(cell.predictions("test")) == 6
     assert cell.run.settings.data_root == tmp_path / "data-3" and cell.run.settings.synthetic_seed == 3
-    weights = (cell.run.folder / "model.safetensors").stat().st_mtime_ns
-    assert len(run_study(plan.cells()).runs[0].predictions("test")) == 6
-    assert (cell.run.folder / "model.safetensors").stat().st_mtime_ns == weights
+    monkeypatch.setattr(plans, "fit", None)
+    assert names(run_study(plan.cells())) == [cell.name]

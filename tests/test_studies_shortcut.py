@@ -31,7 +31,6 @@ def on_base(folder, own=None, **values):
 
 def test_grids_of_the_parameter_files():
     assert ShortcutStudySettings.from_yaml(STUDIES / "shortcut.yaml") == ShortcutStudySettings()
-    assert len(ShortcutStudySettings().cells()) == 6
     cells = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_full.yaml").cells()
     grid = product(("mark", "lighting", "texture", "border"), (0.5, 0.8, 0.95, 1.0), [f"S{k}" for k in range(1, 8)])
     assert {(cell.cue, cell.correlation, cell.row) for cell in cells} == set(grid) and len(cells) == 112
@@ -50,47 +49,36 @@ def test_what_is_given_wins_over_the_base_and_later_base_files_over_earlier_ones
     settings = ShortcutStudySettings(base=[first, second], num_epochs=2, image_size=96, strategies="S1")
     run = settings.cells()[0].settings
     assert (run.num_epochs, run.image_size, run.batch_size, run.learning_rate) == (2, (96, 96), 4, 0.2)
-    with pytest.raises(SettingsError, match=r"none\.yaml: no such parameter file"):
-        ShortcutStudySettings(base=tmp_path / "none.yaml").cells()
 
 
-@pytest.mark.parametrize(
-    ("record", "said"),
-    [
-        (
-            "{cue: mark, correlation: 0.8}",
-            r"the cue is mark at correlation 0\.8, but cues is mark and correlations 0\.95",
-        ),
-        (None, r"holds no planted\.yaml.*gainmtl data plant SOURCE .* --cue mark"),
-        ("cue: [", r"planted\.yaml: not a YAML file"),
-        ("- mark", r"planted\.yaml: expected 'name: value' lines"),
-    ],
-)
-def test_planted_data_that_does_not_fit_is_refused(tmp_path, record, said):
-    if record:
-        (tmp_path / "planted.yaml").write_text(record)
-    with pytest.raises(SettingsError, match=said):
+def test_planted_data_is_read_as_its_record_says_and_refused_where_it_does_not_fit(tmp_path):
+    record, planted = tmp_path / "planted.yaml", {"cue": "mark", "correlation": 0.95}
+    with pytest.raises(SettingsError, match=r"holds no planted\.yaml.*gainmtl data plant SOURCE .* --cue mark"):
         on_base(tmp_path, data_root=tmp_path).cells()
-
-
-def test_planted_data_is_read_as_its_record_says(tmp_path):
-    read_with = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": "^(.+?)__"}
-    record = {"cue": "mark", "correlation": 0.95, "read_with": read_with}
-    (tmp_path / "planted.yaml").write_text(yaml.safe_dump(record))
+    for text, said in [
+        ("{cue: mark, correlation: 0.8}", "the cue is mark at correlation 0.8, but cues is mark and correlations 0.95"),
+        ("cue: [", "planted.yaml: not a YAML file"),
+        ("- mark", "planted.yaml: expected 'name: value' lines"),
+    ]:
+        record.write_text(text)
+        with pytest.raises(SettingsError) as error:
+            on_base(tmp_path, data_root=tmp_path).cells()
+        assert said in str(error.value)
+    planted["read_with"] = {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": "^(.+?)__"}
+    record.write_text(yaml.safe_dump(planted))
     run = on_base(tmp_path, {"val_ratio": 0.2}, data_root=tmp_path).cells()[0].settings
     assert (run.val_ratio, run.group_pattern, run.data_root) == (0.0, "^(.+?)__", tmp_path)
 
 
 def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
-    place = {"outputs_dir": tmp_path, "experiment": "e", "seeds": [3]}
-    study = on_base(tmp_path, cues="border", correlations=0.8, **place)
+    study = on_base(tmp_path, cues="border", correlations=0.8, outputs_dir=tmp_path, experiment="e", seeds=[3])
     cell = study.cells()[-1]
     run = cell.settings
     assert (cell.name, run.strategy, run.seed) == ("border 0.8, S7, seed 3", "S7", 3)
     assert run.run_dir == tmp_path / "e" / "border-0.8" / "s7" / "seed3"
     assert run.data_root == tmp_path / "data" / "e" / "border-0.8-3" and run.dataset_type == "synthetic"
     assert (run.shortcut, run.shortcut_correlation, run.synthetic_seed) == ("border", 0.8, 3)
-    assert run.image_counterfactual == 0.5 and study.cells()[0].settings.image_counterfactual == 0
+    assert run.image_counterfactual == 0.5
     wide = study.changed(image_counterfactual=1.0, seeds=[0, 1], cues=["mark", "border"], correlations=[0.5, 0.95])
     cells = wide.cells()
     names = [cell.name for cell in cells]  # strategies of a cell follow each other
@@ -103,13 +91,11 @@ def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
     ("values", "message"),
     [
         ({"cues": ["marks"]}, "cues must be 'mark', 'lighting', 'texture' or 'border', got the text 'marks'"),
-        ({"strategies": ["S8"]}, "strategies must be"),
         ({"correlations": [1.5]}, "correlations must be less than or equal to 1, got 1.5"),
         ({"correlations": [0.95, 0.2]}, "correlations must be at least 0.5, at which the cue says nothing"),
         ({"seeds": []}, "seeds must"),
         ({"seeds": [0, 0]}, "seeds names a value twice: 0, 0"),
         ({"image_counterfactual": 0.0}, "image_counterfactual must be greater than 0, got 0"),
-        ({"num_epoch": 3}, "unknown parameter 'num_epoch'; did you mean 'num_epochs'?"),
         ({"data_root": "here"}, "data_root holds one cue at one correlation, but cues are mark, border and"),
     ],
 )
@@ -140,7 +126,6 @@ def test_the_heatmap_has_means_over_seeds_and_a_dash_for_what_is_missing():
     assert [text.get_text() for text in axis.texts] == ["0.96", "0.11", "0.76", "0.11", "0.96", "0.84", "0.96", "0.84"]
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["border\n0.5", "border\n0.95", "mark\n0.5", "mark\n0.95"]
-    assert np.allclose(axis.images[0].to_rgba(np.array([0.5]))[0, :3], 0.97, atol=0.02)  # white is a coin's
     assert "–" in [text.get_text() for text in reversed_heatmap(table.iloc[1:8]).axes[0].texts]
 
 
@@ -170,14 +155,11 @@ def command(settings, *arguments):
 def test_one_row_per_run_with_every_indicator_and_a_second_call_trains_nothing(study, settings, monkeypatch):
     found, place = study_table(study.runs), ["cue", "correlation", "seed", "strategy"]
     assert found[place].to_numpy().tolist() == [["mark", 0.8, 0, "S1"], ["mark", 0.8, 0, "S3"]]
-    assert list(found) == [*place, *NAMES]
+    assert list(found) == [*place, *NAMES] and found["attention_iou"].isna().tolist() == [True, False]
     assert np.allclose(found["drop"], found["accuracy"] - found["accuracy_shift"])
-    assert found["attention_iou"].isna().tolist() == [True, False]
     assert readable_runs(found).index.tolist() == [cell.name for cell in study.runs]
     assert "flip − control flip" not in readable_runs(found)  # neither strategy has a counterfactual path
-    run = study.runs[1].run
-    assert run.folder == settings.folder / "mark-0.8" / "s3" / "seed0"
-    assert run.settings.data_root == settings.outputs_dir / "data" / "shortcut" / "mark-0.8-0"
+    assert study.runs[1].run.folder == settings.folder / "mark-0.8" / "s3" / "seed0"
     monkeypatch.setattr(plans, "fit", None)
     assert run_study(settings.cells(), reasons=True).runs == study.runs
     monkeypatch.setattr(plans, "stored_indicators", lambda run: None)  # not asked for its reasons: missing
@@ -185,8 +167,12 @@ def test_one_row_per_run_with_every_indicator_and_a_second_call_trains_nothing(s
     assert missing == [cell.name for cell in study.runs]
 
 
-def test_command_reports_and_exports(study, settings, tmp_path, monkeypatch):
+def test_command_reports_and_exports_and_names_what_failed(study, settings, tmp_path, monkeypatch):
+    def fails(asked):
+        raise DataError("no picture")
+
     monkeypatch.setattr(stats, "RESAMPLES", 100)
+    monkeypatch.setattr(plans, "fit", fails)
     result = command(settings, "--only-report", "--export", str(tmp_path))
     assert result.exit_code == 0, result.output
     for text in ("mark 0.8,", "what would have warned", "steps: accuracy, test_shift", "2 of 2 runs"):
@@ -196,26 +182,10 @@ def test_command_reports_and_exports(study, settings, tmp_path, monkeypatch):
     found, steps = study_table(study.runs), pd.read_csv(tmp_path / "steps.csv").set_index(["split", "metric"])
     for split, name in (("test_shift", "accuracy_shift"), ("test", "accuracy")):
         step = steps.loc[(split, "accuracy")]
-        assert step["step"] == "S1→S3" and step["seeds"] == 1
-        assert step["difference"] == pytest.approx(found[name][1] - found[name][0], abs=1e-4)
-    stored = pd.read_csv(tmp_path / "study.csv")
-    pd.testing.assert_frame_equal(stored, found, atol=1e-4, check_dtype=False)
+        assert step["step"] == "S1→S3" and step["difference"] == pytest.approx(found[name].diff()[1], abs=1e-4)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "study.csv"), found, atol=1e-4, check_dtype=False)
     text = (tmp_path / "table.md").read_text()
     assert "| S1 | 0." in text and "the deciding map does not cover the defect" in text
     assert ShortcutStudySettings.from_yaml(tmp_path / "plan.yaml").changed(base=settings.base) == settings
-
-
-def test_command_names_what_failed_what_is_missing_and_what_is_misspelt(study, settings, monkeypatch):
-    def fails(asked):
-        raise DataError("no picture")
-
-    monkeypatch.setattr(plans, "fit", fails)
-    nothing, other = ("-p", "experiment", "nothing"), ("-p", "experiment", "other", "-p", "strategies", "S1")
-    for arguments, said in [
-        (("--only-report", *nothing), "no finished run of the study (0 of 2 runs, 2 not made yet)"),
-        (other, "0 of 1 runs, 1 failed; mark 0.8, S1, seed 0: no picture"),
-        (("-p", "num_epochs", "2", "--only-report"), "num_epochs: 1 and 2"),
-        (("-p", "cue", "mark"), "unknown parameter 'cue'; did you mean 'cues'?"),
-    ]:
-        result = command(settings, *arguments)
-        assert result.exit_code == 1 and said in result.output
+    result = command(settings, "-p", "experiment", "other", "-p", "strategies", "S1")
+    assert result.exit_code == 1 and "0 of 1 runs, 1 failed; mark 0.8, S1, seed 0: no picture" in result.output
