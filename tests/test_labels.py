@@ -1,20 +1,20 @@
 """Masks at the network's size; boxes to masks: what each format means, which picture, and what is refused or left out."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from anomaly_runs import tiny_anomaly_settings
-from box_files import PIXELS, SIZE, boxed_data, coco, drawn, stored, voc, write_coco, write_label, write_voc, write_yolo
-from drawn_data import write_mask, write_picture
+from drawn_data import write_generic, write_mask, write_picture
 from PIL import Image
 
 from gainmtl_lib import labels
+from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.efficientad.data import samples_in_use
 from gainmtl_lib.labels import Label, picture_size, resize_image, resize_mask, with_boxes
@@ -38,8 +38,7 @@ def test_letterbox_is_centred_and_filled_with_the_mean_colour():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 4:] = [200, 100, 50]
     boxed = resize_image(image, (8, 8), "letterbox")
-    assert boxed[0, 0].tolist() == boxed[7, 7].tolist() == [100, 50, 25]
-    assert np.array_equal(boxed[2:6], image)
+    assert boxed[0, 0].tolist() == boxed[7, 7].tolist() == [100, 50, 25] and np.array_equal(boxed[2:6], image)
     mask = resize_mask(image[..., 0] == 0, (8, 8), "letterbox")
     assert np.argwhere(mask).min(0).tolist() == [2, 0] and np.argwhere(mask).max(0).tolist() == [5, 3]
 
@@ -47,25 +46,92 @@ def test_letterbox_is_centred_and_filled_with_the_mean_colour():
 def test_mask_is_cut_at_half_a_pixel_unless_that_would_empty_it_and_fitted_to_its_image():
     mask = np.zeros((4, 4), bool)
     mask[0, :2] = mask[:2, 3] = mask[3, 3] = True  # the cells hold 2, 2, 0 and 1 of four pixels
-    assert resize_mask(mask, (2, 2), "squash").tolist() == [[True, True], [False, False]]
-    line = np.zeros((8, 8), bool)
-    line[3, :] = True  # one eighth of each cell
-    assert resize_mask(line, (2, 2), "squash").tolist() == [[True, True], [False, False]]
+    line = np.arange(64).reshape(8, 8) // 8 == 3  # one quarter of each upper cell
+    for each in (mask, line):
+        assert resize_mask(each, (2, 2), "squash").tolist() == [[True, True], [False, False]]
     assert not resize_mask(np.zeros((8, 8), bool), (2, 2), "squash").any()
-    mask = np.zeros((2, 4), bool)
-    mask[0, :2] = True
-    fitted = resize_mask(mask, (8, 8), "letterbox", image_size=(4, 8))
-    assert fitted.sum() == pytest.approx(8, abs=4) and not fitted[:2].any() and not fitted[6:].any()
+    fitted = resize_mask(mask[:2], (8, 8), "letterbox", image_size=(4, 8))
+    assert fitted[2:6].any() and not fitted[:2].any() and not fitted[6:].any()
     same = {size: labels.same_aspect(size, (100, 200)) for size in ((100, 200), (33, 67), (200, 100), (90, 200))}
     assert list(same.values()) == [True, True, False, False], "rounding is allowed for"
 
 
-# boxes
+# boxes of one set of pictures in all three formats
+
+
+SIZE = (12, 16)  # height and width of every picture
+PIXELS = {  # boxes by stem: first column and row, and the column and row after the last, counted from 0
+    "train_d0": [(2, 1, 5, 4)],
+    "train_d1": [(0, 0, 4, 2), (14, 9, 16, 12)],
+    "val_d0": [(3, 2, 9, 8), (6, 5, 12, 10)],
+}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return boxed_data(tmp_path / "data")
+    """The generic layout without a mask; three of nine defective pictures are to get boxes."""
+    shutil.rmtree(write_generic(tmp_path / "data") / "masks")
+    return tmp_path / "data"
+
+
+def drawn(stem: str) -> np.ndarray:
+    """The mask of a picture, 255 in its boxes."""
+    mask = np.zeros(SIZE, np.uint8)
+    for x0, y0, x1, y1 in PIXELS[stem]:
+        mask[y0:y1, x0:x1] = 255
+    return mask
+
+
+def box(*bbox: float, **values) -> dict:
+    """A COCO annotation of train_d0."""
+    return {"id": 7, "image_id": 0, "category_id": 1, "bbox": list(bbox)} | values
+
+
+WELL = box(2, 1, 3, 3, id=1)  # that of `PIXELS`
+
+
+def coco(boxes: Sequence[dict] = (), **parts) -> dict:
+    """A COCO file of the pictures of `PIXELS`, or with its parts replaced."""
+    images, own = [], []
+    for number, (name, pixels) in enumerate(PIXELS.items()):
+        place = f"{name.split('_')[0]}/defective/{name}.png"
+        images.append({"id": number, "file_name": place, "width": SIZE[1], "height": SIZE[0]})
+        own += [box(x0, y0, x1 - x0, y1 - y0, image_id=number) for x0, y0, x1, y1 in pixels]
+    return {"images": images, "annotations": list(boxes) or own, "categories": [{"id": 1, "name": "crack"}]} | parts
+
+
+def write_label(root: Path, name: str, text: str | bytes) -> Path:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def write_coco(root: Path, content: dict | None = None, name: str = "annotations/boxes.json") -> Path:
+    return write_label(root, name, json.dumps(coco() if content is None else content))
+
+
+def write_yolo(root: Path) -> None:
+    height, width = SIZE
+    for name, boxes in PIXELS.items():
+        lines = [
+            f"0 {(x0 + x1) / 2 / width:.6f} {(y0 + y1) / 2 / height:.6f} {(x1 - x0) / width:.6f} {(y1 - y0) / height:.6f}\n"
+            for x0, y0, x1, y1 in boxes
+        ]
+        write_label(root, f"labels/{name.split('_')[0]}/{name}.txt", "".join(lines))
+
+
+def voc(boxes: Sequence[Sequence[float]], *, size: tuple[int, int] | None = SIZE, name: str = "crack") -> str:
+    """A VOC file; boxes as written in it: xmin, ymin, xmax, ymax."""
+    tags = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+    objects = [f"<object><name>{name}</name><bndbox>{tags.format(*one)}</bndbox></object>" for one in boxes]
+    told = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>" if size else ""
+    return f"<annotation><folder>x</folder>{told}{''.join(objects)}</annotation>"
+
+
+def write_voc(root: Path) -> None:
+    for name, boxes in PIXELS.items():  # counted from 1, the last pixel included
+        write_label(root, f"Annotations/{name}.xml", voc([(x0 + 1, y0 + 1, x1, y1) for x0, y0, x1, y1 in boxes]))
 
 
 def settings_of(root: Path, **values) -> Settings:
@@ -73,22 +139,24 @@ def settings_of(root: Path, **values) -> Settings:
     return Settings(**own | values)
 
 
-def read(root: Path, file: Path | None = None, dataset_type: str = "generic"):
-    return with_boxes(read_samples(root, dataset_type=dataset_type), settings_of(root, box_labels=file))
+def read(root: Path, file: Path | None = None, found: list | None = None, dataset_type: str = "generic"):
+    return with_boxes(read_samples(root, dataset_type=dataset_type), settings_of(root, box_labels=file), found)
 
 
 def scan(root: Path, file: Path | None = None):
     found = []
-    return with_boxes(read_samples(root, dataset_type="generic"), settings_of(root, box_labels=file), found), found
+    return read(root, file, found), found
 
 
 def masks(samples) -> dict[str, str]:
     return {Path(row.image).stem: row.mask for row in samples.itertuples() if row.mask is not None}
 
 
-def box(*bbox: float, **values) -> dict:
-    """An annotation of train_d0."""
-    return {"id": 7, "image_id": 0, "category_id": 1, "bbox": list(bbox)} | values
+def stored(mask: str) -> np.ndarray:
+    return cv2.imread(mask, cv2.IMREAD_UNCHANGED)
+
+
+# what the formats mean
 
 
 @pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])
@@ -113,12 +181,10 @@ def test_stored_masks_are_used_again_and_completed_and_mask_files_are_ignored(ro
     assert after.iloc[::-1].drop(columns="mask").equals(before.drop(columns="mask"))
     first = masks(after)
     assert sorted(first) == sorted(PIXELS) and after["mask"].tolist().count(None) == 15
-    times = {name: Path(mask).stat().st_mtime_ns for name, mask in first.items()}
     Path(first["val_d0"]).unlink()
-    caplog.clear()
-    assert masks(read(root)) == first
-    assert "drew the boxes of 1 pictures" in caplog.text
-    assert all(Path(first[name]).stat().st_mtime_ns == times[name] for name in ("train_d0", "train_d1"))
+    times = {name: Path(first[name]).stat().st_mtime_ns for name in ("train_d0", "train_d1")}
+    assert masks(read(root)) == first and "drew the boxes of 1 pictures" in caplog.text
+    assert {name: Path(first[name]).stat().st_mtime_ns for name in times} == times
     assert list(masks(with_boxes(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
 
 
@@ -136,7 +202,6 @@ def test_a_pixel_belongs_to_a_box_when_its_centre_does():
         (1, 3): ".##...",
         (1.4, 2.6): ".##...",  # centres 1.5 and 2.5
         (1.5, 2.5): ".#....",  # the edge at 1.5 counts, that at 2.5 does not
-        (1.6, 3.4): "..#...",
         (2.6, 3.4): "...#..",  # no centre: the pixel of the middle, 3.0
         (5.9, 6.0): ".....#",
         ((0.1 + 0.2) * 5, 2): ".#....",  # 0.1 + 0.2 is a little above 0.3, and must take the centre at 1.5
@@ -147,14 +212,13 @@ def test_a_pixel_belongs_to_a_box_when_its_centre_does():
 
 
 def test_a_picture_has_the_size_of_its_decoded_self(root, tmp_path):
-    path = root / "images/train/defective/turned.jpg"
-    tag = Image.Exif()
+    path, tag = root / "images/train/defective/turned.jpg", Image.Exif()
     tag[0x0112] = 6
     Image.fromarray(np.zeros((16, 12, 3), np.uint8)).save(path, exif=tag)
     assert picture_size(str(path)) == read_image(path).shape[:2] == (12, 16)
     write_label(root, "Annotations/turned.xml", voc([(3, 2, 5, 4)]))
     np.testing.assert_array_equal(stored(masks(read(root))["turned"]), drawn("train_d0"))
-    for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp"):
+    for suffix in (".png", ".jpg", ".tif"):
         assert picture_size(str(write_picture(tmp_path / f"a{suffix}", size=(5, 9)))) == (5, 9)
     (tmp_path / "a.png").write_bytes(b"junk")
     with pytest.raises(UnreadableError):
@@ -184,14 +248,12 @@ def test_which_pictures_a_label_can_mean():
 
 
 def test_a_file_a_folder_and_the_usual_place_are_read_alike(root, tmp_path):
-    file = write_coco(root)
+    file, content = write_coco(root), coco()
     usual = masks(read(root))
     assert masks(read(root, file)) == masks(read(root, file.parent)) == usual
-    content = coco()
-    for split in ("train", "val"):  # a folder may hold a file for each split
-        images = [image for image in content["images"] if image["file_name"].startswith(split)]
-        boxes = [box for box in content["annotations"] if box["image_id"] in {image["id"] for image in images}]
-        write_coco(root, content | {"images": images, "annotations": boxes}, f"parts/{split}.json")
+    for number in range(3):  # a folder may hold several files
+        boxes = [one for one in content["annotations"] if one["image_id"] == number]
+        write_coco(root, coco(boxes, images=content["images"][number : number + 1]), f"parts/{number}.json")
     assert masks(read(root, root / "parts")) == usual
     shutil.move(file, tmp_path / "x.JSON")
     assert masks(read(root, tmp_path / "x.JSON")) == usual
@@ -199,29 +261,27 @@ def test_a_file_a_folder_and_the_usual_place_are_read_alike(root, tmp_path):
 
 def test_empty_labels_class_names_outlines_and_parts_do_not_count(root):
     write_yolo(root)
-    write_label(root, "labels/train/train_n0.txt", "")
-    write_label(root, "labels/train/train_d2.txt", "\n \n")
-    write_label(root, "labels/classes.txt", "crack\n")
+    for name, text in (("train/train_n0", ""), ("train/train_d2", "\n \n"), ("classes", "crack\n")):
+        write_label(root, f"labels/{name}.txt", text)
     samples, found = scan(root)
     assert found == [] and sorted(masks(samples)) == sorted(PIXELS)
     shutil.rmtree(root / "labels")
     outlined = [one | {"segmentation": [[2, 1, 5, 1, 5, 4]], "iscrowd": 0} for one in coco()["annotations"]]
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # byte order marks are understood
-        write_coco(root).write_bytes(json.dumps(coco(outlined)).encode(encoding))
-        assert masks(read(root)) == masks(samples)
-    shutil.rmtree(root / "annotations")
     part = "<part><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>16</xmax><ymax>12</ymax></bndbox></part>"
     content = voc([(3, 2, 5, 4)]).replace("<name>", f"{part}<name>")
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
-        write_label(root, "Annotations/train_d0.xml", "").write_bytes(content.encode(encoding))
-        np.testing.assert_array_equal(stored(masks(read(root))["train_d0"]), drawn("train_d0"))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # byte order marks are understood
+        file = write_label(root, "coco/x.json", json.dumps(coco(outlined)).encode(encoding))
+        assert masks(read(root, file)) == masks(samples)
+        write_label(root, "voc/train_d0.xml", content.encode(encoding))
+        np.testing.assert_array_equal(stored(masks(read(root, root / "voc"))["train_d0"]), drawn("train_d0"))
 
 
 def test_pictures_of_one_stem_have_masks_of_their_own_in_any_layout(tmp_path):
     write_picture(tmp_path / "MT_Free/Imgs/exp1_num_1.jpg")
-    for suffix in (".jpg", ".bmp"):
-        write_picture(tmp_path / f"MT_Crack/Imgs/exp1_num_900{suffix}")
-    images = [{"id": k, "file_name": f"exp1_num_900{suffix}"} for k, suffix in enumerate((".jpg", ".bmp"))]
+    names = ["exp1_num_900.jpg", "exp1_num_900.bmp"]
+    for name in names:
+        write_picture(tmp_path / f"MT_Crack/Imgs/{name}")
+    images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
     file = write_coco(tmp_path, coco([box(k, 0, 2, 2, image_id=k) for k in (0, 1)], images=images))
     samples = read(tmp_path, file, dataset_type="magnetic_tile")
     rows = {tuple(stored(mask)[0, :4].tolist()) for mask in samples["mask"].dropna()}
@@ -231,18 +291,22 @@ def test_pictures_of_one_stem_have_masks_of_their_own_in_any_layout(tmp_path):
 def test_other_data_is_read_with_labels_of_its_own_and_never_with_labels_from_outside(root, tmp_path):
     inside = settings_of(root, box_labels=tmp_path / "other" / ".." / "data" / "boxes" / "own.json")
     assert labels.box_labels_of(inside, tmp_path / "b") == tmp_path / "b/boxes/own.json"
-    assert labels.box_labels_of(settings_of(root, box_labels=tmp_path / "own.json"), tmp_path / "b") is None
-    assert labels.box_labels_of(settings_of(root), tmp_path / "b") is None
+    for outside in (settings_of(root, box_labels=tmp_path / "own.json"), settings_of(root)):
+        assert labels.box_labels_of(outside, tmp_path / "b") is None
+
+
+def test_efficientad_scores_its_maps_against_boxes(root, tmp_path):
+    write_coco(root)
+    images = [{"id": 0, "file_name": "test_d0.png", "width": 16, "height": 12}]
+    file = write_coco(tmp_path, coco([WELL], images=images), name="boxes.json")
+    values = {"data_root": root, "dataset_type": "generic", "label_kind": "box", "box_labels": file}
+    assert list(masks(samples_in_use(tiny_anomaly_settings(tmp_path, **values)))) == ["test_d0"]
 
 
 # what is left out or changed
 
 
-WELL = box(2, 1, 3, 3, id=1)
-"""The box of train_d0 that is drawn by hand."""
-
-
-def test_boxes_that_are_left_out(root):
+def test_boxes_that_are_left_out_and_a_run_logs_each_kind_once_with_its_count(root, caplog):
     nan, inf, nothing = float("nan"), float("inf"), "cover nothing of the picture of 12x16 (height x width); left out"
     cases = [
         (box(16, 0, 3, 3), "that cover nothing", f"left, top, right, bottom 16, 0, 19, 3 {nothing}"),
@@ -258,6 +322,10 @@ def test_boxes_that_are_left_out(root):
         assert (one.level, one.kind, str(one)) == ("warning", f"boxes {kind}", f"{file}: annotation 7: {message}")
         (mask,) = samples["mask"].dropna()
         np.testing.assert_array_equal(stored(mask), drawn("train_d0"))
+    write_coco(root, coco([WELL, *(bad for bad, *_ in cases)]))
+    read(root)
+    assert sum(record.levelname == "WARNING" for record in caplog.records) == 3
+    assert "boxes that cover nothing: 4, such as" in caplog.text and "unknown image: 1, such as" in caplog.text
 
 
 def test_a_box_partly_outside_is_clipped_and_half_a_pixel_is_no_matter(root):
@@ -266,8 +334,7 @@ def test_a_box_partly_outside_is_clipped_and_half_a_pixel_is_no_matter(root):
     beyond = "reaches 3.5 pixels beyond the picture of 12x16 (height x width); clipped"
     assert list(map(str, found)) == [f"{file}: annotation 7: {beyond}"]
     first, second = (stored(mask) > 0 for mask in samples["mask"].dropna())
-    assert first[:2, :4].all() and first.sum() == 8
-    assert second[10:, 12:].all() and second.sum() == 8
+    assert first[:2, :4].all() and first.sum() == 8 and second[10:, 12:].all() and second.sum() == 8
     for height, warned in ((11.4, True), (11, False)):
         write_coco(root, coco([box(0, 0, 16, height)]))
         warnings = [one.message for one in scan(root)[1]]
@@ -285,14 +352,12 @@ def test_pictures_of_another_size_in_the_file(root):
     content["images"][0] |= {"height": 32}
     write_coco(root, content)
     assert "32x32 (height x width) there, and 12x16 on disk; expected the same aspect ratio" in errors(root)
-    for untold in ({}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}):  # is not compared
-        images = [{"id": image["id"], "file_name": image["file_name"]} | untold for image in coco()["images"]]
-        write_coco(root, coco(images=images))
+    for untold in ({"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}):  # is not compared
+        write_coco(root, coco(images=[image | untold for image in coco()["images"]]))
         assert scan(root)[1] == []
-    shutil.rmtree(root / "annotations")
     for told in ((0, 0), None):
-        write_label(root, "Annotations/train_d0.xml", voc([(3, 2, 5, 4)], size=told))
-        assert scan(root)[1] == []
+        file = write_label(root, "voc/train_d0.xml", voc([(3, 2, 5, 4)], size=told))
+        assert scan(root, file.parent)[1] == []
 
 
 def test_labels_without_a_picture_are_counted_and_pictures_that_cannot_be_read_are_the_loaders_affair(root):
@@ -303,15 +368,6 @@ def test_labels_without_a_picture_are_counted_and_pictures_that_cannot_be_read_a
     samples, found = scan(root)
     assert list(map(str, found)) == [f"{file}: there is no picture 'gone.png' in the dataset; its label is left out"]
     assert list(masks(samples)) == ["val_d0"]
-
-
-def test_a_run_logs_each_kind_once_with_its_count(root, caplog):
-    lost = [box(2, 1, 0, 3, id=k) for k in range(20)]
-    write_coco(root, coco([WELL, *lost, box(9, 9, 2, 2, image_id=99)]))
-    read(root)
-    assert sum(record.levelname == "WARNING" for record in caplog.records) == 2
-    assert "boxes that cover nothing: 20, such as" in caplog.text
-    assert "boxes of an unknown image: 1, such as" in caplog.text
 
 
 # what is refused
@@ -330,8 +386,6 @@ def test_labels_without_a_picture_or_without_a_box_that_can_be_drawn(root):
     assert errors(root) == f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
     none = "hold no box that can be drawn"
     advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
-    write_coco(root, coco(annotations=[]))
-    assert errors(root) == f"{root}: the labels of 3 pictures {none}; {advice}"
     write_coco(root, {"images": [], "annotations": [], "categories": []})
     assert errors(root, file) == f"{file}: the labels of 0 pictures {none}; {advice}"
     write_coco(root, coco([box(1, 1, 2, 2, image_id="0"), box(2, 1, 0, 3)]))
@@ -357,21 +411,11 @@ def test_a_stem_of_several_pictures_and_a_picture_with_boxes_in_two_places(root)
     twin = write_picture(root / "images/val/defective/train_d0.png")
     several = f"'train_d0' can mean 2 pictures, such as {picture} and {twin}; name the picture's folders, too"
     assert errors(root) == f"{file}: {several}"
-    file.rename(other)
-    assert scan(root)[1] == []
     twin.unlink()
     content = coco([WELL, box(1, 1, 2, 2, image_id=1)])
     content["images"][1]["file_name"] = "train_d0.png"
     file = write_coco(root, content)
     assert f"which has boxes in {file} ('train/defective/train_d0.png'), too; keep one" in errors(root, file)
-
-
-def test_an_error_in_one_file_does_not_hide_another(root):
-    write_yolo(root)
-    write_label(root, "labels/train/train_d0.txt", "0 1")
-    write_label(root, "labels/train/train_d1.txt", "x x x x x")
-    samples, found = scan(root)
-    assert [finding.level for finding in found] == ["error", "error"] and list(masks(samples)) == ["val_d0"]
 
 
 def entries(**parts) -> str:
@@ -383,7 +427,6 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY x "1"><!ENTITY y SYSTEM "file:///etc/passwd">]
 LEVELS = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 30))
 BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;")}'
 FIVE = "expected five: class, centre x, centre y, width, height"
-BLOWS_UP = "not a readable XML file: limit on input amplification factor (from DTD and entities) breached"
 CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax, found"
 
 
@@ -394,7 +437,6 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
         (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
         (".json", '{"images": []}', "expected images, annotations and categories, found images"),
-        (".json", entries(images=[{"id": 1}]), "not a COCO file of boxes: entry 0 of images has no file_name"),
         (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
         (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
         (".json", entries(annotations=[{"image_id": 1, "bbox": [1]}]), "annotation 0: bbox must be four numbers, found [1]"),
@@ -409,17 +451,14 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         (".xml", "", "not a readable XML file: no element found"),
         (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
         (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), "not a readable XML file: undefined entity &y;"),
-        (".xml", BOMB, BLOWS_UP),
-        (".xml", BOMB.encode("utf-16"), BLOWS_UP),
+        (".xml", BOMB, "file: limit on input amplification factor (from DTD and entities) breached"),
         (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
-        (".xml", "<annotation><object><name>a</name></object></annotation>", f"{CORNERS} [None, None, None, None]"),
         (".xml", voc([(3, 2, 5, "")]), f"{CORNERS} ['3', '2', '5', '']"),
         (".xml", voc([(3, 2, 5, 4)]).replace("<width>16", "<width>w"), "<size> must be two numbers, found ['12', 'w']"),
     ],
 )  # fmt: skip
 def test_broken_files(root, name, text, message):
-    file = write_label(root, f"other/train_d0{name}", "")
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    file = write_label(root, f"other/train_d0{name}", text)
     found = errors(root, file.parent)
     assert found.startswith(f"{file}: ") and message in found
 
@@ -430,24 +469,36 @@ def test_places_without_labels_or_with_too_many(root):
     assert errors(root, root / "nowhere") == f"{root}/nowhere: box_labels does not exist; {expected}"
     file = write_label(root, "boxes.csv", "")
     assert errors(root, file) == f"{file}: box_labels is a file; {expected}"
-    write_label(root, "other/classes.txt", "")
-    write_label(root, "other/.hidden.txt", "")
+    for name in ("classes.txt", ".hidden.txt"):
+        write_label(root, f"other/{name}", "")
     assert errors(root, root / "other") == f"{root}/other: holds no label files; {expected}, found classes.txt"
-    write_coco(root)
-    write_coco(root, name="annotations/more.json")
-    write_yolo(root)
-    place = write_voc(root)
-    names = "annotations/boxes.json, annotations/more.json, labels, Annotations"
-    assert errors(root) == f"{root}: box labels lie in 4 places ({names}); choose by box_labels: {labels.EXPECTED}"
-    write_label(place, "a.txt", "")
+    for write in (write_coco, write_yolo, write_voc):
+        write(root)
+    names = "annotations/boxes.json, labels, Annotations"
+    assert errors(root) == f"{root}: box labels lie in 3 places ({names}); choose by box_labels: {labels.EXPECTED}"
+    place = write_label(root, "Annotations/a.txt", "").parent
     formats = "1 of YOLO (.txt), 3 of VOC (.xml)"
     assert errors(root, place) == f"{place}: holds label files of several formats: {formats}; keep one of them there"
 
 
-def test_efficientad_scores_its_maps_against_boxes(root, tmp_path):
-    write_coco(root)
-    images = [{"id": 0, "file_name": "test_d0.png", "width": 16, "height": 12}]
-    file = write_coco(tmp_path, coco([WELL], images=images), name="boxes.json")
-    values = {"data_root": root, "dataset_type": "generic", "label_kind": "box", "box_labels": file}
-    samples = samples_in_use(tiny_anomaly_settings(tmp_path, **values))
-    assert list(masks(samples)) == ["test_d0"]
+def test_the_data_check_counts_what_is_wrong_with_boxes_and_goes_on_after_errors(root):
+    lost, crowd = box(2, 1, 0, 3), box(2, 1, 3, 3, image_id=1, iscrowd=1)
+    write_coco(root, coco([*coco()["annotations"], lost, crowd]))
+    report = check_data_of(settings_of(root))
+    counted = report.masks["masks"].to_dict()
+    assert report.usable and counted["ok"] == 3 and counted["missing"] == 6
+    assert counted["boxes that cover nothing"] == counted["boxes of crowds"] == 1
+    # The pictures' own share: 9, 14 and 36 + 30 - 9 of 192 pixels.
+    assert report.defect_area.loc["defective", ["0%", "100%"]].tolist() == pytest.approx([9 / 192, 57 / 192])
+    lack = "6 of 9 defective images have no box; they train the classification terms only"
+    assert lack in map(str, report.findings)
+    (root / "annotations/boxes.json").unlink()
+    write_yolo(root)
+    write_label(root, "labels/train/train_n0.txt", "0 .5 .5 .1 .1")
+    write_label(root, "labels/train/train_d0.txt", "0 .5")
+    (root / "images/test/normal/test_n0.png").write_bytes(b"junk")
+    report = check_data_of(settings_of(root))
+    errors = "\n".join(str(finding) for finding in report.findings if finding.level == "error")
+    for problem in ("which is labelled normal", "train_d0.txt: line 1 has 2 columns", "test_n0.png: image is trunc"):
+        assert problem in errors
+    assert report.masks["masks"]["ok"] == 2
