@@ -68,7 +68,7 @@ def serve(tmp_path_factory):
         process.wait(30)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def own_page(runs, serve):
     """Address of the browser's page of its own, token included."""
     return serve(["-c", SERVE, *map(str, runs)], "Ctrl-C")
