@@ -40,18 +40,10 @@ def table_of(rows: list[dict[str, Any]], threshold: float = 0.5) -> pd.DataFrame
 
 
 def write_audited(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    *,
-    strategy: str = "S5",
-    threshold: float = 0.5,
-    peaks: list[float] | None = None,
-    manifest: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-    pictures: bool = False,
-    size: tuple[int, int] = (64, 64),
+    folder: Path, rows: list[dict[str, Any]], *, strategy="S5", threshold=0.5, peaks: list[float] | None = None,
+    manifest: dict[str, Any] | None = None, metrics: dict[str, Any] | None = None, pictures=False, size=(64, 64),
     **settings: Any,
-) -> Path:
+) -> Path:  # fmt: skip
     """The folder of a finished and evaluated run.
 
     `peaks` of the pictures' CAMs are 2.0 on defects and 0.5 elsewhere, and all other cells 0; `manifest` and `metrics`

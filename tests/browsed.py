@@ -1,4 +1,4 @@
-"""Runs of eight pictures whose order under each sorting is known, as an evaluation leaves them; the page that shows them."""
+"""Runs of eight pictures whose order under each sorting is known; the page that shows them."""
 
 import os
 import subprocess
@@ -48,9 +48,8 @@ SERVE = (
 def start_server(command: Sequence[str], ready: str, log: Path, **environment: str) -> tuple[subprocess.Popen, str]:
     """Python in a process of its own, once its log says that it is ready, and the address that stands there."""
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
-        )
+        told = {"stdout": output, "stderr": subprocess.STDOUT, "env": os.environ | environment}
+        process = subprocess.Popen([sys.executable, *command], **told)
     until = time.monotonic() + 90
     while ready not in log.read_text():
         assert process.poll() is None and time.monotonic() < until, log.read_text()
@@ -78,26 +77,14 @@ def entries_of(rows: pd.DataFrame, *, masks: bool = True) -> list[dict[str, Any]
 
 
 def write_browsed_run(
-    folder: Path,
-    strategy: str = "S5",
-    *,
-    rows: pd.DataFrame = ROWS,
-    pictures: bool = True,
-    masks: bool = True,
-    scales: dict[str, Any] = SCALES,
-    digest: str = "same",
-    **values: Any,
+    folder: Path, strategy="S5", *, rows=ROWS, pictures=True, masks=True, scales=SCALES, digest="same", **values: Any
 ) -> Run:
     """A strategy's run, with the maps and columns that it has, and its pictures of 24 x 32 px."""
     entries = entries_of(rows if strategy >= "S5" else rows.drop(columns=FLIPS), masks=masks)
     for entry in entries if strategy >= "S3" else []:
         entry["attention_iou"] = entry["cam_iou"]
-    run = Run(
-        write_audited(
-            folder, entries, strategy=strategy, peaks=[0.0] * len(rows), pictures=pictures, size=(24, 32),
-            manifest={"data_digest": digest}, metrics={"map_scales": scales}, **values,
-        )
-    )  # fmt: skip
+    values |= {"manifest": {"data_digest": digest}, "metrics": {"map_scales": scales}}
+    run = Run(write_audited(folder, entries, strategy=strategy, pictures=pictures, size=(24, 32), **values))
     maps = peaked_maps(len(rows))
     np.save(run.folder / "maps" / "cam.npy", maps)
     for kind in ["attention"] * (strategy >= "S3") + ["localization"] * (strategy >= "S4"):
@@ -142,5 +129,4 @@ def write_novelty(run: Run, novel: Sequence[str], *, unseen: Sequence[str] = ())
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
-    """Other words in a file, as an editor would put them there."""
     path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
