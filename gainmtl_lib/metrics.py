@@ -167,6 +167,7 @@ class PixelScores:
 
 # --- From scores to decisions
 
+CALM_SHARE = 0.95  # of normal validation pictures, whose maps end below the floor; the report says it
 OFF_THE_DEFECT_IOU = 0.1  # a map whose maximum misses the defect and whose IoU is below this is off the defect
 FALSE_ALARMS = 0.05  # share of new normal pictures that may be called unlike the normal ones
 
@@ -280,4 +281,4 @@ def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
     normal, defective = peaks[labels == 0], peaks[labels == 1]
     if not len(normal) or not len(defective):
         return None
-    return MapScale(float(np.quantile(normal, 0.95, method="higher")), float(np.median(defective)))
+    return MapScale(float(np.quantile(normal, CALM_SHARE, method="higher")), float(np.median(defective)))
