@@ -3,8 +3,6 @@
 B images, H x W network input, h x w cells of the stored map.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -35,13 +33,11 @@ from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 
-FLOATS = "%.9g"
-"""How numbers are stored: enough to tell any two scores apart."""
-THEIRS = {
-    "anomaly_score": "probability", "anomaly_iou": "cam_iou", "anomaly_point_game": "point_game",
-    "anomaly_energy_inside": "energy_inside",
+FLOATS = "%.9g"  # how numbers are stored: enough to tell any two scores apart
+OWN = {  # a strategy's columns, as which these are decided and summarised, and their names here
+    "probability": "anomaly_score", "cam_iou": "anomaly_iou", "point_game": "anomaly_point_game",
+    "energy_inside": "anomaly_energy_inside",
 }  # fmt: skip
-"""Columns that are decided and summarised as those of a strategy are."""
 
 
 # --- A run's own splits
@@ -52,22 +48,15 @@ def evaluate_efficientad(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Score, decide and summarise every image of ``val``, ``test`` and, where present, ``test_shift``.
 
-    The results stay in the run's folder (``predictions.csv``, ``maps/anomaly.npy``, ``metrics.json``).
-
     Args:
-        run: finished.
+        run: finished; its folder takes ``predictions.csv``, ``maps/anomaly.npy`` and ``metrics.json``.
         provider: of the data that the run was trained on, in place of the one that the settings name.
-        device: where to compute, see `checked_device`; None is the settings' accelerator.
+        device: see `checked_device`; None is the settings' accelerator.
         reuse: take stored results where they exist.
 
-    Returns:
-        One row per image, without the anomalies synthesised for validation, which are no files; and the summary:
-        ``threshold``, ``novelty_threshold``, ``teacher``, ``penalty``, ``data_digest``, ``map_scales`` and one dict
-        per split, that of ``val`` with its anomalies.
-
-    Raises:
-        RunError: not the data that the run was trained on, or another process writes to the run.
-        DataError: pictures that cannot be read.
+    Returns one row per image, without the anomalies synthesised for validation, which are no files, and the summary:
+    thresholds, ``teacher``, ``penalty``, ``map_scales`` and a dict per split, that of ``val`` with its anomalies.
+    `RunError`: not the data that the run was trained on, or another process writes to the run.
     """
     trained_on = run.manifest["data_digest"]
     if reuse and run.is_evaluated and (provider is None or provider.digest == trained_on):
@@ -111,11 +100,8 @@ def computing_on(model: EfficientADModel, device: str) -> Iterator[torch.device]
 def predict_split(
     model: EfficientADModel, provider: DatasetProvider, split: str
 ) -> tuple[pd.DataFrame, NDArray[np.float16], dict[str, float]]:
-    """Run the model over one split, val with its anomalies, where the model lies.
-
-    Returns:
-        One row per image in the loader's order; the anomaly maps on the networks' own grid, (N, h, w);
-        ``pixel_auroc`` and ``aupro`` over images whose defect pixels are known, NaN without an answer.
+    """One split, val with its anomalies: a row per image in the loader's order; the anomaly maps on the networks' own
+    grid, (N, h, w); ``pixel_auroc`` and ``aupro`` over images whose defect pixels are known, NaN without an answer.
     """
     pixels, rows, maps, device = metrics.PixelScores(), [], [], next(model.parameters()).device
     loader = provider.loader(split)
@@ -176,10 +162,9 @@ def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
 
 def decide(table: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, dict[str, Any]]:
     """One split's rows with `evaluation.add_verdicts`' columns, and its numbers as of `evaluation.summarise`."""
-    own = {theirs: name for name, theirs in THEIRS.items()}
-    decided = evaluation.add_verdicts(table.rename(columns=THEIRS), threshold)
+    decided = evaluation.add_verdicts(table.rename(columns={own: theirs for theirs, own in OWN.items()}), threshold)
     numbers = evaluation.summarise(decided)
-    return decided.rename(columns=own), {own.get(name, name): value for name, value in numbers.items()}
+    return decided.rename(columns=OWN), {OWN.get(name, name): value for name, value in numbers.items()}
 
 
 def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
@@ -198,11 +183,9 @@ def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: 
 # --- Pictures from anywhere
 
 
+# Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts.
 QUANTILE_SCALE = metrics.MapScale(0.0, 0.1)
-"""Where no evaluation fixed one: the anomaly map's own, from the 90 % to the 99.5 % quantile of normal parts."""
-
-PIXELS_AT_ONCE = 8 * 256 * 256
-"""Of one batch: the widest layer takes up to a kilobyte for each."""
+PIXELS_AT_ONCE = 8 * 256 * 256  # of one batch: the widest layer takes up to a kilobyte for each
 
 
 @dataclass(frozen=True)
@@ -217,7 +200,7 @@ class Detector:
     scale: metrics.MapScale = QUANTILE_SCALE
 
     @classmethod
-    def open(cls, place: Path) -> Detector:
+    def open(cls, place: Path) -> Self:
         """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run."""
         if place.is_file():
             folder = place.absolute().parent.parent
@@ -254,14 +237,12 @@ def score_pictures(
     image_size: tuple[int, int] | None = None,
     device: str | None = None,
 ) -> Iterator[ScoredPicture]:
-    """Score pictures in order, batch by batch, in the training's precision, in which the scale was measured.
+    """Score picture files in order, batch by batch, in the training's precision, in which the scale was measured.
 
     Args:
-        by: of whom the model and its settings are.
-        paths: of picture files.
-        failed: takes the message of each that cannot be read, and the others go on; without it that is a `DataError`.
+        failed: takes the message of each that cannot be read; without it that is a `DataError`.
         image_size: network input (H, W); None is the training's.
-        device: where to compute, see `checked_device`; None is the settings' accelerator.
+        device: see `checked_device`; None is the settings' accelerator.
     """
     model, settings = by.model, by.settings
     height, width = size = image_size or settings.image_size
@@ -304,7 +285,7 @@ class AnomalyMasks:
 
     @cached_property
     def run(self) -> EfficientADRun:
-        """Read at first use; `RunError` where there is no finished run of EfficientAD."""
+        """Read at first use."""
         return load_efficientad(self.folder)
 
     def masks(self, data: GainDataModule, batch: Batch) -> Tensor:
@@ -313,10 +294,9 @@ class AnomalyMasks:
             check_unseen(self.run, data.samples)
             self._checked = data
         paths = [Path(data.dataset.paths[row]) for row in batch.index.tolist()]
-        masks = [
-            anomaly_mask(one, self.run.settings.resize, size=data.settings.image_size, resize=data.settings.resize)
-            for one in score_pictures(self.run, paths, device=str(batch.images.device))
-        ]
+        scored, own = score_pictures(self.run, paths, device=str(batch.images.device)), self.run.settings.resize
+        size, resize = data.settings.image_size, data.settings.resize
+        masks = [anomaly_mask(one, own, size=size, resize=resize) for one in scored]
         return torch.from_numpy(np.stack(masks))[:, None].to(batch.masks)
 
 
@@ -333,8 +313,7 @@ def anomaly_mask(picture: ScoredPicture, own: Resize, *, size: tuple[int, int], 
 def check_unseen(run: EfficientADRun, samples: pd.DataFrame) -> None:
     """`RunError`: the run learnt from pictures that a strategy is tested on, and would give their labels away.
 
-    Pictures of the strategy's samples are compared by path; a copy elsewhere is not noticed. A run whose data moved is
-    looked up where the strategy's lie.
+    Compared by path, a copy elsewhere is not noticed. A run whose data moved is looked up where the strategy's lie.
     """
     settings = run.settings
     if not settings.dataset_folder.is_dir():  # synthetic data is then read as it is, not made anew
@@ -366,11 +345,8 @@ AGAIN = "gainmtl evaluate {} --efficientad-run FOLDER"
 class Novelty(NamedTuple):
     """Which pictures of an evaluation are flagged as novel.
 
-    Attributes:
-        table: one row per prediction, in their order: ``image``, ``split``, ``anomaly_score``, ``anomalous`` (above the
-            threshold) and ``novel`` (anomalous, although the verdict is normal).
-        summary: ``predictions`` and ``weights``, SHA-256 of what it belongs to; ``efficientad_run``, its ``teacher``,
-            ``threshold`` and ``threshold_from``; ``kinds``, see there.
+    `table` has a row per prediction, in their order: ``image``, ``split``, ``anomaly_score``, ``anomalous`` (above the
+    threshold) and ``novel`` (anomalous, although the verdict is normal); `summary` says what it is of and from.
     """
 
     table: pd.DataFrame
@@ -388,8 +364,7 @@ class Novelty(NamedTuple):
 
     @property
     def kinds(self) -> pd.DataFrame:
-        """By test ``split`` and ``name`` (normal pictures, then types of defects) ``count``, ``called_defective``,
-        ``anomalous``, ``novel``, and ``unseen``: no training picture shows that type."""
+        """By test ``split`` and ``name`` of a kind the counts, and ``unseen``: no training picture shows that type."""
         return pd.DataFrame(self.summary["kinds"]).set_index(["split", "name"])
 
 
@@ -398,10 +373,9 @@ def find_novel(
 ) -> Novelty:
     """Flag the pictures of an evaluated run that EfficientAD finds unlike the good parts although they passed.
 
-    The threshold is that of the EfficientAD run, from its own normal validation pictures; where that run is not
-    evaluated, it is evaluated first. With `reuse`, flags of the same run for the same predictions are not made twice.
-    `RunError`: a run that is not evaluated or whose data changed, no finished run of EfficientAD, one that learnt from
-    the test pictures, or another process writes to the run.
+    The threshold is that of the EfficientAD run, evaluated first where it is not. With `reuse`, flags of the same run
+    for the same predictions are not made twice. `RunError`: a run that is not evaluated or whose data changed, no
+    finished run of EfficientAD, one that learnt from the test pictures, or another process writes to the run.
     """
     other = efficientad if isinstance(efficientad, EfficientADRun) else load_efficientad(efficientad)
     if reuse and other.is_evaluated:
@@ -442,9 +416,7 @@ def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
 def flag(
     table: pd.DataFrame, scores: Collection[float], threshold: float, known: Collection[str]
 ) -> tuple[pd.DataFrame, list[dict[Any, Any]]]:
-    """`Novelty.table` and the records of `Novelty.kinds`, from predictions, the anomaly score of each row, and the
-    types of defects that training pictures show.
-    """
+    """`Novelty.table` and the records of its kinds; `known` are the types of defects that training pictures show."""
     flagged = table[["image", "split"]].assign(anomaly_score=list(scores))
     flagged["anomalous"] = flagged["anomaly_score"] > threshold
     flagged["novel"] = flagged["anomalous"] & (table["predicted"] == 0)
@@ -457,16 +429,13 @@ def flag(
 
 
 def stored_novelty(run: Run) -> Novelty | None:
-    """What `find_novel` left in the run's folder; None where nothing is, or where it is out of date: of other
-    predictions, or of an EfficientAD run that was trained anew since.
-    """
+    """What `find_novel` left in the run's folder; None where nothing is, or where it is `out_of_date`."""
     if not (run.folder / SUMMARY).is_file():
         return None
     summary = read_json(run.folder / SUMMARY)
     try:
         weights = file_digest(Path(summary["efficientad_run"]) / "model.safetensors")
-        # An EfficientAD run that is not there any more is taken to be as it was.
-        trained_anew = weights not in ("", summary["weights"])
+        trained_anew = weights not in ("", summary["weights"])  # a run that is gone is taken to be as it was
         if trained_anew or summary["predictions"] != file_digest(run.folder / "predictions.csv"):
             return None
         table = pd.read_csv(run.folder / TABLE, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]

@@ -1,7 +1,5 @@
 """What the commands of EfficientAD print and draw: ``train``, ``predict``, and its rows and maps in ``compare``."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,8 +29,7 @@ from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
 from gainmtl_lib.wording import METRICS, frame_table, number
 
-HEADINGS = METRICS | {"auroc": "image AUROC"}
-"""Of the columns, where a pixel's AUROC stands beside it."""
+HEADINGS = METRICS | {"auroc": "image AUROC"}  # a pixel's AUROC stands beside it
 BY_CATEGORY = ("auroc", "average_precision", "pixel_auroc", "aupro", "f1")
 COMPARED = ("accuracy", "recall", *BY_CATEGORY, "anomaly_iou", "grid_iou")
 
@@ -61,7 +58,10 @@ def train_and_report(
         evaluate.evaluate_efficientad(run)
         print_evaluation(console, run)
     if category == "all":
-        table, path = category_table(runs), runs[0].folder.parents[1] / "categories.csv"
+        values = {run.settings.category: run.metrics["test"] for run in runs}
+        table = pd.DataFrame(values, index=list(BY_CATEGORY), dtype=float).T.rename(columns=HEADINGS)
+        table.loc["mean"] = table.mean()  # over those that have an answer
+        table, path = table.rename_axis("category"), runs[0].folder.parents[1] / "categories.csv"
         with atomic_path(path) as temporary:
             table.to_csv(temporary, float_format="%.6g")
         console.print(frame_table("test metrics by category", table))
@@ -79,15 +79,6 @@ def print_evaluation(console: Console, run: EfficientADRun) -> None:
     console.print(f"penalty images: {escape(metrics['penalty'])}\nrun: {escape(str(run.folder))}")
 
 
-def category_table(runs: Sequence[EfficientADRun]) -> pd.DataFrame:
-    """Test metrics of evaluated runs by category, then their ``mean`` over those that have an answer."""
-    values = {run.settings.category: run.metrics["test"] for run in runs}
-    table = pd.DataFrame(values, index=list(BY_CATEGORY), dtype=float).T
-    table = table.rename(columns=HEADINGS).rename_axis("category")
-    table.loc["mean"] = table.mean()
-    return table
-
-
 # --- ``gainmtl efficientad predict``
 
 
@@ -101,14 +92,14 @@ def predict_and_report(
     image_size: tuple[int, int] | None,
     device: str | None,
 ) -> bool:
-    """Score each picture and say whether all could be; one that cannot be used is named, and the others go on.
+    """Score each picture and say whether all could be; one that cannot be used is named.
 
     Args:
         place: a run's folder or a checkpoint file.
         places: pictures and folders of pictures; none takes the run's own synthetic test pictures.
         masks: of the pictures, in their order, or none at all: then those of a dataset around them.
-        output: folder for the pictures, below it as they lay together, and ``scores.csv``; or the file of one
-            picture, whose scores go beside it. Of the run's own pictures that one is the first defective one.
+        output: folder for the pictures, below it as they lay together, and ``scores.csv``; or the file of one picture
+            (of the run's own the first defective one), whose scores go beside it.
         image_size, device: see `score_pictures`.
     """
     detector = evaluate.Detector.open(place)
@@ -201,12 +192,10 @@ def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Pat
     panels = [(picture, words), (overlay(picture, heat, mask=region), f"anomaly map · {scale}")]
     if region is not None:
         panels.append((np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=2), "ground truth"))
-    missing = max(0, NARROWEST - width)
-    white = ((0, 0), (missing // 2, missing - missing // 2 + 6), (0, 0))
-    beside = [
-        with_band(np.pad(pixels, white, constant_values=255), below, bar=turn == 1)
-        for turn, (pixels, below) in enumerate(panels)
-    ]
+    missing, beside = max(0, NARROWEST - width), []
+    for turn, (pixels, below) in enumerate(panels):
+        white = ((0, 0), (missing // 2, missing - missing // 2 + 6), (0, 0))
+        beside.append(with_band(np.pad(pixels, white, constant_values=255), below, bar=turn == 1))
     return with_band(np.concatenate(beside, axis=1), f"EfficientAD · teacher: {detector.teacher}", bar=False)
 
 

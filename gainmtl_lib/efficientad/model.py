@@ -3,9 +3,6 @@
 Sizes: B images, H x W pixels, C channels of a description, h x w its cells.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -22,19 +19,18 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gainmtl_lib.backbone import ModelError, StateDict, read_checkpoint
+from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.runs import EFFICIENTAD
 from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
 
 ModelSize = Literal["S", "M"]
 
-SMALLEST_IMAGE = 64
-"""Pixels a side. Of these a description without padding has 8 cells, and the encoder's last grid 2."""
+SMALLEST_IMAGE = 64  # pixels a side: a description without padding has 8 cells of it, the encoder's last grid 2
 
-MVTEC_CATEGORIES = (
+MVTEC_CATEGORIES = (  # five textures, ten objects
     "carpet", "grid", "leather", "tile", "wood",
     "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
 )  # fmt: skip
-"""Categories of MVTec AD: five textures, ten objects."""
 
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -112,9 +108,8 @@ _HIDDEN = {
 
 
 class PatchDescriptionNetwork(nn.Module):
-    """Describes every patch of 33 pixels a side in one pass (PDN): S has four convolutions, M six.
-
-    With `padding` the description covers the whole image, otherwise it ends four cells before each border.
+    """Describes every patch of 33 pixels a side in one pass (PDN): S has four convolutions, M six; with `padding` the
+    description covers the whole image, otherwise it ends four cells before each border.
     """
 
     def __init__(self, *, model_size: ModelSize, out_channels: int, padding: bool = False) -> None:
@@ -158,9 +153,8 @@ class PatchDescriptionNetwork(nn.Module):
 class AutoEncoder(nn.Module):
     """Reproduces the teacher's description through a bottleneck, so that it keeps to the global structure.
 
-    The decoder's grids follow from the image: one less than an even share and the even share in turn, 3, 8, 15, 32, 63
-    and 127 cells at 256 pixels. Below 256 pixels the encoder's grid is padded with zeros to the bottleneck's kernel,
-    so that one set of weights serves every size.
+    The decoder's grids are shares of the image, 3, 8, 15, 32, 63 and 127 cells at 256 pixels; below that the encoder's
+    grid is padded with zeros to the bottleneck's kernel, so that one set of weights serves every size.
     """
 
     def __init__(self, *, out_channels: int) -> None:
@@ -191,11 +185,8 @@ class AutoEncoder(nn.Module):
 
 # --- The model
 
-BORDER = 4
-"""Cells before each border that a description without padding leaves out."""
-
-QUANTILES = (0.9, 0.995)
-"""Of the normal validation maps: shown as 0 and as 0.1 on the anomaly map's scale."""
+BORDER = 4  # cells before each border that a description without padding leaves out
+QUANTILES = (0.9, 0.995)  # of the normal validation maps: 0 and 0.1 on the anomaly map's scale
 
 
 class LocalMaps(NamedTuple):
@@ -293,10 +284,8 @@ class EfficientADModel(nn.Module):
         """Where the scale of each map begins and ends, (2, 2): of each map of `LocalMaps` its `QUANTILES`."""
         if not (quantiles.isfinite().all() and (quantiles[:, 1] > quantiles[:, 0]).all()):
             values = ", ".join(f"{value:.4g}" for value in quantiles.flatten().tolist())
-            raise ModelError(
-                f"the quantiles of the normal validation maps ({images}) give no scale ({values}), finite and rising: "
-                "validate on more normal images (val_ratio), and see that the loss is finite"
-            )
+            what = f"the quantiles of the normal validation maps ({images}) give no scale ({values}), finite and rising"
+            raise ModelError(f"{what}: validate on more normal images (val_ratio), and see that the loss is finite")
         self.quantiles.copy_(quantiles)
 
 
@@ -332,18 +321,14 @@ def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tens
 
 # --- The four terms of training (sections 3.2 and 3.3; algorithm 1)
 
-TERMS = ("st", "penalty", "ae", "stae")
-"""Student-teacher, pretraining penalty, teacher-autoencoder, student-autoencoder; logged as ``<term>_loss``."""
+TERMS = ("st", "penalty", "ae", "stae")  # student-teacher, penalty, teacher-autoencoder, student-autoencoder
 
 
 def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999) -> Tensor:
-    """Mean of the largest squared differences d of (B, C, h, w), ``mean(d | d >= q-quantile of d)``, over all images,
-    channels and cells together: the student is pulled where it imitates worst.
-    """
+    """Mean of the largest squared differences d over all of (B, C, h, w), ``mean(d | d >= q-quantile of d)``."""
     difference = (teacher.float() - student.float()).square()
     count = difference.numel()
-    # From 1: the smallest value that is not below the quantile, which lies between two values. `torch.quantile` sorts
-    # 2^24 values at most.
+    # From 1: the smallest value not below the quantile, which lies between two; `torch.quantile` sorts 2^24 at most.
     rank = min(count, int(-(-quantile * (count - 1) // 1)) + 1)
     hardest = difference.detach().flatten().kthvalue(rank).values
     chosen = difference >= hardest
@@ -368,14 +353,11 @@ def total_loss(terms: dict[str, Tensor], settings: EfficientADSettings) -> Tenso
 
 # --- Weights from files: ours, the published ones' (nelson1425/EfficientAD) and anomalib's
 
-RECORD = "gainmtl_teacher"
-"""Key of a teacher file's metadata under which `distill` tells, as JSON, how the teacher was made."""
+RECORD = "gainmtl_teacher"  # key of a teacher file's metadata under which `distill` tells, as JSON, how it was made
 
 
 def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]]:
-    """The teacher that the settings ask for: its tensors under our names, and what a manifest says of it, by ``text``
-    for every result. A random one follows from the seed alone.
-    """
+    """The teacher that the settings ask for, under our names, and what a manifest says of it, ``text`` in a line."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = PatchDescriptionNetwork(model_size=settings.model_size, out_channels=settings.out_channels)
@@ -384,9 +366,8 @@ def teacher_of(settings: EfficientADSettings) -> tuple[StateDict, dict[str, Any]
         return network.state_dict(), {"kind": "random", "text": text, "seed": settings.seed}
     path = Path(settings.teacher)
     fill_teacher(network, read_weights(path), source=str(path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    told = {"kind": "file", "text": f"weights file {path.name}", "file": settings.plain()["teacher"], "digest": digest}
+    told = {"kind": "file", "text": f"weights file {path.name}", "file": settings.plain()["teacher"]}
+    told |= {"digest": file_digest(path)}
     if record := teacher_record(path):
         text = f"distilled from {record['backbone']} ({record['weights']}) on {record['images']}"
         told |= {"text": text, "distilled": record}
@@ -409,10 +390,8 @@ def read_weights(path: str | Path) -> StateDict:
         with suppress(Exception):  # whatever a foreign file raises, `read_checkpoint` words it
             unknown = get_unsafe_globals_in_checkpoint(path)
     if any(name.startswith("torch.nn.modules.") for name in unknown):
-        raise ModelError(
-            f"{path}: a network pickled as a whole, which cannot be read without running code; where it was made, save "
-            "its tensors instead: torch.save(network.state_dict(), 'weights.pth')"
-        )
+        instead = "where it was made, save its tensors instead: torch.save(network.state_dict(), 'weights.pth')"
+        raise ModelError(f"{path}: a network pickled as a whole, which cannot be read without running code; {instead}")
     # anomalib's checkpoints name the class of their model_size among the hyperparameters.
     with safe_globals([(_Placeholder, name) for name in unknown]):
         return read_checkpoint(path)
