@@ -144,8 +144,7 @@ def read(root: Path, file: Path | None = None, found: list | None = None, datase
 
 
 def scan(root: Path, file: Path | None = None):
-    found = []
-    return read(root, file, found), found
+    return read(root, file, found := []), found
 
 
 def masks(samples) -> dict[str, str]:
@@ -170,7 +169,9 @@ def test_each_format_gives_the_same_masks(root, tmp_path, write):
         assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
 
 
-def test_stored_masks_are_used_again_and_completed_and_mask_files_are_ignored(root, caplog):
+def test_stored_masks_are_used_again_completed_and_told_apart_by_the_digest_and_mask_files_are_ignored(
+    root, tmp_path, caplog
+):
     caplog.set_level("INFO")
     write_mask(root / "masks/train/defective/train_d2.png")
     write_coco(root)
@@ -186,20 +187,15 @@ def test_stored_masks_are_used_again_and_completed_and_mask_files_are_ignored(ro
     assert masks(read(root)) == first and "drew the boxes of 1 pictures" in caplog.text
     assert {name: Path(first[name]).stat().st_mtime_ns for name in times} == times
     assert list(masks(with_boxes(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
-
-
-def test_the_digest_tells_boxes_apart_and_not_where_the_data_lies(root, tmp_path):
-    write_coco(root)
-    digest = data_digest(build_samples(settings_of(root)))
+    digest = data_digest(after)
     moved = shutil.copytree(root, tmp_path / "a/b/data")
-    assert data_digest(build_samples(settings_of(moved, outputs_dir=tmp_path / "far/away"))) == digest
+    assert data_digest(with_boxes(read_samples(moved, dataset_type="generic"), settings_of(moved))) == digest
     write_coco(root, coco([box(6, 1, 3, 3)]))
-    assert data_digest(build_samples(settings_of(root))) != digest
+    assert data_digest(read(root)) != digest
 
 
 def test_a_pixel_belongs_to_a_box_when_its_centre_does():
     spans = {
-        (1, 3): ".##...",
         (1.4, 2.6): ".##...",  # centres 1.5 and 2.5
         (1.5, 2.5): ".#....",  # the edge at 1.5 counts, that at 2.5 does not
         (2.6, 3.4): "...#..",  # no centre: the pixel of the middle, 3.0
@@ -211,18 +207,16 @@ def test_a_pixel_belongs_to_a_box_when_its_centre_does():
         assert "." * first + "#" * (last - first) + "." * (6 - last) == expected
 
 
-def test_a_picture_has_the_size_of_its_decoded_self(root, tmp_path):
+def test_a_picture_has_the_size_of_its_decoded_self(root):
     path, tag = root / "images/train/defective/turned.jpg", Image.Exif()
     tag[0x0112] = 6
     Image.fromarray(np.zeros((16, 12, 3), np.uint8)).save(path, exif=tag)
     assert picture_size(str(path)) == read_image(path).shape[:2] == (12, 16)
     write_label(root, "Annotations/turned.xml", voc([(3, 2, 5, 4)]))
     np.testing.assert_array_equal(stored(masks(read(root))["turned"]), drawn("train_d0"))
-    for suffix in (".png", ".jpg", ".tif"):
-        assert picture_size(str(write_picture(tmp_path / f"a{suffix}", size=(5, 9)))) == (5, 9)
-    (tmp_path / "a.png").write_bytes(b"junk")
+    path.write_bytes(b"junk")
     with pytest.raises(UnreadableError):
-        picture_size(str(tmp_path / "a.png"))
+        picture_size(str(path))
 
 
 def meant(name: str, images: list[str]) -> list[int]:
@@ -247,7 +241,7 @@ def test_which_pictures_a_label_can_mean():
     assert meant("불량/균열.png", [image]) == meant("균열", [image]) == [0]
 
 
-def test_a_file_a_folder_and_the_usual_place_are_read_alike(root, tmp_path):
+def test_a_file_a_folder_and_the_usual_place_are_read_alike(root):
     file, content = write_coco(root), coco()
     usual = masks(read(root))
     assert masks(read(root, file)) == masks(read(root, file.parent)) == usual
@@ -255,8 +249,6 @@ def test_a_file_a_folder_and_the_usual_place_are_read_alike(root, tmp_path):
         boxes = [one for one in content["annotations"] if one["image_id"] == number]
         write_coco(root, coco(boxes, images=content["images"][number : number + 1]), f"parts/{number}.json")
     assert masks(read(root, root / "parts")) == usual
-    shutil.move(file, tmp_path / "x.JSON")
-    assert masks(read(root, tmp_path / "x.JSON")) == usual
 
 
 def test_empty_labels_class_names_outlines_and_parts_do_not_count(root):
@@ -352,22 +344,10 @@ def test_pictures_of_another_size_in_the_file(root):
     content["images"][0] |= {"height": 32}
     write_coco(root, content)
     assert "32x32 (height x width) there, and 12x16 on disk; expected the same aspect ratio" in errors(root)
-    for untold in ({"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}):  # is not compared
-        write_coco(root, coco(images=[image | untold for image in coco()["images"]]))
-        assert scan(root)[1] == []
-    for told in ((0, 0), None):
-        file = write_label(root, "voc/train_d0.xml", voc([(3, 2, 5, 4)], size=told))
-        assert scan(root, file.parent)[1] == []
-
-
-def test_labels_without_a_picture_are_counted_and_pictures_that_cannot_be_read_are_the_loaders_affair(root):
-    content = coco()
-    content["images"][0]["file_name"] = "gone.png"
-    file = write_coco(root, content)
-    (root / "images/train/defective/train_d1.png").write_bytes(b"junk")
-    samples, found = scan(root)
-    assert list(map(str, found)) == [f"{file}: there is no picture 'gone.png' in the dataset; its label is left out"]
-    assert list(masks(samples)) == ["val_d0"]
+    for untold in (None, 0, -1):  # is not compared
+        write_coco(root, coco(images=[image | {"width": untold} for image in coco()["images"]]))
+        file = write_label(root, "voc/train_d0.xml", voc([(3, 2, 5, 4)], size=untold and (untold, untold)))
+        assert scan(root)[1] == scan(root, file.parent)[1] == []
 
 
 # what is refused
@@ -393,7 +373,7 @@ def test_labels_without_a_picture_or_without_a_box_that_can_be_drawn(root):
     assert errors(root) == f"{root}: the labels of 3 pictures {none}; {lost}; {advice}"
 
 
-def test_a_box_on_a_normal_picture(root):
+def test_a_box_on_a_normal_picture_and_labels_without_a_picture(root):
     content = coco()
     content["images"][0]["file_name"] = "train_n0.png"
     file, normal = write_coco(root, content), root / "images/train/normal/train_n0.png"
@@ -401,6 +381,12 @@ def test_a_box_on_a_normal_picture(root):
     assert errors(root) == f"{file}: has boxes for {normal}, {advice}"
     write_coco(root, content | {"annotations": [box(2, 1, 0, 3), box(1, 1, 2, 2, image_id=1)]})
     assert [finding.level for finding in scan(root)[1]] == ["warning"]
+    content["images"][0]["file_name"] = "gone.png"
+    write_coco(root, content)
+    (root / "images/train/defective/train_d1.png").write_bytes(b"junk")  # is the loader's affair
+    samples, found = scan(root)
+    assert list(map(str, found)) == [f"{file}: there is no picture 'gone.png' in the dataset; its label is left out"]
+    assert list(masks(samples)) == ["val_d0"]
 
 
 def test_a_stem_of_several_pictures_and_a_picture_with_boxes_in_two_places(root):
@@ -436,7 +422,6 @@ CORNERS = "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax
         (".json", "{", "not a JSON file: "),
         (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
         (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
-        (".json", '{"images": []}', "expected images, annotations and categories, found images"),
         (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
         (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
         (".json", entries(annotations=[{"image_id": 1, "bbox": [1]}]), "annotation 0: bbox must be four numbers, found [1]"),
@@ -496,9 +481,7 @@ def test_the_data_check_counts_what_is_wrong_with_boxes_and_goes_on_after_errors
     write_yolo(root)
     write_label(root, "labels/train/train_n0.txt", "0 .5 .5 .1 .1")
     write_label(root, "labels/train/train_d0.txt", "0 .5")
-    (root / "images/test/normal/test_n0.png").write_bytes(b"junk")
     report = check_data_of(settings_of(root))
     errors = "\n".join(str(finding) for finding in report.findings if finding.level == "error")
-    for problem in ("which is labelled normal", "train_d0.txt: line 1 has 2 columns", "test_n0.png: image is trunc"):
-        assert problem in errors
+    assert "which is labelled normal" in errors and "train_d0.txt: line 1 has 2 columns" in errors
     assert report.masks["masks"]["ok"] == 2
