@@ -155,9 +155,6 @@ def test_external_masks_keep_their_values_and_are_missing_ambiguous_or_do_not_fi
     refused(r"several images have the stem test_d0; .* as defective/test_d0.png")
 
 
-# edited training pictures
-
-
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory) -> Path:
     """Eight grainy pictures per class and split; the defective ones have a dark box of 8 pixels, and a mask."""
@@ -174,10 +171,10 @@ def marked(tmp_path_factory) -> Path:
 
 
 def edited(root: Path, **options) -> GainDataModule:
-    return module(root, **{**dict(image_size=(40, 40), image_counterfactual=1.0), **options})
+    return module(root, image_size=(40, 40), image_counterfactual=1.0, **options)
 
 
-def test_edited_pictures_come_with_their_labels_masks_and_rows(marked):
+def test_edited_pictures_have_their_labels_and_masks_follow_seed_and_epoch_and_are_augmented_after(marked):
     data = edited(marked, **STILL)
     kinds, labels = set(), []
     for epoch in range(10):
@@ -193,9 +190,6 @@ def test_edited_pictures_come_with_their_labels_masks_and_rows(marked):
                 assert np.array_equal((image.permute(1, 2, 0) * 255).round().byte().numpy(), drawn.edit.image)
     assert kinds == {"heal", "paste", "heal_spot", "heal_beside", "paste_clean", "repaste"}
     assert np.mean(labels) == pytest.approx(0.5, abs=0.08), "the classes stay as large as they are"
-
-
-def test_edits_come_before_the_augmentation_and_follow_seed_and_epoch(marked):
     data = edited(marked)
     first = epoch_of(data, 1)
     assert not equal(epoch_of(data, 2), first) and not equal(epoch_of(edited(marked, seed=8), 1), first)
@@ -230,9 +224,6 @@ def test_only_training_pictures_are_edited(marked, monkeypatch):
         edited(marked, mask_share=0.0).setup("fit")
 
 
-# augmentation
-
-
 def augmented(size: tuple[int, int] = (8, 8), epoch: int = 0, index: int = 0, **values: float) -> tuple:
     """An image whose red channel is the mask, that mask, and both after an augmentation."""
     rng = np.random.default_rng(0)
@@ -265,9 +256,6 @@ def test_augmentation_follows_its_probabilities_and_seed_epoch_and_index_alone()
     assert np.array_equal(augmented(epoch=2, index=3, **values)[2], wanted)
     for other in (dict(epoch=3, index=3), dict(epoch=2, index=4), dict(epoch=2, index=3, seed=8)):
         assert not np.array_equal(augmented(**other, **values)[2], wanted)
-
-
-# fewer and coarser training masks
 
 
 def kept(share: float, seed: int = 0) -> set[str]:
@@ -329,19 +317,16 @@ def coarser(mask: np.ndarray, quality: str, seed: int = 0) -> np.ndarray:
 
 
 def test_where_a_letterboxed_picture_lies_is_known_and_coarser_masks_stay_off_the_bars(generic):
-    large = write_picture(generic / "images/train/normal/large.jpg", size=(100, 50))  # is 32 x 16; others are 24 x 32
+    large = write_picture(generic / "images/train/normal/large.jpg", size=(100, 50))
     for quality in ("exact", "box", "dilated", "shifted"):
         dataset = module(generic, resize="letterbox", image_size=(32, 32), mask_quality=quality).dataset
-        for row, path in enumerate(dataset.paths):
-            picture, place = (
-                dataset.stored(row),
-                (slice(0, 32), slice(8, 24)) if path == str(large) else (slice(4, 28), slice(0, 32)),
-            )
+        for row, path in enumerate(dataset.paths):  # 100 x 50 becomes 32 x 16, 12 x 16 becomes 24 x 32
+            place = (slice(0, 32), slice(8, 24)) if path == str(large) else (slice(4, 28), slice(0, 32))
+            picture = dataset.stored(row)
             image, mask = picture.without_bars
             assert picture.place == dataset.places[row] == place and np.array_equal(image, picture.image[place])
-            assert mask.any() == bool(dataset.has_mask[row]) and (
-                picture.mask is None or picture.mask.sum() == mask.sum()
-            )
+            assert mask.sum() == (0 if picture.mask is None else picture.mask.sum())
+            assert mask.any() == bool(dataset.has_mask[row])
         assert not coarser(boxes(), quality).any()
 
 

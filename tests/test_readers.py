@@ -25,9 +25,6 @@ def refused(call, *arguments, **options) -> str:
     return str(caught.value)
 
 
-# layouts
-
-
 @pytest.mark.parametrize("split_masks", [True, False])
 def test_generic_reads_both_mask_folders(tmp_path, split_masks):
     samples = read(write_generic(tmp_path, split_masks=split_masks))
@@ -147,18 +144,13 @@ def test_digest_ignores_place_and_order_but_no_content(generic, tmp_path):
     assert "train_n0.png: cannot be read: No such file" in refused(data_digest, samples)
 
 
-# splits: rows are (defect type, group, split)
-
-
 def singles(split: str | None = None, **counts: int) -> list[tuple]:
     return [(kind, f"{kind}{split}{k}", split) for kind, count in counts.items() for k in range(count)]
 
 
 def split(rows: list[tuple], *, val_ratio: float = 0.2, seed: int = 0) -> pd.DataFrame:
-    lines = [
-        (f"/data/{number:05d}.png", int(kind != "normal"), None, kind, group, split)
-        for number, (kind, group, split) in enumerate(rows)
-    ]
+    """Split rows of (defect type, group, split)."""
+    lines = [(f"/data/{k:05d}.png", int(row[0] != "normal"), None, *row) for k, row in enumerate(rows)]
     table = pd.DataFrame(lines, columns=list(readers.COLUMNS), dtype=object).astype({"label": "int64"})
     return readers.split_samples(table, val_ratio=val_ratio, test_ratio=0.2, seed=seed)
 
@@ -229,20 +221,14 @@ def test_splits_that_cannot_be():
     assert refused(split, singles(normal=100, crack=1)).startswith(rare)
 
 
-# decoded files
-
-
 def test_images_of_other_kinds_become_8_bit_rgb_and_masks_are_cut_at_half(tmp_path):
     def written(name, pixels):
         (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix, pixels)[1].tobytes())
         return tmp_path / name
 
     colour = np.full((4, 5, 3), [10, 20, 30], np.uint8)  # OpenCV writes blue first
-    for pixels, red_first in (
-        (colour, [30, 20, 10]),
-        (np.dstack([colour, np.full((4, 5), 7, np.uint8)]), [30, 20, 10]),
-        (colour[..., 0], [10, 10, 10]),
-    ):
+    with_alpha = np.dstack([colour, np.full((4, 5), 7, np.uint8)])
+    for pixels, red_first in ((colour, [30, 20, 10]), (with_alpha, [30, 20, 10]), (colour[..., 0], [10, 10, 10])):
         assert read_image(written("a.png", pixels))[0, 0].tolist() == red_first
     deep = np.array([[0, 257 * 100, 65535]], np.uint16)
     for path in (written("deep.png", deep), written("deep.tif", np.dstack([deep] * 3))):
