@@ -465,4 +465,5 @@ class GAINMTLModel(nn.Module):
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
     """The model of a run's settings; `pretrained` in place of their own: False where weights are loaded afterwards."""
     given: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained}
-    return GAINMTLModel(**{name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters} | given)
+    names = inspect.signature(GAINMTLModel).parameters
+    return GAINMTLModel(**{name: getattr(settings, name) for name in names} | given)

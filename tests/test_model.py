@@ -51,6 +51,14 @@ def test_pyramid_sums_on_the_finest_grid():
     assert_close(fusion(levels), torch.full((2, 4, 8, 6), 3.0))
 
 
+def test_temperature_starts_at_one_and_divides():
+    head, features = module.AttentionHead(4, hidden=3).eval(), torch.randn(2, 4, 5, 6)
+    logits = head(features)
+    assert torch.equal(logits, head.body(features))
+    nn.init.constant_(head.log_temperature, math.log(4.0))
+    assert_close(head(features), logits / 4)
+
+
 @pytest.mark.parametrize(
     "alpha, norm, expected",
     [
@@ -72,17 +80,6 @@ def test_a_mask_confirms_attention_alpha_lets_it_through_and_images_without_one_
     assert logits.grad.isfinite().all() and logits.grad[1].abs().min() > 0
 
 
-def test_temperature_starts_at_one_and_divides():
-    head, features = module.AttentionHead(4, hidden=3).eval(), torch.randn(2, 4, 5, 6)
-    logits = head(features)
-    assert logits.shape == (2, 1, 5, 6) and torch.equal(logits, head.body(features))
-    nn.init.constant_(head.log_temperature, math.log(4.0))
-    assert_close(head(features), logits / 4)
-
-
-# --- The class activation map
-
-
 def test_the_decision_and_its_map_by_hand():
     head = module.ClassificationHead(2, hidden=2, dropout=0.5).eval()
     numbers = {"hidden.weight": [[1.0, 2.0], [0.0, -1.0]], "hidden.bias": [1.0, 1.0]}
@@ -98,10 +95,8 @@ def test_the_decision_and_its_map_by_hand():
 
 def test_mean_and_bias_are_the_margin_and_so_are_their_gradients_whatever_dropout_and_precision():
     torch.manual_seed(0)
-    head, features = (
-        module.ClassificationHead(3, hidden=4, dropout=0.5).eval(),
-        torch.randn(4, 3, 3, 7).requires_grad_(),
-    )
+    head = module.ClassificationHead(3, hidden=4, dropout=0.5).eval()
+    features = torch.randn(4, 3, 3, 7, requires_grad=True)
     cam, bias = class_activation_map(features, head)
     normal, defective = head(features).T
     assert cam.shape == (4, 1, 3, 7)
@@ -113,9 +108,6 @@ def test_mean_and_bias_are_the_margin_and_so_are_their_gradients_whatever_dropou
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again, bias = class_activation_map(features, head.train())
     assert again.dtype == bias.dtype == torch.float32 and torch.equal(again, cam)
-
-
-# --- The counterfactual and its control
 
 
 @pytest.mark.parametrize("mode", ["learned", "mean", "zero"])
@@ -139,13 +131,6 @@ def test_zero_and_mean_by_hand():
     assert not mean(features, torch.ones_like(features)).any()
 
 
-def test_as_at_inference_leaves_statistics_and_modes_alone():
-    parts, inputs = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9), nn.BatchNorm2d(2).eval()), torch.randn(3, 2, 4, 4)
-    with module.as_at_inference(parts):
-        assert_close(parts(inputs), inputs, rtol=1e-4, atol=1e-4)
-    assert not parts[0].running_mean.any() and [part.training for part in parts] == [True, True, False]
-
-
 def test_the_control_is_the_same_mask_elsewhere_and_another_place_for_another_defect():
     masks = torch.cat([box(48, 64, slice(2, 10), slice(5, 25)), box(48, 64, slice(30, 48), slice(60, 64))])
     masks[0, 0, 4:6, 5:10] = 0  # not a plain rectangle
@@ -167,19 +152,11 @@ def test_the_only_place_is_found_and_where_there_is_none_there_is_no_control():
     moved, placed = control_masks(torch.cat([*masks, torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)]))
     assert placed.tolist() == [True, False, False, False] and not moved[1:].any()
     assert torch.equal(moved[:1], box(32, 32, slice(0, 32), slice(17, 32)))
-
-
-def test_the_control_stays_inside_a_letterboxed_picture():
-    inside = box(64, 64, slice(16, 48), slice(0, 64)).bool()
-    masks = torch.cat([box(64, 64, slice(20, 26), slice(k, k + 6)) for k in range(0, 56, 4)])
-    assert (control_masks(masks)[0] * ~inside).any()  # most places are in the bars
-    moved, placed = control_masks(masks, inside=inside.expand(len(masks), -1, -1, -1))
-    assert placed.all() and torch.equal(moved.sum((1, 2, 3)), masks.sum((1, 2, 3))) and not (moved * ~inside).any()
-    # A picture without room has no control, though its bars have.
-    assert not control_masks(box(64, 64, slice(16, 48), slice(0, 40)), inside=inside)[1].item()
-
-
-# --- The whole model: its record
+    inside = box(64, 64, slice(16, 48), slice(0, 64)).bool()  # a letterboxed picture: its bars are no place
+    masks = torch.cat([box(64, 64, slice(20, 26), slice(0, 6)), box(64, 64, slice(26, 38), slice(0, 60))])
+    moved, placed = control_masks(masks, inside=inside.expand(2, -1, -1, -1))
+    assert placed.tolist() == [True, False] and moved.sum() == 36 and not (moved * ~inside).any()
+    assert control_masks(masks)[1].tolist() == [True, True]
 
 
 NARROW = {"backbone_arch": "b0", "pretrained": False, "use_mmpretrain": False, "out_indices": (2, 3, 4)}
@@ -245,18 +222,10 @@ def test_map_stride_sets_the_grid_on_which_the_cam_identity_holds_for_both_heads
         assert_close(cam.mean((1, 2, 3)) + bias, logits[:, 1] - logits[:, 0])
 
 
-# --- its parts and gradients
-
-
-MOVED = {
-    "cls_logits": {"backbone", "projection", "cls_head"},
-    "cls_cam": {"backbone", "projection", "cls_head"},
-    "attended_cls_logits": {"backbone", "projection", "attention"},
-    "cam": {"backbone", "projection", "attention"},
-    "attention_logits": {"backbone", "projection", "attention"},
-    "localization_logits": {"backbone", "localization"},
-    "cf_logits": {"backbone", "projection", "attention", "counterfactual"},
-}
+SHARED = {"backbone", "projection"}
+MOVED = dict.fromkeys(("cls_logits", "cls_cam"), SHARED | {"cls_head"})
+MOVED |= dict.fromkeys(("attended_cls_logits", "cam", "attention_logits"), SHARED | {"attention"})
+MOVED |= {"localization_logits": {"backbone", "localization"}, "cf_logits": SHARED | {"attention", "counterfactual"}}
 
 
 def moved(model: nn.Module, output: Tensor) -> set[str]:
@@ -292,30 +261,29 @@ def test_images_with_an_empty_mask_keep_their_logits_and_the_company_does_not_ma
     assert build("S6", use_counterfactual=False)(images(), defects()).cf_logits is None
 
 
-def test_the_counterfactual_leaves_path_twos_statistics_alone():
+def test_the_counterfactual_leaves_path_twos_statistics_and_modes_alone():
     first, second = build(dropout=0.0).train(), build(dropout=0.0).train()
+    second.attention.cbam.eval()
     first(images())
     second(images(), defects())
     for name, tensor in first.state_dict().items():
         assert name.startswith("counterfactual.") or torch.equal(tensor, second.state_dict()[name]), name
-    assert all(part.training for part in second.modules())
-
-
-@pytest.mark.parametrize("given", [{}, {"attention_masks": torch.rand(2, 1, 8, 8), "attention_alpha": 0.2}])
-def test_the_deciding_path_takes_part_in_the_counterfactual_as_it_is(given):
-    model, seen = build("S6" if given else "S5", counterfactual_mode="zero"), []
-    model.counterfactual.register_forward_hook(lambda *call: seen.append(call[-1]))
-    output = model(images(), defects(), **given)
-    masks = given["attention_masks"][:1] if given else None
-    *_, adapted = model.attention(seen[0], masks, None, alpha=0.2)
-    assert_close(output.cf_logits[:1], model.attention.attended_cls_head(adapted))
-
-
-# --- S6 and S7
+    assert all(part.training != name.startswith("attention.cbam") for name, part in second.named_modules())
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_s6_gates_by_one_rule_whatever_stands_beside_in_the_batch(training):
+@pytest.mark.parametrize("given", [{}, {"attention_masks": torch.rand(2, 1, 8, 8), "attention_alpha": 0.2}])
+def test_path_two_decides_on_the_counterfactual_as_at_inference(given, training):
+    model, seen = build("S6" if given else "S5", counterfactual_mode="zero").train(training), []
+    model.counterfactual.register_forward_hook(lambda *call: seen.append(call[-1]))
+    output = model(images(), defects(), **given)
+    masks = given["attention_masks"][:1] if given else None
+    *_, adapted = model.eval().attention(seen[0], masks, None, alpha=0.2)
+    assert_close(output.cf_logits[:1], model.attention.attended_cls_head(adapted))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_s6_gates_by_one_rule_whatever_stands_beside_and_without_a_mask_by_its_own(training):
     model = build("S6", dropout=0.0).train(training)
     order, has_mask = [0, 1, 2, 3, 0], torch.tensor([True, False, True, True, True])
     masks = {"attention_masks": defects(4)[order], "has_attention_mask": has_mask}
@@ -329,26 +297,11 @@ def test_s6_gates_by_one_rule_whatever_stands_beside_in_the_batch(training):
     for given in (coarse, F.interpolate(fine, scale_factor=16)):
         output = model(images(), attention_masks=given)
         assert_close(output.effective_attention, fine * output.attention_map)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_without_a_mask_s6_confirms_with_its_own_localization(training):
-    model = build("S6").train(training)
-    output = model(images())
+    output = model(images())  # without a mask its own localization confirms, which learns nothing from it
     assert_close(output.effective_attention, F.avg_pool2d(output.localization_map, 8) * output.attention_map)
     assert not any(name.startswith("localization") for name in moved(model, output.effective_attention))
     output = build("S6", mask_source="none")(images())
     assert_close(output.effective_attention, output.attention_map)
-
-
-def test_s7_is_the_model_of_s5():
-    s5, s7 = build("S5"), build("S7")
-    s7.load_state_dict(s5.state_dict())
-    ours, theirs = s7(images(), defects()), s5(images(), defects())
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys())  # noqa: SIM118
-
-
-# --- What cannot be, and formats
 
 
 @pytest.mark.parametrize(
@@ -381,15 +334,12 @@ def test_masks_of_a_wrong_shape_where_they_have_no_use_or_that_are_missing_are_n
             model(images())
 
 
-def test_channels_last_gives_the_same_answers():
+def test_channels_last_gives_the_same_answers_and_autocast_finite_ones():
     model = build()
     before = model(images(), defects())
     after = model.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last), defects())
     for key in before.keys():  # noqa: SIM118
         assert_close(after[key], before[key], rtol=1e-3, atol=1e-4)
-
-
-def test_runs_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = build("S6").train()(images(), defects())
     assert output.cam.dtype == torch.float32 and output.cf_logits.isfinite().all()
