@@ -96,7 +96,7 @@ def test_masks_of_the_training_are_those_that_show_a_defect(generic, cache, capl
     write_mask(generic / "masks/train/defective/train_d2.png", size=(24, 32))  # another size: fitted
     data = module(generic, cache_images=cache)
     digest = data.digest
-    assert data.samples["mask"].notna().sum() == 8 and digest == data_digest(data.samples)
+    assert digest == data_digest(data.samples)
     data.setup("fit")
     assert "train_d1.png: mask holds no defect pixel; treated as missing" in caplog.text
     assert data.samples["mask"].notna().sum() == 7 and data.samples["mask"].iloc[4] is None
@@ -233,7 +233,7 @@ def augmented(size: tuple[int, int] = (8, 8), epoch: int = 0, index: int = 0, **
     return image, mask, *augment(image, mask, epoch=epoch, index=index)
 
 
-def test_image_and_mask_move_together_in_all_eight_ways():
+def test_image_and_mask_move_together_in_all_eight_ways_by_probabilities_seed_epoch_and_index():
     turns, ways = dict(hflip_prob=0.5, vflip_prob=0.5, rotate90_prob=0.5), set()
     for index in range(100):
         *_, moved, moved_mask = augmented(index=index, **turns)
@@ -244,8 +244,6 @@ def test_image_and_mask_move_together_in_all_eight_ways():
         image, mask, turned, turned_mask = augmented((8, 12), index=index, rotate90_prob=1.0)
         assert np.array_equal(turned, image[::-1, ::-1]) and np.array_equal(turned_mask, mask[::-1, ::-1])
 
-
-def test_augmentation_follows_its_probabilities_and_seed_epoch_and_index_alone():
     image, mask, same, same_mask = augmented()
     assert np.array_equal(same, image) and np.array_equal(same_mask, mask)
     assert np.array_equal(augmented(hflip_prob=1.0)[2], image[:, ::-1])
@@ -310,9 +308,9 @@ def boxes(*places: tuple[int, int, int, int], size: tuple[int, int] = (20, 30)) 
 
 
 def coarser(mask: np.ndarray, quality: str, seed: int = 0) -> np.ndarray:
-    before = mask.copy()
+    mask.flags.writeable = False
     result = coarser_mask(mask, quality, np.random.default_rng(seed))
-    assert np.array_equal(mask, before) and result.dtype == bool and result.shape == mask.shape
+    assert result.dtype == bool and result.shape == mask.shape
     return result
 
 

@@ -221,7 +221,7 @@ def test_splits_that_cannot_be():
     assert refused(split, singles(normal=100, crack=1)).startswith(rare)
 
 
-def test_images_of_other_kinds_become_8_bit_rgb_and_masks_are_cut_at_half(tmp_path):
+def test_images_of_other_kinds_become_8_bit_rgb_masks_are_cut_at_half_and_broken_files_named(tmp_path):
     def written(name, pixels):
         (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix, pixels)[1].tobytes())
         return tmp_path / name
@@ -239,9 +239,8 @@ def test_images_of_other_kinds_become_8_bit_rgb_and_masks_are_cut_at_half(tmp_pa
     grey = np.array([[0, 127, 128, 255]])
     for mask in (grey.astype(np.uint8), grey.astype(np.uint16), (grey * 257).astype(np.uint16)):
         assert read_mask(written("mask.png", mask)).tolist() == [[False, False, True, True]]
-
-
-def test_files_that_cannot_be_decoded_are_named(tmp_path):
+    with pytest.raises(UnreadableError, match=r"x.tif: pixels are float32; expected 8- or 16-bit integers"):
+        readers.to_8_bit(np.zeros((2, 2), np.float32), "x.tif")
     for suffix in (".png", ".jpg", ".bmp"):
         path = write_picture(tmp_path / f"cut{suffix}", size=(50, 60))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -249,5 +248,3 @@ def test_files_that_cannot_be_decoded_are_named(tmp_path):
     path.write_bytes(b"")
     assert refused(read_image, path) == f"{path}: image is empty; replace the file"
     assert "gone.png: mask cannot be read: No such file" in refused(read_mask, tmp_path / "gone.png")
-    with pytest.raises(UnreadableError, match=r"x.tif: pixels are float32; expected 8- or 16-bit integers"):
-        readers.to_8_bit(np.zeros((2, 2), np.float32), "x.tif")
