@@ -7,7 +7,6 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count, islice
 from pathlib import Path
@@ -36,6 +35,7 @@ from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth
 logger = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 Region = tuple[slice, slice]
 EVERYWHERE: Region = (slice(None), slice(None))
 
@@ -257,9 +257,7 @@ def kind_of(index: int, *, seed: int) -> str:
     return KINDS[np.random.default_rng([seed, round_, _KIND]).permutation(len(KINDS))[turn]]
 
 
-def synthesise(
-    image: Image, *, other: Image, seed: int, index: int, region: Region = EVERYWHERE
-) -> tuple[Image, NDArray[np.bool_]]:
+def synthesise(image: Image, *, other: Image, seed: int, index: int, region: Region = EVERYWHERE) -> tuple[Image, Mask]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     `image` is RGB (H, W, 3), at least 32 pixels a side, `other` a normal picture of any size, of which a piece may be
@@ -280,7 +278,7 @@ def synthesise(
             return after, mask
 
 
-def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, NDArray[np.bool_]]:
+def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, Mask]:
     opacity, colour = visible_defect(rng, (image.shape[0], image.shape[1]), kind)
     mask = opacity > 0
     shift = (colour - 1) * max(0.4, float(image[mask].mean()))  # on black a factor would change nothing
@@ -289,7 +287,7 @@ def _drawn(rng: Generator, image: Plane, kind: str) -> tuple[Plane, NDArray[np.b
     return image + opacity[..., None] * shift, mask
 
 
-def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, NDArray[np.bool_]]:
+def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, Mask]:
     # A rectangle from elsewhere, mirrored perhaps, in another light (after CutPaste, arXiv 2104.04015).
     sides = [min(image.shape[axis], source.shape[axis]) for axis in (0, 1)]
     size = [max(1, round(side * rng.uniform(0.08, 0.35))) for side in sides]
@@ -308,8 +306,7 @@ def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, NDArray
 class NormalsAndAnomalies(Dataset[Batch]):
     """N normal pictures, RGB uint8 (H, W, 3) of one size, and then one anomalous copy of each, for validation.
 
-    `rows` are the pictures' in the table of samples, for `Batch.index`; their places without. `regions`: see
-    `synthesise`.
+    `rows` are theirs in the table of samples, for `Batch.index`; their places without. `regions`: see `synthesise`.
     """
 
     def __init__(
@@ -323,14 +320,13 @@ class NormalsAndAnomalies(Dataset[Batch]):
         return 2 * len(self.pictures)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """The batch of these keys, 0 to 2N - 1."""
         drawn = [self._picture(key) for key in keys]
         images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
         labels = torch.tensor([key // len(self.pictures) for key in keys])
         rows = torch.tensor([self.rows[key % len(self.pictures)] for key in keys])
         return Batch(images.permute(0, 3, 1, 2).float().div_(255), labels, masks[:, None].float(), labels == 1, rows)
 
-    def _picture(self, key: int) -> tuple[Image, NDArray[np.bool_]]:
+    def _picture(self, key: int) -> tuple[Image, Mask]:
         anomalous, place = divmod(key, len(self.pictures))
         image = self.pictures[place]
         if not anomalous:
@@ -376,8 +372,7 @@ class PenaltyImages(Dataset[Tensor]):
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """Shape: float32 (B, 3, H, W) in [0, 1], one per number."""
         pictures = torch.from_numpy(np.stack([self._picture(number) for number in numbers]))
-        # (B, H, W, 3) -> (B, 3, H, W) as a view: channels-last in memory, as the normal images.
-        return pictures.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        return pictures.permute(0, 3, 1, 2).float().div_(255)  # a view: channels-last in memory, as the normal images
 
     def _picture(self, number: int) -> Image:
         rng = np.random.default_rng([self.settings.seed, number, _PENALTY])
@@ -454,12 +449,11 @@ def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
 TrainBatch = tuple[int, Tensor, Tensor]
 
 
-@dataclass(frozen=True)
 class Interval:
     """The next batches of an endless row, with the length by which Lightning reads none too early."""
 
-    batches: Iterator[TrainBatch]
-    steps: int
+    def __init__(self, batches: Iterator[TrainBatch], steps: int) -> None:
+        self.batches, self.steps = batches, steps
 
     def __len__(self) -> int:
         return self.steps

@@ -5,7 +5,6 @@ B images, H x W pixels of the network's pictures, of which the backbone sees 2H 
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,9 +107,8 @@ class BackboneTargets(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Shape: (B, 3, 2H, 2W) in [0, 1] -> (B, C, h, w), unbounded."""
         pixels = normalize(images, list(self.backbone.mean), list(self.backbone.std))
-        levels = self.backbone.net.forward_intermediates(
-            pixels, indices=self.backbone.indices, intermediates_only=True, stop_early=True
-        )
+        net, indices = self.backbone.net, self.backbone.indices
+        levels = net.forward_intermediates(pixels, indices=indices, intermediates_only=True, stop_early=True)
         described = []
         for level in levels:
             patches = F.unfold(level, 3, padding=1).transpose(1, 2)  # (B, h' w', 9 C')
@@ -128,9 +126,14 @@ class TeacherTraining:
         self.device, side, channels = checked_device(settings.device), settings.image_size, settings.out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            size: Any = settings.model_size
+            size, weights = settings.model_size, settings.backbone_weights
             self.network = networks.PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
-            backbone = _backbone(settings.backbone, settings.backbone_weights)
+            given = False if weights is True else weights
+            backbone = get_backbone(settings.backbone, given, (2, 3), use_mmpretrain=False)
+        if weights is True:  # here, because an error of `get_backbone` would hint at parameters of GAIN-MTL
+            state = fetch_weights(settings.backbone, settings.backbone, "timm")
+            state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
+            load_weights(backbone.net, state, source=settings.backbone)
         self.targets = BackboneTargets(backbone, out_channels=channels, grid=self.network.grid((side, side)))
         for part in (self.network, self.targets):
             part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -176,15 +179,6 @@ class TeacherTraining:
         return images.to(self.device, non_blocking=True).float().div_(255)
 
 
-def _backbone(name: str, weights: bool | Path) -> Backbone:
-    backbone = get_backbone(name, False if weights is True else weights, (2, 3), use_mmpretrain=False)
-    if weights is True:  # here, because an error of `get_backbone` would hint at parameters of GAIN-MTL
-        state = fetch_weights(name, name, "timm")
-        state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
-        load_weights(backbone.net, state, source=name)
-    return backbone
-
-
 def distill(images: str | Path, output: str | Path, *, force: bool = False, **values: Any) -> Path:
     """Teach a network on a folder of pictures, or return the finished teacher, the path of `output`.
 
@@ -223,10 +217,10 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         loss = training.step(large, small)
         if training.steps % settings.save_every_n_steps and training.steps < settings.steps:
             continue
-        if not math.isfinite(value := loss.item()):
-            where = f"{settings.output}: the loss is {value} at step {training.steps}"
+        if not loss.isfinite():
+            where = f"{settings.output}: the loss is {loss} at step {training.steps}"
             raise TrainingDivergedError(f"{where}; lower learning_rate and start anew with force=True (--force)")
-        logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, value)
+        logger.info("step %d of %d: loss %.4f", training.steps, settings.steps, loss)
         training.keep(unfinished, record)
     with atomic_path(settings.output) as temporary:
         state = {name: tensor.cpu().contiguous() for name, tensor in training.network.state_dict().items()}

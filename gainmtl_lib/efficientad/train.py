@@ -1,12 +1,8 @@
-"""How EfficientAD is trained: from settings to a finished run, which goes on from its last validation when interrupted.
-
-B images, H x W pixels.
-"""
+"""How EfficientAD is trained: from settings to a finished run, which goes on from its last validation if interrupted."""
 
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,8 +95,7 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientADModel, EfficientADSett
         raise RunError(f"{path}: a checkpoint of a GAIN-MTL strategy, not of EfficientAD; see gainmtl evaluate --help")
     settings = EfficientADSettings(**checkpoint["gainmtl_settings"])
     model = networks.build_model(settings)
-    weights = checkpoint["state_dict"].items()
-    model.load_state_dict({k.removeprefix("model."): v for k, v in weights if k.startswith("model.")})
+    model.load_state_dict({name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()})
     return model.eval(), settings, checkpoint["teacher"]["text"]
 
 
@@ -152,7 +147,7 @@ def _train(
     data = pictures.TrainingData(settings, provider, penalty)
     total = data.total_steps
 
-    def complete(checkpoint: Mapping[str, Any]) -> bool:
+    def complete(checkpoint: Any) -> bool:
         validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
         return checkpoint["global_step"] >= total or exhausted(validated, settings)
 
@@ -191,8 +186,7 @@ def _train(
                 max_epochs=math.ceil(total / settings.val_every_n_steps),
                 reload_dataloaders_every_n_epochs=1,  # the next interval of steps
                 use_distributed_sampler=False,  # each process knows its share
-                benchmark=device.type == "cuda",
-                callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
+                benchmark=device.type == "cuda", callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
                 log_every_n_steps=min(10, settings.val_every_n_steps, total),
             )  # fmt: skip
         # Read from files: other processes may have trained.
@@ -352,8 +346,7 @@ class StepCheckpoints(Checkpoint):
                     path.unlink()
         if exhausted(self.validated, self.settings):
             trainer.should_stop = True
-            if trainer.is_global_zero:
-                logger.info("stops at step %d: no better validation since that of %s", step, kept[0])
+            logger.info("stops at step %d: no better validation since that of %s", step, kept[0])
 
     def state_dict(self) -> dict[str, Any]:
         return {"validated": self.validated}
