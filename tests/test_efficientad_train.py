@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from anomaly_runs import TEACHER, set_statistics, tiny_anomaly_settings, untrained, write_anomaly_run, write_checkpoint
+from anomaly_runs import set_statistics, tiny_anomaly_settings
 from torch.utils.data import DataLoader
 
 from gainmtl_lib import runs
@@ -16,7 +16,7 @@ from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad import data
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad import train as module
-from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
+from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADModel, LocalMaps
 from gainmtl_lib.efficientad.train import EfficientADTraining, fit_efficientad, load_efficientad
 from gainmtl_lib.readers import DataError
@@ -76,16 +76,9 @@ def interrupted(monkeypatch, *, at):
     monkeypatch.setattr(EfficientADTraining, "training_step", training_step)
 
 
-# --- Runs
-
-
 def test_a_run_leaves_what_its_folder_promises(finished, settings):
-    names = {path.relative_to(finished.folder).as_posix() for path in finished.folder.rglob("*") if path.is_file()}
-    assert {"settings.yaml", "manifest.json", "model.safetensors", "checkpoints/best.ckpt"} <= names
-    manifest = finished.manifest
-    assert manifest["status"] == "complete" and manifest["strategy"] == "efficientad"
-    assert manifest["split_sizes"]["train"] == 12 and manifest["precision"] == "32-true"
-    assert manifest["steps"] == manifest["total_steps"] == 9 and manifest["duration_s"] > 0
+    expected = {"status": "complete", "strategy": "efficientad", "precision": "32-true", "steps": 9, "total_steps": 9}
+    assert expected.items() <= finished.manifest.items() and finished.manifest["split_sizes"]["train"] == 12
     assert "untrained" in finished.teacher and finished.penalty == data.PenaltyImages(settings).text
     state, _ = networks.teacher_of(settings)
     assert all(torch.equal(value, finished.model.teacher.state_dict()[name]) for name, value in state.items())
@@ -114,11 +107,8 @@ def test_an_equal_run_is_reused_not_trained_twice(finished, settings, monkeypatc
     assert fit_efficientad(settings).folder == finished.folder
     with pytest.raises(RunError, match="out_channels: 8 and 16"):
         fit_efficientad(settings.changed(out_channels=16))
-    resume = finished.folder / "checkpoints/last.ckpt"
     with pytest.raises(RunError, match="the run is finished; there is nothing to resume"):
-        fit_efficientad(settings, resume=resume)
-    with pytest.raises(RunError, match="--resume goes on from a checkpoint, --force drops what is there"):
-        fit_efficientad(settings, resume=resume, force=True)
+        fit_efficientad(settings, resume=finished.folder / "checkpoints/last.ckpt")
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, settings, monkeypatch):
@@ -190,24 +180,17 @@ def test_a_training_that_had_stopped_is_only_finished(settings, monkeypatch):
     assert fit_efficientad(asked).manifest["steps"] == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
+def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(settings, monkeypatch):
+    monkeypatch.setattr(data, "check_validation", None)
+    for changes, error, message in (
         ({"teacher": "nowhere.pth"}, ModelError, "nowhere.pth"),
         ({"penalty_images": "nowhere"}, DataError, "nowhere: no such folder; penalty_images"),
         ({"precision": "16"}, DeviceError, "precision '16' needs a GPU"),
-    ],
-)
-def test_what_settings_alone_get_wrong_is_said_before_pictures_are_decoded(
-    settings, monkeypatch, changes, error, message
-):
-    monkeypatch.setattr(data, "check_validation", None)
-    asked = settings.changed(experiment="mistaken", **changes)
-    with pytest.raises(error, match=message):
-        fit_efficientad(asked)
-    assert [path.name for path in asked.run_dir.iterdir()] == [".lock"]
-    with runs.hold(asked.run_dir), pytest.raises(RunError, match="another process is writing to this run"):
-        fit_efficientad(asked)
+    ):
+        asked = settings.changed(experiment="mistaken", **changes)
+        with pytest.raises(error, match=message):
+            fit_efficientad(asked)
+        assert [path.name for path in asked.run_dir.iterdir()] == [".lock"]
 
 
 def test_batches_epochs_precision_and_a_teachers_file(settings, shared):
@@ -226,25 +209,21 @@ def test_batches_epochs_precision_and_a_teachers_file(settings, shared):
     torch.testing.assert_close(model.quantiles, stored)
 
 
-class OwnPictures(DatasetProvider):
+class OwnPictures(SplitProvider):
     """Plain tensors to learn from, as a user may have them."""
 
-    def __init__(self, settings):
-        self.both = SplitProvider(settings)
+    digest = "own"
 
     def get_train_dataloader(self):
-        images = torch.cat([batch.images for batch in self.both.get_train_dataloader()])
+        images = torch.cat([batch.images for batch in super().get_train_dataloader()])
         return DataLoader(list(images), batch_size=1, shuffle=True)
-
-    def get_val_dataloader(self):
-        return self.both.get_val_dataloader()
 
 
 def test_a_provider_of_ones_own_is_trained_on_and_needs_anomalies_to_validate(settings):
     asked = settings.changed(experiment="own", max_steps=3)
     own = OwnPictures(asked)
     run = fit_efficientad(asked, provider=own)
-    assert run.manifest["data_digest"].endswith("OwnPictures") and run.manifest["steps"] == 3
+    assert run.manifest["data_digest"] == "own" and run.manifest["steps"] == 3
     own.get_val_dataloader = own.get_train_dataloader
     with pytest.raises(DataError, match="OwnPictures: the validation images are 12 normal and 0 anomalous ones"):
         fit_efficientad(asked.changed(experiment="normal_only"), provider=own)
@@ -269,9 +248,6 @@ def test_each_of_two_devices_takes_its_own_batch_and_both_learn_from_both(settin
     for place, parameter in enumerate(p for p in training.parameters() if p.requires_grad):
         expected = 0.1 * (parameter.grad + asked.weight_decay * parameter.detach())
         torch.testing.assert_close(moments[place]["exp_avg"], expected, rtol=1e-3, atol=1e-6)
-
-
-# --- Steps
 
 
 @pytest.fixture
@@ -302,26 +278,21 @@ def test_one_pass_gives_the_losses_of_separate_passes_and_moves_all_but_the_teac
         loss.backward(retain_graph=True)
         moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert moved == set(networks_of[term].split())
-    sum(terms.values()).backward()
-    moved = {name for name, p in training.named_parameters() if p.grad is not None}
-    assert moved == {name for name, _ in training.named_parameters() if ".teacher." not in name}
     optimised = training.configure_optimizers()["optimizer"].param_groups[0]["params"]
-    assert {id(p) for p in optimised} == {id(p) for p in training.parameters() if p.grad is not None}
+    expected = [p for name, p in training.named_parameters() if ".teacher." not in name]
+    assert {id(p) for p in optimised} == {id(p) for p in expected}
 
 
-@pytest.mark.parametrize(("total", "decay_from"), [(1, None), (2, 1), (20, 19), (70_000, 66_500)])
-def test_adams_rate_falls_to_a_tenth_at_95_percent_of_the_steps(training, total, decay_from):
-    training.total_steps = total
-    configured = training.configure_optimizers()
-    optimizer, rate = configured["optimizer"], configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    assert type(optimizer) is torch.optim.Adam
-    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-4, 1e-5)
-    assert [step for step in range(total) if rate(step) == 1] == list(range(decay_from or total))
-    assert {rate(step) for step in range(decay_from or total, total)} <= {0.1}
+def test_adams_rate_falls_to_a_tenth_at_95_percent_of_the_steps(training):
+    for total, decay_from in ((1, 1), (2, 1), (20, 19), (70_000, 66_500)):
+        training.total_steps = total
+        configured = training.configure_optimizers()
+        optimizer, rate = configured["optimizer"], configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-4, 1e-5)
+        assert [rate(step) for step in range(total)] == [1] * decay_from + [0.1] * (total - decay_from)
 
 
 def step(training, number):
-    """One training step as Lightning would ask for it, on pictures of this number."""
     optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
     training._trainer = SimpleNamespace(is_last_batch=False, optimizers=[optimizer], global_step=number, world_size=1)
     training.log_dict = lambda *args, **kwargs: None
@@ -340,8 +311,8 @@ def test_a_step_follows_from_seed_and_number_alone(training):
 
 def test_a_loss_that_is_not_finite_names_its_term_and_step_once_ten_are_looked_at(training, monkeypatch):
     own = networks.pretraining_penalty
-    factor = lambda: math.inf if training.trainer.global_step == 3 else 1  # noqa: E731
-    monkeypatch.setattr(networks, "pretraining_penalty", lambda student: own(student) * factor())
+    factor = [1, 1, 1, math.inf, *[1] * 6]
+    monkeypatch.setattr(networks, "pretraining_penalty", lambda student: own(student) * factor.pop(0))
     with pytest.raises(TrainingDivergedError, match=r"became inf in penalty at step 4; .*learning_rate"):
         for number in range(10):
             step(training, number)
@@ -350,30 +321,19 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step_once_ten_are_looked_a
 
 def test_the_best_has_the_highest_image_auroc_then_pixel_auroc_then_came_first(tmp_path):
     callback = module.StepCheckpoints(tmp_path, tiny_anomaly_settings(tmp_path, patience=4))
-    saved = {}
     trainer = SimpleNamespace(is_global_zero=True, should_stop=False)
-
-    def save_checkpoint(path, weights_only):
-        path.touch()
-        saved[path.name] = trainer.global_step
-
-    trainer.save_checkpoint = save_checkpoint
+    trainer.save_checkpoint = lambda path, weights_only: path.write_text(str(trainer.global_step))
     pairs = [(0.7, 0.9), (0.8, 0.5), (0.8, 0.6), (0.8, 0.6), (0.75, 1.0), (math.nan, 1.0), (0.7, math.nan)]
     for number, (image, pixel) in enumerate(pairs, start=1):
         trainer.global_step = 10 * number
         trainer.callback_metrics = {"val/image_auroc": image, "val/pixel_auroc": pixel}
         callback.on_train_epoch_end(trainer, None)
         assert trainer.should_stop == (number == 7)  # the fourth after the best
-    assert saved["best.ckpt"] == 30 and saved["last.ckpt"] == 70
-    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_20.ckpt", "step_30.ckpt", "step_40.ckpt"]
+    written = {path.stem: int(path.read_text()) for path in tmp_path.glob("*.ckpt")}
+    assert written == {"best": 30, "last": 70, "step_20": 20, "step_30": 30, "step_40": 40}
     other = module.StepCheckpoints(tmp_path / "elsewhere", callback.settings)
     other.load_state_dict(callback.state_dict())
     assert not other.validated  # whose best checkpoint is not there
-    callback.load_state_dict({"validated": callback.validated[:2]})
-    assert len(callback.validated) == 2
-
-
-# --- Validation
 
 
 def calibrated(*, peaks=(), broken=None, masked=True):
@@ -408,39 +368,21 @@ def test_the_scale_comes_from_normal_images_alone_and_scores_are_compared_as_the
         calibrated(broken=0)
 
 
-# --- Finished runs
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("runs")))
-
-
-def test_a_run_gives_back_what_was_written(run):
-    loaded = module.open_run(str(run.folder))
-    assert isinstance(loaded, module.EfficientADRun) and loaded.settings == run.settings and not loaded.model.training
-    assert loaded.teacher == TEACHER["text"] and loaded.penalty == "textures"
-    expected = untrained(run.settings).state_dict()
-    assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in expected.items())
+def test_runs_and_checkpoints_of_both_systems_are_told_apart(finished, tmp_path):
+    assert type(module.open_run(str(finished.folder))) is module.EfficientADRun
     with pytest.raises(RunError, match=r"metrics\.json does not exist: the run is trained but not evaluated"):
-        _ = run.scale
-
-
-def test_runs_and_checkpoints_of_both_systems_are_told_apart(run, tmp_path):
-    for opened in (module.open_run, load_efficientad):
-        with pytest.raises(RunError, match=r"no run here \(no manifest\.json\)"):
-            opened(tmp_path)
+        _ = finished.scale
+    with pytest.raises(RunError, match=r"no run here \(no manifest\.json\)"):
+        load_efficientad(tmp_path)
     runs.write_json(tmp_path / "manifest.json", {"strategy": "S5", "status": "complete"})
     assert type(module.open_run(tmp_path)) is runs.Run
     with pytest.raises(RunError, match="a run of strategy S5, not of EfficientAD; see gainmtl evaluate --help"):
         load_efficientad(tmp_path)
     with pytest.raises(RunError, match="a run of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad"):
-        runs.load_run(run.folder)
+        runs.load_run(finished.folder)
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}, "gainmtl_settings": {"strategy": "S5"}}, path)
     with pytest.raises(RunError, match=r"other\.ckpt: a checkpoint of a GAIN-MTL strategy, not of EfficientAD"):
         module.load_checkpoint(path)
-    moved = write_checkpoint(untrained(run.settings), run.settings, tmp_path / "moved.ckpt")
-    assert module.load_checkpoint(moved)[2] == TEACHER["text"]
-    with pytest.raises(RunError, match=r"moved\.ckpt: a checkpoint of EfficientAD, not of a GAIN-MTL strategy"):
-        runs.load_checkpoint_model(moved)
+    with pytest.raises(RunError, match=r"best\.ckpt: a checkpoint of EfficientAD, not of a GAIN-MTL strategy"):
+        runs.load_checkpoint_model(finished.folder / "checkpoints/best.ckpt")
