@@ -16,27 +16,12 @@ TEACHER = {"kind": "random", "text": "random (untrained teacher: not the paper's
 
 def tiny_anomaly_settings(folder: Path, **values: Any) -> EfficientADSettings:
     """40 synthetic pictures of 64 px, all outputs and data below `folder`."""
-    return EfficientADSettings(
-        **{
-            "experiment": "tiny",
-            "outputs_dir": folder / "outputs",
-            "data_root": folder / "data",
-            "dataset_type": "synthetic",
-            "num_samples": 40,
-            "image_size": 64,
-            "val_ratio": 0.0,
-            "out_channels": 8,
-            "teacher": "random",
-            "max_steps": 4,
-            "eval_batch_size": 5,
-            "accelerator": "cpu",
-        }
-        | values
-    )
+    tiny = dict(experiment="tiny", outputs_dir=folder / "outputs", data_root=folder / "data", dataset_type="synthetic")
+    tiny |= dict(num_samples=40, image_size=64, val_ratio=0.0, out_channels=8, teacher="random", max_steps=4)
+    return EfficientADSettings(**tiny | {"eval_batch_size": 5, "accelerator": "cpu"} | values)
 
 
 def set_statistics(model: EfficientADModel, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Those of the teacher's channels, (C,) each."""
     model.teacher_mean.copy_(mean.view(1, -1, 1, 1))
     model.teacher_std.copy_(std.view(1, -1, 1, 1))
 
@@ -56,21 +41,14 @@ def write_anomaly_run(settings: EfficientADSettings, **manifest: Any) -> Efficie
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
     model = untrained(settings)
     save_weights(model, folder / "model.safetensors")
-    described = {
-        "strategy": "efficientad",
-        "seed": settings.seed,
-        "teacher": TEACHER,
-        "penalty": "textures",
-        "data_digest": SplitProvider(settings).digest,
-        "status": "complete",
-    }
+    described = {"strategy": "efficientad", "status": "complete", "seed": settings.seed, "teacher": TEACHER}
+    described |= {"penalty": "textures", "data_digest": SplitProvider(settings).digest}
     write_json(folder / "manifest.json", described | manifest)
     write_checkpoint(model, settings, folder / "checkpoints" / "best.ckpt")
     return EfficientADRun(folder)
 
 
 def write_checkpoint(model: EfficientADModel, settings: EfficientADSettings, path: Path) -> Path:
-    """A checkpoint file as a training writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": weights, "gainmtl_settings": settings.plain(), "teacher": TEACHER}, path)

@@ -38,22 +38,17 @@ def names(samples, split):
 
 
 def read(one, first, stop, *, rank=0, world=1, **values):
-    """Number, images and the penalty's sum of some steps of one device."""
     asked = settings(**values)
     batches = module.TrainingData(asked, one, module.PenaltyImages(asked)).batches(first, rank, world)
     return [(number, images, float(penalty.sum())) for (number, images, penalty), _ in zip(batches, range(first, stop))]
 
 
 def equal(first, second):
-    pairs = zip(first, second, strict=True)
-    return all(a[0] == b[0] and torch.equal(a[1], b[1]) and a[2] == b[2] for a, b in pairs)
+    return all(a[::2] == b[::2] and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
 
 
 def whole(loader):
     return Batch(*(torch.cat(parts) for parts in zip(*loader, strict=True)))
-
-
-# --- Splits
 
 
 def test_defects_of_train_and_val_are_left_out_and_the_digest_is_of_what_is_used(generic):
@@ -65,28 +60,23 @@ def test_defects_of_train_and_val_are_left_out_and_the_digest_is_of_what_is_used
     assert provider(generic).digest == one.digest
     write_picture(generic / "images/train/normal/train_n0.png", value=7)
     assert provider(generic).digest != one.digest
-    for split in ("train", "val"):
-        shutil.rmtree(generic / "images" / split / "defective")
-    assert provider(generic).split_sizes == {"train": 3, "val": 3, "test": 6}  # defects in test alone are enough
     for split in ("val", "train"):
-        write_picture(generic / "images" / split / "defective/bad.png")
         shutil.rmtree(generic / "images" / split / "normal")
-        with pytest.raises(DataError, match=f"{generic}: split '{split}' has no normal image among 1; .*images: add"):
+        with pytest.raises(DataError, match=f"{generic}: split '{split}' has no normal image among 3; .*images: add"):
             provider(generic)
 
 
-@pytest.mark.parametrize(("seed", "pattern"), [(0, None), (1, r"^([a-z]+\d+)_")])
-def test_the_split_is_that_of_gain_mtl(tmp_path, seed, pattern):
+@pytest.mark.parametrize("pattern", [None, r"^([a-z]+\d+)_"])
+def test_the_split_is_that_of_gain_mtl(tmp_path, pattern):
     for number in range(20):
         write_picture(tmp_path / f"images/train/normal/part{number // 2}_{number}.png", seed=number)
         write_picture(tmp_path / f"images/train/defective/type{number % 2}/bad{number}_x.png", seed=number)
-    shared = dict(data_root=tmp_path, val_ratio=0.25, test_ratio=0.3, split_seed=seed, group_pattern=pattern)
+    shared = dict(data_root=tmp_path, val_ratio=0.25, test_ratio=0.3, split_seed=1, group_pattern=pattern)
     theirs = build_samples(Settings(**shared))
     ours = module.samples_in_use(EfficientADSettings(teacher="random", **shared))
     assert names(ours, "test") == names(theirs, "test")
     for split in ("train", "val"):
         assert names(ours, split) == names(theirs[theirs["label"] == 0], split)
-    assert ours.groupby("group")["split"].nunique().max() == 1
 
 
 def test_mvtec_is_tested_on_its_whole_test_folder(tmp_path):
@@ -100,17 +90,10 @@ def test_mvtec_is_tested_on_its_whole_test_folder(tmp_path):
     values = dict(dataset_type="mvtec", val_ratio=0.2)
     one = provider(tmp_path, category="bottle", **values)
     assert counts(one.samples) == {("train", 0): 16, ("val", 0): 4, ("test", 0): 4, ("test", 1): 5}
-    assert one.table("test")["mask"].notna().sum() == 5
     assert all("train/good" in image for image in names(one.samples, "train") | names(one.samples, "val"))
     assert provider(root, **values).digest == one.digest  # the category may be the root
-    other = provider(tmp_path, category="bottle", split_seed=1, **values)
-    assert names(other.samples, "val") != names(one.samples, "val")
-    message = r"no category 'hazelnuts'; did you mean 'hazelnut'\? \(found bottle, metal_nut\)"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"no category 'hazelnuts'; did you mean 'hazelnut'\? \(found bottle, metal"):
         provider(tmp_path, category="hazelnuts", **values)
-
-
-# --- Loaders
 
 
 def test_validation_holds_normals_and_their_anomalous_copies_and_tests_follow_their_table(generic):
@@ -128,14 +111,10 @@ def test_validation_holds_normals_and_their_anomalous_copies_and_tests_follow_th
     assert batch.labels.tolist() == one.table("test")["label"].tolist() and batch.masks.any(dim=(1, 2, 3)).sum() == 3
     with pytest.raises(DataError, match="no images in split 'test_shift'; the data has val, test"):
         one.loader("test_shift")
-
-
-def test_letterboxed_anomalies_lie_on_the_picture(tmp_path):
-    for split in ("train", "val"):
-        for number in range(8):
-            write_picture(tmp_path / f"images/{split}/normal/{number}.png", size=(16, 64), seed=number)
-    masks = whole(provider(tmp_path, resize="letterbox").loader("val")).masks
-    assert not masks[:, :, :20].any() and not masks[:, :, 44:].any() and bool(masks[8:].flatten(1).any(1).all())
+    for number in range(8):
+        write_picture(generic / f"images/val/normal/wide{number}.png", size=(16, 64), seed=number)
+    masks = whole(provider(generic, resize="letterbox").loader("val")).masks[-8:]  # on the picture, rows 20 to 44
+    assert not masks[:, :, :20].any() and not masks[:, :, 44:].any() and bool(masks.flatten(1).any(1).all())
 
 
 def test_files_that_cannot_be_decoded(generic):
@@ -145,16 +124,11 @@ def test_files_that_cannot_be_decoded(generic):
     with pytest.raises(DataError, match=r"(?s)train_n1\.png: image is truncated.*val_n0\.png"):
         strict.get_train_dataloader()
     assert len(lenient.table("val")) == 4 and lenient.split_sizes == {"train": 2, "val": 2, "test": 6}
-    rows = whole(lenient.loader("val")).index.tolist()
-    assert {Path(lenient.samples["image"][row]).name for row in rows} == {"val_n1.png", "val_n2.png"}
     assert lenient.digest == strict.digest
     for path in (generic / "images/val/normal").iterdir():
         truncate_file(path)
     with pytest.raises(DataError, match="split 'val' has no normal image among 0"):
         provider(generic, skip_unreadable=True).loader("val")
-
-
-# --- Data of one's own
 
 
 class Own(DatasetProvider):
@@ -176,11 +150,12 @@ def test_a_provider_of_ones_own_needs_two_loaders_and_plain_images_become_normal
     images = torch.rand(2, 3, 8, 8)
     batch = module.as_batch(images, split="train")
     assert batch.images is images and batch.labels.tolist() == [0, 0] and not batch.has_mask.any()
-    assert batch.masks.shape == (2, 1, 8, 8) and not batch.masks.any() and module.as_batch(batch, split="val") is batch
+    assert batch.masks.shape == (2, 1, 8, 8) and not batch.masks.any()
 
 
 def test_what_a_loader_may_not_yield():
     normal = module.as_batch(torch.rand(2, 3, 8, 8), split="val")
+    assert module.as_batch(normal, split="train") is normal
     for item, message in (
         ([torch.rand(1, 3, 8, 8)], "the train loader yields list; expected gainmtl_lib.dataset.Batch, or a tensor"),
         (torch.rand(3, 8, 8), r"images \(3, 8, 8\) of torch.float32; expected torch.float32 \(B, 3, H, W\)"),
@@ -194,9 +169,6 @@ def test_what_a_loader_may_not_yield():
     ):
         with pytest.raises(DataError, match=message):
             module.as_batch(item, split="train")
-
-
-# --- Anomalies
 
 
 def photograph(seed=0, *, size=(64, 80), low=90, high=150):
@@ -225,16 +197,10 @@ def test_a_pasted_piece_is_of_the_other_picture_in_another_light():
     made, mask = module.synthesise(low, other=high, seed=0, index=rounds[0].index(module.CUT_PASTE))
     piece = made[mask].astype(int)
     assert abs(np.median(piece) - 182) <= 0.15 * 255 + 3 and np.ptp(piece) <= 4
-    rows, columns = np.nonzero(mask)
-    assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
-
-
-# --- The penalty's pictures and the colours
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Plain pictures of 40, 80, … at several depths."""
     for number, name in enumerate(["a.png", "deep/b.png", "deep/deeper/c.jpg", "d.png", "e.bmp"], start=1):
         write_picture(tmp_path / "natural" / name, value=40 * number, size=(30, 50))
     return tmp_path / "natural"
@@ -248,7 +214,7 @@ def levels(images):
     return [round(float(image.mean()) * 255) for image in images]
 
 
-def test_penalty_pictures_follow_from_seed_and_number(folder):
+def test_penalty_pictures_follow_from_seed_and_number_and_each_pass_shows_every_middle_once(folder, tmp_path):
     for where in (folder, None):
         first, again = penalty(where).__getitems__(range(10)), penalty(where)
         assert (first.shape, first.dtype) == ((10, 3, *SIZE), torch.float32) and first.min() >= 0 and first.max() <= 1
@@ -257,9 +223,6 @@ def test_penalty_pictures_follow_from_seed_and_number(folder):
     assert penalty(folder).text == "5 natural images of natural" and "not natural images" in penalty().text
     drawn = penalty().__getitems__(range(8))
     assert (drawn.flatten(1).std(1) > 0.1).all() and (drawn.diff(dim=3).abs().flatten(1).amax(1) > 0.15).all()
-
-
-def test_each_pass_shows_the_middle_of_every_image_once_in_another_order(folder, tmp_path):
     passes = [tuple(levels(penalty(folder).__getitems__(range(5 * k, 5 * k + 5)))) for k in range(4)]
     assert all(sorted(each) == [40, 80, 120, 160, 200] for each in passes) and len(set(passes)) > 1
     pixels = np.zeros((40, 80, 3), np.uint8)
@@ -301,13 +264,8 @@ def test_each_image_is_recoloured_by_one_of_three_changes_near_one():
             factor = float(((changed - middle) * away).sum() / away.square().sum())
             if torch.allclose(changed, middle + factor * away, atol=1e-3):
                 found[name].append(factor)
-    assert all(len(factors) > 10 for factors in found.values())
-    assert all(0.8 - 1e-3 <= factor <= 1.2 + 1e-3 for factors in found.values() for factor in factors)
-    batch, again = (module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0) for _ in range(2))
-    assert torch.equal(batch, again) and len({float(image.sum()) for image in batch}) == 4
-
-
-# --- Batches by step
+    assert all(len(each) > 10 and min(each) >= 0.8 - 1e-3 and max(each) <= 1.2 + 1e-3 for each in found.values())
+    assert len({float(image.sum()) for image in module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)}) == 4
 
 
 NUMBERED = [torch.full((3, *SIZE), place / 100) for place in range(7)]
@@ -317,7 +275,7 @@ def shuffled(**options):
     return DataLoader(NUMBERED, **{**dict(batch_size=2, shuffle=True), **options})
 
 
-def test_passes_follow_one_another_each_with_every_image_once_and_devices_share_them():
+def test_passes_follow_one_another_each_with_every_image_once_devices_share_them_epochs_bound_them():
     batches = read(Own(shuffled()), 0, 12)
     assert [number for number, _, _ in batches] == list(range(12))
     passes = [torch.cat([images for _, images, _ in batches[k : k + 4]])[:, 0, 0, 0] for k in (0, 4, 8)]
@@ -328,48 +286,32 @@ def test_passes_follow_one_another_each_with_every_image_once_and_devices_share_
     parts = [read(Own(shuffled()), 0, 4, rank=rank, world=3) for rank in range(3)]
     assert equal([batch for step in zip(*parts, strict=True) for batch in step], batches)
     assert equal(read(Own(shuffled()), 2, 4, rank=1, world=3), parts[1][2:])
+    given = ({}, {"max_epochs": 3}, {"max_epochs": 30}, {"max_epochs": 3, "devices": 2})
+    trainings = (module.TrainingData(settings(max_steps=100, **values), Own(shuffled()), None) for values in given)
+    assert [training.total_steps for training in trainings] == [100, 12, 100, 6]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
+def test_a_training_that_goes_on_reads_what_an_uninterrupted_one_reads():
+    for make in (
         shuffled,
         lambda: shuffled(generator=torch.Generator().manual_seed(9)),
         lambda: shuffled(num_workers=1, persistent_workers=True),
         lambda: DataLoader(NUMBERED, batch_sampler=BatchSampler(RandomSampler(NUMBERED), 2, False)),
-    ],
-    ids=["global", "own generator", "worker", "batch sampler"],
-)
-def test_a_training_that_goes_on_reads_what_an_uninterrupted_one_reads(make):
-    whole = read(Own(make()), 0, 11)
-    torch.manual_seed(123)
-    assert equal(read(Own(make()), 6, 11), whole[6:])
-
-
-def test_epochs_and_steps_both_bound_a_training():
-    for values, total in (({}, 100), ({"max_epochs": 3}, 12), ({"max_epochs": 30}, 100),
-                          ({"max_epochs": 3, "devices": 2}, 6)):  # fmt: skip
-        asked = settings(max_steps=100, **values)
-        assert module.TrainingData(asked, Own(shuffled()), None).total_steps == total
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        return iter([torch.zeros(3, *SIZE)] * 3)
-
-
-class Short(Endless):
-    def __len__(self):
-        return 5
+    ):
+        uninterrupted = read(Own(make()), 0, 11)
+        torch.manual_seed(123)
+        assert equal(read(Own(make()), 6, 11), uninterrupted[6:])
 
 
 def test_training_loaders_that_cannot_be_used():
+    three = type("Three", (IterableDataset,), {"__iter__": lambda self: iter([torch.zeros(3, *SIZE)] * 3)})
+    short = type("Short", (three,), {"__len__": lambda self: 5})
     for loader, message in (
-        (DataLoader(Endless()), "the train loader has no length"),
+        (DataLoader(three()), "the train loader has no length"),
         (DataLoader(torch.zeros(0, 3, 4, 4)), "the train loader is empty; expected normal images"),
         ([torch.zeros(1, 3, 4, 4)], "get_train_dataloader returned list; expected a torch DataLoader"),
         (DataLoader(torch.zeros(3, 3, 40, 32)), r"images of \(40, 32\) pixels, image_size is \(64, 96\); set image_s"),
-        (DataLoader(Short()), "has length 5, but a pass over it gave 3 batches"),
+        (DataLoader(short()), "has length 5, but a pass over it gave 3 batches"),
     ):
         with pytest.raises(DataError, match=message):
             read(Own(loader), 0, 6)

@@ -1,7 +1,5 @@
 """Making teachers: the targets are PatchCore's, work that stopped goes on, files say how they were made."""
 
-import json
-import logging
 import math
 import shutil
 
@@ -19,16 +17,8 @@ from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.train import TrainingDivergedError
 
-SMALL = {
-    "backbone": "test_resnet",
-    "backbone_weights": False,
-    "out_channels": 8,
-    "image_size": 64,
-    "steps": 4,
-    "batch_size": 2,
-    "save_every_n_steps": 2,
-    "device": "cpu",
-}
+SMALL = dict(backbone="test_resnet", backbone_weights=False, out_channels=8, image_size=64)
+SMALL |= dict(steps=4, batch_size=2, save_every_n_steps=2, device="cpu")
 
 
 def distill(images, output, **values):
@@ -85,9 +75,7 @@ def test_targets_are_those_of_patchcore(name, out_channels):
 
 
 def test_pairs_are_one_picture_at_two_sizes_every_one_once_a_round_sometimes_grey(pictures):
-    pairs, again, other = (PicturePairs(pictures, side=64, seed=seed) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for number in (11, 3) for a, b in zip(pairs[number], again[number], strict=True))
-    assert any(not torch.equal(pairs[number][1], other[number][1]) for number in range(5))
+    pairs = PicturePairs(pictures, side=64, seed=0)
     seen = [pairs[number] for number in range(150)]
     rounds = [tuple(small.float().mean().item() for _, small in seen[start : start + 5]) for start in (0, 5, 10)]
     assert all(len(set(means)) == 5 for means in rounds) and len(set(rounds)) > 1
@@ -95,19 +83,27 @@ def test_pairs_are_one_picture_at_two_sizes_every_one_once_a_round_sometimes_gre
         assert large.shape == (3, 128, 128) and small.shape == (3, 64, 64) and large.dtype == torch.uint8
         assert (F.avg_pool2d(large.float(), 2) - small.float()).abs().mean() < 12  # noise of 40 x 50 pixels, enlarged
     grey = [[bool((one == one[:1]).all()) for one in pair] for pair in seen]
-    assert all(large == small for large, small in grey)
-    assert 5 < sum(small for _, small in grey) < 30  # 15 expected
+    assert all(large == small for large, small in grey) and 5 < sum(small for _, small in grey) < 30  # 15 expected
 
 
-def test_files_and_losses_that_cannot_be_used_are_named(tmp_path, pictures, monkeypatch):
+def test_values_files_and_losses_that_cannot_be_used_are_named(tmp_path, pictures, monkeypatch):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: holds no pictures; distillation needs a folder of many pictures"):
-        distill(tmp_path / "empty", tmp_path / "t.safetensors")
-    with pytest.raises(DataError, match="nowhere: is no folder"):
-        distill(tmp_path / "nowhere", tmp_path / "t.safetensors")
     truncate_file(write_picture(tmp_path / "cut/class0/0.png"))
-    with pytest.raises(DataError, match=r"class0/0\.png: image is truncated or not an image"):
-        distill(tmp_path / "cut", tmp_path / "t.safetensors")
+    write_picture(tmp_path / "plain/0.png", size=(64, 64), value=0)
+    dead = {name: torch.zeros_like(tensor) for name, tensor in backbone().net.state_dict().items()}
+    torch.save(dead, tmp_path / "dead.pth")
+    for values, error, message in (
+        ({"images": tmp_path / "empty"}, DataError, "empty: holds no pictures; distillation needs a folder of many"),
+        ({"images": tmp_path / "nowhere"}, DataError, "nowhere: is no folder"),
+        ({"images": tmp_path / "cut"}, DataError, r"class0/0\.png: image is truncated or not an image"),
+        ({"images": tmp_path / "plain", "backbone_weights": tmp_path / "dead.pth"}, ModelError,
+         "8 of the backbone's 8 channels never change"),
+        ({"backbone": "test_vit"}, ModelError, "test_vit: this backbone has no features at stride 8"),
+        ({"image_size": 32}, SettingsError, "image_size must be greater than or equal to 64"),
+        ({"output": "teacher.pth"}, SettingsError, r"output must be a \.safetensors file, got teacher\.pth"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            distill(**{"images": pictures, "output": tmp_path / "t.safetensors"} | values)
     monkeypatch.setattr(TeacherTraining, "step", lambda self, *_: vars(self).update(steps=2) or torch.tensor(math.nan))
     with pytest.raises(TrainingDivergedError, match="the loss is nan at step 2; lower learning_rate"):
         distill(pictures, tmp_path / "v.safetensors")
@@ -116,12 +112,11 @@ def test_files_and_losses_that_cannot_be_used_are_named(tmp_path, pictures, monk
 def test_a_distilled_teacher_says_how_it_was_made(teacher, pictures):
     assert sorted(path.name for path in teacher.parent.iterdir()) == ["pictures", "whole.safetensors"]
     record = teacher_record(teacher)
-    expected = {"backbone": "test_resnet", "weights": "random weights", "images": "pictures", "pictures": 5}
-    expected |= {"model_size": "S", "out_channels": 8, "padding": True, "image_size": 64, "steps": 4, "seed": 42}
-    assert expected.items() <= record.items() and str(pictures.parent) not in json.dumps(record)
+    expected = {"backbone": "test_resnet", "weights": "random weights", "images": "pictures", "steps": 4}
+    assert expected.items() <= record.items() and str(pictures.parent) not in str(record)
     state, description = teacher_of(EfficientADSettings(teacher=teacher, out_channels=8))
-    assert description["text"] == "distilled from test_resnet (random weights) on pictures"
-    assert description["distilled"] == record
+    text = "distilled from test_resnet (random weights) on pictures"
+    assert description["distilled"] == record and description["text"] == text
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(teacher).items())
 
 
@@ -135,54 +130,43 @@ def test_the_network_learns_standardised_targets(pictures):
     torch.testing.assert_close(targets.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-4, rtol=0)
     losses = [training.step(large[:2], small[:2]).item() for _ in range(15)]
     assert 0.5 < losses[0] < 2 and losses[-1] < 0.9 * losses[0]  # of standardised targets, the mean is 1 away
-    assert not any(parameter.requires_grad for parameter in training.targets.parameters())
 
 
-def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, teacher, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    step = TeacherTraining.step
+def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, teacher, monkeypatch):
+    step, output, part = TeacherTraining.step, tmp_path / "t.safetensors", tmp_path / "t.safetensors.part"
+    torch.manual_seed(2)
+    state, began = torch.get_rng_state(), []
 
     def interrupted(self, large, small):
-        if self.steps == 3:
+        began.append(self.steps)
+        if len(began) == 4:
             raise KeyboardInterrupt
         return step(self, large, small)
 
-    output, part = tmp_path / "t.safetensors", tmp_path / "t.safetensors.part"
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TeacherTraining, "step", interrupted)
+    monkeypatch.setattr(TeacherTraining, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         distill(pictures, output)
     assert not output.exists() and part.exists()
-    with pytest.raises(ModelError, match=r"made otherwise .*\n  learning_rate: 0.0001 and 0.1\n.*--force"):
+    with pytest.raises(ModelError, match=r"t\.safetensors\.part: made otherwise .*\n  learning_rate: 0.0001 and 0.1\n"):
         distill(pictures, output, learning_rate=0.1)
-    assert same(distill(pictures, output), teacher) and not part.exists()
-    assert "going on after step 2 of 4" in caplog.text
+    assert same(distill(pictures, output), teacher) and not part.exists() and began == [0, 1, 2, 3, 2, 3]
     assert torch.equal(torch.get_rng_state(), state)  # neither read, with another seed than the teacher, nor moved
 
 
-def test_a_finished_teacher_is_returned_and_another_one_never_overwritten(tmp_path, pictures, teacher, monkeypatch):
+def test_a_finished_teacher_is_returned_and_another_one_never_overwritten(tmp_path, pictures, teacher):
     output = shutil.copy(teacher, tmp_path / "t.safetensors")
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "TeacherTraining", None)
-        assert distill(pictures, output, num_workers=1) == output
-        with pytest.raises(ModelError, match=r"made otherwise \(there, and asked for\):\n  seed: 42 and 43\n"):
-            distill(pictures, output, seed=43)
+    before = output.stat().st_mtime_ns
+    assert distill(pictures, output, num_workers=1) == output
+    with pytest.raises(ModelError, match=r"made otherwise \(there, and asked for\):\n  seed: 42 and 43\n"):
+        distill(pictures, output, seed=43)
     with pytest.raises(ModelError, match="unknown backbone"):
         distill(pictures, output, backbone="nothing", force=True)
-    assert output.read_bytes() == teacher.read_bytes()
+    assert output.stat().st_mtime_ns == before
     distill(pictures, output, seed=43, force=True)
     assert not same(output, teacher)
     save_file({"a": torch.ones(1)}, output)
     with pytest.raises(ModelError, match="backbone: None and 'test_resnet'"):
         distill(pictures, output)
-
-
-def test_pictures_that_are_all_the_same_are_an_error(tmp_path):
-    write_picture(tmp_path / "plain" / "0.png", size=(64, 64), value=0)
-    torch.save({key: torch.zeros_like(t) for key, t in backbone().net.state_dict().items()}, tmp_path / "dead.pth")
-    with pytest.raises(ModelError, match="8 of the backbone's 8 channels never change"):
-        distill(tmp_path / "plain", tmp_path / "t.safetensors", backbone_weights=tmp_path / "dead.pth")
 
 
 def test_backbone_weights_come_from_a_file_or_by_name(tmp_path, pictures, monkeypatch):
@@ -193,18 +177,3 @@ def test_backbone_weights_come_from_a_file_or_by_name(tmp_path, pictures, monkey
     by_name = distill(pictures, tmp_path / "name.safetensors", backbone_weights=True)
     assert asked == [("test_resnet", "test_resnet", "timm")] and same(from_file, by_name)
     assert [teacher_record(path)["weights"] for path in (from_file, by_name)] == ["gain.safetensors", "pretrained"]
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "message"),
-    [
-        ({"backbone": "test_vit"}, ModelError, "test_vit: this backbone has no features at stride 8"),
-        ({"backbone": "resnet1"}, ModelError, "unknown backbone 'resnet1'; did you mean"),
-        ({"image_size": 32}, SettingsError, "image_size must be greater than or equal to 64"),
-        ({"output": "teacher.pth"}, SettingsError, r"output must be a \.safetensors file, got teacher\.pth"),
-        ({"bachsize": 3}, SettingsError, "unknown parameter 'bachsize'; did you mean 'batch_size'"),
-    ],
-)
-def test_values_that_cannot_be_used(tmp_path, pictures, values, error, message):
-    with pytest.raises(error, match=message):
-        distill(**{"images": pictures, "output": tmp_path / "t.safetensors"} | values)
