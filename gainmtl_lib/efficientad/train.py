@@ -1,4 +1,4 @@
-"""How EfficientAD is trained: from settings to a finished run, which goes on from its last validation if interrupted."""
+"""How EfficientAD is trained: from settings to a finished run, which goes on from its last validation if need be."""
 
 import logging
 import math
