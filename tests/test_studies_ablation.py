@@ -1,6 +1,5 @@
 """What `gainmtl ablation` prints, draws and writes, of runs whose predictions are written by hand."""
 
-import math
 import re
 
 import matplotlib.pyplot as plt
@@ -11,7 +10,6 @@ from written_runs import write_planned, written_plan
 
 from gainmtl_lib import stats
 from gainmtl_lib.cli import main
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError
 from gainmtl_lib.studies import ablation, plans
 
@@ -66,35 +64,12 @@ def test_steps_have_a_verdict_in_each_family(report, study):
     assert not [title for title in report.sections if "flip" in title]  # S1 has none: nothing to compare
     assert len(table) == 20
     assert table.loc[0, ["row", "strategy", "seed", "split", "accuracy"]].tolist() == ["S1", "S1", 0, "test", 0.75]
+    axis, words = report.figures["steps_test_shift_accuracy"].axes
+    assert [text.get_text() for text in words.texts] == [shown["change"], "better"]
+    assert "change of accuracy, test_shift" in axis.get_xlabel()
     without = ablation.plan_report(study[1].changed(steps=()), study[2])
     assert without.tables["steps"].empty and list(without.figures) == ["rows"]
     assert list(without.sections) == ["rows: test", "rows: test_shift"]
-
-
-def test_every_step_stands_with_its_numbers_and_verdict():
-    lines = [
-        ("S1→S2", 0.1, 0.05, 0.15, "better"),
-        ("S2→S3", -0.1, -0.15, -0.05, "worse"),
-        ("S3→S4", 0.01, -0.1, 0.12, "not distinguishable"),
-        ("S5→S6", math.nan, math.nan, math.nan, "not tested"),
-    ]
-    steps = pd.DataFrame(lines, columns=["step", "difference", "low", "high", "verdict"])
-    axis, words = ablation.steps_figure(steps, metric="accuracy, test_shift").axes
-    texts = [text.get_text().replace("−", "-") for text in words.texts]
-    assert texts[1::2] == [verdict for *_, verdict in lines]
-    changes = ["+0.100 (+0.050 to +0.150)", "-0.100 (-0.150 to -0.050)", "+0.010 (-0.100 to +0.120)", "–"]
-    assert texts[::2] == changes and "change of accuracy, test_shift" in axis.get_xlabel()
-
-
-def test_rows_on_other_pictures_end_in_a_message(tmp_path):
-    plan = written_plan(tmp_path)
-    elsewhere = written_plan(tmp_path / "other", parameters=plan.parameters | {"data_root": str(tmp_path / "else")})
-    runs = [write_planned(plan, "S1", 0), write_planned(elsewhere, "S5", 0)]
-    with pytest.raises(DataError, match="S1→S5, seed 0: the two runs were evaluated on different pictures"):
-        ablation.steps_of_study(runs, plan.steps)
-
-
-# --- The command
 
 
 def test_the_command_prints_and_exports_what_can_be_run_again(study, tmp_path):

@@ -24,8 +24,6 @@ from gainmtl_lib.studies import reasons
 from gainmtl_lib.train import fit
 from gainmtl_lib.wording import METRICS
 
-# --- Edited test pictures
-
 GROUND, MARK, DEFECT = 100, 150, 230
 SIZE = 64
 
@@ -130,14 +128,9 @@ def test_what_cannot_be_asked_is_left_out_and_the_oracle_is_given_the_mask_after
 def test_flips_by_hand():
     rows = pd.DataFrame({"label": [1, 1, 1, 1, 0, 0, 0], "predicted": [1, 1, 1, 0, 0, 0, 1]})
     rows = rows.assign(image=[f"{k}.png" for k in range(7)], group=None)
-    flips = pd.DataFrame(
-        {
-            "heal": [0.1, 0.2, 0.9, 0.1, nan, nan, nan],
-            "heal_beside": [0.9, nan, 0.1, nan, nan, nan, nan],
-            "paste": [nan, nan, nan, nan, 0.9, 0.1, 0.9],
-            "paste_clean": [nan, nan, nan, nan, 0.1, 0.5, nan],  # at the threshold is defective
-        }
-    )
+    healed = {"heal": [0.1, 0.2, 0.9, 0.1], "heal_beside": [0.9, nan, 0.1, nan]}
+    pasted = {"paste": [0.9, 0.1, 0.9], "paste_clean": [0.1, 0.5, nan]}  # at the threshold is defective
+    flips = pd.DataFrame(healed).join(pd.DataFrame(pasted, index=[4, 5, 6]), how="outer")
     found = reasons.flip_indicators(rows, flips, 0.5)
     assert found["image_flip"].value == pytest.approx(2 / 3)  # the missed defect is not asked
     assert found["image_flip_control"].value == 0.5 and found["image_flip_control"].count == 2
@@ -145,9 +138,6 @@ def test_flips_by_hand():
     assert found["paste_flip"].value == 0.5 and found["paste_flip_control"].value == 0.5
     # Three of four healed are normal, two of three pasted defective.
     assert found["counterfactual_accuracy"].value == pytest.approx((3 / 4 + 2 / 3) / 2)
-
-
-# --- Indicators by hand
 
 
 def test_drop_is_what_the_reversed_cue_costs():
@@ -163,13 +153,12 @@ def test_drop_is_what_the_reversed_cue_costs():
 
 
 def test_parts_in_both_splits_widen_the_drop():
-    numbers = [(number, label, prob) for number in range(6) for label, prob in ((1, 0.9), (0, 0.6))]
-    test = [row("test", label, prob, group=f"tile{number}") for number, label, prob in numbers]
-    drops = []
-    for lead in ("other ", ""):
-        shift = [row("test_shift", label, prob, group=f"{lead}tile{number}") for number, label, prob in numbers]
-        drops.append(reasons.split_indicators(table_of([dict(one) for one in test] + shift))["drop"])
-    apart, shared = drops
+    def drop(lead):
+        kinds = product(range(6), (("test", ""), ("test_shift", lead)), ((1, 0.9), (0, 0.6)))
+        rows = [row(split, label, prob, group=f"{of}{number}") for number, (split, of), (label, prob) in kinds]
+        return reasons.split_indicators(table_of(rows))["drop"]
+
+    apart, shared = drop("other "), drop("")
     assert shared.low == pytest.approx(apart.low * 2**0.5) and shared.high == pytest.approx(apart.high * 2**0.5)
 
 
@@ -186,38 +175,20 @@ def test_energy_on_the_cue_beside_its_area():
     assert found["cue_excess"].value == pytest.approx(0.25)
 
 
-# --- Indicators of a tiny run, stored beside its evaluation
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    finished = fit(tiny_settings(tmp_path_factory.mktemp("indicators"), "S5", num_epochs=1, use_tensorboard=False))
+def test_every_indicator_of_a_run_with_a_cue_stored_and_nothing_where_damaged_or_out_of_date(tmp_path, monkeypatch):
+    run = fit(tiny_settings(tmp_path, "S5", num_epochs=1, use_tensorboard=False))
     with pytest.raises(RunError, match="trained but not evaluated"):
-        reasons.measure_indicators(finished)
-    evaluation.evaluate(finished)
-    return finished
-
-
-@pytest.fixture(scope="module")
-def measured(run):
-    return reasons.measure_indicators(run)
-
-
-def test_every_indicator_of_a_run_with_a_cue(run, measured):
-    names = set(measured["indicators"])
+        reasons.measure_indicators(run)
+    evaluation.evaluate(run)
+    measured, path = reasons.measure_indicators(run), run.folder / reasons.FILE
+    names, table = set(measured["indicators"]), reasons.indicator_table(measured)
     assert names <= set(reasons.NAMES) <= set(METRICS)
     assert {"accuracy", "drop", "cam_iou", "grid_iou", "cf_excess", "cue_energy", "cue_area"} <= names
-    table = reasons.indicator_table(measured)
     for name in ("accuracy", "auroc", "cam_iou", "grid_iou", "point_game", "attention_iou", "cf_flip_rate"):
         assert table.loc[name, "value"] == pytest.approx(run.metrics["test"][name], abs=1e-4), name
     # The mark takes about one percent, and all defective pictures of so small a test split carry it.
     assert 0.005 < table.loc["cue_area", "value"] < 0.02 and table.loc["cue_area", "count"] == 3
-
-
-def test_stored_reused_the_same_anew_and_nothing_where_damaged_or_of_another_evaluation(run, measured, monkeypatch):
-    path = run.folder / reasons.FILE
-    stored = path.read_text()
-    assert json.loads(stored) == measured == reasons.stored_indicators(run)
+    assert json.loads(path.read_text()) == measured == reasons.stored_indicators(run)
     assert reasons.measure_indicators(run, reuse=False) == measured
     with monkeypatch.context() as patched:
         patched.setattr(reasons, "image_flips", None)
@@ -230,13 +201,10 @@ def test_stored_reused_the_same_anew_and_nothing_where_damaged_or_of_another_eva
     monkeypatch.setattr(reasons, "read_cue", lambda *_, **__: None)
     left_out = {"cue_energy", "cue_area", "cue_excess"}  # without a known cue
     assert measured["indicators"].keys() - reasons.measure_indicators(run)["indicators"].keys() == left_out
-    path.write_text(stored)
     monkeypatch.setattr(evaluation, "stored_tables", lambda run: (pd.DataFrame({"split": ["val"]}), {}))
     with pytest.raises(RunError, match="evaluated without a test split"):
         reasons.measure_indicators(run, reuse=False)
 
-
-# --- What would have warned
 
 DROPS = np.linspace(0, 0.75, 24)[np.random.default_rng(0).permutation(24)]
 
@@ -258,6 +226,5 @@ def test_an_indicator_is_judged_over_the_runs_that_have_it_and_lost_something():
     values, drops = np.where(np.arange(24) % 2, nan, 1 - DROPS), np.where(np.arange(24) < 4, nan, DROPS)
     found = reasons.warnings_table(pd.DataFrame({"drop": drops, "attention_iou": values, "loc_iou": nan}))
     assert list(found.index) == ["attention_iou"] and found.loc["attention_iou", "runs"] == 10
-    two = reasons.warnings_table(pd.DataFrame({"drop": DROPS[:2], "cam_iou": DROPS[:2]}))
-    assert np.isnan(two.loc["cam_iou", "value"])
+    assert reasons.warnings_table(pd.DataFrame({"drop": DROPS[:2], "cam_iou": DROPS[:2]}))["value"].isna().all()
     assert reasons.warnings_table(pd.DataFrame({"drop": np.full(24, nan), "cam_iou": DROPS})).empty
