@@ -67,18 +67,14 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
         Small.from_yaml(first, second)
     with pytest.raises(SettingsError, match=r"^rate must be a number, got the text 'z'$"):
         Small.from_yaml(first, second, rate="z")
-    assert Small.from_yaml(written(tmp_path / "empty.yaml", "")) == Small()
 
 
 def test_several_problems_are_all_named_in_their_order():
     with pytest.raises(SettingsError) as error:
         Settings(batch_size="x", num_epochs=0, sed=3, zzz=1)
-    assert str(error.value).splitlines() == [
-        "num_epochs must be greater than 0, got 0",
-        "batch_size must be a whole number, got the text 'x'",
-        "unknown parameter 'sed'; did you mean 'seed'?",
-        "unknown parameter 'zzz'",
-    ]
+    numbers = "num_epochs must be greater than 0, got 0", "batch_size must be a whole number, got the text 'x'"
+    names = "unknown parameter 'sed'; did you mean 'seed'?", "unknown parameter 'zzz'"
+    assert str(error.value).splitlines() == [*numbers, *names]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,6 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(group_pattern="("), "group_pattern is not a regular expression: missing )"),
         (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
         (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
-        (dict(device="gpu"), "got the text 'gpu'"),
         (dict(experiment=".."), "got the text '..'"),
         (dict(data_root=3), "data_root must be"),
         (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
