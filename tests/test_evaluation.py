@@ -18,7 +18,6 @@ import yaml
 from anomaly_runs import TEACHER, tiny_anomaly_settings, write_anomaly_run
 from click.testing import CliRunner
 from drawn_data import write_generic, write_mask
-from filelock import FileLock
 from tiny import tiny_data, tiny_settings
 
 from gainmtl_lib import evaluation as module
@@ -29,7 +28,7 @@ from gainmtl_lib.efficientad.model import AnomalyOutput
 from gainmtl_lib.evaluation import MaskSource, add_verdicts, evaluate, mask_source_table, stored_maps, stored_tables
 from gainmtl_lib.model import build_model
 from gainmtl_lib.readers import DataError, read_samples
-from gainmtl_lib.runs import Run, RunError, load_run
+from gainmtl_lib.runs import Run, RunError, hold, load_run
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import fit
 
@@ -50,18 +49,12 @@ def anomaly_run(run, tmp_path_factory):
     return write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("anomalies"), **data))
 
 
-def command(*arguments):
-    result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
-    return result.exit_code, " ".join(result.output.split())
-
-
 def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only(run, evaluated):
     table, summary = evaluated
     assert table["split"].value_counts().to_dict() == {"val": 4, "test": 6, "test_shift": 6}
-    assert not table["image"].duplicated().any()
     told = {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
     assert set(summary) == {"val", "test", "test_shift"} | told
-    assert summary["mask_source"] == "localization" and summary["label_leaks"] is False
+    assert (summary["mask_source"], summary["label_leaks"]) == ("localization", False) and table["image"].is_unique
     shapes = {name: maps.shape for name, maps in run.maps.items()}
     assert shapes == {"cam": (16, 4, 4), "attention": (16, 4, 4), "localization": (16, 16, 16)}
     assert summary["map_scales"].keys() == shapes.keys()
@@ -69,8 +62,9 @@ def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only
     rows, scores = table[table["label"] == 1], summary["test"]
     assert rows[columns].notna().all().all() and table.loc[table["label"] == 0, columns].isna().all().all()
     assert scores["cam_iou"] == pytest.approx(table.query("split == 'test'")["cam_iou"].mean(), abs=1e-4)
-    assert scores["annotated"] == 3
-    assert all(0 <= scores[name] <= 1 for name in ("cam_iou_pooled", "loc_iou_pooled", "loc_aupro"))
+    assert scores["annotated"] == 3 and all(
+        0 <= scores[name] <= 1 for name in ("cam_iou_pooled", "loc_iou_pooled", "loc_aupro")
+    )
     placed = rows[rows["cf_control_probability"].notna()]  # the mask off the defect says something else
     assert not np.allclose(placed["cf_probability"], placed["cf_control_probability"])
 
@@ -128,12 +122,10 @@ def test_controls_stay_inside_letterboxed_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "control_masks", lambda *a, **k: given.append(k["inside"]) or own(*a, **k))
     samples = read_samples(write_generic(tmp_path), dataset_type="generic")
     model = build_model(tiny_settings(tmp_path, "S5"))
-    for resize in ("letterbox", "squash"):
-        data = tiny_data(samples, image_size=(64, 64), resize=resize, batch_size=8)
-        module.predict_split(model, data, "test", source=MaskSource.of(model))
-    letterboxed, squashed = given
-    assert squashed.all()
-    assert letterboxed[:, :, 8:56].all() and not letterboxed[:, :, :8].any() and not letterboxed[:, :, 56:].any()
+    data = tiny_data(samples, image_size=(64, 64), resize="letterbox", batch_size=8)
+    module.predict_split(model, data, "test", source=MaskSource.of(model))
+    (inside,) = given
+    assert inside[:, :, 8:56].all() and not inside[:, :, :8].any() and not inside[:, :, 56:].any()
 
 
 def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(run, tmp_path):
@@ -141,8 +133,7 @@ def test_masks_from_another_folder_are_neither_taken_from_the_store_nor_stored(r
         (tmp_path / name).mkdir()
         for path in build_data(run.settings).samples["image"]:
             cv2.imwrite(str(tmp_path / name / Path(path).name), np.full((64, 64), value, np.uint8))
-    places = {"outputs_dir": tmp_path / "outputs", "external_mask_dir": tmp_path / "ones"}
-    settings = run.settings.changed(mask_source="external", **places)
+    settings = run.settings.changed(mask_source="external", outputs_dir=tmp_path, external_mask_dir=tmp_path / "ones")
     shutil.copytree(run.folder, settings.run_dir)  # as if it had been trained for those masks
     (settings.run_dir / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
     (settings.run_dir / "metrics.json").unlink(missing_ok=True)
@@ -161,16 +152,11 @@ def test_an_interruption_leaves_no_mixture_and_another_process_that_writes_only_
         patch.setattr(module.np, "save", Mock(side_effect=KeyboardInterrupt))
         evaluate(run, reuse=False)
     assert (run.folder / "predictions.csv").is_file() and not run.is_evaluated
-    _, summary = evaluate(run)
-    assert summary == evaluated[1] and run.is_evaluated
-    with FileLock(run.folder / ".lock"):
+    assert evaluate(run)[1] == evaluated[1] and run.is_evaluated
+    with hold(run.folder):
         with pytest.raises(RunError, match="another process is writing to this run"):
             evaluate(run, reuse=False)
         assert evaluate(run)[1] == evaluated[1]
-
-
-def model(strategy="S6", mask_source="localization"):
-    return SimpleNamespace(strategy=strategy, mask_source=mask_source)
 
 
 @pytest.fixture
@@ -182,8 +168,11 @@ def data(tmp_path):
 
 
 def test_the_models_own_source_or_place_unless_another_that_fits_is_asked_for(tmp_path):
+    def model(strategy="S6"):
+        return SimpleNamespace(strategy=strategy, mask_source="localization")
+
     assert MaskSource.of(model()).name == "localization" and not MaskSource.of(model()).leaks
-    assert MaskSource.of(model(), "oracle").leaks and MaskSource.of(model("S3", "localization")).name is None
+    assert MaskSource.of(model(), "oracle").leaks and MaskSource.of(model("S3")).name is None
     settings = SimpleNamespace(strategy="S6", mask_source="external", external_mask_dir=tmp_path)
     assert MaskSource.of(settings).place == tmp_path and MaskSource.of(settings, "none").place is None
     elsewhere = {"external_mask_dir": tmp_path / "b"}
@@ -205,14 +194,11 @@ def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split_or_what_
     for row, image in enumerate(data.dataset.paths):  # twice the picture's size, as wide as the row says
         box = (slice(0, 24), slice(0, 4 * (row % 6)))
         write_mask(folder.joinpath(*image.split("/")[-2:]), size=(24, 32), box=box)
-    source = MaskSource("external", folder)
-    rows = [5, 2, 14, 3, 8]
+    source, rows = MaskSource("external", folder), [5, 2, 14, 3, 8]
     masks = source.masks(data, data.dataset.__getitems__(rows))
-    assert masks.shape == (5, 1, 8, 8)
     assert masks.mean((1, 2, 3)).tolist() == pytest.approx([(row % 6) / 8 for row in rows])
-    expected = data.external_masks("test", folder)
     batches = [source.masks(data, batch) for batch in data.loader("test")]
-    assert len(batches) == 2 and torch.equal(torch.cat(batches), expected)
+    assert len(batches) == 2 and torch.equal(torch.cat(batches), data.external_masks("test", folder))
     batch = data.dataset.__getitems__(data.rows("test"))
     assert torch.equal(MaskSource("oracle").masks(data, batch), batch.masks)
     assert all(MaskSource(name).masks(data, batch) is None for name in (None, "none", "localization"))
@@ -220,12 +206,8 @@ def test_each_picture_gets_its_own_mask_in_any_order_and_from_any_split_or_what_
         MaskSource("external", tmp_path / "gone").masks(data, batch)
 
 
-class RedIsAnomalous(torch.nn.Module):
-    """An EfficientAD whose anomaly map is the red channel."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+class RedIsAnomalous(torch.nn.Linear):
+    """An EfficientAD whose anomaly map is the red channel, and which has some weights."""
 
     def forward(self, images):
         maps = 0.1 * images[:, :1]
@@ -237,7 +219,9 @@ def anomalous(folder, monkeypatch, **settings):
     monkeypatch.setattr("gainmtl_lib.efficientad.evaluate.check_unseen", lambda *_: None)
     source = MaskSource("efficientad", folder)
     made = {"image_size": (64, 64), "resize": "squash", "precision": "32"} | settings
-    source._outside.run = SimpleNamespace(model=RedIsAnomalous(), settings=SimpleNamespace(**made), teacher="a teacher")
+    source._outside.run = SimpleNamespace(
+        model=RedIsAnomalous(1, 1), settings=SimpleNamespace(**made), teacher="random"
+    )
     return source
 
 
@@ -248,9 +232,8 @@ def test_anomaly_masks_lie_where_the_picture_lies(tmp_path, monkeypatch, own, re
     cv2.imwrite(str(path), pixels)
     row = {"image": str(path), "label": 1, "mask": None, "defect_type": "x", "group": "x", "split": "test"}
     data = tiny_data(pd.DataFrame([row]), image_size=(32, 32), resize=resize)
-    (mask,) = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64)).masks(
-        data, data.dataset.__getitems__([0])
-    )
+    source = anomalous(tmp_path, monkeypatch, resize=own, image_size=(128, 64))
+    (mask,) = source.masks(data, data.dataset.__getitems__([0]))
     expected = torch.zeros(1, 32, 32)
     expected[:, slice(0, 32) if resize == "squash" else slice(8, 24), 16:] = 1
     beside = [column for column in range(32) if column not in (15, 16)]  # where interpolation mixes the halves
@@ -266,7 +249,7 @@ def test_anomaly_masks_are_the_map_through_its_quantiles_and_come_from_the_pictu
     untold = source.masks(data, batch._replace(masks=torch.zeros_like(batch.masks), labels=1 - batch.labels))
     assert torch.equal(told, untold) and told.min() >= 0 and told.max() <= 1 and not torch.equal(told[0], told[1])
     assert torch.equal(source.masks(data, data.dataset.__getitems__([2])), told[1:])
-    origin = {"efficientad_run": str(tmp_path), "teacher": "a teacher"}
+    origin = {"efficientad_run": str(tmp_path), "teacher": "random"}
     assert source.summary == {"mask_source": "efficientad", "label_leaks": False} | origin
 
 
@@ -291,8 +274,7 @@ def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_b
         data = tiny_data(table, image_size=(8, 8))
         return (module.other_masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
 
-    seeded, seen = np.random.default_rng, set()
-    rows = samples.index[samples["split"] == "test"].tolist()
+    seeded, seen, rows = np.random.default_rng, set(), samples.index[samples["split"] == "test"].tolist()
     with monkeypatch.context() as patch:
         for seed in range(30):
             patch.setattr(module.np.random, "default_rng", lambda key=None, k=seed: seeded([k, *key] if key else None))
@@ -330,6 +312,10 @@ def test_one_row_per_source_and_test_split_of_which_the_runs_own_source_is_store
 
 
 def test_the_command_exports_all_sources_and_leaves_out_what_cannot_be_had(run, anomaly_run, monkeypatch, tmp_path):
+    def command(*arguments):
+        result = CliRunner().invoke(main, [str(part) for part in arguments], catch_exceptions=False)
+        return result.exit_code, " ".join(result.output.split())
+
     exported = tmp_path / "[x].json"
     words = ("evaluate", run.folder, "--mask-source", "all", "--efficientad-run", anomaly_run.folder)
     monkeypatch.setattr(module, "other_masks", Mock(side_effect=DataError("no annotated defect")))

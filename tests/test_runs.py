@@ -20,11 +20,7 @@ def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_
         assert not target.exists() and re.fullmatch(r"\.a-[0-9a-f]{8}\.txt", path.name)
     for raised, expected, message in (
         (KeyboardInterrupt(), KeyboardInterrupt, None),
-        (
-            OSError(errno.ENOSPC, "No space"),
-            FileError,
-            r"a\.txt: the disk is full \(.* MB free\); make room and start again",
-        ),
+        (OSError(errno.ENOSPC, "No space"), FileError, r"a\.txt: the disk is full \(.* MB free\); make room and"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), FileError, r"a\.txt: could not be written"),
         (PermissionError(errno.EACCES, "Permission denied"), FileError, "could not be written: Permission denied"),
         (RuntimeError("shapes differ"), RuntimeError, "^shapes differ"),
@@ -80,21 +76,23 @@ def test_claim_writes_settings_once_and_releases_the_folder(tmp_path):
     assert names(folder) == [".lock", "checkpoints/last.ckpt", "manifest.json", "settings.yaml"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_start_that_reached_no_checkpoint_leaves_nothing_and_binds_nobody(tmp_path, error):
+def test_a_start_that_reached_no_checkpoint_leaves_nothing_and_binds_nobody(tmp_path):
     settings = tiny_settings(tmp_path)
-    with pytest.raises(error), claim(settings) as folder:
+    with pytest.raises(KeyboardInterrupt), claim(settings) as folder:
         write_json(folder / "manifest.json", {"status": "running"})
         (folder / "tensorboard").mkdir()
         (folder / "tensorboard/events.out.tfevents.1").write_text("x")
-        raise error
+        raise KeyboardInterrupt
     assert names(folder) == [".lock"]
+    other = begin(settings.changed(seed=7)) / ".manifest-0123abcd.json"
+    other.write_text("half")
     with claim(settings) as folder:  # a killed process cleans nothing up
         write_json(folder / "manifest.json", {"status": "running"})
         (folder / "checkpoints").mkdir()
-        (folder / "checkpoints/.last-ab12c9ff.ckpt").write_text("half")
+        for name in (".manifest-0123abcd.json", "checkpoints/.last-ab12c9ff.ckpt", ".my-notes.txt"):
+            (folder / name).write_text("half")
     with claim(settings.changed(batch_size=2)):
-        assert names(folder) == [".lock", "settings.yaml"]
+        assert names(folder) == [".lock", ".my-notes.txt", "settings.yaml"] and other.is_file()
         assert "batch_size: 2" in (folder / "settings.yaml").read_text()
 
 
@@ -119,19 +117,6 @@ def test_force_empties_the_folder_and_drops_event_files_elsewhere_and_excludes_r
         pass
 
 
-def test_what_a_killed_writer_left_is_swept_in_this_run_alone(tmp_path):
-    settings = tiny_settings(tmp_path)
-    other = begin(settings.changed(seed=7)) / "checkpoints/.last-0123abcd.ckpt"
-    folder = begin(settings)
-    left = [".manifest-0123abcd.json", "checkpoints/.epoch_10-0123abcd.ckpt", ".predictions-0123abcd.csv"]
-    kept = [".last-notes.ckpt", "last-0123abcd.ckpt"]
-    for path in (other, *(folder / name for name in [*left, *kept])):
-        path.write_text("half")
-    with claim(settings):
-        there = {name for name in [*left, *kept] if (folder / name).exists()}
-        assert there == set(kept) and other.is_file()
-
-
 def write_run(folder, strategy, seed=0, *, variant="", accuracy=0.8, digest="d", status="complete", evaluated=True):
     settings = Settings(strategy=strategy, variant=variant, seed=seed, outputs_dir=folder, experiment="hand")
     run = settings.run_dir
@@ -153,7 +138,6 @@ def test_one_row_per_run_and_split_and_of_several_seeds_a_t_interval(tmp_path):
     table = compare(collect_runs(tmp_path / "hand"))
     rows = [["S1", "test", 0.8], ["S1", "test_shift", 0.2], ["S2", "test", 0.9], ["S2", "test_shift", 0.2]]
     assert table[["strategy", "split", "accuracy"]].values.tolist() == rows
-    assert table["loc_iou"].isna().all()
     for seed, accuracy in ((2, 0.9), (3, 1.0)):
         write_run(tmp_path, "S1", seed, accuracy=accuracy)
     text = by_strategy(compare(collect_runs(tmp_path / "hand"))).loc["test"]
@@ -176,7 +160,6 @@ def test_marked_masks_and_variants_are_rows_of_their_own_after_their_strategy(tm
     collected, rows = collect_runs(tmp_path / "hand"), ["S4-nowarmup", "S5", "S5-zero", "S6-a", "S6-b", "S6-c", "S7"]
     found = [(runs.row_name(run.settings), run.settings.seed) for run in collected]
     assert found == [(row, seed) for row in rows for seed in ((0,) if "S6" in row else (0, 1))]
-    assert (tmp_path / "hand/s5-zero/seed0").is_dir()
     rows[3:5] = ["S6-a (oracle: leaks the label)", "S6-b (masks of a random teacher)"]
     assert by_strategy(compare(collected)).loc["test"].index.tolist() == rows
 

@@ -20,11 +20,6 @@ class Small(module.ParameterRecord):
     folder: module.AnyPath = Field(default=Path("outputs"), validate_default=True)
 
 
-def written(path, text):
-    path.write_text(text)
-    return path
-
-
 def test_files_hold_the_defaults_each_strategys_row_and_the_readmes_specification():
     own = {"strategy", "image_counterfactual", *(f"lambda_{term}" for term in TERMS)}
     defaults = {name: value for name, value in Settings().plain().items() if name not in own}
@@ -47,20 +42,22 @@ def test_files_hold_the_defaults_each_strategys_row_and_the_readmes_specificatio
     [
         ("learning_rate: 1e-4", "learning_rate must be a number, got the text '1e-4'; YAML reads 1e-4 as text, write 1.0e-4"),
         ("- 1", "expected 'name: value' lines, got list"),
-        ("1: 2", "expected 'name: value' lines, got dict"),
         ("model:\n  rate: 1", "model holds a nested mapping; parameters are flat, write them at the top level"),
         ("a: [1\n", "not a YAML file: "),
         ("seed: 1\nseed: 2\n", "not a YAML file: 'seed' is given twice"),
     ],
 )  # fmt: skip
 def test_messages_lead_with_the_file(tmp_path, text, expected):
-    path = written(tmp_path / "my.yaml", text)
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
     with pytest.raises(SettingsError, match="^" + re.escape(f"{path}: {expected}")):
         Settings.from_yaml(path)
 
 
 def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
-    first, second = written(tmp_path / "a.yaml", "rate: x\nseed: 1"), written(tmp_path / "b.yaml", "rate: y\nseed: 2")
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("rate: x\nseed: 1")
+    second.write_text("rate: y\nseed: 2")
     record = Small.from_yaml(first, second, rate=0.7)
     assert (record.seed, record.rate) == (2, 0.7)
     with pytest.raises(SettingsError, match=rf"^{second}: rate must be a number, got the text 'y'$"):
@@ -94,9 +91,7 @@ def test_several_problems_are_all_named_in_their_order():
         (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
         (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
         (dict(experiment=".."), "got the text '..'"),
-        (dict(data_root=3), "data_root must be"),
         (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
-        (dict(map_stride=7), "map_stride must be 4, 8, 16 or 32, got 7"),
     ],
 )  # fmt: skip
 def test_messages(values, expected):
@@ -117,11 +112,9 @@ def test_a_namespace_counts_with_its_plain_values_only_and_a_notebook_runs_twice
         Settings.from_namespace(namespace | {"In": [*cells, "sead = 8"], "sead": 8})
 
 
-def test_a_record_is_copied_not_changed_its_paths_start_at_the_repository_and_it_survives_yaml(tmp_path, monkeypatch):
+def test_a_record_is_copied_its_paths_start_at_the_repository_and_it_survives_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = Small()
-    with pytest.raises(ValueError, match="frozen"):
-        record.seed = 3
     with pytest.raises(SettingsError, match="rate must be greater than 0, got -1"):
         record.changed(rate=-1.0)
     assert record.differences(record.changed(seed=7)) == ["seed: 42 and 7"]

@@ -1,5 +1,6 @@
 """Other maps of a decision, deletion, insertion, ROAD, randomised weights, and what a run keeps of them."""
 
+import functools
 import json
 import math
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from audited import row, write_audited
 from click.testing import CliRunner
 from drawn_data import write_picture
-from narrow_models import NARROW, built, images
 from torch import nn
 
 from gainmtl_lib.audit.report import write_report
@@ -22,6 +22,21 @@ from gainmtl_lib.model import GAINMTLModel, GainOutput
 from gainmtl_lib.readers import DataError, read_image
 from gainmtl_lib.runs import RunError, load_run, save_weights
 from gainmtl_lib.studies import faithfulness as faith
+
+NARROW = {"backbone_arch": "b0", "pretrained": False, "map_channels": 8, "attention_channels": 8, "fpn_channels": 8,
+          "out_indices": (3, 4), "head_channels": 8}  # fmt: skip
+
+
+@functools.cache
+def built(strategy, map_stride=16):
+    """A real model with random weights, as narrow as it can be; a test must leave it as it is."""
+    torch.manual_seed(0)
+    return GAINMTLModel(**NARROW, strategy=strategy, map_stride=map_stride).eval()
+
+
+def images():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
 
 # --- A decision whose reason is known: the brightness of the upper left corner. 32 px, maps of 8 x 8 cells
 
