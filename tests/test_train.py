@@ -327,7 +327,7 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
 
     monkeypatch.setattr(GainLoss, "forward", broken)
     settings = tiny_settings(shared, "S3", experiment="nan")
-    with pytest.raises(module.TrainingDivergedError, match=r"nan in am at epoch 2, step 3; .* Try a lower learning_ra"):
+    with pytest.raises(module.TrainingDivergedError, match=r"nan in am at epoch 2, step 3; .* Try a lower"):
         fit(settings)
     assert (settings.run_dir / "checkpoints/last.ckpt").is_file()
 
