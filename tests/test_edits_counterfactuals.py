@@ -178,8 +178,10 @@ def test_what_is_impossible_is_counted_and_logged(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         edits().check()
     assert not caplog.text
+    assert len(edits().epoch_table(2, limit=10)) == len([row for row in range(0, 40, 4) if edits().draw(2, row)])
     never(monkeypatch, "heal_spot", "paste_clean")
     table = edits().epoch_table(0)
+    assert table["kind"].tolist() == [each.kind for each in drawn(edits(), 1)]
     failed = table[table["method"].isna()]
     assert len(failed) and set(failed["kind"]) == {"heal_spot", "paste_clean"} and set(failed["label"]) == {0}
     assert all(failures == ["no free place"] * module.TRIES for failures in failed["failures"])
@@ -199,16 +201,6 @@ def test_what_is_impossible_is_counted_and_logged(caplog, monkeypatch):
 def test_what_is_missing_is_named(options, message):
     with pytest.raises(DataError, match=message):
         edits(**options)
-
-
-def test_the_table_of_an_epoch_lists_its_edits():
-    of = edits(without=15)
-    table = of.epoch_table(2)
-    found = [each for row in of.rows if (each := of.draw(2, row))]
-    expected = [(each.kind, each.edit.method, each.edit.label, each.failures) for each in found]
-    assert list(table[["kind", "method", "label", "failures"]].itertuples(index=False, name=None)) == expected
-    assert len(of.epoch_table(2, limit=10)) == len([row for row in range(0, 40, 4) if of.draw(2, row)])
-    assert edits(share=0.01).epoch_table(0, limit=1).columns.tolist() == table.columns.tolist()
 
 
 def test_the_figure_shows_each_kind_or_each_method_and_leaves_out_what_cannot_be_had(caplog):
