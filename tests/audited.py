@@ -46,8 +46,8 @@ def write_audited(
 ) -> Path:  # fmt: skip
     """The folder of a finished and evaluated run.
 
-    `peaks` of the pictures' CAMs are 2.0 on defects and 0.5 elsewhere, and all other cells 0; `manifest` and `metrics`
-    stand in place of single entries; `pictures` writes the data that the rows name.
+    `peaks` of the CAMs are 2.0 on defects and 0.5 elsewhere, all other cells 0; `manifest` and `metrics` stand in place
+    of single entries; `pictures` writes the data that the rows name.
     """
     table = table_of(rows, threshold)
     chosen = Settings(

@@ -37,12 +37,10 @@ ROWS = pd.DataFrame(
 FLIPS = ["cf_probability", "cf_control_probability"]
 SCALES = {"cam": {"floor": 2.0, "ceiling": 4.0}}
 TEACHER = "distilled from tiny on textures"
-SERVE = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gainmtl_lib.browser.serve import serve_browser\n"
-    "serve_browser(sys.argv[1:], open_browser=False)\nprint('ended')"
-)
-"""Python that serves the page of the runs that are named after it."""
+SERVE = """import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)
+from gainmtl_lib.browser.serve import serve_browser
+serve_browser(sys.argv[1:], open_browser=False)
+print('ended')"""  # the runs are named after it
 
 
 def start_server(command: Sequence[str], ready: str, log: Path, **environment: str) -> tuple[subprocess.Popen, str]:
@@ -66,11 +64,9 @@ def peaked_maps(count: int) -> np.ndarray:
 
 def entries_of(rows: pd.DataFrame, *, masks: bool = True) -> list[dict[str, Any]]:
     """As `write_audited` takes them; without `masks` no defect is annotated."""
-    annotated = (rows["label"] == 1) & masks
-    table = rows.drop(columns="name").assign(
-        image="images/" + rows["name"] + ".png", mask=("masks/" + rows["name"] + ".png").where(annotated, None),
-        grid_iou=np.where(annotated, 0.7, NAN), group="",
-    )  # fmt: skip
+    annotated, files = (rows["label"] == 1) & masks, rows["name"] + ".png"
+    table = rows.assign(image="images/" + files, mask=("masks/" + files).where(annotated, None), group="")
+    table = table.drop(columns="name").assign(grid_iou=np.where(annotated, 0.7, NAN))
     if not masks:
         table[["cam_iou", "point_game", "energy_inside", "defect_area"]] = NAN
     return table.to_dict("records")
@@ -93,10 +89,7 @@ def write_browsed_run(
 
 
 def write_browsed_anomalies(folder: Path, *, rows: pd.DataFrame = ROWS, **settings: Any) -> EfficientADRun:
-    """A run of EfficientAD on the same pictures: its score is a tenth of the probability.
-
-    Its validation counts one synthesised defect that was found, which is no row of the table.
-    """
+    """A run of EfficientAD: its scores are tenths; its validation counts a synthesised defect, no row of the table."""
     made = tiny_anomaly_settings(folder, **settings)
     run = made.run_dir
     (run / "maps").mkdir(parents=True)

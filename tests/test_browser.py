@@ -16,19 +16,17 @@ from gainmtl_lib.browser import library
 from gainmtl_lib.browser.app import PAGE, PLACE, CamBrowser
 from gainmtl_lib.browser.library import ORDERS, Look, Notes, PictureFiles, ask, open_runs
 from gainmtl_lib.model import build_model
-from gainmtl_lib.runs import FileError, Run, RunError, save_weights
+from gainmtl_lib.runs import Run, RunError, save_weights
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Of the same eight pictures; only read."""
     folder = tmp_path_factory.mktemp("browser")
     return {name: write_browsed_run(folder, name, pictures=name == "S5") for name in ("S5", "S1", "S3")}
 
 
 @pytest.fixture(scope="module")
 def both(runs, tmp_path_factory):
-    """A strategy and EfficientAD; only read."""
     data = runs["S5"].settings.data_root
     return [runs["S5"], write_browsed_anomalies(tmp_path_factory.mktemp("both"), data_root=data)]
 
@@ -39,8 +37,7 @@ def browser(runs):
 
 
 def opened(run, **where):
-    [one] = open_runs(run, **where).values()
-    return one
+    return next(iter(open_runs(run, **where).values()))
 
 
 def told(runs, **where):
@@ -59,12 +56,8 @@ def shown(browser):
 
 def at(browser):
     """The picture that is shown, and its place: ``d1, 1 of 6``."""
-    return ", ".join(
-        re.search(pattern, browser.headline.value)[1] for pattern in (r"<b>(\w+)\.png</b>", r"(\d+ of \d+)")
-    )
-
-
-# --- Runs
+    place, name = re.search(r"(\d+ of \d+).*<b>(\w+)\.png", browser.headline.value).groups()
+    return f"{name}, {place}"
 
 
 def test_orders_with_what_has_no_answer_last_and_filters(both):
@@ -82,25 +75,28 @@ def test_orders_with_what_has_no_answer_last_and_filters(both):
     assert ours.counts("split", split="test", verdict="TP", order="large") == {"test": 3, "val": 1}
 
 
-def test_names_are_as_long_as_it_takes(tmp_path, runs):
+def test_names_are_as_long_as_it_takes_and_what_cannot_be_browsed_is_told(tmp_path, runs):
     seeds = [write_browsed_run(tmp_path, seed=seed, pictures=False) for seed in (1, 2)]
     assert list(open_runs([*seeds, runs["S3"]])) == ["S5 seed 1", "S5 seed 2", "S3"]
     again = write_browsed_run(tmp_path, seed=1, experiment="again", pictures=False)
     assert list(open_runs([seeds[0], again])) == ["S5 seed 1 hand", "S5 seed 1 again"]
     others = [write_browsed_anomalies(tmp_path, seed=seed) for seed in (1, 2)]
-    others.append(write_browsed_anomalies(tmp_path, dataset_type="mvtec", category="bottle"))
-    assert list(open_runs(others)) == ["EfficientAD seed 1", "EfficientAD seed 2", "EfficientAD bottle"]
+    assert list(open_runs(others)) == ["EfficientAD seed 1", "EfficientAD seed 2"]
+    truncate_file(again.folder / "metrics.json")
+    for given, message in (([], "no run was given"), (tmp_path, "no run here"), (again.folder, "metrics.json: cannot"),
+                           ([seeds[0], seeds[0].folder], "given twice")):  # fmt: skip
+        with pytest.raises(RunError, match=message):
+            CamBrowser(given)
 
 
-def test_runs_that_do_not_fit_are_told(tmp_path, runs, both):
+def test_what_does_not_fit_or_is_lacking_results_that_are_none_and_teachers_are_told(tmp_path, runs, both):
     half = write_browsed_run(tmp_path, "S3", rows=ROWS.iloc[[3, 1]])
-    assert "S3 has 2 of the 8 pictures of S5" in told([runs["S5"], half])
     browser = CamBrowser([runs["S5"], half])
+    assert "S3 has 2 of the 8 pictures of S5" in browser.notices.value
     browser.filters.beside["S3"].value = True
     assert "S3 was not evaluated" not in shown(browser)[0][2]
     browser.go_to(2)
     assert "S3 was not evaluated on this picture" in shown(browser)[0][2]
-    assert browser.viewer.images[2].layout.display == "none"
     browser.what_if.click()
     assert "S3 lacks this picture" in browser.answer.value
     renamed = write_browsed_run(tmp_path, "S4", rows=ROWS.assign(name="x" + ROWS["name"]), digest="other")
@@ -109,6 +105,12 @@ def test_runs_that_do_not_fit_are_told(tmp_path, runs, both):
     changed = write_browsed_run(tmp_path, "S1", digest="other", pictures=False)
     assert "S5 and S1 are of different data: pictures are matched by path alone" in told([runs["S5"], changed])
     assert "different data" not in told(both)  # EfficientAD leaves defects out: that its digest is another says nothing
+    assert f"EfficientAD: teacher {TEACHER}." in told(both)
+    assert "no defect is annotated" in told(write_browsed_run(tmp_path / "bare", masks=False, pictures=False))
+    run = write_browsed_run(tmp_path, "S6")
+    rewrite(run.folder / "metrics.json", '"label_leaks": false', f'"label_leaks": true, "teacher": "{TEACHER}"')
+    assert "S6 (oracle): was given the ground truth as its mask; what it shows is no result" in told(run)
+    assert f"takes masks from EfficientAD; teacher {TEACHER}." in told(run)
 
 
 def test_pictures_that_moved_are_told_and_found_again(tmp_path):
@@ -123,34 +125,11 @@ def test_pictures_that_moved_are_told_and_found_again(tmp_path):
     others = [write_browsed_anomalies(tmp_path, dataset_type="mvtec", category=name) for name in ("bottle", "cable")]
     for name in ("bottle", "cable"):
         (here / name).mkdir()
-    assert [one.root.name for one in open_runs(others, data_root=here).values()] == ["bottle", "cable"]
+    found = {name: one.root.name for name, one in open_runs(others, data_root=here).items()}
+    assert found == {"EfficientAD bottle": "bottle", "EfficientAD cable": "cable"}
     assert opened(others[0], data_root=here / "bottle").root == here / "bottle"
     ours = write_browsed_run(tmp_path, data_root=tmp_path / "data" / "bottle")
-    assert "different data" not in told([ours, others[0]])  # categories name their pictures alike
-    assert "S5 and EfficientAD cable are of different data" in told([ours, others[1]])
-
-
-def test_what_a_run_lacks_results_that_are_none_and_teachers_are_told(tmp_path, both):
-    assert "no defect is annotated" in told(write_browsed_run(tmp_path, "S1", masks=False, pictures=False))
-    assert names(opened(write_browsed_run(tmp_path, "S3", rows=ROWS[ROWS["split"] == "val"]))) == "v0 v1"
-    run = write_browsed_run(tmp_path, "S6")
-    rewrite(run.folder / "metrics.json", '"label_leaks": false', f'"label_leaks": true, "teacher": "{TEACHER}"')
-    assert list(open_runs(run)) == ["S6 (oracle)"]
-    assert "is no result" in told(run) and f"takes masks from EfficientAD; teacher {TEACHER}." in told(run)
-    assert f"EfficientAD: teacher {TEACHER}." in told(both)
-
-
-def test_runs_that_cannot_be_browsed(tmp_path):
-    run = write_browsed_run(tmp_path, pictures=False)
-    for given, message in (([], "no run was given"), (tmp_path, "no run here"), ([run, run.folder], "given twice")):
-        with pytest.raises(RunError, match=message):
-            CamBrowser(given)
-    truncate_file(run.folder / "metrics.json")
-    with pytest.raises(RunError, match=r"metrics\.json: cannot be read"):
-        open_runs(run)
-
-
-# --- Notes
+    assert "S5 and EfficientAD cable are of different data" in told([ours, others[1]])  # though named alike
 
 
 def test_what_is_said_is_read_back_and_no_earlier_line_is_lost(tmp_path):
@@ -158,18 +137,16 @@ def test_what_is_said_is_read_back_and_no_earlier_line_is_lost(tmp_path):
     assert notes.last() == {} and notes.marked() == [] and not notes.path.exists()
     said = notes.save("a.png", check_label=True, text='  긁힘, or "stain"?\nask again  ')
     assert said.text == '긁힘, or "stain"?\nask again' and "T" in said.time
-    other = Notes(notes.path)
-    assert other.last() == {"a.png": said} and other.marked() == ["a.png"]
+    assert Notes(notes.path).last() == {"a.png": said} and notes.marked() == ["a.png"]
     notes.save("a.png", check_label=False, text="NA")
     lines = pd.read_csv(notes.path, keep_default_na=False)[["image", "check_label", "note"]].to_numpy().tolist()
     assert lines == [["a.png", "yes", said.text], ["a.png", "", "NA"]]
-    assert other.last()["a.png"].text == "NA" and other.marked() == []
+    assert notes.last()["a.png"].text == "NA" and notes.marked() == []
     assert notes.path.read_bytes().count(b"\xef\xbb\xbf") == 1  # by which Excel knows the encoding
     notes.path.write_text("image,note,reviewer,time,check_label\nx.png,odd,Kim,2026-01-01,TRUE", encoding="utf-8")
     notes.save("a.png", check_label=True, text="new")
-    table = pd.read_csv(notes.path, keep_default_na=False)  # columns of others are kept
-    assert table.iloc[0].tolist() == ["x.png", "odd", "Kim", "2026-01-01", "TRUE"] and table.loc[1, "note"] == "new"
-    assert notes.marked() == ["x.png", "a.png"]
+    lines = pd.read_csv(notes.path, keep_default_na=False).to_numpy().tolist()  # columns of others are kept
+    assert lines[0] == ["x.png", "odd", "Kim", "2026-01-01", "TRUE"] and notes.marked() == ["x.png", "a.png"]
 
 
 @pytest.mark.parametrize("content", [b"image;note\na;b\n", b"\xff\xfe\x00x", b"", b'image,note\n"'])
@@ -179,11 +156,6 @@ def test_a_file_that_cannot_be_read_is_never_written_over(tmp_path, content):
     with pytest.raises(RunError, match=r"notes\.csv: .* mend or rename"):
         notes.save("a.png", check_label=False, text="x")
     assert notes.path.read_bytes() == content and notes.marked() == []
-    with pytest.raises((FileError, RunError), match=r"notes\.csv/notes\.csv"):
-        Notes(notes.path / "notes.csv").save("a.png", check_label=False, text="x")
-
-
-# --- Panels
 
 
 def panel(run, row, look):
@@ -197,20 +169,14 @@ def colours(jpeg):
     return np.ptp(pixels[:150].astype(int), axis=2)
 
 
-def test_nothing_found_is_said_and_the_picture_stays_calm(runs):
+def test_what_a_map_does_not_show_is_said_and_a_calm_picture_stays_calm(runs, tmp_path):
     calm, words = panel(runs["S5"], 0, Look(outline=False))  # its peak of 1 is below the floor of 2
     assert "Nothing found" in words[0] and "2.00" in words[0] and colours(calm).mean() < 4
     glowing, words = panel(runs["S5"], 0, Look(outline=False, absolute=False))
     assert words == [] and colours(glowing).mean() > 6
     assert panel(runs["S5"], 3, Look())[1] == []  # its peak is the ceiling
-
-
-def test_missing_maps_and_scales_are_said(runs, both, tmp_path):
-    attention = Look(kind="attention")
-    assert panel(runs["S1"], 0, attention)[1] == ["S1 has no attention map; it has: CAM"]
-    assert panel(both[1], 0, attention)[1] == ["EfficientAD has no attention map; it has: anomaly"]
-    assert panel(runs["S1"], 0, Look(kind=""))[1] == []
-    assert "No absolute scale" in panel(runs["S5"], 0, attention)[1][0]
+    assert panel(runs["S1"], 0, Look(kind="attention"))[1] == ["S1 has no attention map; it has: CAM"]
+    assert "No absolute scale" in panel(runs["S5"], 0, Look(kind="attention"))[1][0]
     flat = write_browsed_run(tmp_path, "S1", scales={"cam": {"floor": 3.0, "ceiling": 3.0}})
     assert "no higher on defects" in panel(flat, 5, Look())[1][0]
 
@@ -226,10 +192,9 @@ def test_a_map_lies_where_the_network_saw_it(tmp_path, resize, height):
     assert np.average(np.arange(150), weights=(colours(drawn) > 30).sum(axis=1)) == pytest.approx(150 * height, abs=2)
 
 
-# --- The verdict without the defect
-
-
-def test_the_counterfactual_is_asked_of_the_model_at_a_click_while_it_is_there(tmp_path):
+def test_the_counterfactual_is_asked_of_the_model_while_it_is_there_else_the_stored_answer_is_read(
+    runs, both, tmp_path
+):
     small = ("backbone_arch", "out_indices", "fpn_channels", "attention_channels", "head_channels", "map_channels")
     sizes = {name: getattr(tiny_settings(tmp_path), name) for name in small}
     run = write_browsed_run(tmp_path, threshold=0.0, **sizes)  # calls everything defective
@@ -244,20 +209,14 @@ def test_the_counterfactual_is_asked_of_the_model_at_a_click_while_it_is_there(t
     assert "folder" in ask(opened(run, data_root=tmp_path / "nowhere"), 0)[-1]
     (run.folder / "model.safetensors").write_bytes(b"broken")
     assert "From the stored evaluation." in ask(opened(Run(run.folder)), 0)
-
-
-def test_without_the_model_the_stored_answer_is_read_and_runs_without_the_path_say_so(runs, both, tmp_path):
     flips, _, _, proves_nothing, normal = (" ".join(ask(opened(runs["S5"]), row)) for row in range(5))
     assert "turns to normal (0.90 → 0.20), but not" in flips and "(0.90): the decision rests on this region" in flips
     assert "turns to normal (0.80 → 0.10), but so it does" in proves_nothing and "Not asked of the model" in flips
     assert "stored no answer" in normal and "model.safetensors" in normal
-    plain = write_browsed_run(tmp_path, pictures=False, use_counterfactual=False)
+    plain = write_browsed_run(tmp_path / "plain", pictures=False, use_counterfactual=False)
     for run, name in ((runs["S1"], "S1"), (both[1], "EfficientAD"), (plain, "S5")):
         [said] = ask(opened(run), 0)
         assert said.startswith(f"{name} has no counterfactual path;") and "use_counterfactual is false" in said
-
-
-# --- Widgets
 
 
 def test_it_opens_at_what_deserves_a_look_and_steps_by_button_by_key_and_by_thumbnail(runs, monkeypatch):
@@ -269,17 +228,15 @@ def test_it_opens_at_what_deserves_a_look_and_steps_by_button_by_key_and_by_thum
     for words in ("truth: defective (stain)", "TP · defect found", "p(defect) 0.70 ≥ 0.50", "CAM-IoU 0.05 (grid 0.70)",
                   "defect area 30.0%", "right for the wrong reason"):  # fmt: skip
         assert words in browser.headline.value
-
-    def hear(**content):
-        browser.touch._handle_custom_msg(content, [])
-
-    for act, expected in (
-        (browser.on.click, "d3, 2 of 6"), (lambda: hear(step=1), "d0, 3 of 6"), (lambda: hear(step=-1), "d3, 2 of 6"),
-        (lambda: hear(place=5), "n1, 6 of 6"), (browser.back.click, "n0, 5 of 6"), (lambda: hear(place=99), "n1, 6 of 6"),
-        (lambda: browser.go_to(-3), "d1, 1 of 6"),
+    for told_by_page, expected in (
+        ({"step": 1}, "d3, 2 of 6"), ({"place": 2}, "d0, 3 of 6"), ({"step": -1}, "d3, 2 of 6"),
+        ({"place": 99}, "n1, 6 of 6"), ({"place": -3}, "d1, 1 of 6"),
     ):  # fmt: skip
-        act()
+        browser.touch._handle_custom_msg(told_by_page, [])
         assert at(browser) == expected and browser.on.disabled == (expected == "n1, 6 of 6")
+    for button, expected in ((browser.on, "d3, 2 of 6"), (browser.back, "d1, 1 of 6")):
+        button.click()
+        assert at(browser) == expected
 
 
 def test_filters_say_how_many_and_begin_at_the_first(browser):
@@ -299,25 +256,21 @@ def test_filters_say_how_many_and_begin_at_the_first(browser):
     assert at(browser) == "d0, 1 of 6" and not browser.note.text.disabled
 
 
-def test_runs_stand_side_by_side_on_the_same_picture(browser):
+def test_runs_stand_side_by_side_on_the_same_picture_and_every_control_changes_it(browser):
     browser.filters.beside["S1"].value = browser.filters.beside["S3"].value = True
     words, _ = shown(browser)
-    assert [re.search(r"<b>(\w+)</b>", text)[1] for text in words[1:]] == ["S5", "S1", "S3"]
-    assert all("p(defect)" in text for text in words[1:])
+    assert [re.search(r"<b>(\w+)</b>.*p\(defect\)", text)[1] for text in words[1:]] == ["S5", "S1", "S3"]
     browser.controls.kind.value = "attention"
     words, _ = shown(browser)
     assert "S1 has no attention map" in words[2] and "attention IoU 0.05" in words[1]
     browser.go_to(2)
     browser.filters.run.value = "S3"
     assert at(browser) == "d0, 3 of 6" and "<b>S3</b>" in shown(browser)[0][1] and len(shown(browser)[0]) == 3
-
-
-def test_every_control_changes_the_picture(browser):
     browser.go_to(1)  # d3, whose map is found
     controls = browser.controls
     for control, value in (
-        (controls.scale, False), (controls.strength, 0.2), (controls.level, 0.9), (controls.outline, False),
-        (controls.kind, "localization"), (controls.kind, ""),
+        (controls.kind, "localization"), (controls.kind, "cam"), (controls.scale, False), (controls.strength, 0.2),
+        (controls.level, 0.9), (controls.outline, False), (controls.kind, ""),
     ):  # fmt: skip
         before = shown(browser)[1]
         control.value = value
@@ -331,14 +284,10 @@ def test_notes_are_saved_at_once_and_found_by_the_next_browser(tmp_path):
     first.note.mark.value = True
     assert "saved" in first.note.state.value and "notes.csv" in first.note.state.value
     first.step(1)
-    assert (first.note.text.value, first.note.mark.value) == ("", False)
-    assert len(path.read_text().splitlines()) == 3  # stepping saved nothing
+    assert first.note.text.value == "" and len(path.read_text().splitlines()) == 3  # stepping saved nothing
     second = CamBrowser(run)
     second.filters.marked_only.value = True
     assert at(second) == "d1, 1 of 1" and second.note.text.value == "is this a stain?"
-    second.note.text.value = "no, a scratch"
-    first.step(-1)
-    assert (first.note.text.value, first.note.mark.value) == ("no, a scratch", True)
     path.write_text("my;own;columns\n")
     first.note.text.value = "x"
     assert "not saved" in first.note.state.value and path.read_text() == "my;own;columns\n"
@@ -358,7 +307,6 @@ def test_as_many_widgets_for_a_thousand_rows_as_for_eight_and_no_name_becomes_ma
     assert many == made(runs["S5"])[1] and at(browser) == "p1, 1 of 750"
     assert "<script" not in browser.headline.value and "&lt;script&gt;" in browser.headline.value
     first_page = browser.strip.pictures.value
-    assert first_page.count("<img") == PAGE
     browser.strip.on.click()
     assert f", {PAGE + 1} of 750" in at(browser) and f'{PLACE}="{PAGE}"' in browser.strip.pictures.value
     browser.strip.back.click()
@@ -385,20 +333,18 @@ def test_both_systems_side_by_side_and_the_other_alone_in_its_own_words(both, tm
 
 def test_novel_pictures_carry_a_badge_and_can_be_filtered_while_they_are_up_to_date(tmp_path):
     run, other = write_browsed_run(tmp_path), write_browsed_run(tmp_path, "S3", pictures=False)
-    assert names(opened(run), novel_only=True) == ""
     write_novelty(run, ["d1", "d2"])
-    assert names(opened(run), novel_only=True) == "d2"  # d1 was found
     assert "/outputs/hand/efficientad/seed7" in told(run) and TEACHER in told(run)
     browser = CamBrowser([run, other])
     assert "anomaly score 0.900 &gt; 0.500" in browser.headline.value and "novel:" not in browser.headline.value
     browser.filters.novel_only.value = browser.filters.beside["S3"].value = True
-    assert at(browser) == "d2, 1 of 1"
+    assert at(browser) == "d2, 1 of 1"  # d1 was found
     assert "novel: called normal, yet unlike the good parts" in browser.headline.value
     assert 'gainmtl-novel">?' in browser.strip.pictures.value
     assert "novel:" in shown(browser)[0][1] and "novel:" not in shown(browser)[0][2]
     browser.filters.run.value = "S3"  # which nobody asked
-    assert browser.filters.novel_only.disabled and not browser.filters.novel_only.value
-    assert at(browser).endswith("of 6") and "anomaly score" not in browser.headline.value
+    assert browser.filters.novel_only.disabled and at(browser).endswith("of 6")
+    assert "anomaly score" not in browser.headline.value
     rewrite(run.folder / "predictions.csv", "0.9,", "0.95,")
-    assert opened(run).novelty is None
+    assert opened(run).novelty is None and names(opened(run), novel_only=True) == ""
     assert told(run).startswith("S5: novel pictures are not marked: what is stored is of other predictions")

@@ -2,14 +2,10 @@
 
 from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.runs import load_run
-from gainmtl_lib.studies.faithfulness import measure_faithfulness
 
 
-def test_it_opens_offline_asks_for_nothing_and_prints(chromium, runs, screenshots, tmp_path):
-    run = load_run(runs[0])
-    if (run.predictions["verdict"] == "TP").any():  # four epochs need not find a defect
-        measure_faithfulness(run, limit=4, steps=4, draws=1)
-    report = write_report(run, tmp_path / "audit report.html")
+def test_it_opens_offline_asks_for_nothing_and_prints(chromium, runs, tmp_path):
+    report = write_report(load_run(runs[0]), tmp_path / "audit report.html")
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     context.set_offline(True)
     page, complaints, asked = context.new_page(), [], []
@@ -20,7 +16,6 @@ def test_it_opens_offline_asks_for_nothing_and_prints(chromium, runs, screenshot
     assert len(widths) > 5 and min(widths) > 0 and complaints == []
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    page.screenshot(path=screenshots / "report.png", full_page=True)
-    (screenshots / "report.pdf").write_bytes(printed := page.pdf(prefer_css_page_size=True))
+    printed = page.pdf(prefer_css_page_size=True)
     assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") > 3
     context.close()

@@ -1,9 +1,7 @@
-"""What the checks in a real web browser share: Chromium, two tiny runs, servers, and a folder for what was shown."""
+"""What the checks in a real web browser share: Chromium, two tiny runs and servers."""
 
-import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 from browsed import SERVE, start_server
@@ -35,13 +33,6 @@ def page(chromium):
     page.close(run_before_unload=True)
 
 
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Folders of S5 and S3, trained on the same 40 pictures."""
@@ -52,9 +43,9 @@ def runs(tmp_path_factory):
     return [run.folder for run in made]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def serve(tmp_path_factory):
-    """Starts a server in a process of its own; gives the address that it says. All end with the module."""
+    """Starts a server in a process of its own; gives the address that it says."""
     started = []
 
     def start(command, ready, **environment):
@@ -70,23 +61,17 @@ def serve(tmp_path_factory):
 
 @pytest.fixture
 def own_page(runs, serve):
-    """Address of the browser's page of its own, token included."""
     return serve(["-c", SERVE, *map(str, runs)], "Ctrl-C")
 
 
-@pytest.fixture(scope="module")
-def lab(serve, tmp_path_factory):
-    """Address of a notebook in a JupyterLab that knows nothing of the user's own settings, given its file."""
-
-    def open_in_lab(notebook):
-        folder = tmp_path_factory.mktemp("lab")
-        options = [
-            "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
-            f"--ServerApp.root_dir={notebook.parent}", "--IdentityProvider.token=check", "--LabApp.news_url=None",
-            f"--LabApp.user_settings_dir={folder / 'settings'}", f"--LabApp.workspaces_dir={folder / 'workspaces'}",
-        ]  # fmt: skip
-        own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-        address = serve(options, "/lab?token=", **own)
-        return f"{address.split('/lab?')[0]}/lab/tree/{notebook.name}?token=check&reset"
-
-    return open_in_lab
+@pytest.fixture
+def lab(serve, tmp_path, tmp_path_factory):
+    """Address of the notebooks in `tmp_path` in a JupyterLab that knows nothing of the user's own settings."""
+    folder = tmp_path_factory.mktemp("lab")
+    options = [
+        "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
+        f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=check", "--LabApp.news_url=None",
+        f"--LabApp.user_settings_dir={folder / 'settings'}", f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+    ]  # fmt: skip
+    own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    return serve(options, "/lab?token=", **own).split("/lab?")[0] + "/lab/tree/"
