@@ -11,49 +11,36 @@ import yaml
 from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
+from gainmtl_lib import readers
 from gainmtl_lib.cli import main
 from gainmtl_lib.data_check import check_data_of
-from gainmtl_lib.readers import (
-    DataError,
-    data_digest,
-    read_image,
-    read_mask,
-    read_mask_values,
-    read_samples,
-    split_samples,
-)
+from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.synthetic import data as synthetic
 from gainmtl_lib.synthetic import drawing
-from gainmtl_lib.synthetic.data import (
-    GROUP_PATTERN,
-    NO_MASK,
-    NO_PLACE,
-    make_synthetic,
-    plan_samples,
-    plant_cue,
-    planted_counts,
-    planted_names,
-)  # fmt: skip
+from gainmtl_lib.synthetic.data import GROUP_PATTERN, planted_counts
 from gainmtl_lib.synthetic.drawing import read_cue
 
 
 def make(root: Path, **changes):
     options = dict(num_samples=40, image_size=(32, 48), seed=3, shortcut="mark", shortcut_correlation=0.75)
-    return make_synthetic(root, **{**options, **changes})
+    return synthetic.make_synthetic(root, **{**options, **changes})
 
 
 def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
     root = make(tmp_path / "data")
-    samples = read_samples(root, dataset_type="synthetic")
+    samples = readers.read_samples(root, dataset_type="synthetic")
     assert samples.groupby(["split", "label"]).size().to_dict() == {
         ("train", 0): 12, ("train", 1): 12, ("val", 0): 2, ("val", 1): 2,
         ("test", 0): 3, ("test", 1): 3, ("test_shift", 0): 3, ("test_shift", 1): 3,
     }  # fmt: skip
     defective = samples[samples.label == 1]
     assert set(defective["defect_type"]) <= set(drawing.DEFECTS) and defective["mask"].notna().all()
-    assert read_image(defective["image"].iloc[0]).shape == (32, 48, 3) and read_mask(defective["mask"].iloc[0]).any()
-    assert len(read_samples(root, dataset_type="generic")) == 40
+    assert (
+        readers.read_image(defective["image"].iloc[0]).shape == (32, 48, 3)
+        and readers.read_mask(defective["mask"].iloc[0]).any()
+    )
+    assert len(readers.read_samples(root, dataset_type="generic")) == 40
     assert yaml.safe_load((root / "synthetic.yaml").read_text())["image_size"] == [32, 48]
 
 
@@ -64,25 +51,27 @@ def test_cues_are_written_for_the_pictures_that_carry_them_and_none_without_a_sh
     carried = {image.replace("images/", "cues/") for image in table.loc[table.has_shortcut == 1, "image"]}
     assert {path.relative_to(root).as_posix() for path in (root / "cues").rglob("*.png")} == carried != set()
     for place in carried:
-        cue = read_mask_values(root / place)
+        cue = readers.read_mask_values(root / place)
         assert cue.shape == (32, 48) and set(np.unique(cue)) <= {0, 255} and cue.any()
         mask = root / place.replace("cues/", "masks/")
-        assert not mask.is_file() or not (read_mask(mask) & (cue > 0)).any()
+        assert not mask.is_file() or not (readers.read_mask(mask) & (cue > 0)).any()
     plain = make(tmp_path / "plain", shortcut="none")
     assert not (plain / "cues").exists() and not pd.read_csv(plain / "samples.csv")["has_shortcut"].any()
-    assert set(read_samples(plain, dataset_type="synthetic")["split"]) == {"train", "val", "test"}
+    assert set(readers.read_samples(plain, dataset_type="synthetic")["split"]) == {"train", "val", "test"}
 
 
 def test_same_parameters_same_bytes_and_nothing_is_written_twice(tmp_path):
     first, second, other = make(tmp_path / "a"), make(tmp_path / "b"), make(tmp_path / "c", seed=4)
-    digests = [data_digest(read_samples(root, dataset_type="synthetic")) for root in (first, second, other)]
+    digests = [
+        readers.data_digest(readers.read_samples(root, dataset_type="synthetic")) for root in (first, second, other)
+    ]
     assert digests[0] == digests[1] != digests[2]
     before = [(path, path.stat().st_mtime_ns) for path in sorted(first.rglob("*"))]
     make(first)
     assert [(path, path.stat().st_mtime_ns) for path in sorted(first.rglob("*"))] == before
 
 
-def test_only_an_empty_folder_or_the_same_data_is_accepted(tmp_path):
+def test_only_an_empty_folder_or_the_same_data_and_possible_parameters_are_accepted(tmp_path):
     (tmp_path / "data").mkdir()
     make(tmp_path / "data")
     other = "num_samples is 40 there and 50 here; seed is 3 there and 4 here; choose another"
@@ -90,6 +79,10 @@ def test_only_an_empty_folder_or_the_same_data_is_accepted(tmp_path):
         make(tmp_path / "data", num_samples=50, seed=4)
     with pytest.raises(DataError, match=r"holds files but no synthetic.yaml; choose an empty folder"):
         make(tmp_path)
+    with pytest.raises(DataError, match=r"num_samples must be at least 10 \(each split needs both classes\), got 9"):
+        make(tmp_path / "other", num_samples=9)
+    with pytest.raises(DataError, match=r"shortcut_correlation must lie in \[0, 1\], got 1.5"):
+        make(tmp_path / "other", shortcut_correlation=1.5)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -111,16 +104,8 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_samples_and_impossible_correlation(tmp_path):
-    with pytest.raises(DataError, match=r"num_samples must be at least 10 \(each split needs both classes\), got 9"):
-        make(tmp_path / "data", num_samples=9)
-    with pytest.raises(DataError, match=r"shortcut_correlation must lie in \[0, 1\], got 1.5"):
-        make(tmp_path / "data", shortcut_correlation=1.5)
-    assert not (tmp_path / "data").exists()
-
-
 def test_the_shortcut_goes_with_the_class_and_against_it_in_test_shift():
-    plan = plan_samples(800, seed=0, shortcut="mark", correlation=0.9)
+    plan = synthetic.plan_samples(800, seed=0, shortcut="mark", correlation=0.9)
     table = plan.groupby(["split", "defective"])["has_shortcut"].agg(["sum", "size"])
     assert table["sum"].to_dict() == {
         ("train", False): 24, ("train", True): 216, ("val", False): 4, ("val", True): 36,
@@ -128,7 +113,7 @@ def test_the_shortcut_goes_with_the_class_and_against_it_in_test_shift():
     }  # fmt: skip
     assert table["size"].sum() == 800
     for count in (10, 11, 25):
-        plan = plan_samples(count, seed=0, shortcut="mark", correlation=0.5)
+        plan = synthetic.plan_samples(count, seed=0, shortcut="mark", correlation=0.5)
         assert len(plan) == count and len(plan[["split", "defective"]].drop_duplicates()) == 8
 
 
@@ -136,8 +121,6 @@ def test_the_shortcut_goes_with_the_class_and_against_it_in_test_shift():
 
 
 SIZE = (40, 60)
-
-
 MIDDLE = (slice(15, 25), slice(20, 40))
 
 
@@ -152,12 +135,12 @@ def generic(root: Path, *, per_class: int = 10) -> Path:
 
 
 def read(root: Path, **options) -> pd.DataFrame:
-    return read_samples(root, **{"dataset_type": "generic", **options})
+    return readers.read_samples(root, **{"dataset_type": "generic", **options})
 
 
 def plant(samples: pd.DataFrame, out: Path, **changes) -> Path:
     options = dict(cue="mark", correlation=0.8, seed=0, origin={"dataset_type": "generic"}, skip_unreadable=False)
-    plant_cue(samples, out, **{**options, **changes})
+    synthetic.plant_cue(samples, out, **{**options, **changes})
     return out
 
 
@@ -174,7 +157,7 @@ def test_the_quota_is_exact_in_every_split_and_class_and_turned_round_in_test_sh
     samples = read(out, group_pattern=GROUP_PATTERN)
     assert set(samples.loc[samples.label == 1, "defect_type"]) == {"dent"}
     assert samples.loc[samples.label == 1, "mask"].notna().all()
-    assert split_samples(samples, val_ratio=0, test_ratio=0.2, seed=0)["split"].equals(samples["split"])
+    assert readers.split_samples(samples, val_ratio=0, test_ratio=0.2, seed=0)["split"].equals(samples["split"])
 
 
 @pytest.mark.parametrize("cue", ["mark", "lighting", "border"])
@@ -182,7 +165,10 @@ def test_a_picture_differs_from_its_source_and_its_twin_in_the_cue_alone(tmp_pat
     out = plant(read(generic(tmp_path / "in")), tmp_path / "out", cue=cue)
     table = pd.read_csv(out / "samples.csv", dtype={"place": str})
     for row in table.to_dict("records"):
-        image, source = read_image(out / row["image"]), read_image(tmp_path / "in" / "images" / row["source"])
+        image, source = (
+            readers.read_image(out / row["image"]),
+            readers.read_image(tmp_path / "in" / "images" / row["source"]),
+        )
         changed = (image != source).any(axis=-1)
         pixels = read_cue(out / row["image"], root=out, image_size=SIZE, resize="squash")
         assert (pixels is not None) == bool(row["has_cue"]) == bool(changed.any())
@@ -218,7 +204,7 @@ def test_groups_are_kept_and_the_twins_are_groups_of_their_own(tmp_path):
 def test_names_read_back_as_many_groups_as_there_were():
     groups = ["a__b", "a_b", "A_b", "_a", "shift-x", "shift-shift-x", "x", "train/good/000.png"]
     groups += ["test/good/000.png", "부품 1", "__", "x"]
-    names = planted_names(groups, ["000"] * len(groups))
+    names = synthetic.planted_names(groups, ["000"] * len(groups))
     found = [re.search(GROUP_PATTERN, name)[1] for name in names]
     both = {group: name for group, name in zip(groups, found, strict=True)}
     assert len(set(found)) == len(set(groups)) == len({name.casefold() for name in found})
@@ -228,7 +214,7 @@ def test_names_read_back_as_many_groups_as_there_were():
     assert not {name.casefold() for name in twins} & {name.casefold() for name in found}
     for letter in ("a", "가"):  # whose names stay within what file systems take
         stems = [letter * (246 // len(letter.encode())) + end for end in ("1", "2")]
-        names = planted_names([f"images/train/defective/{stem}.png" for stem in stems], stems)
+        names = synthetic.planted_names([f"images/train/defective/{stem}.png" for stem in stems], stems)
         assert len(set(names)) == len({re.search(GROUP_PATTERN, name)[1] for name in names}) == 2
         assert max(len(f"shift-{name}.png".encode()) for name in names) <= 255
 
@@ -241,7 +227,7 @@ def test_magnetic_tiles_stay_grey_and_keep_their_tile(tmp_path):
         other = f"exp{1 + number % 3}_num_{100000 + 1000 * (number // 3) + number % 3}"
         write_picture(root / f"MT_Crack/Imgs/{other}.jpg", size=SIZE, value=120)
         write_mask(root / f"MT_Crack/Imgs/{other}.png", size=SIZE, box=MIDDLE)
-    samples = split_samples(read(root, dataset_type="magnetic_tile"), val_ratio=0.2, test_ratio=0.3, seed=0)
+    samples = readers.split_samples(read(root, dataset_type="magnetic_tile"), val_ratio=0.2, test_ratio=0.3, seed=0)
     assert samples["group"].nunique() == 20
     out = plant(samples, tmp_path / "out")
     table = read(out, group_pattern=GROUP_PATTERN)
@@ -258,10 +244,10 @@ def test_pictures_without_a_free_corner_or_without_a_mask_carry_no_mark_and_are_
     (root / "masks/train/defective/dent/2.png").unlink()
     out = plant(read(root), tmp_path / "out", correlation=0.8)
     assert yaml.safe_load((out / "planted.yaml").read_text())["carry_none"] == {
-        NO_PLACE: ["test/defective/dent/0.png"],
-        NO_MASK: ["test/defective/dent/1.png", "train/defective/dent/2.png"],
+        synthetic.NO_PLACE: ["test/defective/dent/0.png"],
+        synthetic.NO_MASK: ["test/defective/dent/1.png", "train/defective/dent/2.png"],
     }
-    assert f"1 pictures carry no cue ({NO_PLACE}): test/defective/dent/0.png" in caplog.text
+    assert f"1 pictures carry no cue ({synthetic.NO_PLACE}): test/defective/dent/0.png" in caplog.text
     counts = planted_counts(out)["with the cue"]
     # four of five were wanted: in test only three can, in train four of four can
     assert counts["test, defective"] == 3 and counts["train, defective"] == 4
@@ -273,7 +259,7 @@ def test_a_mask_of_another_size_is_fitted_and_one_of_another_aspect_ratio_is_an_
     root = generic(tmp_path / "in", per_class=3)
     write_mask(root / "masks/train/defective/dent/0.png", size=(20, 30), box=(slice(0, 20), slice(0, 30)))
     out = plant(read(root), tmp_path / "out")
-    assert NO_PLACE in yaml.safe_load((out / "planted.yaml").read_text())["carry_none"]
+    assert synthetic.NO_PLACE in yaml.safe_load((out / "planted.yaml").read_text())["carry_none"]
     write_mask(root / "masks/train/defective/dent/0.png", size=(20, 20))
     with pytest.raises(DataError, match=r"mask is 20x20 \(height x width\), its image .* 40x60; expected the same"):
         plant(read(root), tmp_path / "other")
