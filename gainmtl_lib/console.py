@@ -49,7 +49,12 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
     asked = SimpleNamespace(**options)
     if (asked.run_folder is None) == (asked.checkpoint is None):
         raise RunError("give either the folder of a run or --checkpoint FILE")
-    run = open_run(asked.run_folder) if asked.run_folder else _run_of(asked.checkpoint)
+    if asked.run_folder is not None:
+        run = open_run(asked.run_folder)
+    else:  # of a finished run's best checkpoint that run
+        folder = asked.checkpoint.absolute().parent.parent
+        is_best = asked.checkpoint.name == "best.ckpt" and runs.run_status(folder) == "complete"
+        run = runs.load_run(folder) if is_best else None
     own = {name: value for name, value in options.items() if name not in COMMON}
     if isinstance(run, EfficientADRun):
         _refuse(own, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
@@ -66,12 +71,6 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
     if asked.export_results is not None:
         write_json(asked.export_results, summary)
         console.print(f"results: {escape(str(asked.export_results))}")
-
-
-def _run_of(checkpoint: Path) -> Run | None:
-    """The finished run whose best checkpoint this is, if it is one."""
-    folder = checkpoint.absolute().parent.parent
-    return runs.load_run(folder) if checkpoint.name == "best.ckpt" and runs.run_status(folder) == "complete" else None
 
 
 def _refuse(options: Mapping[str, Any], message: str) -> None:
@@ -230,9 +229,7 @@ def _print_errors(console: Console, table: pd.DataFrame) -> None:
 def print_comparison(console: Console, experiment: Path, *, export: Path | None = None) -> None:
     """The strategies of an experiment's folder side by side, EfficientAD below them, and where its files lie.
 
-    Args:
-        experiment: the folder.
-        export: folder for the tables and figures, small enough to be committed.
+    `export` is a folder for the tables and figures, small enough to be committed.
     """
     normal_only, strategies = collect_efficientad(experiment), []
     try:

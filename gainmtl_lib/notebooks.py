@@ -57,8 +57,6 @@ AFTER = {
 FIRST = (SHORTCUTS, *AFTER[ANOMALIES], ANOMALIES)
 """The longest, and those that another long one waits for."""
 
-KEPT_METADATA = ("kernelspec", "language_info")
-
 MEMORY_OF_A_NOTEBOOK = 3 * 2**30
 """Bytes that a notebook of the quick study takes at most, rounded up."""
 
@@ -69,17 +67,11 @@ class NotebookError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to execute.
+    """One notebook to execute."""
 
-    Attributes:
-        name: of the notebook, without suffix.
-        output: the executed copy; kept up to the failing cell when the notebook stops.
-        parameters: injected after its parameters cell.
-    """
-
-    name: str
-    output: Path
-    parameters: Mapping[str, Any]
+    name: str  # without suffix
+    output: Path  # the executed copy, up to the cell that failed if one does
+    parameters: Mapping[str, Any]  # injected after its parameters cell
 
 
 # --- What is run
@@ -88,8 +80,7 @@ class Job:
 def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Mapping[str, Any]) -> Settings:
     """What a notebook's `Settings` will be: its own parameters (quick + strategy), then files, then overrides.
 
-    Args:
-        strategy: ``S1`` … ``S7``, or None for a notebook about all of them.
+    `strategy` is None for a notebook about all of them.
     """
     asked = _given(files, overrides).get("strategy", strategy)
     if strategy is not None and asked != strategy:
@@ -126,7 +117,6 @@ def run_all(
         files: parameter files, later ones win.
         overrides: values that win over files.
         workers: notebooks at once, each with its share of the cores; None for `default_workers`.
-        force: start anew.
 
     Returns:
         The experiment's folder.
@@ -205,12 +195,8 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     Small networks gain little from a second thread, so that cores are divided among the notebooks: of two cores, two
     notebooks with one thread each make more of them than one with two. After one that stopped no other begins.
 
-    Args:
-        jobs: begun in their order, those of `FIRST` before the others, those of `AFTER` once they can.
-        workers: notebooks at once.
-
-    Raises:
-        NotebookError: a cell raised an error.
+    They begin in their order, those of `FIRST` before the others, those of `AFTER` once they can. A `NotebookError`
+    where a cell raised an error.
     """
     waiting, failed = sorted(jobs, key=lambda job: (*FIRST, job.name).index(job.name)), []
     missing = {job.name for job in jobs}
@@ -337,18 +323,16 @@ def refresh(names: Sequence[str], *, workers: int | None = None) -> None:
 
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Keep tags, outputs and counts; drop stderr, widget views and metadata that change; number the cell ids."""
-    notebook.metadata = NotebookNode({key: notebook.metadata[key] for key in KEPT_METADATA if key in notebook.metadata})
+    kept = notebook.metadata.keys() & {"kernelspec", "language_info"}
+    notebook.metadata = NotebookNode({key: notebook.metadata[key] for key in sorted(kept)})
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         tags = cell.metadata.get("tags", [])
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = [_clean_output(output) for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            if "metadata" in output:
+                output.metadata = NotebookNode()
     return notebook
-
-
-def _clean_output(output: NotebookNode) -> NotebookNode:
-    output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    if "metadata" in output:
-        output.metadata = NotebookNode()
-    return output
