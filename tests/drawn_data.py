@@ -1,7 +1,5 @@
 """Small datasets drawn on the spot; no test needs data from elsewhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -281,12 +281,8 @@ def test_training_masks_are_fewer_or_coarser_and_others_stay(marked, cache):
     def data(**options):
         return module(marked, image_size=(40, 40), cache_images=cache, batch_size=16, **options)
 
-    full, few, coarse, shifted = (
-        data(),
-        data(mask_share=0.25),
-        data(mask_quality="dilated"),
-        data(mask_quality="shifted"),
-    )
+    full, few = data(), data(mask_share=0.25)
+    coarse, shifted = data(mask_quality="dilated"), data(mask_quality="shifted")
     assert [len(list(each.training_masks())) for each in (full, few, data(mask_share=0.0))] == [8, 2, 0]
     (train,), (test,) = few.loader("train"), few.loader("test")
     assert few.samples["mask"].notna().sum() == 18 and train.has_mask.sum() == 2

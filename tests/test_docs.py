@@ -193,31 +193,25 @@ def figures(cells: list[str]) -> list[float]:
     return [float((re.findall(r"\d+\.\d+", cell) or ["nan"])[0]) for cell in cells]
 
 
-def test_figures_of_the_quick_study_are_those_of_its_table():
+def test_stated_figures_are_those_of_the_studies_tables():
     table = pd.read_csv(REFERENCE / "quick" / "comparison.csv", index_col=["strategy", "split"])
     for name, *cells in rows(between("docs/results.md", "result:quick")):
         accuracy, *others = table.loc[(name, "test"), "accuracy":]
         expected = [accuracy, table.loc[(name, "test_shift"), "accuracy"], *others]
         assert figures(cells) == pytest.approx(expected, abs=6e-4, nan_ok=True), name
-
-
-@pytest.mark.parametrize("study", ["ablation", "edited_share"])
-def test_figures_of_the_plans_are_those_of_their_tables(study):
-    means = pd.read_csv(REFERENCE / study / "rows.csv", index_col=["split", "metric", "row"])["mean"]
     wanted = [("test", "accuracy"), ("test_shift", "accuracy"), ("test_shift", "auroc"), ("test", "cam_iou")]
     shares = {"none (S5)": "S5", "25 %": "S7, 25 % edited", "50 % (the default)": "S7"}
     shares |= {"75 %": "S7, 75 % edited", "all": "S7, all edited"}
-    for name, *cells in rows(between("docs/results.md", f"result:{study}")):
-        expected = [means[(*key, shares.get(name, name))] for key in wanted]
-        assert figures(cells[-4:]) == pytest.approx(expected, abs=6e-4), name
-
-
-@pytest.mark.parametrize("page", ["README.md", "README.ko.md", "docs/results.md"])
-def test_figures_of_the_opening_table_are_those_of_the_study(page):
+    for study in ("ablation", "edited_share"):
+        means = pd.read_csv(REFERENCE / study / "rows.csv", index_col=["split", "metric", "row"])["mean"]
+        for name, *cells in rows(between("docs/results.md", f"result:{study}")):
+            expected = [means[(*key, shares.get(name, name))] for key in wanted]
+            assert figures(cells[-4:]) == pytest.approx(expected, abs=6e-4), name
     files = [REFERENCE / study / "table.md" for study in ("shortcut", "shortcut_all_edited")]
     of_study = [row for file in files for row in rows(file.read_text(encoding="utf-8")) if row[1] == "8"]
-    stated = [figures(row[1:3] + row[-1:]) for row in rows(between(page, "result:shortcut"))]
-    assert stated == [figures([row[2], row[3], row[7]]) for row in of_study]
+    for page in (*READMES, "docs/results.md"):
+        stated = [figures(row[1:3] + row[-1:]) for row in rows(between(page, "result:shortcut"))]
+        assert stated == [figures([row[2], row[3], row[7]]) for row in of_study], page
 
 
 def anchors(text: str) -> set[str]:

@@ -37,29 +37,15 @@ def parameters(name):
     return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in statements}
 
 
-def test_the_collection_is_complete_and_nothing_else_is_there():
-    assert sorted(path.stem for path in notebook_path("x").parent.glob("*.ipynb")) == NAMES
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_executed_top_to_bottom_without_errors_or_stderr_and_clean(name):
+    assert sorted(path.stem for path in notebook_path("x").parent.glob("*.ipynb")) == NAMES
     cells, notebook = code_cells(name), read(name)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert clean(read(name)) == notebook and notebook_path(name).stat().st_size < 400_000
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_are_those_of_the_files(name):
-    """Of the notebook's own file, or quick.yaml and the strategy's."""
-    file, record = OWN_PARAMETERS.get(name, ("quick.yaml", Settings))
-    wanted = read_parameters(PARAMS / file)
-    for strategy, notebook in STRATEGY_NOTEBOOKS.items():
-        wanted |= read_parameters(PARAMS / f"{strategy.lower()}.yaml") if notebook == name else {}
-    assert parameters(name) == wanted
-    record(**parameters(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,8 +56,12 @@ def test_question_then_parameters_then_settings_then_short_cells_of_which_compar
         assert heading in cells[0].source
     assert "they are no results" in cells[0].source or "Nothing is trained here" in cells[0].source
     assert cells[1].metadata.tags == ["parameters"]
-    record = OWN_PARAMETERS[name][1] if name in OWN_PARAMETERS else Settings
+    file, record = OWN_PARAMETERS.get(name, ("quick.yaml", Settings))
     assert cells[2].source.splitlines()[-1] == f"settings = {record.__name__}.from_namespace(globals())"
+    wanted = read_parameters(PARAMS / file)  # of the notebook's own file, or quick.yaml and the strategy's
+    for strategy, notebook in STRATEGY_NOTEBOOKS.items():
+        wanted |= read_parameters(PARAMS / f"{strategy.lower()}.yaml") if notebook == name else {}
+    assert parameters(name) == wanted
 
     for cell in code_cells(name)[1:]:
         assert len(cell.source.splitlines()) <= 25
@@ -148,29 +138,22 @@ def test_after_one_that_stopped_no_other_begins_and_each_is_named(begun):
     assert begun.order == [s1, s2]
 
 
-def earlier_files(outputs):
-    """One in every run's folder that `run_all` would make."""
-    given = {"outputs_dir": outputs}
+@pytest.mark.parametrize("force", [False, True])
+def test_all_keeps_earlier_runs_unless_forced_and_leaves_the_shortcut_study_to_synthetic_data(
+    tmp_path, begun, monkeypatch, force
+):
+    monkeypatch.setattr("gainmtl_lib.dataset.make_data", lambda settings: None)
+    given = {"outputs_dir": tmp_path}
     runs = [notebooks.notebook_settings(strategy, [], given).run_dir for strategy in STRATEGY_NOTEBOOKS]
     runs += [notebooks.anomaly_settings(given).run_dir]
-    runs += [cell.settings.run_dir for cell in ShortcutStudySettings(outputs_dir=outputs).cells()]
+    runs += [cell.settings.run_dir for cell in ShortcutStudySettings(outputs_dir=tmp_path).cells()]
     for folder in runs:
         folder.mkdir(parents=True)
         (folder / "predictions.csv").touch()
-    return [folder / "predictions.csv" for folder in runs]
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_all_keeps_earlier_runs_unless_forced(tmp_path, begun, monkeypatch, force):
-    monkeypatch.setattr("gainmtl_lib.dataset.make_data", lambda settings: None)
-    files = earlier_files(tmp_path)
-    assert notebooks.run_all([], {"outputs_dir": tmp_path}, force=force) == tmp_path / "quick"
-    assert {file.exists() for file in files} == {not force}
-    assert sorted(begun.order) == NAMES and begun.at_once == 3
-
-
-def test_all_leaves_the_shortcut_study_to_synthetic_data(tmp_path, begun):
-    files = earlier_files(tmp_path)
-    notebooks.run_all([], {"outputs_dir": tmp_path, "dataset_type": "generic"}, force=True)
+    notebooks.run_all([], given | {"dataset_type": "generic"}, force=force)
     assert SHORTCUTS not in begun.order
-    assert [file.exists() for file in files] == [False] * 8 + [True] * 6
+    assert [(folder / "predictions.csv").exists() for folder in runs] == [not force] * 8 + [True] * 6
+    begun.order.clear()
+    assert notebooks.run_all([], given, force=force) == tmp_path / "quick"
+    assert {(folder / "predictions.csv").exists() for folder in runs} == {not force}
+    assert sorted(begun.order) == NAMES and begun.at_once == 3
