@@ -333,7 +333,7 @@ def split_samples(
     if not in_val and val_ratio == 0:
         advice = "set val_ratio to the share of the training images to validate on, usually 0.2"
         raise DataError(f"val_ratio is 0, but the data has no validation folder (images/val); {advice}")
-    if not in_val:
+    if not in_val and (split == "train").any():
         hold_out(np.flatnonzero(split == "train"), "val", val_ratio, 1)
     for name, (value, kind) in product(SPLITS[:3], enumerate((NORMAL, DEFECTIVE))) if both_classes else ():
         if value not in (labels := label[split == name]):

@@ -219,6 +219,8 @@ def test_splits_that_cannot_be():
     assert crossing == "a: group lies in 2 splits: /data/00000.png (train) and /data/00001.png (test)"
     rare = "split 'val' has no defective image among 16; expected both classes in each split"
     assert refused(split, singles(normal=100, crack=1)).startswith(rare)
+    only_tests = [("normal", "a", "test"), ("crack", "b", "test")]
+    assert refused(split, only_tests).startswith("split 'train' has no normal image among 0")
 
 
 def test_images_of_other_kinds_become_8_bit_rgb_masks_are_cut_at_half_and_broken_files_named(tmp_path):
