@@ -23,7 +23,7 @@ from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.labels import check_aspect, resize_mask, with_boxes
 from gainmtl_lib.metrics import grid_iou
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, DataError, Finding
+from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, Finding, reported
 from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -71,10 +71,8 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         if val_ratio is None:
             val_ratio = 0.0 if "val" in set(samples["split"]) else 0.2
         test_ratio, seed = settings.test_ratio, settings.seed_of_split
-        try:
+        with reported(found, str(settings.data_root)):
             samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
-        except DataError as error:
-            found.append(Finding("error", str(settings.data_root), str(error)))
     with ThreadPoolExecutor() as pool:
         results = pool.map(partial(_inspect, settings), samples["image"], samples["label"], samples["mask"])
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
@@ -96,7 +94,6 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
     ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
     height, width = settings.image_size
-    grids = [f"{height // stride}x{width // stride}" for stride in STRIDES]
     return DataReport(
         samples=samples,
         counts=counts.loc[order, kinds],
@@ -104,13 +101,10 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
         size_auroc=auroc,
-        grid_iou=ious.agg(["mean", "median"]).T.assign(grid=grids),
+        grid_iou=ious.agg(["mean", "median"]).T.assign(grid=[f"{height // one}x{width // one}" for one in STRIDES]),
         findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
         usable=not any(finding.level == "error" for finding in found),
     )
-
-
-# --- One sample
 
 
 @dataclass
@@ -131,7 +125,7 @@ class Inspected:
 
 def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
-    try:
+    with reported(one.findings):
         pixels = readers.read_image(image)
         one.height, one.width = map(float, pixels.shape[:2])
         one.digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
@@ -140,36 +134,28 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
         detail = small - cv2.GaussianBlur(small, (0, 0), 2)
         norm = float(np.linalg.norm(detail))
         one.thumbnail = (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
-    except DataError as error:
-        one.findings.append(Finding("error", "", str(error)))
     if mask is None:
         return one
-    try:
+    with reported(one.findings):
         one.mask_state = "unreadable"
         values = readers.read_mask_values(mask)
         one.mask_state, one.mask_grey = "misfit", not np.isin(values, (0, values.max())).all()
-        size = values.shape if pixels is None else check_aspect(mask, values, image, pixels)
-    except DataError as error:
-        one.findings.append(Finding("error", "", str(error)))
-        return one
-    one.mask_state, one.mask_resized, defect = "ok", values.shape != size, values > MASK_THRESHOLD
-    if one.mask_resized:
-        sizes = f"mask is {values.shape[0]}x{values.shape[1]} (height x width), its image {size[0]}x{size[1]}"
-        one.findings.append(Finding("info", mask, f"{sizes}; it is fitted"))
-    if not defect.any():
-        one.mask_state = "empty"
-        message = f"mask holds no defect pixel (largest value {values.max()}, above {MASK_THRESHOLD} counts)"
-        one.findings.append(Finding("warning", mask, f"{message}; treated as missing"))
-        return one
-    height, width = settings.image_size
-    fitted = resize_mask(defect, (height, width), settings.resize, image_size=(size[0], size[1]))
-    plane = torch.from_numpy(fitted).float()[None, None]
-    one.defect_area = float(defect.mean())
-    one.grid_ious = tuple(float(grid_iou(plane, grid=(height // stride, width // stride))) for stride in STRIDES)
+        size = (values.shape[0], values.shape[1]) if pixels is None else check_aspect(mask, values, image, pixels)
+        one.mask_state, one.mask_resized, defect = "ok", values.shape != size, values > MASK_THRESHOLD
+        if one.mask_resized:
+            sizes = f"mask is {values.shape[0]}x{values.shape[1]} (height x width), its image {size[0]}x{size[1]}"
+            one.findings.append(Finding("info", mask, f"{sizes}; it is fitted"))
+        if not defect.any():
+            one.mask_state = "empty"
+            message = f"mask holds no defect pixel (largest value {values.max()}, above {MASK_THRESHOLD} counts)"
+            one.findings.append(Finding("warning", mask, f"{message}; treated as missing"))
+            return one
+        height, width = settings.image_size
+        fitted = torch.from_numpy(resize_mask(defect, (height, width), settings.resize, image_size=size)).float()
+        one.defect_area = float(defect.mean())
+        grids = [(height // stride, width // stride) for stride in STRIDES]
+        one.grid_ious = tuple(float(grid_iou(fitted[None, None], grid=grid)) for grid in grids)
     return one
-
-
-# --- All of them together
 
 
 def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
@@ -238,9 +224,6 @@ def _findings_of_all(
     if auroc > 0.6:
         predicts = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
         yield Finding("warning", "", f"{predicts}; resize: squash hides it best")
-
-
-# --- What it looks like
 
 
 def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 
 from gainmtl_lib import labels, readers
-from gainmtl_lib.labels import Mask, Resize
+from gainmtl_lib.labels import Mask, Place, Resize
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError, Finding, UnreadableError, data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Place = tuple[slice, slice]
-
 
 class Batch(NamedTuple):
     """What the data loaders yield."""
@@ -43,8 +41,7 @@ class Batch(NamedTuple):
     images: Tensor  # float32 (B, 3, H, W) in [0, 1]; the model normalises
     labels: Tensor  # int64 (B,), 0 normal, 1 defective
     masks: Tensor  # float32 (B, 1, H, W) in {0, 1}; all zero where there is none
-    # bool (B,), which images carry a defect annotation. Not "mask is empty": a normal image needs none.
-    has_mask: Tensor
+    has_mask: Tensor  # bool (B,), which images carry a defect annotation; a normal image needs none
     index: Tensor  # int64 (B,), row of the image in the table of samples
 
 
@@ -156,9 +153,8 @@ class GainDataModule(L.LightningDataModule):
                 advice = f"put their masks in subfolders, as {below}.png"
                 raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
             values = readers.read_mask_values(files[key])
-            on_disk = labels.check_aspect(files[key], values, image, readers.read_image(image))
-            fitted = labels.resize_values(values / 255, size, self.settings.resize, image_size=on_disk)
-            mask[0] = torch.from_numpy(fitted)
+            shape = labels.check_aspect(files[key], values, image, readers.read_image(image))
+            mask[0] = torch.from_numpy(labels.resize_values(values / 255, size, self.settings.resize, image_size=shape))
         return masks
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -255,8 +251,7 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
         labels.check_aspect(mask, defect, image, pixels)
         if defect.any():
             plane = labels.resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8)
-    place = labels.inside(size, image_size, resize)
-    return Picture(labels.resize_image(pixels, image_size, resize), plane, place)
+    return Picture(labels.resize_image(pixels, image_size, resize), plane, labels.inside(size, image_size, resize))
 
 
 class SampleDataset(Dataset[Batch]):
@@ -269,6 +264,7 @@ class SampleDataset(Dataset[Batch]):
 
     def __init__(self, samples: pd.DataFrame, settings: RunSettings) -> None:
         self.settings = settings
+        self._load = partial(load_picture, image_size=settings.image_size, resize=settings.resize)
         training = settings if isinstance(settings, Settings) else None  # EfficientAD shows every picture as it is
         self.augmentation = Augmentation(training) if training else None
         self.mask_quality = training.mask_quality if training else "exact"
@@ -289,9 +285,6 @@ class SampleDataset(Dataset[Batch]):
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
-
-    def _load(self, image: str, mask: str | None) -> Picture:
-        return load_picture(image, mask, image_size=self.settings.image_size, resize=self.settings.resize)
 
     def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, Finding | None]:
         """Place of a sample, None where it is left out; the picture, where pixels are kept; what is wrong with it."""
@@ -343,9 +336,7 @@ class SampleDataset(Dataset[Batch]):
 
     def stored(self, row: int) -> Picture:
         """The picture of a row, neither edited nor augmented, with the mask that training uses, off the bars."""
-        picture = self.cached[row]
-        if picture is None:
-            picture = self._load(self.paths[row], self.samples["mask"].iloc[row])
+        picture = self.cached[row] or self._load(self.paths[row], self.samples["mask"].iloc[row])
         if not self.has_mask[row]:
             picture = picture._replace(mask=None)
         if picture.mask is None or self.mask_quality == "exact" or not self.in_training[row]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gainmtl_lib import readers
-from gainmtl_lib.readers import DataError, Finding, UnreadableError, read_image
+from gainmtl_lib.readers import DataError, Finding, UnreadableError, read_image, reported
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import RunSettings
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Resize = Literal["squash", "letterbox"]
 Size = tuple[int, int]  # height and width
 Mask = NDArray[np.bool_]
+Place = tuple[slice, slice]  # rows and columns
 
 
 # --- To the network's input size
@@ -37,9 +38,8 @@ Mask = NDArray[np.bool_]
 def resize_image(image: NDArray[np.uint8], size: Size, resize: Resize) -> NDArray[np.uint8]:
     """Resize (h, w, 3) to (H, W, 3): by area where it shrinks, bilinearly where it grows.
 
-    `letterbox` keeps the aspect ratio, centred, and fills the rest with the image's own mean colour: a fixed grey
-    would make an edge that tells how bright the picture is, and mirrored or repeated borders would show defects that
-    the mask does not have. The bars still show the aspect ratio; `squash` hides it.
+    `letterbox` keeps the aspect ratio, centred, and fills the rest with the image's own mean colour: a fixed grey edge
+    would tell the brightness, mirrored borders would show defects without a mask. Only `squash` hides the aspect ratio.
     """
     place = inside((image.shape[0], image.shape[1]), size, resize)
     fitted = _fit(image, place)
@@ -57,8 +57,7 @@ def resize_mask(mask: Mask, size: Size, resize: Resize, *, image_size: Size | No
     than its image, which is `image_size` on disk, is fitted to it.
     """
     share = resize_values(mask, size, resize, image_size=image_size)
-    fitted = share >= 0.5
-    return fitted if fitted.any() else share > 0
+    return share >= 0.5 if share.max() >= 0.5 else share > 0
 
 
 def resize_values(values: NDArray, size: Size, resize: Resize, *, image_size: Size | None = None) -> NDArray:
@@ -84,7 +83,7 @@ def same_aspect(mask_size: Size, image_size: Size) -> bool:
     return abs(h * width / height - w) <= 1 or abs(w * height / width - h) <= 1
 
 
-def inside(picture: Size, size: Size, resize: Resize) -> tuple[slice, slice]:
+def inside(picture: Size, size: Size, resize: Resize) -> Place:
     """Rows and columns of the input that a picture fills: all, or the middle between the bars of a letterbox."""
     height, width = size
     if resize == "letterbox":
@@ -94,7 +93,7 @@ def inside(picture: Size, size: Size, resize: Resize) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
-def _fit(picture: NDArray, place: tuple[slice, slice]) -> NDArray:
+def _fit(picture: NDArray, place: Place) -> NDArray:
     """Area where a side shrinks, then bilinear where it grows; OpenCV's area mode does only both sides at once."""
     rows, columns = (side.stop - side.start for side in place)
     height, width = min(picture.shape[0], rows), min(picture.shape[1], columns)
@@ -136,7 +135,7 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | N
     drawn: dict[int, tuple[Label, Size, Pixels]] = {}
     for label, rows in _with_rows(labels, images, root, found):
         row, image = rows[0], images[rows[0]]
-        with _reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
+        with reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
             if len(rows) > 1:
                 several = f"can mean {len(rows)} pictures, such as {image} and {images[rows[1]]}"
                 raise DataError(f"{label.file}: '{label.picture}' {several}; name the picture's folders, too")
@@ -198,15 +197,6 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
     place = settings.box_labels and Path(os.path.abspath(settings.box_labels))
     own = Path(os.path.abspath(settings.data_root))
     return data_root / place.relative_to(own) if place and place.is_relative_to(own) else None
-
-
-@contextlib.contextmanager
-def _reported(found: Found) -> Iterator[None]:
-    """A `DataError` becomes a finding, so that an error in one file does not hide another."""
-    try:
-        yield
-    except DataError as error:
-        found.append(Finding("error", "", str(error)))
 
 
 def _warn(found: Found, kind: str, file: Path, message: str) -> None:
@@ -310,7 +300,7 @@ EXPECTED = "a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (
 
 def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
     labels: list[Label] = []
-    with _reported(found):
+    with reported(found):
         place = given or _usual_place(root)
         if not place.is_dir() and not (place.is_file() and place.suffix.lower() == ".json"):
             what = "is a file" if place.exists() else "does not exist"
@@ -324,7 +314,7 @@ def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
             there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
             raise DataError(f"{place}: holds no label files; expected {EXPECTED}, found {there}")
         for file in files:
-            with _reported(found):
+            with reported(found):
                 if (kind := file.suffix.lower()) == ".json":
                     labels += _read_coco(file, found)
                 else:
@@ -383,9 +373,8 @@ def _read_coco(file: Path, found: Found) -> list[Label]:
         raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
     for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id", "bbox")}.items():
         for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
-            if missing := [name for name in needed if not isinstance(one, dict) or name not in one]:
-                lacks = f"entry {number} of {what} has no {', '.join(missing)}"
-                raise DataError(f"{file}: not a COCO file of boxes: {lacks}")
+            if lacks := [name for name in needed if not isinstance(one, dict) or name not in one]:
+                raise DataError(f"{file}: not a COCO file of boxes: entry {number} of {what} has no {', '.join(lacks)}")
     labels: dict[str, Label] = {}
     for one in content["images"]:
         if repr(one["id"]) in labels:
@@ -409,22 +398,20 @@ def _read_yolo(file: Path, picture: str) -> Label:
     label = Label(file, picture, SHARES, [])
     lines = _parsed(file, "a text file", lambda content: content.decode("utf-8-sig")).splitlines()
     for number, columns in enumerate(map(str.split, lines), start=1):
-        where, count = f"{file}: line {number}", len(columns)
+        at, count = f"{file}: line {number}", len(columns)
         if not columns:
             continue
         if count != 5:
             polygon = f", as a polygon of {count // 2} points has" if count > 6 and count % 2 else ""
             has = f"{count} columns{', as predictions with a confidence have' if count == 6 else polygon}"
-            raise DataError(f"{where} has {has}; expected five: class, centre x, centre y, width, height")
+            raise DataError(f"{at} has {has}; expected five: class, centre x, centre y, width, height")
         try:
             _, x, y, width, height = int(columns[0]), *map(float, columns[1:])
         except ValueError:
-            line = f"{' '.join(columns)!r:.60}"
-            raise DataError(f"{where} reads {line}; expected a class number and four numbers") from None
+            raise DataError(f"{at} reads {' '.join(columns)!r:.60}; expected a class number and four numbers") from None
         largest = max(map(abs, (x, y, width, height)))
         if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
-            value = f"the value {largest:g}; expected shares of the picture from 0 to 1, not pixels"
-            raise DataError(f"{where} holds {value}")
+            raise DataError(f"{at} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels")
         label.boxes.append((f"line {number}", x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     return label
 

@@ -50,6 +50,15 @@ def raise_errors(findings: Iterable[Finding]) -> None:
         raise DataError("\n".join(errors[:20] + more))
 
 
+@contextlib.contextmanager
+def reported(found: list[Finding], file: str = "") -> Iterator[None]:
+    """A `DataError` becomes a finding, so that an error in one file does not hide another."""
+    try:
+        yield
+    except DataError as error:
+        found.append(Finding("error", file, str(error)))
+
+
 # --- The table of samples, the contract between the layouts and the rest
 
 SPLITS = ("train", "val", "test", "test_shift")
@@ -303,14 +312,13 @@ def split_samples(
 ) -> pd.DataFrame:
     """Fill the column `split` of a table of `read_samples` with train, val, test (and test_shift if it is there).
 
-    What the layout says stays. Rows it leaves open, or all training rows where nothing is said of a test set, give
-    `test_ratio` of themselves to test; then `val_ratio` of the training data, 0 where the layout has a validation
-    folder, goes to val. The same seed gives the same split. `DataError` for no validation data or
-    two sources of it, a group that would cross splits, or (`both_classes`) a split that lacks a class.
+    What the layout says stays, and holds for the whole group. Rows it leaves open, or all training rows where nothing
+    is said of a test set, give `test_ratio` of themselves to test; then `val_ratio` of the training data, 0 where the
+    layout has a validation folder, goes to val. The same seed gives the same split. `DataError` for no validation data
+    or two sources of it, a group that would cross splits, or (`both_classes`) a split that lacks a class.
     """
     raise_errors(_crossing_groups(samples))
     groups, label = samples["group"].to_numpy(dtype=object), samples["label"].to_numpy(dtype=np.int64)
-    # Open rows follow their group.
     placed = samples["group"].map(samples.dropna(subset=["split"]).set_index("group")["split"].to_dict())
     split = samples["split"].fillna(placed).fillna("open").to_numpy(dtype=object, copy=True)
     strata = np.array([f"{row['label']} {row['defect_type']}" for row in samples.to_dict("records")])
@@ -425,11 +433,10 @@ def mask_to_8_bit(mask: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]
 
 def _decode(path: str | Path, flags: int, what: str) -> NDArray:
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
     with contextlib.suppress(cv2.error):  # of an empty file, too
-        if (image := cv2.imdecode(data, flags)) is not None:
+        if (image := cv2.imdecode(raw, flags)) is not None:
             return image
-    state = "is truncated or not an image" if data.size else "is empty"
-    raise UnreadableError(f"{path}: {what} {state}; replace the file")
+    raise UnreadableError(f"{path}: {what} is {'truncated or not an image' if raw.size else 'empty'}; replace the file")
