@@ -1,6 +1,5 @@
 """From the table to batches: what a batch holds, what an epoch depends on, edits, augmentation, fewer and coarser masks."""
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,11 +75,8 @@ def test_training_rows_are_shuffled_and_augmented_and_other_splits_come_in_order
     rows = torch.cat([batch.index for batch in epoch_of(data, 0)]).tolist()
     assert sorted(rows) == data.rows("train") != rows
     assert len({data.dataset[key].images.numpy().tobytes() for key in (rows[0], *((k, rows[0]) for k in range(8)))}) > 2
-    still = module(generic, **STILL).dataset
-    assert torch.equal(still[(0, rows[0])].images, still[rows[0]].images)
     for split, loader in (("val", data.val_dataloader()), ("test", data.loader("test"))):
         assert torch.cat([batch.index for batch in loader]).tolist() == data.rows(split) == sorted(data.rows(split))
-    assert equal(list(data.loader("val")), list(module(generic, batch_size=2, cache_images=False).loader("val")))
     with pytest.raises(DataError, match="no image is in split 'test_shift'; the data has test, train, val"):
         data.loader("test_shift")
     for batch_size, sizes in ((5, [5]), (4, [4, 2]), (1, [1] * 6)):  # a last batch of one is dropped in training
@@ -105,11 +101,10 @@ def test_masks_of_the_training_are_those_that_show_a_defect(generic, cache, capl
     assert batch.masks[:3].sum(dim=(1, 2, 3)).tolist() == [0, 0, 192]
     assert data.digest == digest and data.class_counts == (3, 3)
     write_mask(generic / "masks/train/defective/train_d2.png", size=(12, 12))
-    message = r"train_d2.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(
+        DataError, match=r"train_d2.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
+    ):
         module(generic, skip_unreadable=True, cache_images=cache).setup("fit")
-    shutil.rmtree(generic / "masks")
-    assert list(module(generic).training_masks()) == []
 
 
 @pytest.mark.parametrize("cache", [True, False])

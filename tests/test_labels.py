@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from anomaly_runs import tiny_anomaly_settings
@@ -19,6 +18,7 @@ from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.efficientad.data import samples_in_use
 from gainmtl_lib.labels import Label, picture_size, resize_image, resize_mask, with_boxes
 from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_samples
+from gainmtl_lib.readers import read_mask_values as stored
 from gainmtl_lib.settings import Settings
 
 
@@ -139,10 +139,6 @@ def masks(samples) -> dict[str, str]:
     return {Path(row.image).stem: row.mask for row in samples.itertuples() if row.mask is not None}
 
 
-def stored(mask: str) -> np.ndarray:
-    return cv2.imread(mask, cv2.IMREAD_UNCHANGED)
-
-
 @pytest.mark.parametrize("write", [write_coco, write_yolo, write_voc])
 def test_each_format_gives_the_same_masks(root, tmp_path, write):
     write(root)
@@ -154,9 +150,7 @@ def test_each_format_gives_the_same_masks(root, tmp_path, write):
         assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
 
 
-def test_stored_masks_are_used_again_completed_and_told_apart_by_the_digest_and_mask_files_are_ignored(
-    root, tmp_path, caplog
-):
+def test_stored_masks_are_used_again_completed_and_told_apart_and_mask_files_are_ignored(root, tmp_path, caplog):
     caplog.set_level("INFO")
     write_mask(root / "masks/train/defective/train_d2.png")
     write_coco(root)
@@ -331,10 +325,8 @@ def errors(root: Path, file: Path | None = None) -> str:
 def test_labels_without_a_picture_without_a_box_that_can_be_drawn_or_of_a_normal_picture(root):
     file = write_coco(root, coco(images=[{"id": number, "file_name": f"{number}.png"} for number in range(3)]))
     assert errors(root) == f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
-    none, advice = (
-        "hold no box that can be drawn",
-        "expected boxes for some defective pictures; without any, set label_kind: mask",
-    )
+    none = "hold no box that can be drawn"
+    advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
     write_coco(root, {"images": [], "annotations": [], "categories": []})
     assert errors(root, file) == f"{file}: the labels of 0 pictures {none}; {advice}"
     write_coco(root, coco([box(1, 1, 2, 2, image_id="0"), box(2, 1, 0, 3)]))
