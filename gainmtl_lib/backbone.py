@@ -29,9 +29,8 @@ StateDict = dict[str, Tensor]
 LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 
 # The weights behind the accuracies that EfficientNetV2's authors report per size; xl exists with ImageNet-21k only.
-EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1", "b2", "b3", "s", "m", "l")} | {
-    "xl": "tf_efficientnetv2_xl.in21k_ft_in1k"
-}
+EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1", "b2", "b3", "s", "m", "l")}
+EFFICIENTNET_V2["xl"] = "tf_efficientnetv2_xl.in21k_ft_in1k"
 
 
 class ModelError(UserError, ValueError):
@@ -94,18 +93,17 @@ class Backbone(nn.Module):
         if frozen_stages == -1:
             return
         if frozen_stages not in (0, *LEVEL_STRIDES):
-            raise ModelError(
-                f"freeze_backbone_stages must be -1 (none), 0 (stem) or a level 1 to 4, got {frozen_stages}"
-            )
+            known = "-1 (none), 0 (stem) or a level 1 to 4"
+            raise ModelError(f"freeze_backbone_stages must be {known}, got {frozen_stages}")
         modules = list(self.net.named_modules())  # in order of registration; the stem is what precedes the first stage
         within = [stage["module"] for stage in self.stages if stage["reduction"] <= LEVEL_STRIDES.get(frozen_stages, 0)]
         edge = within[-1] if within else self.stages[0]["module"]
         found = [index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(f"{edge}.")]
-        frozen = [module for _, module in modules[: found[-1] + 1 if within else found[0]]]
-        for module in frozen:
+        for _, module in modules[: found[-1] + 1 if within else found[0]]:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        self._frozen_norms = [module for module in frozen if isinstance(module, _BatchNorm)]
+            if isinstance(module, _BatchNorm):
+                self._frozen_norms.append(module)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -168,10 +166,8 @@ def _give_weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, 
             state = fetch_weights(arch, name, backbone.provider)
         except ModelError as error:
             if pretrained is True:
-                raise ModelError(
-                    f"{error}. Set pretrained: auto to go on with random weights then, pretrained: false for random "
-                    "weights, or give the path of a weights file"
-                ) from None
+                other = "Set pretrained: auto to go on with random weights then, pretrained: false for random weights"
+                raise ModelError(f"{error}. {other}, or give the path of a weights file") from None
             backbone.weights = f"random (pretrained: auto, but {error})"
             logger.warning("backbone weights are %s", backbone.weights)
             return
@@ -228,10 +224,8 @@ def read_checkpoint(path: str | Path) -> StateDict:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes the readers raise
-        raise ModelError(
-            f"{path}: not a checkpoint of tensors ({_first_line(error)}); nothing in it was run. "
-            "Give a .safetensors file or a state dict saved by torch.save"
-        ) from None
+        told = f"not a checkpoint of tensors ({_first_line(error)}); nothing in it was run"
+        raise ModelError(f"{path}: {told}. Give a .safetensors file or a state dict saved by torch.save") from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -279,20 +273,16 @@ def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
     state = renamed(state, expected)
     # Files from before torch 0.4.1 lack this counter, which nothing here reads.
     state = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | state
+    shapes = {name: (tuple(state[name].shape), tuple(own.shape)) for name, own in expected.items() if name in state}
     faults = {
         "missing": [name for name in expected if name not in state],
         "unknown": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name}: {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
+        "of another shape": [f"{name}: {given}, not {own}" for name, (given, own) in shapes.items() if given != own],
     }
     problems = [f"{len(names)} {fault} (first {names[0]})" for fault, names in faults.items() if names]
     if problems:
-        raise ModelError(
-            f"{source}: weights of another backbone, {', '.join(problems)}; set backbone_arch to that of the weights"
-        )
+        told = f"weights of another backbone, {', '.join(problems)}"
+        raise ModelError(f"{source}: {told}; set backbone_arch to that of the weights")
     network.load_state_dict(state)
 
 

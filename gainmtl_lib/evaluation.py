@@ -68,9 +68,8 @@ def evaluate(
             run that learnt from the test pictures, or another process that writes to the run.
     """
     run = run_or_model if isinstance(run_or_model, Run) else None
-    source = MaskSource.of(
-        run_or_model, mask_source, external_mask_dir=external_mask_dir, efficientad_run=efficientad_run
-    )
+    places = {"external_mask_dir": external_mask_dir, "efficientad_run": efficientad_run}
+    source = MaskSource.of(run_or_model, mask_source, **places)
     kept = run if run is not None and threshold is None and _as_trained(run, source, data) else None
     if kept is not None and reuse and kept.is_evaluated:
         logger.info("reusing the evaluation in %s", kept.folder)
@@ -196,11 +195,10 @@ class MaskSource:
 
 
 def _as_trained(run: Run, source: MaskSource, data: GainDataModule | None) -> bool:
-    own = MaskSource.of(run)
-    if (source.name, source.place) != (own.name, own.place):
-        return False
-    own_digest = data is None or data.digest == run.manifest["data_digest"]
-    return own_digest and (data is None or not data_differences(data, run.settings, EVALUATED))
+    asked, own = ((each.name, each.place) for each in (source, MaskSource.of(run)))
+    if asked != own or data is None:
+        return asked == own
+    return data.digest == run.manifest["data_digest"] and not data_differences(data, run.settings, EVALUATED)
 
 
 def other_masks(data: GainDataModule, batch: Batch) -> Tensor:

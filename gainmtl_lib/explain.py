@@ -50,10 +50,8 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
         return readers.read_image(Path(picture))
     pixels = _pixels(picture, name)
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
-        raise DataError(
-            f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected 1, 3 or 4 channels, first in "
-            "a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
-        )
+        kinds = "1, 3 or 4 channels, first in a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
+        raise DataError(f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected {kinds}")
     values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, readers.to_8_bit).reshape(*pixels.shape[:2], -1)
     return np.repeat(values, 3 // values.shape[2], axis=2)
 
@@ -160,8 +158,7 @@ def answer(
     called = before >= threshold
     flips = called and after < threshold
     control_flips = None if control is None else called and control < threshold
-    verdict = f"turns to {names[0]}" if flips else f"stays {names[1]}"
-    change = f"{verdict} ({before:.2f} → {after:.2f})"
+    change = f"{f'turns to {names[0]}' if flips else f'stays {names[1]}'} ({before:.2f} → {after:.2f})"
     elsewhere = "" if control is None else f"with an equal area suppressed elsewhere ({control:.2f})"
     ends = {
         (True, None): ", but the mask has no room to move off it: without a control the flip proves little.",
@@ -365,8 +362,7 @@ class DefectExplainer:
             output = self.model(images.repeat(2, 1, 1, 1), torch.cat([suppressed, moved]))
         after, control = defect_probability(output.cf_logits).tolist()
         numbers = told["probability"], after, control if placed[0] else None, self.threshold
-        source = "annotation" if "mask" in told else "localization"
-        told["counterfactual"] = answer(*numbers, source, self.class_names)
+        told["counterfactual"] = answer(*numbers, "annotation" if "mask" in told else "localization", self.class_names)
 
 
 # --- One explanation as a figure

@@ -166,8 +166,7 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def save_figure(figure: Figure, path: Path) -> Figure:
     """Write a figure, atomically; the suffix says the format. Returned, so that a notebook's last line shows it."""
-    png = path.suffix == ".png"
-    options: dict[str, Any] = {"metadata": {"Software": None}} if png else {"pil_kwargs": {"quality": 80}}
+    options: Any = {"metadata": {"Software": None}} if path.suffix == ".png" else {"pil_kwargs": {"quality": 80}}
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, **options)
     plt.close(figure)
@@ -349,8 +348,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
     figure = map_grid(batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy(), maps, titles, notes=notes)
-    characters = int(figure.get_figwidth() * 16)
-    figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), characters), fontsize=8)
+    figure.supxlabel(textwrap.fill(" ".join(filter(None, told.values())), int(figure.get_figwidth() * 16)), fontsize=8)
     return figure
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from gainmtl_lib.backbone import LEVEL_STRIDES, ModelError, checked_levels, get_backbone
 from gainmtl_lib.settings import Settings
@@ -48,17 +48,11 @@ class GainOutput:
 # --- Layers
 
 
-def _conv_bn_relu(channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
 def _convolutions(channels: int, hidden: int, out_channels: int, *, first: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        _conv_bn_relu(channels, hidden, first), _conv_bn_relu(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1)
+        Conv2dNormActivation(channels, hidden, first),
+        Conv2dNormActivation(hidden, hidden, 3),
+        nn.Conv2d(hidden, out_channels, 1),
     )
 
 
@@ -101,7 +95,7 @@ class MapProjection(nn.Module):
         super().__init__()
         self.head = nn.Conv2d(head_channels, channels, 1)
         self.level = nn.Conv2d(level_channels, channels, 1)
-        self.mix = _conv_bn_relu(channels, channels, 3)
+        self.mix = Conv2dNormActivation(channels, channels, 3)
 
     def forward(self, head: Tensor, level: Tensor) -> Tensor:
         """Shape: (B, _, h / k, w / k), (B, _, h, w) -> (B, channels, h, w)."""
@@ -262,25 +256,20 @@ def control_masks(masks: Tensor, *, margin: int | None = None, inside: Tensor | 
         forbidden = torch.maximum(forbidden, 1 - inside.to(forbidden))
     moved = torch.zeros_like(masks)
     for index in defects.flatten(1).any(dim=1).nonzero()[:, 0].tolist():
-        moved[index, 0] = _moved(defects[index, 0], forbidden[index, 0])
+        # (H, W) each; float32 sums of large masks are not exact
+        defect, taken = (part[index, 0].cpu().double() for part in (defects, forbidden))
+        height, width = defect.shape
+        rows, columns = defect.any(1).nonzero()[:, 0], defect.any(0).nonzero()[:, 0]
+        # overlap[dy, dx] = sum of taken * defect rolled by (dy, dx): a circular correlation.
+        spectrum = torch.fft.rfft2(taken) * torch.fft.rfft2(defect).conj()
+        overlap = torch.fft.irfft2(spectrum, s=(height, width)).round()
+        dy = torch.arange(-int(rows[0]), height - int(rows[-1]))
+        dx = torch.arange(-int(columns[0]), width - int(columns[-1]))
+        free = (overlap[dy % height][:, dx % width] == 0).nonzero()
+        if len(free):
+            drawn = (int(rows.sum()) * 7919 + int(columns.sum()) * 104729 + int(defect.sum())) % len(free)
+            moved[index, 0] = defects[index, 0].roll((int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])), (0, 1))
     return moved, moved.flatten(1).any(dim=1)
-
-
-def _moved(mask: Tensor, forbidden: Tensor) -> Tensor:
-    """The mask (H, W) shifted inside the image and off `forbidden` (H, W); zeros where there is no room."""
-    defect, forbidden = mask.cpu().double(), forbidden.cpu().double()  # float32 sums of large masks are not exact
-    height, width = defect.shape
-    rows, columns = defect.any(1).nonzero()[:, 0], defect.any(0).nonzero()[:, 0]
-    # overlap[dy, dx] = sum of forbidden * defect rolled by (dy, dx): a circular correlation.
-    spectrum = torch.fft.rfft2(forbidden) * torch.fft.rfft2(defect).conj()
-    overlap = torch.fft.irfft2(spectrum, s=(height, width)).round()
-    dy = torch.arange(-int(rows[0]), height - int(rows[-1]))
-    dx = torch.arange(-int(columns[0]), width - int(columns[-1]))
-    free = (overlap[dy % height][:, dx % width] == 0).nonzero()
-    if not len(free):
-        return torch.zeros_like(mask)
-    drawn = (int(rows.sum()) * 7919 + int(columns.sum()) * 104729 + int(defect.sum())) % len(free)
-    return mask.roll((int(dy[free[drawn, 0]]), int(dx[free[drawn, 1]])), (0, 1))
 
 
 # --- GAIN-MTL
@@ -298,7 +287,7 @@ class AttentionPath(nn.Module):
         self.attention_head = AttentionHead(channels, hidden=hidden)
         # "Attention mining": the same of the raw features, without a temperature.
         self.mining_head = nn.Sequential(OrderedDict(body=_convolutions(channels, hidden, 1)))
-        self.adapter = nn.Sequential(OrderedDict(body=_conv_bn_relu(channels, channels, 1)))
+        self.adapter = nn.Sequential(OrderedDict(body=Conv2dNormActivation(channels, channels, 1)))
         self.attended_cls_head = ClassificationHead(channels, hidden=head_channels, dropout=dropout)
 
     def forward(
@@ -446,9 +435,8 @@ class GAINMTLModel(nn.Module):
         """Path 3: the decision of path 2 on features without the defect, (B, 2)."""
         if masks is None or self.counterfactual is None or self.attention is None:
             return None
-        selected = (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]
         cf_logits = logits.detach().clone()
-        if not len(selected):
+        if not len(selected := (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]):
             return cf_logits
         suppressed = self.counterfactual(features[selected], masks[selected])
         gate = tuple(part if part is None else part[selected] for part in gate)
@@ -457,13 +445,13 @@ class GAINMTLModel(nn.Module):
         with as_at_inference(self.attention):
             _, _, seen = self.attention(suppressed, *gate, alpha=alpha)
             head = self.attention.attended_cls_head
-            detached = {name: parameter.detach() for name, parameter in head.named_parameters()}
-            decided = functional_call(head, detached, (seen,))
+            decided = functional_call(head, {name: p.detach() for name, p in head.named_parameters()}, (seen,))
         return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
 
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:
     """The model of a run's settings; `pretrained` in place of their own: False where weights are loaded afterwards."""
     given: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained}
-    names = inspect.signature(GAINMTLModel).parameters
-    return GAINMTLModel(**{name: getattr(settings, name) for name in names} | given)
+    return GAINMTLModel(
+        **{name: getattr(settings, name) for name in inspect.signature(GAINMTLModel).parameters} | given
+    )

@@ -241,18 +241,15 @@ def system_of(folder: Path) -> str:
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Keep others from writing to a run that is there; RunError where one does. What killed ones left half goes."""
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise RunError(f"{folder}: another process is writing to this run; wait or change 'experiment'") from None
-    try:
+    with held:
         for part in (folder, folder / "checkpoints", folder / "maps"):
             for left in part.glob(f".*-{'[0-9a-f]' * 8}.*"):
                 left.unlink()
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -292,15 +292,12 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, owner: str) -> list[pd.Da
     first, second = (table.sort_values("image", ignore_index=True) for table in (first, second))
     common = set(first["image"]) & set(second["image"])
     if len(common) < max(len(first), len(second)):
-        raise DataError(
-            f"{owner}: the two runs were evaluated on different pictures ({len(first)} and {len(second)}, "
-            f"{len(common)} of them in both); compare runs of the same data and split"
-        )
+        counts = f"{len(first)} and {len(second)}, {len(common)} of them in both"
+        told = f"the two runs were evaluated on different pictures ({counts})"
+        raise DataError(f"{owner}: {told}; compare runs of the same data and split")
     if differ := first["image"][first["label"] != second["label"]].tolist():
-        raise DataError(
-            f"{owner}: {len(differ)} pictures have another label in the second run, the first is {differ[0]}; compare "
-            "runs of the same data"
-        )
+        told = f"{len(differ)} pictures have another label in the second run, the first is {differ[0]}"
+        raise DataError(f"{owner}: {told}; compare runs of the same data")
     return [first, second]
 
 
@@ -314,7 +311,13 @@ def _over_seeds(tables: Mapping[int, Sequence[pd.DataFrame]], metric: str) -> di
     values, column = np.array(list(scores.values())), _COLUMNS.get(metric, metric.removesuffix("_rate"))
     line |= {"value": float(values.mean()), "pictures": min(int(tables[s][0][column].notna().sum()) for s in scores)}
     if len(values) == 1:
-        drawn = _over_groups(tables[next(iter(scores))], metric)
+        found = tables[next(iter(scores))]
+        parts = [{str(name): table[name].to_numpy() for name in table} for table in found]  # faster than frames
+
+        def statistic(chosen: NDArray) -> float:
+            return _last_less_first([{name: of[chosen] for name, of in part.items()} for part in parts], metric)
+
+        drawn = resamples(statistic, group_codes(found[0]), strata=found[0]["label"].to_numpy())
         low, high = _percentiles(drawn)
         p = nan if isnan(low) else min(1.0, 2 * float(min((drawn <= 0).mean(), (drawn >= 0).mean())))
         return line | {"low": low, "high": high, "p": p, "note": "one seed: judged over pictures"}
@@ -324,15 +327,6 @@ def _over_seeds(tables: Mapping[int, Sequence[pd.DataFrame]], metric: str) -> di
     # Of two seeds Student's interval is 25 standard errors wide and often reaches beyond what a score can be.
     low, high = test.confidence_interval(CONFIDENCE) if len(values) > 2 else (nan, nan)
     return line | {"low": float(low), "high": float(high), "p": float(test.pvalue)}
-
-
-def _over_groups(tables: Sequence[pd.DataFrame], metric: str) -> NDArray[np.float64]:
-    columns = [{str(name): table[name].to_numpy() for name in table} for table in tables]  # faster than frames
-
-    def statistic(chosen: NDArray) -> float:
-        return _last_less_first([{name: of[chosen] for name, of in one.items()} for one in columns], metric)
-
-    return resamples(statistic, group_codes(tables[0]), strata=tables[0]["label"].to_numpy())
 
 
 def _last_less_first(tables: Sequence[Mapping[str, Any] | pd.DataFrame], metric: str) -> float:

@@ -104,7 +104,14 @@ class MaskMixer:
         place = torch.tensor([self.place.get(index, self.size) for index in batch.index.tolist()])
         others = self.size - (place < self.size).long()  # how many masks are not the image's own, (B,)
         row = (pick * others).long().minimum(others - 1)  # -1, which is none, where there is no other
-        turned = self._augmented(self.bank[row + (row >= place)], generator)  # steps over the own one
+        turned = self.bank[row + (row >= place)]  # steps over the own one
+        # As by albumentations: RandomRotate90 makes 0 to 3 quarter turns; an oblong grid is turned by 180° only.
+        hflip, vflip, rotate = torch.rand(3, len(turned), generator=generator) < self.turn_probs
+        square = self.grid[0] == self.grid[1]
+        turns = rotate * (torch.randint(4, (len(turned),), generator=generator) if square else 2)
+        for flip, axis in ((hflip, 3), (vflip, 2)):
+            turned = torch.where(flip[:, None, None, None], turned.flip(axis), turned)
+        turned = torch.stack([mask.rot90(int(k), dims=(1, 2)) for mask, k in zip(turned, turns, strict=True)])
 
         annotated = (batch.has_mask & (batch.labels == 1)).cpu()
         wanted = (chance < self.own_prob + self.other_prob) & (self.size > 0)
@@ -113,15 +120,6 @@ class MaskMixer:
         own, other, turned = (values.to(batch.masks.device) for values in (own, other, turned))
         masks = F.adaptive_avg_pool2d(batch.masks.float(), self.grid) * own[:, None, None, None]
         return masks + turned * other[:, None, None, None], own | other
-
-    def _augmented(self, masks: Tensor, generator: torch.Generator | None) -> Tensor:
-        """As by albumentations: RandomRotate90 makes 0 to 3 quarter turns; an oblong grid is turned by 180° only."""
-        hflip, vflip, rotate = torch.rand(3, len(masks), generator=generator) < self.turn_probs
-        square = self.grid[0] == self.grid[1]
-        turns = rotate * (torch.randint(4, (len(masks),), generator=generator) if square else 2)
-        masks = torch.where(hflip[:, None, None, None], masks.flip(3), masks)
-        masks = torch.where(vflip[:, None, None, None], masks.flip(2), masks)
-        return torch.stack([mask.rot90(int(k), dims=(1, 2)) for mask, k in zip(masks, turns, strict=True)])
 
 
 # --- The training step as Lightning runs it

@@ -49,16 +49,11 @@ PICTURES = [
     (GREY, Image.fromarray((GREY / 255).astype(np.float32))),
     (GREY, torch.from_numpy(GREY).to(torch.bfloat16) / 255),
 ]
-MASKS = [
-    MASK,
-    MASK.astype(np.uint16) * 65535,
-    MASK[..., None] * 0.8,
-    Image.fromarray(MASK),
-    Image.fromarray(np.repeat(MASK.astype(np.uint8)[..., None] * 200, 3, axis=2)),
-]
+MASKS = [MASK, MASK.astype(np.uint16) * 65535, MASK[..., None] * 0.8]
+MASKS += [Image.fromarray(mask) for mask in (MASK, np.dstack([MASK] * 3).astype(np.uint8) * 200)]
 
 
-def test_every_kind_of_picture_and_mask_gives_the_same_pixels(caplog):
+def test_every_kind_of_picture_and_mask_and_their_files_give_the_same_pixels(caplog, tmp_path):
     for number, (wanted, given) in enumerate(PICTURES):
         pixels = read_picture(given)
         assert pixels.dtype == np.uint8 and np.array_equal(pixels, np.dstack([wanted] * 3)[..., :3]), number
@@ -67,9 +62,6 @@ def test_every_kind_of_picture_and_mask_gives_the_same_pixels(caplog):
     assert read_defect(np.zeros((12, 16)), (12, 16)) is None and not caplog.text
     assert read_defect(np.full((12, 16), 100, np.uint8), (12, 16), "mask[3]") is None
     assert "mask[3]: no mask value exceeds 127; treated as no mask" in caplog.text
-
-
-def test_files_give_the_same_pixels(tmp_path):
     picture = Image.fromarray(COLOR)
     picture.getexif()[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "turned.png", exif=picture.getexif())
@@ -218,14 +210,12 @@ def test_a_model_that_looks_at_one_corner():
 
 def test_a_decision_may_rest_on_the_defect_ignore_it_or_turn_at_anything():
     lower = (slice(32, 64), slice(0, 64))  # the moved mask, and only that, covers what this one looks at
-    only_elsewhere = Looks(lower, level=0.9), picture(*lower), block(slice(0, 24), slice(0, 64))
-    beside = block(slice(40, 60), slice(40, 60))  # where the model does not look
     for model, image, mask, expected in (
         (Looks(), picture(), block(), (True, False)),
-        (Looks(), picture(), beside, (False, False)),
+        (Looks(), picture(), block(slice(40, 60), slice(40, 60)), (False, False)),  # it does not look there
         (Looks(without="ignores"), picture(), block(), (False, False)),
         (Looks(without="fragile"), picture(), block(), (True, True)),
-        (*only_elsewhere, (False, True)),
+        (Looks(lower, level=0.9), picture(*lower), block(slice(0, 24), slice(0, 64)), (False, True)),
         (Looks(), picture(), np.ones((64, 64)), (True, None)),  # no room for a control
     ):
         asked = explainer_of(model).explain(image, mask)["counterfactual"]
@@ -310,8 +300,7 @@ def test_boxes_masks_and_controls_follow_a_letterboxed_picture():
     assert explanation["boxes"] == [(20, 10, 40, 20)] and explanation["area"] == 200 / 3200
     assert np.array_equal(explanation["mask"], block(slice(24, 32), slice(16, 32)))
     # A control lies in the picture, not in the bars beside it, and off the defect.
-    asked = [masks for masks in model.asked[: 2 * len(places)] if masks is not None]
-    defects, controls = torch.stack(asked).unbind(1)
+    defects, controls = torch.stack([given for given in model.asked[: 2 * len(places)] if given is not None]).unbind(1)
     assert len(controls) == len(places) and controls.flatten(1).any(1).all() and not (controls * defects).any()
     assert not controls[..., :16, :].any() and not controls[..., 48:, :].any()
 
@@ -366,8 +355,7 @@ def test_a_run_is_explained_as_it_was_evaluated_or_else_with_less(tmp_path, capl
 
 
 def words(model=None, value=255, mask=None, **options):
-    figure = explainer_of(model, **options).visualize(picture(value=value), mask)
-    return figure.get_supxlabel().replace("\n", " ")
+    return explainer_of(model, **options).visualize(picture(value=value), mask).get_supxlabel().replace("\n", " ")
 
 
 def panel(figure, title):

@@ -1,7 +1,5 @@
 """The network part by part on tensors counted by hand, then as a whole: its record, its gradients, S6's gate."""
 
-import copy
-import functools
 import math
 
 import pytest
@@ -53,21 +51,17 @@ def test_pyramid_sums_on_the_finest_grid():
 
 def test_temperature_starts_at_one_and_divides():
     head, features = module.AttentionHead(4, hidden=3).eval(), torch.randn(2, 4, 5, 6)
-    logits = head(features)
-    assert torch.equal(logits, head.body(features))
+    assert torch.equal(head(features), head.body(features))
     nn.init.constant_(head.log_temperature, math.log(4.0))
-    assert_close(head(features), logits / 4)
+    assert_close(head(features), head.body(features) / 4)
 
 
-@pytest.mark.parametrize(
-    "alpha, norm, expected",
-    [
-        (0.0, "sigmoid", [[0.4, 0.0, 0.2], [0.01, 0.01, 0.005]]),  # low attention stays low
-        (0.5, "sigmoid", [[0.7, 0.0, 0.35], [0.505, 0.505, 0.2525]]),  # 0.5 * mask + 0.5 * mask * attention
-        (1.0, "sigmoid", [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]),
-        (0.0, "product", [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]),  # unless divided by the maximum of its image
-    ],
-)
+@pytest.mark.parametrize(("alpha", "norm", "expected"), [
+    (0.0, "sigmoid", [[0.4, 0.0, 0.2], [0.01, 0.01, 0.005]]),  # low attention stays low
+    (0.5, "sigmoid", [[0.7, 0.0, 0.35], [0.505, 0.505, 0.2525]]),  # 0.5 * mask + 0.5 * mask * attention
+    (1.0, "sigmoid", [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]),
+    (0.0, "product", [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]),  # unless divided by the maximum of its image
+])  # fmt: skip
 def test_a_mask_confirms_attention_alpha_lets_it_through_and_images_without_one_keep_theirs(alpha, norm, expected):
     attention = row([0.4, 0.4, 0.4], [0.01, 0.01, 0.01])
     mask = row([1.0, 0.0, 0.5], [1.0, 1.0, 0.5])
@@ -163,15 +157,9 @@ NARROW = {"backbone_arch": "b0", "pretrained": False, "use_mmpretrain": False, "
 NARROW |= {"map_stride": 8, "map_channels": 16, "attention_channels": 8, "fpn_channels": 8, "head_channels": 16}
 
 
-@functools.cache
-def _built(**options) -> GAINMTLModel:
-    torch.manual_seed(0)
-    return GAINMTLModel(**NARROW | options).eval()
-
-
 def build(strategy: str = "S5", **options) -> GAINMTLModel:
-    """A fresh copy: drawing the numbers takes longer than copying them."""
-    return copy.deepcopy(_built(strategy=strategy, **options))
+    torch.manual_seed(0)
+    return GAINMTLModel(**NARROW | options, strategy=strategy).eval()
 
 
 def images(count: int = 2) -> Tensor:
@@ -304,9 +292,8 @@ def test_s6_gates_by_one_rule_whatever_stands_beside_and_without_a_mask_by_its_o
     assert_close(output.effective_attention, output.attention_map)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_what_cannot_be_built_and_masks_of_a_wrong_shape_of_no_use_or_missing_are_named():
+    for options, message in (
         ({"num_classes": 3}, r"num_classes must be 2 \(the CAM is a two-class margin\), got 3"),
         ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, S7, got 'S9'"),
         ({"map_stride": 2}, "map_stride must be one of 4, 8, 16, 32, got '2'"),
@@ -314,14 +301,9 @@ def test_s6_gates_by_one_rule_whatever_stands_beside_and_without_a_mask_by_its_o
         ({"mask_source": "guess"}, "mask_source must be one of localization, .*, oracle, got 'guess'"),
         ({"counterfactual_mode": "erase"}, "counterfactual_mode must be one of learned, mean, zero, got 'erase'"),
         ({"out_indices": ()}, r"out_indices must be ascending levels among 1, 2, 3, 4 .*, got \[\]"),
-    ],
-)
-def test_what_cannot_be_built_is_named(options, message):
-    with pytest.raises(ModelError, match=message):
-        GAINMTLModel(**NARROW | options)
-
-
-def test_masks_of_a_wrong_shape_where_they_have_no_use_or_that_are_missing_are_named():
+    ):
+        with pytest.raises(ModelError, match=message):
+            GAINMTLModel(**NARROW | options)
     model = build("S6")
     with pytest.raises(ModelError, match=r"masks must be \(2, 1, height, width\), got \(2, 64, 64\)"):
         model(images(), defects()[:, 0])

@@ -61,13 +61,10 @@ def mixer(masks, own=0.6, other=0.2, **changes) -> MaskMixer:
 
 def make_batch(rows: list[tuple[int, int, Tensor | None]]) -> Batch:
     """Rows of (index, label, mask or None)."""
-    return Batch(
-        images=torch.zeros(len(rows), 3, 8, 8),
-        labels=torch.tensor([label for _, label, _ in rows]),
-        masks=torch.stack([torch.zeros(1, 8, 8) if mask is None else mask for _, _, mask in rows]),
-        has_mask=torch.tensor([mask is not None for *_, mask in rows]),
-        index=torch.tensor([index for index, *_ in rows]),
-    )
+    index, labels, given = zip(*rows, strict=True)
+    masks = torch.stack([torch.zeros(1, 8, 8) if mask is None else mask for mask in given])
+    told = {"has_mask": torch.tensor([mask is not None for mask in given]), "index": torch.tensor(index)}
+    return Batch(images=torch.zeros(len(rows), 3, 8, 8), labels=torch.tensor(labels), masks=masks, **told)
 
 
 def cells(masks: Tensor) -> list[int | None]:
@@ -172,11 +169,7 @@ def checkpoint(path, settings, *, epochs=2):
 
 def test_what_a_training_goes_on_from_and_what_it_refuses(tmp_path):
     def resumed(settings, resume=None):
-        plan = {
-            "architecture": module.ARCHITECTURE,
-            "plan": module.PLAN,
-            "complete": lambda stored: stored["epoch"] == 3,
-        }
+        plan = {"architecture": module.ARCHITECTURE, "plan": module.PLAN, "complete": lambda at: at["epoch"] == 3}
         return module.checkpoint_to_resume(tmp_path / "run", settings, resume, **plan)
 
     settings, best = tiny_settings(tmp_path), tmp_path / "run/checkpoints/best.ckpt"
