@@ -183,7 +183,6 @@ RATES = {"cf_flip_rate": Estimate(0.9, count=10, hits=9), "cf_control_flip_rate"
 RANDOM = "random (untrained teacher: not the paper's method)"
 AUTO = "random (pretrained: auto, but …)"
 
-
 UNFAITHFUL = measured(road="worse than a random map")
 SAME = measured(randomisation={"verdict": "stays the same", "similarity": None})
 LOW = {"test": {"auroc": Estimate(0.55, 0.45, 0.65)}, "test_shift": {"auroc": Estimate(0.2, 0.1, 0.3)}}
@@ -296,25 +295,23 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
     )  # fmt: skip
 
 
-def asked(count, without=0.1, control=0.9):
-    return [row("test", 1, 0.9, cf_probability=without, cf_control_probability=control) for _ in range(count)]
-
-
 def test_what_other_runs_are_told(tmp_path):
     shifted = [pictures for split, low, high in (("test", 0.6, 0.9), ("test_shift", 0.1, 0.4))
                for pictures in spread(split, 1, low, high, 30) + spread(split, 0, 0.1, 0.4, 30)]  # fmt: skip
     few = {"variant": "few", "mask_share": 0.25, "mask_quality": "box", "dataset_type": "synthetic", "split_seed": 3}
     edited = {"manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}, "pretrained": AUTO}}
     provided = {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER}
+    stay = spread("test", 1, 0.9, 0.9, 51, cf_probability=0.9, cf_control_probability=0.9)
     for number, (rows, values, *said) in enumerate((
         (report_rows(), {"strategy": "S7"} | few | edited,
          "training masks 25 % of the defects keep their masks, box edited training pictures 50 %; on average of an "
          "epoch paste 2.4, heal 2.4 split", "backbone s from random weights",
          "else seed 3, test ratio 0.2 planted shortcut mark, with the label in 95 % of the pictures"),
-        (asked(12), {"strategy": "S6", "metrics": provided}, "1.000 (0.515 to 1.000): that much is due to suppressing",
+        (spread("test", 1, 0.9, 0.9, 12, **FLIPS), {"strategy": "S6", "metrics": provided},
+         "1.000 (0.515 to 1.000): that much is due to suppressing",
          f"Attention took its mask from: efficientad, the run /seed1 (teacher: {TEACHER})."),
-        (asked(1) + asked(51, 0.9), {}, "0.019 (−0.051 to 0.101): that suppressing the defect does more"),
-        (asked(1, control=np.nan), {}, "Without a control the flips say nothing."),
+        ([row("test", 1, 0.9, **FLIPS), *stay], {}, "0.019 (−0.051 to 0.101): that suppressing the defect does more"),
+        ([row("test", 1, 0.9, cf_probability=0.1, cf_control_probability=np.nan)], {}, "Without a control the flips say nothing."),
         ([row("test", 1, 0.1, **FLIPS)], {}, "Not answered: no found defect has a mask."),
         (shifted, {"use_counterfactual": False}, "loc 0.2, guide 0.5, consist 0.2 ",
          "From test to test_shift recall falls from 1.000 to 0.000, overkill goes from"),

@@ -34,9 +34,7 @@ def built(strategy, map_stride=16):
     return GAINMTLModel(**NARROW, strategy=strategy, map_stride=map_stride).eval()
 
 
-def images():
-    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 # --- A decision whose reason is known: the brightness of the upper left corner. 32 px, maps of 8 x 8 cells
 
@@ -80,8 +78,8 @@ def pictures(count, size=32):
 @pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
 def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
     model = built(strategy)
-    features, head = faith.deciding_features(model, images()), faith.deciding_head(model)
-    torch.testing.assert_close(head(features), model(images()).logits)
+    features, head = faith.deciding_features(model, IMAGES), faith.deciding_head(model)
+    torch.testing.assert_close(head(features), model(IMAGES).logits)
     # The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w.
     active = head.hidden(features.mean((2, 3))) > 0
     weights = (((head.out.weight[1] - head.out.weight[0]) * active) @ head.hidden.weight)[..., None, None] / 16
@@ -89,9 +87,9 @@ def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
     layer = (weights.relu() * features).sum(1, keepdim=True).relu()
     assert signed.min() < 0 < signed.max()
     for method, expected in zip(faith.CAM_METHODS, (signed * 16, signed.relu(), layer, signed)):
-        torch.testing.assert_close(faith.compute_cam(model, images(), method), expected)
+        torch.testing.assert_close(faith.compute_cam(model, IMAGES, method), expected)
     with pytest.raises(ModelError, match=r"method must be one of ours, grad_cam, .*, score_cam, got 'gradcam'"):
-        faith.compute_cam(model, images(), "gradcam")
+        faith.compute_cam(model, IMAGES, "gradcam")
 
 
 def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():
@@ -107,16 +105,16 @@ def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():
 
 def test_score_cam_weighs_channels_by_the_margin_seen_through_them(monkeypatch):
     model = built("S3")
-    features = faith.deciding_features(model, images())
+    features = faith.deciding_features(model, IMAGES)
     margins = torch.empty(2, 8)
     for place in range(16):
-        (which, channel), whole = divmod(place, 8), images()[place // 8]
+        (which, channel), whole = divmod(place, 8), IMAGES[place // 8]
         mask = F.interpolate(features[which, channel][None, None], (64, 64), mode="bilinear", align_corners=True)
         mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
         margins[which, channel] = model(model.mean + (whole - model.mean) * mask).logits[0].detach().diff()
     expected = (margins.softmax(1)[..., None, None] * features).sum(1, keepdim=True).relu()
     monkeypatch.setattr(faith, "CHANNELS_AT_A_TIME", 3)
-    torch.testing.assert_close(faith.compute_cam(model, images(), "score_cam"), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(faith.compute_cam(model, IMAGES, "score_cam"), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", faith.CAM_METHODS)
@@ -130,16 +128,16 @@ def test_every_method_gives_a_picture_its_raw_map_and_leaves_the_model_as_it_was
         gradients = [(p.requires_grad, None if p.grad is None else p.grad.sum()) for p in model.parameters()]
         return hooks, gradients, [module.training for module in model.modules()]
 
-    before, maps = state(), faith.compute_cam(model, images(), method)
+    before, maps = state(), faith.compute_cam(model, IMAGES, method)
     assert maps.shape == (2, 1, 8, 8) and maps.dtype == torch.float32
     assert maps.isfinite().all() and not maps.requires_grad
     assert state() == before and all(torch.equal(now, weights[name]) for name, now in model.state_dict().items())
     # Whatever the batch, the memory's order and the mode of the caller.
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        last = images().to(memory_format=torch.channels_last)
+        last = IMAGES.to(memory_format=torch.channels_last)
         frozen = faith.compute_cam(model.requires_grad_(False), last, method)
     torch.testing.assert_close(frozen, maps, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(faith.compute_cam(model, images()[1:], method), maps[1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(faith.compute_cam(model, IMAGES[1:], method), maps[1:], atol=1e-5, rtol=1e-4)
 
 
 def test_deleting_what_the_decision_looks_at_drops_it_at_once():
@@ -264,7 +262,7 @@ def gained(gains, **columns):
     return pd.DataFrame(table | {"deletion_auc": 0.5 - gains, "insertion_auc": 0.5 + gains} | columns)
 
 
-def test_the_interval_decides():
+def test_the_interval_decides_also_of_flips_against_their_control():
     for gains, verdict in [
         ([0.1, 0.2, 0.3, 0.2, 0.1] * 2, BETTER),
         ([0.3, -0.3] * 5, AROUND),
@@ -279,6 +277,14 @@ def test_the_interval_decides():
             assert found["verdict"] == verdict and found["gain"] == pytest.approx(sum(gains) / len(gains))
             assert math.isnan(found["low"]) or found["low"] - 1e-9 <= found["gain"] <= found["high"] + 1e-9
         assert summary["pictures"] == len(gains) and summary["notes"] == []
+    for flip, control, verdict in [
+        ([1.0] * 9 + [None], [0.0] * 8 + [1.0, None], "the decision depends on the defect"),
+        ([1.0] * 10, [1.0] * 10, "removing the defect is not distinguishable from removing something else"),
+        ([0.0] * 10, [1.0] * 10, "removing something else flips more decisions than removing the defect"),
+        ([1.0] * 10, [None] * 10, "too few pictures of different parts to say (0, at least 10)"),
+    ]:
+        table = gained([0.0] * 10, cf_flip=np.array(flip, float), cf_control_flip=np.array(control, float))
+        assert faith.summarise_faithfulness(table)["counterfactual"]["verdict"] == verdict
 
 
 def test_means_the_reversed_map_and_what_little_can_be_measured():
@@ -293,21 +299,10 @@ def test_means_the_reversed_map_and_what_little_can_be_measured():
     assert few["parts"] == 3 and "to say (3, at least 10)" in few["road"]["verdict"]
 
 
-def test_flips_against_their_control():
-    for flip, control, verdict in [
-        ([1.0] * 9 + [None], [0.0] * 8 + [1.0, None], "the decision depends on the defect"),
-        ([1.0] * 10, [1.0] * 10, "removing the defect is not distinguishable from removing something else"),
-        ([0.0] * 10, [1.0] * 10, "removing something else flips more decisions than removing the defect"),
-        ([1.0] * 10, [None] * 10, "too few pictures of different parts to say (0, at least 10)"),
-    ]:
-        table = gained([0.0] * 10, cf_flip=np.array(flip, float), cf_control_flip=np.array(control, float))
-        assert faith.summarise_faithfulness(table)["counterfactual"]["verdict"] == verdict
-
-
 PICTURES = pictures(4, size=64)
 
 
-def test_a_real_map_passes_and_all_that_the_decision_rests_on_is_shuffled():
+def test_a_real_map_passes_one_without_weights_fails_also_upside_down_and_flat_maps_leave_nothing_to_check():
     parts, model = ["deciding head", "attention", "localization", "projection", "backbone"], built("S6", 8)
     table = faith.randomisation_check(model, PICTURES, range(4), draws=2)
     assert table["part"].unique().tolist() == parts and table["row"].tolist() == [0, 1, 2, 3] * (2 * len(parts))
@@ -318,9 +313,6 @@ def test_a_real_map_passes_and_all_that_the_decision_rests_on_is_shuffled():
     named = {id(p) for modules in faith.cascade(model).values() for part in modules for p in part.parameters()}
     beside = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in named}
     assert beside == {"cls_head", "counterfactual"}
-
-
-def test_a_map_without_weights_fails_also_upside_down_and_flat_maps_leave_nothing_to_check():
     shown = {"explain": lambda _, images: images[:, :1, ::8, ::8], "draws": 1}
     found = faith.randomisation_check(built("S1", 8), PICTURES, range(4), **shown)
     summary = faith.summarise_randomisation(found)

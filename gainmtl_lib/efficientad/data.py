@@ -138,10 +138,8 @@ class SplitProvider(DatasetProvider):
     """The data of the settings; missing synthetic data is made first. Pictures are decoded once, for the first loader.
 
     A subclass that replaces the loader of a split replaces `table` for it as well. `samples` is the table that
-    `Batch.index` points into; after the first loader it is without unreadable rows.
-
-    Raises:
-        DataError: the data cannot be read or split, has no such category, or no normal image in train or val.
+    `Batch.index` points into; after the first loader it is without unreadable rows. `DataError`: the data cannot be
+    read or split, has no such category, or no normal image in train or val.
     """
 
     def __init__(self, settings: EfficientADSettings) -> None:
@@ -313,8 +311,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
         self, pictures: Sequence[Image], *, seed: int, rows: Sequence[int] = (), regions: Sequence[Region] = ()
     ) -> None:
         self.pictures, self.seed = pictures, seed
-        self.rows = rows or range(len(pictures))
-        self.regions = regions or [EVERYWHERE] * len(pictures)
+        self.rows, self.regions = rows or range(len(pictures)), regions or [EVERYWHERE] * len(pictures)
 
     def __len__(self) -> int:
         return 2 * len(self.pictures)
@@ -361,13 +358,12 @@ class PenaltyImages(Dataset[Tensor]):
     def __init__(self, settings: EfficientADSettings) -> None:
         self.settings, folder = settings, settings.penalty_images
         self.files = [] if folder is None else readers.image_files(folder)
-        self.text = "drawn pictures (not natural images: not the paper's penalty)"
-        if folder is not None:
-            self.text = f"{len(self.files)} natural images of {folder.name}"
-            if not self.files:
-                what = "holds no images" if folder.is_dir() else "no such folder"
-                hint = "penalty_images names a folder of natural images (at any depth); without it pictures are drawn"
-                raise DataError(f"{folder}: {what}; {hint}")
+        drawn = "drawn pictures (not natural images: not the paper's penalty)"
+        self.text = drawn if folder is None else f"{len(self.files)} natural images of {folder.name}"
+        if folder is not None and not self.files:
+            what = "holds no images" if folder.is_dir() else "no such folder"
+            hint = "penalty_images names a folder of natural images (at any depth); without it pictures are drawn"
+            raise DataError(f"{folder}: {what}; {hint}")
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """Shape: float32 (B, 3, H, W) in [0, 1], one per number."""

@@ -188,11 +188,9 @@ def distill(images: str | Path, output: str | Path, *, force: bool = False, **va
         images, output, values: fields of `Distillation`.
         force: start anew, dropping output and unfinished work.
 
-    Raises:
-        SettingsError: a value that cannot be used.
-        ModelError: an unknown backbone, weights that do not fit, or a file in the output's place made otherwise.
-        DataError: the folder holds no pictures, or one that cannot be read.
-        TrainingDivergedError: the loss became NaN or infinite.
+    `SettingsError`: a value that cannot be used. `ModelError`: an unknown backbone, weights that do not fit, or a file
+    in the output's place made otherwise. `DataError`: the folder holds no pictures, or one that cannot be read.
+    `TrainingDivergedError`: the loss became NaN or infinite.
     """
     settings = Distillation(images=as_path(images), output=as_path(output), **values)
     pairs = PicturePairs(settings.images, side=settings.image_size, seed=settings.seed)

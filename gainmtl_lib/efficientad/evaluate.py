@@ -403,14 +403,11 @@ def find_novel(
 
 def _origin(run: Run, other: EfficientADRun) -> dict[str, Any]:
     """What the flags are of and from, `other` evaluated."""
-    return {
-        "predictions": file_digest(run.folder / "predictions.csv"),
-        "efficientad_run": str(other.folder.resolve()),
-        "weights": file_digest(other.folder / "model.safetensors"),
-        "teacher": other.teacher,
-        "threshold": float(other.metrics["novelty_threshold"]),
-        "threshold_from": f"normal validation pictures of that run, {metrics.FALSE_ALARMS:.0%} false alarms allowed",
-    }
+    origin = {"predictions": file_digest(run.folder / "predictions.csv"), "teacher": other.teacher}
+    digest = file_digest(other.folder / "model.safetensors")
+    origin |= {"efficientad_run": str(other.folder.resolve()), "weights": digest}
+    how = f"normal validation pictures of that run, {metrics.FALSE_ALARMS:.0%} false alarms allowed"
+    return origin | {"threshold": float(other.metrics["novelty_threshold"]), "threshold_from": how}
 
 
 def flag(

@@ -127,8 +127,8 @@ def predict_and_report(
     listed = output.with_suffix(".csv") if single else output / "scores.csv"
     with atomic_path(listed) as path:
         table.to_csv(path, index=False, float_format="%.9g")
-    threshold = detector.threshold
-    title = "no threshold: the run is not evaluated" if threshold is None else f"threshold {threshold:.4g}"
+    known = detector.threshold is not None
+    title = f"threshold {detector.threshold:.4g}" if known else "no threshold: the run is not evaluated"
     shown = table.head(20).drop(columns="threshold").rename(columns={"anomaly_score": "anomaly score"})
     shown.index = pd.Index([Path(image).name for image in shown.pop("image")], name="picture")
     console.print(frame_table(title, shown))

@@ -117,13 +117,10 @@ def fit_efficientad(
         resume: checkpoint to go on from, in place of the folder's own last one.
         force: start anew, dropping what the folder holds.
 
-    Raises:
-        RunError: the folder is in use, or holds a run with other settings or data; the checkpoint cannot be gone on
-            from, or `force` was asked for too.
-        DataError: the data cannot be used.
-        ModelError: the teacher cannot be used, or the validation maps give no scale.
-        DeviceError: the machine lacks what the settings ask for.
-        TrainingDivergedError: a loss became NaN or infinite.
+    `RunError`: the folder is in use, or holds a run with other settings or data; the checkpoint cannot be gone on from,
+    or `force` was asked for too. `DataError`: the data cannot be used. `ModelError`: the teacher cannot be used, or the
+    validation maps give no scale. `DeviceError`: the machine lacks what the settings ask for.
+    `TrainingDivergedError`: a loss became NaN or infinite.
     """
     with runs.claim(settings, resume=resume, force=force) as folder:
         provider = provider or pictures.SplitProvider(settings)
@@ -165,17 +162,9 @@ def _train(
         model.cpu()
     else:
         teacher = runs.read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
-    manifest = {
-        "strategy": EFFICIENTAD,
-        "seed": settings.seed,
-        "devices": settings.devices,
-        "teacher": teacher,
-        "penalty": penalty.text,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "split_sizes": provider.split_sizes,
-        "total_steps": total,
-        "data_digest": provider.digest,
-    }
+    manifest = {"strategy": EFFICIENTAD, "seed": settings.seed, "devices": settings.devices, "teacher": teacher}
+    manifest |= {"penalty": penalty.text, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    manifest |= {"split_sizes": provider.split_sizes, "total_steps": total, "data_digest": provider.digest}
     with training.recorded(folder, manifest, device=device, precision=settings.precision):
         if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
@@ -237,8 +226,7 @@ class EfficientADTraining(L.LightningModule):
         self._due, self._started, self._first = every(15), time.monotonic(), self.global_step
 
     def training_step(self, batch: pictures.TrainBatch, batch_idx: int) -> Tensor:
-        settings = self.settings
-        number, images, penalty = batch
+        settings, (number, images, penalty) = self.settings, batch
         torch.manual_seed(settings.seed * 1_000_003 + number)
         terms = self.losses(images, pictures.recoloured(images, seed=settings.seed, number=number), penalty)
         total = networks.total_loss(terms, settings)
@@ -280,8 +268,7 @@ class EfficientADTraining(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Every process validates on all images: nothing has to be gathered, and all decide alike."""
-        self.scores = calibrate(self.model, self._seen)
-        self._seen = []
+        self.scores, self._seen = calibrate(self.model, self._seen), []
         self.log_dict({f"val/{name}": score for name, score in self.scores.items()}, sync_dist=True)
         told = "validation image AUROC {image_auroc:.3f}, pixel AUROC {pixel_auroc:.3f}; "
         self._say_progress(told.format(**self.scores))
@@ -340,10 +327,9 @@ class StepCheckpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / own, weights_only=False)
         # The last one written: killed before it, the training repeats the interval and with it the others.
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
-        if trainer.is_global_zero:
-            for path in self.folder.glob("step_*.ckpt"):
-                if path.name not in kept:
-                    path.unlink()
+        for path in self.folder.glob("step_*.ckpt"):
+            if trainer.is_global_zero and path.name not in kept:
+                path.unlink()
         if exhausted(self.validated, self.settings):
             trainer.should_stop = True
             logger.info("stops at step %d: no better validation since that of %s", step, kept[0])

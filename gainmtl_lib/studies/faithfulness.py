@@ -129,11 +129,9 @@ def deletion_insertion(
 ) -> pd.DataFrame:
     """Probability of "defective" while the most relevant pixels are blurred, or revealed on the blurred picture.
 
-    Blurred, because a patch of one colour on a textured surface looks like a defect itself.
-
-    Returns:
-        ``deletion`` and ``insertion`` by share of the pixels, 0 to 1, at `steps` + 1 places. The area is small under
-        the first when the map names what the decision needs, large under the second when it names what suffices.
+    Blurred, because a patch of one colour on a textured surface looks like a defect itself. Returns ``deletion`` and
+    ``insertion`` by share of the pixels, 0 to 1, at `steps` + 1 places. The area is small under the first when the map
+    names what the decision needs, large under the second when it names what suffices.
     """
     places, image = relevance_places(values, image, seed), image.cpu().float()
     blurred, fractions = blur(image), torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -247,11 +245,9 @@ def faithfulness(
     """Deletion, insertion and ROAD of each picture, for its map and for that map moved to a random place.
 
     `rows` are best those of `found_defects`; `predictions` of the run add its ``cf_flip`` and ``cf_control_flip``.
-
-    Returns:
-        One row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the blurred
-        picture), ``deletion_auc`` (lower is better), ``insertion_auc`` and ``road`` (higher is better), each also with
-        ``random_``.
+    Returns one row per picture: ``row``, ``image``, ``group``, ``probability``, ``baseline_probability`` (of the
+    blurred picture), ``deletion_auc`` (lower is better), ``insertion_auc`` and ``road`` (higher is better), each also
+    with ``random_``.
     """
     if not len(rows):
         raise ValueError("rows is empty; give rows of data.samples, for example of found_defects(…)")
@@ -275,10 +271,9 @@ def faithfulness(
 def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     """Means, the gain over a random map with its 95 % interval, and what that allows to say.
 
-    Returns:
-        ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and ``road``
-        ``ours``, ``random``, ``reversed``, ``gain`` (positive is better), ``low``, ``high`` and ``verdict``; for
-        ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``.
+    Returns ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and
+    ``road`` ``ours``, ``random``, ``reversed``, ``gain`` (positive is better), ``low``, ``high`` and ``verdict``; for
+    ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``.
     """
     groups, means = stats.group_codes(table), table.mean(numeric_only=True)
     picture, blurred = means["probability"], means["baseline_probability"]
@@ -348,10 +343,9 @@ def randomisation_check(
 ) -> pd.DataFrame:
     """Each picture's map and verdict with more and more of the weights shuffled, `draws` times, on copies of the model.
 
-    Returns:
-        One row per draw, part and picture: ``part``, destroyed with all parts before it, ``draw``, ``row``;
-        ``spearman`` and ``ssim`` of the map beside the trained model's, see `compare_maps`; ``probability``,
-        ``trained_probability``, ``verdict_changed`` (at `threshold`).
+    Returns one row per draw, part and picture: ``part``, destroyed with all parts before it, ``draw``, ``row``;
+    ``spearman`` and ``ssim`` of the map beside the trained model's, see `compare_maps`; ``probability``,
+    ``trained_probability``, ``verdict_changed`` (at `threshold`).
     """
     images = data.dataset.__getitems__([int(row) for row in rows]).images
 
@@ -394,10 +388,9 @@ def compare_maps(before: Tensor, after: Tensor, images: Tensor) -> dict[str, NDA
 def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
     """Means by part, and the verdict on the map with all weights destroyed; one upside down shows the same thing.
 
-    Returns:
-        ``parts``: by name ``similarity`` (mean absolute rank correlation), ``spearman``, ``ssim``,
-        ``probability_change`` (mean absolute), ``verdicts_changed`` (share); ``similarity`` of the last part;
-        ``level``, from which maps count as the same; ``verdict``; and ``notes``, sentences.
+    Returns ``parts``: by name ``similarity`` (mean absolute rank correlation), ``spearman``, ``ssim``,
+    ``probability_change`` (mean absolute), ``verdicts_changed`` (share); ``similarity`` of the last part; ``level``,
+    from which maps count as the same; ``verdict``; and ``notes``, sentences.
     """
     change = (table["probability"] - table["trained_probability"]).abs()
     columns = {"similarity": table["spearman"].abs(), "spearman": table["spearman"], "ssim": table["ssim"]}
@@ -422,14 +415,11 @@ def measure_faithfulness(run: Run, *, data_root: str | Path | None = None, **how
 
     On found defects of the first test split, at most ``limit``, drawn with the seed: there is a decision to explain,
     and nothing is chosen by it. What was measured before in the same way (`how` departs from `HOW`) for these
-    predictions is taken as it is. `data_root` is where the pictures are, when they moved since the training.
-    `RunError` for a run that is not evaluated, found no defect, takes its masks from outside, or decides otherwise now;
-    `DataError` for pictures that are missing or broken.
-
-    Returns:
-        ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings``; ``split``; ``found``, how many
-        defects were; ``pictures``, the names of those measured on; ``map`` (`summarise_faithfulness`) and
-        ``randomisation`` (`summarise_randomisation`). None stands for NaN.
+    predictions is taken as it is. `data_root` is where the pictures are, when they moved since the training. `RunError`
+    for a run that is not evaluated, found no defect, takes its masks from outside, or decides otherwise now;
+    `DataError` for pictures that are missing or broken. Returns ``predictions``, the SHA-256 of the predictions that it
+    belongs to; ``settings``; ``split``; ``found``, how many defects were; ``pictures``, the names of those measured on;
+    ``map`` (`summarise_faithfulness`) and ``randomisation`` (`summarise_randomisation`). None stands for NaN.
     """
     settings: dict[str, Any] = HOW | how
     limit, steps, fractions, draws, seed = settings.values()

@@ -28,21 +28,10 @@ import pandas as pd
 import torch
 from pydantic import Field, model_validator
 
+from gainmtl_lib import settings as given
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.runs import Run, run_status
-from gainmtl_lib.settings import (
-    STRATEGY_WEIGHTS,
-    AnyPath,
-    FolderName,
-    ParameterRecord,
-    Settings,
-    SettingsError,
-    Several,
-    UserError,
-    closest,
-    read_parameters,
-    repository_root,
-)
+from gainmtl_lib.settings import AnyPath, FolderName, ParameterRecord, Settings, SettingsError, Several
 from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
 from gainmtl_lib.train import fit
 
@@ -102,7 +91,7 @@ class Plan(ParameterRecord):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         for base in self.base:
-            if "strategy" in read_parameters(base):
+            if "strategy" in given.read_parameters(base):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
         self._leave_out("parameters", self.parameters, "strategy")
         checked = {row: self._checked(row) for row in self.rows}
@@ -142,8 +131,8 @@ class Plan(ParameterRecord):
         if not isinstance(values, dict):
             raise ValueError(f"row {row!r} must be a mapping of parameters, got {values!r}")
         if (strategy := values.get("strategy")) is None:
-            raise ValueError(f"row {row!r} has no strategy; give one of {', '.join(STRATEGY_WEIGHTS)}")
-        if row in STRATEGY_WEIGHTS and strategy != row:
+            raise ValueError(f"row {row!r} has no strategy; give one of {', '.join(given.STRATEGY_WEIGHTS)}")
+        if row in given.STRATEGY_WEIGHTS and strategy != row:
             raise ValueError(f"row {row!r} has strategy {strategy!r}; name it otherwise")
         self._leave_out(f"row {row!r}", values)
         try:
@@ -182,7 +171,7 @@ class Plan(ParameterRecord):
 
 
 def _no_row(name: str, rows: Iterable[str]) -> str:
-    return f"{name!r} is no row of the plan{closest(name, rows)}; rows: {'; '.join(rows)}"
+    return f"{name!r} is no row of the plan{given.closest(name, rows)}; rows: {'; '.join(rows)}"
 
 
 def _led_by(owner: Any, error: SettingsError) -> SettingsError:
@@ -195,12 +184,13 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
     Overrides are the plan's ``experiment``, ``seeds`` and ``data_per_seed``, and parameters of the runs, which win over
     the base files and lose against a row. `SettingsError` names file and key of what cannot be used.
     """
-    folder = repository_root() / "params" / "studies"
-    file = next(filter(Path.is_file, (Path(path), repository_root() / path, folder / f"{path}.yaml")), None)
+    folder = given.repository_root() / "params" / "studies"
+    file = next(filter(Path.is_file, (Path(path), given.repository_root() / path, folder / f"{path}.yaml")), None)
     if file is None:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise SettingsError(f"{path}: no such plan; a file, or one of {', '.join(known)}{closest(str(path), known)}")
-    content = read_parameters(file, nested=True)
+        near = given.closest(str(path), known)
+        raise SettingsError(f"{path}: no such plan; a file, or one of {', '.join(known)}{near}")
+    content = given.read_parameters(file, nested=True)
     content.pop("report", None)  # a parameter that plans had once
     own = {name: overrides.pop(name) for name in ("experiment", "seeds", "data_per_seed") if name in overrides}
     written = content.get("parameters", {})
@@ -264,7 +254,7 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
                 evaluate(run)
                 if reasons:
                     measure_indicators(run)
-            except (UserError, torch.OutOfMemoryError) as error:
+            except (given.UserError, torch.OutOfMemoryError) as error:
                 study.failed[cell.name] = str(error)
                 logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
                 continue

@@ -146,11 +146,9 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
 
     At the run's own threshold: scores of the test splits, `flip_indicators`, and where the data records a cue,
     `cue_indicators`. What the strategy or the data lacks is absent; what is stored for these predictions is reused.
-    `RunError` for a run that is not evaluated, has no ``test`` split, or whose data changed.
-
-    Returns:
-        ``predictions``, the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement;
-        ``indicators``, by name the fields of an `Estimate` (None for NaN).
+    `RunError` for a run that is not evaluated, has no ``test`` split, or whose data changed. Returns ``predictions``,
+    the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement; ``indicators``, by name the
+    fields of an `Estimate` (None for NaN).
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
@@ -243,10 +241,9 @@ SIGNS = {
 def warnings_table(table: pd.DataFrame) -> pd.DataFrame:
     """How well each indicator ranks the runs by what they lose; about other strategies than theirs it says nothing.
 
-    Returns:
-        One row per indicator of `SIGNS` that some run of `table` with a ``drop`` has, the best first: ``indicator`` (in
-        words), ``warns`` (low or high), ``value``, Spearman's rank correlation with the drop, positive where it warns
-        as expected (NaN for fewer than three runs, or where one side is constant), ``runs``.
+    Returns one row per indicator of `SIGNS` that some run of `table` with a ``drop`` has, the best first: ``indicator``
+    (in words), ``warns`` (low or high), ``value``, Spearman's rank correlation with the drop, positive where it warns
+    as expected (NaN for fewer than three runs, or where one side is constant), ``runs``.
     """
     rows = {}
     for name, (warns, _) in SIGNS.items():
