@@ -187,20 +187,6 @@ def test_a_picture_differs_from_its_source_and_its_twin_in_the_cue_alone(tmp_pat
     assert twins["source"].tolist() == tests["source"].tolist()
 
 
-def test_groups_are_kept_and_the_twins_are_groups_of_their_own(tmp_path):
-    samples = read(generic(tmp_path / "in"))
-    samples["group"] = [f"{row.split}/part {int(Path(row.image).stem) // 4}" for row in samples.itertuples()]
-    out = plant(samples, tmp_path / "out")
-    table = read(out, group_pattern=GROUP_PATTERN)
-    assert table.groupby("split")["group"].nunique().to_dict() == dict(train=3, val=3, test=3, test_shift=3)
-    assert table["group"].nunique() == 12
-    assert set(table.loc[table.split == "test_shift", "group"]) == {f"shift-test-part-{k}" for k in range(3)}
-    parts = table["image"].map(lambda image: int(Path(image).stem.split("__")[1].split("-")[0]) // 4)
-    assert parts.groupby(table["group"]).agg(set).map(len).eq(1).all()
-    record = yaml.safe_load((out / "planted.yaml").read_text())
-    assert record["read_with"] == {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
-
-
 def test_names_read_back_as_many_groups_as_there_were():
     groups = ["a__b", "a_b", "A_b", "_a", "shift-x", "shift-shift-x", "x", "train/good/000.png"]
     groups += ["test/good/000.png", "부품 1", "__", "x"]
@@ -219,7 +205,7 @@ def test_names_read_back_as_many_groups_as_there_were():
         assert max(len(f"shift-{name}.png".encode()) for name in names) <= 255
 
 
-def test_magnetic_tiles_stay_grey_and_keep_their_tile(tmp_path):
+def test_magnetic_tiles_stay_grey_and_keep_their_tile_and_the_twins_are_groups_of_their_own(tmp_path):
     root = tmp_path / "in"
     for number in range(30):
         stem = f"exp{1 + number % 3}_num_{1000 * (number // 3) + number % 3}"
@@ -232,6 +218,10 @@ def test_magnetic_tiles_stay_grey_and_keep_their_tile(tmp_path):
     out = plant(samples, tmp_path / "out")
     table = read(out, group_pattern=GROUP_PATTERN)
     assert set(table.loc[table.split != "test_shift", "group"]) == set(samples["group"])
+    tests, twins = (set(table.loc[table.split == split, "group"]) for split in ("test", "test_shift"))
+    assert twins == {f"shift-{group}" for group in tests}
+    record = yaml.safe_load((out / "planted.yaml").read_text())
+    assert record["read_with"] == {"dataset_type": "generic", "val_ratio": 0.0, "group_pattern": GROUP_PATTERN}
     for image in table["image"]:
         assert cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_UNCHANGED).ndim == 2  # one channel
     assert Path(table["image"].iloc[0]).suffix == ".png"

@@ -11,31 +11,12 @@ from gainmtl_lib.settings import Settings
 
 def tiny_settings(folder: Path, strategy: str = "S6", **values: Any) -> Settings:
     """All outputs and data below `folder`."""
-    return Settings(
-        **{
-            "strategy": strategy,
-            "experiment": "tiny",
-            "outputs_dir": folder / "outputs",
-            "data_root": folder / "data",
-            "dataset_type": "synthetic",
-            "num_samples": 40,
-            "image_size": 64,
-            "backbone_arch": "b0",
-            "pretrained": False,
-            "out_indices": [3, 4],
-            "fpn_channels": 8,
-            "attention_channels": 8,
-            "head_channels": 16,
-            "map_stride": 16,
-            "map_channels": 16,
-            "num_epochs": 4,
-            "batch_size": 8,
-            "learning_rate": 1e-3,
-            "device": "cpu",
-            "precision": "32",
-        }
-        | values
-    )
+    places = {"experiment": "tiny", "outputs_dir": folder / "outputs", "data_root": folder / "data"}
+    data = {"dataset_type": "synthetic", "num_samples": 40, "image_size": 64}
+    backbone = {"backbone_arch": "b0", "pretrained": False, "out_indices": [3, 4], "map_stride": 16}
+    narrow = {"fpn_channels": 8, "attention_channels": 8, "head_channels": 16, "map_channels": 16}
+    training = {"num_epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "device": "cpu", "precision": "32"}
+    return Settings(**{"strategy": strategy} | places | data | backbone | narrow | training | values)
 
 
 def tiny_data(samples: pd.DataFrame, **values: Any) -> GainDataModule:
