@@ -78,15 +78,12 @@ def test_providers_agree_with_the_same_weights(arch, size):
 
 
 @pytest.mark.parametrize("arch", ["b0", "s"])
-@pytest.mark.parametrize(
-    "saved_by, provider, wrapper, prefix, sibling",
-    [
-        ("mmpretrain", "timm", "state_dict", "backbone.", "head."),
-        ("timm", "mmpretrain", "model_state_dict", "module.backbone.", "module.head."),
-        ("timm", "timm", "model", "backbone.net.", "head."),
-        ("timm", "timm", None, "", "classifier."),
-    ],
-)
+@pytest.mark.parametrize("saved_by, provider, wrapper, prefix, sibling", [
+    ("mmpretrain", "timm", "state_dict", "backbone.", "head."),
+    ("timm", "mmpretrain", "model_state_dict", "module.backbone.", "module.head."),
+    ("timm", "timm", "model", "backbone.net.", "head."),
+    ("timm", "timm", None, "", "classifier."),
+])  # fmt: skip
 def test_weights_of_either_naming_load_into_either(tmp_path, arch, saved_by, provider, wrapper, prefix, sibling):
     source, path = build(saved_by, arch), tmp_path / ("weights.pth" if wrapper else "weights.safetensors")
     randomise(source)
@@ -99,14 +96,11 @@ def test_weights_of_either_naming_load_into_either(tmp_path, arch, saved_by, pro
     assert same_weights(source, loaded) and same_weights(source, fresh)
 
 
-@pytest.mark.parametrize(
-    "arch, provider, stem, behind_it",
-    [
-        ("b0", "mmpretrain", ("layers.0.",), ("layers.1.", "layers.2.", "layers.3.")),
-        ("b0", "timm", ("conv_stem.", "bn1."), ("blocks.0.", "blocks.1.", "blocks.2.")),
-        ("resnet18", "timm", ("conv1.", "bn1."), ("layer1.", "layer2.")),
-    ],
-)
+@pytest.mark.parametrize("arch, provider, stem, behind_it", [
+    ("b0", "mmpretrain", ("layers.0.",), ("layers.1.", "layers.2.", "layers.3.")),
+    ("b0", "timm", ("conv_stem.", "bn1."), ("blocks.0.", "blocks.1.", "blocks.2.")),
+    ("resnet18", "timm", ("conv1.", "bn1."), ("layer1.", "layer2.")),
+])  # fmt: skip
 def test_freezing_goes_through_the_level(arch, provider, stem, behind_it):
     for frozen_stages, expected in ((-1, ("?",)), (0, stem), (2, stem + behind_it)):
         backbone = build(provider, arch, frozen_stages=frozen_stages)
@@ -142,17 +136,14 @@ def test_any_timm_model_with_a_pyramid_goes_by_name_and_normalises_as_its_weight
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"arch": "efficientnet_z9"}, "unknown backbone 'efficientnet_z9'; did you mean"),
-        ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl, and timm's"),
-        ({"out_indices": (2, 1)}, r"out_indices must be .*, got \[2, 1\]"),
-        ({"arch": "vit_tiny_patch16_224"}, r"vit_tiny_patch16_224: this backbone has no features at stride 4, only at"),
-        ({"frozen_stages": 5}, r"freeze_backbone_stages must be -1 \(none\), 0 \(stem\) or a level 1 to 4, got 5"),
-        ({"pretrained": "/nowhere/b0.pth"}, r"/nowhere/b0\.pth: no such weights file"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    ({"arch": "efficientnet_z9"}, "unknown backbone 'efficientnet_z9'; did you mean"),
+    ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl, and timm's"),
+    ({"out_indices": (2, 1)}, r"out_indices must be .*, got \[2, 1\]"),
+    ({"arch": "vit_tiny_patch16_224"}, r"vit_tiny_patch16_224: this backbone has no features at stride 4, only at"),
+    ({"frozen_stages": 5}, r"freeze_backbone_stages must be -1 \(none\), 0 \(stem\) or a level 1 to 4, got 5"),
+    ({"pretrained": "/nowhere/b0.pth"}, r"/nowhere/b0\.pth: no such weights file"),
+])  # fmt: skip
 def test_what_cannot_be_built_is_named(options, message):
     with pytest.raises(ModelError, match=message):
         get_backbone(**{"arch": "b0", "use_mmpretrain": False} | options)

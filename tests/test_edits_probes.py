@@ -39,7 +39,7 @@ def edits_of(counts, *, flat=False):
     return pd.DataFrame(pairs, columns=["before", "after", "region", "kind", "method", "label", "part", "held_out"])
 
 
-def test_a_flat_rectangle_is_found_by_the_same_numbers_again_and_torch_is_left_as_it_was():
+def test_a_flat_rectangle_is_found_by_the_same_numbers_again_nothing_where_nothing_changed_and_torch_stays():
     pairs = edits_of({"heal_spot": 120}, flat=True)
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -48,9 +48,6 @@ def test_a_flat_rectangle_is_found_by_the_same_numbers_again_and_torch_is_left_a
     assert torch.equal(torch.rand(1), expected)
     assert table.loc["heal_spot", "auroc"] > 0.95 and table.loc["heal_spot", "edits"] == 60
     pd.testing.assert_frame_equal(edited_probe(pairs, epochs=12), table)
-
-
-def test_where_nothing_changed_nothing_is_found():
     assert abs(edited_probe(edits_of({"heal_spot": 60}), epochs=2).loc["clean places", "auroc"] - 0.5) < 0.02
 
 

@@ -372,32 +372,29 @@ LEVELS = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10}">' for k in range(1, 30))
 BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;")}'
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        (".json", "{", "not a JSON file: "),
-        (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
-        (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
-        (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
-        (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
-        (".json", entries(annotations=[{"image_id": 1, "bbox": [1]}]), "annotation 0: bbox must be four numbers, found [1]"),
-        (".json", entries(images=[ONE | {"height": "x"}]), "image 1: height and width must be two numbers, found"),
-        (".json", entries(images=[ONE, ONE]), "images have the id 1 more than once; ids must tell them apart"),
-        (".txt", "0 0.5 0.5 0.1", "line 1 has 4 columns; expected five: class, centre x, centre y, width, height"),
-        (".txt", "0 .5 .5 .1 .1\n0 .5 .5 .1 .1 .9", "line 2 has 6 columns, as predictions with a confidence have; expected five"),
-        (".txt", "0 .1 .1 .2 .1 .2 .2", "line 1 has 7 columns, as a polygon of 3 points has; expected five"),
-        (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and four numbers"),
-        (".txt", "0 120 80 30 20", "line 1 holds the value 120; expected shares of the picture from 0 to 1, not pixels"),
-        (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
-        (".xml", "", "not a readable XML file: no element found"),
-        (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
-        (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), "not a readable XML file: undefined entity &y;"),
-        (".xml", BOMB, "file: limit on input amplification factor (from DTD and entities) breached"),
-        (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
-        (".xml", voc([(3, 2, 5, "")]), "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax, found ['3'"),
-        (".xml", voc([(3, 2, 5, 4)]).replace("<width>16", "<width>w"), "<size> must be two numbers, found ['12', 'w']"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "text", "message"), [
+    (".json", "{", "not a JSON file: "),
+    (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
+    (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
+    (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
+    (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
+    (".json", entries(annotations=[{"image_id": 1, "bbox": [1]}]), "annotation 0: bbox must be four numbers, found [1]"),
+    (".json", entries(images=[ONE | {"height": "x"}]), "image 1: height and width must be two numbers, found"),
+    (".json", entries(images=[ONE, ONE]), "images have the id 1 more than once; ids must tell them apart"),
+    (".txt", "0 0.5 0.5 0.1", "line 1 has 4 columns; expected five: class, centre x, centre y, width, height"),
+    (".txt", "0 .5 .5 .1 .1\n0 .5 .5 .1 .1 .9", "line 2 has 6 columns, as predictions with a confidence have; expected five"),
+    (".txt", "0 .1 .1 .2 .1 .2 .2", "line 1 has 7 columns, as a polygon of 3 points has; expected five"),
+    (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and four numbers"),
+    (".txt", "0 120 80 30 20", "line 1 holds the value 120; expected shares of the picture from 0 to 1, not pixels"),
+    (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
+    (".xml", "", "not a readable XML file: no element found"),
+    (".xml", "<html></html>", "not a VOC file; expected the element <annotation>, found <html>"),
+    (".xml", ENTITIES + voc([(3, 2, 5, 4)]).replace("crack", "&y;"), "not a readable XML file: undefined entity &y;"),
+    (".xml", BOMB, "file: limit on input amplification factor (from DTD and entities) breached"),
+    (".xml", '<?xml version="1.0" encoding="nonsense"?><annotation/>', "unknown encoding: nonsense"),
+    (".xml", voc([(3, 2, 5, "")]), "object 1 has no complete <bndbox>; expected xmin, ymin, xmax and ymax, found ['3'"),
+    (".xml", voc([(3, 2, 5, 4)]).replace("<width>16", "<width>w"), "<size> must be two numbers, found ['12', 'w']"),
+])  # fmt: skip
 def test_broken_files(root, name, text, message):
     file = write_label(root, f"other/train_d0{name}", text)
     found = errors(root, file.parent)

@@ -199,16 +199,13 @@ S5 = Schedule(STRATEGY_WEIGHTS["S5"])
 SECOND = {"cls", "am", "guide", "cam_guide"}
 
 
-@pytest.mark.parametrize(
-    ("progresses", "stage", "in_force"),
-    [
-        ((0.0, 0.2499), 1, {"cls"}),
-        ((0.25, 0.4999), 2, SECOND),
-        ((0.5,), 3, SECOND | {"consist"}),  # loc starts from 0
-        ((0.51, 0.7499), 3, SECOND | {"loc", "consist"}),
-        ((0.75, 0.9999, 1.0), 4, set(TERMS)),
-    ],
-)
+@pytest.mark.parametrize(("progresses", "stage", "in_force"), [
+    ((0.0, 0.2499), 1, {"cls"}),
+    ((0.25, 0.4999), 2, SECOND),
+    ((0.5,), 3, SECOND | {"consist"}),  # loc starts from 0
+    ((0.51, 0.7499), 3, SECOND | {"loc", "consist"}),
+    ((0.75, 0.9999, 1.0), 4, set(TERMS)),
+])  # fmt: skip
 def test_stages_of_s5_and_of_a_strategy_without_some_terms(progresses, stage, in_force):
     for progress in progresses:
         weights = S5.weights(progress)

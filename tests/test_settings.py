@@ -37,16 +37,13 @@ def test_files_hold_the_defaults_each_strategys_row_and_the_readmes_specificatio
     assert Settings(strategy="S5", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S5"] | {"cf": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("learning_rate: 1e-4", "learning_rate must be a number, got the text '1e-4'; YAML reads 1e-4 as text, write 1.0e-4"),
-        ("- 1", "expected 'name: value' lines, got list"),
-        ("model:\n  rate: 1", "model holds a nested mapping; parameters are flat, write them at the top level"),
-        ("a: [1\n", "not a YAML file: "),
-        ("seed: 1\nseed: 2\n", "not a YAML file: 'seed' is given twice"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "expected"), [
+    ("learning_rate: 1e-4", "learning_rate must be a number, got the text '1e-4'; YAML reads 1e-4 as text, write 1.0e-4"),
+    ("- 1", "expected 'name: value' lines, got list"),
+    ("model:\n  rate: 1", "model holds a nested mapping; parameters are flat, write them at the top level"),
+    ("a: [1\n", "not a YAML file: "),
+    ("seed: 1\nseed: 2\n", "not a YAML file: 'seed' is given twice"),
+])  # fmt: skip
 def test_messages_lead_with_the_file(tmp_path, text, expected):
     path = tmp_path / "my.yaml"
     path.write_text(text)
@@ -74,26 +71,23 @@ def test_several_problems_are_all_named_in_their_order():
     assert str(error.value).splitlines() == [*numbers, *names]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (dict(use_wandb="true"), "use_wandb must be true or false, got the text 'true'; with -p write True"),
-        (dict(num_classes=3), "num_classes must be 2 (the CAM is a two-class margin), got 3"),
-        (dict(stage1_ratio=0.5), "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
-        (dict(out_indices=[3, 5]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 5]"),
-        (dict(out_indices=[]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got []"),
-        (dict(image_size=500), "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
-        (dict(strategy="S3", lambda_cf=0.3), "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it"),
-        (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
-        (dict(mask_source="external"), "'external' needs external_mask_dir, the folder with one mask per image"),
-        (dict(mask_source="efficientad"), "needs efficientad_run, the folder of a finished EfficientAD run"),
-        (dict(group_pattern="("), "group_pattern is not a regular expression: missing )"),
-        (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
-        (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
-        (dict(experiment=".."), "got the text '..'"),
-        (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("values", "expected"), [
+    (dict(use_wandb="true"), "use_wandb must be true or false, got the text 'true'; with -p write True"),
+    (dict(num_classes=3), "num_classes must be 2 (the CAM is a two-class margin), got 3"),
+    (dict(stage1_ratio=0.5), "stage1_ratio … stage4_ratio must sum to 1, got 0.5 + 0.25 + 0.25 + 0.25 = 1.25"),
+    (dict(out_indices=[3, 5]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got [3, 5]"),
+    (dict(out_indices=[]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got []"),
+    (dict(image_size=500), "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
+    (dict(strategy="S3", lambda_cf=0.3), "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it"),
+    (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
+    (dict(mask_source="external"), "'external' needs external_mask_dir, the folder with one mask per image"),
+    (dict(mask_source="efficientad"), "needs efficientad_run, the folder of a finished EfficientAD run"),
+    (dict(group_pattern="("), "group_pattern is not a regular expression: missing )"),
+    (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
+    (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
+    (dict(experiment=".."), "got the text '..'"),
+    (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
+])  # fmt: skip
 def test_messages(values, expected):
     with pytest.raises(SettingsError, match=rf"\A.*{re.escape(expected)}.*\Z"):  # one line
         Settings(**values)

@@ -21,15 +21,12 @@ def test_wilson_is_scipys_for_whole_counts(hits, count):
     assert stats.wilson(hits, count) == pytest.approx((expected.low, expected.high))
 
 
-@pytest.mark.parametrize(
-    ("values", "groups", "count"),
-    [
-        ([1, 0, 1, 1], range(4), 4),  # pictures of their own parts are independent
-        (np.tile([1, 0, 1, 0, 0, 1], 2), np.tile(range(6), 2), 6),  # copies add nothing
-        (np.tile([1, 0], 6), np.repeat(range(6), 2), 12),  # parts of equal shares are no worse than independent
-        (np.ones(6), [0, 0, 0, 0, 1, 2], 2),  # where all agree only parts count: 6² / (16 + 1 + 1)
-    ],
-)
+@pytest.mark.parametrize(("values", "groups", "count"), [
+    ([1, 0, 1, 1], range(4), 4),  # pictures of their own parts are independent
+    (np.tile([1, 0, 1, 0, 0, 1], 2), np.tile(range(6), 2), 6),  # copies add nothing
+    (np.tile([1, 0], 6), np.repeat(range(6), 2), 12),  # parts of equal shares are no worse than independent
+    (np.ones(6), [0, 0, 0, 0, 1, 2], 2),  # where all agree only parts count: 6² / (16 + 1 + 1)
+])  # fmt: skip
 def test_how_many_independent_pictures_there_are(values, groups, count):
     assert stats.effective_count(np.array(values), np.array(groups)) == count
 

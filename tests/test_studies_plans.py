@@ -56,35 +56,32 @@ def test_variant_is_the_rows_name_without_its_strategy():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"steps": [["S1", "S8"]]}, "steps: 'S8' is no row of the plan; rows: S1; S4, no warm-up"),
-        ({"steps": [["S1", "S4, no warmup"]]}, "no row of the plan; did you mean 'S4, no warm-up'?; rows: S1;"),
-        ({"steps": [["S1", "S1"]]}, "steps: 'S1' is compared with itself"),
-        ({"steps": [["S1", "S4, no warm-up"]] * 2}, "steps: a pair is given twice"),
-        ({"steps": [["S1"]]}, "steps must be pairs of row names, [before, after], got ['S1']"),
-        ({"rows": {"S1": None}}, "row 'S1' must be a mapping of parameters, got None"),
-        ({"rows": {"plain": {"dropout": 0.1}}}, "row 'plain' has no strategy; give one of S1, S2"),
-        ({"rows": {"S4": {"strategy": "S5"}}}, "row 'S4' has strategy 'S5'; name it otherwise"),
-        ({"rows": {"S5, a-b": {"strategy": "S5"}, "S5 A b": {"strategy": "S5"}}},
-         "rows 'S5, a-b' and 'S5 A b' would share the folder s5-a-b; rename one"),
-        ({"rows": {"S5 %": {"strategy": "S5"}}}, "row 'S5 %' needs a letter or digit beside its strategy"),
-        ({"rows": {"S1": {"strategy": "S1", "learnig_rate": 1.0}}},
-         "row 'S1': unknown parameter 'learnig_rate'; did you mean 'learning_rate'?"),
-        ({"rows": {"S1": {"strategy": "S1", "seed": 3}}}, "row 'S1': seed comes from the plan itself; leave it out"),
-        ({"parameters": {"strategy": "S1"}}, "parameters: strategy comes from the plan itself"),
-        ({"data_per_seed": True, "parameters": {"synthetic_seed": 1}}, "synthetic_seed comes from the plan itself"),
-        ({"data_per_seed": True, "base": []}, "row 'S1': data_per_seed needs dataset_type 'synthetic', got 'generic'"),
-        ({"rows": ROWS | {"S2": {"strategy": "S2", "shortcut": "none"}}},
-         "rows 'S1' and 'S2' differ in shortcut but share data_root"),
-        ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
-        ({"base": ["params/s3.yaml"], "steps": []}, "chooses a strategy, which the rows do; leave it out"),
-        ({"rows": ROWS | {"S1 elsewhere": {"strategy": "S1", "data_root": "made"}}, "steps": [["S1", "S1 elsewhere"]]},
-         "steps: 'S1' and 'S1 elsewhere' are judged on different pictures, of small and made; give both the same data"),
-        ({"base": ["params/no.yaml"]}, "params/no.yaml: no such parameter file"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"steps": [["S1", "S8"]]}, "steps: 'S8' is no row of the plan; rows: S1; S4, no warm-up"),
+    ({"steps": [["S1", "S4, no warmup"]]}, "no row of the plan; did you mean 'S4, no warm-up'?; rows: S1;"),
+    ({"steps": [["S1", "S1"]]}, "steps: 'S1' is compared with itself"),
+    ({"steps": [["S1", "S4, no warm-up"]] * 2}, "steps: a pair is given twice"),
+    ({"steps": [["S1"]]}, "steps must be pairs of row names, [before, after], got ['S1']"),
+    ({"rows": {"S1": None}}, "row 'S1' must be a mapping of parameters, got None"),
+    ({"rows": {"plain": {"dropout": 0.1}}}, "row 'plain' has no strategy; give one of S1, S2"),
+    ({"rows": {"S4": {"strategy": "S5"}}}, "row 'S4' has strategy 'S5'; name it otherwise"),
+    ({"rows": {"S5, a-b": {"strategy": "S5"}, "S5 A b": {"strategy": "S5"}}},
+     "rows 'S5, a-b' and 'S5 A b' would share the folder s5-a-b; rename one"),
+    ({"rows": {"S5 %": {"strategy": "S5"}}}, "row 'S5 %' needs a letter or digit beside its strategy"),
+    ({"rows": {"S1": {"strategy": "S1", "learnig_rate": 1.0}}},
+     "row 'S1': unknown parameter 'learnig_rate'; did you mean 'learning_rate'?"),
+    ({"rows": {"S1": {"strategy": "S1", "seed": 3}}}, "row 'S1': seed comes from the plan itself; leave it out"),
+    ({"parameters": {"strategy": "S1"}}, "parameters: strategy comes from the plan itself"),
+    ({"data_per_seed": True, "parameters": {"synthetic_seed": 1}}, "synthetic_seed comes from the plan itself"),
+    ({"data_per_seed": True, "base": []}, "row 'S1': data_per_seed needs dataset_type 'synthetic', got 'generic'"),
+    ({"rows": ROWS | {"S2": {"strategy": "S2", "shortcut": "none"}}},
+     "rows 'S1' and 'S2' differ in shortcut but share data_root"),
+    ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
+    ({"base": ["params/s3.yaml"], "steps": []}, "chooses a strategy, which the rows do; leave it out"),
+    ({"rows": ROWS | {"S1 elsewhere": {"strategy": "S1", "data_root": "made"}}, "steps": [["S1", "S1 elsewhere"]]},
+     "steps: 'S1' and 'S1 elsewhere' are judged on different pictures, of small and made; give both the same data"),
+    ({"base": ["params/no.yaml"]}, "params/no.yaml: no such parameter file"),
+])  # fmt: skip
 def test_a_mistake_names_the_file_and_the_key(tmp_path, changed, said):
     path = write_plan(tmp_path, **{"steps": []} | changed)
     told = message(path)

@@ -102,15 +102,12 @@ def test_defects_stand_out_about_as_much_on_both_families_of_textures():
     assert 0.8 < medians[0] / medians[1] < 1.25
 
 
-@pytest.mark.parametrize(
-    ("shortcut", "index", "defective", "quarters", "pixels"),
-    [
-        ("none", 0, True, [111.57, 118.3, 126.1, 117.1], [305, 302, 348, 325, 376, 357, 341, 336]),
-        ("mark", 1, True, [128.57, 129.74, 132.46, 130.73], [415, 418, 415, 371, 433, 432, 418, 444]),
-        ("mark", 2, False, [121.6, 119.57, 121.73, 120.76], [361, 364, 413, 366, 339, 396, 311, 341]),
-        ("lighting", 3, True, [116.14, 164.25, 120.77, 165.54], [255, 354, 501, 507, 291, 372, 525, 630]),
-    ],
-)
+@pytest.mark.parametrize(("shortcut", "index", "defective", "quarters", "pixels"), [
+    ("none", 0, True, [111.57, 118.3, 126.1, 117.1], [305, 302, 348, 325, 376, 357, 341, 336]),
+    ("mark", 1, True, [128.57, 129.74, 132.46, 130.73], [415, 418, 415, 371, 433, 432, 418, 444]),
+    ("mark", 2, False, [121.6, 119.57, 121.73, 120.76], [361, 364, 413, 366, 339, 396, 311, 341]),
+    ("lighting", 3, True, [116.14, 164.25, 120.77, 165.54], [255, 354, 501, 507, 291, 372, 525, 630]),
+])  # fmt: skip
 def test_generator_2_draws_the_same_pictures_as_ever(shortcut, index, defective, quarters, pixels):
     """Mean grey of the four quarters and single pixels: a digest would also tell one CPU's rounding from another's."""
     assert data.GENERATOR == 2
@@ -163,15 +160,12 @@ def test_the_kinds_are_those_of_the_settings_and_of_the_command():
     assert list(option.type.choices) == list(drawing.CUE_KINDS)
 
 
-@pytest.mark.parametrize(
-    ("box", "size", "resize", "place", "count"),
-    [
-        ((slice(0, 6), slice(0, 8)), (24, 32), "squash", (slice(0, 12), slice(0, 16)), 12 * 16),
-        # 12 x 16 fills the rows 2 to 13 of 16
-        ((slice(0, 12), slice(0, 8)), (16, 16), "letterbox", (slice(2, 14), slice(0, 8)), 12 * 8),
-        ((slice(0, 1), slice(0, 16)), (3, 4), "squash", (slice(0, 1), slice(0, 4)), 4),  # thin, and kept
-    ],
-)
+@pytest.mark.parametrize(("box", "size", "resize", "place", "count"), [
+    ((slice(0, 6), slice(0, 8)), (24, 32), "squash", (slice(0, 12), slice(0, 16)), 12 * 16),
+    # 12 x 16 fills the rows 2 to 13 of 16
+    ((slice(0, 12), slice(0, 8)), (16, 16), "letterbox", (slice(2, 14), slice(0, 8)), 12 * 8),
+    ((slice(0, 1), slice(0, 16)), (3, 4), "squash", (slice(0, 1), slice(0, 4)), 4),  # thin, and kept
+])  # fmt: skip
 def test_a_cue_is_read_at_the_networks_size_where_its_picture_lies(tmp_path, box, size, resize, place, count):
     cue = read_cue(with_cue(tmp_path, box=box), root=tmp_path, image_size=size, resize=resize)
     assert cue is not None and cue.dtype == np.bool_ and cue.shape == size
