@@ -13,8 +13,8 @@ open      reading the run's files up to the first picture, with all widgets
 filter    another verdict; sort: another order; both with the picture and the page of thumbnails they lead to
 page      the next page of thumbnails
 slider    the map's threshold at another level; "per image" on that scale
-next      a step to a picture that was never looked at, every seventh of which turns the page of thumbnails; "ahead"
-          when it had been read ahead; "3 runs" side by side
+next      a step to a picture that was never looked at, every seventh of which turns the page of thumbnails; "3 runs"
+          side by side
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,10 +215,8 @@ def measure(runs: list[Run]) -> Times:
     times["filter"] = each(("FN", "FP", ""), lambda value: set_value(verdict, value))
     times["sort"] = each(("sure", "low_iou", "large"), lambda value: set_value(order, value))
     set_value(order, "stored")
-    cold = unread_places(browser)
+    cold = iter(range(2 * PAGE, len(browser.rows), 2))  # the thumbnails' page turns now and then
     times["next"] = each(range(STEPS), lambda _: browser.go_to(next(cold)))
-    browser.go_to(0)
-    times["next, ahead"] = [step_after_reading_ahead(browser) for _ in range(STEPS)]
     browser.filters.beside["S3"].value = browser.filters.beside["S1"].value = True
     times["next, 3 runs"] = each(range(STEPS), lambda _: browser.go_to(next(cold)))
     times["page"] = [milliseconds(browser.strip.on.click)]
@@ -233,16 +231,6 @@ def measure(runs: list[Run]) -> Times:
 def each(values: Iterable, act: Callable[[Any], object]) -> list[float]:
     """Milliseconds of doing it with each of the values."""
     return [milliseconds(lambda value=value: act(value)) for value in values]
-
-
-def unread_places(browser: CamBrowser) -> Iterator[int]:
-    """Every second picture, for the one after the current is read ahead; the thumbnails' page turns now and then."""
-    return iter(range(2 * PAGE, len(browser.rows), 2))
-
-
-def step_after_reading_ahead(browser: CamBrowser) -> float:
-    time.sleep(0.3)
-    return milliseconds(lambda: browser.step(1))
 
 
 def set_value(widget, value) -> None:

@@ -310,7 +310,7 @@ class Settings(RunSettings):
         levels, masks, size = list(self.out_indices), (self.own_mask_prob, self.other_mask_prob), list(self.image_size)
         ratios = (self.stage1_ratio, self.stage2_ratio, self.stage3_ratio, self.stage4_ratio)
         ratio_sum = f"{' + '.join(map(str, ratios))} = {sum(ratios):g}"
-        rising = [] != levels == sorted(set(levels) & {1, 2, 3, 4})
+        rising = bool(levels) and levels == sorted(set(levels) & {1, 2, 3, 4})
         checks = {
             f"num_classes must be 2 (the CAM is a two-class margin), got {self.num_classes}": self.num_classes == 2,
             f"stage1_ratio … stage4_ratio must sum to 1, got {ratio_sum}": abs(sum(ratios) - 1) <= 1e-6,
