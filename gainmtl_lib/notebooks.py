@@ -54,8 +54,8 @@ AFTER = {
 }
 """Notebooks that read the runs of others."""
 
-FIRST = (SHORTCUTS, *AFTER[ANOMALIES], ANOMALIES)
-"""The longest, and those that another long one waits for."""
+ORDER = (SHORTCUTS, *STRATEGY_NOTEBOOKS.values(), ANOMALIES, EXPLANATION, ABLATION, INSPECTION)
+"""In which they begin once they can: the longest, those that others wait for, and the shortest at the end."""
 
 MEMORY_OF_A_NOTEBOOK = 3 * 2**30
 """Bytes that a notebook of the quick study takes at most, rounded up."""
@@ -195,10 +195,9 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
     Small networks gain little from a second thread, so that cores are divided among the notebooks: of two cores, two
     notebooks with one thread each make more of them than one with two. After one that stopped no other begins.
 
-    They begin in their order, those of `FIRST` before the others, those of `AFTER` once they can. A `NotebookError`
-    where a cell raised an error.
+    They begin in `ORDER`, those of `AFTER` once they can. A `NotebookError` where a cell raised an error.
     """
-    waiting, failed = sorted(jobs, key=lambda job: (*FIRST, job.name).index(job.name)), []
+    waiting, failed = sorted(jobs, key=lambda job: ORDER.index(job.name)), []
     missing = {job.name for job in jobs}
     running: dict[Any, tuple[BaseProcess, Any, Job]] = {}
     workers = min(workers, len(jobs))
