@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 # what the others trained.
 NBVAL := OMP_NUM_THREADS=1 $(PYTEST) --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 -p no:cacheprovider
 FIRST := notebooks/11_shortcut_study.ipynb
-LATER := $(addprefix notebooks/,07_ablation_comparison.ipynb 08_cam_explanation.ipynb 09_efficientad.ipynb)
+LATER := $(addprefix notebooks/,09_efficientad.ipynb 08_cam_explanation.ipynb 07_ablation_comparison.ipynb)
 
 SLOW := $(addprefix tests/,test_train.py test_evaluation.py test_studies_faithfulness.py test_efficientad_train.py test_efficientad_distill.py)
 
