@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from gainmtl_lib import readers
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.labels import check_aspect, resize_mask, with_boxes
-from gainmtl_lib.metrics import grid_iou
+from gainmtl_lib.metrics import auroc, grid_iou
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, Finding, reported
 from gainmtl_lib.settings import Settings
@@ -197,7 +196,7 @@ def _size_auroc(samples: pd.DataFrame) -> float:
         scores = cross_val_predict(model, features, labels, groups=seen["group"], cv=cv, method="predict_proba")
     except (ValueError, IndexError):  # a fold without one of the classes
         return float("nan")
-    return float(roc_auc_score(labels, np.asarray(scores)[:, 1]))
+    return auroc(labels, np.asarray(scores)[:, 1])
 
 
 def _findings_of_all(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from gainmtl_lib import runs
@@ -23,7 +22,7 @@ from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad import data as pictures
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
-from gainmtl_lib.metrics import MapScale, PixelScores
+from gainmtl_lib.metrics import MapScale, PixelScores, auroc
 from gainmtl_lib.progress import counted, every, show_progress
 from gainmtl_lib.runs import EFFICIENTAD, Run, RunError
 
@@ -300,8 +299,8 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
         raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
     answered = normal | batch.has_mask
     pixels.update(output.anomaly_map.cpu()[answered], batch.masks[answered])
-    image_auroc = roc_auc_score(batch.labels.numpy(), output.score.double().cpu().numpy())
-    return {"image_auroc": float(image_auroc), "pixel_auroc": pixels.auroc()}
+    image_auroc = auroc(batch.labels.numpy(), output.score.double().cpu().numpy())
+    return {"image_auroc": image_auroc, "pixel_auroc": pixels.auroc()}
 
 
 class StepCheckpoints(Checkpoint):
