@@ -124,9 +124,10 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
         left.plot([part["mean"].min(), part["mean"].max()], [places[name]] * 2, color="#bbbbbb", lw=3, zorder=0)
     left.axvline(0.5, color="k", lw=0.8, ls=":")
     left.set_yticks(range(len(places)), [textwrap.shorten(str(name), 40, placeholder=" …") for name in places])
+    shown = "mean over runs" + ", 95 % interval" * bool(rows["low"].notna().any())  # two runs have none
     for axis, label in ((left, "accuracy (dotted: a coin)"), (right, "CAM-IoU")):
         axis.set(xlim=(-0.03, 1.03), ylim=(len(places) - 0.4, -0.6))
-        axis.set_xlabel(f"{label},\nmean over runs, 95 % interval", fontsize=8)
+        axis.set_xlabel(f"{label},\n{shown}", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", color="0.9")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
