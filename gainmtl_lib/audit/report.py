@@ -47,7 +47,7 @@ def write_report(
         data_root: where the pictures lie now, when they moved since the training.
 
     Raises:
-        RunError: no run, not finished, not evaluated, or its files are damaged or do not belong together.
+        RunError: no run, not finished, not evaluated, or its files are damaged.
         ValueError: a recall outside (0, 1].
         DataError: `data_root` is no folder.
         FileError: the file cannot be written.
