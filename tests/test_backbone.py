@@ -138,7 +138,7 @@ def test_any_timm_model_with_a_pyramid_goes_by_name_and_normalises_as_its_weight
 
 @pytest.mark.parametrize("options, message", [
     ({"arch": "efficientnet_z9"}, "unknown backbone 'efficientnet_z9'; did you mean"),
-    ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl, and timm's"),
+    ({"arch": "qqqqqqqq"}, "unknown backbone 'qqqqqqqq'. There are b0, b1, b2, b3, s, m, l, xl, lite0, lite1, lite2, and timm's"),
     ({"out_indices": (2, 1)}, r"out_indices must be .*, got \[2, 1\]"),
     ({"arch": "vit_tiny_patch16_224"}, r"vit_tiny_patch16_224: this backbone has no features at stride 4, only at"),
     ({"frozen_stages": 5}, r"freeze_backbone_stages must be -1 \(none\), 0 \(stem\) or a level 1 to 4, got 5"),
@@ -188,6 +188,26 @@ def test_mmpretrains_own_file_loads(monkeypatch):
     backbone = get_backbone("b0", pretrained=True)
     assert asked == [("efficientnetv2-b0_3rdparty_in1k_", True)]
     assert backbone.weights == "imagenet:tf_efficientnetv2_b0.in1k" and same_weights(source, backbone)
+
+
+def test_lite_takes_the_weights_of_its_package_by_their_order_or_says_what_is_missing(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match=r"of lite9 come with the package efficientnet-lite9-pytorch-model, which is miss"):
+        module._packaged("lite9")
+    network, path = timm.create_model("tf_efficientnet_lite0").eval(), tmp_path / "lite0.pth"
+    randomise(network)
+    # The package names layers its own way, in timm's order.
+    torch.save({f"_layer{n}.{k}": t for n, (k, t) in enumerate(network.state_dict().items()) if "classifier" not in k}
+               | {"_fc.weight": torch.ones(2)}, path)  # fmt: skip
+    monkeypatch.setattr(module, "_packaged", lambda arch: path)
+    backbone, images = get_backbone("lite0", pretrained=True).eval(), torch.rand(1, 3, 64, 96)
+    assert backbone.weights == "imagenet:tf_efficientnet_lite0.in1k" and backbone.provider == "timm"
+    assert backbone.channels == [24, 40, 112, 320, 1280] and backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images)[-1], network.forward_features(images))
+    fresh = get_backbone("lite0", pretrained=path)
+    assert same_weights(backbone, fresh)
+    with pytest.raises(ModelError, match=rf"{path}: weights of another backbone, .*; set backbone_arch"):
+        get_backbone("lite1", pretrained=path)
 
 
 class Trap(str):
