@@ -92,6 +92,13 @@ class Backbone(nn.Module):
         levels = self.net.forward_intermediates(images, indices=wanted, intermediates_only=True)
         return [*levels[: len(self.indices)], levels[-1]]
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether depthwise convolutions work at the first level already, where pictures are large."""
+        first = [stage["module"] for stage in self.stages if stage["reduction"] <= LEVEL_STRIDES[1]]
+        within = [m for name, m in self.net.named_modules() if f"{name}.".startswith(tuple(f"{s}." for s in first))]
+        return any(isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1 for part in within)
+
     def freeze(self, frozen_stages: int) -> None:
         """Stop training up to a level: -1 nothing, 0 the stem, k through level k (conv_head never)."""
         if frozen_stages == -1:
@@ -249,7 +256,7 @@ def read_checkpoint(path: str | Path) -> StateDict:
 
 
 def fetch_weights(arch: str, timm_name: str, provider: str) -> StateDict:
-    """ImageNet weights by name: Lite's of their package, others from the provider's own host or, failing that, timm's."""
+    """ImageNet weights by name: Lite's of their package, others of the provider's host or, failing that, of timm's."""
     if arch in LITE:
         return read_checkpoint(_packaged(arch))
     failures = []

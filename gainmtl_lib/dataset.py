@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """What the data loaders yield."""
 
-    images: Tensor  # float32 (B, 3, H, W) in [0, 1]; the model normalises
+    images: Tensor  # float32 (B, 3, H, W) in [0, 1]; the model normalises. In training with `crop_size` H x W is that
     labels: Tensor  # int64 (B,), 0 normal, 1 defective
     masks: Tensor  # float32 (B, 1, H, W) in {0, 1}; all zero where there is none
     has_mask: Tensor  # bool (B,), which images carry a defect annotation; a normal image needs none
@@ -91,16 +91,16 @@ class GainDataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> tuple[int, int]:
-        """Normal and defective images of the training split."""
-        labels = self.samples.loc[self.samples["split"] == "train", "label"]
+        """Normal and defective images that training shows."""
+        labels = self.dataset.labels[self.shown_rows]
         return int((labels == 0).sum()), int((labels == 1).sum())
 
     def setup(self, stage: str | None = None) -> None:
         """Decode every file once. `DataError` for bad files, a class too few, or pictures that S7 cannot edit."""
         _ = self.counterfactuals if stage == "fit" else self.dataset
-        normals, defectives = self.class_counts
-        if stage == "fit" and 0 in (normals, defectives):
-            raise DataError(f"the training split has {normals} normal and {defectives} defective images; needs both")
+        if stage == "fit" and 0 in (counts := self.class_counts):
+            having = "defective images with a mask" if self.settings.crop_size else "defective images"
+            raise DataError(f"the training split has {counts[0]} normal and {counts[1]} {having}; needs both")
 
     @cached_property
     def counterfactuals(self) -> ImageCounterfactuals | None:
@@ -120,6 +120,14 @@ class GainDataModule(L.LightningDataModule):
         if not (splits == split).any():
             raise DataError(f"no image is in split '{split}'; the data has {', '.join(splits.unique())}")
         return np.flatnonzero(splits == split).tolist()
+
+    @property
+    def shown_rows(self) -> list[int]:
+        """Training rows; with `crop_size` without defects that have no mask, of which no crop's label is known."""
+        rows, dataset = self.rows("train"), self.dataset
+        if self.settings.crop_size is None:
+            return rows
+        return [row for row in rows if dataset.has_mask[row] or not dataset.labels[row]]
 
     def training_masks(self) -> Iterator[tuple[int, Tensor]]:
         """Row and mask, float32 (1, H, W) of 0 and 1, of each annotated training image, not augmented."""
@@ -160,7 +168,7 @@ class GainDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""
         _ = self.counterfactuals  # in place before workers copy the dataset
-        sampler, batch_size = EpochSampler(self.rows("train"), seed=self.settings.seed), self.settings.batch_size
+        sampler, batch_size = EpochSampler(self.shown_rows, seed=self.settings.seed), self.settings.batch_size
         return self._loader(sampler, drop_last=batch_size > 1 and len(sampler) % batch_size == 1)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -309,7 +317,7 @@ class SampleDataset(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """PyTorch's loaders call this instead of collecting single items."""
         images, masks, classes, rows = zip(*map(self._shown, keys))
-        planes = torch.zeros((len(keys), 1, *self.settings.image_size))
+        planes = torch.zeros((len(keys), 1, *images[0].shape[:2]))
         for plane, mask in zip(planes, masks):
             if mask is not None:
                 plane[0] = torch.from_numpy(mask)
@@ -332,6 +340,10 @@ class SampleDataset(Dataset[Batch]):
             plane = np.zeros(self.settings.image_size, dtype=np.uint8) if mask is None else mask
             image, plane = self.augmentation(image, plane, epoch=epoch, index=row)
             mask = None if mask is None else plane
+            if (size := self.augmentation.crop_size) is not None:
+                rng = np.random.default_rng([self.augmentation.seed, epoch, row, STREAM])
+                window, mask = cropped(size, image.shape[:2], mask, rng)
+                image, label = image[window], int(mask is not None)
         return image, mask, label, shown
 
     def stored(self, row: int) -> Picture:
@@ -355,7 +367,7 @@ class Augmentation:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.seed, turned = settings.seed, settings.rotate90_prob
+        self.seed, self.crop_size, turned = settings.seed, settings.crop_size, settings.rotate90_prob
         half_turn = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=turned)
         steps = [
             A.HorizontalFlip(p=settings.hflip_prob),
@@ -375,6 +387,27 @@ class Augmentation:
         self.transform.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         result = self.transform(image=image, mask=mask)
         return result["image"], result["mask"]
+
+
+VISIBLE = 4  # pixels of a defect, at the network's size, that make a crop of it defective
+
+
+def cropped(
+    size: tuple[int, int], picture: tuple[int, int], mask: NDArray[np.uint8] | None, rng: np.random.Generator
+) -> tuple[Place, NDArray[np.uint8] | None]:
+    """A random window of a picture (h, w), and what it shows of the defect: None, a normal crop, for less than `VISIBLE`.
+
+    Half of a defective's windows hold one of its defect's pixels, drawn at random, the others lie anywhere.
+    """
+    height, width = (whole - own for own, whole in zip(size, picture))  # the last place of a window
+    top, left = int(rng.integers(height + 1)), int(rng.integers(width + 1))
+    if mask is not None and rng.random() < 0.5:
+        y, x = rng.choice(np.argwhere(mask)) - rng.integers(size)
+        top, left = int(np.clip(y, 0, height)), int(np.clip(x, 0, width))
+    window = slice(top, top + size[0]), slice(left, left + size[1])
+    if mask is None or mask[window].sum() < min(VISIBLE, mask.sum()):
+        return window, None
+    return window, mask[window]
 
 
 # --- Fewer and coarser training masks, to learn what annotation is worth

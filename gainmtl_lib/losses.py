@@ -1,4 +1,4 @@
-"""The seven loss terms of the method document §3, their weighted sum, and the four stages of its schedule.
+"""The seven loss terms of the method document §3 and S8's, their weighted sum, and the schedule of four stages.
 
 Terms are pure functions of logits, computed in float32 whatever the precision around them. Spatial terms
 reduce per image first, then average over the images they apply to.
@@ -22,6 +22,7 @@ from gainmtl_lib.model import GainOutput
 from gainmtl_lib.settings import TERMS, Settings
 
 P = ParamSpec("P")
+CALM_WEIGHT = 4.0  # of the pixels off the defect in the evidence's loss: they are many, and a false alarm is one of them
 
 
 def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -124,6 +125,22 @@ def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_
     return (attention - localization).square().mean()
 
 
+@term
+def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+    """Teach the evidence (B, 1, h, w) cell by cell what is defect: balanced BCE + Dice to masks (B, 1, H, W).
+
+    Of the images that are `known`, bool (B,): normal ones, all of whose cells are calm, and annotated defects. In each
+    the defect's pixels and the others weigh the same, however small the defect; Dice is of defects alone.
+    """
+    logits, masks = _upsample(evidence[known], masks), masks[known]
+    defective = masks.flatten(1).any(dim=1)
+    bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    inside, outside = (
+        (bce * part).sum(dim=(1, 2, 3)) / part.sum(dim=(1, 2, 3)).clamp_min(1e-6) for part in (masks, 1 - masks)
+    )
+    return (inside + CALM_WEIGHT * outside + _dice(logits, masks) * defective).mean()
+
+
 def _upsample(logits: Tensor, masks: Tensor) -> Tensor:
     return F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -201,13 +218,15 @@ class GainLoss(nn.Module):
                 return on_defects + normal_attention_loss(said.attention_logits, normal, kind=self.normal_attention)
             case "cf":
                 return counterfactual_loss(said.cf_logits, annotated)
+            case "evidence":
+                return evidence_loss(said.cam, batch.masks, annotated | (batch.labels == 0))
             case _:
                 return consistency_loss(said.attention_logits, said.localization_logits, annotated)
 
 
 # --- Which terms are in force at what point of the training
 
-FIRST_STAGE = {"cls": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
+FIRST_STAGE = {"cls": 1, "evidence": 1, "am": 2, "guide": 2, "cam_guide": 2, "loc": 3, "consist": 3, "cf": 4}
 
 
 @dataclass(frozen=True)

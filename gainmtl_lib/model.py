@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,16 +19,16 @@ from torch.func import functional_call
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from gainmtl_lib.backbone import LEVEL_STRIDES, ModelError, checked_levels, get_backbone
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import PARTS, Settings
 
 
 @dataclass
 class GainOutput:
     """What the model says, by attribute or key. Fields the strategy lacks are None."""
 
-    logits: Tensor  # the strategy's decision, (B, 2): `cls_logits` for S1-S2, `attended_cls_logits` from S3 on
-    cam: Tensor  # class activation map of the deciding head, (B, 1, h, w), unbounded margin
-    cls_logits: Tensor  # path 1, (B, 2)
+    logits: Tensor  # the strategy's decision, (B, 2): `attended_cls_logits` for S3-S7, `cls_logits` for the others
+    cam: Tensor  # class activation map of the deciding head, (B, 1, h, w), unbounded margin; of S8 the evidence
+    cls_logits: Tensor  # path 1, (B, 2); of S8 read from the evidence
     cls_cam: Tensor  # CAM of path 1, (B, 1, h, w)
     attended_cls_logits: Tensor | None = None  # path 2, (B, 2)
     attention_logits: Tensor | None = None  # (B, 1, h, w), mining averaged in
@@ -89,18 +90,19 @@ class PyramidFusion(nn.Module):
 
 
 class MapProjection(nn.Module):
-    """Features for maps finer than stride 32: conv_head and the level of that stride, summed on its grid and mixed."""
+    """Features for maps finer than stride 32: the levels from that stride on, finest first, summed there and mixed."""
 
-    def __init__(self, head_channels: int, level_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.head = nn.Conv2d(head_channels, channels, 1)
-        self.level = nn.Conv2d(level_channels, channels, 1)
+        self.lateral = nn.ModuleList(nn.Conv2d(own, channels, 1) for own in in_channels)
         self.mix = Conv2dNormActivation(channels, channels, 3)
 
-    def forward(self, head: Tensor, level: Tensor) -> Tensor:
-        """Shape: (B, _, h / k, w / k), (B, _, h, w) -> (B, channels, h, w)."""
-        coarse = F.interpolate(self.head(head), size=level.shape[2:], mode="bilinear")
-        return self.mix(coarse + self.level(level))
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Levels, the finest (B, _, h, w), to (B, channels, h, w)."""
+        fused, *coarser = (project(level) for project, level in zip(self.lateral, levels, strict=True))
+        for level in coarser:
+            fused = fused + F.interpolate(level, size=fused.shape[2:], mode="bilinear")
+        return self.mix(fused)
 
 
 def fuse_attention(
@@ -122,6 +124,39 @@ def fuse_attention(
     return fused if has_mask is None else torch.where(has_mask[:, None, None, None], fused, attention)
 
 
+def in_tiles(backbone: nn.Module, images: Tensor, tile: tuple[int, int]) -> list[Tensor]:
+    """Features of images (B, 3, H, W) that are larger than a `tile`, computed tile by tile, and joined.
+
+    Neighbours share a quarter of a tile, in which their features are blended: linearly, so that no seam is left. Sides
+    are multiples of 32, so that the cells of tiles and picture coincide.
+    """
+    spans = [_spans(side, min(side, own)) for side, own in zip(images.shape[2:], tile, strict=True)]
+    joined: list[Tensor] = []
+    for (top, bottom, rows), (left, right, columns) in product(*spans):
+        levels = backbone(images[:, :, top:bottom, left:right])
+        if not joined:
+            strides = [(bottom - top) // level.shape[2] for level in levels]
+            sizes = [[side // stride for side in images.shape[2:]] for stride in strides]
+            joined = [level.new_zeros((*level.shape[:2], *size)) for level, size in zip(levels, sizes)]
+        for level, whole in zip(levels, joined):
+            stride = (bottom - top) // level.shape[2]
+            weight = (part.view(-1, stride).mean(1).to(level) for part in (rows, columns))
+            place = slice(top // stride, bottom // stride), slice(left // stride, right // stride)
+            whole[:, :, *place] += level * torch.outer(*weight)
+    return joined
+
+
+def _spans(side: int, tile: int) -> list[tuple[int, int, Tensor]]:
+    """Start, end and weights by pixel, (tile,), of each tile along a side; the weights of each pixel add up to 1."""
+    step = max(32, tile * 3 // 4 // 32 * 32)
+    starts = [*range(0, side - tile, step), side - tile]
+    ramp = torch.minimum(torch.arange(tile), torch.arange(tile).flip(0)) + 1.0
+    total = torch.zeros(side)
+    for start in starts:
+        total[start : start + tile] += ramp
+    return [(start, start + tile, ramp / total[start : start + tile]) for start in starts]
+
+
 # --- The heads, and their class activation map
 
 
@@ -137,6 +172,34 @@ class ClassificationHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Shape: (B, C, h, w) -> (B, 2), logits."""
         return self.out(self.dropout(F.relu(self.hidden(features.mean((2, 3))))))
+
+
+class EvidenceHead(nn.Module):
+    """The decision read from a map: one logit per cell, and of the strongest share of them the margin.
+
+    margin = scale * mean(strongest cells) + offset, so that the map is the decision, cell by cell. Of all cells the
+    mean would hardly move with a small defect; of one alone (max pooling) a single cell would get the gradient.
+    """
+
+    def __init__(self, channels: int, *, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.cell = nn.Conv2d(channels, 1, 1)
+        nn.init.constant_(self.cell.bias, -3.0)  # type: ignore[arg-type]  # start with all cells calm: defects are rare
+        self.log_scale, self.offset = (nn.Parameter(torch.zeros(())) for _ in range(2))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) to the margin as logits (B, 2), and the evidence (B, 1, h, w), both in float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            evidence = self.cell(features.float())
+            margin = self.margin(evidence)
+            return torch.stack([-margin, margin], dim=1) / 2, evidence
+
+    def margin(self, evidence: Tensor) -> Tensor:
+        """Of a map (B, 1, h, w): logit1 - logit0, (B,). `evidence_share` of its cells count, at least one."""
+        cells = evidence.flatten(1)
+        strongest = cells.topk(max(1, int(self.share * cells.shape[1])), dim=1).values
+        return self.log_scale.exp() * strongest.mean(dim=1) + self.offset
 
 
 class AttentionHead(nn.Module):
@@ -307,10 +370,14 @@ class GAINMTLModel(nn.Module):
         backbone_arch, pretrained, out_indices, use_mmpretrain, freeze_backbone_stages: see `get_backbone`.
         num_classes: 2; the CAM is a two-class margin.
         fpn_channels, attention_channels: width of the feature pyramid, and inside the attention and mining heads.
-        use_counterfactual: False leaves path 3 out of S5 to S7.
-        strategy: S1 to S7, whose parts alone exist; S7 is the model of S5, trained on edited pictures besides.
+        use_counterfactual: False leaves path 3 out of S5 to S8.
+        strategy: S1 to S8, whose parts alone exist; S7 is the model of S5, trained on edited pictures besides. In S8
+            an `EvidenceHead` decides in place of path 1, and path 3 is of the mode ``mean``: it has nothing to learn.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
+        evidence_share: of S8's cells that make up the margin, in (0, 1].
+        tile_size: pictures larger than this go through the backbone in overlapping tiles outside training, whose
+            features are joined: the memory of its early levels then does not grow with the picture. None: never.
         counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
         mask_source: where S6's mask comes from when forward is given none: the model's own ``localization``,
             ``none``, or one of `OUTSIDE_SOURCES`, which must be given.
@@ -339,6 +406,8 @@ class GAINMTLModel(nn.Module):
         counterfactual_mode: str = "learned",
         fusion_norm: str = "sigmoid",
         mask_source: str = "localization",
+        evidence_share: float = 0.01,
+        tile_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if num_classes != 2:
@@ -349,29 +418,36 @@ class GAINMTLModel(nn.Module):
                 raise ModelError(f"{name} must be one of {', '.join(map(str, known))}, got '{value}'")
         levels = checked_levels(out_indices)
         self.strategy, self.map_stride, self.mask_source = strategy, map_stride, mask_source
+        self.tile_size = tile_size
 
-        map_level = [level for level, stride in LEVEL_STRIDES.items() if stride == map_stride < 32]
-        wanted = sorted({*levels, *map_level})
+        map_levels = [level for level, stride in LEVEL_STRIDES.items() if map_stride <= stride < 32]
+        wanted = sorted({*levels, *map_levels})
         self.backbone = get_backbone(backbone_arch, pretrained, wanted, use_mmpretrain, freeze_backbone_stages)
         strides, channels = self.backbone.strides, self.backbone.channels
         self._pyramid_levels = [strides.index(LEVEL_STRIDES[level]) for level in levels]
-        self._map_level = strides.index(map_stride)
+        # conv_head, the last, in place of the level of stride 32
+        self._map_levels = [*(strides.index(LEVEL_STRIDES[level]) for level in map_levels), len(strides) - 1]
         self.mean = nn.Buffer(torch.tensor(self.backbone.mean).view(1, 3, 1, 1))
         self.std = nn.Buffer(torch.tensor(self.backbone.std).view(1, 3, 1, 1))
 
-        width = map_channels if map_level else channels[-1]
-        self.projection = MapProjection(channels[-1], channels[self._map_level], width) if map_level else None
-        self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
-        self.attention = self.localization = self.counterfactual = None
-        if strategy >= "S3":
+        width = map_channels if map_levels else channels[-1]
+        mapped = [channels[index] for index in self._map_levels]
+        self.projection = MapProjection(mapped, width) if map_levels else None
+        parts = PARTS[strategy]
+        self.cls_head = self.evidence = self.attention = self.localization = self.counterfactual = None
+        if "evidence" in parts:
+            self.evidence = EvidenceHead(width, share=evidence_share)
+        else:
+            self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
+        if "attention" in parts:
             self.attention = AttentionPath(
                 width, hidden=attention_channels, head_channels=head_channels, dropout=dropout, fusion_norm=fusion_norm
             )
-        if strategy >= "S4":
+        if "localization" in parts:
             pyramid = PyramidFusion([channels[index] for index in self._pyramid_levels], fpn_channels)
             self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
-        if strategy >= "S5" and use_counterfactual:
-            self.counterfactual = Counterfactual(width, mode=counterfactual_mode)
+        if {"counterfactual", "evidence"} & {*parts} and use_counterfactual:
+            self.counterfactual = Counterfactual(width, mode="mean" if self.evidence else counterfactual_mode)
 
     def forward(
         self,
@@ -403,6 +479,9 @@ class GAINMTLModel(nn.Module):
         if attention_masks is None and self.strategy == "S6" and self.mask_source in OUTSIDE_SOURCES:
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
         features, levels = self.features(images)
+        if self.evidence is not None:
+            return self._of_evidence(features, masks, size=(images.shape[2], images.shape[3]))
+        assert self.cls_head is not None
         cls_logits, (cls_cam, _) = self.cls_head(features), class_activation_map(features, self.cls_head)
         output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
         if self.localization is not None:
@@ -424,10 +503,24 @@ class GAINMTLModel(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
-        levels = self.backbone((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        tile = None if self.training else self.tile_size
+        levels = self.backbone(images) if tile is None else in_tiles(self.backbone, images, tile)
         if self.projection is None:
             return levels[-1], levels
-        return self.projection(levels[-1], levels[self._map_level]), levels
+        return self.projection([levels[index] for index in self._map_levels]), levels
+
+    def _of_evidence(self, features: Tensor, masks: Tensor | None, *, size: tuple[int, int]) -> GainOutput:
+        """S8's record; path 3 asks the same head of features whose defect gave way to its surroundings."""
+        assert self.evidence is not None
+        logits, evidence = self.evidence(features)
+        output = GainOutput(logits=logits, cam=evidence, cls_logits=logits, cls_cam=evidence)
+        output.localization_logits = F.interpolate(evidence, size=size, mode="bilinear")  # (B, 1, H, W)
+        output.localization_map = output.localization_logits.sigmoid()
+        if masks is not None and self.counterfactual is not None:
+            asked = (masks > 0.5).flatten(1).any(1)[:, None]
+            output.cf_logits = torch.where(asked, self.evidence(self.counterfactual(features, masks))[0], logits)
+        return output
 
     def _without_defect(
         self, features: Tensor, masks: Tensor | None, logits: Tensor, gate: tuple[Tensor | None, ...], alpha: float

@@ -196,27 +196,43 @@ class RunSettings(ParameterRecord):
 
 # --- GAIN-MTL: the strategies and every parameter
 
-Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7"]
+Strategy = Literal["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8"]
 
-TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist")
-"""The seven loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
+TERMS = ("cls", "am", "cam_guide", "loc", "guide", "cf", "consist", "evidence")
+"""The loss terms; each names its weight ``lambda_<term>``, its log tag and its table column."""
 
 STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
-    "S1": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
-    "S2": dict(cls=1.0, am=0.0, cam_guide=0.3, loc=0.0, guide=0.0, cf=0.0, consist=0.0),
-    "S3": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.0, guide=0.5, cf=0.0, consist=0.0),
-    "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2),
-    "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
-    "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
-    "S7": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2),
+    "S1": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0, evidence=0.0),
+    "S2": dict(cls=1.0, am=0.0, cam_guide=0.3, loc=0.0, guide=0.0, cf=0.0, consist=0.0, evidence=0.0),
+    "S3": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.0, guide=0.5, cf=0.0, consist=0.0, evidence=0.0),
+    "S4": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.0, consist=0.2, evidence=0.0),
+    "S5": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2, evidence=0.0),
+    "S6": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2, evidence=0.0),
+    "S7": dict(cls=0.3, am=1.0, cam_guide=1.0, loc=0.2, guide=0.5, cf=0.3, consist=0.2, evidence=0.0),
+    "S8": dict(cls=1.0, am=0.0, cam_guide=0.0, loc=0.0, guide=0.0, cf=0.0, consist=0.0, evidence=1.0),
 }
-"""λ per strategy: the method document §3.3; S6 and S7 take S5's row."""
+"""λ per strategy: the method document §3.3; S6 and S7 take S5's row, S8 has its own."""
+
+_GUIDED = ("attention", "localization", "counterfactual")
+PARTS: dict[str, tuple[str, ...]] = {
+    "S1": (), "S2": (), "S3": _GUIDED[:1], "S4": _GUIDED[:2], "S5": _GUIDED, "S6": _GUIDED, "S7": _GUIDED,
+    "S8": ("evidence",),
+}  # fmt: skip
+"""Parts of the model beside the classifier of path 1, in whose place S8 has the evidence."""
 
 PART_OF_TERM = {
-    "am": ("attention", "S3"), "guide": ("attention", "S3"), "loc": ("localization", "S4"),
-    "consist": ("localization", "S4"), "cf": ("counterfactual", "S5"),
+    "am": "attention", "guide": "attention", "loc": "localization", "consist": "localization", "cf": "counterfactual",
+    "evidence": "evidence",
 }  # fmt: skip
-"""Which part of the model a loss term needs, and the first strategy that has it."""
+"""Which part of the model a loss term needs."""
+
+EDITED = ("S7", "S8")
+"""Strategies that train on edited pictures unless told otherwise."""
+
+
+def first_with(part: str) -> str:
+    """The first strategy that has a part of `PARTS`."""
+    return next(strategy for strategy, parts in PARTS.items() if part in parts)
 
 PLACES = {
     "external": ("external_mask_dir", "the folder with one mask per image"),
@@ -229,7 +245,7 @@ class Settings(RunSettings):
     """Parameters of one GAIN-MTL run. Strict: unknown names and wrong types raise `SettingsError`.
 
     λ that are not given come from the strategy's row; `image_counterfactual`, the share of edited training samples, is
-    0.5 for S7 and 0 for the others.
+    0.5 for S7 and S8 and 0 for the others.
     """
 
     # run
@@ -255,10 +271,13 @@ class Settings(RunSettings):
     use_counterfactual: bool = True
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
+    evidence_share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    tile_size: ImageSize | None = None
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
     efficientad_run: AnyPath | None = None
     # data
+    crop_size: ImageSize | None = None
     hflip_prob: Probability = 0.5
     vflip_prob: Probability = 0.5
     rotate90_prob: Probability = 0.5
@@ -275,6 +294,7 @@ class Settings(RunSettings):
     lambda_guide: Weight
     lambda_cf: Weight
     lambda_consist: Weight
+    lambda_evidence: Weight
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     focal_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
     cam_guide_target: Literal["cls", "deciding", "both"] = "both"
@@ -283,6 +303,9 @@ class Settings(RunSettings):
     num_epochs: Count = 100
     batch_size: Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    backbone_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Weight = 0.0
     stage1_ratio: Probability = 0.25
     stage2_ratio: Probability = 0.25
     stage3_ratio: Probability = 0.25
@@ -303,7 +326,7 @@ class Settings(RunSettings):
         strategy = str(values.get("strategy"))
         row = STRATEGY_WEIGHTS.get(strategy, STRATEGY_WEIGHTS["S5"])
         own = {f"lambda_{term}": weight for term, weight in row.items()}
-        return own | {"image_counterfactual": 0.5 if strategy == "S7" else 0.0} | values
+        return own | {"image_counterfactual": 0.5 if strategy in EDITED else 0.0} | values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -321,9 +344,19 @@ class Settings(RunSettings):
         for source, (place, what) in PLACES.items():
             given = self.mask_source != source or getattr(self, place) is not None
             checks[f"mask_source '{source}' needs {place}, {what}"] = given
-        for term, (part, first) in PART_OF_TERM.items():
-            weight, lack = getattr(self, f"lambda_{term}"), f"strategy {self.strategy} has no {part} ({first} adds it)"
-            checks[f"lambda_{term} is {weight:g}, but {lack}; set it to 0"] = not weight or self.strategy >= first
+        for term, part in PART_OF_TERM.items():
+            weight, lack = getattr(self, f"lambda_{term}"), f"{self.strategy} has no {part} ({first_with(part)} adds it)"
+            checks[f"lambda_{term} is {weight:g}, but strategy {lack}; set it to 0"] = not weight or self.has(part)
+        for name, window in (("crop_size", self.crop_size), ("tile_size", self.tile_size)):
+            given = list(window or (32, 32))
+            checks[f"{name} must be multiples of 32 (the coarsest stride), got {given}"] = not any(s % 32 for s in given)
+        crop = list(self.crop_size or size)
+        within = all(own <= whole for own, whole in zip(crop, size))
+        checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within
+        cells = [side // self.map_stride for side in size]
+        selected = int(self.evidence_share * cells[0] * cells[1])
+        told = f"evidence_share {self.evidence_share:g} of the map's {cells[0]} x {cells[1]} cells selects no cell"
+        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or selected >= 1
         for sentence, holds in checks.items():
             if not holds:
                 raise ValueError(sentence)
@@ -333,6 +366,10 @@ class Settings(RunSettings):
     def run_name(self) -> str:
         """The strategy, and the name of what departs from it."""
         return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
+
+    def has(self, part: str) -> bool:
+        """Whether the strategy's model has a part of `PARTS`."""
+        return part in PARTS[self.strategy]
 
     @property
     def weights(self) -> dict[str, float]:

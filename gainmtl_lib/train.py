@@ -58,10 +58,15 @@ def checked_device(name: str, count: int = 1) -> torch.device:
     return device
 
 
-def lightning_precision(name: str, device: torch.device) -> str:
-    """Lightning's name of ``auto`` (fp16 AMP on CUDA, bf16 AMP on the CPU, else single), ``32``, ``bf16`` or ``16``."""
+def lightning_precision(name: str, device: torch.device, *, depthwise: bool = False) -> str:
+    """Lightning's name of ``auto`` (what trains fastest), ``32``, ``bf16`` or ``16``.
+
+    ``auto`` is fp16 AMP on CUDA; bf16 AMP on a CPU with instructions for products of bf16 matrices (AMX), except for a
+    network that is `depthwise` from its first level on, whose convolutions are no such products; single elsewhere.
+    """
     if name == "auto":
-        name = {"cuda": "16", "cpu": "bf16"}.get(device.type, "32")
+        matrices = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+        name = "16" if device.type == "cuda" else "bf16" if matrices and not depthwise else "32"
     if name == "16" and device.type == "cpu":
         raise DeviceError("precision '16' needs a GPU; on the CPU use 'bf16' or '32'")
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]
@@ -91,7 +96,7 @@ class MaskMixer:
     def __init__(self, masks: Iterable[tuple[int | None, Tensor]], settings: Settings) -> None:
         self.own_prob, self.other_prob = settings.own_mask_prob, settings.other_mask_prob
         self.turn_probs = torch.tensor([[settings.hflip_prob], [settings.vflip_prob], [settings.rotate90_prob]])
-        height, width = settings.image_size
+        height, width = settings.crop_size or settings.image_size
         self.grid = (height // settings.map_stride, width // settings.map_stride)
         pairs = [(index, F.adaptive_avg_pool2d(mask.float(), self.grid)) for index, mask in masks]
         self.place = {index: row for row, (index, _) in enumerate(pairs) if index is not None}
@@ -203,12 +208,25 @@ class GainTraining(L.LightningModule):
         checkpoint["gainmtl_settings"] = self.settings.plain()
 
     def configure_optimizers(self) -> Any:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        its, backbone = self.settings, {*self.model.backbone.parameters()}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        heads, own = ([p for p in trained if (p in backbone) == inside] for inside in (False, True))
+        rates = {"lr": its.learning_rate}, {"lr": its.learning_rate * its.backbone_lr_scale}
+        groups = [{"params": some} | rate for some, rate in zip((heads, own), rates) if some]
         fused = self.device.type in {"cpu", "cuda"}  # one pass over the weights instead of a dozen
-        optimizer = torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=fused)
+        optimizer = torch.optim.AdamW(groups, weight_decay=its.weight_decay, fused=fused)  # Adam where that is 0
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step / steps, warmup_ratio=its.warmup_ratio)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def learning_rate_factor(progress: float, *, warmup_ratio: float) -> float:
+    """Share of the learning rate at a progress in [0, 1]: a linear rise from a hundredth, then a cosine to 0."""
+    if progress < warmup_ratio:
+        return 0.01 + 0.99 * progress / warmup_ratio
+    return (1 + math.cos(math.pi * (progress - warmup_ratio) / (1 - warmup_ratio))) / 2
 
 
 # --- Which checkpoints a run keeps, and a line per epoch
@@ -326,14 +344,14 @@ def checkpoint_to_resume(
 
 
 @contextmanager
-def recorded(folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: Precision) -> Iterator[None]:
+def recorded(folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: str) -> Iterator[None]:
     """Keep the manifest, with what the block adds to it: complete once the block ends without an error."""
     path, started = folder / "manifest.json", time.monotonic()
     before = runs.read_json(path).get("duration_s", 0) if path.is_file() else 0
     manifest |= {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": lightning_precision(precision, device),
+        "precision": precision,
         "versions": {name: next((one.version for one in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "duration_s": before,
         "status": "running",
@@ -364,16 +382,17 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
 
 def fit_interruptibly(
     settings: RunSettings, device: torch.device, module: L.LightningModule, data: L.LightningDataModule, *,
-    precision: Precision, checkpoint: Path | None, **options: Any,
+    precision: str, checkpoint: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Train; a best checkpoint of the folder's own is dropped where another goes on. `options` are Lightning's."""
+    """Train; a best checkpoint of the folder's own is dropped where another goes on. `options` are Lightning's, as is
+    the name of the precision."""
     own = settings.run_dir / "checkpoints"
     if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
         (own / "best.ckpt").unlink(missing_ok=True)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     trainer = L.Trainer(
         accelerator=device.type,
-        precision=lightning_precision(precision, device),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         logger=event_loggers(settings),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=settings.run_dir,
@@ -399,15 +418,16 @@ def fit_interruptibly(
 EVALUATED = ("image_size", "resize", "skip_unreadable")
 TRAINED = (
     *EVALUATED,
-    "batch_size", "seed", "seed_of_split", "image_counterfactual", "mask_share", "mask_quality",
+    "batch_size", "seed", "seed_of_split", "crop_size", "image_counterfactual", "mask_share", "mask_quality",
     "hflip_prob", "vflip_prob", "rotate90_prob", "color_jitter_prob", "gaussian_noise_prob",
 )  # fmt: skip
 ARCHITECTURE = (
     "strategy", "backbone_arch", "out_indices", "fpn_channels", "attention_channels", "head_channels",
-    "map_stride", "map_channels", "use_counterfactual", "counterfactual_mode",
+    "map_stride", "map_channels", "use_counterfactual", "counterfactual_mode", "evidence_share",
 )  # fmt: skip
 PLAN = (
-    "num_epochs", "batch_size", "learning_rate", "stage1_ratio", "stage2_ratio", "stage3_ratio",
+    "num_epochs", "batch_size", "learning_rate", "backbone_lr_scale", "warmup_ratio", "weight_decay",
+    "freeze_backbone_stages", "stage1_ratio", "stage2_ratio", "stage3_ratio",
     "stage4_ratio", "loc_warmup_ratio", *(f"lambda_{term}" for term in TERMS),
 )  # fmt: skip
 
@@ -475,9 +495,10 @@ def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str |
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
         "edits_per_epoch": {} if edits is None else {kind: round(n, 2) for kind, n in edits.expected.items()},
     }
-    with recorded(folder, manifest, device=device, precision=settings.precision):
+    precision = lightning_precision(settings.precision, device, depthwise=model.backbone.depthwise)
+    with recorded(folder, manifest, device=device, precision=precision):
         fit_interruptibly(
-            settings, device, module, data, precision=settings.precision, checkpoint=checkpoint,
+            settings, device, module, data, precision=precision, checkpoint=checkpoint,
             devices=1 if device.index is None else [device.index], max_epochs=settings.num_epochs,
             callbacks=[checkpoints, EpochLog()], log_every_n_steps=5,
         )  # fmt: skip

@@ -136,7 +136,7 @@ def _train(
     L.seed_everything(settings.seed, verbose=False)
     # What settings alone can get wrong comes before pictures are decoded.
     device = training.checked_device(settings.accelerator, settings.devices)
-    training.lightning_precision(settings.precision, device)
+    precision = training.lightning_precision(settings.precision, device)
     state, teacher = networks.teacher_of(settings)
     penalty = pictures.PenaltyImages(settings)
     pictures.check_validation(provider)
@@ -164,12 +164,12 @@ def _train(
     manifest = {"strategy": EFFICIENTAD, "seed": settings.seed, "devices": settings.devices, "teacher": teacher}
     manifest |= {"penalty": penalty.text, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     manifest |= {"split_sizes": provider.split_sizes, "total_steps": total, "data_digest": provider.digest}
-    with training.recorded(folder, manifest, device=device, precision=settings.precision):
+    with training.recorded(folder, manifest, device=device, precision=precision):
         if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
             training.fit_interruptibly(
-                settings, device, module, data, precision=settings.precision, checkpoint=checkpoint,
+                settings, device, module, data, precision=precision, checkpoint=checkpoint,
                 devices=settings.devices, strategy="ddp_spawn" if settings.devices > 1 else "auto",
                 max_epochs=math.ceil(total / settings.val_every_n_steps),
                 reload_dataloaders_every_n_epochs=1,  # the next interval of steps
