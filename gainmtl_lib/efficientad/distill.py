@@ -5,21 +5,22 @@ B images, H x W pixels of the network's pictures, of which the backbone sees 2H 
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import normalize
 
-from gainmtl_lib.backbone import Backbone, ModelError, fetch_weights, get_backbone, load_weights
+from gainmtl_lib.backbone import TIMM_NAMES, Backbone, ModelError, fetch_weights, fill_backbone, get_backbone
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.data import as_grey, shuffled
 from gainmtl_lib.labels import resize_image
@@ -37,14 +38,16 @@ class Distillation(ParameterRecord):
 
     images: AnyPath  # a folder of pictures, at any depth
     output: AnyPath  # a .safetensors file
-    backbone: str = "wide_resnet101_2"  # any timm name with features at strides 8 and 16; sees twice `image_size`
+    backbone: str = "wide_resnet101_2"  # lite0 to lite2, any timm name with strides 8 and 16; sees twice `image_size`
     backbone_weights: Annotated[bool | Path, BeforeValidator(as_path)] = True  # by name, a file, or random ones
     model_size: networks.ModelSize = "S"
     out_channels: networks.Count = 384
     image_size: Annotated[int, Field(ge=networks.SMALLEST_IMAGE)] = 256
+    crop_size: Annotated[int, Field(ge=networks.SMALLEST_IMAGE, multiple_of=4)] | None = None  # learned of a picture
     steps: networks.Count = 60_000
     batch_size: networks.Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: down to 0, for few steps
     weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
     statistics_images: networks.Count = 10_000  # that give the targets' mean and deviation
     seed: Annotated[int, Field(ge=0)] = 42
@@ -59,13 +62,20 @@ class Distillation(ParameterRecord):
             raise ValueError(f"output must be a .safetensors file, got {output.name}")
         return output
 
+    @model_validator(mode="after")
+    def _crops_fit(self) -> Self:
+        if self.crop_size is not None and self.crop_size > self.image_size:
+            raise ValueError(f"crop_size must be at most image_size, {self.image_size}, got {self.crop_size}")
+        return self
+
     def record(self, pictures: int) -> dict[str, Any]:
         """What decides the teacher, for its file: plain values, no paths."""
         weights: Any = self.backbone_weights
         named = {True: "pretrained", False: "random weights"}[weights] if isinstance(weights, bool) else weights.name
         left_out = {"output", "backbone_weights", "save_every_n_steps", "device", "num_workers"}
         values = {name: value for name, value in self.plain().items() if name not in left_out}
-        return values | {"images": self.images.name, "pictures": pictures, "weights": named, "padding": True}
+        values |= {"images": self.images.name, "pictures": pictures, "weights": named}
+        return values | {"padding": self.crop_size is None}
 
 
 class PicturePairs(Dataset[tuple[Tensor, Tensor]]):
@@ -95,46 +105,55 @@ class BackboneTargets(nn.Module):
     """Describes patches by two levels of a frozen backbone, as PatchCore does (arXiv 2106.08265).
 
     Around each cell of a level, the values of the 3 x 3 neighbourhood, channel by channel, are averaged in 1024 even
-    shares, and resized to the network's grid; then the values of both levels are averaged in C even shares.
+    shares, and resized to the network's grid; then the values of both levels are averaged in C even shares. All of it
+    is linear, the same for every cell, and resizing takes channels one by one: a 3 x 3 convolution of each level does
+    both averages at once, and only C values are resized.
     """
 
     def __init__(self, backbone: Backbone, *, out_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.out_channels, self.grid = out_channels, grid
+        self.rows: list[slice] = []  # the channels that a level has a share in
+        for level, channels in enumerate(backbone.channels[:2]):
+            shares = torch.zeros(9 * channels, 2, 1024)
+            shares[:, level] = F.adaptive_avg_pool1d(torch.eye(9 * channels), 1024)
+            weight = F.adaptive_avg_pool1d(shares.flatten(1), out_channels).T.unflatten(1, (channels, 3, 3))
+            held = weight.flatten(1).any(dim=1).nonzero().flatten().tolist()
+            self.rows.append(slice(held[0], held[-1] + 1))
+            self.register_buffer(f"average{level}", weight[self.rows[-1]].contiguous(), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Shape: (B, 3, 2H, 2W) in [0, 1] -> (B, C, h, w), unbounded."""
         pixels = normalize(images, list(self.backbone.mean), list(self.backbone.std))
         net, indices = self.backbone.net, self.backbone.indices
-        levels = net.forward_intermediates(pixels, indices=indices, intermediates_only=True, stop_early=True)
-        described = []
-        for level in levels:
-            patches = F.unfold(level, 3, padding=1).transpose(1, 2)  # (B, h' w', 9 C')
-            # Shares before the resizing, which is linear too: of 9 C' values only 1024 are resized.
-            shares = F.adaptive_avg_pool1d(patches, 1024).transpose(1, 2).unflatten(2, level.shape[-2:])
-            described.append(F.interpolate(shares, size=self.grid, mode="bilinear"))
-        cells = torch.cat(described, dim=1).flatten(2).transpose(1, 2)  # (B, h w, 2048)
-        return F.adaptive_avg_pool1d(cells, self.out_channels).transpose(1, 2).unflatten(2, self.grid)
+        levels = net.forward_intermediates(
+            pixels.contiguous(memory_format=torch.channels_last),
+            indices=indices, intermediates_only=True, stop_early=True,
+        )  # fmt: skip
+        described = images.new_zeros(len(images), self.out_channels, *self.grid)
+        for level, rows, average in zip(levels, self.rows, (self.average0, self.average1), strict=True):
+            averaged = F.conv2d(level, average, padding=1)
+            described[:, rows] += F.interpolate(averaged, size=self.grid, mode="bilinear")
+        return described
 
 
 class TeacherTraining:
     """Network, optimiser and standardised targets, and how many steps were made; images are uint8."""
 
     def __init__(self, settings: Distillation) -> None:
-        self.device, side, channels = checked_device(settings.device), settings.image_size, settings.out_channels
+        self.settings, self.device = settings, checked_device(settings.device)
+        side, crop, channels = settings.image_size, settings.crop_size, settings.out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            size, weights = settings.model_size, settings.backbone_weights
-            self.network = networks.PatchDescriptionNetwork(model_size=size, out_channels=channels, padding=True)
-            given = False if weights is True else weights
-            backbone = get_backbone(settings.backbone, given, (2, 3), use_mmpretrain=False)
-        if weights is True:  # here, because an error of `get_backbone` would hint at parameters of GAIN-MTL
-            state = fetch_weights(settings.backbone, settings.backbone, "timm")
-            state = {name: tensor for name, tensor in state.items() if name not in backbone.unused_names}
-            load_weights(backbone.net, state, source=settings.backbone)
-        self.targets = BackboneTargets(backbone, out_channels=channels, grid=self.network.grid((side, side)))
+            self.network = networks.PatchDescriptionNetwork(
+                model_size=settings.model_size, out_channels=channels, padding=crop is None
+            )
+            backbone = pretrained_backbone(settings.backbone, settings.backbone_weights)
+        missing = 0 if crop is None else 2 * networks.BORDER  # without padding the network leaves out the border
+        height, width = self.network.grid((side, side))
+        self.targets = BackboneTargets(backbone, out_channels=channels, grid=(height + missing, width + missing))
         for part in (self.network, self.targets):
             part.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rate, decay, fused = settings.learning_rate, settings.weight_decay, self.device.type in ("cpu", "cuda")
@@ -152,12 +171,30 @@ class TeacherTraining:
         """One step of the optimiser; the loss before it, a scalar: mean squared difference to the targets."""
         wanted = (self.targets(self._pixels(large)) - self.mean) / self.std
         pixels = normalize(self._pixels(small), list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
-        loss = F.mse_loss(self.network(pixels), wanted)
+        if self.settings.crop_size is not None:
+            pixels, wanted = self._cropped(pixels, wanted, self.settings.crop_size)
+        if self.settings.schedule == "cosine":
+            share = (1 + math.cos(math.pi * self.steps / self.settings.steps)) / 2
+            self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * share
+        loss = F.mse_loss(self.network(pixels.contiguous(memory_format=torch.channels_last)), wanted)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.steps += 1
         return loss.detach()
+
+    def _cropped(self, pixels: Tensor, wanted: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Of each picture a random square, as follows from (seed, step), and the targets of the cells inside.
+
+        A cell is 4 pixels, and without padding the network describes these cells as it does in the whole picture.
+        """
+        places, cells = (pixels.shape[-1] - side) // 4 + 1, self.network.grid((side, side))[0]
+        drawn = np.random.default_rng([self.settings.seed, 2, self.steps]).integers(places, size=(len(pixels), 2))
+        corners = drawn.tolist()
+        parts = [one[:, 4 * y : 4 * y + side, 4 * x : 4 * x + side] for one, (y, x) in zip(pixels, corners)]
+        first = [(y + networks.BORDER, x + networks.BORDER) for y, x in corners]
+        inside = [one[:, y : y + cells, x : x + cells] for one, (y, x) in zip(wanted, first)]
+        return torch.stack(parts), torch.stack(inside)
 
     def keep(self, path: Path, record: dict[str, Any]) -> None:
         """Write what `restore` goes on from."""
@@ -177,6 +214,19 @@ class TeacherTraining:
 
     def _pixels(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=True).float().div_(255)
+
+
+def pretrained_backbone(arch: str, weights: bool | Path) -> Backbone:
+    """The backbone to learn from with ImageNet's weights by name (True), those of a file, or random ones (False)."""
+    backbone = get_backbone(arch, False if weights is True else weights, (2, 3), use_mmpretrain=False)
+    if weights is True:  # here, because an error of `get_backbone` would hint at parameters of GAIN-MTL
+        try:
+            state = fetch_weights(arch, TIMM_NAMES.get(arch, arch), "timm")
+        except ModelError as error:
+            other = "give backbone_weights the path of a weights file, or false for random weights"
+            raise ModelError(f"{error}. Otherwise {other}") from None
+        fill_backbone(backbone, arch, state, source=arch)
+    return backbone
 
 
 def distill(images: str | Path, output: str | Path, *, force: bool = False, **values: Any) -> Path:
