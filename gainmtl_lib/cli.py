@@ -170,6 +170,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 @click.option("--seeds", help="These seeds of the plan only, with commas: 0,1.")
 @click.option("--rows", multiple=True, metavar="NAME", help="This row of the plan only; repeatable.")
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
+@click.option("--reasons", is_flag=True, help="Ask every run for its reasons besides: the accuracy on edited pictures.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
 def ablation(plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], **options: Any) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -110,6 +110,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _compiling(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return value
+
+
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
 FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # of one folder: neither a path nor ".." nor hidden
 Item = TypeVar("Item")
@@ -118,6 +126,7 @@ ImageSize = Annotated[
     tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]],
     BeforeValidator(lambda value: (value, value) if type(value) is int else _as_tuple(value)),
 ]
+Pattern = Annotated[str, AfterValidator(_compiling)]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -139,7 +148,7 @@ class RunSettings(ParameterRecord):
     val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     test_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0)] | None = None
-    group_pattern: str | None = None
+    group_pattern: Pattern | None = None
     label_kind: Literal["mask", "box"] = "mask"
     box_labels: AnyPath | None = None
     skip_unreadable: bool = False
@@ -160,10 +169,6 @@ class RunSettings(ParameterRecord):
         if self.label_kind == "mask" and self.box_labels is not None:
             given = "box_labels is given, but label_kind is 'mask'"
             raise ValueError(f"{given}; set label_kind: box, or leave box_labels out")
-        try:
-            re.compile(self.group_pattern or "")
-        except re.error as error:
-            raise ValueError(f"group_pattern is not a regular expression: {error}") from None
         return self
 
     @property
@@ -425,7 +430,8 @@ def _sentence(detail: Any, fields: Mapping[str, FieldInfo]) -> str:
     if kind == "extra_forbidden":
         return f"unknown parameter '{name}'{closest(name, fields)}"
     if kind == "value_error":
-        return str(detail["ctx"]["error"])
+        sentence = str(detail["ctx"]["error"])
+        return sentence if sentence.startswith(name) else f"{name} {sentence}"
     described = fields[name].description if name in fields else None
     if kind == "missing":
         return f"{name} is missing; expected {described or 'a value'}"

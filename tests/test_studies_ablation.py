@@ -1,6 +1,7 @@
 """What `gainmtl ablation` prints, draws and writes, of runs whose predictions are written by hand."""
 
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,6 +12,7 @@ from written_runs import write_planned, written_plan
 from gainmtl_lib import stats
 from gainmtl_lib.cli import main
 from gainmtl_lib.runs import RunError
+from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.studies import ablation, plans
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -69,7 +71,23 @@ def test_steps_have_a_verdict_in_each_family(report, study):
     assert "change of accuracy, test_shift" in axis.get_xlabel()
     without = ablation.plan_report(study[1].changed(steps=()), study[2])
     assert without.tables["steps"].empty and list(without.figures) == ["rows"]
-    assert list(without.sections) == ["rows: test", "rows: test_shift"]
+    assert list(without.sections) == [f"{of}: {split}" for of in ("range over seeds", "rows") for split in ("test", "test_shift")]
+
+
+def test_ranges_are_of_the_seeds_and_a_part_of_the_test_pictures_is_reported_besides(study):
+    ranges = ablation.readable_ranges(ablation.runs_table(study[2]), "test_shift")
+    # S5's five seeds are right on 13, 14, 14, 14 and 15 of 20.
+    assert ranges.loc["S5", "accuracy"] == "0.700 (0.650 to 0.750)" and ranges["seeds"].tolist() == [5, 5]
+    first = study[2][0]
+    name = first.predictions("test")["image"].str.rpartition("/")[2].iloc[3]
+    part = replace(first, within=f"^{re.escape(name)}$")
+    assert part.predictions(plans.WITHIN)["image"].tolist() == first.predictions("test")["image"].tolist()[3:4]
+    assert first.predictions(plans.WITHIN).empty
+    table = ablation.runs_table([part])
+    assert table["split"].tolist() == ["test", "test_shift", plans.WITHIN]
+    assert table["accuracy"].iloc[2] == float(part.predictions("test")["verdict"].iloc[3] in ("TP", "TN"))
+    with pytest.raises(SettingsError, match=r"^within is not a regular expression: "):
+        study[1].changed(within="(")
 
 
 def test_the_command_prints_and_exports_what_can_be_run_again(study, tmp_path):

@@ -31,12 +31,13 @@ from pydantic import Field, model_validator
 from gainmtl_lib import settings as given
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.runs import Run, run_status
-from gainmtl_lib.settings import AnyPath, FolderName, ParameterRecord, Settings, SettingsError, Several
+from gainmtl_lib.settings import AnyPath, FolderName, ParameterRecord, Pattern, Settings, SettingsError, Several
 from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
 from gainmtl_lib.train import fit
 
 logger = logging.getLogger(__name__)
 
+WITHIN = "test_within"
 # What synthetic data is made from: one folder holds one choice of them.
 DATA_PARAMETERS = ("num_samples", "image_size", "shortcut", "shortcut_correlation", "synthetic_seed")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -52,6 +53,7 @@ class Cell:
     settings: Settings
     cue: str = ""
     correlation: float = nan
+    within: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,23 +67,31 @@ class Cell:
         return Run(self.settings.run_dir)
 
     def predictions(self, split: str) -> pd.DataFrame:
-        """Of one split; names are led by their dataset's folder: those of two synthetic datasets are the same."""
+        """Of one split, or of ``test_within``, the test pictures whose file name matches `within`.
+
+        Names are led by their dataset's folder: those of two synthetic datasets are the same.
+        """
         table, lead = self.run.predictions, f"{self.settings.dataset_folder.name}/"
-        table = table[table["split"] == split].reset_index(drop=True)
+        of_split = table["split"] == ("test" if split == WITHIN else split)
+        if split == WITHIN:
+            of_split &= self.within is not None and table["image"].str.rpartition("/")[2].str.contains(self.within)
+        table = table[of_split].reset_index(drop=True)
         return table.assign(**{name: lead + table[name].astype("string") for name in ("image", "group")})
 
 
 class Plan(ParameterRecord):
     """Rows × seeds of a study, see the module. Every row's parameters are checked when the plan is made.
 
-    With `data_per_seed` a run's ``synthetic_seed`` is the seed, its data's folder ``<data_root>-<seed>``. `parameters`
-    win over `base` and lose against a row.
+    `within` is a regular expression on the file name: scores of the test pictures that match are reported besides, as
+    ``test_within``. With `data_per_seed` a run's ``synthetic_seed`` is the seed, its data's folder
+    ``<data_root>-<seed>``. `parameters` win over `base` and lose against a row.
     """
 
     experiment: FolderName
     base: Several[AnyPath] = ()
     seeds: Annotated[Several[Seed], Field(min_length=1)]
     data_per_seed: bool = False
+    within: Pattern | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     rows: Annotated[dict[str, Any], Field(min_length=1, description="names, each with a mapping of parameters")]
     steps: Annotated[Several[Step], Field(description="pairs of row names, [before, after]")] = ()
@@ -157,7 +167,8 @@ class Plan(ParameterRecord):
 
     def cells(self) -> list[Cell]:
         """Every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
-        return [Cell(row, seed, self.settings(row, seed)) for seed in self.seeds for row in self.rows]
+        pairs = [(seed, row) for seed in self.seeds for row in self.rows]
+        return [Cell(row, seed, self.settings(row, seed), within=self.within) for seed, row in pairs]
 
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Self:
         """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
