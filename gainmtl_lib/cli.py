@@ -349,7 +349,7 @@ def data() -> None:
 @data.command()
 @click.argument("path", type=Path)
 @parameter_options
-@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "synthetic"]))
+@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "ball-screw", "synthetic"]))
 @click.option("--image-size", type=int, nargs=2, help="Height and width; 512 512 by default.")
 @click.option("--val-ratio", type=float, help="0.2 by default, unless the data has a validation folder.")
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
@@ -392,7 +392,9 @@ def synth(path: Path, files: Files, values: Values) -> None:
 @click.argument("source", type=Path)
 @click.argument("out", type=Path)
 @parameter_options
-@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile"]), help="Layout of SOURCE.")
+@click.option(
+    "--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "ball-screw"]), help="Layout of SOURCE."
+)
 @click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
 @click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of who carries it, and where.")

@@ -377,8 +377,8 @@ def report_planting(console: Console, settings: Settings, out: Path, *, cue: str
     """Plant a cue into the photographs that `settings` read and split, see `plant_cue`; say what is there now."""
     if settings.dataset_type == "synthetic":  # whose reading would make a dataset where there is none
         raise DataError(
-            "dataset_type is 'synthetic', and planting takes photographs; choose generic, mvtec or magnetic_tile, or "
-            "make synthetic data with a cue: gainmtl data synth"
+            "dataset_type is 'synthetic', and planting takes photographs; choose generic, mvtec, magnetic_tile or "
+            "ball_screw, or make synthetic data with a cue: gainmtl data synth"
         )
     names = ("dataset_type", "group_pattern", "val_ratio", "test_ratio")
     origin = {name: getattr(settings, name) for name in names} | {"split_seed": settings.seed_of_split}

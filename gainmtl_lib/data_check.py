@@ -31,6 +31,7 @@ LEVELS = ("error", "warning", "info")
 STRIDES = (32, 16, 8, 4)
 THUMBNAIL = 32
 NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which they show the same thing
+ONE_SCENE = 0.5  # share of pairs that correlate so from which they tell nothing
 MAX_COMPARED = 20_000
 
 
@@ -82,7 +83,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     masks: dict[str, int] = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
-    duplicates, auroc = _find_duplicates(samples, told), _size_auroc(samples)
+    duplicates, auroc = _find_duplicates(samples, told, found), _size_auroc(samples)
     found += [finding for findings in told["findings"] for finding in findings]
     found += _findings_of_all(samples, masks, duplicates, auroc, settings.label_kind)
     splits = samples["split"].fillna("undecided")
@@ -157,21 +158,26 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
     return one
 
 
-def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
+def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame, found: list[Finding]) -> pd.DataFrame:
     """Pairs of images with equal bytes, and pairs whose thumbnails' fine structure correlates, whatever their lighting.
 
-    A perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. A pair of test
-    and test_shift does not count as crossing: the shifted test may show the test pictures again.
+    A perceptual hash of a plain surface encodes little but its lighting, and finds every picture alike. Pictures of one
+    scene all correlate: then only equal bytes tell, and `found` takes a word about it. A pair of test and test_shift
+    does not count as crossing: the shifted test may show the test pictures again.
     """
     pairs: dict[tuple[int, int], str] = {}
     for first, *others in told.groupby("digest").indices.values():
         pairs |= {(first, other): "exact" for other in others}
     rows = np.flatnonzero(told["thumbnail"].notna())[:MAX_COMPARED].tolist()
     stack = np.array([*told["thumbnail"].iloc[rows]]).reshape(len(rows), THUMBNAIL**2)
-    for start in range(0, len(rows), 1024):
-        alike = stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE
-        for left, right in np.argwhere(np.triu(alike, k=start + 1)):
-            pairs.setdefault((rows[start + left], rows[right]), "near")
+    starts = range(0, len(rows), 1024)
+    alike = (np.triu(stack[start : start + 1024] @ stack.T > NEAR_DUPLICATE, k=start + 1) for start in starts)
+    near = [(rows[start + left], rows[right]) for start, one in zip(starts, alike) for left, right in np.argwhere(one)]
+    if (share := len(near) / max(1, len(rows) * (len(rows) - 1) / 2)) > ONE_SCENE:
+        scene = "they show one scene, so that only equal files can be told for duplicates"
+        found.append(Finding("info", "", f"{share:.0%} of all pairs of images are alike: {scene}"))
+    else:
+        pairs |= dict.fromkeys(near, "near") | pairs
     images, splits, lines = samples["image"].tolist(), samples["split"].tolist(), []
     for (first, second), kind in pairs.items():
         where = {splits[first], splits[second]}

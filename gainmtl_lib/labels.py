@@ -8,7 +8,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gainmtl_lib import readers
-from gainmtl_lib.readers import DataError, Finding, UnreadableError, read_image, reported
+from gainmtl_lib.readers import DataError, Finding, UnreadableError, parsed, read_image, reported
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import RunSettings
 
@@ -341,17 +341,6 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith(".") and path.name != "classes.txt")
 
 
-def _parsed(file: Path, form: str, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        return parse(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not encoded in UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except (ValueError, SyntaxError, LookupError, RecursionError) as error:
-        raise DataError(f"{file}: not {form}: {error}") from None
-
-
 def _numbers(values: Any, count: int, expected: str) -> list[float]:
     with contextlib.suppress(TypeError, ValueError):
         if len(numbers := [float(value) for value in values]) == count:
@@ -367,7 +356,7 @@ def _told_size(sides: list[Any], what: str) -> Size | None:
 
 def _read_coco(file: Path, found: Found) -> list[Label]:
     """A segmentation beside a box is not read; crowds are left out."""
-    content = _parsed(file, "a JSON file", json.loads)
+    content = parsed(file, "a JSON file", json.loads)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         there = ", ".join(list(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
@@ -396,7 +385,7 @@ def _read_coco(file: Path, found: Found) -> list[Label]:
 
 def _read_yolo(file: Path, picture: str) -> Label:
     label = Label(file, picture, SHARES, [])
-    lines = _parsed(file, "a text file", lambda content: content.decode("utf-8-sig")).splitlines()
+    lines = parsed(file, "a text file", lambda content: content.decode("utf-8-sig")).splitlines()
     for number, columns in enumerate(map(str.split, lines), start=1):
         at, count = f"{file}: line {number}", len(columns)
         if not columns:
@@ -417,7 +406,7 @@ def _read_yolo(file: Path, picture: str) -> Label:
 
 
 def _read_voc(file: Path, picture: str) -> Label:
-    root = _parsed(file, "a readable XML file", ElementTree.fromstring)  # expat refuses entities that blow up
+    root = parsed(file, "a readable XML file", ElementTree.fromstring)  # expat refuses entities that blow up
     if root.tag != "annotation":
         raise DataError(f"{file}: not a VOC file; expected the element <annotation>, found <{root.tag}>")
     sides = [root.findtext(f"size/{name}") for name in ("height", "width")]

@@ -1,15 +1,16 @@
-"""A data set on disk: table of samples, four folder layouts, splits, decoded files. A picture there is h x w."""
+"""A data set on disk: table of samples, five folder layouts, splits, decoded files. A picture there is h x w."""
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -128,7 +129,7 @@ def read_samples(
     if findings is None:
         raise_errors(found)
         for finding in found:
-            logger.warning("%s", finding)
+            logger.log(logging.INFO if finding.level == "info" else logging.WARNING, "%s", finding)
     else:
         findings += found
     return samples
@@ -246,18 +247,46 @@ def scan_magnetic_tile(root: Path, report: Report) -> Iterator[Row]:
         yield Row(image, *of_class, group=f"tile{tile:04d}")
 
 
+def scan_ball_screw(root: Path, report: Report) -> Iterator[Row]:
+    """BSData: ``images/01_<time>_<position>_crop_<k>.jpg`` and ``labels/<stem>.json`` of labelme, its masks.
+
+    A picture whose label file holds shapes is defective, of the type that the first one names. A group is a position on
+    the drive, photographed again and again while it wore.
+    """
+    images = _by_key(report, root / "images")
+    masks = _match_masks(report, images, root / "labels", suffixes={".json"})
+    of_drive = {key: path for key, path in images.items() if not path.name.startswith("KGT")}
+    if others := len(images) - len(of_drive):
+        why = "another drive, always with pitting and of other sizes: name and size would give the class away"
+        report("info", root / "images", f"{others} pictures named KGT… are left out: {why}")
+    if of_drive and not of_drive.keys() & masks.keys():  # without a label, each would count as normal
+        expected = "expected labels/<stem>.json, of labelme, for the defective ones"
+        report("error", root / "labels", f"holds no label file of any of the {len(of_drive)} pictures; {expected}")
+    for key, path in of_drive.items():
+        if not (name := re.fullmatch(r"01_\d{12}_(\d+_\d+)_crop_\d+", path.stem)):
+            report("error", path, "the name tells no position; expected 01_<yymmddHHMMSS>_<position>_crop_<k>.jpg")
+            continue
+        try:
+            kinds = [kind for kind, _ in _read_labelme(masks[key])[1]] if key in masks else []
+        except DataError as error:
+            report("error", masks[key], str(error).removeprefix(f"{masks[key]}: "))
+            continue
+        yield Row(path, *((1, masks[key], kinds[0]) if kinds else (0, None, NORMAL)), group=name[1])
+
+
 # Reader and expected folders by `dataset_type`.
 LAYOUTS: dict[str, tuple[Callable[[Path, Report], Iterator[Row]], str]] = {
     "generic": (scan_generic, "images/{train,val,test,test_shift}/{normal,defective}"),
     "mvtec": (scan_mvtec, "train/good, test/<defect> and ground_truth/<defect>"),
     "magnetic_tile": (scan_magnetic_tile, "MT_<class>/Imgs/exp<k>_num_<n>.jpg"),
+    "ball_screw": (scan_ball_screw, "images/01_<yymmddHHMMSS>_<position>_crop_<k>.jpg and labels/<stem>.json"),
     "synthetic": (scan_synthetic, "images/{train,val,test,test_shift}/{normal,defective}"),
 }
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Pictures below a folder, sorted; hidden files and other kinds are left out, a missing folder is empty."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
@@ -265,10 +294,10 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*/") if not path.name.startswith("."))
 
 
-def _by_key(report: Report, folder: Path) -> dict[str, Path]:
+def _by_key(report: Report, folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Files by their path below the folder without suffix; two files of one key are an error."""
     files: dict[str, Path] = {}
-    for path in image_files(folder):
+    for path in image_files(folder, suffixes):
         key = path.relative_to(folder).with_suffix("").as_posix()
         if key in files:
             report("error", path, f"has the same stem as {files[key]}, so that a mask cannot be told; rename one")
@@ -276,9 +305,11 @@ def _by_key(report: Report, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _match_masks(report: Report, images: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+def _match_masks(
+    report: Report, images: Mapping[str, Path], folder: Path, suffixes: set[str] = IMAGE_SUFFIXES
+) -> dict[str, Path]:
     """The mask of each image key, of the same key or with the suffix ``_mask``."""
-    files, masks = _by_key(report, folder), {}
+    files, masks = _by_key(report, folder, suffixes), {}
     for key in images:
         candidates = [name for name in (key, f"{key}_mask") if name in files and (name == key or name not in images)]
         for name in reversed(candidates):
@@ -296,6 +327,8 @@ def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
     for root, name in {(folder.parent, folder.name) for one in pictures for folder in one.absolute().parents}:
         if name == "images" and (root / "masks").is_dir():
             datasets.add((scan_generic, root))
+        if name == "images" and (root / "labels").is_dir():
+            datasets.add((scan_ball_screw, root))
         if name == "test" and (root / "ground_truth").is_dir():
             datasets.add((scan_mvtec, root))
         if name == "Imgs" and root.name.startswith("MT_"):
@@ -406,7 +439,14 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_mask_values(path: str | Path) -> NDArray[np.uint8]:
-    """Decode a mask to its 8-bit values, (h, w)."""
+    """Decode a mask to its 8-bit values, (h, w); the shapes of a labelme file (.json) are drawn, 255 on 0.
+
+    `DataError`, too, where a labelme file holds what cannot be drawn.
+    """
+    if Path(path).suffix.lower() == ".json":
+        size, shapes = _read_labelme(path)
+        drawn = [_filled(corners, size) for _, corners in shapes]
+        return np.logical_or.reduce([np.zeros(size, np.bool_), *drawn]) * np.uint8(255)
     return mask_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
 
 
@@ -440,3 +480,67 @@ def _decode(path: str | Path, flags: int, what: str) -> NDArray:
         if (image := cv2.imdecode(raw, flags)) is not None:
             return image
     raise UnreadableError(f"{path}: {what} is {'truncated or not an image' if raw.size else 'empty'}; replace the file")
+
+
+def _read_labelme(path: str | Path) -> tuple[tuple[int, int], list[tuple[str, NDArray[np.float64]]]]:
+    """(h, w) of the picture, and of each shape its label and corners (n, 2): x, y, where pixel c spans [c, c + 1)."""
+    content = parsed(Path(path), "a JSON file", json.loads)
+    told: dict[str, Any] = content if isinstance(content, dict) else {}
+    shapes: Any = told.get("shapes")
+    sides: tuple[Any, Any] = told.get("imageHeight"), told.get("imageWidth")
+    if not isinstance(shapes, list) or not all(isinstance(one, dict) for one in shapes) or None in sides:
+        there = ", ".join(list(told)[:8]) or f"a {type(content).__name__}"
+        raise DataError(f"{path}: not a labelme file; expected shapes, imageHeight and imageWidth, found {there}")
+    if not all(type(side) is int and 0 < side < 2**16 for side in sides):
+        raise DataError(f"{path}: imageHeight and imageWidth must be whole numbers of pixels, found {[*sides]!r:.80}")
+    kinds = Counter(str(one.get("shape_type", "polygon")) for one in shapes)
+    if others := [f"{kind} ({count})" for kind, count in kinds.items() if kind not in ("polygon", "rectangle")]:
+        raise DataError(f"{path}: holds shapes of type {', '.join(others)}; expected polygon or rectangle")
+    labels = [str(one.get("label") or DEFECTIVE).lower() for one in shapes]
+    return sides, [*zip(labels, (_corners(one, f"{path}: shape {k}") for k, one in enumerate(shapes)))]
+
+
+def _corners(shape: dict[str, Any], place: str) -> NDArray[np.float64]:
+    points, is_rectangle = shape.get("points"), shape.get("shape_type") == "rectangle"
+    corners: NDArray[np.float64] = np.empty((0, 0))
+    with contextlib.suppress(TypeError, ValueError):
+        corners = np.array(points, dtype=np.float64)
+    if not (corners.ndim == 2 and corners.shape[1] == 2 and (abs(corners) < 1e9).all()):
+        raise DataError(f"{place}: points must be pairs of finite numbers, found {points!r:.80}")
+    if is_rectangle and len(corners) == 2:  # opposite corners; some tools write all four
+        corners = np.stack([corners[[0, 1, 1, 0], 0], corners[[0, 0, 1, 1], 1]], axis=1)
+    if len(corners) < 3 + is_rectangle:
+        kind, expected = ("rectangle", "two or four") if is_rectangle else ("polygon", "three or more")
+        raise DataError(f"{place}: a {kind} of {len(corners)} points; expected {expected}")
+    return corners
+
+
+def _filled(corners: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels whose centre lies in a polygon, edges on the left and above included; where none does, what it touches."""
+    (height, width), steps = size, np.roll(corners, -1, axis=0) - corners
+    (x, y), (dx, dy), centres = corners.T, steps.T, np.arange(height) + 0.5
+    row, edge = np.nonzero((y <= centres[:, None]) != (np.roll(y, -1) <= centres[:, None]))
+    crossed = x[edge] + (centres[row] - y[edge]) / dy[edge] * dx[edge]
+    turns = np.zeros((height, width + 1), dtype=np.bool_)  # where a row enters or leaves the polygon
+    np.logical_xor.at(turns, (row, np.ceil(crossed - 0.5).clip(0, width).astype(np.int64)), True)
+    filled = np.logical_xor.accumulate(turns, axis=1)[:, :width]
+    for start, step in () if filled.any() else zip(corners, steps):
+        # Cut at the lines between pixels, so that each piece of the edge lies within one.
+        cuts = [(np.arange(side + 1) - a) / d for a, d, side in zip(start, step, (width, height)) if d]
+        ends = np.unique(np.concatenate([[0, 1], *cuts]).clip(0, 1))
+        column, row = np.floor(start + step * (ends[:-1] + ends[1:])[:, None] / 2).astype(np.int64).T
+        there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        filled[row[there], column[there]] = True
+    return filled
+
+
+def parsed(file: Path, form: str, parse: Callable[[bytes], Any]) -> Any:
+    """What `parse` makes of a text file's bytes; `UnreadableError` where it cannot: not of that `form`, or no file."""
+    try:
+        return parse(file.read_bytes())
+    except OSError as error:
+        raise UnreadableError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"{file}: is not encoded in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (ValueError, SyntaxError, LookupError, RecursionError) as error:
+        raise UnreadableError(f"{file}: not {form}: {error}") from None

@@ -142,7 +142,7 @@ class RunSettings(ParameterRecord):
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
     # data
     data_root: AnyPath = Field(default=Path("data"), validate_default=True)
-    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "synthetic"] = "generic"
+    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "ball_screw", "synthetic"] = "generic"
     image_size: ImageSize = (512, 512)
     resize: Literal["squash", "letterbox"] = "squash"
     val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0

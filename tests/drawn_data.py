@@ -1,5 +1,7 @@
 """Small datasets drawn on the spot; no test needs data from elsewhere."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,28 @@ def write_mask(path: Path, *, size: tuple[int, int] = (12, 16), box: tuple[slice
     mask[box or (slice(0, size[0] // 2), slice(0, size[1] // 2))] = 255
     path.write_bytes(cv2.imencode(path.suffix, mask)[1].tobytes())
     return path
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def write_labelme(path: Path, *polygons: Points, size: tuple[int, int] = (12, 16), **fields) -> Path:
+    """A label file of labelme with polygons of (x, y); other `fields` of the file go before these."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shapes = [{"label": "Pitting", "points": points, "shape_type": "polygon"} for points in polygons]
+    content = {"version": "4.5.6", "shapes": shapes, "imageHeight": size[0], "imageWidth": size[1], **fields}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_ball_screw(root: Path, *, positions: int, moments: int) -> Path:
+    """Positions that pit earlier or later, the first one never, in the layout of BSData."""
+    for position, moment in np.ndindex(positions, moments):
+        stem = f"01_20040{moment + 1}120000_{10 + position}0000_090_crop_{1 + moment % 2}"
+        write_picture(root / f"images/{stem}.jpg")
+        if position and moment > position % (moments - 1):
+            write_labelme(root / f"labels/{stem}.json", [(2, 1), (6, 1), (6, 4), (2, 4)])
+    return root
 
 
 def write_generic(

@@ -5,7 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from drawn_data import write_generic, write_mask, write_picture
+from drawn_data import write_ball_screw, write_generic, write_labelme, write_mask, write_picture
 
 from gainmtl_lib.data_check import check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_samples
@@ -94,6 +94,17 @@ def test_duplicates_across_splits(generic, tmp_path):
     assert report.usable and len(report.duplicates) == 0 and report.size_auroc == 0.5
 
 
+def test_pictures_of_one_scene_are_no_duplicates_unless_their_bytes_are_equal(generic):
+    scene = np.random.default_rng(0).integers(40, 200, (12, 16, 3))
+    for number, path in enumerate(sorted(generic.glob("images/*/*/*.png"))):
+        cv2.imwrite(str(path), (scene + number).astype(np.uint8))
+    shutil.copy(generic / "images/train/normal/train_n0.png", generic / "images/test/normal/copy.png")
+    report = check(generic)
+    assert report.duplicates["kind"].tolist() == ["exact"] and report.duplicates["crosses"].tolist() == ["test, train"]
+    alike = "100% of all pairs of images are alike: they show one scene, so that only equal files can be told"
+    assert alike in messages(report, "info") and messages(report, "warning").count("\n") == 0
+
+
 def test_sizes_that_tell_the_class_and_a_rare_class_are_found(tmp_path):
     for picture in write_generic(tmp_path, per_class=5).glob("images/*/defective/*"):
         write_picture(picture, size=(24, 32))
@@ -103,3 +114,20 @@ def test_sizes_that_tell_the_class_and_a_rare_class_are_found(tmp_path):
     for number in range(140):
         write_picture(tmp_path / f"images/train/normal/more{number}.png")
     assert "only 15 of 170 images are defective (8.8%)" in messages(check(tmp_path), "warning")
+
+
+def test_labelme_files_are_checked_as_masks_are(tmp_path):
+    root = write_ball_screw(tmp_path, positions=15, moments=6)
+    write_picture(root / "images/KGT1.jpg")
+    chosen = {"dataset_type": "ball_screw", "test_ratio": 0.2, "split_seed": 0}
+    report = check(root, val_ratio=0.2, **chosen)
+    assert report.usable and "1 pictures named KGT… are left out" in messages(report, "info")
+    assert report.counts.loc["total"].to_dict() == {"normal": 50, "pitting": 40, "total": 90}
+    assert report.masks["masks"]["ok"] == 40 and report.masks["masks"].sum() == 40
+    assert report.defect_area.loc["pitting", ["0%", "100%"]].tolist() == [12 / 192] * 2
+    labels = sorted((root / "labels").iterdir())
+    write_labelme(labels[0], [(2, 1), (6, 1), (6, 4)], size=(16, 12))
+    write_labelme(labels[1], [(20, 1), (26, 1), (26, 4)])
+    report = check(root, val_ratio=0.2, **chosen)
+    assert f"{labels[0]}: mask is 16x12 (height x width), its image " in messages(report, "error")
+    assert f"{labels[1]}: mask holds no defect pixel" in messages(report, "warning") and not report.usable

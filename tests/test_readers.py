@@ -1,5 +1,7 @@
 """A data set on disk: the layouts, what is wrong with them, the digest, the splits, and decoded files."""
 
+import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -8,10 +10,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_data import write_generic, write_mask, write_picture
+from drawn_data import write_ball_screw, write_generic, write_labelme, write_mask, write_picture
 
 from gainmtl_lib import readers
+from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_mask, read_samples
+from gainmtl_lib.settings import Settings
 
 
 def read(root: Path, dataset_type: str = "generic", **options):
@@ -132,6 +136,75 @@ def test_magnetic_tiles_are_grouped_by_series(tmp_path):
     assert said.endswith("photo.jpg: the name tells no tile; expected exp<k>_num_<n>.jpg")
 
 
+SQUARE = [(2, 1), (5, 1), (5, 4), (2, 4)]
+
+
+def test_ball_screws_are_grouped_by_position_and_defective_where_labelme_has_shapes(tmp_path, caplog):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    stems = [
+        "01_200413093519_277500_315_crop_1",
+        "01_201016072400_277500_315_crop_2",
+        "01_200902000000_560000_000_crop_2",
+    ]
+    for stem in (*stems, "KGT1-S-060-A02_crop_0"):
+        write_picture(images / f"{stem}.jpg")
+    mask = write_labelme(labels / f"{stems[1]}.json", SQUARE)
+    for stem, polygons in ((stems[2], []), ("KGT1-S-060-A02_crop_0", [SQUARE]), ("gone", [SQUARE])):
+        write_labelme(labels / f"{stem}.json", *polygons)
+    with caplog.at_level(logging.INFO):
+        samples = read(tmp_path, "ball_screw")
+    rows = samples[["label", "mask", "defect_type", "group"]].to_numpy().tolist()
+    first, last = [0, None, "normal"], [1, str(mask), "pitting"]
+    assert rows == [[*first, "277500_315"], [*first, "560000_000"], [*last, "277500_315"]]
+    assert samples["split"].isna().all() and Path(samples["image"][2]).stem == stems[1]
+    left_out = [line for line in caplog.records if "1 pictures named KGT… are left out: another drive" in line.message]
+    assert [line.levelname for line in left_out] == ["INFO"]
+    assert f"{labels / 'gone.json'}: mask without an image; it is not used" in caplog.text
+    pictures = [images / f"{stem}.jpg" for stem in stems]
+    assert readers.masks_of(pictures) == {pictures[1]: mask}
+    # Neither the order of rows nor a label file without shapes counts, but a moved corner does.
+    digest = data_digest(samples)
+    (labels / f"{stems[2]}.json").unlink()
+    assert data_digest(read(tmp_path, "ball_screw")) == digest
+    write_labelme(mask, SQUARE[:3])
+    assert data_digest(read(tmp_path, "ball_screw")) != digest
+
+
+def test_ball_screws_whose_names_or_labels_tell_nothing(tmp_path):
+    root = write_ball_screw(tmp_path, positions=2, moments=3)
+    image, label = sorted((root / "images").iterdir())[-1], sorted((root / "labels").iterdir())[-1]
+    assert label.stem == image.stem and label.stem.startswith("01_200403")
+    photo, text = write_picture(root / "images/photo.jpg"), label.read_text()
+    expected = "the name tells no position; expected 01_<yymmddHHMMSS>_<position>_crop_<k>.jpg"
+    label.write_text("{")
+    both = refused(read, root, "ball_screw")
+    assert f"{photo}: {expected}" in both and f"{label}: not a JSON file: Expecting" in both
+    assert both.count(str(label)) == 1
+    photo.unlink()
+    label.rename(root / "labels/other.json").write_text(text)
+    said = f"{root}/labels: holds no label file of any of the 6 pictures; expected labels/<stem>.json, of labelme, for"
+    assert said in refused(read, root, "ball_screw", both_classes=False)
+    shutil.rmtree(root / "labels")
+    assert said in refused(read, root, "ball_screw", both_classes=False)
+    expected = "expected images/01_<yymmddHHMMSS>_<position>_crop_<k>.jpg and labels/<stem>.json; found nothing.txt"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/nothing.txt").write_text("")
+    assert expected in refused(read, tmp_path / "other", "ball_screw")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ball_screws_are_split_by_position_with_both_classes_on_every_side(tmp_path, seed):
+    root = write_ball_screw(tmp_path, positions=15, moments=6)
+    shares = {"val_ratio": 0.2, "test_ratio": 0.2, "split_seed": seed}
+    samples = build_samples(Settings(data_root=root, dataset_type="ball_screw", **shares))
+    assert len(samples) == 90 and groups_are_whole(samples)
+    assert samples.groupby("split")["group"].nunique().to_dict() == {"test": 3, "train": 10, "val": 2}
+    assert samples.groupby("split").size().to_dict() == {"test": 18, "train": 60, "val": 12}
+    assert (samples.groupby(["split", "label"]).size() >= 4).all() and samples.groupby("split")[
+        "label"
+    ].nunique().min() == 2
+
+
 def test_digest_ignores_place_and_order_but_no_content(generic, tmp_path):
     samples = read(generic)
     digest = data_digest(samples)
@@ -250,3 +323,90 @@ def test_images_of_other_kinds_become_8_bit_rgb_masks_are_cut_at_half_and_broken
     path.write_bytes(b"")
     assert refused(read_image, path) == f"{path}: image is empty; replace the file"
     assert "gone.png: mask cannot be read: No such file" in refused(read_mask, tmp_path / "gone.png")
+
+
+def shape(kind: str, points, **fields) -> dict:
+    return {"label": "Pitting", "shape_type": kind, "points": points} | fields
+
+
+def cells(rows: range, columns: range) -> set[tuple[int, int]]:
+    return {(row, column) for row in rows for column in columns}
+
+
+@pytest.mark.parametrize(("shapes", "expected"), [
+    ([shape("polygon", SQUARE)], cells(range(1, 4), range(2, 5))),
+    ([shape("rectangle", [(5, 4), (2, 1)])], cells(range(1, 4), range(2, 5))),
+    ([shape("rectangle", SQUARE)], cells(range(1, 4), range(2, 5))),
+    ([{"points": SQUARE}], cells(range(1, 4), range(2, 5))),  # as old versions wrote a polygon
+    # Edges through centres: the left and the upper one count.
+    ([shape("rectangle", [(1.5, 0.5), (3.5, 2.5)])], cells(range(2), range(1, 3))),
+    ([shape("polygon", [(0, 0), (4, 0), (0, 4)])], {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)}),
+    # An arch: two legs of one column, joined by one row; both ways round.
+    ([shape("polygon", [(1, 1), (4, 1), (4, 4), (3, 4), (3, 2), (2, 2), (2, 4), (1, 4)][::way]) for way in (1, -1)],
+     {(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 3)}),
+    ([shape("rectangle", [(0, 0), (2, 2)]), shape("rectangle", [(1, 1), (3, 3)])],
+     cells(range(2), range(2)) | cells(range(1, 3), range(1, 3))),
+    ([shape("rectangle", [(-3, -9), (2, 2)]), shape("rectangle", [(7, 5), (99, 99)])], cells(range(2), range(2)) | {(5, 7)}),
+    # Without a centre inside: every pixel that is touched.
+    ([shape("polygon", [(2.6, 1.6), (2.9, 1.6), (2.9, 1.9)])], {(1, 2)}),
+    ([shape("polygon", [(2.7, 1.2), (3.3, 1.2), (3.0, 1.4)])], {(1, 2), (1, 3)}),
+    ([shape("polygon", [(0.6, 0.6), (3.4, 0.6), (2, 0.6)])], cells(range(1), range(4))),
+    ([shape("polygon", [(1.2, 0.9), (2.1, 2.2), (1.2, 0.9)])], {(0, 1), (1, 1), (2, 1), (2, 2)}),
+    ([shape("polygon", [(5.2, 3.2)] * 3)], {(3, 5)}),
+    ([shape("polygon", [(-0.4, 3.1), (0.3, 3.1), (0.3, 3.2)])], {(3, 0)}),
+    ([shape("rectangle", [(8.2, 1), (9.9, 3)])], set()),
+    ([], set()),
+])  # fmt: skip
+def test_shapes_of_labelme_cover_the_pixels_whose_centre_they_hold_or_those_that_they_touch(tmp_path, shapes, expected):
+    for fields in ({}, {"imageData": None}, {"imageData": "aGVsbG8="}):
+        path = write_labelme(tmp_path / "mask.json", size=(6, 8), shapes=shapes, **fields)
+        values = readers.read_mask_values(path)
+        assert values.dtype == np.uint8 and values.shape == (6, 8) and set(np.unique(values)) <= {0, 255}
+        assert set(map(tuple, np.argwhere(values).tolist())) == expected
+    assert np.array_equal(read_mask(path), values == 255)
+
+
+POINTS = "points must be pairs of finite numbers, found "
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ([1], "not a labelme file; expected shapes, imageHeight and imageWidth, found a list"),
+    ({"images": [], "annotations": []}, "not a labelme file; expected shapes, imageHeight and imageWidth, found images, an"),
+    ({"shapes": 3}, "not a labelme file; expected shapes, imageHeight and imageWidth, found version, shapes"),
+    ({"shapes": [3]}, "not a labelme file; "),
+    ({"imageWidth": None}, "not a labelme file; "),
+    ({"imageWidth": "16"}, "imageHeight and imageWidth must be whole numbers of pixels, found [12, '16']"),
+    ({"imageHeight": 0}, "imageHeight and imageWidth must be whole numbers of pixels, found [0, 16]"),
+    ({"imageHeight": 10**9}, "imageHeight and imageWidth must be whole numbers of pixels, found [1000000000, 16]"),
+    ({"shapes": [shape(kind, SQUARE) for kind in ("circle", "polygon", "line", "circle")]},
+     "holds shapes of type circle (2), line (1); expected polygon or rectangle"),
+    ({"shapes": [shape("polygon", SQUARE), shape("polygon", SQUARE[:2])]}, "shape 1: a polygon of 2 points; expected three"),
+    ({"shapes": [shape("rectangle", SQUARE[:3])]}, "shape 0: a rectangle of 3 points; expected two or four"),
+    ({"shapes": [shape("rectangle", SQUARE[:1])]}, "shape 0: a rectangle of 1 points; expected two or four"),
+    ({"shapes": [{"label": "Pitting"}]}, f"shape 0: {POINTS}None"),
+    ({"shapes": [shape("polygon", [])]}, f"shape 0: {POINTS}[]"),
+    ({"shapes": [shape("polygon", [[1, 2, 3]] * 3)]}, f"shape 0: {POINTS}[[1, 2, 3], [1, 2, 3], [1, 2, 3]]"),
+    ({"shapes": [shape("polygon", [[1, 2], [3], [4, 5]])]}, f"shape 0: {POINTS}[[1, 2], [3], [4, 5]]"),
+    ({"shapes": [shape("polygon", [[1, 2], ["x", 3], [4, 5]])]}, f"shape 0: {POINTS}[[1, 2], ['x', 3], [4, 5]]"),
+    ({"shapes": [shape("polygon", [[1, 2], [float("nan"), 3], [4, 5]])]}, f"shape 0: {POINTS}[[1, 2], [nan, 3], [4, 5]]"),
+    ({"shapes": [shape("polygon", [[1, 2], [float("inf"), 3], [4, 5]])]}, f"shape 0: {POINTS}[[1, 2], [inf, 3], [4, 5]]"),
+])  # fmt: skip
+def test_labelme_files_that_cannot_be_drawn(tmp_path, content, message):
+    path = tmp_path / "mask.json"
+    whole = isinstance(content, list) or "images" in content
+    path.write_text(json.dumps(content)) if whole else write_labelme(path, **content)
+    said = refused(readers.read_mask_values, path)
+    assert said.startswith(f"{path}: {message}")
+
+
+def test_a_mask_that_is_no_json_is_unreadable(tmp_path):
+    path = tmp_path / "mask.json"
+    for text, message in (
+        (None, "cannot be read: No such file"),
+        (b"", "not a JSON file: "),
+        (b'{"\xe9', "is not encoded"),
+    ):
+        if text is not None:
+            path.write_bytes(text)
+        with pytest.raises(UnreadableError, match=re.escape(f"{path}: {message}")):
+            read_mask(path)
