@@ -96,21 +96,24 @@ class GainDataModule(L.LightningDataModule):
         return int((labels == 0).sum()), int((labels == 1).sum())
 
     def setup(self, stage: str | None = None) -> None:
-        """Decode every file once. `DataError` for bad files, a class too few, or pictures that S7 cannot edit."""
-        _ = self.counterfactuals if stage == "fit" else self.dataset
-        if stage == "fit" and 0 in (counts := self.class_counts):
-            having = "defective images with a mask" if self.settings.crop_size else "defective images"
+        """Decode every file once. `DataError` for bad files, a class too few, or pictures that cannot be edited."""
+        if stage != "fit":
+            _ = self.dataset
+        elif 0 in (counts := self.class_counts):
+            having = "defective images" + " with a mask, which crop_size asks for" * bool(self.settings.crop_size)
             raise DataError(f"the training split has {counts[0]} normal and {counts[1]} {having}; needs both")
+        else:
+            _ = self.counterfactuals
 
     @cached_property
     def counterfactuals(self) -> ImageCounterfactuals | None:
         """The edits of training pictures, tried on some of them; None where `image_counterfactual` is 0."""
         dataset, share = self.dataset, self.settings.image_counterfactual
         if share > 0:
-            from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7
+            from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals  # a kit, for S7 and S8
 
-            rows = np.flatnonzero(dataset.in_training).tolist()
-            dataset.counterfactuals = ImageCounterfactuals(dataset, rows, share=share, seed=self.settings.seed)
+            seed = self.settings.seed
+            dataset.counterfactuals = ImageCounterfactuals(dataset, self.shown_rows, share=share, seed=seed)
             dataset.counterfactuals.check()
         return dataset.counterfactuals
 
@@ -130,14 +133,27 @@ class GainDataModule(L.LightningDataModule):
         return [row for row in rows if dataset.has_mask[row] or not dataset.labels[row]]
 
     def training_masks(self) -> Iterator[tuple[int, Tensor]]:
-        """Row and mask, float32 (1, H, W) of 0 and 1, of each annotated training image, not augmented."""
+        """Row and mask, float32 (1, H, W) of 0 and 1, of each annotated training image, not augmented.
+
+        With `crop_size` these and the pasted ones are of one crop each, drawn as in training.
+        """
         for row in self.rows("train"):
             if self.dataset.has_mask[row]:
-                yield row, self.dataset[row].masks[0]
+                yield from ((row, mask) for mask in self._as_cropped(self.dataset.stored(row).mask, row))
 
     def pasted_masks(self) -> Iterator[Tensor]:
         """Masks of defects pasted in training, float32 (1, H, W), as many as `ImageCounterfactuals` finds apt."""
-        for mask in () if self.counterfactuals is None else self.counterfactuals.pasted_masks():
+        pasted = () if self.counterfactuals is None else self.counterfactuals.pasted_masks()
+        for number, mask in enumerate(pasted, start=len(self.dataset)):
+            yield from self._as_cropped(mask, number)
+
+    def _as_cropped(self, mask: NDArray[Any], number: int) -> Iterator[Tensor]:
+        """The mask itself, or what the first crop that shows the defect shows of it; nothing where none of 20 does."""
+        if (size := self.settings.crop_size) is not None:
+            rng = np.random.default_rng([self.settings.seed, number, STREAM])
+            tries = (cropped(size, mask.shape, mask, rng)[1] for _ in range(20))
+            mask = next((part for part in tries if part is not None), mask[:0])
+        if mask.size:
             yield torch.from_numpy(mask)[None].float()
 
     def external_masks(self, split: str, folder: Path) -> Tensor:
@@ -395,7 +411,7 @@ VISIBLE = 4  # pixels of a defect, at the network's size, that make a crop of it
 def cropped(
     size: tuple[int, int], picture: tuple[int, int], mask: NDArray[np.uint8] | None, rng: np.random.Generator
 ) -> tuple[Place, NDArray[np.uint8] | None]:
-    """A random window of a picture (h, w), and what it shows of the defect: None, a normal crop, for less than `VISIBLE`.
+    """A random window of a picture (h, w), and its part of the mask: None, a normal crop, for less than `VISIBLE`.
 
     Half of a defective's windows hold one of its defect's pixels, drawn at random, the others lie anywhere.
     """

@@ -239,6 +239,7 @@ def first_with(part: str) -> str:
     """The first strategy that has a part of `PARTS`."""
     return next(strategy for strategy, parts in PARTS.items() if part in parts)
 
+
 PLACES = {
     "external": ("external_mask_dir", "the folder with one mask per image"),
     "efficientad": ("efficientad_run", "the folder of a finished EfficientAD run"),
@@ -350,11 +351,13 @@ class Settings(RunSettings):
             given = self.mask_source != source or getattr(self, place) is not None
             checks[f"mask_source '{source}' needs {place}, {what}"] = given
         for term, part in PART_OF_TERM.items():
-            weight, lack = getattr(self, f"lambda_{term}"), f"{self.strategy} has no {part} ({first_with(part)} adds it)"
-            checks[f"lambda_{term} is {weight:g}, but strategy {lack}; set it to 0"] = not weight or self.has(part)
+            weight, adds = getattr(self, f"lambda_{term}"), f"{first_with(part)} adds it"
+            told = f"lambda_{term} is {weight:g}, but strategy {self.strategy} has no {part} ({adds}); set it to 0"
+            checks[told] = not weight or self.has(part)
         for name, window in (("crop_size", self.crop_size), ("tile_size", self.tile_size)):
-            given = list(window or (32, 32))
-            checks[f"{name} must be multiples of 32 (the coarsest stride), got {given}"] = not any(s % 32 for s in given)
+            sides = list(window or (32, 32))
+            whole = not any(side % 32 for side in sides)
+            checks[f"{name} must be multiples of 32 (the coarsest stride), got {sides}"] = whole
         crop = list(self.crop_size or size)
         within = all(own <= whole for own, whole in zip(crop, size))
         checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within

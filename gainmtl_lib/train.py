@@ -32,7 +32,7 @@ from gainmtl_lib.metrics import cam_iou
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
 from gainmtl_lib.progress import every
 from gainmtl_lib.runs import Run, RunError
-from gainmtl_lib.settings import TERMS, Precision, RunSettings, Settings, UserError, repository_root
+from gainmtl_lib.settings import TERMS, RunSettings, Settings, UserError, repository_root
 
 logger = logging.getLogger(__name__)
 

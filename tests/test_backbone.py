@@ -191,7 +191,7 @@ def test_mmpretrains_own_file_loads(monkeypatch):
 
 
 def test_lite_takes_the_weights_of_its_package_by_their_order_or_says_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match=r"of lite9 come with the package efficientnet-lite9-pytorch-model, which is miss"):
+    with pytest.raises(ModelError, match="lite9 come with the package efficientnet-lite9-pytorch-model, which is miss"):
         module._packaged("lite9")
     network, path = timm.create_model("tf_efficientnet_lite0").eval(), tmp_path / "lite0.pth"
     randomise(network)

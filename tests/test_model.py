@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from gainmtl_lib import model as module
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.model import GAINMTLModel, class_activation_map, control_masks, dilated, fuse_attention
+from gainmtl_lib.settings import PARTS
 
 
 def row(*pictures: list[float]) -> Tensor:
@@ -47,6 +48,18 @@ def test_pyramid_sums_on_the_finest_grid():
             parameter.fill_(float("layer_blocks" in name and name.endswith("bias")))
     levels = [torch.randn(2, 3, 8, 6), torch.randn(2, 5, 4, 3), torch.randn(2, 7, 2, 2)]
     assert_close(fusion(levels), torch.full((2, 4, 8, 6), 3.0))
+
+
+def test_the_map_projection_sums_its_levels_on_the_finest_grid_and_mixes_them():
+    projection = module.MapProjection([1, 2, 1], 2).eval()
+    for number, lateral in enumerate(projection.lateral, start=1):
+        nn.init.constant_(lateral.weight, float(number))
+        nn.init.constant_(lateral.bias, 0.5)
+    nn.init.dirac_(projection.mix[0].weight)  # every cell itself, then batch norm and ReLU
+    fine, middle = torch.tensor([[1.0, -2, 3, 0], [0, 0, -50, 0]]).view(1, 1, 2, 4), torch.full((1, 2, 1, 2), 3.0)
+    found = projection([fine, middle, torch.full((1, 1, 1, 1), -2.0)])
+    # (fine + 0.5) + (2 * 3 * 2 + 0.5) + (3 * -2 + 0.5), and nothing below 0
+    assert_close(found, (fine + 7.5).relu().expand(1, 2, 2, 4), rtol=1e-4, atol=1e-4)
 
 
 def test_temperature_starts_at_one_and_divides():
@@ -102,6 +115,62 @@ def test_mean_and_bias_are_the_margin_and_so_are_their_gradients_whatever_dropou
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again, bias = class_activation_map(features, head.train())
     assert again.dtype == bias.dtype == torch.float32 and torch.equal(again, cam)
+
+
+@pytest.mark.parametrize(("share", "strongest"), [(0.1, 5.0), (0.2, 4.5), (0.35, 4.0), (0.01, 5.0), (1.0, 1.5)])
+def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_hand(share, strongest):
+    head = module.EvidenceHead(1, share=share)
+    nn.init.constant_(head.log_scale, math.log(2))
+    nn.init.constant_(head.offset, 0.25)
+    nn.init.constant_(head.cell.weight, 0.5)
+    nn.init.constant_(head.cell.bias, 1.0)
+    cells = torch.tensor([[3.0, 5, -2, 0, 1], [4, 0, 1, 2, 1]])  # ten of them
+    assert_close(head.margin(torch.stack([cells, -cells])[:, None])[:1], torch.tensor([2 * strongest + 0.25]))
+    features = torch.stack([2 * cells - 2, torch.zeros(2, 5)])[:, None].requires_grad_()
+    logits, evidence = head(features)
+    assert_close(evidence[:, 0], torch.stack([cells, torch.ones(2, 5)]))
+    assert_close(logits[:, 1] - logits[:, 0], torch.tensor([2 * strongest + 0.25, 2.25]))
+    (logits[0, 1] - logits[0, 0]).backward()  # cells that do not count are not moved
+    counted = max(1, int(share * 10))
+    assert (features.grad[0] != 0).sum() == counted and features.grad[0].sum() == pytest.approx(2 * 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head(features.bfloat16())[0].dtype == head(features.bfloat16())[1].dtype == torch.float32
+
+
+class Pools(nn.Module):
+    """A backbone of local means: each cell of each level depends on its own pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        self.sizes.append((pixels.shape[2], pixels.shape[3]))
+        return [F.avg_pool2d(pixels, stride) for stride in (4, 8, 32)]
+
+
+@pytest.mark.parametrize(("size", "tile", "count"), [
+    ((160, 256), (64, 96), 4 * 4),  # columns from 0, 64, 128 and, where the step does not fit, 160
+    ((64, 96), (64, 96), 1),
+    ((64, 96), (32, 32), 6),  # too small to overlap
+    ((64, 96), (512, 32), 3),  # higher than the picture
+    ((64, 96), (512, 512), 1),
+])  # fmt: skip
+def test_tiles_join_to_the_features_of_the_whole(size, tile, count):
+    pixels, backbone = torch.rand(2, 3, *size), Pools()
+    joined = module.in_tiles(backbone, pixels, tile)
+    assert backbone.sizes == [(min(size[0], tile[0]), min(size[1], tile[1]))] * count
+    for whole, level in zip(Pools()(pixels), joined, strict=True):
+        assert_close(level, whole)
+
+
+def test_between_tiles_features_change_over_linearly():
+    count = iter(range(10))
+    numbered = lambda pixels: [torch.full((1, 1, pixels.shape[2] // 4, pixels.shape[3] // 4), float(next(count)))]  # noqa: E731
+    (level,) = module.in_tiles(numbered, torch.zeros(1, 3, 32, 320), (32, 128))
+    steps = level[0, 0, 0].diff()
+    assert level[0, 0].unique(dim=0).shape == (1, 80) and level.min() == 0 and level.max() == 2
+    assert steps.min() >= 0 and steps.max() == pytest.approx(1 / 8, rel=0.1)  # a quarter of a tile is eight cells
 
 
 @pytest.mark.parametrize("mode", ["learned", "mean", "zero"])
@@ -171,24 +240,66 @@ def defects(count: int = 2) -> Tensor:
     return torch.cat([box(64, 64, slice(16, 28), slice(24, 40)), torch.zeros(count - 1, 1, 64, 64)])
 
 
-@pytest.mark.parametrize("strategy", ["S1", "S2", "S3", "S4", "S5", "S6", "S7"])
+@pytest.mark.parametrize("strategy", PARTS)
 @pytest.mark.parametrize("training", [True, False])
 def test_only_the_strategys_parts_exist_and_the_record_is_the_same_in_training(strategy, training):
     model = build(strategy).train(training)
     output = model(images(), defects())
-    parts = ["backbone", "projection", "cls_head", "attention", "localization", "counterfactual"]
-    lacking = {"S1": 3, "S2": 3, "S3": 2, "S4": 1}.get(strategy, 0)
-    assert [name for name, _ in model.named_children()] == parts[: 6 - lacking]
+    added = ["evidence", "counterfactual"] if strategy == "S8" else ["cls_head", *PARTS[strategy]]
+    assert [name for name, _ in model.named_children()] == ["backbone", "projection", *added]
     expected = {"logits": (2, 2), "cam": (2, 1, 8, 8), "cls_logits": (2, 2), "cls_cam": (2, 1, 8, 8)}
-    if strategy >= "S3":
+    if "attention" in added:
         expected |= dict.fromkeys(("attention_logits", "attention_map", "effective_attention"), (2, 1, 8, 8))
         expected |= {"attended_cls_logits": (2, 2)}
-    if strategy >= "S4":
+    if {"localization", "evidence"} & {*added}:
         expected |= dict.fromkeys(("localization_logits", "localization_map"), (2, 1, 64, 64))
-    if strategy >= "S5":
+    if "counterfactual" in added:
         expected |= {"cf_logits": (2, 2)}
     assert {key: (*output[key].shape,) for key in output.keys() if output[key] is not None} == expected  # noqa: SIM118
-    assert output.logits is (output.attended_cls_logits if strategy >= "S3" else output.cls_logits)
+    assert output.logits is (output.attended_cls_logits if "attention" in added else output.cls_logits)
+
+
+@pytest.mark.parametrize("map_stride", [4, 8, 16, 32])
+def test_s8s_map_is_its_decision_and_its_localization(map_stride):
+    model = build("S8", map_stride=map_stride, evidence_share=0.3)
+    nn.init.constant_(model.evidence.log_scale, -0.7)
+    nn.init.constant_(model.evidence.offset, 0.4)
+    output = model(images())
+    cells = (64 // map_stride) ** 2
+    assert output.cam.shape == (2, 1, 64 // map_stride, 64 // map_stride) and output.cam.std() > 0
+    strongest = output.cam.flatten(1).sort(descending=True).values[:, : int(0.3 * cells)]
+    assert_close(output.logits[:, 1] - output.logits[:, 0], math.exp(-0.7) * strongest.mean(1) + 0.4)
+    fine = F.interpolate(output.cam, size=(64, 64), mode="bilinear")
+    assert torch.equal(output.localization_map, fine.sigmoid()) and torch.equal(output.localization_logits, fine)
+    assert output.cls_cam is output.cam and output.cls_logits is output.logits
+
+
+def test_s8s_counterfactual_asks_the_same_head_of_features_that_gave_way_to_their_surroundings():
+    model = build("S8", evidence_share=0.1, counterfactual_mode="learned")
+    assert model.counterfactual.mode == "mean" and not [*model.counterfactual.parameters()]
+    output = model(images(3), defects(3))
+    assert torch.equal(output.cf_logits[1:], output.logits[1:]), "an empty mask leaves the decision"
+    features, _ = model.features(images(3))
+    expected, _ = model.evidence(model.counterfactual(features, defects(3)))
+    assert_close(output.cf_logits[0], expected[0])
+    assert not torch.equal(output.cf_logits[0], output.logits[0]) and model(images()).cf_logits is None
+    assert build("S8", use_counterfactual=False)(images(), defects()).cf_logits is None
+    output = model.train()(images(4), defects(4))
+    for said in (output.logits, output.cam, output.cf_logits):
+        assert {name.split(".")[0] for name in moved(model, said)} == {"backbone", "projection", "evidence"}
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("strategy", ["S1", "S5", "S8"])
+def test_pictures_go_through_the_backbone_in_tiles_outside_training_only(strategy):
+    model, whole, sizes = build(strategy, tile_size=(64, 128)), build(strategy), []
+    assert_close(model(images()).logits, whole(images()).logits)  # the picture fits into one
+    model.tile_size = (32, 64)
+    model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    output = model(images())
+    assert sizes == [(32, 64)] * 2 and output.cam.shape == (2, 1, 8, 8)
+    model.train()(images())
+    assert sizes[2:] == [(64, 64)]
 
 
 @pytest.mark.parametrize("map_stride", [4, 8, 16, 32])
@@ -295,7 +406,7 @@ def test_s6_gates_by_one_rule_whatever_stands_beside_and_without_a_mask_by_its_o
 def test_what_cannot_be_built_and_masks_of_a_wrong_shape_of_no_use_or_missing_are_named():
     for options, message in (
         ({"num_classes": 3}, r"num_classes must be 2 \(the CAM is a two-class margin\), got 3"),
-        ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, S7, got 'S9'"),
+        ({"strategy": "S9"}, "strategy must be one of S1, S2, S3, S4, S5, S6, S7, S8, got 'S9'"),
         ({"map_stride": 2}, "map_stride must be one of 4, 8, 16, 32, got '2'"),
         ({"fusion_norm": "max"}, "fusion_norm must be one of sigmoid, product, got 'max'"),
         ({"mask_source": "guess"}, "mask_source must be one of localization, .*, oracle, got 'guess'"),

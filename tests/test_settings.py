@@ -25,14 +25,17 @@ def test_files_hold_the_defaults_each_strategys_row_and_the_readmes_specificatio
     defaults = {name: value for name, value in Settings().plain().items() if name not in own}
     assert read_parameters(PARAMS / "default.yaml") == defaults
     for strategy, row in STRATEGY_WEIGHTS.items():
-        weights = {f"lambda_{term}": weight for term, weight in row.items()}
-        edited = {"image_counterfactual": 0.5} if strategy == "S7" else {}
-        assert read_parameters(PARAMS / f"{strategy.lower()}.yaml") == {"strategy": strategy} | weights | edited
+        # The method document's seven terms; the eighth is S8's alone, and 0 for whom its file does not name it.
+        listed = {term: weight for term, weight in row.items() if term != "evidence" or strategy == "S8"}
+        written = {"strategy": strategy} | {f"lambda_{term}": weight for term, weight in listed.items()}
+        written |= {"image_counterfactual": 0.5} if strategy in ("S7", "S8") else {}
+        found = read_parameters(PARAMS / f"{strategy.lower()}.yaml")
+        assert written.items() <= found.items() and (strategy == "S8" or found == written)
         settings = Settings(strategy=strategy)
-        assert settings.weights == row and settings.image_counterfactual == (0.5 if strategy == "S7" else 0.0)
+        assert settings.weights == row and settings.image_counterfactual == written.get("image_counterfactual", 0.0)
     files = [path for path in PARAMS.glob("*.yaml") if not path.name.startswith("efficientad")]
     weights = {path.stem: Settings.from_yaml(path).weights for path in files}
-    assert weights["full"] == dict(cls=1.0, am=0.5, cam_guide=0.0, loc=0.3, guide=0.5, cf=0.3, consist=0.2)
+    assert weights["full"] == STRATEGY_WEIGHTS["S5"] | dict(cls=1.0, am=0.5, cam_guide=0.0, loc=0.3)
     assert Settings(strategy="S2", lambda_cam_guide=0.7).weights == STRATEGY_WEIGHTS["S2"] | {"cam_guide": 0.7}
     assert Settings(strategy="S5", use_counterfactual=False).weights == STRATEGY_WEIGHTS["S5"] | {"cf": 0.0}
 
@@ -79,18 +82,38 @@ def test_several_problems_are_all_named_in_their_order():
     (dict(out_indices=[]), "out_indices must be ascending levels among 1, 2, 3, 4 (strides 4 to 32), got []"),
     (dict(image_size=500), "image_size must be multiples of 32 (the coarsest stride), got [500, 500]"),
     (dict(strategy="S3", lambda_cf=0.3), "lambda_cf is 0.3, but strategy S3 has no counterfactual (S5 adds it); set it"),
+    (dict(strategy="S2", lambda_guide=1), "lambda_guide is 1, but strategy S2 has no attention (S3 adds it); set it to 0"),
+    (dict(strategy="S8", lambda_loc=0.2), "strategy S8 has no localization (S4 adds it); set it to 0"),
+    (dict(lambda_evidence=1.0), "lambda_evidence is 1, but strategy S5 has no evidence (S8 adds it); set it to 0"),
+    (dict(strategy="S8", evidence_share=0.003), "evidence_share 0.003 of the map's 16 x 16 cells selects no cell; raise it,"),
+    (dict(evidence_share=0.0), "evidence_share must be greater than 0, got 0.0"),
+    (dict(crop_size=[256, 544]), "crop_size must lie within the picture (image_size [512, 512]), got [256, 544]"),
+    (dict(crop_size=100), "crop_size must be multiples of 32 (the coarsest stride), got [100, 100]"),
+    (dict(tile_size=[64, 65]), "tile_size must be multiples of 32 (the coarsest stride), got [64, 65]"),
     (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
     (dict(mask_source="external"), "'external' needs external_mask_dir, the folder with one mask per image"),
     (dict(mask_source="efficientad"), "needs efficientad_run, the folder of a finished EfficientAD run"),
     (dict(group_pattern="("), "group_pattern is not a regular expression: missing )"),
     (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
-    (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6' or 'S7', got the text 'S9'"),
+    (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6', 'S7' or 'S8', got the text 'S9'"),
     (dict(experiment=".."), "got the text '..'"),
     (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
 ])  # fmt: skip
 def test_messages(values, expected):
     with pytest.raises(SettingsError, match=rf"\A.*{re.escape(expected)}.*\Z"):  # one line
         Settings(**values)
+
+
+def test_each_part_has_its_first_strategy_and_what_a_strategy_lacks_weighs_nothing():
+    parts = ("attention", "localization", "counterfactual", "evidence")
+    assert [module.first_with(part) for part in parts] == ["S3", "S4", "S5", "S8"]
+    assert {*module.PART_OF_TERM.values()} == {*parts} and {*module.PART_OF_TERM} == {*TERMS} - {"cls", "cam_guide"}
+    for strategy, row in STRATEGY_WEIGHTS.items():
+        asked = {term for term, weight in row.items() if weight}
+        assert {module.PART_OF_TERM[term] for term in asked & {*module.PART_OF_TERM}} == {*module.PARTS[strategy]}
+    share = 1 / 256  # of 16 x 16 cells one; of crops the share is another matter, and tiles may be larger than pictures
+    assert Settings(strategy="S8", evidence_share=share, crop_size=32, tile_size=1024).has("evidence")
+    assert Settings(strategy="S5", evidence_share=1e-6).evidence_share == 1e-6  # which does not read it
 
 
 def test_a_namespace_counts_with_its_plain_values_only_and_a_notebook_runs_twice_in_one_kernel():

@@ -1,6 +1,7 @@
 """Devices, S6's masks, going on from a checkpoint, and training as a whole on the tiny study."""
 
 import errno
+import math
 import pickle
 import shutil
 from collections import Counter
@@ -39,11 +40,52 @@ def test_devices_and_precisions_that_are_there_and_that_are_not(monkeypatch):
     ):
         with pytest.raises(DeviceError, match=message):
             checked_device(name, count)
-    assert [lightning_precision("auto", device) for device in (cuda, cpu, mps)] == ["16-mixed", "bf16-mixed", "32-true"]
+    for matrices, fastest in ((True, "bf16-mixed"), (False, "32-true")):  # of bf16, in hardware
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=matrices: {"amx_bf16": there})
+        assert [lightning_precision("auto", device) for device in (cuda, cpu, mps)] == ["16-mixed", fastest, "32-true"]
+        depthwise = [lightning_precision("auto", device, depthwise=True) for device in (cuda, cpu, mps)]
+        assert depthwise == ["16-mixed", "32-true", "32-true"]
+        asked = [lightning_precision(name, cpu, depthwise=True) for name in ("32", "bf16")]
+        assert asked == ["32-true", "bf16-mixed"]  # as asked for
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert lightning_precision("auto", cpu) == "32-true"
     with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
         lightning_precision("16", cpu)
     with module.inference_autocast("16", cpu):  # without training what the device has is taken
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_the_learning_rate_rises_from_a_hundredth_then_falls_along_a_cosine():
+    factors = [module.learning_rate_factor(step / 8, warmup_ratio=0.25) for step in range(9)]
+    cosine = [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(7)]
+    assert factors == pytest.approx([0.01, 0.505, *cosine]) and factors[5] == pytest.approx(0.5)
+    plain = [module.learning_rate_factor(step, warmup_ratio=0.0) for step in (0, 0.5, 1)]
+    assert plain == pytest.approx([1, 0.5, 0])
+
+
+def test_the_backbone_has_a_learning_rate_of_its_own_and_frozen_levels_none(tmp_path):
+    own = {"learning_rate": 0.01, "backbone_lr_scale": 0.2, "warmup_ratio": 0.5, "weight_decay": 0.3}
+
+    def groups(**values):
+        settings = tiny_settings(tmp_path, "S8", **own | values)
+        training = GainTraining(settings, build_model(settings), class_counts=(1, 1))
+        training.trainer = Mock(estimated_stepping_batches=10)
+        made = training.configure_optimizers()
+        scheduler = made["lr_scheduler"]["scheduler"]
+        rates = [scheduler.get_last_lr()]
+        for _ in range(5):
+            made["optimizer"].step()
+            scheduler.step()
+        return training, made["optimizer"].param_groups, [*rates, scheduler.get_last_lr()]
+
+    training, (heads, backbone), rates = groups(freeze_backbone_stages=3)
+    assert rates == [pytest.approx([1e-4, 2e-5]), pytest.approx([0.01, 0.002])]  # a hundredth, then at the top
+    assert heads["weight_decay"] == backbone["weight_decay"] == 0.3
+    inside = {*training.model.backbone.parameters()}
+    assert {*backbone["params"]} == {p for p in inside if p.requires_grad} < inside
+    others = {*training.parameters()} - inside
+    assert {*heads["params"]} == others and {training.model.evidence.offset, training.loss.cam_offset} < others
+    assert len(groups()[1][1]["params"]) == len(inside)
 
 
 def dot(cell: int, value: float = 1.0) -> Tensor:
@@ -176,14 +218,19 @@ def test_what_a_training_goes_on_from_and_what_it_refuses(tmp_path):
     assert resumed(settings) is None
     last = checkpoint(best.with_name("last.ckpt"), settings)
     assert resumed(settings) == last
-    other = {"num_epochs": 9, "batch_size": 4, "stage1_ratio": 0.2, "stage2_ratio": 0.3, "lambda_cf": 0.7}
+    other = {"num_epochs": 9, "batch_size": 4, "backbone_lr_scale": 0.3, "warmup_ratio": 0.1, "weight_decay": 0.01}
+    other |= {"freeze_backbone_stages": 1, "stage1_ratio": 0.2, "stage2_ratio": 0.3, "lambda_cf": 0.7}
     with pytest.raises(RunError) as error:
         resumed(settings.changed(**other, save_every_n_epochs=3, num_workers=1))  # which are no part of the plan
     first, *differing, advice = str(error.value).splitlines()
     assert first == f"{last}: a checkpoint of a training with another plan (stored and asked for):"
-    before = dict(zip(other, (4, 8, 0.25, 0.25, 0.3), strict=True))
+    before = dict(zip(other, (4, 8, 1.0, 0.0, 0.0, -1, 0.25, 0.25, 0.3), strict=True))
     assert differing == [f"  {name}: {before[name]} and {value}" for name, value in other.items()]
     assert "keep these values, or start a new run without --resume" in advice
+    with pytest.raises(RunError, match=r"of another model .*:\n  evidence_share: 0.1 and 0.2$"):
+        resumed(settings.changed(evidence_share=0.2))
+    named = {*module.PLAN, *module.ARCHITECTURE, *module.TRAINED}
+    assert named - {"seed_of_split"} <= {*Settings.model_fields} and {"crop_size", "lambda_evidence"} <= named
     # one with nothing left finishes its own run only
     checkpoint(last, settings, epochs=4)
     with pytest.raises(RunError, match=r"last.ckpt: all 12 steps are done, and .*best.ckpt is not theirs"):
@@ -215,7 +262,8 @@ def test_a_run_leaves_what_its_folder_promises_and_logs_the_specifications_tags(
     kept = {f"checkpoints/{name}.ckpt" for name in ("best", "last", "epoch_2", "epoch_4")}
     assert logged and names - logged == {".lock", "settings.yaml", "manifest.json", "model.safetensors"} | kept
     manifest = finished.manifest
-    told = {"status": "complete", "pretrained": "random", "seed": 42, "precision": "bf16-mixed", "best_epoch": 4}
+    told = {"status": "complete", "pretrained": "random", "seed": 42, "best_epoch": 4}
+    told |= {"precision": lightning_precision("auto", torch.device("cpu"))}  # b0 starts with dense convolutions
     told |= {"split_sizes": {"train": 24, "val": 4, "test": 6, "test_shift": 6}}  # only epoch 4 ends within stage 4
     assert told.items() <= manifest.items() and manifest["duration_s"] > 0
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]

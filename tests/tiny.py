@@ -15,6 +15,7 @@ def tiny_settings(folder: Path, strategy: str = "S6", **values: Any) -> Settings
     data = {"dataset_type": "synthetic", "num_samples": 40, "image_size": 64}
     backbone = {"backbone_arch": "b0", "pretrained": False, "out_indices": [3, 4], "map_stride": 16}
     narrow = {"fpn_channels": 8, "attention_channels": 8, "head_channels": 16, "map_channels": 16}
+    narrow |= {"evidence_share": 0.1}  # of 4 x 4 cells
     training = {"num_epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "device": "cpu", "precision": "32"}
     return Settings(**{"strategy": strategy} | places | data | backbone | narrow | training | values)
 
