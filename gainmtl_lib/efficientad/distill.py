@@ -110,6 +110,9 @@ class BackboneTargets(nn.Module):
     both averages at once, and only C values are resized.
     """
 
+    average0: Tensor
+    average1: Tensor
+
     def __init__(self, backbone: Backbone, *, out_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
