@@ -74,7 +74,7 @@ def given(options: Values) -> Values:
 
 
 @click.command()
-@click.argument("what", metavar="s1…s7|all")
+@click.argument("what", metavar="s1…s8|all")
 @parameter_options
 @click.option("--workers", type=click.IntRange(min=1), help="Notebooks at once; by default what suits the machine.")
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
@@ -100,9 +100,9 @@ def run(what: str, files: Files, values: Values, workers: int | None, force: boo
 
 @click.command()
 @parameter_options
-@click.option("--strategy", help="S1 … S7; takes the strategy's loss weights along.")
+@click.option("--strategy", help="S1 … S8; takes the strategy's loss weights along.")
 @click.option("--data-root", help="Folder of the data.")
-@click.option("--backbone", "backbone_arch", help="b0-b3, s, m, l, xl, or a timm model name.")
+@click.option("--backbone", "backbone_arch", help="b0-b3, s, m, l, xl, lite0-lite2, or a timm model name.")
 @click.option("--batch-size", type=int)
 @click.option("--epochs", "num_epochs", type=int)
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>.")

@@ -31,6 +31,7 @@ from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
 from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.runs import Run
+from gainmtl_lib.settings import PARTS, strategies_with
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,10 @@ class Explanation(dict[str, Any]):
     - from S3 on ``attention``, float32, what gates the features; ``found``, whether each map with an absolute scale
       finds anything;
     - from S4 on ``localization``, float32 (H, W), ``boxes`` in pixels of the given picture around its regions, ``box``,
-      that of the largest or None, and ``area``, the regions' share of the picture. It is taught on defective pictures
-      only: for a normal verdict just what exceeds the floor of its absolute scale counts, if that is known;
+      that of the largest or None, and ``area``, the regions' share of the picture. Where it is a head of its own it is
+      taught on defective pictures only: for a normal verdict just what exceeds the floor of its absolute scale counts,
+      if that is known. In S8 it is the sigmoid of the evidence, the ``cam``, whose own zero is the level of both
+      verdicts;
     - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself reaches on
       the CAM's grid), ``point_game`` and ``energy_inside``.
     """
@@ -200,14 +203,20 @@ class Explanation(dict[str, Any]):
     place: tuple[slice, slice]  # rows and columns that it takes in the network's input
     stored: dict[str, NDArray]  # the maps as an evaluation keeps them, which is what the absolute scales are of
 
+    @property
+    def of_evidence(self) -> bool:
+        """Whether the map is S8's, which is the decision itself and is taught on normal pictures too."""
+        return "evidence" in PARTS[self.strategy]
+
     def __missing__(self, key: str) -> Any:
         reasons = {
-            "attention": f"strategy {self.strategy} has no attention path; S3 to S7 have one",
+            "attention": f"strategy {self.strategy} has no attention path; {strategies_with('attention')} have one",
             "found": "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run",
             "counterfactual_missing": "the counterfactual is there, or the verdict is normal and asks for none",
         }
         for name in ("localization", "box", "boxes", "area"):
-            reasons[name] = f"strategy {self.strategy} has no localization path; S4 to S7 have one"
+            there = strategies_with("localization", "evidence")
+            reasons[name] = f"strategy {self.strategy} has no localization path; {there} have one"
         for name in ("mask", "cam_iou", "grid_iou", "point_game", "energy_inside"):
             reasons[name] = "no mask was given, or it marks no pixel"
         raise KeyError(f"no '{key}' in this explanation: {reasons.get(key, 'there are ' + ', '.join(self))}")
@@ -327,7 +336,7 @@ class DefectExplainer:
         own = np.zeros(self.image_size, dtype=np.bool_)  # what the model localizes
         if "localization" in told:
             level, scale = THRESHOLD, self.scales.get("localization")
-            if not prediction:
+            if not prediction and not told.of_evidence:
                 level = max(THRESHOLD, scale.floor) if scale and told["found"]["localization"] else np.inf
             own[told.place] = told["localization"][told.place] >= level
             boxes = defect_boxes(own[told.place], size)
@@ -348,8 +357,9 @@ class DefectExplainer:
         missing = "" if mask.any() else "the localization marks nothing and no mask was given: nothing to suppress"
         if self.model.counterfactual is None:
             missing = f"this {strategy} model has no counterfactual path: it was built with use_counterfactual false"
-        if strategy < "S5":
-            missing = f"strategy {strategy} has no counterfactual path to ask; S5 to S7 have one"
+        if "counterfactual" not in PARTS[strategy]:
+            have = f"{strategies_with('counterfactual')} have one"
+            missing = f"strategy {strategy} has no counterfactual path to ask; {have}"
         if missing:
             told["counterfactual_missing"] = missing
             return
@@ -368,6 +378,7 @@ class DefectExplainer:
 # --- One explanation as a figure
 
 HEADINGS = {"cam": "deciding CAM", "attention": "attention", "localization": "localization"}
+OF_EVIDENCE = HEADINGS | {"cam": "evidence, the decision"}
 VERDICT_COLORS = ("#1b7837", "#b2182b")
 BOX = "#ffb000"
 HANGUL_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
@@ -375,7 +386,8 @@ HANGUL_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothi
 
 def _verdict_figure(explanation: Explanation, scales: Mapping[str, MapScale], title: str) -> Figure:
     """Left the picture, right the maps: above on their absolute scale, below stretched per image."""
-    maps = [name for name in HEADINGS if name in explanation]
+    headings = OF_EVIDENCE if explanation.of_evidence else HEADINGS
+    maps = [name for name in headings if name in explanation]
     place, (h, w), full = explanation.place, explanation.picture, explanation["image"].shape[:2]
     image = explanation["image"][place]  # without the bars of a letterboxed one
     mask = explanation["mask"][place] if "mask" in explanation else None
@@ -403,12 +415,12 @@ def _verdict_figure(explanation: Explanation, scales: Mapping[str, MapScale], ti
             about, note = "no absolute scale", "unknown"
         else:
             share, about = enlarged_share(values, MapScale(0.0, 1.0), full)[place], "0 to 1, no absolute scale"
-        axes[name].set_title(f"{HEADINGS[name]}\n{about}")
+        axes[name].set_title(f"{headings[name]}\n{about}")
         centre = {"transform": axes[name].transAxes, "ha": "center", "va": "center"}
         axes[name].text(0.5, 0.5, note, color="white", fontsize=11, **centre)
         draw_overlay(axes[name], np.full_like(image, 128) if share is None else image, share, mask)
         draw_overlay(axes[f"{name} per image"], image, enlarged_share(values, None, full)[place], mask)
-        axes[f"{name} per image"].set_title(f"{HEADINGS[name]}\nper image, {values.min():.2f} to {values.max():.2f}")
+        axes[f"{name} per image"].set_title(f"{headings[name]}\nper image, {values.min():.2f} to {values.max():.2f}")
     for axis in axes.values():
         axis.set_aspect(ratio * image.shape[1] / image.shape[0])
         axis.title.set_fontsize(9)
@@ -430,10 +442,11 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale]) -> Iterator
         facts.append("PointGame {point_game:.2f} · Energy-Inside {energy_inside:.2f}".format_map(explanation))
     yield " · ".join(facts)
     marks = ["Cyan outline: annotated defect."] if "mask" in explanation else []
-    boxes, scale, normal = explanation.get("boxes"), scales.get("localization"), explanation["prediction"] == 0
+    boxes, scale = explanation.get("boxes"), scales.get("localization")
+    normal = explanation["prediction"] == 0 and not explanation.of_evidence
     if boxes:
         level = max(THRESHOLD, scale.floor) if normal and scale else THRESHOLD
-        marks.append(f"Orange box: localization ≥ {level:.2g}.")
+        marks.append(f"Orange box: localization ≥ {level:.2g}{', evidence ≥ 0' * explanation.of_evidence}.")
     elif boxes is not None and normal and scale is None:
         marks.append("No box: of a normal verdict the localization is judged on its absolute scale, which is unknown.")
     elif boxes is not None:

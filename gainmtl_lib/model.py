@@ -446,7 +446,7 @@ class GAINMTLModel(nn.Module):
         if "localization" in parts:
             pyramid = PyramidFusion([channels[index] for index in self._pyramid_levels], fpn_channels)
             self.localization = nn.ModuleDict({"pyramid": pyramid, "head": LocalizationHead(fpn_channels)})
-        if {"counterfactual", "evidence"} & {*parts} and use_counterfactual:
+        if "counterfactual" in parts and use_counterfactual:
             self.counterfactual = Counterfactual(width, mode="mean" if self.evidence else counterfactual_mode)
 
     def forward(

@@ -221,7 +221,7 @@ STRATEGY_WEIGHTS: dict[str, dict[str, float]] = {
 _GUIDED = ("attention", "localization", "counterfactual")
 PARTS: dict[str, tuple[str, ...]] = {
     "S1": (), "S2": (), "S3": _GUIDED[:1], "S4": _GUIDED[:2], "S5": _GUIDED, "S6": _GUIDED, "S7": _GUIDED,
-    "S8": ("evidence",),
+    "S8": ("evidence", "counterfactual"),
 }  # fmt: skip
 """Parts of the model beside the classifier of path 1, in whose place S8 has the evidence."""
 
@@ -238,6 +238,12 @@ EDITED = ("S7", "S8")
 def first_with(part: str) -> str:
     """The first strategy that has a part of `PARTS`."""
     return next(strategy for strategy, parts in PARTS.items() if part in parts)
+
+
+def strategies_with(*parts: str) -> str:
+    """Which strategies have one of some parts of `PARTS`, which follow each other: ``S4 to S8``."""
+    found = [strategy for strategy, own in PARTS.items() if {*parts} & {*own}]
+    return f"{found[0]} to {found[-1]}"
 
 
 PLACES = {
@@ -378,6 +384,11 @@ class Settings(RunSettings):
     def has(self, part: str) -> bool:
         """Whether the strategy's model has a part of `PARTS`."""
         return part in PARTS[self.strategy]
+
+    @property
+    def suppression(self) -> str:
+        """How path 3 takes a defect away: `counterfactual_mode`, but of S8 ``mean``, which learns nothing."""
+        return "mean" if self.has("evidence") else self.counterfactual_mode
 
     @property
     def weights(self) -> dict[str, float]:

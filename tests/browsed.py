@@ -18,6 +18,7 @@ from gainmtl_lib.efficientad.evaluate import flag
 from gainmtl_lib.efficientad.train import EfficientADRun
 from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.runs import Run, write_json
+from gainmtl_lib.settings import PARTS
 
 NAN = float("nan")
 ROWS = pd.DataFrame(
@@ -76,14 +77,17 @@ def write_browsed_run(
     folder: Path, strategy="S5", *, rows=ROWS, pictures=True, masks=True, scales=SCALES, digest="same", **values: Any
 ) -> Run:
     """A strategy's run, with the maps and columns that it has, and its pictures of 24 x 32 px."""
-    entries = entries_of(rows if strategy >= "S5" else rows.drop(columns=FLIPS), masks=masks)
-    for entry in entries if strategy >= "S3" else []:
+    parts = PARTS[strategy]
+    entries = entries_of(rows if "counterfactual" in parts else rows.drop(columns=FLIPS), masks=masks)
+    for entry in entries if "attention" in parts else []:
         entry["attention_iou"] = entry["cam_iou"]
     values |= {"manifest": {"data_digest": digest}, "metrics": {"map_scales": scales}}
     run = Run(write_audited(folder, entries, strategy=strategy, pictures=pictures, size=(24, 32), **values))
     maps = peaked_maps(len(rows))
     np.save(run.folder / "maps" / "cam.npy", maps)
-    for kind in ["attention"] * (strategy >= "S3") + ["localization"] * (strategy >= "S4"):
+    for kind in ["attention"] * ("attention" in parts) + ["localization"] * bool(
+        {"localization", "evidence"} & {*parts}
+    ):
         np.save(run.folder / "maps" / f"{kind}.npy", maps / maps.max())
     return run
 

@@ -319,6 +319,15 @@ def test_what_other_runs_are_told(tmp_path):
         text_of(write_audited(tmp_path / str(number), [*rows, row("test", 0, 0.1)], **values), *said)
 
 
+def test_of_s8_the_map_is_the_decision(tmp_path):
+    said = text_of(
+        write_audited(tmp_path, report_rows(), strategy="S8", evidence_share=0.1),
+        "S8: the decision is read from the evidence map", "the mean of its strongest 10 % of cells, scaled and shifted",
+        "in mode mean; where the mask",
+    )  # fmt: skip
+    assert "Learned counterfactual" not in said and "λ in force cls" in said and "evidence " in said
+
+
 def test_a_run_with_the_least_in_it(tmp_path):
     metrics = {"map_scales": {}, "threshold_from": "default, no validation split"}
     rows = [row("test", 1, p, **BARE) for p in [0.9] + [0.3] * (SHOWN + 3)] + [row("test", 0, 0.1)]

@@ -111,6 +111,17 @@ def test_freezing_goes_through_the_level(arch, provider, stem, behind_it):
                 assert part.training == (not f"{name}.".startswith(expected)), name
 
 
+def test_depthwise_are_the_networks_whose_first_level_is():
+    with torch.device("meta"):
+        assert [build("timm", arch).depthwise for arch in ("lite0", "b0", "s", "resnet18")] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+    assert not build("mmpretrain").depthwise  # later levels of both are; there are few pixels left by then
+
+
 def test_random_weights_keep_their_scale():
     # A depthwise kernel reads one channel; started as if it read all, its output would nearly vanish.
     for provider, name in (("timm", "blocks.5.0.conv_dw"), ("mmpretrain", "layers.6.0.depthwise_conv.conv")):

@@ -211,7 +211,13 @@ def test_the_counterfactual_is_asked_of_the_model_while_it_is_there_else_the_sto
     plain = write_browsed_run(tmp_path / "plain", pictures=False, use_counterfactual=False)
     for run, name in ((runs["S1"], "S1"), (both[1], "EfficientAD"), (plain, "S5")):
         [said] = ask(opened(run), 0)
-        assert said.startswith(f"{name} has no counterfactual path;") and "use_counterfactual is false" in said
+        told = f"{name} has no counterfactual path; S5 to S8 have one unless use_counterfactual is false."
+        assert said == told
+    evidence = opened(write_browsed_run(tmp_path / "s8", "S8", map_stride=4, evidence_share=0.1))
+    assert ask(evidence, 0)[0] == flips.replace("S5: ", "S8: ").split(" From the stored")[0]
+    assert panel(evidence.run, 0, Look(kind="attention"))[1] == [
+        "S8 has no attention map; it has: CAM and localization"
+    ]
 
 
 def test_it_opens_at_what_deserves_a_look_and_steps_by_button_by_key_and_by_thumbnail(runs, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from drawn_data import truncate_file, write_mask, write_picture
 from tiny import tiny_data
 
-from gainmtl_lib.dataset import Augmentation, Batch, GainDataModule, coarser_mask, with_mask_share
+from gainmtl_lib.dataset import VISIBLE, Augmentation, Batch, GainDataModule, coarser_mask, cropped, with_mask_share
 from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
 from gainmtl_lib.readers import DataError, data_digest, read_samples
 from gainmtl_lib.settings import Settings
@@ -249,6 +249,73 @@ def test_image_and_mask_move_together_in_all_eight_ways_by_probabilities_seed_ep
     assert np.array_equal(augmented(epoch=2, index=3, **values)[2], wanted)
     for other in (dict(epoch=3, index=3), dict(epoch=2, index=4), dict(epoch=2, index=3, seed=8)):
         assert not np.array_equal(augmented(**other, **values)[2], wanted)
+
+
+@pytest.mark.parametrize("box", [(40, 60, 4, 4), (0, 0, 1, 2), (10, 20, 50, 70)])
+def test_half_of_the_crops_are_around_the_defect_and_each_is_labelled_by_what_it_shows(box):
+    mask, size, rng = boxes(box, size=(64, 96)).astype(np.uint8), (32, 48), np.random.default_rng(0)
+    windows = {(y, x): mask[y : y + 32, x : x + 48] for y in range(33) for x in range(49)}  # every one there is
+    enough = min(VISIBLE, mask.sum())
+    anywhere = np.mean([window.any() for window in windows.values()])
+    places, holding = set(), 0
+    for _ in range(1000):
+        (rows, columns), part = cropped(size, (64, 96), mask, rng)
+        window = windows[rows.start, columns.start]  # inside
+        assert (rows.stop - rows.start, columns.stop - columns.start) == size
+        assert (part is None) == (window.sum() < enough) and (part is None or np.array_equal(part, window))
+        holding += window.any()
+        places.add((rows.start, columns.start))
+    assert holding / 1000 == pytest.approx(0.5 + 0.5 * anywhere, abs=0.05) and len(places) > 200
+    assert cropped((64, 96), (64, 96), mask, rng)[0] == (slice(0, 64), slice(0, 96))
+    normal = [cropped(size, (64, 96), None, rng) for _ in range(300)]
+    assert all(part is None for _, part in normal) and len({place[0].start for place, _ in normal}) == 33
+
+
+def test_training_shows_crops_and_validation_whole_pictures(marked):
+    asked = dict(image_size=(40, 40), crop_size=(16, 24), batch_size=16, **STILL)
+    data = module(marked, **asked)
+    first, labels = epoch_of(data, 0), []
+    for batch in (batch for epoch in range(6) for batch in epoch_of(data, epoch)):
+        assert batch.images.shape[1:] == (3, 16, 24) and batch.masks.shape[1:] == (1, 16, 24)
+        assert torch.equal(batch.labels == 1, batch.has_mask)
+        for image, label, mask, row in zip(batch.images, batch.labels, batch.masks, batch.index):
+            dark = (image.mean(0) < 0.45).sum()  # the defect's pixels
+            assert (mask.sum() >= VISIBLE) == bool(label) == (dark >= VISIBLE)
+            labels += [int(label)] if data.samples["label"].iloc[int(row)] else []
+    assert 0.5 < np.mean(labels) < 0.95, "some crops of a defective picture show a normal one"
+    assert equal(epoch_of(data, 0), first) and not equal(epoch_of(data, 1), first)
+    assert equal(epoch_of(module(marked, **asked, num_workers=1), 0), first)
+    assert {batch.images.shape[1:] for batch in data.val_dataloader()} == {(3, 40, 40)}
+    kinds = {bool(batch.labels[k]) for batch in epoch_of(edited(marked, crop_size=(16, 24)), 0) for k in range(2)}
+    assert kinds == {True, False}
+
+
+def test_of_a_defect_without_a_mask_no_crop_is_shown_nor_edited(marked):
+    data = edited(marked, crop_size=(24, 24), mask_share=0.25)
+    data.setup("fit")
+    shown = torch.cat([batch.index for batch in epoch_of(data, 0)]).tolist()
+    annotated = [row for row in data.rows("train") if data.dataset.has_mask[row]]
+    assert len(annotated) == 2 and sorted(shown) == sorted(annotated + data.counterfactuals.normals)
+    assert data.class_counts == (8, 2) and data.counterfactuals.defectives == annotated
+    assert module(marked, mask_share=0.25).class_counts == (8, 8)
+    without = "has 8 normal and 0 defective images with a mask, which crop_size asks for; needs both"
+    for share in (0.0, 0.5):
+        with pytest.raises(DataError, match=without):
+            module(marked, crop_size=(24, 24), mask_share=0.0, image_counterfactual=share).setup("fit")
+
+
+def test_s6s_bank_holds_crops_where_training_shows_crops(marked):
+    data = module(marked, image_size=(40, 40), crop_size=(16, 24), image_counterfactual=0.5)
+    for masks in ([mask for _, mask in data.training_masks()], list(data.pasted_masks())):
+        assert masks and {mask.shape for mask in masks} == {(1, 16, 24)}
+        assert all(VISIBLE <= mask.sum() <= 64 for mask in masks), "as many pixels to a cell as in the pictures shown"
+    again = [mask for _, mask in module(marked, image_size=(40, 40), crop_size=(16, 24)).training_masks()]
+    own = [mask for _, mask in data.training_masks()]
+    assert all(torch.equal(*pair) for pair in zip(own, again, strict=True))
+    assert len({tuple(mask.nonzero()[0].tolist()) for mask in own}) > 4, "at all places, as in training"
+    corners = np.zeros((40, 40), np.uint8)
+    corners[::39, ::39] = 1  # of which no crop ever shows enough
+    assert list(data._as_cropped(corners, 0)) == []
 
 
 def kept(share: float, seed: int = 0) -> set[str]:

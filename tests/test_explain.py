@@ -21,6 +21,7 @@ from gainmtl_lib.explain import DefectExplainer, answer, defect_boxes, read_defe
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GainOutput, build_model
 from gainmtl_lib.readers import DataError, UnreadableError
+from gainmtl_lib.settings import PARTS
 from gainmtl_lib.train import fit
 
 # --- Any kind of picture and mask to pixels
@@ -153,7 +154,7 @@ class Looks(nn.Module):
         super().__init__()
         self.region, self.level, self.without = region, level, without
         self.strategy, self.map_stride = strategy, CELL
-        self.counterfactual = nn.Identity() if strategy >= "S5" else None
+        self.counterfactual = nn.Identity() if "counterfactual" in PARTS[strategy] else None
         self.gain, self.dropout = nn.Parameter(torch.tensor(20.0)), nn.Dropout()
         self.asked = []  # the masks of each call
 
@@ -162,10 +163,10 @@ class Looks(nn.Module):
         brightness = self.dropout(images).mean(1, keepdim=True)  # (B, 1, 64, 64)
         logits, cam = self.decide(brightness)
         output = GainOutput(logits=logits, cam=cam, cls_logits=logits, cls_cam=cam)
-        if self.strategy >= "S3":
+        if "attention" in PARTS[self.strategy]:
             looked_at = torch.from_numpy(block(*self.region)).expand_as(brightness).float()
             output.attention_map = output.effective_attention = F.avg_pool2d(looked_at, CELL)
-        if self.strategy >= "S4":
+        if {"localization", "evidence"} & {*PARTS[self.strategy]}:
             output.localization_map = brightness
         if masks is not None:
             honest = self.decide(brightness * (1 - masks))[0]
@@ -231,7 +232,7 @@ def test_no_counterfactual_says_why_and_a_normal_verdict_asks_for_none():
     without_path.counterfactual = None
     everywhere = Looks(WHOLE, level=0.01)  # calls a picture defective that has no bright pixel
     for model, value, missing in (
-        (Looks(strategy="S4"), 255, "strategy S4 has no counterfactual path to ask"),
+        (Looks(strategy="S4"), 255, "strategy S4 has no counterfactual path to ask; S5 to S8 have one"),
         (without_path, 255, "this S5 model has no counterfactual path: it was built with use_counterfactual false"),
         (everywhere, 100, "the localization marks nothing and no mask was given"),
     ):
@@ -247,7 +248,8 @@ def test_no_counterfactual_says_why_and_a_normal_verdict_asks_for_none():
 def test_asking_for_what_is_absent_says_why():
     for strategy, name, reason in (
         ("S1", "attention", "strategy S1 has no attention path; S3 to S7 have one"),
-        ("S3", "box", "strategy S3 has no localization path; S4 to S7 have one"),
+        ("S8", "attention", "strategy S8 has no attention path; S3 to S7 have one"),
+        ("S3", "box", "strategy S3 has no localization path; S4 to S8 have one"),
         ("S5", "cam_iou", "no mask was given, or it marks no pixel"),
         ("S5", "found", "no absolute scale is known; DefectExplainer.from_run"),
         ("S5", "counterfactual_missing", "the verdict is normal and asks for none"),
@@ -269,6 +271,20 @@ def test_only_what_stands_out_from_normal_parts_is_found_and_boxed_in_a_normal_v
         said = explainer_of(Looks(level=level), scales=scales).explain(picture(value=value))
         assert said["prediction"] == (level == 0.25) and said["localization"].max() > 0.5
         assert said.get("found") == found and said["box"] == box
+
+
+def test_s8s_evidence_has_a_zero_of_its_own_for_both_verdicts_and_is_asked_without_the_defect():
+    scales = {"localization": MapScale(0.95, 1.0)}  # of validation, which none of these pictures exceeds
+    for level, value, box in ((0.9, 180, (0, 0, 24, 24)), (0.9, 120, None), (0.25, 180, (0, 0, 24, 24))):
+        for known in ({}, scales):
+            said = explainer_of(Looks(level=level, strategy="S8"), scales=known).explain(picture(value=value))
+            assert said["prediction"] == (level == 0.25) and said["box"] == box and "attention" not in said
+    assert said["counterfactual"]["flips"] and said["counterfactual"]["mask_from"] == "localization"
+    figure = explainer_of(Looks(strategy="S8")).visualize(picture())
+    assert panel(figure, "evidence, the decision\nno absolute scale") and len(figure.axes) == 5
+    assert "Orange box: localization ≥ 0.5, evidence ≥ 0." in figure.get_supxlabel()
+    calm = words(Looks(level=2, strategy="S8"), 25)
+    assert "The localization marks nothing." in calm and "unknown" not in calm
 
 
 def test_many_are_explained_as_one_by_one_of_every_kind(tmp_path):

@@ -245,7 +245,7 @@ def defects(count: int = 2) -> Tensor:
 def test_only_the_strategys_parts_exist_and_the_record_is_the_same_in_training(strategy, training):
     model = build(strategy).train(training)
     output = model(images(), defects())
-    added = ["evidence", "counterfactual"] if strategy == "S8" else ["cls_head", *PARTS[strategy]]
+    added = [*PARTS[strategy]] if strategy == "S8" else ["cls_head", *PARTS[strategy]]
     assert [name for name, _ in model.named_children()] == ["backbone", "projection", *added]
     expected = {"logits": (2, 2), "cam": (2, 1, 8, 8), "cls_logits": (2, 2), "cls_cam": (2, 1, 8, 8)}
     if "attention" in added:

@@ -108,9 +108,13 @@ def test_each_part_has_its_first_strategy_and_what_a_strategy_lacks_weighs_nothi
     parts = ("attention", "localization", "counterfactual", "evidence")
     assert [module.first_with(part) for part in parts] == ["S3", "S4", "S5", "S8"]
     assert {*module.PART_OF_TERM.values()} == {*parts} and {*module.PART_OF_TERM} == {*TERMS} - {"cls", "cam_guide"}
+    assert [module.strategies_with(part) for part in parts] == ["S3 to S7", "S4 to S7", "S5 to S8", "S8 to S8"]
+    assert module.strategies_with("localization", "evidence") == "S4 to S8"
     for strategy, row in STRATEGY_WEIGHTS.items():
-        asked = {term for term, weight in row.items() if weight}
-        assert {module.PART_OF_TERM[term] for term in asked & {*module.PART_OF_TERM}} == {*module.PARTS[strategy]}
+        asked = {module.PART_OF_TERM[term] for term, weight in row.items() if weight and term in module.PART_OF_TERM}
+        # S8's path 3 asks, and learns nothing.
+        assert asked == {*module.PARTS[strategy]} - ({"counterfactual"} if strategy == "S8" else set())
+    assert [Settings(strategy=name).suppression for name in ("S5", "S8")] == ["learned", "mean"]
     share = 1 / 256  # of 16 x 16 cells one; of crops the share is another matter, and tiles may be larger than pictures
     assert Settings(strategy="S8", evidence_share=share, crop_size=32, tile_size=1024).has("evidence")
     assert Settings(strategy="S5", evidence_share=1e-6).evidence_share == 1e-6  # which does not read it

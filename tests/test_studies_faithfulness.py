@@ -28,10 +28,10 @@ NARROW = {"backbone_arch": "b0", "pretrained": False, "map_channels": 8, "attent
 
 
 @functools.cache
-def built(strategy, map_stride=16):
+def built(strategy, map_stride=16, **options):
     """A real model with random weights, as narrow as it can be; a test must leave it as it is."""
     torch.manual_seed(0)
-    return GAINMTLModel(**NARROW, strategy=strategy, map_stride=map_stride).eval()
+    return GAINMTLModel(**NARROW, strategy=strategy, map_stride=map_stride, **options).eval()
 
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -90,6 +90,22 @@ def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
         torch.testing.assert_close(faith.compute_cam(model, IMAGES, method), expected)
     with pytest.raises(ModelError, match=r"method must be one of ours, grad_cam, .*, score_cam, got 'gradcam'"):
         faith.compute_cam(model, IMAGES, "gradcam")
+
+
+def test_maps_of_s8s_margin_by_gradient_are_of_the_cells_that_decide():
+    model = built("S8", evidence_share=0.2)  # of 16 cells 3
+    features, head = faith.deciding_features(model, IMAGES), faith.deciding_head(model)
+    assert head is model.evidence
+    torch.testing.assert_close(head(features)[0], model(IMAGES).logits)
+    cam, weight = model(IMAGES).cam, head.cell.weight * head.log_scale.exp() / 3
+    decide = cam >= cam.flatten(1).sort(descending=True).values[:, 2, None, None, None]
+    assert decide.flatten(1).sum(1).tolist() == [3, 3]
+    signed = (weight * features).sum(1, keepdim=True) * decide
+    torch.testing.assert_close(faith.compute_cam(model, IMAGES, "hires_cam"), signed)
+    torch.testing.assert_close(faith.compute_cam(model, IMAGES), cam)
+    mean = (weight * 3 / 16 * features).sum(1, keepdim=True).relu()
+    torch.testing.assert_close(faith.compute_cam(model, IMAGES, "grad_cam"), mean)
+    assert list(faith.cascade(built("S8", 8))) == ["deciding head", "projection", "backbone"]
 
 
 def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():

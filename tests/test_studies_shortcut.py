@@ -31,8 +31,8 @@ def on_base(folder, own=None, **values):
 def test_grids_of_the_parameter_files():
     assert ShortcutStudySettings.from_yaml(STUDIES / "shortcut.yaml") == ShortcutStudySettings()
     cells = ShortcutStudySettings.from_yaml(STUDIES / "shortcut_full.yaml").cells()
-    grid = product(("mark", "lighting", "texture", "border"), (0.5, 0.8, 0.95, 1.0), [f"S{k}" for k in range(1, 8)])
-    assert {(cell.cue, cell.correlation, cell.row) for cell in cells} == set(grid) and len(cells) == 112
+    grid = product(("mark", "lighting", "texture", "border"), (0.5, 0.8, 0.95, 1.0), [f"S{k}" for k in range(1, 9)])
+    assert {(cell.cue, cell.correlation, cell.row) for cell in cells} == set(grid) and len(cells) == 128
     study = {"base", "cues", "correlations", "strategies", "seeds"}
     assert set(ShortcutStudySettings.model_fields) - study <= set(Settings.model_fields)
 
@@ -70,7 +70,11 @@ def test_a_run_draws_the_data_of_its_cell_and_seed(tmp_path):
     names = [cell.name for cell in cells]  # strategies of a cell follow each other
     assert names[:4] == [f"mark 0.5, {s}, seed 0" for s in ("S1", "S3", "S7")] + ["mark 0.95, S1, seed 0"]
     assert [name[-1] for name in names] == ["0"] * 12 + ["1"] * 12
-    assert [cell.settings.image_counterfactual for cell in cells[:3]] == [0, 0, 1]  # for S7 alone
+    assert [cell.settings.image_counterfactual for cell in cells[:3]] == [0, 0, 1]
+    wide = wide.changed(strategies=["S5", "S7", "S8", "S1"], map_stride=4)
+    assert [cell.settings.image_counterfactual for cell in wide.cells()[:4]] == [0, 1, 1, 0]  # of S7 and S8 alone
+    assert wide.steps == [*(("S1", other) for other in ("S5", "S7", "S8")), ("S5", "S7"), ("S7", "S8")]
+    assert wide.changed(strategies=["S8", "S7"]).steps == [("S7", "S8")]
 
 
 def test_what_cannot_be_used():

@@ -138,6 +138,16 @@ def test_other_masks_are_never_the_samples_own_even_if_it_was_healed_and_own_one
     assert masks.shape == (1, 1, 4, 4) and present.all() and masks[0, 0, 0, 0] == masks.sum() == 0.5
 
 
+def test_masks_of_crops_keep_their_size_on_the_crops_own_grid():
+    # Crops of 4 x 4 pixels of a picture of 8 x 8: a grid of 2 x 2 cells, one filled by the mask of either sample.
+    one, other = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    one[:, :2, :2] = other[:, 2:, 2:] = 1
+    batch = make_batch([(1, 1, one), (5, 0, one * 0)])._replace(has_mask=torch.tensor([True, False]))
+    masks, present = draws(mixer([(1, one), (2, other)], own=0.5, other=0.5, crop_size=(4, 4)), batch, 200)
+    assert masks.shape[2:] == (1, 2, 2) and present.all() and torch.all(masks.sum((2, 3, 4)) == 1)
+    assert {*cells(masks[:, 0])} == {*cells(masks[:, 1])} == {0, 3}
+
+
 def test_own_other_and_no_mask_as_often_as_asked_for_whatever_the_class():
     masks, present = draws(mixer(BANK), BATCH, 3000)
     drawn = cells(masks[:, 0])

@@ -42,7 +42,7 @@ def write_planned(plan, row, seed, *, right=15, right_shift=10, seconds=60.0):
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings.plain()))
     manifest = {"status": "complete", "data_digest": "d", "pretrained": "random", "duration_s": seconds}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"strategy": settings.strategy}))
-    tables = [split_predictions(name, right=n, flips=settings.strategy >= "S5") for name, n in parts.items()]
+    tables = [split_predictions(name, right=n, flips=settings.has("counterfactual")) for name, n in parts.items()]
     pd.concat(tables).to_csv(folder / "predictions.csv", index=False)
     summary = {split: {"accuracy": count / 20, "cam_iou": 0.5} for split, count in parts.items()}
     (folder / "metrics.json").write_text(json.dumps({"threshold": 0.5} | summary))

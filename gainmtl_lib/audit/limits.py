@@ -103,7 +103,7 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"Strategy {audit.settings.strategy} as trained has no counterfactual. That a map lies on the defect does "
             "not show that the decision would change without it."
         )
-    elif audit.settings.counterfactual_mode == "learned":
+    elif audit.settings.suppression == "learned":
         others["Learned counterfactual"] = (
             "The suppression was trained to turn the verdict, and it is done in features, not in the picture. Flips "
             "are evidence only as far as the control does not flip."

@@ -28,6 +28,7 @@ from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
+from gainmtl_lib.settings import strategies_with
 
 # --- Notes
 
@@ -361,8 +362,9 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> tuple[by
 def ask(opened: OpenedRun, row: int) -> list[str]:
     """The answer in sentences, from the run's model where it is at hand, else from the stored evaluation."""
     run, (image, mask) = opened.run, opened.files(row)
-    if not isinstance(run, Run) or run.settings.strategy < "S5" or not run.settings.use_counterfactual:
-        return [f"{opened.name} has no counterfactual path; S5 to S7 have one unless use_counterfactual is false."]
+    if not isinstance(run, Run) or not run.settings.has("counterfactual") or not run.settings.use_counterfactual:
+        have = f"{strategies_with('counterfactual')} have one unless use_counterfactual is false"
+        return [f"{opened.name} has no counterfactual path; {have}."]
     try:
         if image is None:
             raise DataError(f"the folder {opened.root} of the pictures is missing")

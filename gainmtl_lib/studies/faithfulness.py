@@ -28,7 +28,7 @@ from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import GainDataModule, build_data
 from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, rows_of, stored_tables
 from gainmtl_lib.metrics import normalize_maps, resize_maps
-from gainmtl_lib.model import OUTSIDE_SOURCES, ClassificationHead, GAINMTLModel, as_at_inference
+from gainmtl_lib.model import OUTSIDE_SOURCES, ClassificationHead, EvidenceHead, GAINMTLModel, as_at_inference
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
@@ -64,7 +64,9 @@ def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Te
         if method == "eigen_cam":
             return _eigen_cam(features)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(head(features.requires_grad_()).diff(dim=1).sum(), features)
+            said = head(features.requires_grad_())
+            logits = said if isinstance(said, Tensor) else said[0]
+            (gradient,) = torch.autograd.grad(logits.diff(dim=1).sum(), features)
         features = features.detach()
         if method == "hires_cam":
             return (gradient * features).sum(1, keepdim=True)
@@ -95,9 +97,11 @@ def _score_cam(model: GAINMTLModel, images: Tensor, features: Tensor) -> Tensor:
     return (weights[..., None, None] * features).sum(1, keepdim=True).relu()
 
 
-def deciding_head(model: GAINMTLModel) -> ClassificationHead:
-    """The head whose margin is the verdict: path 1's in S1-S2, path 2's from S3 on."""
-    return model.cls_head if model.attention is None else model.attention.attended_cls_head
+def deciding_head(model: GAINMTLModel) -> ClassificationHead | EvidenceHead:
+    """The head whose margin is the verdict: path 1's in S1-S2, path 2's in S3-S7, the evidence's in S8."""
+    head = model.evidence or model.cls_head if model.attention is None else model.attention.attended_cls_head
+    assert head is not None
+    return head
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class ShortcutStudySettings(settings.ParameterRecord):
     """Parameters of the study. Strict: unknown names and wrong types raise `SettingsError`.
 
     Those of the training are in the files that `base` names, of which later ones win; what is given here besides wins
-    over them (None leaves it). `image_counterfactual` is for S7 alone; the others edit nothing.
+    over them (None leaves it). `image_counterfactual` is for S7 and S8 alone; the others edit nothing.
     """
 
     experiment: settings.FolderName = "shortcut"
@@ -79,9 +79,9 @@ class ShortcutStudySettings(settings.ParameterRecord):
 
     @property
     def steps(self) -> list[tuple[str, str]]:
-        """Pairs of strategies that are compared: every one with S1, and S7 with S5."""
-        steps = [("S1", other) for other in self.strategies if other != "S1" and "S1" in self.strategies]
-        return steps + [("S5", "S7")] * ({"S5", "S7"} <= set(self.strategies))
+        """Pairs of strategies that are compared: every one with S1, S7 with S5 and S8 with S7."""
+        steps = [("S1", other) for other in self.strategies if other != "S1"] + [("S5", "S7"), ("S7", "S8")]
+        return [step for step in steps if set(step) <= set(self.strategies)]
 
     @property
     def folder(self) -> Path:
@@ -106,7 +106,7 @@ class ShortcutStudySettings(settings.ParameterRecord):
             data |= {"shortcut": cue, "shortcut_correlation": correlation}
         own = {"strategy": strategy, "seed": seed, "experiment": cell, "outputs_dir": self.folder}
         given = {name: value for name, value in self if name in settings.Settings.model_fields and value is not None}
-        if strategy != "S7":
+        if strategy not in settings.EDITED:
             given.pop("image_counterfactual", None)
         return settings.Settings.from_yaml(*self.base, **given | data | own)
 
