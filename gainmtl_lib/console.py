@@ -358,7 +358,8 @@ def report_data_check(
     for title, rows in sections.items():
         if len(rows):
             console.print(frame_table(title, rows))
-    console.print(f"image size alone predicts the class with AUROC {report.size_auroc:.2f} (0.5: not at all)")
+    for name, value in report.alone.items():
+        console.print(f"{name} alone predicts the class with AUROC {number(value, 2)} (0.5: not at all)")
     for level in LEVELS:
         found = [finding for finding in report.findings if finding.level == level]
         for finding in found[:SHOWN]:

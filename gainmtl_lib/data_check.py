@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ class DataReport:
     masks: pd.DataFrame  # a row per class of mask problem, and of boxes left out or changed, with its count
     defect_area: pd.DataFrame  # quantiles, by defect type
     duplicates: pd.DataFrame  # pairs of files: `first`, `second`, `kind` (exact, near), `crosses` (splits, or empty)
-    size_auroc: float  # how well image size alone tells the class; 0.5 tells nothing, NaN cannot be said
+    alone: dict[str, float]  # AUROC with which this alone predicts the class; 0.5 tells nothing, NaN cannot be said
     grid_iou: pd.DataFrame  # mean and median IoU that the masks themselves reach on the map's grid, by map stride
     findings: list[Finding]  # every problem, errors first
     usable: bool  # whether a training run would accept the data
@@ -83,9 +84,9 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     masks: dict[str, int] = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
-    duplicates, auroc = _find_duplicates(samples, told, found), _size_auroc(samples)
+    duplicates, alone = _find_duplicates(samples, told, found), _alone(samples)
     found += [finding for findings in told["findings"] for finding in findings]
-    found += _findings_of_all(samples, masks, duplicates, auroc, settings.label_kind)
+    found += _findings_of_all(samples, masks, duplicates, alone, settings.label_kind)
     splits = samples["split"].fillna("undecided")
     counts = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
     kinds = sorted(counts.columns, key=lambda name: (name != NORMAL, name == "total"))
@@ -100,7 +101,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         masks=pd.DataFrame({"masks": masks}),
         defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
-        size_auroc=auroc,
+        alone=alone,
         grid_iou=ious.agg(["mean", "median"]).T.assign(grid=[f"{height // one}x{width // one}" for one in STRIDES]),
         findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
         usable=not any(finding.level == "error" for finding in found),
@@ -187,15 +188,34 @@ def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame, found: list[Find
     return pd.DataFrame(lines, columns=["first", "second", "kind", "crosses"])
 
 
-def _size_auroc(samples: pd.DataFrame) -> float:
-    """AUROC of a small model that sees only height, width and aspect ratio; groups are kept whole."""
+DATED = re.compile(r"(?<!\d)((?:20)?\d{2}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01]))[-_T]?([0-2]\d[0-5]\d[0-5]\d)?(?!\d)")
+
+
+def _alone(samples: pd.DataFrame) -> dict[str, float]:
+    """How well image size predicts the class, and where every file name holds one, the date, also while both occur."""
     # Pictures of test_shift may be those of test under other groups.
     seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
-    sizes, labels = seen[["height", "width"]].to_numpy(), seen["label"].to_numpy()
+    sizes = seen[["height", "width"]].to_numpy()
+    found = {"image size": _predicts(seen, np.column_stack([sizes, sizes[:, 0] / sizes[:, 1]]))}
+    names = seen["image"].str.rpartition("/")[2]
+    dates = names.str.extract(DATED).fillna("").agg("".join, axis=1).replace("", np.nan)
+    # Of one length, the order of the digits is that of time.
+    if len(dates) and dates.notna().all() and dates.str.len().nunique() == 1 and seen["label"].nunique() == 2:
+        dated, days = seen.assign(date=dates.astype(float)), dates.str[: 8 if dates.iloc[0][:2] == "20" else 6]
+        of_class = days.groupby(seen["label"])
+        both = (days >= of_class.min().max()) & (days <= of_class.max().min())
+        found["date in the file name"] = _predicts(dated, dated[["date"]].to_numpy())
+        some = dated[both]
+        found["date, within the days in which both classes occur"] = _predicts(some, some[["date"]].to_numpy())
+    return found
+
+
+def _predicts(seen: pd.DataFrame, features: NDArray) -> float:
+    """AUROC of a small model that sees nothing but the features, (N, k); groups are kept whole."""
+    labels = seen["label"].to_numpy()
     folds = seen.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).clip(upper=5).min()
-    if folds < 2 or len(np.unique(sizes, axis=0)) == 1:
+    if folds < 2 or len(np.unique(features, axis=0)) == 1:
         return float("nan") if folds < 2 else 0.5
-    features = np.column_stack([sizes, sizes[:, 0] / sizes[:, 1]])
     model = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)
     cv = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     try:
@@ -206,7 +226,7 @@ def _size_auroc(samples: pd.DataFrame) -> float:
 
 
 def _findings_of_all(
-    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, auroc: float, annotation: str
+    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, alone: dict[str, float], annotation: str
 ) -> Iterator[Finding]:
     defective, missing, grey = int((samples["label"] == 1).sum()), masks["missing"], masks["non-binary"]
     rare = min(defective, len(samples) - defective)
@@ -226,9 +246,11 @@ def _findings_of_all(
     if 0 < rare < 0.1 * len(samples):
         named = "defective" if rare == defective else "normal"
         yield Finding("warning", "", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
-    if auroc > 0.6:
-        predicts = f"image size alone predicts the class with AUROC {auroc:.2f} (0.5 tells nothing)"
-        yield Finding("warning", "", f"{predicts}; resize: squash hides it best")
+    advice = {"image size": "; resize: squash hides it best"}
+    for name, value in alone.items():
+        if value > 0.6:
+            predicts = f"{name} alone predicts the class with AUROC {value:.2f} (0.5 tells nothing)"
+            yield Finding("warning", "", predicts + advice.get(name, "; a classifier may learn what else came with time"))
 
 
 def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:

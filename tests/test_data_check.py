@@ -4,9 +4,11 @@ import shutil
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_data import write_ball_screw, write_generic, write_labelme, write_mask, write_picture
 
+from gainmtl_lib import data_check
 from gainmtl_lib.data_check import check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.settings import Settings
@@ -29,7 +31,7 @@ def test_sound_data(generic):
     assert report.masks["masks"].sum() == report.masks.loc["ok", "masks"] == 9
     quantiles = {"0%": 0.25, "25%": 0.25, "50%": 0.25, "75%": 0.25, "100%": 0.25, "images": 9}
     assert report.defect_area.loc["defective"].to_dict() == pytest.approx(quantiles)
-    assert report.size_auroc == 0.5 and len(report.duplicates) == 0
+    assert report.alone["image size"] == 0.5 and len(report.duplicates) == 0
     assert report.grid_iou["grid"].to_dict() == {32: "2x2", 16: "4x4", 8: "8x8", 4: "16x16"}
     assert report.grid_iou["mean"].is_monotonic_increasing
 
@@ -70,7 +72,7 @@ def test_problems_that_stop_a_run_do_not_stop_the_check_and_the_split_is_that_of
     for problem in ("has the same stem as", "group lies in 3 splits", "train_n0.png: image is truncated"):
         assert problem in errors
     report = check(tmp_path / "nowhere")
-    assert "does not exist" in messages(report, "error") and np.isnan(report.size_auroc)
+    assert "does not exist" in messages(report, "error") and np.isnan(report.alone["image size"])
     assert len(report.samples) == len(report.counts) == len(report.duplicates) == 0
     assert "validation folder of its own" in messages(check(write_generic(tmp_path / "own"), val_ratio=0.2), "error")
     root = write_generic(tmp_path / "split", splits=("train",), per_class=12)
@@ -91,7 +93,7 @@ def test_duplicates_across_splits(generic, tmp_path):
     assert "1 pairs of (nearly) equal images within a split" in messages(report, "info")
     looks = {"num_samples": 60, "image_size": (64, 64), "shortcut": "lighting", "shortcut_correlation": 0.95}
     report = check(make_synthetic(tmp_path / "drawn", seed=0, **looks), dataset_type="synthetic")
-    assert report.usable and len(report.duplicates) == 0 and report.size_auroc == 0.5
+    assert report.usable and len(report.duplicates) == 0 and report.alone["image size"] == 0.5
 
 
 def test_pictures_of_one_scene_are_no_duplicates_unless_their_bytes_are_equal(generic):
@@ -109,11 +111,27 @@ def test_sizes_that_tell_the_class_and_a_rare_class_are_found(tmp_path):
     for picture in write_generic(tmp_path, per_class=5).glob("images/*/defective/*"):
         write_picture(picture, size=(24, 32))
     report = check(tmp_path)
-    assert report.size_auroc > 0.9
+    assert report.alone["image size"] > 0.9
     assert "image size alone predicts the class with AUROC" in messages(report, "warning")
     for number in range(140):
         write_picture(tmp_path / f"images/train/normal/more{number}.png")
     assert "only 15 of 170 images are defective (8.8%)" in messages(check(tmp_path), "warning")
+
+
+def test_the_date_in_the_file_names_may_tell_the_class_until_both_occur():
+    def table(names, labels):
+        images = [f"/data/2020/{name}.jpg" for name in names]
+        parts = {"group": [str(number % 10) for number in range(len(names))], "split": "train"}
+        return pd.DataFrame({"image": images, "label": labels, "height": 32.0, "width": 32.0} | parts)
+
+    days = [f"200{month}{day:02d}" for month in (8, 9) for day in range(1, 31)]
+    # Defects from the second month on, with normal pictures among them for ten days.
+    labels = [int(day >= "200901" and not (day <= "200910" and number % 2)) for number, day in enumerate(days)]
+    found = data_check._alone(table([f"01_{day}101500_{number}_cam" for number, day in enumerate(days)], labels))
+    assert found["image size"] == 0.5 and found["date in the file name"] > 0.9
+    assert 0.2 < found["date, within the days in which both classes occur"] < 0.8
+    for names in ([f"part{number:06d}" for number in range(60)], [f"{day}x" for day in days[:59]] + ["undated"]):
+        assert set(data_check._alone(table(names, labels))) == {"image size"}
 
 
 def test_labelme_files_are_checked_as_masks_are(tmp_path):
