@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -197,11 +198,11 @@ def _alone(samples: pd.DataFrame) -> dict[str, float]:
     seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
     sizes = seen[["height", "width"]].to_numpy()
     found = {"image size": _predicts(seen, np.column_stack([sizes, sizes[:, 0] / sizes[:, 1]]))}
-    names = seen["image"].str.rpartition("/")[2]
-    dates = names.str.extract(DATED).fillna("").agg("".join, axis=1).replace("", np.nan)
+    found_in = (DATED.search(os.path.basename(image)) for image in seen["image"])
+    dates = pd.Series(["".join(filter(None, one.groups())) if one else "" for one in found_in], index=seen.index)
     # Of one length, the order of the digits is that of time.
-    if len(dates) and dates.notna().all() and dates.str.len().nunique() == 1 and seen["label"].nunique() == 2:
-        dated, days = seen.assign(date=dates.astype(float)), dates.str[: 8 if dates.iloc[0][:2] == "20" else 6]
+    if dates.ne("").all() and dates.str.len().nunique() == 1 and seen["label"].nunique() == 2:
+        dated, days = seen.assign(date=dates.astype(float)), dates.str[: {6: 6, 12: 6}.get(len(dates.iloc[0]), 8)]
         of_class = days.groupby(seen["label"])
         both = (days >= of_class.min().max()) & (days <= of_class.max().min())
         found["date in the file name"] = _predicts(dated, dated[["date"]].to_numpy())
@@ -250,7 +251,9 @@ def _findings_of_all(
     for name, value in alone.items():
         if value > 0.6:
             predicts = f"{name} alone predicts the class with AUROC {value:.2f} (0.5 tells nothing)"
-            yield Finding("warning", "", predicts + advice.get(name, "; a classifier may learn what else came with time"))
+            yield Finding(
+                "warning", "", predicts + advice.get(name, "; a classifier may learn what else came with time")
+            )
 
 
 def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:

@@ -22,7 +22,9 @@ from gainmtl_lib.model import GainOutput
 from gainmtl_lib.settings import TERMS, Settings
 
 P = ParamSpec("P")
-CALM_WEIGHT = 4.0  # of the pixels off the defect in the evidence's loss: they are many, and a false alarm is one of them
+CALM_WEIGHT = (
+    4.0  # of the pixels off the defect in the evidence's loss: they are many, and a false alarm is one of them
+)
 
 
 def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:

@@ -170,11 +170,15 @@ def test_evidence_is_pulled_up_on_the_defect_and_down_everywhere_else_however_sm
     known = torch.tensor([True, True])
     value = losses.evidence_loss(evidence, masks, known)
     # Logit 0: each pixel's BCE is log 2, inside as much as outside; Dice 1 - 2 * 0.5 / (8 + 1).
-    assert float(value) == pytest.approx((2 * losses.CALM_WEIGHT * LN2 + LN2 + 1 - 1 / 9) / 2, rel=1e-5)
+    assert value.item() == pytest.approx((2 * losses.CALM_WEIGHT * LN2 + LN2 + 1 - 1 / 9) / 2, rel=1e-5)
     value.backward()
-    assert evidence.grad[0, 0, 1, 1] < 0 and (evidence.grad.flatten()[[0, 1, 2]] > 0).all() and (evidence.grad[1] > 0).all()
+    assert (
+        evidence.grad[0, 0, 1, 1] < 0
+        and (evidence.grad.flatten()[[0, 1, 2]] > 0).all()
+        and (evidence.grad[1] > 0).all()
+    )
     # A defect without a mask is not among the known: it speaks through the margin alone.
-    assert float(losses.evidence_loss(evidence, masks, torch.tensor([False, False]))) == 0
+    assert losses.evidence_loss(evidence, masks, torch.tensor([False, False])).item() == 0
     alone = losses.evidence_loss(evidence[1:], masks[1:], known[1:])
     torch.testing.assert_close(losses.evidence_loss(evidence, masks, ~known | torch.tensor([False, True])), alone)
 

@@ -71,7 +71,9 @@ def test_steps_have_a_verdict_in_each_family(report, study):
     assert "change of accuracy, test_shift" in axis.get_xlabel()
     without = ablation.plan_report(study[1].changed(steps=()), study[2])
     assert without.tables["steps"].empty and list(without.figures) == ["rows"]
-    assert list(without.sections) == [f"{of}: {split}" for of in ("range over seeds", "rows") for split in ("test", "test_shift")]
+    assert list(without.sections) == [
+        f"{of}: {split}" for of in ("range over seeds", "rows") for split in ("test", "test_shift")
+    ]
 
 
 def test_ranges_are_of_the_seeds_and_a_part_of_the_test_pictures_is_reported_besides(study):

@@ -50,7 +50,7 @@ def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
 
 
 def readable_ranges(runs: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Each metric of one split of `runs_table` by row, as text: ``0.912 (0.901 to 0.924)``, mean and range over seeds."""
+    """Metrics of one split of `runs_table` by row, as text: ``0.912 (0.901 to 0.924)``, mean and range over seeds."""
     of_row = runs[runs["split"] == split].groupby("row", sort=False)
     texts = {}
     for name in RANGED:
