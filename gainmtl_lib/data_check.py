@@ -201,7 +201,7 @@ def _alone(samples: pd.DataFrame) -> dict[str, float]:
     found_in = (DATED.search(os.path.basename(image)) for image in seen["image"])
     dates = pd.Series(["".join(filter(None, one.groups())) if one else "" for one in found_in], index=seen.index)
     # Of one length, the order of the digits is that of time.
-    if dates.ne("").all() and dates.str.len().nunique() == 1 and seen["label"].nunique() == 2:
+    if dates.ne("").all() and len({*dates.str.len()}) == 1 and seen["label"].nunique() == 2:
         dated, days = seen.assign(date=dates.astype(float)), dates.str[: {6: 6, 12: 6}.get(len(dates.iloc[0]), 8)]
         of_class = days.groupby(seen["label"])
         both = (days >= of_class.min().max()) & (days <= of_class.max().min())
