@@ -185,13 +185,19 @@ class Run(StoredRun[Settings]):
     @cached_property
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU. Never downloads."""
-        return _filled(self.settings, load_file(self.folder / "model.safetensors"))
+        method = str(self.manifest.get("method", ""))
+        return _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
 
 
-def _filled(settings: Settings, weights: Mapping[str, torch.Tensor]) -> GAINMTLModel:
+def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str) -> GAINMTLModel:
     from gainmtl_lib.model import build_model  # results are read without loading a network
 
-    model = build_model(settings, pretrained=False)
+    if method:
+        from gainmtl_lib.studies.baselines import build_baseline_model  # a kit, for what the literature would do
+
+        model = build_baseline_model(settings, method, pretrained=False)
+    else:
+        model = build_model(settings, pretrained=False)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -211,7 +217,7 @@ def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
         raise RunError(f"{path}: a checkpoint {OF_EFFICIENTAD}")
     settings, prefix = Settings(**checkpoint["gainmtl_settings"]), "model."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    return _filled(settings, weights), settings
+    return _filled(settings, weights, checkpoint.get("gainmtl_method", "")), settings
 
 
 def finished_folder(folder: str | Path) -> Path:

@@ -438,9 +438,20 @@ def data_differences(data: GainDataModule, settings: Settings, names: tuple[str,
     return [f"{name}: {own!r} and {asked!r}" for name, own, asked in pairs if own != asked]
 
 
+def build_training(settings: Settings, data: GainDataModule) -> GainTraining:
+    """A strategy's model, and how it is trained."""
+    # Validation during training always uses the model's own localization: an external mask is evaluate's affair.
+    model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
+    mixer = None
+    if settings.strategy == "S6":
+        mixer = MaskMixer([*data.training_masks(), *((None, mask) for mask in data.pasted_masks())], settings)
+    return GainTraining(settings, model, class_counts=data.class_counts, mixer=mixer)
+
+
 def fit(
-    settings: Settings, *, data: GainDataModule | None = None, resume: str | Path | None = None, force: bool = False
-) -> Run:
+    settings: Settings, *, data: GainDataModule | None = None, resume: str | Path | None = None, force: bool = False,
+    build: Callable[[Settings, GainDataModule], GainTraining] = build_training, method: str = "",
+) -> Run:  # fmt: skip
     """Train one strategy. A finished run with equal settings on equal data is returned, an unfinished one goes on.
 
     Args:
@@ -448,10 +459,11 @@ def fit(
         data: what `build_data(settings)` gave, where the caller has it already.
         resume: checkpoint to go on from, in place of the folder's own last one.
         force: start anew, dropping what the folder holds.
+        build, method: what is trained in place of the strategy, and its name, which the run records.
 
     Raises:
-        RunError: the folder is in use or holds a run with other settings or data; `data` was built with other ones;
-            the checkpoint is none, finished or of another training; or both `resume` and `force` were asked for.
+        RunError: the folder is in use or holds a run with other settings, data or method; `data` was built with other
+            settings; the checkpoint is none, finished or of another training; both `resume` and `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
     """
     with runs.claim(settings, resume=resume, force=force) as folder:
@@ -459,32 +471,34 @@ def fit(
             data = build_data(settings)
         elif differing := data_differences(data, settings, TRAINED):
             raise RunError("the data was built with other settings (data's and run's): " + "; ".join(differing))
-        if previous_manifest(folder, digest=data.digest).get("status") == "complete":
+        before = previous_manifest(folder, digest=data.digest)
+        if before and (own := before.get("method", "")) != method:
+            told = f"{folder} holds a run of method {own!r}, asked for is {method!r}"
+            raise RunError(f"{told}; name the variant otherwise, or start anew with --force (force=True)")
+        if before.get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
-            _train(settings, data, folder, resume)
+            _train(settings, data, folder, resume, build, method)
     return Run(folder)
 
 
-def _train(settings: Settings, data: GainDataModule, folder: Path, resume: str | Path | None) -> None:
+def _train(
+    settings: Settings, data: GainDataModule, folder: Path, resume: str | Path | None, build: Callable, method: str
+) -> None:
     checkpoint = checkpoint_to_resume(
         folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN,
         complete=lambda stored: stored["epoch"] + 1 >= settings.num_epochs,
     )  # fmt: skip
     L.seed_everything(settings.seed, verbose=False)
     data.setup("fit")
-    # Validation during training always uses the model's own localization: an external mask is evaluate's affair.
-    model = build_model(settings.changed(mask_source="localization", external_mask_dir=None))
-    mixer = None
-    if settings.strategy == "S6":
-        mixer = MaskMixer([*data.training_masks(), *((None, mask) for mask in data.pasted_masks())], settings)
-    model.to(memory_format=torch.channels_last)
-    module = GainTraining(settings, model, class_counts=data.class_counts, mixer=mixer)
+    module = build(settings, data)
+    model = module.model.to(memory_format=torch.channels_last)
     checkpoints = RunCheckpoints(folder / "checkpoints", settings)
     device, samples, edits = checked_device(settings.device), data.samples, data.counterfactuals
     manifest = {
         "data_digest": data.digest,
         "strategy": settings.strategy,
+        "method": method,
         "seed": settings.seed,
         "provider": model.backbone.provider,
         "pretrained": model.backbone.weights.replace(f"{repository_root()}/", ""),

@@ -20,7 +20,9 @@ CORE = [
 """What a newcomer reads, in an order in which each file imports only those before it."""
 KITS = ["synthetic", "edits", "efficientad", "studies", "browser", "audit"]
 COMMANDS = ["notebooks", "console", "cli"]
-LAZY = {("runs", "model"), ("dataset", "synthetic"), ("dataset", "edits"), ("evaluation", "efficientad")}
+LAZY = {
+    ("runs", "model"), ("runs", "studies"), ("dataset", "synthetic"), ("dataset", "edits"), ("evaluation", "efficientad"),
+}  # fmt: skip
 """Where the core loads a kit (results are read without loading a network), in a function, because a parameter asks for it."""
 
 

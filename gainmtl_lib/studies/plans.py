@@ -10,6 +10,7 @@ A plan is a YAML file, ``params/studies/<name>.yaml``::
       S1: {strategy: S1}
       S4: {strategy: S4}
       S4, no warm-up: {strategy: S4, loc_warmup_ratio: 0.0}
+      noise: {strategy: S1, method: outside_noise}       # one of `baselines.METHODS` in the strategy's place
     steps: [[S1, S4], [S4, "S4, no warm-up"]]    # paired comparisons: before, after
 """
 
@@ -32,6 +33,7 @@ from gainmtl_lib import settings as given
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.runs import Run, run_status
 from gainmtl_lib.settings import AnyPath, FolderName, ParameterRecord, Pattern, Settings, SettingsError, Several
+from gainmtl_lib.studies.baselines import check_method, fit_method
 from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
 from gainmtl_lib.train import fit
 
@@ -46,7 +48,7 @@ Step = Annotated[Several[str], Field(min_length=2, max_length=2)]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study; `cue` and its `correlation` with the class are the shortcut study's."""
+    """One run of a study; `cue` and its `correlation` with the class are the shortcut study's, `method` a baseline."""
 
     row: str
     seed: int
@@ -54,6 +56,7 @@ class Cell:
     cue: str = ""
     correlation: float = nan
     within: str | None = None
+    method: str = ""
 
     @property
     def name(self) -> str:
@@ -103,7 +106,7 @@ class Plan(ParameterRecord):
         for base in self.base:
             if "strategy" in given.read_parameters(base):
                 raise ValueError(f"base file {base} chooses a strategy, which the rows do; leave it out")
-        self._leave_out("parameters", self.parameters, "strategy")
+        self._leave_out("parameters", self.parameters, "strategy", "method")
         checked = {row: self._checked(row) for row in self.rows}
         for (first, one), (second, other) in combinations(checked.items(), 2):
             if one.run_name == other.run_name:
@@ -147,8 +150,12 @@ class Plan(ParameterRecord):
         self._leave_out(f"row {row!r}", values)
         try:
             run = self.settings(row, self.seeds[0])
+            if (method := values.get("method")) is not None:
+                check_method(method, run)
         except SettingsError as error:
             raise _led_by(f"row {row!r}", error) from None
+        if method is not None and not run.variant:
+            raise ValueError(f"row {row!r} has the method {method!r}; name it otherwise than the strategy")
         if not run.variant and row != strategy:
             raise ValueError(f"row {row!r} needs a letter or digit beside its strategy, to name its folder")
         if self.data_per_seed and run.dataset_type != "synthetic":
@@ -157,7 +164,7 @@ class Plan(ParameterRecord):
 
     def settings(self, row: str, seed: int) -> Settings:
         """The parameters of one run; its ``variant`` is the row's name where that is not the bare strategy."""
-        values = self.parameters | self.rows[row]
+        values = self.parameters | {name: value for name, value in self.rows[row].items() if name != "method"}
         own = {"experiment": self.experiment, "seed": seed, "variant": variant_of(row, str(values.get("strategy")))}
         settings = Settings.from_yaml(*self.base, **values | own)
         if not self.data_per_seed:
@@ -167,8 +174,11 @@ class Plan(ParameterRecord):
 
     def cells(self) -> list[Cell]:
         """Every run, all rows of a seed before the next seed: stopped early, rows stay comparable."""
-        pairs = [(seed, row) for seed in self.seeds for row in self.rows]
-        return [Cell(row, seed, self.settings(row, seed), within=self.within) for seed, row in pairs]
+        return [
+            Cell(row, seed, self.settings(row, seed), within=self.within, method=values.get("method", ""))
+            for seed in self.seeds
+            for row, values in self.rows.items()
+        ]
 
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Self:
         """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
@@ -248,7 +258,7 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
     spent = [float(cell.run.manifest.get("duration_s", 0)) for cell in cells if cell not in ahead]
     for number, cell in enumerate(cells, start=1):
         if cell not in ahead:
-            if differing := "; ".join(cell.run.settings.differences(cell.settings)):
+            if differing := "; ".join(_differences(cell)):
                 reason = f"{cell.run.folder} holds a run with other settings (stored and planned): {differing}"
                 study.failed[cell.name] = reason
             else:
@@ -261,7 +271,7 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
             logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left)
             started, ahead = time.monotonic(), ahead[1:]
             try:
-                run = fit(cell.settings)
+                run = fit_method(cell.settings, cell.method) if cell.method else fit(cell.settings)
                 evaluate(run)
                 if reasons:
                     measure_indicators(run)
@@ -277,3 +287,8 @@ def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool
 def _is_done(cell: Cell, reasons: bool) -> bool:
     evaluated = run_status(cell.settings.run_dir) == "complete" and cell.run.is_evaluated
     return evaluated and (not reasons or stored_indicators(cell.run) is not None)
+
+
+def _differences(cell: Cell) -> list[str]:
+    lines, stored = cell.run.settings.differences(cell.settings), cell.run.manifest.get("method", "")
+    return lines + ([] if stored == cell.method else [f"method: {stored!r} and {cell.method!r}"])
