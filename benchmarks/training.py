@@ -1,13 +1,14 @@
 """Speed of training on the CPU, as ratios within one run.
 
     python benchmarks/training.py              # everything, about ten minutes on two cores
-    python benchmarks/training.py --only fit   # or: workers, steps
+    python benchmarks/training.py --only fit   # or: workers, steps, precision
 
 fit      images/s of `fit` (S1) divided by images/s of a bare forward-backward loop over the same network with
          tensors already in memory; and what the loop costs besides.
 workers  images/s of the loader alone by number of workers.
 steps    time of an S5 step divided by an S1 step, for b0 and s at 256 and 512 px, with the default and the
          quick widths; the part that costs most, and the peak memory of each.
+precision  images/s of an S1 step, 128 px, batch 16, in fp32 and in bf16 by turns; what `precision: auto` takes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +32,21 @@ import torch
 from gainmtl_lib import train as fit_module
 from gainmtl_lib.dataset import Batch, build_data
 from gainmtl_lib.losses import GainLoss
-from gainmtl_lib.model import build_model
+from gainmtl_lib.model import GAINMTLModel, build_model
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.settings import Settings, read_parameters, repository_root
 
+CPU = torch.device("cpu")
 QUICK_WIDTHS = ("out_indices", "fpn_channels", "attention_channels", "head_channels", "map_channels", "map_stride")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["fit", "workers", "steps"])
+    parser.add_argument("--only", choices=["fit", "workers", "steps", "precision"])
     parser.add_argument("--export", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     show_progress(level=30)
-    parts = {"fit": fit_against_bare_loop, "workers": loader_workers, "steps": steps}
+    parts = {"fit": fit_against_bare_loop, "workers": loader_workers, "steps": steps, "precision": precisions}
     results = {name: part() for name, part in parts.items() if arguments.only in (None, name)}
     if arguments.export:
         arguments.export.write_text(json.dumps(results, indent=2) + "\n")
@@ -107,15 +110,16 @@ def _fit_against_bare_loop(batch_size: int) -> dict[str, float]:
 
 
 def bare_loop(settings: Settings, batches: list[Batch], *, optimise: bool) -> float:
-    """Seconds of the fastest of two epochs of forward and backward, bf16 and channels-last as in `fit`."""
+    """Seconds of the fastest of two epochs of forward and backward, precision and channels-last as in `fit`."""
     model = build_model(settings).to(memory_format=torch.channels_last).train()
+    depthwise = model.backbone.depthwise
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     ready = [(batch.images.contiguous(memory_format=torch.channels_last), batch.labels) for batch in batches]
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
         for images, labels in ready:
-            with torch.autocast("cpu", torch.bfloat16):
+            with fit_module.inference_autocast(settings.precision, CPU, depthwise=depthwise):
                 loss = torch.nn.functional.cross_entropy(model(images).cls_logits, labels)
             optimiser.zero_grad()
             loss.backward()
@@ -173,27 +177,49 @@ def measure_step(strategy: str, arch: str, size: int, widths: str) -> dict[str, 
     if widths == "default":
         values = {}
     settings = Settings(strategy=strategy, backbone_arch=arch, image_size=size, pretrained=False, **values)
+    model, step = training_step(settings, pictures=4)
+    step()
+    seconds = statistics.median(step() for _ in range(3))
+    return {"seconds": seconds, "peak_mb": peak_megabytes(), "parts": time_of_parts(model, step)}
+
+
+def training_step(settings: Settings, *, pictures: int) -> tuple[GAINMTLModel, Callable[..., float]]:
+    """A model, and a stage-4 step on pictures of which half are defective, in a precision, which gives its seconds."""
     model = build_model(settings).to(memory_format=torch.channels_last).train()
     loss = GainLoss(focal_gamma=2.0, focal_alpha=0.5)
     optimiser = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-4, fused=True)
-    labels = torch.tensor([0, 1, 0, 1])
-    masks = torch.zeros(4, 1, size, size)
+    size, labels = settings.image_size[0], torch.arange(pictures) % 2
+    masks = torch.zeros(pictures, 1, size, size)
     masks[labels == 1, :, size // 4 : size // 2, size // 4 : size // 2] = 1
-    images = torch.rand(4, 3, size, size).contiguous(memory_format=torch.channels_last)
-    batch = Batch(images, labels, masks, labels == 1, torch.arange(4))
+    images = torch.rand(pictures, 3, size, size).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images, labels, masks, labels == 1, torch.arange(pictures))
 
-    def step() -> float:
+    def step(precision: str = "auto") -> float:
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fit_module.inference_autocast(precision, CPU, depthwise=model.backbone.depthwise):
             total = loss(model(images, masks), batch, settings.weights)["total"]
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
         return time.perf_counter() - started
 
-    step()
-    seconds = statistics.median(step() for _ in range(3))
-    return {"seconds": seconds, "peak_mb": peak_megabytes(), "parts": time_of_parts(model, step)}
+    return model, step
+
+
+def precisions() -> list[dict[str, Any]]:
+    """Both precisions by turns, so that what else the machine does slows both; the fastest of eight steps counts."""
+    values = {name: read_parameters(repository_root() / "params/quick.yaml")[name] for name in QUICK_WIDTHS}
+    rows = []
+    print("backbone  fp32 images/s  bf16 images/s  bf16 / fp32  auto takes")
+    for arch in ("lite0", "b0", "s"):
+        settings = Settings(strategy="S1", backbone_arch=arch, image_size=128, pretrained=False, **values)
+        model, step = training_step(settings, pictures=16)
+        seconds = [[step(precision) for precision in ("32", "bf16")] for _ in range(9)][1:]  # the first one warms up
+        single, half = (16 / min(column) for column in zip(*seconds))
+        auto = fit_module.lightning_precision("auto", CPU, depthwise=model.backbone.depthwise)
+        rows.append({"backbone": arch, "fp32": single, "bf16": half, "ratio": half / single, "auto": auto})
+        print(f"{arch:8} {single:14.1f} {half:14.1f} {half / single:12.2f}  {auto}", flush=True)
+    return rows
 
 
 def peak_megabytes() -> float:

@@ -138,8 +138,8 @@ class GainDataModule(L.LightningDataModule):
         With `crop_size` these and the pasted ones are of one crop each, drawn as in training.
         """
         for row in self.rows("train"):
-            if self.dataset.has_mask[row]:
-                yield from ((row, mask) for mask in self._as_cropped(self.dataset.stored(row).mask, row))
+            if self.dataset.has_mask[row] and (whole := self.dataset.stored(row).mask) is not None:
+                yield from ((row, mask) for mask in self._as_cropped(whole, row))
 
     def pasted_masks(self) -> Iterator[Tensor]:
         """Masks of defects pasted in training, float32 (1, H, W), as many as `ImageCounterfactuals` finds apt."""

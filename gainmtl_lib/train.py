@@ -72,10 +72,11 @@ def lightning_precision(name: str, device: torch.device, *, depthwise: bool = Fa
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]
 
 
-def inference_autocast(name: str, device: torch.device) -> torch.autocast:
+def inference_autocast(name: str, device: torch.device, *, depthwise: bool = False) -> torch.autocast:
     """The precision of a training, see `lightning_precision`, for computing without; fp16 becomes bf16 on the CPU."""
     name = "bf16" if name == "16" and device.type == "cpu" else name
-    half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(lightning_precision(name, device))
+    chosen = lightning_precision(name, device, depthwise=depthwise)
+    half = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(chosen)
     return torch.autocast(device.type, half or torch.float32, enabled=half is not None)
 
 

@@ -172,7 +172,7 @@ def test_the_page_of_parameters_lists_each_with_its_default(heading, record):
 
 def test_the_table_of_weights_is_the_strategies_own():
     every = [Settings(strategy=strategy).plain() for strategy in STRATEGY_WEIGHTS]
-    table = {spans(row[0])[0]: row[1:8] for row in rows(section("docs/method.md", "Strategies and loss weights"))}
+    table = {spans(row[0])[0]: row[1:9] for row in rows(section("docs/method.md", "Strategies and loss weights"))}
     assert set(table) == {"image_counterfactual", *(f"lambda_{term}" for term in STRATEGY_WEIGHTS["S1"])}
     for name, cells in table.items():
         assert list(map(float, cells)) == [settings[name] for settings in every], name

@@ -47,6 +47,9 @@ def test_devices_and_precisions_that_are_there_and_that_are_not(monkeypatch):
         assert depthwise == ["16-mixed", "32-true", "32-true"]
         asked = [lightning_precision(name, cpu, depthwise=True) for name in ("32", "bf16")]
         assert asked == ["32-true", "bf16-mixed"]  # as asked for
+        for of_net in (False, True):
+            with module.inference_autocast("auto", cpu, depthwise=of_net):
+                assert torch.is_autocast_enabled("cpu") == (matrices and not of_net)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
     assert lightning_precision("auto", cpu) == "32-true"
     with pytest.raises(DeviceError, match="precision '16' needs a GPU; on the CPU use 'bf16' or '32'"):
