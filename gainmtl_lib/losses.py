@@ -18,13 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gainmtl_lib.dataset import Batch
-from gainmtl_lib.model import GainOutput
+from gainmtl_lib.model import GainOutput, dilated
 from gainmtl_lib.settings import TERMS, Settings
 
 P = ParamSpec("P")
-CALM_WEIGHT = (
-    4.0  # of the pixels off the defect in the evidence's loss: they are many, and a false alarm is one of them
-)
 
 
 def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -128,19 +125,23 @@ def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_
 
 
 @term
-def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor) -> Tensor:
-    """Teach the evidence (B, 1, h, w) cell by cell what is defect: balanced BCE + Dice to masks (B, 1, H, W).
+def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor, *, share: float) -> Tensor:
+    """Teach the evidence (B, 1, h, w) cell by cell what is defect, of masks (B, 1, H, W).
 
-    Of the images that are `known`, bool (B,): normal ones, all of whose cells are calm, and annotated defects. In each
-    the defect's pixels and the others weigh the same, however small the defect; Dice is of defects alone.
+    Of the images that are `known`, bool (B,): annotated defects, and normal ones, all of whose cells are calm. BCE over
+    the defect's pixels and over the others, each in the mean, so that a small defect weighs as much as a large one; BCE
+    of the strongest `share` of the cells off the defect, by which a cue beside it would decide; and Dice of defects.
     """
-    logits, masks = _upsample(evidence[known], masks), masks[known]
-    defective = masks.flatten(1).any(dim=1)
+    evidence, masks = evidence[known], masks[known]
+    logits, defective = _upsample(evidence, masks), masks.flatten(1).any(dim=1)
     bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     inside, outside = (
         (bce * part).sum(dim=(1, 2, 3)) / part.sum(dim=(1, 2, 3)).clamp_min(1e-6) for part in (masks, 1 - masks)
     )
-    return (inside + CALM_WEIGHT * outside + _dice(logits, masks) * defective).mean()
+    cells = F.adaptive_max_pool2d(masks, evidence.shape[2:])  # that hold a defect pixel; their neighbours may share it
+    off = evidence.masked_fill(dilated(cells, 1) > 0, -torch.inf).flatten(1)
+    strongest = F.softplus(off.topk(max(1, int(share * off.shape[1])), dim=1).values).mean(dim=1)
+    return (inside + outside + strongest + _dice(logits, masks) * defective).mean()
 
 
 def _upsample(logits: Tensor, masks: Tensor) -> Tensor:
@@ -186,10 +187,12 @@ class GainLoss(nn.Module):
         focal_alpha: float,
         cam_guide_target: str = "both",
         normal_attention: str = "entropy",
+        evidence_share: float = 0.01,
     ) -> None:
         super().__init__()
         self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
         self.cam_guide_target, self.normal_attention = cam_guide_target, normal_attention
+        self.evidence_share = evidence_share
         self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
         self.cam_offset = nn.Parameter(torch.tensor(-2.0))
 
@@ -221,7 +224,8 @@ class GainLoss(nn.Module):
             case "cf":
                 return counterfactual_loss(said.cf_logits, annotated)
             case "evidence":
-                return evidence_loss(said.cam, batch.masks, annotated | (batch.labels == 0))
+                known = annotated | (batch.labels == 0)
+                return evidence_loss(said.cam, batch.masks, known, share=self.evidence_share)
             case _:
                 return consistency_loss(said.attention_logits, said.localization_logits, annotated)
 

@@ -153,6 +153,7 @@ class GainTraining(L.LightningModule):
             focal_alpha=settings.focal_alpha or focal_alpha(*class_counts),
             cam_guide_target=settings.cam_guide_target,
             normal_attention=settings.normal_attention,
+            evidence_share=settings.evidence_share,
         )
         self.accuracy = BinaryAccuracy()
         self.average_precision = BinaryAveragePrecision()

@@ -168,9 +168,9 @@ def test_evidence_is_pulled_up_on_the_defect_and_down_everywhere_else_however_sm
     evidence, masks = torch.zeros(2, 1, 4, 4, requires_grad=True), torch.zeros(2, 1, 4, 4)
     masks[0, 0, 1, 1] = 1
     known = torch.tensor([True, True])
-    value = losses.evidence_loss(evidence, masks, known)
-    # Logit 0: each pixel's BCE is log 2, inside as much as outside; Dice 1 - 2 * 0.5 / (8 + 1).
-    assert value.item() == pytest.approx((2 * losses.CALM_WEIGHT * LN2 + LN2 + 1 - 1 / 9) / 2, rel=1e-5)
+    value = losses.evidence_loss(evidence, masks, known, share=0.125)
+    # Logit 0: BCE is log 2, inside, outside, and of the strongest off the defect alike; Dice 1 - 2 * 0.5 / (8 + 1).
+    assert value.item() == pytest.approx((3 * LN2 + 2 * LN2 + 1 - 1 / 9) / 2, rel=1e-5)
     value.backward()
     assert (
         evidence.grad[0, 0, 1, 1] < 0
@@ -178,9 +178,18 @@ def test_evidence_is_pulled_up_on_the_defect_and_down_everywhere_else_however_sm
         and (evidence.grad[1] > 0).all()
     )
     # A defect without a mask is not among the known: it speaks through the margin alone.
-    assert losses.evidence_loss(evidence, masks, torch.tensor([False, False])).item() == 0
-    alone = losses.evidence_loss(evidence[1:], masks[1:], known[1:])
-    torch.testing.assert_close(losses.evidence_loss(evidence, masks, ~known | torch.tensor([False, True])), alone)
+    assert losses.evidence_loss(evidence, masks, torch.tensor([False, False]), share=0.125).item() == 0
+    alone = losses.evidence_loss(evidence[1:], masks[1:], known[1:], share=0.125)
+    second = losses.evidence_loss(evidence, masks, torch.tensor([False, True]), share=0.125)
+    torch.testing.assert_close(second, alone)
+    # Two of sixteen cells off the defect are the strongest; cells beside it, which it may reach into, are not asked.
+    with torch.no_grad():
+        evidence[0, 0, 0, 3], evidence[0, 0, 1, 2] = 4.0, 9.0
+    strongest = losses.evidence_loss(evidence[:1], masks[:1], known[:1], share=0.125)
+    outside = (13 * LN2 + math.log1p(math.exp(4)) + math.log1p(math.exp(9))) / 15
+    both = 0.5 + 0.5 * 13 + 1 / (1 + math.exp(-4)) + 1 / (1 + math.exp(-9))
+    expected = LN2 + outside + (math.log1p(math.exp(4)) + LN2) / 2 + 1 - 2 * 0.5 / (both + 1)
+    assert strongest.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("term", TERMS)
