@@ -125,12 +125,12 @@ def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_
 
 
 @term
-def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor, *, share: float) -> Tensor:
+def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor, *, cells: int) -> Tensor:
     """Teach the evidence (B, 1, h, w) cell by cell what is defect, of masks (B, 1, H, W).
 
     Of the images that are `known`, bool (B,): annotated defects, and normal ones, all of whose cells are calm. BCE over
     the defect's pixels and over the others, each in the mean, so that a small defect weighs as much as a large one; BCE
-    of the strongest `share` of the cells off the defect, by which a cue beside it would decide; and Dice of defects.
+    of the strongest `cells` off the defect, by which a cue beside it would decide; and Dice of defects.
     """
     evidence, masks = evidence[known], masks[known]
     logits, defective = _upsample(evidence, masks), masks.flatten(1).any(dim=1)
@@ -138,9 +138,9 @@ def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor, *, share: floa
     inside, outside = (
         (bce * part).sum(dim=(1, 2, 3)) / part.sum(dim=(1, 2, 3)).clamp_min(1e-6) for part in (masks, 1 - masks)
     )
-    cells = F.adaptive_max_pool2d(masks, evidence.shape[2:])  # that hold a defect pixel; their neighbours may share it
-    off = evidence.masked_fill(dilated(cells, 1) > 0, -torch.inf).flatten(1)
-    strongest = F.softplus(off.topk(max(1, int(share * off.shape[1])), dim=1).values).mean(dim=1)
+    held = F.adaptive_max_pool2d(masks, evidence.shape[2:])  # that hold a defect pixel; their neighbours may share it
+    off = evidence.masked_fill(dilated(held, 1) > 0, -torch.inf).flatten(1)
+    strongest = F.softplus(off.topk(min(cells, off.shape[1]), dim=1).values).mean(dim=1)
     return (inside + outside + strongest + _dice(logits, masks) * defective).mean()
 
 
@@ -187,12 +187,12 @@ class GainLoss(nn.Module):
         focal_alpha: float,
         cam_guide_target: str = "both",
         normal_attention: str = "entropy",
-        evidence_share: float = 0.01,
+        evidence_cells: int = 8,
     ) -> None:
         super().__init__()
         self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
         self.cam_guide_target, self.normal_attention = cam_guide_target, normal_attention
-        self.evidence_share = evidence_share
+        self.evidence_cells = evidence_cells
         self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
         self.cam_offset = nn.Parameter(torch.tensor(-2.0))
 
@@ -225,7 +225,7 @@ class GainLoss(nn.Module):
                 return counterfactual_loss(said.cf_logits, annotated)
             case "evidence":
                 known = annotated | (batch.labels == 0)
-                return evidence_loss(said.cam, batch.masks, known, share=self.evidence_share)
+                return evidence_loss(said.cam, batch.masks, known, cells=self.evidence_cells)
             case _:
                 return consistency_loss(said.attention_logits, said.localization_logits, annotated)
 

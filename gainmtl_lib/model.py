@@ -175,15 +175,16 @@ class ClassificationHead(nn.Module):
 
 
 class EvidenceHead(nn.Module):
-    """The decision read from a map: one logit per cell, and of the strongest share of them the margin.
+    """The decision read from a map: one logit per cell, and of the strongest of them the margin.
 
     margin = scale * mean(strongest cells) + offset, so that the map is the decision, cell by cell. Of all cells the
-    mean would hardly move with a small defect; of one alone (max pooling) a single cell would get the gradient.
+    mean would hardly move with a small defect; of one alone (max pooling) a single cell would get the gradient. How
+    many decide is a number and no share: a defect has as many cells in a crop as in the whole picture.
     """
 
-    def __init__(self, channels: int, *, share: float) -> None:
+    def __init__(self, channels: int, *, cells: int) -> None:
         super().__init__()
-        self.share = share
+        self.cells = cells
         self.cell = nn.Conv2d(channels, 1, 1)
         nn.init.constant_(self.cell.bias, -3.0)  # type: ignore[arg-type]  # start with all cells calm: defects are rare
         self.log_scale, self.offset = (nn.Parameter(torch.zeros(())) for _ in range(2))
@@ -196,9 +197,9 @@ class EvidenceHead(nn.Module):
             return torch.stack([-margin, margin], dim=1) / 2, evidence
 
     def margin(self, evidence: Tensor) -> Tensor:
-        """Of a map (B, 1, h, w): logit1 - logit0, (B,). `evidence_share` of its cells count, at least one."""
+        """Of a map (B, 1, h, w): logit1 - logit0, (B,). Of a map with fewer cells than decide, all count."""
         cells = evidence.flatten(1)
-        strongest = cells.topk(max(1, int(self.share * cells.shape[1])), dim=1).values
+        strongest = cells.topk(min(self.cells, cells.shape[1]), dim=1).values
         return self.log_scale.exp() * strongest.mean(dim=1) + self.offset
 
 
@@ -375,7 +376,7 @@ class GAINMTLModel(nn.Module):
             an `EvidenceHead` decides in place of path 1, and path 3 is of the mode ``mean``: it has nothing to learn.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
-        evidence_share: of S8's cells that make up the margin, in (0, 1].
+        evidence_cells: how many of S8's cells, the strongest, make up the margin.
         tile_size: pictures larger than this go through the backbone in overlapping tiles outside training, whose
             features are joined: the memory of its early levels then does not grow with the picture. None: never.
         counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
@@ -406,7 +407,7 @@ class GAINMTLModel(nn.Module):
         counterfactual_mode: str = "learned",
         fusion_norm: str = "sigmoid",
         mask_source: str = "localization",
-        evidence_share: float = 0.01,
+        evidence_cells: int = 8,
         tile_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -436,7 +437,7 @@ class GAINMTLModel(nn.Module):
         parts = PARTS[strategy]
         self.cls_head = self.evidence = self.attention = self.localization = self.counterfactual = None
         if "evidence" in parts:
-            self.evidence = EvidenceHead(width, share=evidence_share)
+            self.evidence = EvidenceHead(width, cells=evidence_cells)
         else:
             self.cls_head = ClassificationHead(width, hidden=head_channels, dropout=dropout)
         if "attention" in parts:

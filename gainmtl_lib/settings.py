@@ -367,10 +367,9 @@ class Settings(RunSettings):
         crop = list(self.crop_size or size)
         within = all(own <= whole for own, whole in zip(crop, size))
         checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within
-        cells = [side // self.map_stride for side in size]
-        selected = int(self.evidence_share * cells[0] * cells[1])
-        told = f"evidence_share {self.evidence_share:g} of the map's {cells[0]} x {cells[1]} cells selects no cell"
-        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or selected >= 1
+        cells = " x ".join(str(side // self.map_stride) for side in size)
+        told = f"evidence_share {self.evidence_share:g} of the map's {cells} cells selects no cell"
+        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or self.evidence_cells >= 1
         for sentence, holds in checks.items():
             if not holds:
                 raise ValueError(sentence)
@@ -380,6 +379,13 @@ class Settings(RunSettings):
     def run_name(self) -> str:
         """The strategy, and the name of what departs from it."""
         return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
+
+    @property
+    def evidence_cells(self) -> int:
+        """How many cells of the evidence decide: `evidence_share` of those of a whole picture, rounded down."""
+        return int(
+            self.evidence_share * (self.image_size[0] // self.map_stride) * (self.image_size[1] // self.map_stride)
+        )
 
     def has(self, part: str) -> bool:
         """Whether the strategy's model has a part of `PARTS`."""

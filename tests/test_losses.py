@@ -168,7 +168,7 @@ def test_evidence_is_pulled_up_on_the_defect_and_down_everywhere_else_however_sm
     evidence, masks = torch.zeros(2, 1, 4, 4, requires_grad=True), torch.zeros(2, 1, 4, 4)
     masks[0, 0, 1, 1] = 1
     known = torch.tensor([True, True])
-    value = losses.evidence_loss(evidence, masks, known, share=0.125)
+    value = losses.evidence_loss(evidence, masks, known, cells=2)
     # Logit 0: BCE is log 2, inside, outside, and of the strongest off the defect alike; Dice 1 - 2 * 0.5 / (8 + 1).
     assert value.item() == pytest.approx((3 * LN2 + 2 * LN2 + 1 - 1 / 9) / 2, rel=1e-5)
     value.backward()
@@ -178,14 +178,14 @@ def test_evidence_is_pulled_up_on_the_defect_and_down_everywhere_else_however_sm
         and (evidence.grad[1] > 0).all()
     )
     # A defect without a mask is not among the known: it speaks through the margin alone.
-    assert losses.evidence_loss(evidence, masks, torch.tensor([False, False]), share=0.125).item() == 0
-    alone = losses.evidence_loss(evidence[1:], masks[1:], known[1:], share=0.125)
-    second = losses.evidence_loss(evidence, masks, torch.tensor([False, True]), share=0.125)
+    assert losses.evidence_loss(evidence, masks, torch.tensor([False, False]), cells=2).item() == 0
+    alone = losses.evidence_loss(evidence[1:], masks[1:], known[1:], cells=2)
+    second = losses.evidence_loss(evidence, masks, torch.tensor([False, True]), cells=2)
     torch.testing.assert_close(second, alone)
     # Two of sixteen cells off the defect are the strongest; cells beside it, which it may reach into, are not asked.
     with torch.no_grad():
         evidence[0, 0, 0, 3], evidence[0, 0, 1, 2] = 4.0, 9.0
-    strongest = losses.evidence_loss(evidence[:1], masks[:1], known[:1], share=0.125)
+    strongest = losses.evidence_loss(evidence[:1], masks[:1], known[:1], cells=2)
     outside = (13 * LN2 + math.log1p(math.exp(4)) + math.log1p(math.exp(9))) / 15
     both = 0.5 + 0.5 * 13 + 1 / (1 + math.exp(-4)) + 1 / (1 + math.exp(-9))
     expected = LN2 + outside + (math.log1p(math.exp(4)) + LN2) / 2 + 1 - 2 * 0.5 / (both + 1)

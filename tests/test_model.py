@@ -117,9 +117,9 @@ def test_mean_and_bias_are_the_margin_and_so_are_their_gradients_whatever_dropou
     assert again.dtype == bias.dtype == torch.float32 and torch.equal(again, cam)
 
 
-@pytest.mark.parametrize(("share", "strongest"), [(0.1, 5.0), (0.2, 4.5), (0.35, 4.0), (0.01, 5.0), (1.0, 1.5)])
-def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_hand(share, strongest):
-    head = module.EvidenceHead(1, share=share)
+@pytest.mark.parametrize(("counted", "strongest"), [(1, 5.0), (2, 4.5), (3, 4.0), (10, 1.5), (99, 1.5)])
+def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_hand(counted, strongest):
+    head = module.EvidenceHead(1, cells=counted)
     nn.init.constant_(head.log_scale, math.log(2))
     nn.init.constant_(head.offset, 0.25)
     nn.init.constant_(head.cell.weight, 0.5)
@@ -131,8 +131,7 @@ def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_han
     assert_close(evidence[:, 0], torch.stack([cells, torch.ones(2, 5)]))
     assert_close(logits[:, 1] - logits[:, 0], torch.tensor([2 * strongest + 0.25, 2.25]))
     (logits[0, 1] - logits[0, 0]).backward()  # cells that do not count are not moved
-    counted = max(1, int(share * 10))
-    assert (features.grad[0] != 0).sum() == counted and features.grad[0].sum() == pytest.approx(2 * 0.5)
+    assert (features.grad[0] != 0).sum() == min(counted, 10) and features.grad[0].sum() == pytest.approx(2 * 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(features.bfloat16())[0].dtype == head(features.bfloat16())[1].dtype == torch.float32
 
@@ -261,13 +260,12 @@ def test_only_the_strategys_parts_exist_and_the_record_is_the_same_in_training(s
 
 @pytest.mark.parametrize("map_stride", [4, 8, 16, 32])
 def test_s8s_map_is_its_decision_and_its_localization(map_stride):
-    model = build("S8", map_stride=map_stride, evidence_share=0.3)
+    model = build("S8", map_stride=map_stride, evidence_cells=3)
     nn.init.constant_(model.evidence.log_scale, -0.7)
     nn.init.constant_(model.evidence.offset, 0.4)
     output = model(images())
-    cells = (64 // map_stride) ** 2
     assert output.cam.shape == (2, 1, 64 // map_stride, 64 // map_stride) and output.cam.std() > 0
-    strongest = output.cam.flatten(1).sort(descending=True).values[:, : int(0.3 * cells)]
+    strongest = output.cam.flatten(1).sort(descending=True).values[:, :3]
     assert_close(output.logits[:, 1] - output.logits[:, 0], math.exp(-0.7) * strongest.mean(1) + 0.4)
     fine = F.interpolate(output.cam, size=(64, 64), mode="bilinear")
     assert torch.equal(output.localization_map, fine.sigmoid()) and torch.equal(output.localization_logits, fine)
@@ -275,7 +273,7 @@ def test_s8s_map_is_its_decision_and_its_localization(map_stride):
 
 
 def test_s8s_counterfactual_asks_the_same_head_of_features_that_gave_way_to_their_surroundings():
-    model = build("S8", evidence_share=0.1, counterfactual_mode="learned")
+    model = build("S8", evidence_cells=2, counterfactual_mode="learned")
     assert model.counterfactual.mode == "mean" and not [*model.counterfactual.parameters()]
     output = model(images(3), defects(3))
     assert torch.equal(output.cf_logits[1:], output.logits[1:]), "an empty mask leaves the decision"
