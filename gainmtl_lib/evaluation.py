@@ -84,7 +84,7 @@ def evaluate(
             parts = {split: predict_split(model, data, split, source=source) for split in present}
         finally:
             model.to(own_device)
-        table, summary = _summary(parts, threshold)
+        table, summary = _summary(parts, threshold, zeros={} if model.evidence is None else EVIDENCE_ZEROS)
         summary |= source.summary
         if kept is not None:
             _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
@@ -329,13 +329,19 @@ def output_maps(output: GainOutput) -> dict[str, np.ndarray]:
     return {name: value[:, 0].to(torch.float16).cpu().numpy() for name, value in maps.items() if value is not None}
 
 
-def _summary(parts: dict[str, tuple[Any, Any, Any]], threshold: float | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Of what `predict_split` gave for each split."""
+EVIDENCE_ZEROS = {"cam": 0.0, "localization": 0.5}
+"""Where S8's maps, the evidence and its sigmoid, begin to speak for a defect, whatever the pictures."""
+
+
+def _summary(
+    parts: dict[str, tuple[Any, Any, Any]], threshold: float | None, *, zeros: dict[str, float]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Of what `predict_split` gave for each split; `zeros` are of the maps that have one of their own."""
     origin, scales = "given", {}
     if "val" in parts:
         table, maps, _ = parts["val"]
         labels = table["label"].to_numpy()
-        fitted = {name: metrics.fit_scale(values, labels) for name, values in maps.items()}
+        fitted = {name: metrics.fit_scale(values, labels, zero=zeros.get(name)) for name, values in maps.items()}
         scales = {name: asdict(scale) for name, scale in fitted.items() if scale is not None}
         if threshold is None:
             threshold = metrics.choose_threshold(labels, table["probability"].to_numpy())

@@ -452,9 +452,12 @@ def _texts(explanation: Explanation, scales: Mapping[str, MapScale]) -> Iterator
     elif boxes is not None:
         marks.append(f"The localization marks nothing{' beyond what it does on normal parts' if normal else ''}.")
     yield " ".join(marks)
+    flat = "peaks as high on normal validation pictures as on defective ones"
+    if explanation.of_evidence:
+        flat = "stays below its zero on half of the defective validation pictures"
     for name, heading in HEADINGS.items():
         if name in explanation and name in scales and not scales[name].separates:
-            yield f"The {heading} peaks as high on normal validation pictures as on defective ones: it tells little."
+            yield f"The {heading} {flat}: it tells little."
     if explanation["counterfactual"] is not None:
         yield explanation["counterfactual"]["message"]
     elif "counterfactual_missing" in explanation:

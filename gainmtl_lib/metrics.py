@@ -255,7 +255,8 @@ def average_precision(labels: NDArray, scores: NDArray) -> float:
 class MapScale:
     """Floor and ceiling of a map's absolute scale, in the map's own unit."""
 
-    floor: float  # what the peaks of 95 % of the normal validation pictures do not exceed; shown as 0
+    # What the peaks of 95 % of the normal validation pictures do not exceed, or the map's own zero; shown as 0.
+    floor: float
     ceiling: float  # the median peak of the defective ones; shown as 1
 
     @property
@@ -275,10 +276,14 @@ class MapScale:
         return np.asarray(maps, dtype=np.float32).max(axis=(-2, -1)) > self.floor
 
 
-def fit_scale(maps: NDArray, labels: NDArray) -> MapScale | None:
-    """The scale of one kind of map, (N, h, w) of the validation split; None where a class is missing."""
+def fit_scale(maps: NDArray, labels: NDArray, *, zero: float | None = None) -> MapScale | None:
+    """The scale of one kind of map, (N, h, w) of the validation split; None where a class is missing.
+
+    `zero` is the floor of a map that has one of its own.
+    """
     peaks = np.asarray(maps, dtype=np.float32).max(axis=(1, 2))
     normal, defective = peaks[labels == 0], peaks[labels == 1]
     if not len(normal) or not len(defective):
         return None
-    return MapScale(float(np.quantile(normal, CALM_SHARE, method="higher")), float(np.median(defective)))
+    floor = float(np.quantile(normal, CALM_SHARE, method="higher")) if zero is None else zero
+    return MapScale(floor, float(np.median(defective)))

@@ -173,7 +173,7 @@ def test_what_a_map_does_not_show_is_said_and_a_calm_picture_stays_calm(runs, tm
     assert panel(runs["S1"], 0, Look(kind="attention"))[1] == ["S1 has no attention map; it has: CAM"]
     assert "No absolute scale" in panel(runs["S5"], 0, Look(kind="attention"))[1][0]
     flat = write_browsed_run(tmp_path, "S1", scales={"cam": {"floor": 3.0, "ceiling": 3.0}})
-    assert "no higher on defects" in panel(flat, 5, Look())[1][0]
+    assert "On defects this map rarely peaks above the floor" in panel(flat, 5, Look())[1][0]
 
 
 @pytest.mark.parametrize(("resize", "height"), [("squash", 24 / 64), ("letterbox", (24 - 8) / 48)])
@@ -215,6 +215,8 @@ def test_the_counterfactual_is_asked_of_the_model_while_it_is_there_else_the_sto
         assert said == told
     evidence = opened(write_browsed_run(tmp_path / "s8", "S8", map_stride=4, evidence_share=0.1))
     assert ask(evidence, 0)[0] == flips.replace("S5: ", "S8: ").split(" From the stored")[0]
+    [calm] = panel(evidence.run, 0, Look(outline=False))[1]
+    assert calm.endswith("the map stays below 2.00, from where on evidence speaks for a defect.")
     assert panel(evidence.run, 0, Look(kind="attention"))[1] == [
         "S8 has no attention map; it has: CAM and localization"
     ]

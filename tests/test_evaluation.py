@@ -68,6 +68,20 @@ def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only
     assert not np.allclose(placed["cf_probability"], placed["cf_control_probability"])
 
 
+def test_from_the_stored_evidence_of_s8_its_verdicts_can_be_counted_again(tmp_path):
+    run = fit(tiny_settings(tmp_path, "S8", num_epochs=1, learning_rate=3e-3))
+    table, summary = evaluate(run)
+    head, cells = run.model.evidence, run.maps["cam"].reshape(16, 16).astype(float)
+    strongest = np.sort(cells, axis=1)[:, -1:].mean(1)  # a tenth of 16 cells: one
+    margin = head.log_scale.exp().item() * strongest + head.offset.item()
+    assert table["probability"].tolist() == pytest.approx((1 / (1 + np.exp(-margin))).tolist(), abs=2e-3)
+    floors = {name: scale["floor"] for name, scale in summary["map_scales"].items()}
+    assert floors == {"cam": 0.0, "localization": 0.5}  # its own zero, not what this validation split happened to show
+    rows = table[table["label"] == 1]
+    assert rows[["cam_iou", "loc_iou", "cf_probability"]].notna().all().all() and "attention_iou" not in table
+    assert {"cf_flip_rate", "loc_aupro"} <= summary["test"].keys()
+
+
 def test_a_second_call_reads_what_the_first_stored_and_anew_gives_the_same_with_the_runs_own_data_too(run, evaluated):
     own = build_data(run.settings)
     again = evaluate(load_run(run.folder)), evaluate(run, data=own), evaluate(run, data=own, reuse=False)

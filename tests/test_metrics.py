@@ -187,6 +187,8 @@ def test_the_scale_begins_where_normal_maps_end():
     assert scale.finds(peaked(38, 39, 39.5)).tolist() == [False, False, True]
     for label in (0, 1):
         assert metrics.fit_scale(peaked(1, 2), np.array([label, label])) is None
+    scale = metrics.fit_scale(peaked(1, 2, -3, 7), np.array([0, 0, 1, 1]), zero=0.0)
+    assert scale == metrics.MapScale(0.0, 2.0)  # a zero of its own, and the middle of -3 and 7
     # A calm map shows nothing and a strong one is cut.
     shown = MapScale(floor=2.0, ceiling=4.0).apply(np.array([[-1.0, 2.0], [3.0, 9.0]]))
     assert shown.tolist() == [[0.0, 0.0], [0.5, 1.0]]

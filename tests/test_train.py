@@ -325,6 +325,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_also_with_edited_pictures(fin
     assert equal(resumed_after(settings.changed(experiment="later"), monkeypatch, epoch=1).model, whole.model)
 
 
+@pytest.mark.parametrize("strategy", ["S6", "S8"])
+def test_crops_train_every_kind_of_strategy(shared, strategy):
+    settings = tiny_settings(shared, strategy, experiment="crops", crop_size=32, tile_size=32, image_counterfactual=0.5)
+    run = fit(settings.changed(num_epochs=1))
+    assert run.manifest["status"] == "complete" and run.model.tile_size == (32, 32)
+    losses = run.history[run.history["tag"].isin(["compare/total_train", "compare/total_val"])]["value"]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
 def test_a_log_can_lie_elsewhere_and_data_that_is_there_is_taken_if_it_is_the_same(shared, monkeypatch):
     full = fit(tiny_settings(shared, "S1", experiment="full", num_epochs=1, tensorboard_dir=shared / "tb"))
     assert list((shared / "tb/full/s1/seed42").glob("events.out.*")) and len(full.history)

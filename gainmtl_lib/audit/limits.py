@@ -35,6 +35,10 @@ def _on_tests(audit: Audit, name: str) -> list[tuple[str, Estimate]]:
     return [(split, audit.score(name, split)) for split in audit.tests]
 
 
+def _floor(audit: Audit) -> str:
+    return "at the evidence's own zero" if audit.settings.has("evidence") else "which is where normal ones end"
+
+
 def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
     if audit.metrics.get("label_leaks"):
         serious["Oracle masks"] = (
@@ -83,8 +87,8 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
         )
     if flat := [name for name, scale in audit.scales.items() if not scale.separates]:
         serious["Maps that do not separate"] = (
-            f"On validation the median defective picture peaks no higher than normal ones do ({join_words(flat)}). On "
-            "the absolute scale such a map shows only which cells exceed what normal parts reach."
+            f"On validation the median defective picture peaks no higher than where the scale begins, "
+            f"{_floor(audit)} ({join_words(flat)}). Such a map shows only which cells exceed that."
         )
     no_calmer = []
     for split in audit.tests:

@@ -136,7 +136,7 @@ class Audit:
 
         cams = stored_maps(run, len(table))["cam"]
         self.scales = {name: MapScale(**scale) for name, scale in self.metrics.get("map_scales", {}).items()}
-        self.found: NDArray[np.bool_] | None = None  # whether each CAM rises above what normal parts reach, (N,)
+        self.found: NDArray[np.bool_] | None = None  # whether each CAM rises above the floor of its scale, (N,)
         if scale := self.scales.get("cam"):
             # One at a time, because all of them at full precision may not fit into memory.
             self.found = np.array([bool(scale.finds(cam)) for cam in cams])

@@ -28,7 +28,7 @@ from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.readers import DataError, read_image, read_mask
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
-from gainmtl_lib.settings import strategies_with
+from gainmtl_lib.settings import Settings, strategies_with
 
 # --- Notes
 
@@ -350,9 +350,12 @@ def map_panel(opened: OpenedRun, row: int, shown: Shown, look: Look) -> tuple[by
     if scale is None and look.absolute:
         words.append("No absolute scale for this map (it needs a validation split); shown per image.")
     if scale is not None and nothing:
-        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, where maps of normal parts end.")
+        settings = opened.run.settings
+        turns = isinstance(settings, Settings) and settings.has("evidence")
+        why = "from where on evidence speaks for a defect" if turns else "where maps of normal parts end"
+        words.append(f"Nothing found: the map stays below {scale.floor:z.2f}, {why}.")
     if scale is not None and not scale.separates:
-        words.append("This map peaks no higher on defects than on normal parts: it shows only what exceeds the floor.")
+        words.append("On defects this map rarely peaks above the floor of its scale: it shows only what exceeds it.")
     return figures.encode(figures.with_band(drawn, text, bar=True)), words
 
 
