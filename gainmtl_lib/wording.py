@@ -46,6 +46,7 @@ METRICS = {
     "paste_flip_control": "pasted control flip",
     "paste_flip_excess": "pasted flip − control",
     "counterfactual_accuracy": "accuracy, edited",
+    "counterfactual_accuracy_val": "accuracy, edited validation",
     "accuracy_shift": "accuracy, test_shift",
     "drop": "drop",
     "auroc_shift": "AUROC, test_shift",

@@ -22,11 +22,16 @@ from gainmtl_lib.studies.reasons import stored_indicators
 from gainmtl_lib.wording import COMPARED, METRICS, frame_table, interval, markdown_table, probability, signed
 
 SPLITS = {
+    "val": (),
     "test": ("accuracy", "auroc", "cam_iou", "grid_iou", "cf_flip_rate", "cf_control_flip_rate"),
     "test_shift": ("accuracy", "auroc"),
     WITHIN: ("accuracy", "auroc", "cam_iou"),
 }
-FAMILIES = {split: ("accuracy", "auroc") for split in SPLITS} | {"test": ("accuracy", "auroc", "cam_iou", "cf_excess")}
+FAMILIES = {
+    "test": ("accuracy", "auroc", "cam_iou", "cf_excess"),
+    "test_shift": ("accuracy", "auroc"),
+    WITHIN: ("accuracy", "auroc"),
+}
 """Metrics of each family of steps, by split; the correction is for the number of steps within one."""
 RANGED = (*COMPARED, "average_precision", "counterfactual_accuracy")
 """Metrics of a run, whose range over the seeds is shown."""
@@ -35,15 +40,15 @@ RANGED = (*COMPARED, "average_precision", "counterfactual_accuracy")
 
 
 def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
-    """One row per run and test split, with the metrics of `RANGED` and the ``seconds`` of its training."""
+    """One row per run and split, with the metrics of `RANGED` and the ``seconds`` of its training."""
     lines = []
     for cell, split in product(runs, SPLITS):
         if not len(rows := cell.predictions(split)):
             continue
         scores = summarise(rows) | {"seconds": cell.run.manifest["duration_s"]}
-        if split == "test" and (asked := stored_indicators(cell.run)) is not None:
-            edited = asked["indicators"].get("counterfactual_accuracy", {})
-            scores["counterfactual_accuracy"] = edited.get("value")
+        name = {"val": "counterfactual_accuracy_val", "test": "counterfactual_accuracy"}.get(split)
+        if name and (asked := stored_indicators(cell.run)) is not None:
+            scores["counterfactual_accuracy"] = asked["indicators"].get(name, {}).get("value")
         place = {"row": cell.row, "strategy": cell.settings.strategy, "seed": cell.seed, "split": split}
         lines.append(place | {name: scores.get(name) for name in (*RANGED, "seconds")})
     return pd.DataFrame(lines)

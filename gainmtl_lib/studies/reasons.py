@@ -35,15 +35,17 @@ TRIES = 8  # donors, before a picture counts as impossible to edit
 FIXED_MASKS = ("efficientad", "external")  # know the picture on disk: what they say of an edited one is unknown
 
 
-def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None) -> pd.DataFrame:
-    """Defect probabilities of the edited test pictures, N x `KINDS`.
+def image_flips(
+    run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: str | None = None, controls: bool = True
+) -> pd.DataFrame:
+    """Defect probabilities of the edited pictures of one split, N x `KINDS`.
 
-    Healed are all annotated defects, pasted upon all normal pictures, with defects of other test pictures. Controls
+    Healed are all annotated defects, pasted upon all normal pictures, with defects of others of the split. `controls`
     are made of those that the run calls rightly, which alone are asked for flips. NaN is what was not asked or not
     possible, for S6 with masks of `FIXED_MASKS` everything.
     """
     answers, source = np.full((len(rows), len(KINDS)), nan), evaluation.MaskSource.of(run.settings)
-    edits = edited_pictures(data, rows) if source.name not in FIXED_MASKS else iter(())
+    edits = edited_pictures(data, rows, controls=controls) if source.name not in FIXED_MASKS else iter(())
     places, own_device = evaluation.rows_of(rows, data), next(run.model.parameters()).device
     target = checked_device(device or run.settings.device)
     model = run.model.to(target).eval()
@@ -62,8 +64,10 @@ def image_flips(run: Run, data: GainDataModule, rows: pd.DataFrame, *, device: s
     return pd.DataFrame(answers, index=rows.index, columns=list(KINDS))
 
 
-def edited_pictures(data: GainDataModule, table: pd.DataFrame) -> Iterator[tuple[int, str, Edit]]:
-    """All possible edits of the test rows, by position and kind, each from random numbers of its own: equal for every
+def edited_pictures(
+    data: GainDataModule, table: pd.DataFrame, *, controls: bool = True
+) -> Iterator[tuple[int, str, Edit]]:
+    """All possible edits of a split's rows, by position and kind, each from random numbers of its own: equal for every
     run on equal data."""
     right, turns = (table["label"] == table["predicted"]).to_numpy(), {0: 0, 1: 0}
     places = evaluation.rows_of(table, data)
@@ -72,7 +76,7 @@ def edited_pictures(data: GainDataModule, table: pd.DataFrame) -> Iterator[tuple
             continue
         turn, turns[label] = turns[label], turns[label] + 1
         kinds = KINDS[:2] if label == 1 else KINDS[2:]
-        for kind in kinds if right[position] else kinds[:1]:
+        for kind in kinds if controls and right[position] else kinds[:1]:
             rng = np.random.default_rng([0, position, KINDS.index(kind) // 2])
             with suppress(EditError):
                 yield position, kind, _edit(data, places, row, kind, turn, rng)
@@ -97,7 +101,7 @@ def _edit(data: GainDataModule, places: NDArray, row: int, kind: str, turn: int,
                 return framed(paste(image, shown, shape, method=method, rng=rng), *frame)
             clean, _ = data.dataset.stored(int(rng.choice(normals))).without_bars
             return framed(paste_clean(image, clean, shape, method=method, rng=rng), *frame)
-    raise EditError("nothing fits", "no picture of another part of the test split can be pasted here")
+    raise EditError("nothing fits", "no picture of another part of the split can be pasted here")
 
 
 def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -> dict[str, stats.Estimate]:
@@ -131,12 +135,12 @@ def flip_indicators(rows: pd.DataFrame, flips: pd.DataFrame, threshold: float) -
 
 FILE = "indicators.json"
 # The number is raised when the same run would be measured otherwise.
-MEASURED = {"measured": 2, "heals": list(HEALS), "pastes": list(PASTES), "seed": 0}
+MEASURED = {"measured": 3, "heals": list(HEALS), "pastes": list(PASTES), "seed": 0}
 NAMES = (
     "accuracy", "accuracy_shift", "drop", "auroc", "auroc_shift", "auroc_drop", "cam_iou", "grid_iou", "energy_inside",
     "point_game", "attention_iou", "loc_iou", "wrong_reason_rate", "cf_flip_rate", "cf_control_flip_rate", "cf_excess",
     "image_flip", "image_flip_control", "image_flip_excess", "paste_flip", "paste_flip_control", "paste_flip_excess",
-    "counterfactual_accuracy", "cue_energy", "cue_area", "cue_excess",
+    "counterfactual_accuracy", "counterfactual_accuracy_val", "cue_energy", "cue_area", "cue_excess",
 )  # fmt: skip
 """Every indicator, in the order of the study's table."""
 
@@ -144,8 +148,8 @@ NAMES = (
 def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = True) -> dict[str, Any]:
     """Ask an evaluated run for its reasons, and store the answers as ``indicators.json``.
 
-    At the run's own threshold: scores of the test splits, `flip_indicators`, and where the data records a cue,
-    `cue_indicators`. What the strategy or the data lacks is absent; what is stored for these predictions is reused.
+    At the run's own threshold: scores of the test splits, `flip_indicators`, of validation the accuracy on edited
+    pictures, by which a setting may be chosen, and where the data records a cue, `cue_indicators`. What the strategy or the data lacks is absent; what is stored for these predictions is reused.
     `RunError` for a run that is not evaluated, has no ``test`` split, or whose data changed. Returns ``predictions``,
     the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement; ``indicators``, by name the
     fields of an `Estimate` (None for NaN).
@@ -160,7 +164,12 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
     digest = evaluation.file_digest(run.folder / "predictions.csv")  # before the seconds that measuring takes
     data, settings = evaluation.evaluated_data(run), run.settings
     flips = image_flips(run, data, rows, device=device)
-    found = split_indicators(table) | flip_indicators(rows, flips, float(metrics["threshold"]))
+    threshold, held = float(metrics["threshold"]), table[table["split"] == "val"]
+    found = split_indicators(table) | flip_indicators(rows, flips, threshold)
+    if len(held):
+        flips = image_flips(run, data, held, device=device, controls=False)
+        if (edited := flip_indicators(held, flips, threshold).get("counterfactual_accuracy")) is not None:
+            found["counterfactual_accuracy_val"] = edited
     cues = {}
     for position in np.flatnonzero(rows["label"] == 1).tolist():
         path, size = data.dataset.paths[evaluation.rows_of(rows, data)[position]], settings.image_size
