@@ -322,7 +322,7 @@ def test_what_other_runs_are_told(tmp_path):
 def test_of_s8_the_map_is_the_decision(tmp_path):
     said = text_of(
         write_audited(tmp_path, report_rows(), strategy="S8", evidence_share=0.1),
-        "S8: the decision is read from a map, the evidence", "the mean of its strongest 10 % of cells, scaled and shifted",
+        "S8: the decision is read from a map, the evidence", "the mean of its 1 strongest cell, scaled and shifted",
         "in mode mean; where the mask", "The scale begins at 0, from where on evidence speaks for a defect.",
     )  # fmt: skip
     assert "Learned counterfactual" not in said and "by construction" not in said
