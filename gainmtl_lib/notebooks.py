@@ -40,6 +40,7 @@ STRATEGY_NOTEBOOKS = {
     "S5": "05_s5_counterfactual",
     "S6": "06_s6_mask_attention",
     "S7": "10_s7_image_counterfactual",
+    "S8": "12_s8_evidence",
 }
 INSPECTION = "00_data_inspection"
 ABLATION = "07_ablation_comparison"
@@ -48,6 +49,7 @@ ANOMALIES = "09_efficientad"
 SHORTCUTS = "11_shortcut_study"
 
 AFTER = {
+    STRATEGY_NOTEBOOKS["S8"]: tuple(STRATEGY_NOTEBOOKS[strategy] for strategy in ("S1", "S7")),
     ANOMALIES: tuple(STRATEGY_NOTEBOOKS[strategy] for strategy in ("S1", "S5", "S6")),
     ABLATION: tuple(STRATEGY_NOTEBOOKS.values()),
     EXPLANATION: tuple(STRATEGY_NOTEBOOKS.values()),
@@ -108,7 +110,7 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 def run_all(
     files: Sequence[Path], overrides: Mapping[str, Any], *, workers: int | None = None, force: bool = False
 ) -> Path:
-    """Execute the whole collection: inspection, S1 to S7, comparison, explanation, EfficientAD, shortcuts.
+    """Execute the whole collection: inspection, S1 to S8, comparison, explanation, EfficientAD, shortcuts.
 
     Finished runs stay, unless `force` drops them. EfficientAD is given what both systems share (`RunSettings`). The
     shortcut study has parameters and synthetic data of its own, so that data that is not synthetic goes without it.

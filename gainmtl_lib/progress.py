@@ -25,6 +25,7 @@ def show_progress(level: int = logging.INFO) -> None:
     # Loader workers are measured, not guessed (benchmarks/training.py); Lightning's advice to use more is wrong here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen batch norms are
 
 
 def every(seconds: float) -> Callable[[], bool]:

@@ -122,9 +122,10 @@ def jobs(*names):
 def test_notebooks_wait_for_the_runs_that_they_read(begun):
     notebooks.execute(jobs(EXPLANATION, ANOMALIES, *STRATEGY_NOTEBOOKS.values(), SHORTCUTS), workers=2)
     place = {name: begun.order.index(name) for name in begun.order}
-    assert len(place) == 10 and place[SHORTCUTS] == 0  # the longest comes first
+    assert len(place) == 11 and place[SHORTCUTS] == 0  # the longest comes first
     assert place[EXPLANATION] > max(place[name] for name in STRATEGY_NOTEBOOKS.values())
     assert place[ANOMALIES] > max(place[STRATEGY_NOTEBOOKS[name]] for name in ("S1", "S5", "S6"))
+    assert place[STRATEGY_NOTEBOOKS["S8"]] > max(place[STRATEGY_NOTEBOOKS[name]] for name in ("S1", "S7"))
     begun.order.clear()
     notebooks.execute(jobs(EXPLANATION), workers=4)
     assert begun.order == [EXPLANATION]  # alone it waits for none
@@ -152,7 +153,7 @@ def test_all_keeps_earlier_runs_unless_forced_and_leaves_the_shortcut_study_to_s
         (folder / "predictions.csv").touch()
     notebooks.run_all([], given | {"dataset_type": "generic"}, force=force)
     assert SHORTCUTS not in begun.order
-    assert [(folder / "predictions.csv").exists() for folder in runs] == [not force] * 8 + [True] * 6
+    assert [(folder / "predictions.csv").exists() for folder in runs] == [not force] * 9 + [True] * 6
     begun.order.clear()
     assert notebooks.run_all([], given, force=force) == tmp_path / "quick"
     assert {(folder / "predictions.csv").exists() for folder in runs} == {not force}

@@ -44,7 +44,7 @@ class ShortcutStudySettings(settings.ParameterRecord):
     base: OneOrMore[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
     cues: OneOrMore[Cue] = ("mark", "border")
     correlations: OneOrMore[settings.Probability] = (0.95,)
-    strategies: OneOrMore[settings.Strategy] = ("S1", "S3", "S7")
+    strategies: OneOrMore[settings.Strategy] = ("S1", "S7", "S8")
     image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
     seeds: OneOrMore[Seed] = (0,)
     outputs_dir: settings.AnyPath = Field(default=Path("outputs"), validate_default=True)
