@@ -149,10 +149,11 @@ def measure_indicators(run: Run, *, device: str | None = None, reuse: bool = Tru
     """Ask an evaluated run for its reasons, and store the answers as ``indicators.json``.
 
     At the run's own threshold: scores of the test splits, `flip_indicators`, of validation the accuracy on edited
-    pictures, by which a setting may be chosen, and where the data records a cue, `cue_indicators`. What the strategy or the data lacks is absent; what is stored for these predictions is reused.
-    `RunError` for a run that is not evaluated, has no ``test`` split, or whose data changed. Returns ``predictions``,
-    the SHA-256 of the predictions that it belongs to; ``settings`` of the measurement; ``indicators``, by name the
-    fields of an `Estimate` (None for NaN).
+    pictures, by which a setting may be chosen, and where the data records a cue, `cue_indicators`. What the strategy or
+    the data lacks is absent; what is stored for these predictions is reused. `RunError` for a run that is not
+    evaluated, has no ``test`` split, or whose data changed. Returns ``predictions``, the SHA-256 of the predictions
+    that it belongs to; ``settings`` of the measurement; ``indicators``, by name the fields of an `Estimate` (None for
+    NaN).
     """
     if reuse and (stored := stored_indicators(run)) is not None:
         return stored
