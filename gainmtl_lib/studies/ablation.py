@@ -59,10 +59,11 @@ def readable_ranges(runs: pd.DataFrame, split: str) -> pd.DataFrame:
     of_row = runs[runs["split"] == split].groupby("row", sort=False)
     texts = {}
     for name in RANGED:
-        parts = of_row[name].agg(value="mean", low="min", high="max").astype(float)
+        values: Any = of_row[name]  # of no answer None
+        parts = pd.DataFrame({"value": values.mean(), "low": values.min(), "high": values.max()}).astype(float)
         if parts["value"].notna().any():
             texts[METRICS[name]] = [interval(part) for part in parts.itertuples()]
-    return pd.DataFrame(texts, index=list(of_row.groups)).assign(seeds=of_row["seed"].nunique())
+    return pd.DataFrame(texts, index=pd.Index([*of_row.groups])).assign(seeds=of_row["seed"].nunique())
 
 
 def rows_of_study(runs: Sequence[Cell]) -> pd.DataFrame:
