@@ -120,7 +120,8 @@ def test_rows_of_the_plans_depart_from_their_strategy_in_what_they_say():
         "S2, weights of S3": {"lambda_cam_guide", "lambda_cls"}, "S3, weights of S2": {"lambda_cam_guide", "lambda_cls"},
         "S3, no guide": {"lambda_guide"}, "S4, no warm-up": {"loc_warmup_ratio"}, "S5, mean": {"counterfactual_mode"},
         "S5, zero": {"counterfactual_mode"}, "S5, normal attention zero": {"normal_attention"},
-        "S8, no edits": {"image_counterfactual"}, "S1, resnet50": {"backbone_arch", "use_mmpretrain"},
+        "S8, no edits": {"image_counterfactual"}, "S1, lite0 from scratch": {"pretrained"},
+        "S1, resnet50 from scratch": {"pretrained", "backbone_arch"},
     }  # fmt: skip
     assert [row for row, names in departing.items() if not names] == list(STRATEGY_WEIGHTS)
     assert {after for _, after in plan.steps} == set(plan.rows) - {"S1"}
