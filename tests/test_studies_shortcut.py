@@ -1,22 +1,28 @@
 """The shortcut study: its parameters, the runs of its grid, what is kept of accuracy, and its report."""
 
+import json
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from drawn_data import write_mask, write_picture
 from tiny import tiny_settings
 
 from gainmtl_lib import stats
 from gainmtl_lib.cli import main
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.readers import DataError, read_samples
 from gainmtl_lib.settings import Settings, SettingsError, repository_root
-from gainmtl_lib.studies import plans
+from gainmtl_lib.studies import plans, shortcut
 from gainmtl_lib.studies.plans import Cell, run_study
 from gainmtl_lib.studies.reasons import NAMES
 from gainmtl_lib.studies.shortcut import ShortcutStudySettings, followed, readable_runs, reversed_heatmap, study_table
+from gainmtl_lib.synthetic.data import plant_cue
 
 STUDIES = repository_root() / "params" / "studies"
 
@@ -39,6 +45,43 @@ def test_grids_of_the_parameter_files():
     assert {(cell.cue, cell.correlation, cell.row) for cell in cells} == set(grid) and len(cells) == 128
     study = {"base", "cues", "correlations", "strategies", "seeds"}
     assert set(ShortcutStudySettings.model_fields) - study <= set(Settings.model_fields)
+
+
+def test_photographs_are_shown_with_the_cue_as_in_training_and_reversed(tmp_path, monkeypatch):
+    root = tmp_path / "plain"
+    for split, label in product(("train", "val", "test"), ("normal", "defective")):
+        for number in range(4):
+            write_picture(root / f"images/{split}/{label}/{number}.png", size=(64, 64), seed=number)
+            if label == "defective":
+                write_mask(root / f"masks/{split}/defective/{number}.png", size=(64, 64), box=np.s_[24:40, 24:40])
+    samples = read_samples(root, dataset_type="generic")
+    plant_cue(samples, tmp_path / "planted", cue="mark", correlation=0.95, seed=0, origin={}, skip_unreadable=False)
+    study = on_base(tmp_path, strategies=["S1", "S8"], data_root=tmp_path / "planted", outputs_dir=tmp_path)
+    cells, shown = study.cells(), []
+    for cell in cells:
+        cell.settings.run_dir.mkdir(parents=True)
+        scales = {"map_scales": {} if cell.row == "S1" else {"cam": {"floor": 0.0, "ceiling": 2.0}}}
+        (cell.settings.run_dir / "metrics.json").write_text(json.dumps(scales))
+
+    def look(run, data, rows):
+        shown.append([data.dataset.paths[row] for row in rows])
+        logits = torch.tensor([[0.0, 0.0]] * 4)
+        return data.dataset.__getitems__(rows), SimpleNamespace(cam=torch.randn(4, 1, 2, 2), logits=logits)
+
+    monkeypatch.setattr(shortcut, "look", look)
+    figure = shortcut.turned_pictures(cells)
+    assert shown[0] == shown[1]
+    splits = [Path(path).relative_to(tmp_path / "planted/images").parts[:2] for path in shown[0]]
+    assert splits == [(split, label) for label in ("defective", "normal") for split in ("test", "test_shift")]
+    for as_trained, reversed_ in (shown[0][:2], shown[0][2:]):
+        assert Path(reversed_).name == f"shift-{Path(as_trained).name}"
+    marked = [(tmp_path / "planted/cues").joinpath(*Path(path).parts[-3:]).is_file() for path in shown[0]]
+    assert marked == [True, False, False, True]
+    assert [axis.get_title() for axis in figure.axes[1:3]] == ["S1\n(per image)", "S8\n(absolute)"]
+    assert figure.axes[1].get_xlabel() == "p(defect) 0.50"
+    for path in (tmp_path / "planted/images/test_shift").rglob("*.png"):  # as in synthetic data, whose splits differ
+        path.rename(path.with_name(f"other{path.name}"))
+    assert shortcut.turned_pictures(cells) is None
 
 
 def test_planted_data_is_read_as_its_record_says_and_refused_where_it_does_not_fit(tmp_path):

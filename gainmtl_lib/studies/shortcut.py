@@ -17,11 +17,15 @@ from matplotlib.figure import Figure
 from pydantic import BeforeValidator, Field, model_validator
 
 from gainmtl_lib import settings
+from gainmtl_lib.dataset import build_data
+from gainmtl_lib.evaluation import defect_probability
+from gainmtl_lib.figures import look, map_grid, pick_rows
+from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
-from gainmtl_lib.synthetic.data import PLANTED
-from gainmtl_lib.synthetic.drawing import Cue
+from gainmtl_lib.synthetic.data import PLANTED, SHIFT
+from gainmtl_lib.synthetic.drawing import Cue, read_cue
 from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5  # correlation at which the cue says nothing about the class: the control of every cue
@@ -182,11 +186,47 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
     figures = dict(strategies.figures)
     if table["accuracy_shift"].notna().any():
         figures["reversed"] = reversed_heatmap(table)
+        if (pictures := turned_pictures(runs)) is not None:
+            figures["pictures"] = pictures
     if warnings["value"].notna().any():
         figures["warnings"] = warnings_figure(warnings)
     sections = {"runs": readable_runs(table)} | strategies.sections
     sections["what would have warned"] = readable_warnings(warnings)
     return Report(sections, strategies.tables | {"study": table, "warnings": warnings}, figures)
+
+
+def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
+    """A defective and a normal photograph, each with the cue as in training and reversed, and every strategy's map.
+
+    Of the first cue and seed, maps on their absolute scales; None where the two test splits hold different pictures, or
+    none of either class whose cue is there in one split alone.
+    """
+    first = [cell for cell in runs if (cell.cue, cell.seed) == (runs[0].cue, runs[0].seed)]
+    settings, data = first[0].settings, build_data(first[0].settings)
+    place = {"root": settings.data_root, "image_size": settings.image_size, "resize": settings.resize}
+    named = data.samples.assign(name=data.samples["image"].str.rpartition("/")[2].str.removeprefix(SHIFT))
+    test, turned = (named[named["split"] == split].set_index("name")["image"] for split in ("test", "test_shift"))
+    order = named.loc[pick_rows(named, "test", defective=len(named), normal=len(named)), "name"]
+    found: dict[int, list[str]] = {}
+    for name in order[order.isin(turned.index)]:
+        marked = [read_cue(one[name], **place) is not None for one in (test, turned)]
+        label = int(named.loc[named["image"] == test[name], "label"].iloc[0])
+        if marked == [label == 1, label == 0]:
+            found.setdefault(label, [test[name], turned[name]])
+    if len(found) < 2:
+        return None
+    data.setup("test")
+    rows = [data.dataset.paths.index(path) for label in (1, 0) for path in found[label]]
+    maps, notes, scales = {}, {}, {}
+    for cell in first:
+        batch, output = look(cell.run, data, rows)
+        maps[cell.row] = output.cam[:, 0].float().numpy()
+        notes[cell.row] = [f"p(defect) {number(p, 2)}" for p in defect_probability(output.logits).tolist()]
+        if (scale := cell.run.metrics["map_scales"].get("cam")) is not None:
+            scales[cell.row] = MapScale(**scale)
+    titles = [f"{name}\n{cue}" for name in ("defective", "normal") for cue in ("as in training", "reversed")]
+    pixels = batch.images.permute(0, 2, 3, 1).numpy()
+    return map_grid(pixels, batch.masks[:, 0].numpy(), maps, titles, notes=notes, scales=scales)
 
 
 def reversed_heatmap(table: pd.DataFrame) -> Figure:
