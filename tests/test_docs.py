@@ -209,9 +209,16 @@ def test_stated_figures_are_those_of_the_studies_tables():
             assert figures(cells[-4:]) == pytest.approx(expected, abs=6e-4), name
     files = [REFERENCE / study / "table.md" for study in ("shortcut", "shortcut_all_edited")]
     of_study = [row for file in files for row in rows(file.read_text(encoding="utf-8")) if row[1] == "8"]
+    stated = [figures(row[1:3] + row[-1:]) for row in rows(between("docs/results.md", "result:shortcut"))]
+    assert stated == [figures([row[2], row[3], row[7]]) for row in of_study]
+    runs = pd.read_csv(REFERENCE / "shortcut_tiles" / "runs.csv").groupby(["row", "split"])
+    of_mark = [(split, metric) for metric in ("accuracy", "auroc") for split in ("test", "test_shift")]
     for page in (*READMES, "docs/results.md"):
-        stated = [figures(row[1:3] + row[-1:]) for row in rows(between(page, "result:shortcut"))]
-        assert stated == [figures([row[2], row[3], row[7]]) for row in of_study], page
+        for name, *cells in rows(between(page, "result:shortcut_tiles")):
+            of_row = [runs.get_group((name[:2], split))[metric] for split, metric in (*of_mark, ("test", "point_game"))]
+            expected = [value for one in of_row for value in (one.mean(), one.min(), one.max())]
+            stated = [float(number) for cell in cells for number in re.findall(r"\d\.\d+", cell)]
+            assert stated == pytest.approx(expected, abs=6e-4), f"{page}: {name}"
 
 
 def anchors(text: str) -> set[str]:

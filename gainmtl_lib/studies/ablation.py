@@ -164,7 +164,8 @@ def rows_figure(rows: pd.DataFrame) -> Figure:
 
 
 class Report(NamedTuple):
-    """What is shown of a study's finished runs: tables of text by title, of numbers by file name, and figures."""
+    """What is shown of a study's finished runs: tables of text by title, of numbers and figures by file name, in which
+    photographs say that they are JPEG."""
 
     sections: dict[str, pd.DataFrame]
     tables: dict[str, pd.DataFrame]
@@ -216,6 +217,6 @@ def run_and_report(
         with atomic_path(export / name) as path:
             path.write_text(text, encoding="utf-8")
     for name, figure in report.figures.items():
-        save_figure(figure, export / f"{name}.png")
+        save_figure(figure, export / (name if "." in name else f"{name}.png"))
     console.print(f"exported: {escape(str(export))}")
     return len(study.failed)

@@ -187,7 +187,7 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
     if table["accuracy_shift"].notna().any():
         figures["reversed"] = reversed_heatmap(table)
         if (pictures := turned_pictures(runs)) is not None:
-            figures["pictures"] = pictures
+            figures["pictures.jpg"] = pictures
     if warnings["value"].notna().any():
         figures["warnings"] = warnings_figure(warnings)
     sections = {"runs": readable_runs(table)} | strategies.sections
