@@ -23,7 +23,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
 from gainmtl_lib.readers import DataError, data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
-from gainmtl_lib.settings import PLACES, Settings
+from gainmtl_lib.settings import PARTS, PLACES, Settings
 from gainmtl_lib.train import EVALUATED, checked_device, data_differences
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def evaluate(
             parts = {split: predict_split(model, data, split, source=source) for split in present}
         finally:
             model.to(own_device)
-        table, summary = _summary(parts, threshold, zeros={} if model.evidence is None else EVIDENCE_ZEROS)
+        table, summary = _summary(parts, threshold, zeros=EVIDENCE_ZEROS if "evidence" in PARTS[model.strategy] else {})
         summary |= source.summary
         if kept is not None:
             _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
