@@ -22,7 +22,7 @@ from gainmtl_lib.model import GainOutput
 from gainmtl_lib.settings import TERMS, Settings
 
 P = ParamSpec("P")
-HARD_PIXELS = 3  # off the defect for each of it, in the evidence's loss
+HARD_PIXELS, HARD_SHARE = 3, 0.01  # off the defect: for each of it, and at least of all, in the evidence's loss
 
 
 def term(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -126,22 +126,21 @@ def consistency_loss(attention_logits: Tensor, localization_logits: Tensor, has_
 
 
 @term
-def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor, *, cells: int) -> Tensor:
+def evidence_loss(evidence: Tensor, masks: Tensor, known: Tensor) -> Tensor:
     """Teach the evidence (B, 1, h, w) cell by cell what is defect, of masks (B, 1, H, W): BCE + Dice.
 
     Of the images that are `known`, bool (B,): annotated defects, and normal ones, all of whose cells are calm. BCE is a
     mean over the defect's pixels, so that a small one weighs as much as a large one, and one over the hardest pixels
     off it, by which a cue beside the defect would decide: three times as many (the ratio of Shrivastava et al., CVPR
-    2016, and Liao et al., AAAI 2020), at least those of `cells`. Dice is of defects alone.
+    2016, and Liao et al., AAAI 2020), at least 1 % of the picture. Dice is of defects alone.
     """
     logits, masks = _upsample(evidence[known], masks[known]), masks[known]
     bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1)
     defect = masks.flatten(1)  # (B', H W)
     inside = (bce * defect).sum(1) / defect.sum(1).clamp_min(1)
-    count = (HARD_PIXELS * defect.sum(1)).clamp_min(cells * defect.shape[1] / evidence[0].numel())
-    hardest = (bce * (1 - defect)).sort(dim=1, descending=True).values
-    among = torch.arange(defect.shape[1], device=defect.device) < count[:, None]
-    outside = (hardest * among).sum(1) / among.sum(1)
+    count = (HARD_PIXELS * defect.sum(1)).clamp(HARD_SHARE * defect.shape[1], defect.shape[1]).ceil()
+    off = zip(bce * (1 - defect), count.int().tolist(), strict=True)
+    outside = torch.stack([values.topk(k, sorted=False).values.mean() for values, k in off])
     return (inside + outside + _dice(logits, masks) * defect.any(1)).mean()
 
 
@@ -188,12 +187,10 @@ class GainLoss(nn.Module):
         focal_alpha: float,
         cam_guide_target: str = "both",
         normal_attention: str = "entropy",
-        evidence_cells: int = 8,
     ) -> None:
         super().__init__()
         self.focal = functools.partial(focal_loss, gamma=focal_gamma, alpha=focal_alpha)
         self.cam_guide_target, self.normal_attention = cam_guide_target, normal_attention
-        self.evidence_cells = evidence_cells
         self.cam_log_gain = nn.Parameter(torch.tensor(math.log(2.0)))
         self.cam_offset = nn.Parameter(torch.tensor(-2.0))
 
@@ -226,7 +223,7 @@ class GainLoss(nn.Module):
                 return counterfactual_loss(said.cf_logits, annotated)
             case "evidence":
                 known = annotated | (batch.labels == 0)
-                return evidence_loss(said.cam, batch.masks, known, cells=self.evidence_cells)
+                return evidence_loss(said.cam, batch.masks, known)
             case _:
                 return consistency_loss(said.attention_logits, said.localization_logits, annotated)
 

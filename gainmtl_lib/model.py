@@ -177,17 +177,21 @@ class ClassificationHead(nn.Module):
 class EvidenceHead(nn.Module):
     """The decision read from a map: one logit per cell, and of the strongest of them the margin.
 
-    margin = scale * mean(strongest cells) + offset, so that the map is the decision, cell by cell. Of all cells the
-    mean would hardly move with a small defect; of one alone (max pooling) a single cell would get the gradient. How
-    many decide is a number and no share: a defect has as many cells in a crop as in the whole picture.
+    margin = max over k of scale_k * mean(k strongest cells) + offset_k, so that the map is the decision, cell by cell:
+    the mean over few cells sees a small defect, which hardly moves the mean over many, and that sees a large pale one,
+    whose single cells are no stronger than chance. `cells` names every k: a number and no share, because a defect has
+    as many cells in a crop as in the whole picture.
     """
 
-    def __init__(self, channels: int, *, cells: int) -> None:
+    def __init__(self, channels: int, *, cells: Sequence[int]) -> None:
         super().__init__()
-        self.cells = cells
+        self.cells = tuple(cells)
         self.cell = nn.Conv2d(channels, 1, 1)
         nn.init.constant_(self.cell.bias, -3.0)  # type: ignore[arg-type]  # start with all cells calm: defects are rare
-        self.log_scale, self.offset = (nn.Parameter(torch.zeros(())) for _ in range(2))
+        counts = torch.tensor(self.cells, dtype=torch.float32)
+        self.log_scale = nn.Parameter(torch.zeros(len(counts)))
+        # Without it the fewest would always win. As much as √k, by which chance shrinks in a mean of k, adds to a logit.
+        self.offset = nn.Parameter((counts / counts.min()).log() / 2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, C, h, w) to the margin as logits (B, 2), and the evidence (B, 1, h, w), both in float32."""
@@ -199,8 +203,9 @@ class EvidenceHead(nn.Module):
     def margin(self, evidence: Tensor) -> Tensor:
         """Of a map (B, 1, h, w): logit1 - logit0, (B,). Of a map with fewer cells than decide, all count."""
         cells = evidence.flatten(1)
-        strongest = cells.topk(min(self.cells, cells.shape[1]), dim=1).values
-        return self.log_scale.exp() * strongest.mean(dim=1) + self.offset
+        strongest = cells.topk(min(max(self.cells), cells.shape[1]), dim=1).values
+        means = torch.stack([strongest[:, :count].mean(dim=1) for count in self.cells], dim=1)
+        return (self.log_scale.exp() * means + self.offset).amax(dim=1)
 
 
 class AttentionHead(nn.Module):
@@ -376,7 +381,7 @@ class GAINMTLModel(nn.Module):
             an `EvidenceHead` decides in place of path 1, and path 3 is of the mode ``mean``: it has nothing to learn.
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
-        evidence_cells: how many of S8's cells, the strongest, make up the margin.
+        evidence_cells: of how many of S8's cells, the strongest, the margin may be the mean.
         tile_size: pictures larger than this go through the backbone in overlapping tiles outside training, whose
             features are joined: the memory of its early levels then does not grow with the picture. None: never.
         counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
@@ -407,7 +412,7 @@ class GAINMTLModel(nn.Module):
         counterfactual_mode: str = "learned",
         fusion_norm: str = "sigmoid",
         mask_source: str = "localization",
-        evidence_cells: int = 8,
+        evidence_cells: Sequence[int] = (2, 40),
         tile_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -129,6 +130,11 @@ ImageSize = Annotated[
 Pattern = Annotated[str, AfterValidator(_compiling)]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else _as_tuple(value)),
+    Field(min_length=1),
+]
 Weight = Annotated[float, Field(ge=0)]
 Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
@@ -283,7 +289,7 @@ class Settings(RunSettings):
     use_counterfactual: bool = True
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
-    evidence_share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    evidence_share: Shares = (0.003, 0.05)
     tile_size: ImageSize | None = None
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
@@ -368,8 +374,8 @@ class Settings(RunSettings):
         within = all(own <= whole for own, whole in zip(crop, size))
         checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within
         cells = " x ".join(str(side // self.map_stride) for side in size)
-        told = f"evidence_share {self.evidence_share:g} of the map's {cells} cells selects no cell"
-        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or self.evidence_cells >= 1
+        told = f"evidence_share {min(self.evidence_share):g} of the map's {cells} cells selects no cell"
+        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or min(self.evidence_cells)
         for sentence, holds in checks.items():
             if not holds:
                 raise ValueError(sentence)
@@ -381,11 +387,10 @@ class Settings(RunSettings):
         return self.strategy.lower() + (f"-{self.variant}" if self.variant else "")
 
     @property
-    def evidence_cells(self) -> int:
-        """How many cells of the evidence decide: `evidence_share` of those of a whole picture, rounded down."""
-        return int(
-            self.evidence_share * (self.image_size[0] // self.map_stride) * (self.image_size[1] // self.map_stride)
-        )
+    def evidence_cells(self) -> tuple[int, ...]:
+        """Of how many cells the evidence's mean may decide: each `evidence_share` of those of a whole picture."""
+        cells = math.prod(side // self.map_stride for side in self.image_size)
+        return tuple(round(share * cells) for share in self.evidence_share)
 
     def has(self, part: str) -> bool:
         """Whether the strategy's model has a part of `PARTS`."""

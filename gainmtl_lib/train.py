@@ -153,7 +153,6 @@ class GainTraining(L.LightningModule):
             focal_alpha=settings.focal_alpha or focal_alpha(*class_counts),
             cam_guide_target=settings.cam_guide_target,
             normal_attention=settings.normal_attention,
-            evidence_cells=settings.evidence_cells,
         )
         self.accuracy = BinaryAccuracy()
         self.average_precision = BinaryAveragePrecision()
