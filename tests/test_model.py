@@ -119,7 +119,7 @@ def test_mean_and_bias_are_the_margin_and_so_are_their_gradients_whatever_dropou
 
 @pytest.mark.parametrize(("counted", "strongest"), [(1, 5.0), (2, 4.5), (3, 4.0), (10, 1.5), (99, 1.5)])
 def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_hand(counted, strongest):
-    head = module.EvidenceHead(1, cells=counted)
+    head = module.EvidenceHead(1, cells=[counted])
     nn.init.constant_(head.log_scale, math.log(2))
     nn.init.constant_(head.offset, 0.25)
     nn.init.constant_(head.cell.weight, 0.5)
@@ -134,6 +134,21 @@ def test_s8s_margin_is_the_mean_of_the_strongest_cells_scaled_and_shifted_by_han
     assert (features.grad[0] != 0).sum() == min(counted, 10) and features.grad[0].sum() == pytest.approx(2 * 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(features.bfloat16())[0].dtype == head(features.bfloat16())[1].dtype == torch.float32
+
+
+def test_s8_decides_by_few_cells_or_by_many_whichever_says_more():
+    head = module.EvidenceHead(1, cells=(1, 4))
+    assert_close(head.offset, torch.tensor([0, math.log(2)]))  # half of log 4: a mean of four is steadier by √4
+    small, large = torch.full((2, 4, 4), -2.0)
+    small[1, 2], large[:2] = 3.0, -0.1
+    evidence = torch.stack([small, large])[:, None].requires_grad_()
+    assert_close(head.margin(evidence), torch.tensor([3.0, -0.1 + math.log(2)]))
+    head.margin(evidence).sum().backward()
+    assert [(part != 0).sum().item() for part in evidence.grad] == [1, 4]
+    assert (head.offset.grad == 1).all()  # each decided once
+    nn.init.constant_(head.offset, 0.0)
+    nn.init.constant_(head.log_scale, math.log(0.5))
+    assert_close(head.margin(evidence), torch.tensor([1.5, -0.05]))
 
 
 class Pools(nn.Module):
@@ -260,7 +275,7 @@ def test_only_the_strategys_parts_exist_and_the_record_is_the_same_in_training(s
 
 @pytest.mark.parametrize("map_stride", [4, 8, 16, 32])
 def test_s8s_map_is_its_decision_and_its_localization(map_stride):
-    model = build("S8", map_stride=map_stride, evidence_cells=3)
+    model = build("S8", map_stride=map_stride, evidence_cells=[3])
     nn.init.constant_(model.evidence.log_scale, -0.7)
     nn.init.constant_(model.evidence.offset, 0.4)
     output = model(images())
@@ -273,7 +288,7 @@ def test_s8s_map_is_its_decision_and_its_localization(map_stride):
 
 
 def test_s8s_counterfactual_asks_the_same_head_of_features_that_gave_way_to_their_surroundings():
-    model = build("S8", evidence_cells=2, counterfactual_mode="learned")
+    model = build("S8", evidence_cells=[2], counterfactual_mode="learned")
     assert model.counterfactual.mode == "mean" and not [*model.counterfactual.parameters()]
     output = model(images(3), defects(3))
     assert torch.equal(output.cf_logits[1:], output.logits[1:]), "an empty mask leaves the decision"

@@ -85,7 +85,7 @@ def test_several_problems_are_all_named_in_their_order():
     (dict(strategy="S2", lambda_guide=1), "lambda_guide is 1, but strategy S2 has no attention (S3 adds it); set it to 0"),
     (dict(strategy="S8", lambda_loc=0.2), "strategy S8 has no localization (S4 adds it); set it to 0"),
     (dict(lambda_evidence=1.0), "lambda_evidence is 1, but strategy S5 has no evidence (S8 adds it); set it to 0"),
-    (dict(strategy="S8", evidence_share=0.003), "evidence_share 0.003 of the map's 16 x 16 cells selects no cell; raise it,"),
+    (dict(strategy="S8", evidence_share=[0.05, 0.001]), "evidence_share 0.001 of the map's 16 x 16 cells selects no cell; raise it,"),
     (dict(evidence_share=0.0), "evidence_share must be greater than 0, got 0.0"),
     (dict(crop_size=[256, 544]), "crop_size must lie within the picture (image_size [512, 512]), got [256, 544]"),
     (dict(crop_size=100), "crop_size must be multiples of 32 (the coarsest stride), got [100, 100]"),
@@ -115,9 +115,10 @@ def test_each_part_has_its_first_strategy_and_what_a_strategy_lacks_weighs_nothi
         # S8's path 3 asks, and learns nothing.
         assert asked == {*module.PARTS[strategy]} - ({"counterfactual"} if strategy == "S8" else set())
     assert [Settings(strategy=name).suppression for name in ("S5", "S8")] == ["learned", "mean"]
-    share = 1 / 256  # of 16 x 16 cells one; of crops the share is another matter, and tiles may be larger than pictures
-    assert Settings(strategy="S8", evidence_share=share, crop_size=32, tile_size=1024).has("evidence")
-    assert Settings(strategy="S5", evidence_share=1e-6).evidence_share == 1e-6  # which does not read it
+    # Of 16 x 16 cells one and three; of crops the share is another matter, and tiles may be larger than pictures.
+    asked = Settings(strategy="S8", evidence_share=[1 / 256, 0.01], crop_size=32, tile_size=1024)
+    assert asked.evidence_cells == (1, 3)
+    assert Settings(strategy="S5", evidence_share=1e-6).evidence_share == (1e-6,)  # which does not read it
 
 
 def test_a_namespace_counts_with_its_plain_values_only_and_a_notebook_runs_twice_in_one_kernel():

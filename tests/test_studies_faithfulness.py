@@ -93,7 +93,7 @@ def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
 
 
 def test_maps_of_s8s_margin_by_gradient_are_of_the_cells_that_decide():
-    model = built("S8", evidence_cells=3)
+    model = built("S8", evidence_cells=(3,))
     features, head = faith.deciding_features(model, IMAGES), faith.deciding_head(model)
     assert head is model.evidence
     torch.testing.assert_close(head(features)[0], model(IMAGES).logits)
