@@ -175,7 +175,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 def ablation(plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], **options: Any) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
 
-    PLAN is a file, or the name of one in params/studies (ablation, map_stride, annotation, edited_share, baselines).
+    PLAN is a file, or the name of one in params/studies, such as ablation or magnetic_tile.
     Runs that are there are reused, and after an interruption the same command goes on. The exit status is 1 when a
     run failed.
     """

@@ -190,7 +190,7 @@ class EvidenceHead(nn.Module):
         nn.init.constant_(self.cell.bias, -3.0)  # type: ignore[arg-type]  # start with all cells calm: defects are rare
         counts = torch.tensor(self.cells, dtype=torch.float32)
         self.log_scale = nn.Parameter(torch.zeros(len(counts)))
-        # Without it the fewest would always win. As much as √k, by which chance shrinks in a mean of k, adds to a logit.
+        # At equal offsets the fewest would always win. √k, by which chance shrinks in a mean of k, as a logit.
         self.offset = nn.Parameter((counts / counts.min()).log() / 2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

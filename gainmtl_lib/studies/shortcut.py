@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pydantic import BeforeValidator, Field, model_validator
 
 from gainmtl_lib import settings
-from gainmtl_lib.dataset import build_data
+from gainmtl_lib.dataset import GainDataModule, build_data
 from gainmtl_lib.evaluation import defect_probability
 from gainmtl_lib.figures import look, map_grid, pick_rows
 from gainmtl_lib.metrics import MapScale
@@ -198,28 +198,15 @@ def shortcut_report(plan: ShortcutStudySettings, runs: Sequence[Cell]) -> Report
 def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
     """A defective and a normal photograph, each with the cue as in training and reversed, and every strategy's map.
 
-    Of the first cue, correlation and seed, maps on their absolute scales; None where the two test splits hold different
-    pictures, or none of either class whose cue is there in one split alone.
+    Of the first cue, correlation and seed, maps on their absolute scales; None where `_turned_pairs` finds none.
     """
     cue, correlation, seed = runs[0].cue, runs[0].correlation, runs[0].seed
     first = [cell for cell in runs if (cell.cue, cell.correlation, cell.seed) == (cue, correlation, seed)]
-    settings, data = first[0].settings, build_data(first[0].settings)
-    place = {"root": settings.data_root, "image_size": settings.image_size, "resize": settings.resize}
-    named = data.samples.assign(name=data.samples["image"].str.rpartition("/")[2].str.removeprefix(SHIFT))
-    test, turned = (named[named["split"] == split].set_index("name")["image"] for split in ("test", "test_shift"))
-    order = named.loc[pick_rows(named, "test", defective=len(named), normal=len(named)), "name"]
-    found: dict[int, list[str]] = {}
-    for name in order[order.isin(turned.index)]:
-        marked = [read_cue(one[name], **place) is not None for one in (test, turned)]
-        label = int(named.loc[named["image"] == test[name], "label"].iloc[0])
-        if marked == [label == 1, label == 0]:
-            found.setdefault(label, [test[name], turned[name]])
-        if len(found) == 2:
-            break
-    else:
+    data = build_data(first[0].settings)
+    if (paths := _turned_pairs(data)) is None:
         return None
     data.setup("test")
-    rows = [data.dataset.paths.index(path) for label in (1, 0) for path in found[label]]
+    rows = [data.dataset.paths.index(path) for path in paths]
     maps, notes, scales = {}, {}, {}
     for cell in first:
         batch, output = look(cell.run, data, rows)
@@ -230,6 +217,26 @@ def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
     titles = [f"{name}\n{how}" for name in ("defective", "normal") for how in ("as in training", "reversed")]
     pixels = batch.images.permute(0, 2, 3, 1).numpy()
     return map_grid(pixels, batch.masks[:, 0].numpy(), maps, titles, notes=notes, scales=scales)
+
+
+def _turned_pairs(data: GainDataModule) -> list[str] | None:
+    """Paths of a defective photograph of ``test`` and the same of ``test_shift``, then of a normal one.
+
+    Of either class the first whose cue is there in the one split alone; None where the splits lack such a picture.
+    """
+    its = data.settings
+    place = {"root": its.data_root, "image_size": its.image_size, "resize": its.resize}
+    named = data.samples.assign(name=data.samples["image"].str.rpartition("/")[2].str.removeprefix(SHIFT))
+    test, turned = (named[named["split"] == split].set_index("name")["image"] for split in ("test", "test_shift"))
+    order = named.loc[pick_rows(named, "test", defective=len(named), normal=len(named))]
+    found: dict[int, list[str]] = {}
+    for name, label in order.loc[order["name"].isin(turned.index), ["name", "label"]].itertuples(index=False):
+        pair = [test[name], turned[name]]
+        if label not in found and [read_cue(path, **place) is not None for path in pair] == [label == 1, label == 0]:
+            found[label] = pair
+            if len(found) == 2:
+                return found[1] + found[0]
+    return None
 
 
 def reversed_heatmap(table: pd.DataFrame) -> Figure:
