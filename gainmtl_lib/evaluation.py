@@ -345,7 +345,7 @@ def _summary(
         scales = {name: asdict(scale) for name, scale in fitted.items() if scale is not None}
         if threshold is None:
             threshold = metrics.choose_threshold(labels, table["probability"].to_numpy())
-            origin = "validation, highest F1"
+            origin = "validation, logistic fit"
     elif threshold is None:
         threshold, origin = 0.5, "default, no validation split"
     tables = {split: add_verdicts(table, threshold) for split, (table, _, _) in parts.items()}

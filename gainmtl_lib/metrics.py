@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
@@ -172,23 +174,37 @@ OFF_THE_DEFECT_IOU = 0.1  # a map whose maximum misses the defect and whose IoU 
 FALSE_ALARMS = 0.05  # share of new normal pictures that may be called unlike the normal ones
 
 
-def choose_threshold(labels: NDArray, scores: NDArray, *, near: float | None = 0.5) -> float:
-    """Score from which an image is called defective: the highest F1 on the validation split, never on a test split.
+def choose_threshold(labels: NDArray, prob: NDArray) -> float:
+    """Probability from which an image is called defective; on the validation split, never on a test split.
 
-    Candidates lie midway between neighbouring scores, so that the cut keeps a margin to both. Of several equally good
-    ones the nearest to `near` is taken; without it (scores without a natural middle) the one with the widest margin.
-    Where there is nothing to choose (one class, or all scores equal) it is `near`, without it the highest score.
+    Where a logistic regression of the labels (N,) on the logits of `prob` (N,) says one half (Platt 1999). It rests on
+    all images; the cut of the highest F1 or accuracy hangs on the few around it. 0.5 where there is nothing to choose:
+    one class, or a probability that does not rise with the label.
+    """
+    if labels.min() == labels.max():
+        return 0.5
+    logits = logit(np.clip(prob, 1e-6, 1 - 1e-6))[:, None]
+    fit = LogisticRegression(C=1e3).fit(logits, labels)  # finite where the classes do not overlap
+    slope, intercept = fit.coef_.item(), fit.intercept_.item()
+    # Within the probabilities there are: a slope of almost nothing would put it anywhere.
+    return float(np.clip(expit(-intercept / slope), prob.min(), prob.max())) if slope > 1e-3 else 0.5
+
+
+def f1_threshold(labels: NDArray, scores: NDArray) -> float:
+    """Score, of any range, from which an image is called defective: the highest F1 on the validation split.
+
+    Candidates lie midway between neighbouring scores; of several equally good ones the one with the widest margin is
+    taken. Where there is nothing to choose (one class, or all scores equal) it is the highest score.
     """
     values = np.unique(scores)
     if len(values) < 2 or labels.min() == labels.max():
-        return float(values[-1]) if near is None else near
+        return float(values[-1])
     candidates = (values[1:] + values[:-1]) / 2
     predicted = scores[None, :] >= candidates[:, None]
     hits = (predicted & (labels == 1)).sum(axis=1)
     f1 = 2 * hits / (predicted.sum(axis=1) + (labels == 1).sum())
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
-    chosen = np.diff(values)[best].argmax() if near is None else np.abs(candidates[best] - near).argmin()
-    return float(candidates[best[chosen]])
+    return float(candidates[best[np.diff(values)[best].argmax()]])
 
 
 def novelty_threshold(normal_scores: NDArray) -> float:

@@ -59,7 +59,7 @@ def write_audited(
     (run / "settings.yaml").write_text(json.dumps(chosen.plain(), ensure_ascii=False), "utf-8")
     (run / "manifest.json").write_text(json.dumps(MANIFEST | (manifest or {})))
     table.to_csv(run / "predictions.csv", index=False, float_format="%.6g")
-    summary = {"threshold": threshold, "threshold_from": "validation, highest F1", "map_scales": SCALES,
+    summary = {"threshold": threshold, "threshold_from": "validation, logistic fit", "map_scales": SCALES,
                "mask_source": None, "label_leaks": False}  # fmt: skip
     for split in table["split"].unique():
         counts = table.loc[table["split"] == split, "verdict"].value_counts()

@@ -279,7 +279,7 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
         folder, "hand / S5 / seed 7, trained 2026-01-02 03:04:05 UTC",
         "Strategy S5 (guided attention, localization and counterfactual), backbone s from imagenet:some_weights, on "
         "generic data (40 pictures), seed 7.",
-        "p(defect) = 0.500 upwards (validation, highest F1). Chosen on 3 validation pictures, 2 of them defective;",
+        "p(defect) = 0.500 upwards (validation, logistic fit). Chosen on 3 validation pictures, 2 of them defective;",
         "On test 1 of 3 defects escape: 33.3 % (6.1 % to 79.2 %), and 1 of 2 normal pictures are rejected: 50 % (9.5",
         "The threshold for a recall of 99 %, chosen on validation, is 0.350. On test it reached 66.7 % (1 of 3 defects",
         "normal pictures rejected. Validation has too few defects (2) to know.",

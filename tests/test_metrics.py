@@ -8,10 +8,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from gainmtl_lib import metrics
-from gainmtl_lib.metrics import MapScale, PixelScores, cam_iou, choose_threshold, energy_inside, grid_iou, mask_iou
+from gainmtl_lib.metrics import (
+    MapScale,
+    PixelScores,
+    cam_iou,
+    choose_threshold,
+    energy_inside,
+    f1_threshold,
+    grid_iou,
+    mask_iou,
+)
 
 
 def images(*pictures: list[list[float]]) -> torch.Tensor:
@@ -134,19 +144,27 @@ def test_pixel_auroc_counted_by_hand_and_by_scikit_learn(shift):
     assert pixels(maps, masks).auroc() == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-4)
 
 
-def test_thresholds_by_hand_maximise_f1_with_a_margin():
+def test_a_threshold_is_where_a_logistic_regression_says_one_half():
     labels = np.array([0, 0, 0, 1, 1])
-    assert choose_threshold(labels, np.array([0.1, 0.2, 0.3, 0.7, 0.9])) == pytest.approx(0.5)
-    # F1 of the cuts: 0.25 -> 4/5, 0.55 -> 1/2, 0.8 -> 2/3
-    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.7, 0.9])) == pytest.approx(0.25)
-    assert choose_threshold(labels, np.full(5, 0.3)) == 0.5
+    # Logits -3, -1, 1 with shares 1/4, 1/2, 3/4 of defects: by symmetry -1, although the cut at -2 has a higher F1.
+    prob, marked = expit(np.repeat([-3.0, -1.0, 1.0], 4)), np.array([0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1])
+    assert choose_threshold(marked, prob) == pytest.approx(expit(-1.0), abs=1e-4)
+    # Classes that do not overlap: midway between the logits that are nearest to each other.
+    assert choose_threshold(np.array([0, 1]), expit(np.array([-2.0, 6.0]))) == pytest.approx(expit(2.0), abs=1e-3)
+    assert choose_threshold(np.array([0, 1]), np.array([0.0, 1.0])) == pytest.approx(0.5)
+    # Rare defects that stand out little: not above the highest probability.
+    assert choose_threshold(np.repeat([0, 1], [50, 2]), np.array([0.4] * 25 + [0.6] * 25 + [0.5, 0.6])) == 0.6
+    for nothing in (np.full(5, 0.3), np.array([0.9, 0.8, 0.7, 0.2, 0.1])):
+        assert choose_threshold(labels, nothing) == 0.5
     assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
-    # Scores without a natural middle take the widest margin.
+
+
+def test_thresholds_by_hand_maximise_f1_with_a_margin():
     labels, scores = np.array([0, 1, 0, 0, 1]), np.array([-3.0, 9.0, 2.0, 0.0, 5.0])
-    assert choose_threshold(labels, scores, near=None) == pytest.approx(3.5)
+    assert f1_threshold(labels, scores) == pytest.approx(3.5)
     # F1 of the cuts: 0.5 -> 4/5, 4.5 -> 1/2, 8.5 -> 2/3
-    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 8.0, 9.0]), near=None) == pytest.approx(0.5)
-    assert choose_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0]), near=None) == 7.0  # without a choice
+    assert f1_threshold(np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 8.0, 9.0])) == pytest.approx(0.5)
+    assert f1_threshold(np.zeros(3, int), np.array([1.0, 7.0, 3.0])) == 7.0  # without a choice
     assert metrics.novelty_threshold(np.arange(1.0, 20.0)) == 19.0  # conformal rank ceil(20 * 0.95) of 19
     assert metrics.novelty_threshold(np.arange(1.0, 40.0)) == 38.0  # rank ceil(40 * 0.95) of 39
     assert metrics.novelty_threshold(np.array([0.3, 0.1])) == 0.3

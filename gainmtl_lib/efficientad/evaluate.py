@@ -153,7 +153,7 @@ def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
     labels, scores = (val[name].to_numpy() for name in ("label", "anomaly_score"))
     scale = metrics.fit_scale(maps, labels)
     return {
-        "threshold": metrics.choose_threshold(labels, scores, near=None),
+        "threshold": metrics.f1_threshold(labels, scores),
         "threshold_from": "validation with its anomalies, highest F1",
         "novelty_threshold": metrics.novelty_threshold(scores[labels == 0]),
         "map_scales": {} if scale is None else {MAP: asdict(scale)},
