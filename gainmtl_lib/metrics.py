@@ -179,9 +179,9 @@ def choose_threshold(labels: NDArray, prob: NDArray) -> float:
 
     Where a logistic regression of the labels (N,) on the logits of `prob` (N,) says one half (Platt 1999). It rests on
     all images; the cut of the highest F1 or accuracy hangs on the few around it. 0.5 where there is nothing to choose:
-    one class, or a probability that does not rise with the label.
+    one class, equal probabilities, or such as do not rise with the label.
     """
-    if labels.min() == labels.max():
+    if min(np.ptp(labels), np.ptp(prob)) == 0:
         return 0.5
     logits = logit(np.clip(prob, 1e-6, 1 - 1e-6))[:, None]
     fit = LogisticRegression(C=1e3).fit(logits, labels)  # finite where the classes do not overlap

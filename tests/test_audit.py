@@ -321,8 +321,8 @@ def test_what_other_runs_are_told(tmp_path):
 
 def test_of_s8_the_map_is_the_decision(tmp_path):
     said = text_of(
-        write_audited(tmp_path, report_rows(), strategy="S8", evidence_share=0.1),
-        "S8: the decision is read from a map, the evidence", "the mean of its 1 strongest cell, scaled and shifted",
+        write_audited(tmp_path, report_rows(), strategy="S8", evidence_share=[0.1, 0.5]),
+        "S8: the decision is read from a map, the evidence", "its strongest cells (2 or 8, whichever says more), scaled",
         "in mode mean; where the mask", "The scale begins at 0, from where on evidence speaks for a defect.",
     )  # fmt: skip
     assert "Learned counterfactual" not in said and "by construction" not in said
