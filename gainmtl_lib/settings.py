@@ -375,7 +375,9 @@ class Settings(RunSettings):
         checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within
         cells = " x ".join(str(side // self.map_stride) for side in size)
         told = f"evidence_share {min(self.evidence_share):g} of the map's {cells} cells selects no cell"
-        checks[f"{told}; raise it, or set a smaller map_stride"] = not self.has("evidence") or min(self.evidence_cells) > 0
+        checks[f"{told}; raise it, or set a smaller map_stride"] = (
+            not self.has("evidence") or min(self.evidence_cells) > 0
+        )
         for sentence, holds in checks.items():
             if not holds:
                 raise ValueError(sentence)
