@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -211,6 +212,12 @@ def test_stated_figures_are_those_of_the_studies_tables():
     of_study = [row for file in files for row in rows(file.read_text(encoding="utf-8")) if row[1] == "8"]
     stated = [figures(row[1:3] + row[-1:]) for row in rows(between("docs/results.md", "result:shortcut"))]
     assert stated == [figures([row[2], row[3], row[7]]) for row in of_study]
+    columns = ["auroc", "average_precision", "cam_iou", "counterfactual_accuracy"]
+    chosen = pd.read_csv(REFERENCE / "fine_tuning" / "runs.csv").groupby(["row", "split"])[columns]
+    for name, *cells in rows(between("docs/results.md", "result:fine_tuning")):
+        expected = chosen.get_group((name, "val")).agg(["mean", "min", "max"]).to_numpy().T.ravel()
+        stated = [float(number) for cell in cells for number in re.findall(r"\d\.\d+", cell)]
+        assert stated == pytest.approx(expected[~np.isnan(expected)], abs=6e-4), name
     runs = pd.read_csv(REFERENCE / "shortcut_tiles" / "runs.csv").groupby(["row", "split"])
     of_mark = [(split, metric) for metric in ("accuracy", "auroc") for split in ("test", "test_shift")]
     for page in (*READMES, "docs/results.md"):
