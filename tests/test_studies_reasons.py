@@ -193,7 +193,8 @@ def test_every_indicator_of_a_run_with_a_cue_stored_and_nothing_where_damaged_or
         "cue_area",
     } <= names
     for name in ("accuracy", "auroc", "cam_iou", "grid_iou", "point_game", "attention_iou", "cf_flip_rate"):
-        assert table.loc[name, "value"] == pytest.approx(run.metrics["test"][name], abs=1e-4), name
+        value = run.metrics["test"][name]  # None where nothing was asked: of a defect that is missed no flip
+        assert table.loc[name, "value"] == pytest.approx(nan if value is None else value, abs=1e-4, nan_ok=True), name
     # The mark takes about one percent, and all defective pictures of so small a test split carry it.
     assert 0.005 < table.loc["cue_area", "value"] < 0.02 and table.loc["cue_area", "count"] == 3
     assert json.loads(path.read_text()) == measured == reasons.stored_indicators(run)

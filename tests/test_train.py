@@ -240,7 +240,7 @@ def test_what_a_training_goes_on_from_and_what_it_refuses(tmp_path):
     before = dict(zip(other, (4, 8, 1.0, 0.0, 0.0, -1, 0.25, 0.25, 0.3), strict=True))
     assert differing == [f"  {name}: {before[name]} and {value}" for name, value in other.items()]
     assert "keep these values, or start a new run without --resume" in advice
-    with pytest.raises(RunError, match=r"of another model .*:\n  evidence_share: 0.1 and 0.2$"):
+    with pytest.raises(RunError, match=r"of another model .*:\n  evidence_share: \[0.1\] and \[0.2\]$"):
         resumed(settings.changed(evidence_share=0.2))
     named = {*module.PLAN, *module.ARCHITECTURE, *module.TRAINED}
     assert named - {"seed_of_split"} <= {*Settings.model_fields} and {"crop_size", "lambda_evidence"} <= named
