@@ -123,6 +123,12 @@ AnyPath = Annotated[Path, BeforeValidator(as_path)]
 FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # of one folder: neither a path nor ".." nor hidden
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
+OneOrMore = Annotated[
+    Several[Item],
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+    Field(min_length=1, validate_default=True),
+]
+"""A list, or a single value, which needs no brackets on the command line."""
 ImageSize = Annotated[
     tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]],
     BeforeValidator(lambda value: (value, value) if type(value) is int else _as_tuple(value)),
@@ -130,11 +136,7 @@ ImageSize = Annotated[
 Pattern = Annotated[str, AfterValidator(_compiling)]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Shares = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else _as_tuple(value)),
-    Field(min_length=1),
-]
+Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
@@ -289,7 +291,7 @@ class Settings(RunSettings):
     use_counterfactual: bool = True
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
-    evidence_share: Shares = (0.003, 0.05)
+    evidence_share: OneOrMore[Share] = (0.003, 0.05)
     tile_size: ImageSize | None = None
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None

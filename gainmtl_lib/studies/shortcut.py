@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from gainmtl_lib import settings
 from gainmtl_lib.dataset import GainDataModule, build_data
@@ -29,12 +29,6 @@ from gainmtl_lib.synthetic.drawing import Cue, read_cue
 from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5  # correlation at which the cue says nothing about the class: the control of every cue
-OneOrMore = Annotated[
-    settings.Several[settings.Item],
-    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
-    Field(min_length=1, validate_default=True),
-]
-"""A list, or a single value, which needs no brackets on the command line."""
 
 
 class ShortcutStudySettings(settings.ParameterRecord):
@@ -45,12 +39,12 @@ class ShortcutStudySettings(settings.ParameterRecord):
     """
 
     experiment: settings.FolderName = "shortcut"
-    base: OneOrMore[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
-    cues: OneOrMore[Cue] = ("mark", "border")
-    correlations: OneOrMore[settings.Probability] = (0.95,)
-    strategies: OneOrMore[settings.Strategy] = ("S1", "S7", "S8")
-    image_counterfactual: Annotated[float, Field(gt=0, le=1)] | None = None
-    seeds: OneOrMore[Seed] = (0,)
+    base: settings.OneOrMore[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
+    cues: settings.OneOrMore[Cue] = ("mark", "border")
+    correlations: settings.OneOrMore[settings.Probability] = (0.95,)
+    strategies: settings.OneOrMore[settings.Strategy] = ("S1", "S7", "S8")
+    image_counterfactual: settings.Share | None = None
+    seeds: settings.OneOrMore[Seed] = (0,)
     outputs_dir: settings.AnyPath = Field(default=Path("outputs"), validate_default=True)
     data_root: settings.AnyPath | None = None
     num_samples: Annotated[int, Field(ge=10)] | None = None
