@@ -86,3 +86,13 @@ def test_nothing_unfinished_is_left():
     files = [*LIBRARY.rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "benchmarks").glob("*.py")]
     unfinished = r"\bTODO\b|\bFIXME\b|NotImplementedError|pytest\.skip|\bxfail\b"
     assert len(files) > 30 and not [path.name for path in files if re.search(unfinished, written(path))]
+
+
+def test_committed_results_name_no_place_of_the_machine_that_made_them():
+    results = [
+        path for path in (ROOT / "outputs" / "reference").rglob("*") if path.suffix in {".yaml", ".json", ".csv", ".md"}
+    ]
+    absolute = re.compile(r"(?<![\w.)/:])/[\w.-]+/[\w.-]+")
+    assert len(results) > 20 and not [
+        path.name for path in results if absolute.search(path.read_text(encoding="utf-8"))
+    ]
