@@ -183,11 +183,14 @@ def choose_threshold(labels: NDArray, prob: NDArray) -> float:
     """
     if min(np.ptp(labels), np.ptp(prob)) == 0:
         return 0.5
-    logits = logit(np.clip(prob, 1e-6, 1 - 1e-6))[:, None]
-    fit = LogisticRegression(C=1e3).fit(logits, labels)  # finite where the classes do not overlap
+    logits = logit(np.clip(prob, 1e-6, 1 - 1e-6))
+    center, spread = logits.mean(), logits.std()  # the fit's penalty asks how steep it is: probabilities may crowd
+    standard = ((logits - center) / spread)[:, None]
+    fit = LogisticRegression(C=1e3).fit(standard, labels)  # finite where the classes do not overlap
     slope, intercept = fit.coef_.item(), fit.intercept_.item()
     # Within the probabilities there are: a slope of almost nothing would put it anywhere.
-    return float(np.clip(expit(-intercept / slope), prob.min(), prob.max())) if slope > 1e-3 else 0.5
+    border = expit(center - spread * intercept / slope)
+    return float(np.clip(border, prob.min(), prob.max())) if slope > 1e-3 else 0.5
 
 
 def f1_threshold(labels: NDArray, scores: NDArray) -> float:

@@ -152,6 +152,8 @@ def test_a_threshold_is_where_a_logistic_regression_says_one_half():
     # Classes that do not overlap: midway between the logits that are nearest to each other.
     assert choose_threshold(np.array([0, 1]), expit(np.array([-2.0, 6.0]))) == pytest.approx(expit(2.0), abs=1e-3)
     assert choose_threshold(np.array([0, 1]), np.array([0.0, 1.0])) == pytest.approx(0.5)
+    crowded = expit(-0.25 + 1e-5 * np.array([-2.0, -1.0, 1.0, 2.0]))  # whatever the scale of the logits
+    assert crowded[1] < choose_threshold(np.array([0, 0, 1, 1]), crowded) < crowded[2]
     # Rare defects that stand out little: not above the highest probability.
     assert choose_threshold(np.repeat([0, 1], [50, 2]), np.array([0.4] * 25 + [0.6] * 25 + [0.5, 0.6])) == 0.6
     for nothing in (np.full(5, 0.3), np.array([0.9, 0.8, 0.7, 0.2, 0.1])):
