@@ -19,6 +19,7 @@ from gainmtl_lib.efficientad.distill import Distillation
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, read_parameters, repository_root
 from gainmtl_lib.studies.plans import load_plan
 from gainmtl_lib.studies.shortcut import ShortcutStudySettings
+from gainmtl_lib.wording import METRICS
 
 ROOT = repository_root()
 REFERENCE = ROOT / "outputs" / "reference"
@@ -226,6 +227,20 @@ def test_stated_figures_are_those_of_the_studies_tables():
             expected = [value for one in of_row for value in (one.mean(), one.min(), one.max())]
             stated = [float(number) for cell in cells for number in re.findall(r"\d\.\d+", cell)]
             assert stated == pytest.approx(expected, abs=6e-4), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("study", ["magnetic_tile", "ball_screw"])
+def test_stated_figures_of_photographs_are_those_of_their_runs(study):
+    text, columns = between("docs/results.md", f"result:{study}"), {label: name for name, label in METRICS.items()}
+    runs = pd.read_csv(REFERENCE / study / "runs.csv").groupby(["row", "split"])
+    strategies = re.findall(r"^\| \| (.*) \|$", text, re.MULTILINE)[0].split(" | ")
+    for label, *cells in rows(text):
+        metric, same_days = re.subn(", same days$", "", label)
+        for strategy, cell in zip(strategies, cells, strict=True):
+            of_row = runs.get_group((strategy, "test_within" if same_days else "test"))[columns[metric]]
+            expected = of_row.agg(["mean", "min", "max"]) if "to" in cell else of_row.agg(["mean"])
+            stated = [float(number) for number in re.findall(r"\d\.\d+", cell)] or [np.nan]
+            assert stated == pytest.approx(expected.to_list(), abs=6e-4, nan_ok=True), f"{label}: {strategy}"
 
 
 def anchors(text: str) -> set[str]:
