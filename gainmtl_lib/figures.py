@@ -224,7 +224,8 @@ def map_grid(
     """
     notes, scales = notes or {}, scales or {}
     side = 2.0 if len(maps) <= 4 else 1.45  # inches
-    figure = Figure(figsize=(side * (1 + len(maps)) + 0.7, (side + 0.12) * len(images) + 0.4), layout="constrained")
+    height = side * images.shape[1] / images.shape[2] + 0.12
+    figure = Figure(figsize=(side * (1 + len(maps)) + 0.7, height * len(images) + 0.4), layout="constrained")
     axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
     axes[0, 0].set_title("picture\n(outline: mask)", fontsize=8)
     for row, (image, mask) in enumerate(zip(images, masks)):
@@ -249,9 +250,11 @@ UNIT_MAPS = {"effective_attention": "attention", "localization_map": "localizati
 
 
 def pick_rows(samples: pd.DataFrame, split: str, *, defective: int, normal: int) -> list[int]:
-    """Rows of a split to show, of any model the same: defects of as many types as there are, then normal pictures."""
+    """Rows of a split to show, of any model the same: defects of as many types and parts as there are, then normal."""
     rows = samples[samples["split"] == split]
     broken = rows[(rows["label"] == 1) & rows["mask"].notna()]
+    again = broken.groupby(["defect_type", "group"], dropna=False).cumcount()
+    broken = broken.loc[again.sort_values(kind="stable").index]
     order = broken.assign(turn=broken.groupby("defect_type").cumcount()).sort_values(["turn", "defect_type"])
     return [*order.index[:defective], *rows.index[rows["label"] == 0][:normal]]
 

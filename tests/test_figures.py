@@ -157,8 +157,10 @@ def test_looking_is_evaluation_through_the_source_that_is_asked_for(data, models
 
 
 def test_explanations_show_what_the_strategy_has_of_picked_rows_or_of_all_misses_first(data, models):
-    told = {"split": [*["test"] * 4, "val"], "label": [0, 1, 1, 1, 1], "defect_type": ["normal", *"aabc"], "mask": "m"}
-    assert figures.pick_rows(pd.DataFrame(told), "test", defective=2, normal=2) == [1, 3, 0]
+    told = {"split": [*["test"] * 5, "val"], "label": [0, *[1] * 5], "defect_type": ["normal", *"aaabc"], "mask": "m"}
+    samples = pd.DataFrame(told | {"group": ["p", "q", "q", "r", "q", "s"]})
+    assert figures.pick_rows(samples, "test", defective=3, normal=2) == [1, 4, 3, 0]  # not part q's kind a again
+    assert figures.pick_rows(samples.assign(group=None), "test", defective=3, normal=2) == [1, 4, 2, 0]
     rows = figures.pick_rows(data.samples, "test", defective=3, normal=2)
     figure = explanation_figure(models["S5"], data, rows, threshold=0.0, scale=MapScale(0.0, 1.0))
     assert len(figure.axes) == 5 * 5 and "called defective" in figure.axes[0].get_ylabel()
