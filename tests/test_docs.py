@@ -243,6 +243,16 @@ def test_stated_figures_of_photographs_are_those_of_their_runs(study):
             assert stated == pytest.approx(expected.to_list(), abs=6e-4, nan_ok=True), f"{label}: {strategy}"
 
 
+def test_the_readmes_say_of_ball_screws_what_the_runs_hold():
+    columns = ["accuracy", "point_game", "counterfactual_accuracy"]
+    runs = pd.read_csv(REFERENCE / "ball_screw" / "runs.csv").query("split == 'test'")
+    expected = runs.groupby("row")[columns].mean().loc[["S1", "S8"]].to_numpy().T.ravel()
+    for page in READMES:
+        line = re.findall(r"^- .*(?:\n  .*)*", between(page, "result:shortcut_tiles"), re.MULTILINE)[-1]
+        stated = [float(number) for number in re.findall(r"0\.\d+", line)]
+        assert stated == pytest.approx(expected, abs=6e-4), page
+
+
 def anchors(text: str) -> set[str]:
     heads = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
