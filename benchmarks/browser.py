@@ -38,7 +38,7 @@ import yaml
 
 from gainmtl_lib.browser.app import PAGE, CamBrowser
 from gainmtl_lib.evaluation import add_verdicts
-from gainmtl_lib.readers import read_image
+from gainmtl_lib.pictures import read_image
 from gainmtl_lib.runs import Run, write_json
 from gainmtl_lib.settings import Settings
 

@@ -8,7 +8,7 @@ is imported when it runs, so that ``--help`` does not wait for PyTorch.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import yaml
@@ -25,6 +25,8 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 TRAINING = ("run", "train", "distill", "ablation", "shortcut")
 """Commands that a second call continues where an interruption left them."""
 
+# As options write them; a name of a layout is a word of `dataset_type`.
+KINDS = [kind.replace("_", "-") for kind in get_args(Settings.model_fields["dataset_type"].annotation)]
 Files = Sequence[Path]
 Values = dict[str, Any]
 
@@ -350,7 +352,7 @@ def data() -> None:
 @data.command()
 @click.argument("path", type=Path)
 @parameter_options
-@click.option("--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "ball-screw", "synthetic"]))
+@click.option("--dataset-type", type=click.Choice(KINDS))
 @click.option("--image-size", type=int, nargs=2, help="Height and width; 512 512 by default.")
 @click.option("--val-ratio", type=float, help="0.2 by default, unless the data has a validation folder.")
 @click.option("--group-pattern", help="Regular expression on the file name; equal first groups are one part.")
@@ -394,7 +396,7 @@ def synth(path: Path, files: Files, values: Values) -> None:
 @click.argument("out", type=Path)
 @parameter_options
 @click.option(
-    "--dataset-type", type=click.Choice(["generic", "mvtec", "magnetic-tile", "ball-screw"]), help="Layout of SOURCE."
+    "--dataset-type", type=click.Choice([kind for kind in KINDS if kind != "synthetic"]), help="Layout of SOURCE."
 )
 @click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
 @click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")

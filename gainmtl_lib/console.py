@@ -22,9 +22,9 @@ from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, 
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource
 from gainmtl_lib.explain import DefectExplainer
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
@@ -354,12 +354,11 @@ def report_data_check(
         "masks": report.masks,
         "defect area, share of the image": report.defect_area,
         f"grid IoU at {' x '.join(map(str, settings.image_size))} px: what the masks reach on a map": report.grid_iou,
+        "AUROC with which each of these alone predicts the class; low to high is chance": report.alone,
     }
     for title, rows in sections.items():
         if len(rows):
             console.print(frame_table(title, rows))
-    for name, value in report.alone.items():
-        console.print(f"{name} alone predicts the class with AUROC {number(value, 2)} (0.5: not at all)")
     for level in LEVELS:
         found = [finding for finding in report.findings if finding.level == level]
         for finding in found[:SHOWN]:
@@ -378,8 +377,8 @@ def report_planting(console: Console, settings: Settings, out: Path, *, cue: str
     """Plant a cue into the photographs that `settings` read and split, see `plant_cue`; say what is there now."""
     if settings.dataset_type == "synthetic":  # whose reading would make a dataset where there is none
         raise DataError(
-            "dataset_type is 'synthetic', and planting takes photographs; choose generic, mvtec, magnetic_tile or "
-            "ball_screw, or make synthetic data with a cue: gainmtl data synth"
+            "dataset_type is 'synthetic', and planting takes photographs; choose another layout, or make synthetic "
+            "data with a cue: gainmtl data synth"
         )
     names = ("dataset_type", "group_pattern", "val_ratio", "test_ratio")
     origin = {name: getattr(settings, name) for name in names} | {"split_seed": settings.seed_of_split}

@@ -1,9 +1,9 @@
 """What is wrong with a dataset, and what could mislead a training on it, before any training."""
 
+import contextlib
 import hashlib
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from PIL import Image
 
-from gainmtl_lib import readers
+from gainmtl_lib import confounders, readers
+from gainmtl_lib.annotations import told_mask
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.labels import check_aspect, resize_mask, with_boxes
-from gainmtl_lib.metrics import auroc, grid_iou
+from gainmtl_lib.findings import Finding, reported
+from gainmtl_lib.labels import COVERS_MOST, resize_mask, upright_mask, with_labels
+from gainmtl_lib.layouts import NORMAL, SPLITS
+from gainmtl_lib.metrics import grid_iou
+from gainmtl_lib.pictures import orientation, read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import MASK_THRESHOLD, NORMAL, Finding, reported
 from gainmtl_lib.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ THUMBNAIL = 32
 NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which they show the same thing
 ONE_SCENE = 0.5  # share of pairs that correlate so from which they tell nothing
 MAX_COMPARED = 20_000
+MOST_MASKS = 500  # whose grid IoU is taken, and of which some are compared with other pictures
+LEAST_RANKED = 10  # masks from which it can be said that they mark nothing particular
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class DataReport:
     masks: pd.DataFrame  # a row per class of mask problem, and of boxes left out or changed, with its count
     defect_area: pd.DataFrame  # quantiles, by defect type
     duplicates: pd.DataFrame  # pairs of files: `first`, `second`, `kind` (exact, near), `crosses` (splits, or empty)
-    alone: dict[str, float]  # AUROC with which this alone predicts the class; 0.5 tells nothing, NaN cannot be said
+    alone: pd.DataFrame  # what of how the pictures were taken predicts the class, see `confounders.predictors`
     grid_iou: pd.DataFrame  # mean and median IoU that the masks themselves reach on the map's grid, by map stride
     findings: list[Finding]  # every problem, errors first
     usable: bool  # whether a training run would accept the data
@@ -64,41 +68,50 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     settings'; None is 0.2, or the data's own validation folder.
     """
     found: list[Finding] = []
-    kind, pattern = settings.dataset_type, settings.group_pattern
-    samples = readers.read_samples(settings.data_root, dataset_type=kind, group_pattern=pattern, findings=found)
+    samples = readers.read_samples(settings.data_root, **settings.reading, findings=found)
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
     if len(samples):
-        samples = with_boxes(samples, settings, found)
+        samples = with_labels(samples, settings, found)
     if sound:
         if val_ratio is None:
             val_ratio = 0.0 if "val" in set(samples["split"]) else 0.2
         test_ratio, seed = settings.test_ratio, settings.seed_of_split
         with reported(found, str(settings.data_root)):
             samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
+    drawn = _drawn_masks(samples)
     with ThreadPoolExecutor() as pool:
-        results = pool.map(partial(_inspect, settings), samples["image"], samples["label"], samples["mask"])
+        columns = (samples[name] for name in ("image", "label", "mask"))
+        results = pool.map(partial(_inspect, settings, drawn), *columns)
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
     told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
     samples["mask_state"] = told["mask_state"]
     states = told["mask_state"].tolist()
     masks: dict[str, int] = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
-    masks |= {"non-binary": int(told["mask_grey"].sum()), "resized": int(told["mask_resized"].sum())}
+    masks |= {
+        f"told by {how}": count for how, count in Counter(told["mask_told_by"]).items() if how not in ("", "brightness")
+    }
+    masks |= {"resized": int(told["mask_resized"].sum()), "turned": int(told["mask_turned"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
-    duplicates, alone = _find_duplicates(samples, told, found), _alone(samples)
+    duplicates = _find_duplicates(samples, told, found)
+    seen = told["taken"].notna() & (samples["split"] != "test_shift")  # which may be pictures of test once more
+    alone = confounders.predictors(samples[seen], told.loc[seen, "taken"].tolist())
+    found += _findings_of_masks(samples, told, settings)
     found += [finding for findings in told["findings"] for finding in findings]
     found += _findings_of_all(samples, masks, duplicates, alone, settings.label_kind)
-    splits = samples["split"].fillna("undecided")
-    counts = pd.crosstab(splits, samples["defect_type"], margins=True, margins_name="total")
-    kinds = sorted(counts.columns, key=lambda name: (name != NORMAL, name == "total"))
-    order = [name for name in (*readers.SPLITS, "undecided", "total") if name in counts.index]
+    counts = pd.crosstab(samples["split"].fillna("undecided"), samples["defect_type"])
+    kinds = sorted(counts.columns, key=lambda name: name != NORMAL)
+    counts = counts.reindex([name for name in (*SPLITS, "undecided") if name in counts.index])[kinds]
+    name = "total" if "total" not in kinds else "all types"  # a defect type may be called so
+    sums = counts if counts.empty else pd.concat([counts, counts.sum().rename("total").to_frame().T])
+    sums = sums.assign(**{name: lambda table: table.sum(axis=1)})
     areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
     quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
     ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
     height, width = settings.image_size
     return DataReport(
         samples=samples,
-        counts=counts.loc[order, kinds],
+        counts=sums,
         masks=pd.DataFrame({"masks": masks}),
         defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
         duplicates=duplicates,
@@ -119,16 +132,26 @@ class Inspected:
     thumbnail: NDArray | None = None  # its fine structure as a unit vector; None without any
     mask_state: str | None = None
     mask_resized: bool = False
-    mask_grey: bool = False  # it holds more than two values
+    mask_turned: bool = False  # drawn in the frame that the camera stored
+    mask_told_by: str = ""  # see `MaskPixels`
     defect_area: float = np.nan
     grid_ious: tuple[float, ...] = ()  # what the mask reaches on the grid of each of `STRIDES`
+    taken: confounders.Taken | None = None
+    marked: confounders.Marked | None = None
+    tag: int = 1  # the orientation of a picture with a mask
     findings: list[Finding] = field(default_factory=list)
 
 
-def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> Inspected:
+def _drawn_masks(samples: pd.DataFrame) -> dict[str, int]:
+    """Masks whose grid IoU is taken, drawn at random where there are many, and their number in that order."""
+    masks = samples.loc[samples["mask"].notna(), "mask"]
+    return {mask: number for number, mask in enumerate(masks.sample(min(len(masks), MOST_MASKS), random_state=0))}
+
+
+def _inspect(settings: Settings, drawn: dict[str, int], image: str, label: int, mask: str | None) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     with reported(one.findings):
-        pixels = readers.read_image(image)
+        pixels = read_image(image)
         one.height, one.width = map(float, pixels.shape[:2])
         one.digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -136,28 +159,42 @@ def _inspect(settings: Settings, image: str, label: int, mask: str | None) -> In
         detail = small - cv2.GaussianBlur(small, (0, 0), 2)
         norm = float(np.linalg.norm(detail))
         one.thumbnail = (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
-    if mask is None:
-        return one
+    _inspect_mask(one, settings, image, mask, pixels, drawn) if mask is not None else None
+    if pixels is not None and one.taken is None:
+        one.taken = confounders.how_taken(image, pixels, None)
+    return one
+
+
+def _inspect_mask(
+    one: Inspected, settings: Settings, image: str, mask: str, pixels: NDArray[np.uint8] | None, drawn: dict[str, int]
+) -> None:
     with reported(one.findings):
         one.mask_state = "unreadable"
-        values = readers.read_mask_values(mask)
-        one.mask_state, one.mask_grey = "misfit", not np.isin(values, (0, values.max())).all()
-        size = (values.shape[0], values.shape[1]) if pixels is None else check_aspect(mask, values, image, pixels)
-        one.mask_state, one.mask_resized, defect = "ok", values.shape != size, values > MASK_THRESHOLD
+        defect, one.mask_told_by = told_mask(mask)
+        size = (defect.shape[0], defect.shape[1]) if pixels is None else (pixels.shape[0], pixels.shape[1])
+        one.mask_state = "misfit"
+        defect, one.mask_turned = upright_mask(defect, mask, image, size)
+        one.mask_state, one.mask_resized = "ok", defect.shape != size
         if one.mask_resized:
-            sizes = f"mask is {values.shape[0]}x{values.shape[1]} (height x width), its image {size[0]}x{size[1]}"
+            sizes = f"mask is {defect.shape[0]}x{defect.shape[1]} (height x width), its image {size[0]}x{size[1]}"
             one.findings.append(Finding("info", mask, f"{sizes}; it is fitted"))
         if not defect.any():
             one.mask_state = "empty"
-            message = f"mask holds no defect pixel (largest value {values.max()}, above {MASK_THRESHOLD} counts)"
-            one.findings.append(Finding("warning", mask, f"{message}; treated as missing"))
-            return one
-        height, width = settings.image_size
-        fitted = torch.from_numpy(resize_mask(defect, (height, width), settings.resize, image_size=size)).float()
+            one.findings.append(Finding("warning", mask, "mask holds no defect pixel; treated as missing"))
+            return
+        if pixels is not None:
+            with contextlib.suppress(Exception), Image.open(image) as picture:
+                one.tag = orientation(picture)
+            whole = resize_mask(defect, size, "squash") if one.mask_resized else defect
+            one.taken = confounders.how_taken(image, pixels, whole)
+            if drawn.get(mask, MOST_MASKS) < confounders.MOST_COMPARED and defect.mean() <= COVERS_MOST:
+                one.marked = confounders.marked(pixels, defect)
         one.defect_area = float(defect.mean())
-        grids = [(height // stride, width // stride) for stride in STRIDES]
-        one.grid_ious = tuple(float(grid_iou(fitted[None, None], grid=grid)) for grid in grids)
-    return one
+        if mask in drawn:
+            height, width = settings.image_size
+            fitted = torch.from_numpy(resize_mask(defect, (height, width), settings.resize, image_size=size)).float()
+            grids = [(height // stride, width // stride) for stride in STRIDES]
+            one.grid_ious = tuple(float(grid_iou(fitted[None, None], grid=grid)) for grid in grids)
 
 
 def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame, found: list[Finding]) -> pd.DataFrame:
@@ -189,55 +226,40 @@ def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame, found: list[Find
     return pd.DataFrame(lines, columns=["first", "second", "kind", "crosses"])
 
 
-DATED = re.compile(r"(?<!\d)((?:20)?\d{2}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01]))[-_T]?([0-2]\d[0-5]\d[0-5]\d)?(?!\d)")
-
-
-def _alone(samples: pd.DataFrame) -> dict[str, float]:
-    """How well image size predicts the class, and where every file name holds one, the date, also while both occur."""
-    # Pictures of test_shift may be those of test under other groups.
-    seen = samples[samples["height"].notna() & (samples["split"] != "test_shift")]
-    sizes = seen[["height", "width"]].to_numpy()
-    found = {"image size": _predicts(seen, np.column_stack([sizes, sizes[:, 0] / sizes[:, 1]]))}
-    found_in = (DATED.search(os.path.basename(image)) for image in seen["image"])
-    dates = pd.Series(["".join(filter(None, one.groups())) if one else "" for one in found_in], index=seen.index)
-    # Of one length, the order of the digits is that of time.
-    if dates.ne("").all() and len({*dates.str.len()}) == 1 and seen["label"].nunique() == 2:
-        dated, days = seen.assign(date=dates.astype(float)), dates.str[: {6: 6, 12: 6}.get(len(dates.iloc[0]), 8)]
-        of_class = days.groupby(seen["label"])
-        both = (days >= of_class.min().max()) & (days <= of_class.max().min())
-        found["date in the file name"] = _predicts(dated, dated[["date"]].to_numpy())
-        some = dated[both]
-        found["date, within the days in which both classes occur"] = _predicts(some, some[["date"]].to_numpy())
-    return found
-
-
-def _predicts(seen: pd.DataFrame, features: NDArray) -> float:
-    """AUROC of a small model that sees nothing but the features, (N, k); groups are kept whole."""
-    labels = seen["label"].to_numpy()
-    folds = seen.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).clip(upper=5).min()
-    if folds < 2 or len(np.unique(features, axis=0)) == 1:
-        return float("nan") if folds < 2 else 0.5
-    model = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)
-    cv = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    try:
-        scores = cross_val_predict(model, features, labels, groups=seen["group"], cv=cv, method="predict_proba")
-    except (ValueError, IndexError):  # a fold without one of the classes
-        return float("nan")
-    return auroc(labels, np.asarray(scores)[:, 1])
+def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Settings) -> Iterator[Finding]:
+    """Inverted masks, masks in another frame than their picture's, masks that mark nothing particular."""
+    areas, masks = samples["defect_area"], samples["mask"]
+    covering, known = masks[areas > COVERS_MOST], int(areas.notna().sum())
+    if len(covering):
+        most = len(covering) > known / 2 and settings.mask_marks == "auto"
+        told_of = f"{len(covering)} of {known} masks mark more than half of their picture"
+        advice = "set mask_marks: background if they mark the good surface, mask_marks: defect if they are right"
+        told_of += f"; {advice}" if most else "; they are left out of the scores of agreement"
+        yield Finding("error" if most else "warning", covering.iloc[0], told_of)
+    if turned := masks[told["mask_turned"]].tolist():
+        frame = "lie in the frame that the camera stored; they are turned as the pictures' orientation tags say"
+        yield Finding("info", turned[0], f"{len(turned)} masks {frame}")
+    if unclear := masks[(told["tag"] != 1) & ~told["mask_turned"]].tolist():
+        frame = "belong to pictures that an orientation tag turns, and fit them either way; expected the upright frame"
+        yield Finding("warning", unclear[0], f"{len(unclear)} masks {frame}: look at them with --contact-sheet")
+    pictures = {mask: one for mask, one in zip(masks, told["marked"]) if one is not None}
+    ranks = confounders.mask_ranks(pictures)
+    if len(ranks) >= LEAST_RANKED and ranks.mean() < confounders.PARTICULAR:
+        worst = ", ".join(os.path.basename(name) for name in ranks.sort_values().index[:5])
+        told_of = "what they cover differs from its surroundings no more than in other pictures"
+        rank = f"in {ranks.mean():.0%} of the comparisons (50% is chance)"
+        yield Finding("warning", "", f"the masks mark nothing particular: {told_of}, {rank}; look at {worst}")
 
 
 def _findings_of_all(
-    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, alone: dict[str, float], annotation: str
+    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, alone: pd.DataFrame, annotation: str
 ) -> Iterator[Finding]:
-    defective, missing, grey = int((samples["label"] == 1).sum()), masks["missing"], masks["non-binary"]
+    defective, missing = int((samples["label"] == 1).sum()), masks["missing"]
     rare = min(defective, len(samples) - defective)
     crossing = duplicates[duplicates["crosses"] != ""]
     if missing:
         lack = f"{missing} of {defective} defective images have no {annotation}"
         yield Finding("warning", "", f"{lack}; they train the classification terms only")
-    if grey:
-        several = f"{grey} of {masks['ok'] + masks['empty'] + masks['misfit']} masks are not binary"
-        yield Finding("info", "", f"{several}; values above {MASK_THRESHOLD} count as defect")
     for first, second, kind, crosses in crossing.itertuples(index=False):
         what = "same bytes as" if kind == "exact" else "nearly the same picture as"
         yield Finding("warning", second, f"{what} {first}, across splits ({crosses})")
@@ -247,13 +269,7 @@ def _findings_of_all(
     if 0 < rare < 0.1 * len(samples):
         named = "defective" if rare == defective else "normal"
         yield Finding("warning", "", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
-    advice = {"image size": "; resize: squash hides it best"}
-    for name, value in alone.items():
-        if value > 0.6:
-            predicts = f"{name} alone predicts the class with AUROC {value:.2f} (0.5 tells nothing)"
-            yield Finding(
-                "warning", "", predicts + advice.get(name, "; a classifier may learn what else came with time")
-            )
+    yield from (Finding("warning", "", sentence) for sentence in confounders.loud(alone))
 
 
 def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:

@@ -21,12 +21,15 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 
-from gainmtl_lib import labels, readers
-from gainmtl_lib.labels import Mask, Place, Resize
+from gainmtl_lib import labels
+from gainmtl_lib.annotations import read_mask
+from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
+from gainmtl_lib.labels import COVERS_MOST, Place, Resize
+from gainmtl_lib.pictures import Mask, image_files, read_grey, read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DataError, Finding, UnreadableError, data_digest, read_samples, split_samples
+from gainmtl_lib.readers import data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
 
 if TYPE_CHECKING:
@@ -60,8 +63,7 @@ def make_data(settings: RunSettings) -> None:
 def build_samples(settings: RunSettings) -> pd.DataFrame:
     """The table of samples with its split; synthetic data is made first where it is missing."""
     make_data(settings)
-    kind, pattern = settings.dataset_type, settings.group_pattern
-    samples = labels.with_boxes(read_samples(settings.data_root, dataset_type=kind, group_pattern=pattern), settings)
+    samples = labels.with_labels(read_samples(settings.data_root, **settings.reading), settings)
     val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
     return split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
 
@@ -103,7 +105,22 @@ class GainDataModule(L.LightningDataModule):
             having = "defective images" + " with a mask, which crop_size asks for" * bool(self.settings.crop_size)
             raise DataError(f"the training split has {counts[0]} normal and {counts[1]} {having}; needs both")
         else:
+            self._check_masks()
             _ = self.counterfactuals
+
+    def _check_masks(self) -> None:
+        """`DataError` where the strategy learns from masks and none is in use, unless that was asked for."""
+        its, samples = self.settings, self.samples
+        weights = {term: weight for term, weight in its.weights.items() if term != "cls" and weight > 0}
+        train = samples["split"] == "train"
+        if not weights or its.allow_no_masks or its.mask_share == 0 or samples.loc[train, "mask"].notna().any():
+            return
+        given = self._given[(self._given["split"] == "train") & (self._given["label"] == 1)]
+        files, defects = int(given["mask"].notna().sum()), len(given)
+        why = f"{defects - files} have no mask file, and {files} masks hold no defect pixel"
+        told = f"strategy {its.strategy} learns from defect masks ({', '.join(weights)}), and none is in use"
+        advice = f"see gainmtl data check {its.data_root}; allow_no_masks: true trains the classification alone"
+        raise DataError(f"{told}: of {defects} defective training images {why}; {advice}")
 
     @cached_property
     def counterfactuals(self) -> ImageCounterfactuals | None:
@@ -164,7 +181,7 @@ class GainDataModule(L.LightningDataModule):
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
-        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in readers.image_files(folder)}
+        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in image_files(folder)}
         images, size = [self.dataset.paths[row] for row in self.rows(split)], self.settings.image_size
         base, stems = os.path.commonpath(map(os.path.dirname, images)), Counter(Path(image).stem for image in images)
         masks = torch.zeros((len(images), 1, *size))
@@ -176,8 +193,8 @@ class GainDataModule(L.LightningDataModule):
             if "/" not in key and "/" in below and stems[stem] > 1:
                 advice = f"put their masks in subfolders, as {below}.png"
                 raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
-            values = readers.read_mask_values(files[key])
-            shape = labels.check_aspect(files[key], values, image, readers.read_image(image))
+            values, (height, width, _) = read_grey(files[key]), read_image(image).shape
+            shape = labels.check_aspect(files[key], values.shape, image, (height, width))
             mask[0] = torch.from_numpy(labels.resize_values(values / 255, size, self.settings.resize, image_size=shape))
         return masks
 
@@ -268,11 +285,10 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
 
     `UnreadableError` where a file cannot be decoded, `DataError` where the mask has another aspect ratio.
     """
-    pixels, plane = readers.read_image(image), None
+    pixels, plane = read_image(image), None
     size = (pixels.shape[0], pixels.shape[1])
     if mask is not None:
-        defect = readers.read_mask(mask)
-        labels.check_aspect(mask, defect, image, pixels)
+        defect, _ = labels.upright_mask(read_mask(mask), mask, image, size)
         if defect.any():
             plane = labels.resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8)
     return Picture(labels.resize_image(pixels, image_size, resize), plane, labels.inside(size, image_size, resize))
@@ -293,15 +309,18 @@ class SampleDataset(Dataset[Batch]):
         self.augmentation = Augmentation(training) if training else None
         self.mask_quality = training.mask_quality if training else "exact"
         self.counterfactuals: ImageCounterfactuals | None = None
+        # Pictures shown in training by label, and of these the edited ones; a row for each process that makes batches.
+        self.shown = torch.zeros((settings.num_workers + 1, 2, 2), dtype=torch.int64).share_memory_()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             results = pool.map(self._decode, samples["image"], samples["mask"])
             decoded = list(counted(results, len(samples), "decoded images", log=logger))
         findings = [finding for *_, finding in decoded if finding is not None]
-        readers.raise_errors(findings)
+        raise_errors(findings)
         for finding in findings:
             logger.warning("%s", finding)
         kept = [row for row, (place, *_) in enumerate(decoded) if place is not None]
-        self.places, self.cached, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), ())
+        self.places, self.cached, areas, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), (), ())
+        self._check_areas(areas, samples["mask"].iloc[kept].tolist())
         samples = samples.iloc[kept].reset_index(drop=True)
         masks = [None if finding else mask for mask, finding in zip(samples["mask"], empty)]
         samples, share = samples.assign(mask=pd.Series(masks, dtype=object)), training.mask_share if training else 1.0
@@ -310,19 +329,33 @@ class SampleDataset(Dataset[Batch]):
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
 
-    def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, Finding | None]:
-        """Place of a sample, None where it is left out; the picture, where pixels are kept; what is wrong with it."""
+    def _check_areas(self, areas: Sequence[float], masks: Sequence[str | None]) -> None:
+        """`DataError` where most masks mark most of their picture, as inverted ones do; a line where some do."""
+        marked = [area for area in areas if area > 0]
+        covering = [mask for area, mask in zip(areas, masks) if area > COVERS_MOST]
+        if not covering:
+            return
+        told = f"{len(covering)} of {len(marked)} masks mark more than half of their picture, such as {covering[0]}"
+        if len(covering) > len(marked) / 2 and self.settings.mask_marks == "auto":
+            advice = "set mask_marks: background if they mark the good surface, mask_marks: defect if they are right"
+            raise DataError(f"{told}; {advice}")
+        logger.warning("%s; they are left out of the scores of agreement", told)
+
+    def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, float, Finding | None]:
+        """Place of a sample, None where it is left out; the picture, where pixels are kept; its mask's share of it;
+        what is wrong with it."""
         try:
             picture = self._load(image, mask)
         except UnreadableError as error:
             if self.settings.skip_unreadable:
-                return None, None, Finding("warning", "", f"left out: {error}")
-            return None, None, Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
+                return None, None, 0.0, Finding("warning", "", f"left out: {error}")
+            return None, None, 0.0, Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
         except DataError as error:
-            return None, None, Finding("error", "", str(error))
+            return None, None, 0.0, Finding("error", "", str(error))
+        area = float(picture.without_bars[1].mean())
         empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing")
         lost = mask is not None and picture.mask is None
-        return picture.place, picture if self.settings.cache_images else None, empty if lost else None
+        return picture.place, picture if self.settings.cache_images else None, area, empty if lost else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -360,6 +393,10 @@ class SampleDataset(Dataset[Batch]):
                 rng = np.random.default_rng([self.augmentation.seed, epoch, row, STREAM])
                 window, mask = cropped(size, image.shape[:2], mask, rng)
                 image, label = image[window], int(mask is not None)
+        if epoch is not None:
+            worker = get_worker_info()
+            edited = drawn is not None and drawn.edit is not None
+            self.shown[0 if worker is None else worker.id + 1, label] += torch.tensor([1, int(edited)])
         return image, mask, label, shown
 
     def stored(self, row: int) -> Picture:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
-from gainmtl_lib.readers import DataError, data_digest
+from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
 from gainmtl_lib.settings import PARTS, PLACES, Settings
 from gainmtl_lib.train import EVALUATED, checked_device, data_differences

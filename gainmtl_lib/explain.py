@@ -6,7 +6,6 @@ Sizes: h x w a picture as given, H x W network input; maps have a size of their 
 import logging
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -22,14 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gainmtl_lib import metrics, readers
+from gainmtl_lib import metrics
+from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import defect_probability, output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
-from gainmtl_lib.labels import Resize, inside, resize_image, resize_mask, same_aspect
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.labels import Resize, check_aspect, inside, resize_image, resize_mask
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
-from gainmtl_lib.readers import DataError, UnreadableError
+from gainmtl_lib.pictures import mask_pixels, read_image, to_8_bit
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import PARTS, strategies_with
 
@@ -47,13 +48,12 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
         name: what messages call it where it is no file.
     """
     if isinstance(picture, str | PathLike):
-        _check_frames(picture)
-        return readers.read_image(Path(picture))
+        return read_image(Path(picture))
     pixels = _pixels(picture, name)
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
         kinds = "1, 3 or 4 channels, first in a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
         raise DataError(f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected {kinds}")
-    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, readers.to_8_bit).reshape(*pixels.shape[:2], -1)
+    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, to_8_bit).reshape(*pixels.shape[:2], -1)
     return np.repeat(values, 3 // values.shape[2], axis=2)
 
 
@@ -61,28 +61,20 @@ def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") ->
     """Defect pixels of one mask, bool (h, w), in the mask's own size; None when it marks nothing.
 
     Args:
-        mask: as a picture, of one channel, > 127 is defect, of floats > 0.5; or just 0 and 1, or booleans.
+        mask: a path, a PIL picture or integers as `mask_pixels` takes them; floats above 0.5 are defect.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
     """
     if isinstance(mask, str | PathLike):
-        _check_frames(mask)
-        values, name = readers.read_mask_values(Path(mask)), str(mask)
+        defect, name = read_mask(Path(mask)), str(mask)
+    elif isinstance(mask, Image.Image):
+        defect = mask_pixels(ImageOps.exif_transpose(mask), name).defect
     else:
-        values = _pixels(mask, name)
-        colours = isinstance(mask, Image.Image) and values.ndim == 3
-        values = np.squeeze(cv2.cvtColor(values, cv2.COLOR_RGB2GRAY) if colours else values)
+        values = np.squeeze(_pixels(mask, name))
         if values.ndim != 2 or not values.size:
-            shape = tuple(getattr(mask, "shape", values.shape))
-            raise DataError(f"{name}: mask has shape {shape}; expected (h, w), (h, w, 1) or (1, h, w)")
-        few = values.dtype.kind in "biu" and values.min() >= 0 and values.max() <= 1  # 0 and 1
-        values = values.astype(np.uint8) * 255 if few else _eight_bit(values, name, readers.mask_to_8_bit)
-    (h, w), (height, width) = values.shape, picture_size
-    if not same_aspect((h, w), picture_size):
-        told = f"mask is {h}x{w} (height x width), its picture {height}x{width}; expected the same aspect ratio"
-        raise DataError(f"{name}: {told}")
-    defect = values > readers.MASK_THRESHOLD
-    if values.any() and not defect.any():
-        logger.warning("%s: no mask value exceeds %d; treated as no mask", name, readers.MASK_THRESHOLD)
+            raise DataError(f"{name}: mask has shape {tuple(mask.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
+        floats = values.dtype.kind == "f"
+        defect = _eight_bit(values, name, to_8_bit) > 127 if floats else mask_pixels(values, name).defect
+    check_aspect(name, defect.shape, None, picture_size)
     return defect if defect.any() else None
 
 
@@ -99,15 +91,6 @@ def _pixels(given: Any, name: str) -> NDArray:
         raise DataError(f"{name}: got a {type(given).__name__}; expected {kinds}, or a list of such")
     upright = ImageOps.exif_transpose(given)
     return np.asarray(upright if upright.mode.startswith(("I", "F")) else upright.convert("RGB"))  # 16 bits, floats
-
-
-def _check_frames(path: str | PathLike[str]) -> None:
-    # What PIL cannot open, the decoder may: it is the one to complain.
-    with suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(path) as picture:
-        frames, kind = getattr(picture, "n_frames", 1), picture.format
-        if frames > 1 and kind != "MPO":  # a photograph with a preview behind it
-            told = f"holds {frames} frames ({kind}); expected one picture"
-            raise UnreadableError(f"{path}: {told}: save the frame that is meant as a file of its own")
 
 
 def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str], NDArray]) -> NDArray[np.uint8]:

@@ -25,10 +25,10 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocC
 
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource, defect_probability, rows_of
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GAINMTLModel, GainOutput
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
 from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 

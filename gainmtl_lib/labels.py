@@ -1,4 +1,4 @@
-"""Masks: pictures (h x w) and masks at the network's size (H x W), boxes drawn as masks."""
+"""Masks: pictures (h x w) and masks at the network's size (H x W), label files drawn as masks."""
 
 import contextlib
 import hashlib
@@ -8,10 +8,10 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
-from xml.etree import ElementTree
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -19,17 +19,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from gainmtl_lib import readers
-from gainmtl_lib.readers import DataError, Finding, UnreadableError, parsed, read_image, reported
+from gainmtl_lib.annotations import SHARES, Corners, Label, Shape, drawn, read_labels, read_mask, warn
+from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors, reported
+from gainmtl_lib.layouts import DEFECTIVE, LAYOUTS, NORMAL, SPLITS
+from gainmtl_lib.pictures import Mask, Size, orientation, picture_size
+from gainmtl_lib.progress import counted
+from gainmtl_lib.readers import STORE
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
 Resize = Literal["squash", "letterbox"]
-Size = tuple[int, int]  # height and width
-Mask = NDArray[np.bool_]
 Place = tuple[slice, slice]  # rows and columns
+COVERS_MOST = 0.5  # share of the picture above which a mask says nothing about where: any map agrees with it
 
 
 # --- To the network's input size
@@ -68,13 +71,37 @@ def resize_values(values: NDArray, size: Size, resize: Resize, *, image_size: Si
     return canvas
 
 
-def check_aspect(mask: str | Path, values: NDArray, image: str, pixels: NDArray) -> Size:
-    """Size of an image on disk; `DataError` where its mask has another aspect ratio."""
-    (h, w), (height, width) = values.shape, pixels.shape[:2]
-    if not same_aspect((h, w), (height, width)):
-        sizes = f"mask is {h}x{w} (height x width), its image {image} {height}x{width}"
+def upright_mask(defect: Mask, mask: str | Path, image: str | Path, size: Size) -> tuple[Mask, bool]:
+    """The mask of a picture that is of `size` upright, in that frame, and whether it had to be turned for that.
+
+    A mask drawn in the frame that the camera stored is turned as the picture's orientation tag says. `DataError` where
+    it has another aspect ratio than its picture.
+    """
+    if same_aspect((defect.shape[0], defect.shape[1]), size):
+        return defect, False
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(image) as picture:
+        if (turn := TURNS.get(orientation(picture))) and same_aspect((defect.shape[1], defect.shape[0]), size):
+            return turn(defect), True
+    check_aspect(mask, defect.shape, image, size)
+    return defect, False
+
+
+def check_aspect(mask: str | Path, mask_size: tuple[int, ...], image: str | Path | None, size: Size) -> Size:
+    """The size (h, w) of a picture, an image file or None; `DataError` where its mask has another aspect ratio."""
+    if not same_aspect((mask_size[0], mask_size[1]), size):
+        its = "its picture" if image is None else f"its image {image}"
+        sizes = f"mask is {mask_size[0]}x{mask_size[1]} (height x width), {its} {size[0]}x{size[1]}"
         raise DataError(f"{mask}: {sizes}; expected the same aspect ratio")
-    return height, width
+    return size
+
+
+TURNS: dict[int, Callable[[NDArray], NDArray]] = {
+    5: lambda stored: stored.T,
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).T,
+    8: lambda stored: np.rot90(stored, 1),
+}
+"""From the stored to the upright frame, by the orientation tag (EXIF 2.3, 0x0112), where these change sides."""
 
 
 def same_aspect(mask_size: Size, image_size: Size) -> bool:
@@ -104,35 +131,25 @@ def _fit(picture: NDArray, place: Place) -> NDArray:
     return picture
 
 
-# --- Box labels in place of mask files
+# --- Label files in place of mask files
 
-SHARES = (1, 1)  # size of a picture whose boxes are shares of its sides
-
-
-class Label(NamedTuple):
-    """What a file says of one picture; every class counts as defect."""
-
-    file: Path
-    picture: str  # its path as the labels name it; of YOLO and VOC the label file's own, without suffix
-    size: Size | None  # of the picture that the boxes refer to; `SHARES`; None where the file does not say
-    boxes: list[tuple[str, float, float, float, float]]  # place, left, top, right, bottom; pixel c spans [c, c + 1)
-
-
-Pixels = set[tuple[int, int, int, int]]  # of each box: first row and column, and those after the last
+Drawing = tuple[Size, list[list]]  # of the picture, and what is drawn there, as JSON has it
 Found = list[Finding]
 
 
-def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | None = None) -> pd.DataFrame:
-    """The table of samples as it is, or with masks drawn from boxes where these are the labels.
+def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | None = None) -> pd.DataFrame:
+    """The table of samples as it is, or with masks drawn from label files where these are the labels, or inverted.
 
-    `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or without a box
-    that can be drawn; `findings` takes what is wrong instead. `FileError` where the masks cannot be written.
+    `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or without a
+    shape that can be drawn; `findings` takes what is wrong instead. `FileError` where masks cannot be written.
     """
-    if settings.label_kind == "mask":
-        return samples
     root, images, found = Path(os.path.abspath(settings.dataset_folder)), samples["image"].tolist(), []
-    labels = _read_labels(settings.box_labels, root, found)
-    drawn: dict[int, tuple[Label, Size, Pixels]] = {}
+    own = LAYOUTS[settings.dataset_type].labels
+    if settings.label_kind == "mask" and own is None:
+        return samples if settings.mask_marks != "background" else _inverted(samples, root, settings)
+    place = settings.box_labels if settings.label_kind == "box" else root / str(own)
+    labels = read_labels(place, root, found)
+    shown: dict[int, tuple[Label, Drawing]] = {}
     for label, rows in _with_rows(labels, images, root, found):
         row, image = rows[0], images[rows[0]]
         with reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
@@ -140,25 +157,25 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | N
                 several = f"can mean {len(rows)} pictures, such as {image} and {images[rows[1]]}"
                 raise DataError(f"{label.file}: '{label.picture}' {several}; name the picture's folders, too")
             size = picture_size(image)
-            boxes = _in_pixels(label, size, found)
-            if boxes and samples["label"].iloc[row] == 0:
+            parts = _in_pixels(label, size, found)
+            if parts and samples["label"].iloc[row] == 0:
                 advice = "move the picture, or remove the boxes"
                 raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
-            if boxes and row in drawn:
-                other = drawn[row][0]
+            if parts and row in shown:
+                other = shown[row][0]
                 place = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
                 what = f"'{label.picture}' is {image}, which has boxes in {place}, too"
                 raise DataError(f"{label.file}: {what}; keep one")
-            if boxes:
-                drawn[row] = label, size, boxes
+            if parts:
+                shown[row] = label, (size, parts)
     kinds = Counter(finding.kind for finding in found)
-    if not drawn and not any(finding.level == "error" for finding in found):
+    if not shown and not any(finding.level == "error" for finding in found):
         lost = "".join(f"{count} {kind}; " for kind, count in kinds.items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
         message = f"the labels of {len(labels)} pictures hold no box that can be drawn; {lost}{advice}"
         found.append(Finding("error", str(settings.box_labels or root), message))
     if findings is None:
-        readers.raise_errors(found)
+        raise_errors(found)
         # One line of each kind, with an example: labels of thousands of pictures share one mistake.
         for kind, count in kinds.items():
             example = next(finding for finding in found if finding.kind == kind)
@@ -167,28 +184,63 @@ def with_boxes(samples: pd.DataFrame, settings: RunSettings, findings: Found | N
             logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
     else:
         findings += found
-    files = _stored({images[row]: boxed[1:] for row, boxed in drawn.items()}, root, settings)
+    drawings = {images[row]: drawing for row, (_, drawing) in shown.items()}
+
+    def draw(image: str) -> Mask:
+        size, parts = drawings[image]
+        outlines = [np.array(part[1]) for part in parts if part[0] == "outline"]
+        mask = drawn(outlines, [part[1] for part in parts if part[0] == "runs"], size)
+        for _, top, left, bottom, right in (part for part in parts if part[0] == "box"):
+            mask[top:bottom, left:right] = True
+        return mask
+
+    content = sorted((_below(image, root).as_posix(), *drawing) for image, drawing in drawings.items())
+    files = _stored(drawings, draw, json.dumps([2, content]), root, settings)  # 2 numbers the drawing rule
     return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
 
 
-def _stored(drawn: dict[str, tuple[Size, Pixels]], root: Path, settings: RunSettings) -> dict[str, str]:
-    """The mask file of each picture, in a folder named by what is drawn there."""
-    names = {image: Path(image).relative_to(root) for image in drawn}
-    content = sorted((names[image].as_posix(), size, sorted(boxes)) for image, (size, boxes) in drawn.items())
-    digest = hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:12]  # 1 numbers the drawing rule
-    folder = settings.outputs_dir / "data" / readers.STORE / f"{root.name}-{digest}"
+def _inverted(samples: pd.DataFrame, root: Path, settings: RunSettings) -> pd.DataFrame:
+    """The table with the complements of its masks."""
+    masks: dict[str, str] = {image: mask for image, mask in zip(samples["image"], samples["mask"]) if mask}
+    of = hashlib.sha256()
+    for image, mask in sorted(masks.items()):
+        with contextlib.suppress(OSError):  # whoever decodes the masks reports it
+            of.update(f"{_below(image, root)}\n".encode() + Path(mask).read_bytes())
+    files = masks | _stored(masks, lambda image: ~read_mask(masks[image]), of.hexdigest(), root, settings)
+    images = samples["image"]
+    return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
+
+
+def _below(image: str, root: Path) -> Path:
+    return Path(image).relative_to(root)
+
+
+def _stored(
+    of: Mapping[str, Any], draw: Callable[[str], Mask], content: str, root: Path, settings: RunSettings
+) -> dict[str, str]:
+    """The mask file of each picture that can be drawn, in a folder named by the content of all."""
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = settings.outputs_dir / "data" / STORE / f"{root.name}-{digest}"
+    names = {image: _below(image, root) for image in of}
     # After the picture's own suffix: a.jpg and a.bmp are two pictures.
     files = {image: folder / name.with_name(f"{name.name}.png") for image, name in names.items()}
-    missing = {file: drawn[image] for image, file in files.items() if not file.is_file()}
-    for file, (size, boxes) in missing.items():
-        mask = np.zeros(size, dtype=np.uint8)
-        for top, left, bottom, right in boxes:
-            mask[top:bottom, left:right] = 255
+    missing = [image for image, file in files.items() if not file.is_file()]
+
+    def write(image: str) -> None:
         # File by file: what was drawn before an interruption stays, and two processes write the same bytes.
-        with atomic_path(file) as path:
-            path.write_bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+        try:
+            pixels = draw(image).astype(np.uint8) * 255
+        except DataError:  # of a mask file: whoever decodes it reports that
+            del files[image]
+            return
+        with atomic_path(files[image]) as path:
+            path.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
     if missing:
-        logger.info("drew the boxes of %d pictures as masks into %s", len(missing), folder)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for _ in counted(pool.map(write, missing), len(missing), "masks drawn", log=logger):
+                pass
+        logger.info("drew the labels of %d pictures as masks into %s", len(missing), folder)
     return {image: str(file) for image, file in files.items()}
 
 
@@ -199,31 +251,35 @@ def box_labels_of(settings: RunSettings, data_root: Path) -> Path | None:
     return data_root / place.relative_to(own) if place and place.is_relative_to(own) else None
 
 
-def _warn(found: Found, kind: str, file: Path, message: str) -> None:
-    found.append(Finding("warning", str(file), message, f"boxes {kind}"))
-
-
 def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found) -> Iterator[tuple[Label, list[int]]]:
-    """Labels with boxes, and the rows of the pictures that each can mean.
+    """Labels with shapes, and the rows of the pictures that each can mean.
 
     A label means the pictures of its name (or stem) whose folders fit: the label's occur in this order among the
     picture's below the dataset's folder, or the other way round. So ``train/a``, ``defective/a`` and
     ``/elsewhere/images/train/defective/a`` all mean ``images/train/defective/a.png``; ``val/a`` does not. Of several,
     those whose folders end in the label's, or the other way round: ``defective/a`` is not ``defective/crack/a.png``.
+    Where none fits, the one picture of that name, or else of that stem, in any case, unless the label names another
+    split or class: labels are often written before pictures are converted, and sorted into a dataset's folders.
     """
-    own = [_parts(Path(image).relative_to(root).as_posix()) for image in images]
+    own = [_parts(_below(image, root).as_posix()) for image in images]
     by_name: dict[str, list[int]] = {}
     for row, (*_, name) in enumerate(own):
-        for key in {name, PurePosixPath(name).stem}:
+        for key in {name, PurePosixPath(name).stem, name.casefold(), PurePosixPath(name).stem.casefold()}:
             by_name.setdefault(key, []).append(row)
-    meant = []
+    meant, loosely = [], []
     for label in labels:
         *folders, name = _parts(label.picture) or [""]
-        whole = label.file.suffix.lower() == ".json"  # only COCO names pictures with their suffix
-        rows = {row: own[row][:-1] for row in by_name.get(name, []) if (own[row][-1] == name) == whole}
+        rows = {row: own[row][:-1] for row in by_name.get(name, []) if (own[row][-1] == name) == label.named}
         fitting = [row for row, its in rows.items() if _occur(folders, its) or _occur(its, folders)]
         ending = [row for row in fitting if all(a == b for a, b in zip(folders[::-1], rows[row][::-1]))]
+        if not fitting:
+            fitting = _by_name_alone(folders, name, label.named, own, by_name)
+            loosely += [label] * bool(fitting)
         meant.append(ending or fitting)
+    if loosely:
+        advice = "they were matched by that name"
+        told = f"{len(loosely)} labels name other folders or another suffix, such as '{loosely[0].picture}'; {advice}"
+        found.append(Finding("info", str(loosely[0].file), told))
     if labels and not any(meant):
         message = f"none of the {len(labels)} labels means a picture below {root}, such as '{labels[0].picture}'"
         found.append(Finding("error", str(labels[0].file), message))
@@ -231,16 +287,30 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
     for label, rows in zip(labels, meant):
         if not rows:
             lost = f"there is no picture '{label.picture}' in the dataset; its label is left out"
-            _warn(found, "without a picture", label.file, lost)
-        elif label.boxes:
+            warn(found, "without a picture", label.file, lost)
+        elif label.shapes:
             yield label, rows
+
+
+def _by_name_alone(
+    folders: list[str], name: str, named: bool, own: list[list[str]], by_name: dict[str, list[int]]
+) -> list[int]:
+    stem = PurePosixPath(name).stem if named else name
+    telling = {part.casefold() for part in folders} & {*SPLITS, NORMAL, DEFECTIVE}
+    for key in dict.fromkeys((name, name.casefold(), stem, stem.casefold())):
+        rows = {row for row in by_name.get(key, []) if telling <= {part.casefold() for part in own[row]}}
+        if rows:
+            return [*rows]
+    return []
 
 
 def _parts(path: str) -> list[str]:
     """Parts of a path of any system, without root and drive."""
     # macOS stores Hangul and accents decomposed in file names, label files hold them composed.
-    parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
-    return [part for part in parts if part not in ("/", "//", ".")]
+    path = unicodedata.normalize("NFC", path)
+    pure = PureWindowsPath(path)
+    parts = PurePosixPath(path.removeprefix(pure.drive).replace("\\", "/")).parts
+    return [part for part in parts if part not in ("/", "//", ".", "..")]
 
 
 def _occur(some: list[str], parts: list[str]) -> bool:
@@ -248,40 +318,58 @@ def _occur(some: list[str], parts: list[str]) -> bool:
     return all(part in left for part in some)
 
 
-def picture_size(path: str) -> Size:
-    """(height, width) as `read_image` decodes it, mostly from the file's head alone."""
-    with contextlib.suppress(Exception), Image.open(path) as picture:
-        if picture.getexif().get(0x0112, 1) == 1:  # the tag of the orientation: upright
-            return picture.height, picture.width
-    height, width, _ = read_image(path).shape
-    return height, width
-
-
-def _in_pixels(label: Label, size: Size, found: Found) -> Pixels:
-    (height, width), told, boxes = size, label.size or size, set()
+def _in_pixels(label: Label, size: Size, found: Found) -> list[list]:
+    """What is to be drawn of a label in a picture (h, w): boxes by first and last cells, outlines, runs; each once."""
+    (height, width), told, parts = size, label.size or size, []
     if told not in (SHARES, size):
         sizes = f"the picture is {told[0]}x{told[1]} (height x width) there, and {height}x{width} on disk"
         if not same_aspect(told, size):
             raise DataError(f"{label.file}: {sizes}; expected the same aspect ratio")
-        _warn(found, "of a picture of another size", label.file, f"{sizes}; its boxes are scaled")
-    for place, *written in label.boxes:
-        edges = np.array(written) * ([width / told[1], height / told[0]] * 2)
-        left, top, right, bottom = clipped = edges.clip(0, [width, height] * 2)
-        picture = f"the picture of {height}x{width} (height x width)"
-        if not (np.isfinite(edges).all() and left < right and top < bottom):
-            covers = f"{', '.join(f'{edge:.6g}' for edge in edges)} cover nothing of {picture}; left out"
-            _warn(found, "that cover nothing", label.file, f"{place}: left, top, right, bottom {covers}")
+        warn(found, "of a picture of another size", label.file, f"{sizes}; its shapes are scaled")
+    for shape in label.shapes:
+        if shape.runs is not None:
+            parts.append(["runs", _fitting_runs(label, shape, told, size)])
             continue
-        beyond, share = abs(edges - clipped).max(), (right - left) * (bottom - top) / (height * width)
-        if beyond > 0.5:  # less covers no pixel more: written decimals, not a mistake
-            reaches = f"{place}: reaches {beyond:.6g} pixels beyond {picture}; clipped"
-            _warn(found, "beyond the picture's edge", label.file, reaches)
-        if share >= 0.95:
-            covers = f"{place}: covers {share:.0%} of the picture, and hardly says where the defect is"
-            _warn(found, "over nearly the whole picture", label.file, covers)
-        (first, last), (start, end) = _cells(top, bottom), _cells(left, right)
-        boxes.add((first, start, last, end))
-    return boxes
+        outlines = [corners * (width / told[1], height / told[0]) for corners in shape.outlines]
+        if _is_drawable(outlines, label, shape, size, found):
+            parts += [_box_cells(one, size) if shape.is_box else ["outline", one.tolist()] for one in outlines]
+    return [json.loads(part) for part in sorted({json.dumps(part) for part in parts})]
+
+
+def _is_drawable(outlines: list[Corners], label: Label, shape: Shape, size: Size, found: Found) -> bool:
+    (height, width), corners = size, np.concatenate(outlines)
+    edges = np.concatenate([corners.min(0), corners.max(0)])
+    inner = edges.clip(0, [width, height] * 2)
+    picture = f"the picture of {height}x{width} (height x width)"
+    if not (np.isfinite(corners).all() and inner[0] < inner[2] and inner[1] < inner[3]):
+        covers = f"{', '.join(f'{edge:.6g}' for edge in edges)} cover nothing of {picture}; left out"
+        warn(found, "that cover nothing", label.file, f"{shape.place}: left, top, right, bottom {covers}")
+        return False
+    beyond = abs(edges - inner).max()
+    share = (inner[2] - inner[0]) * (inner[3] - inner[1]) / (height * width)
+    if beyond > 0.5:  # less covers no pixel more: written decimals, not a mistake
+        reaches = f"{shape.place}: reaches {beyond:.6g} pixels beyond {picture}; clipped"
+        warn(found, "beyond the picture's edge", label.file, reaches)
+    if shape.is_box and share >= 0.95:
+        covers = f"{shape.place}: covers {share:.0%} of the picture, and hardly says where the defect is"
+        warn(found, "over nearly the whole picture", label.file, covers)
+    return True
+
+
+def _box_cells(corners: Corners, size: Size) -> list:
+    (left, top), (right, bottom) = corners.min(0).clip(0, size[::-1]), corners.max(0).clip(0, size[::-1])
+    (first, last), (start, end) = _cells(top, bottom), _cells(left, right)
+    return ["box", first, start, last, end]
+
+
+def _fitting_runs(label: Label, shape: Shape, told: Size, size: Size) -> list[int]:
+    if told != size:
+        sizes = f"{told[0]}x{told[1]} (height x width), it is {size[0]}x{size[1]}"
+        raise DataError(f"{label.file}: {shape.place}: run lengths of a picture of {sizes}; save it in that size")
+    runs = [*(shape.runs or [])]
+    if (pixels := sum(runs)) > size[0] * size[1]:
+        raise DataError(f"{label.file}: {shape.place}: runs end at pixel {pixels} of {size[0] * size[1]}")
+    return runs
 
 
 def _cells(start: float, end: float) -> tuple[int, int]:
@@ -290,130 +378,3 @@ def _cells(start: float, end: float) -> tuple[int, int]:
     first, last = math.ceil(round(start - 0.5, 6)), math.ceil(round(end - 0.5, 6))
     middle = math.floor((start + end) / 2)
     return (first, last) if last > first else (middle, middle + 1)
-
-
-# --- The three formats of box labels
-
-FORMATS = {".json": "COCO", ".txt": "YOLO", ".xml": "VOC"}
-EXPECTED = "a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (.xml)"
-
-
-def _read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
-    labels: list[Label] = []
-    with reported(found):
-        place = given or _usual_place(root)
-        if not place.is_dir() and not (place.is_file() and place.suffix.lower() == ".json"):
-            what = "is a file" if place.exists() else "does not exist"
-            raise DataError(f"{place}: box_labels {what}; expected {EXPECTED}")
-        files = _files_below(place) if place.is_dir() else [place]
-        counts = sorted(Counter(file.suffix.lower() for file in files).items())
-        if len(counts) > 1:
-            formats = ", ".join(f"{count} of {FORMATS[suffix]} ({suffix})" for suffix, count in counts)
-            raise DataError(f"{place}: holds label files of several formats: {formats}; keep one of them there")
-        if not files:
-            there = ", ".join(sorted(path.name for path in place.iterdir() if path.name[0] != ".")[:8]) or "nothing"
-            raise DataError(f"{place}: holds no label files; expected {EXPECTED}, found {there}")
-        for file in files:
-            with reported(found):
-                if (kind := file.suffix.lower()) == ".json":
-                    labels += _read_coco(file, found)
-                else:
-                    picture = file.relative_to(place).with_suffix("").as_posix()
-                    labels.append(_read_yolo(file, picture) if kind == ".txt" else _read_voc(file, picture))
-    return labels
-
-
-def _usual_place(root: Path) -> Path:
-    found = sorted(path for path in (root / "annotations").glob("*.json") if not path.name.startswith("."))
-    for folder, suffix in ((root / "labels", ".txt"), (root / "Annotations", ".xml")):
-        found += [folder] if any(file.suffix.lower() == suffix for file in _files_below(folder)) else []
-    names = ", ".join(path.relative_to(root).as_posix() for path in found[:8])
-    if len(found) > 1:
-        raise DataError(f"{root}: box labels lie in {len(found)} places ({names}); choose by box_labels: {EXPECTED}")
-    if not found:
-        places = "annotations/*.json, labels/*.txt or Annotations/*.xml"
-        raise DataError(f"{root}: no box labels; expected {places} below it, or their place in box_labels")
-    return found[0]
-
-
-def _files_below(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
-    return sorted(path for path in files if not path.name.startswith(".") and path.name != "classes.txt")
-
-
-def _numbers(values: Any, count: int, expected: str) -> list[float]:
-    with contextlib.suppress(TypeError, ValueError):
-        if len(numbers := [float(value) for value in values]) == count:
-            return numbers
-    raise DataError(f"{expected}, found {values!r:.80}")
-
-
-def _told_size(sides: list[Any], what: str) -> Size | None:
-    """Height and width; None where a tool that does not know them wrote 0, -1 or nothing."""
-    height, width = _numbers([side or 0 for side in sides], 2, f"{what} must be two numbers")
-    return (int(height), int(width)) if min(height, width) > 0 and max(height, width) < math.inf else None
-
-
-def _read_coco(file: Path, found: Found) -> list[Label]:
-    """A segmentation beside a box is not read; crowds are left out."""
-    content = parsed(file, "a JSON file", json.loads)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        there = ", ".join(list(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
-    for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id", "bbox")}.items():
-        for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
-            if lacks := [name for name in needed if not isinstance(one, dict) or name not in one]:
-                raise DataError(f"{file}: not a COCO file of boxes: entry {number} of {what} has no {', '.join(lacks)}")
-    labels: dict[str, Label] = {}
-    for one in content["images"]:
-        if repr(one["id"]) in labels:
-            raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
-        size = _told_size([one.get("height"), one.get("width")], f"{file}: image {one['id']}: height and width")
-        labels[repr(one["id"])] = Label(file, str(one["file_name"]), size, [])
-    for number, one in enumerate(content["annotations"]):
-        place = f"annotation {number if one.get('id') is None else one['id']}"
-        x, y, width, height = _numbers(one["bbox"], 4, f"{file}: {place}: bbox must be four numbers")
-        if (label := labels.get(repr(one["image_id"]))) is None:
-            unknown = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
-            _warn(found, "of an unknown image", file, unknown)
-        elif one.get("iscrowd"):
-            _warn(found, "of crowds", file, f"{place}: a crowd, not one object's box; left out")
-        else:
-            label.boxes.append((place, x, y, x + width, y + height))
-    return list(labels.values())
-
-
-def _read_yolo(file: Path, picture: str) -> Label:
-    label = Label(file, picture, SHARES, [])
-    lines = parsed(file, "a text file", lambda content: content.decode("utf-8-sig")).splitlines()
-    for number, columns in enumerate(map(str.split, lines), start=1):
-        at, count = f"{file}: line {number}", len(columns)
-        if not columns:
-            continue
-        if count != 5:
-            polygon = f", as a polygon of {count // 2} points has" if count > 6 and count % 2 else ""
-            has = f"{count} columns{', as predictions with a confidence have' if count == 6 else polygon}"
-            raise DataError(f"{at} has {has}; expected five: class, centre x, centre y, width, height")
-        try:
-            _, x, y, width, height = int(columns[0]), *map(float, columns[1:])
-        except ValueError:
-            raise DataError(f"{at} reads {' '.join(columns)!r:.60}; expected a class number and four numbers") from None
-        largest = max(map(abs, (x, y, width, height)))
-        if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
-            raise DataError(f"{at} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels")
-        label.boxes.append((f"line {number}", x - width / 2, y - height / 2, x + width / 2, y + height / 2))
-    return label
-
-
-def _read_voc(file: Path, picture: str) -> Label:
-    root = parsed(file, "a readable XML file", ElementTree.fromstring)  # expat refuses entities that blow up
-    if root.tag != "annotation":
-        raise DataError(f"{file}: not a VOC file; expected the element <annotation>, found <{root.tag}>")
-    sides = [root.findtext(f"size/{name}") for name in ("height", "width")]
-    label = Label(file, picture, _told_size(sides, f"{file}: height and width in <size>"), [])
-    for number, thing in enumerate(root.iterfind("object"), start=1):
-        corners = [thing.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
-        expected = f"{file}: object {number} has no complete <bndbox>; expected xmin, ymin, xmax and ymax"
-        left, top, right, bottom = _numbers(corners, 4, expected)
-        label.boxes.append((f"object {number}", left - 1, top - 1, right, bottom))  # from 1, the last one included
-    return label

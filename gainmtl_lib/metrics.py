@@ -1,7 +1,7 @@
 """How well a map or a predicted mask agrees with the annotated defect, and from scores to decisions.
 
 Every score of a map is taken at the resolution of the masks (the network's input); a coarser map is upsampled
-first. An image whose mask is empty has no answer: its score is NaN, and means leave it out.
+first. An image whose mask is empty, or covers most of it, has no answer: its score is NaN, and means leave it out.
 Values of a map that are not finite count as zero. Sizes: B images, H x W masks, h x w maps.
 """
 
@@ -17,6 +17,8 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+
+from gainmtl_lib.labels import COVERS_MOST
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
 _FLAT = 1e-6
@@ -99,14 +101,20 @@ def _union(predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _score(numerator: Tensor, denominator: Tensor, masks: Tensor) -> Tensor:
-    """(B,) scores: 0 where the denominator is 0, NaN where the mask is empty."""
+    """(B,) scores: 0 where the denominator is 0, NaN where the mask is empty or covers most of the picture."""
     scores = numerator / denominator.clamp_min(_TINY)
-    return scores.masked_fill((masks <= 0.5).flatten(1).all(dim=1), torch.nan)
+    return scores.masked_fill(~_tells(masks), torch.nan)
+
+
+def _tells(masks: Tensor) -> Tensor:
+    """Which masks say where a defect is, bool (B,)."""
+    area = _share(masks > 0.5)
+    return (area > 0) & (area <= COVERS_MOST)
 
 
 def pooled_overlap(predicted: Tensor, masks: Tensor) -> Tensor:
     """Intersection and union, (2,), of all images that have a mask: in their ratio large defects weigh more."""
-    return (torch.stack(_union(predicted, masks)) * (masks > 0.5).flatten(1).any(dim=1)).sum(dim=1)
+    return (torch.stack(_union(predicted, masks)) * _tells(masks)).sum(dim=1)
 
 
 MEANS = (

@@ -150,7 +150,10 @@ class RunSettings(ParameterRecord):
     outputs_dir: AnyPath = Field(default=Path("outputs"), validate_default=True)
     # data
     data_root: AnyPath = Field(default=Path("data"), validate_default=True)
-    dataset_type: Literal["generic", "mvtec", "magnetic_tile", "ball_screw", "synthetic"] = "generic"
+    dataset_type: Literal[
+        "generic", "mvtec", "mvtec_loco", "mvtec_ad2", "visa", "dagm", "kolektor2", "severstal", "magnetic_tile",
+        "ball_screw", "synthetic",
+    ] = "generic"  # fmt: skip
     image_size: ImageSize = (512, 512)
     resize: Literal["squash", "letterbox"] = "squash"
     val_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -159,6 +162,8 @@ class RunSettings(ParameterRecord):
     group_pattern: Pattern | None = None
     label_kind: Literal["mask", "box"] = "mask"
     box_labels: AnyPath | None = None
+    mask_suffix: str = ""
+    mask_marks: Literal["auto", "defect", "background"] = "auto"
     skip_unreadable: bool = False
     # synthetic data (dataset_type: synthetic)
     num_samples: Annotated[int, Field(ge=10)] = 1000
@@ -177,7 +182,14 @@ class RunSettings(ParameterRecord):
         if self.label_kind == "mask" and self.box_labels is not None:
             given = "box_labels is given, but label_kind is 'mask'"
             raise ValueError(f"{given}; set label_kind: box, or leave box_labels out")
+        if self.label_kind == "box" and self.mask_marks == "background":
+            raise ValueError("mask_marks is 'background', but with label_kind 'box' masks are drawn; leave it out")
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data's folder is read: what `read_samples` takes."""
+        return {name: getattr(self, name) for name in ("dataset_type", "group_pattern", "mask_suffix")}
 
     @property
     def run_name(self) -> str:
@@ -306,6 +318,7 @@ class Settings(RunSettings):
     image_counterfactual: Probability
     mask_share: Probability = 1.0
     mask_quality: Literal["exact", "box", "dilated", "shifted"] = "exact"
+    allow_no_masks: bool = False
     # loss
     lambda_cls: Weight
     lambda_am: Weight

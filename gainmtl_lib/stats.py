@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.metrics import MEANS, auroc, average_precision, f1
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.wording import METRICS, join_words
 
 CONFIDENCE = 0.95

@@ -27,6 +27,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAveragePrecision
 
 from gainmtl_lib import runs
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import cam_iou
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
@@ -207,6 +208,11 @@ class GainTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gainmtl_settings"] = self.settings.plain()
+        checkpoint["gainmtl_shown"] = self.trainer.datamodule.dataset.shown.sum(0)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        shown = self.trainer.datamodule.dataset.shown  # type: ignore[attr-defined]
+        shown.zero_()[0] = checkpoint.get("gainmtl_shown", 0)
 
     def configure_optimizers(self) -> Any:
         its, backbone = self.settings, {*self.model.backbone.parameters()}
@@ -495,7 +501,7 @@ def _train(
     module = build(settings, data)
     model = module.model.to(memory_format=torch.channels_last)
     checkpoints = RunCheckpoints(folder / "checkpoints", settings)
-    device, samples, edits = checked_device(settings.device), data.samples, data.counterfactuals
+    device, samples = checked_device(settings.device), data.samples
     manifest = {
         "data_digest": data.digest,
         "strategy": settings.strategy,
@@ -508,7 +514,6 @@ def _train(
         "train_normal": data.class_counts[0],
         "train_defective": data.class_counts[1],
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
-        "edits_per_epoch": {} if edits is None else {kind: round(n, 2) for kind, n in edits.expected.items()},
     }
     precision = lightning_precision(settings.precision, device, depthwise=model.backbone.depthwise)
     with recorded(folder, manifest, device=device, precision=precision):
@@ -520,3 +525,5 @@ def _train(
         best, _ = runs.load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
         runs.save_weights(best, folder / "model.safetensors")
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
+        shown = [dict(zip(("pictures", "edited"), counts)) for counts in data.dataset.shown.sum(0).tolist()]
+        manifest["shown"] = dict(zip((NORMAL, DEFECTIVE), shown))

@@ -22,8 +22,8 @@ from gainmtl_lib.audit.report import SHOWN, SIDE, galleries, trade_off_figure, w
 from gainmtl_lib.cli import main
 from gainmtl_lib.efficientad.evaluate import Novelty
 from gainmtl_lib.figures import OUTLINE
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import FileError, RunError, load_run
 from gainmtl_lib.stats import Estimate
 
@@ -299,13 +299,18 @@ def test_what_other_runs_are_told(tmp_path):
     shifted = [pictures for split, low, high in (("test", 0.6, 0.9), ("test_shift", 0.1, 0.4))
                for pictures in spread(split, 1, low, high, 30) + spread(split, 0, 0.1, 0.4, 30)]  # fmt: skip
     few = {"variant": "few", "mask_share": 0.25, "mask_quality": "box", "dataset_type": "synthetic", "split_seed": 3}
-    edited = {"manifest": {"edits_per_epoch": {"paste": 2.4, "heal": 2.4}, "pretrained": AUTO}}
+    edited = {
+        "manifest": {
+            "shown": {kind: {"pictures": 120, "edited": 54} for kind in ("normal", "defective")},
+            "pretrained": AUTO,
+        }
+    }
     provided = {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER}
     stay = spread("test", 1, 0.9, 0.9, 51, cf_probability=0.9, cf_control_probability=0.9)
     for number, (rows, values, *said) in enumerate((
         (report_rows(), {"strategy": "S7"} | few | edited,
-         "training masks 25 % of the defects keep their masks, box edited training pictures 50 %; on average of an "
-         "epoch paste 2.4, heal 2.4 split", "backbone s from random weights",
+         "training masks 25 % of the defects keep their masks, box edited training pictures 50 % asked for; shown were "
+         "54 of 120 normal ones (45 %), 54 of 120 defective ones (45 %) split", "backbone s from random weights",
          "else seed 3, test ratio 0.2 planted shortcut mark, with the label in 95 % of the pictures"),
         (spread("test", 1, 0.9, 0.9, 12, **FLIPS), {"strategy": "S6", "metrics": provided},
          "1.000 (0.515 to 1.000): that much is due to suppressing",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from anomaly_runs import tiny_anomaly_settings
 from click.testing import CliRunner
-from drawn_data import truncate_file, write_generic, write_picture
+from drawn_data import truncate_file, write_generic, write_mask, write_picture
 from tiny import tiny_settings
 
 from gainmtl_lib.cli import main, value_of
@@ -155,7 +155,7 @@ def test_errors_are_one_message_without_a_traceback(trained, tmp_path):
         ("explain", trained, "a.png", "--mask-source", "none"): "mask_source is for strategy S6; this model is S5",
         train: "teacher",
         (*train, "-p", "teacher", "random", "-p", "max_stpes", "1"): "did you mean 'max_steps'",
-        (*train, *mvtec, "--category", "all"): "no category of MVTec AD in it",
+        (*train, *mvtec, "--category", "all"): "no category of mvtec data in it; expected folders with train/good",
         (*train, *mvtec, "--category", "all", "--resume", "a.ckpt"): "--resume is for one run",
         (*distill, tmp_path, teacher, "-p", "stepps", "1"): "did you mean 'steps'",
         (*distill, tmp_path / "gone", teacher): "gone",
@@ -311,7 +311,7 @@ def test_efficientad_trains_every_category_of_mvtec(tmp_path):
         root = tmp_path / "data" / category
         for name in ("train/good/0", "train/good/1", "train/good/2", "train/good/3", "test/good/0", "test/crack/0"):
             write_picture(root / f"{name}.png", size=(64, 64))
-        write_picture(root / "ground_truth/crack/0_mask.png", size=(64, 64))
+        write_mask(root / "ground_truth/crack/0_mask.png", size=(64, 64))
     assert "test metrics by category" in done("efficientad", "train", "-f", tmp_path / "ad.yaml", "--category", "all")
     table = (tmp_path / "outputs/tiny/efficientad/categories.csv").read_text().splitlines()
     assert table[0] == "category,image AUROC,AP,pixel AUROC,AUPRO,F1"

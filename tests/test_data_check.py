@@ -4,11 +4,10 @@ import shutil
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from drawn_data import write_ball_screw, write_generic, write_labelme, write_mask, write_picture
+from PIL import Image
 
-from gainmtl_lib import data_check
 from gainmtl_lib.data_check import check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.settings import Settings
@@ -31,7 +30,7 @@ def test_sound_data(generic):
     assert report.masks["masks"].sum() == report.masks.loc["ok", "masks"] == 9
     quantiles = {"0%": 0.25, "25%": 0.25, "50%": 0.25, "75%": 0.25, "100%": 0.25, "images": 9}
     assert report.defect_area.loc["defective"].to_dict() == pytest.approx(quantiles)
-    assert report.alone["image size"] == 0.5 and len(report.duplicates) == 0
+    assert report.alone.loc["image size", "auroc"] == 0.5 and len(report.duplicates) == 0
     assert report.grid_iou["grid"].to_dict() == {32: "2x2", 16: "4x4", 8: "8x8", 4: "16x16"}
     assert report.grid_iou["mean"].is_monotonic_increasing
 
@@ -51,12 +50,11 @@ def test_every_problem_of_the_files_is_reported_at_once(generic):
     assert "train_n0.png: image is truncated or not an image" in errors
     assert "val_d1.png: mask is truncated or not an image" in errors
     assert "train_d2.png: mask is 30x16 (height x width), its image " in errors
-    assert "train_d1.png: mask holds no defect pixel (largest value 0, above 127 counts); treated as mis" in warnings
+    assert "train_d1.png: mask holds no defect pixel; treated as missing" in warnings
     assert "1 of 9 defective images have no mask; they train the classification terms only" in warnings
     assert "val_d0.png: mask is 24x32 (height x width), its image 12x16; it is fitted" in infos
-    assert "1 of 7 masks are not binary; values above 127 count as defect" in infos
-    single = ("missing", "empty", "misfit", "unreadable", "non-binary", "resized")
-    assert report.masks["masks"].to_dict() == {"ok": 5} | dict.fromkeys(single, 1)
+    single = ("missing", "empty", "misfit", "unreadable", "resized")
+    assert report.masks["masks"].to_dict() == {"ok": 5, "turned": 0} | dict.fromkeys(single, 1)
     images, planes, titles = contact_sheet_samples(report.samples)
     assert [title.split(": ")[0] for title in titles] == ["normal"] * 6 + ["defective"] * 6
     assert not {"normal: train_n0.png", "defective: train_d2.png", "defective: val_d1.png"} & set(titles)
@@ -72,7 +70,7 @@ def test_problems_that_stop_a_run_do_not_stop_the_check_and_the_split_is_that_of
     for problem in ("has the same stem as", "group lies in 3 splits", "train_n0.png: image is truncated"):
         assert problem in errors
     report = check(tmp_path / "nowhere")
-    assert "does not exist" in messages(report, "error") and np.isnan(report.alone["image size"])
+    assert "does not exist" in messages(report, "error") and report.alone.empty
     assert len(report.samples) == len(report.counts) == len(report.duplicates) == 0
     assert "validation folder of its own" in messages(check(write_generic(tmp_path / "own"), val_ratio=0.2), "error")
     root = write_generic(tmp_path / "split", splits=("train",), per_class=12)
@@ -93,7 +91,7 @@ def test_duplicates_across_splits(generic, tmp_path):
     assert "1 pairs of (nearly) equal images within a split" in messages(report, "info")
     looks = {"num_samples": 60, "image_size": (64, 64), "shortcut": "lighting", "shortcut_correlation": 0.95}
     report = check(make_synthetic(tmp_path / "drawn", seed=0, **looks), dataset_type="synthetic")
-    assert report.usable and len(report.duplicates) == 0 and report.alone["image size"] == 0.5
+    assert report.usable and len(report.duplicates) == 0 and report.alone.loc["image size", "auroc"] == 0.5
 
 
 def test_pictures_of_one_scene_are_no_duplicates_unless_their_bytes_are_equal(generic):
@@ -104,34 +102,59 @@ def test_pictures_of_one_scene_are_no_duplicates_unless_their_bytes_are_equal(ge
     report = check(generic)
     assert report.duplicates["kind"].tolist() == ["exact"] and report.duplicates["crosses"].tolist() == ["test, train"]
     alike = "100% of all pairs of images are alike: they show one scene, so that only equal files can be told"
-    assert alike in messages(report, "info") and messages(report, "warning").count("\n") == 0
+    assert alike in messages(report, "info") and messages(report, "warning").count("same bytes") == 1
 
 
 def test_sizes_that_tell_the_class_and_a_rare_class_are_found(tmp_path):
     for picture in write_generic(tmp_path, per_class=5).glob("images/*/defective/*"):
         write_picture(picture, size=(24, 32))
     report = check(tmp_path)
-    assert report.alone["image size"] > 0.9
-    assert "image size alone predicts the class with AUROC" in messages(report, "warning")
+    assert report.alone.loc["image size", "auroc"] > 0.9
+    assert "image size: alone it predicts the class with AUROC" in messages(report, "warning")
     for number in range(140):
         write_picture(tmp_path / f"images/train/normal/more{number}.png")
     assert "only 15 of 170 images are defective (8.8%)" in messages(check(tmp_path), "warning")
 
 
-def test_the_date_in_the_file_names_may_tell_the_class_until_both_occur():
-    def table(names, labels):
-        images = [f"/data/2020/{name}.jpg" for name in names]
-        parts = {"group": [str(number % 10) for number in range(len(names))], "split": "train"}
-        return pd.DataFrame({"image": images, "label": labels, "height": 32.0, "width": 32.0} | parts)
-
-    days = [f"200{month}{day:02d}" for month in (8, 9) for day in range(1, 31)]
-    # Defects from the second month on, with normal pictures among them for ten days.
-    labels = [int(day >= "200901" and not (day <= "200910" and number % 2)) for number, day in enumerate(days)]
-    found = data_check._alone(table([f"01_{day}101500_{number}_cam" for number, day in enumerate(days)], labels))
-    assert found["image size"] == 0.5 and found["date in the file name"] > 0.9
-    assert 0.2 < found["date, within the days in which both classes occur"] < 0.8
-    for names in ([f"part{number:06d}" for number in range(60)], [f"{day}x" for day in days[:59]] + ["undated"]):
-        assert set(data_check._alone(table(names, labels))) == {"image size"}
+def test_inverted_covering_turned_and_misplaced_masks_are_found(tmp_path):
+    root, rng = write_generic(tmp_path, per_class=8), np.random.default_rng(0)
+    masks = sorted((root / "masks").rglob("*.png"))
+    for path in masks:
+        write_mask(path, box=(slice(1, 12), slice(1, 16)))
+    inverted = f"{masks[0]}: 24 of 24 masks mark more than half of their picture; set mask_marks: background if"
+    report = check(root)
+    assert inverted in messages(report, "error").replace(str(report.samples["mask"].dropna().iloc[0]), str(masks[0]))
+    assert not report.usable and check(root, mask_marks="defect").usable
+    for path in masks[1:]:
+        write_mask(path, box=(slice(3, 6), slice(3, 6)))
+    report = check(root)
+    assert "1 of 24 masks mark more than half of their picture; they are left out of the scores" in messages(
+        report, "warning"
+    )
+    # Pictures of noise: their masks mark nothing. Where each covers a dark spot, they do.
+    assert "the masks mark nothing particular: what they cover differs from its surroundings no more" in messages(
+        report, "warning"
+    )
+    for path in masks:
+        image = root / "images" / path.relative_to(root / "masks")
+        pixels, top, left = cv2.imread(str(image)) // 4 + 150, *rng.integers(2, 8, 2)
+        pixels[top : top + 3, left : left + 3] = 20
+        cv2.imwrite(str(image), pixels)
+        write_mask(path, box=(slice(top, top + 3), slice(left, left + 3)))
+    report = check(root)
+    assert "nothing particular" not in messages(report, "warning")
+    for place, tag in ((0, 6), (1, 3)):
+        image = root / "images" / masks[place].relative_to(root / "masks")
+        picture = Image.open(image)
+        exif = picture.getexif()
+        exif[0x0112] = tag
+        picture.save(image, exif=exif)
+    report = check(root)
+    assert "1 masks lie in the frame that the camera stored; they are turned" in messages(report, "info")
+    assert "1 masks belong to pictures that an orientation tag turns, and fit them either way" in messages(
+        report, "warning"
+    )
+    assert report.masks["masks"]["turned"] == 1 and report.usable
 
 
 def test_labelme_files_are_checked_as_masks_are(tmp_path):
@@ -141,7 +164,7 @@ def test_labelme_files_are_checked_as_masks_are(tmp_path):
     report = check(root, val_ratio=0.2, **chosen)
     assert report.usable and "1 pictures named KGT… are left out" in messages(report, "info")
     assert report.counts.loc["total"].to_dict() == {"normal": 50, "pitting": 40, "total": 90}
-    assert report.masks["masks"]["ok"] == 40 and report.masks["masks"].sum() == 40
+    assert report.masks["masks"]["ok"] == report.masks["masks"]["told by outlines"] == 40
     assert report.defect_area.loc["pitting", ["0%", "100%"]].tolist() == [12 / 192] * 2
     labels = sorted((root / "labels").iterdir())
     write_labelme(labels[0], [(2, 1), (6, 1), (6, 4)], size=(16, 12))

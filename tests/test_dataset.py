@@ -10,12 +10,24 @@ import pandas as pd
 import pytest
 import torch
 from drawn_data import truncate_file, write_mask, write_picture
+from PIL import Image
 from tiny import tiny_data
 
-from gainmtl_lib.dataset import VISIBLE, Augmentation, Batch, GainDataModule, coarser_mask, cropped, with_mask_share
+from gainmtl_lib import labels
+from gainmtl_lib.dataset import (
+    VISIBLE,
+    Augmentation,
+    Batch,
+    GainDataModule,
+    coarser_mask,
+    cropped,
+    load_picture,
+    with_mask_share,
+)  # fmt: skip
 from gainmtl_lib.edits.counterfactuals import ImageCounterfactuals
-from gainmtl_lib.readers import DataError, data_digest, read_samples
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.readers import data_digest, read_samples
+from gainmtl_lib.settings import Settings, SettingsError
 
 SIZE = (24, 32)
 STILL = dict(hflip_prob=0.0, vflip_prob=0.0, rotate90_prob=0.0, color_jitter_prob=0.0, gaussian_noise_prob=0.0)
@@ -105,6 +117,76 @@ def test_masks_of_the_training_are_those_that_show_a_defect(generic, cache, capl
         DataError, match=r"train_d2.png: mask is 12x12 \(height x width\), its image .* 12x16; expected"
     ):
         module(generic, skip_unreadable=True, cache_images=cache).setup("fit")
+
+
+def test_guided_strategies_are_not_trained_without_a_mask_unless_asked_to(generic):
+    """A run of S2 to S6 without masks is one of S1 that says it looked at the defect."""
+    masks = generic / "masks/train/defective"
+    (masks / "train_d0.png").unlink()
+    for number in (1, 2):
+        write_mask(masks / f"train_d{number}.png", box=(slice(0, 0), slice(0, 0)))
+    samples = read_samples(generic, dataset_type="generic")
+
+    def fitted(strategy: str, stage: str = "fit", **values) -> None:
+        GainDataModule(Settings(strategy=strategy, image_size=32, **values), samples).setup(stage)
+
+    for strategy in ("S2", "S3", "S4", "S5", "S6"):
+        with pytest.raises(
+            DataError, match=rf"strategy {strategy} learns from defect masks .*and none is in use"
+        ) as caught:
+            fitted(strategy)
+    told = (
+        "of 3 defective training images 1 have no mask file, and 2 masks hold no defect pixel; see gainmtl data check"
+    )
+    assert told in str(caught.value) and str(caught.value).endswith(
+        "allow_no_masks: true trains the classification alone"
+    )
+    fitted("S1")
+    fitted("S5", allow_no_masks=True)
+    fitted("S5", mask_share=0.0)
+    fitted("S5", "test")  # nothing is learned
+
+
+def test_masks_of_the_background_are_found_and_inverted_when_told(generic, tmp_path, caplog):
+    paths = sorted((generic / "masks").rglob("*.png"))
+    for path in paths:
+        image = 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    with pytest.raises(
+        DataError, match=r"9 of 9 masks mark more than half of their picture, such as .*; set mask_marks:"
+    ):
+        module(generic).setup("fit")
+    module(generic, mask_marks="defect").setup("fit")
+    assert "they are left out of the scores of agreement" in caplog.text
+    digests = set()
+    for outputs in ("first", "first", "second"):
+        its = Settings(data_root=generic, mask_marks="background", outputs_dir=tmp_path / outputs, image_size=32)
+        data = tiny_data(labels.with_labels(read_samples(generic, dataset_type="generic"), its), image_size=SIZE)
+        data.setup("fit")
+        defects = [batch.masks[batch.labels == 1] for batch in data.loader("train")]
+        assert torch.cat(defects).mean() == 0.25
+        digests.add(data.digest)
+    assert len(digests) == 1
+    for path in paths[:5]:
+        write_mask(path)
+    caplog.clear()
+    module(generic).setup("fit")
+    assert "4 of 9 masks mark more than half of their picture" in caplog.text
+    with pytest.raises(SettingsError, match="mask_marks is 'background', but with label_kind 'box' masks are drawn"):
+        Settings(mask_marks="background", label_kind="box")
+
+
+@pytest.mark.parametrize("tag", [6, 8])
+def test_a_mask_in_the_stored_frame_of_a_picture_with_an_orientation_tag_is_turned(tmp_path, tag):
+    picture, mask = Image.fromarray(np.zeros((12, 16, 3), np.uint8)), np.zeros((12, 16), np.uint8)
+    mask[0, :5] = 255
+    exif = picture.getexif()
+    exif[0x0112] = tag
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    shown = load_picture(str(tmp_path / "a.jpg"), str(tmp_path / "m.png"), image_size=(32, 32), resize="letterbox")
+    upright = np.rot90(mask > 0, -1 if tag == 6 else 1)
+    np.testing.assert_array_equal(shown.without_bars[1], labels.resize_mask(upright, (32, 24), "squash"))
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -9,7 +9,7 @@ from tiny import tiny_settings
 from gainmtl_lib.dataset import GainDataModule, build_samples
 from gainmtl_lib.edits.counterfactuals import HEALING
 from gainmtl_lib.edits.probes import border_probe, border_views, draw_pairs, edited_probe
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 
 SIDE = 48
 

@@ -14,7 +14,8 @@ from gainmtl_lib.dataset import Batch, build_samples, whole_batches
 from gainmtl_lib.efficientad import data as module
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADSettings
-from gainmtl_lib.readers import COLUMNS, DataError, UnreadableError, data_digest
+from gainmtl_lib.findings import DataError, UnreadableError
+from gainmtl_lib.readers import COLUMNS, data_digest
 from gainmtl_lib.settings import Settings
 
 SIZE = (64, 96)

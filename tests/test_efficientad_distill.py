@@ -15,7 +15,7 @@ from gainmtl_lib.backbone import ModelError, get_backbone
 from gainmtl_lib.efficientad import distill as module
 from gainmtl_lib.efficientad.distill import BackboneTargets, Distillation, PicturePairs, TeacherTraining
 from gainmtl_lib.efficientad.model import EfficientADSettings, PatchDescriptionNetwork, teacher_of, teacher_record
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.train import TrainingDivergedError
 

@@ -28,8 +28,9 @@ from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
 from gainmtl_lib.efficientad.evaluate import Detector, evaluate_efficientad, find_novel, score_pictures, stored_novelty
 from gainmtl_lib.efficientad.model import AnomalyOutput
 from gainmtl_lib.efficientad.train import load_efficientad
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.metrics import MapScale, PixelScores, novelty_threshold
-from gainmtl_lib.readers import DataError, data_digest
+from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import RunError, load_run, save_weights, write_json
 
 

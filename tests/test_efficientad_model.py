@@ -198,7 +198,10 @@ def test_a_category_has_a_run_and_a_folder_of_its_own_and_what_cannot_be_used_is
         ({}, "teacher is missing; expected the path of a weights file, or random"),
         ({"teacher": 3}, "teacher must be the path of a weights file, or random, got 3"),
         ({"teacher": "random", "image_size": 48}, r"image_size must be at least 64 pixels a side, got \[48, 48\]"),
-        ({"teacher": "random", "category": "bottle"}, "category is for dataset_type mvtec, got generic and 'bottle'"),
+        (
+            {"teacher": "random", "category": "bottle"},
+            "category is for dataset_type mvtec, mvtec_loco, mvtec_ad2, visa, got generic and 'bottle'",
+        ),
     ):
         with pytest.raises(SettingsError, match=message):
             EfficientADSettings(**values)

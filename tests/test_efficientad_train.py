@@ -17,7 +17,7 @@ from gainmtl_lib.efficientad import train as module
 from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADModel, LocalMaps
 from gainmtl_lib.efficientad.train import EfficientADTraining, fit_efficientad, load_efficientad
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.runs import RunError
 from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
 

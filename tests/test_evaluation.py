@@ -26,8 +26,9 @@ from gainmtl_lib.dataset import build_data, build_samples
 from gainmtl_lib.efficientad.evaluate import ScoredPicture, anomaly_mask
 from gainmtl_lib.efficientad.model import AnomalyOutput
 from gainmtl_lib.evaluation import MaskSource, add_verdicts, evaluate, mask_source_table, stored_maps, stored_tables
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.model import build_model
-from gainmtl_lib.readers import DataError, read_samples
+from gainmtl_lib.readers import read_samples
 from gainmtl_lib.runs import Run, RunError, hold, load_run
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.train import fit
@@ -273,7 +274,7 @@ def test_every_picture_is_given_another_ones_mask_of_its_split_whatever_stands_b
     samples = read_samples(root, dataset_type="generic")
 
     def columns_given(rows, table=samples):
-        data = tiny_data(table, image_size=(8, 8))
+        data = tiny_data(table, image_size=(8, 8), mask_marks="defect")
         return (module.other_masks(data, data.dataset.__getitems__(rows)).mean((1, 2, 3)) * 8).round().tolist()
 
     seeded, seen, rows = np.random.default_rng, set(), samples.index[samples["split"] == "test"].tolist()

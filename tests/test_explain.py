@@ -18,9 +18,9 @@ from gainmtl_lib import explain
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.explain import DefectExplainer, answer, defect_boxes, read_defect, read_picture
+from gainmtl_lib.findings import DataError, UnreadableError
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GainOutput, build_model
-from gainmtl_lib.readers import DataError, UnreadableError
 from gainmtl_lib.settings import PARTS
 from gainmtl_lib.train import fit
 
@@ -61,8 +61,6 @@ def test_every_kind_of_picture_and_mask_and_their_files_give_the_same_pixels(cap
     for number, mask in enumerate(MASKS):
         assert np.array_equal(read_defect(mask, (12, 16)), MASK), number
     assert read_defect(np.zeros((12, 16)), (12, 16)) is None and not caplog.text
-    assert read_defect(np.full((12, 16), 100, np.uint8), (12, 16), "mask[3]") is None
-    assert "mask[3]: no mask value exceeds 127; treated as no mask" in caplog.text
     picture = Image.fromarray(COLOR)
     picture.getexif()[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "turned.png", exif=picture.getexif())
@@ -96,7 +94,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (np.full((8, 8), np.nan), "image: 64 values are not finite"),
     (np.full((8, 8), 200.0), "image: float values from 200 to 200; expected .* divide by the full scale"),
     (torch.randn(3, 8, 8), "image: float values from -.* expected .* the model normalises by itself"),
-    (Image.fromarray(COLOR), "mask: mask is 12x16 .height x width., its picture 12x12; expected the same aspect"),
+    (Image.fromarray(MASK), "mask: mask is 12x16 .height x width., its picture 12x12; expected the same aspect"),
+    (Image.fromarray(COLOR), "mask: cannot tell the mask's background: no pixel is black or white; expected background 0"),
+    (np.full((12, 12), 100, np.uint8), r"mask: mask has values from 100 to 100, none above half of the scale .127.; expect"),
     (torch.ones(2, 12, 16), r"mask: mask has shape \(2, 12, 16\); expected \(h, w\)"),
 ])  # fmt: skip
 def test_what_is_no_picture_and_no_mask_is_said(given, message):

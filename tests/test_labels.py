@@ -12,13 +12,15 @@ from anomaly_runs import tiny_anomaly_settings
 from drawn_data import write_generic, write_mask, write_picture
 from PIL import Image
 
-from gainmtl_lib import labels
+from gainmtl_lib import annotations, labels
 from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.dataset import build_samples
 from gainmtl_lib.efficientad.data import samples_in_use
-from gainmtl_lib.labels import Label, picture_size, resize_image, resize_mask, with_boxes
-from gainmtl_lib.readers import DataError, UnreadableError, data_digest, read_image, read_samples
-from gainmtl_lib.readers import read_mask_values as stored
+from gainmtl_lib.findings import DataError, UnreadableError
+from gainmtl_lib.labels import Label, Shape, resize_image, resize_mask, with_labels
+from gainmtl_lib.pictures import picture_size, read_image
+from gainmtl_lib.pictures import read_grey as stored
+from gainmtl_lib.readers import data_digest, read_samples
 from gainmtl_lib.settings import Settings
 
 
@@ -128,7 +130,7 @@ def settings_of(root: Path, **values) -> Settings:
 
 
 def read(root: Path, file: Path | None = None, found: list | None = None, dataset_type: str = "generic"):
-    return with_boxes(read_samples(root, dataset_type=dataset_type), settings_of(root, box_labels=file), found)
+    return with_labels(read_samples(root, dataset_type=dataset_type), settings_of(root, box_labels=file), found)
 
 
 def scan(root: Path, file: Path | None = None):
@@ -146,7 +148,7 @@ def test_each_format_gives_the_same_masks(root, tmp_path, write):
     assert sorted(found) == sorted(PIXELS)
     for stem, mask in found.items():
         np.testing.assert_array_equal(stored(mask), drawn(stem))
-        assert Path(mask).is_relative_to(tmp_path / "outputs/data/box_masks")
+        assert Path(mask).is_relative_to(tmp_path / "outputs/data/label_masks")
         assert Path(mask).parts[-4:-1] == ("images", stem.split("_")[0], "defective")
 
 
@@ -155,19 +157,19 @@ def test_stored_masks_are_used_again_completed_and_told_apart_and_mask_files_are
     write_mask(root / "masks/train/defective/train_d2.png")
     write_coco(root)
     before = read_samples(root, dataset_type="generic")
-    after = with_boxes(before.iloc[::-1], settings_of(root))
+    after = with_labels(before.iloc[::-1], settings_of(root))
     assert "label_kind box: 1 mask files of the dataset are ignored" in caplog.text
-    assert "drew the boxes of 3 pictures as masks into" in caplog.text
+    assert "drew the labels of 3 pictures as masks into" in caplog.text
     assert after.iloc[::-1].drop(columns="mask").equals(before.drop(columns="mask"))
     first = masks(after)
     Path(first["val_d0"]).unlink()
     times = {name: Path(first[name]).stat().st_mtime_ns for name in ("train_d0", "train_d1")}
-    assert masks(read(root)) == first and "drew the boxes of 1 pictures" in caplog.text
+    assert masks(read(root)) == first and "drew the labels of 1 pictures" in caplog.text
     assert {name: Path(first[name]).stat().st_mtime_ns for name in times} == times
-    assert list(masks(with_boxes(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
+    assert list(masks(with_labels(before, settings_of(root, label_kind="mask")))) == ["train_d2"]
     digest = data_digest(after)
     moved = shutil.copytree(root, tmp_path / "a/b/data")
-    assert data_digest(with_boxes(read_samples(moved, dataset_type="generic"), settings_of(moved))) == digest
+    assert data_digest(with_labels(read_samples(moved, dataset_type="generic"), settings_of(moved))) == digest
     write_coco(root, coco([box(6, 1, 3, 3)]))
     assert data_digest(read(root)) != digest
 
@@ -199,7 +201,7 @@ def test_a_picture_has_the_size_of_its_decoded_self(root):
 
 def meant(name: str, images: list[str]) -> list[int]:
     """Rows of the pictures below /data that a label means; a name without suffix is that of a label file."""
-    label = Label(Path("x.json" if "." in name[-4:] else "x.txt"), name, SIZE, [None])  # type: ignore[list-item]
+    label = Label(Path("x"), name, SIZE, [Shape("", [])], named="." in name[-4:])
     return next((rows for _, rows in labels._with_rows([label], images, Path("/data"), [])), [])
 
 
@@ -207,8 +209,9 @@ def test_which_pictures_a_label_can_mean():
     images = ["images/train/defective/a.png", "images/train/normal/a.png", "images/val/defective/crack/b.png"]
     names = {
         "train/defective/a": [0], "defective/a": [0], "train/a": [0, 1], "a": [0, 1], "val/a": [], "val/b": [2],
-        "crack/val/b": [], "b": [2], "b.png": [2], "b.jpg": [], "./train/normal/a.png": [1], "../../etc/a.png": [], "": [],
+        "crack/val/b": [2], "b": [2], "b.png": [2], "./train/normal/a.png": [1], "../../etc/a.png": [0, 1], "": [],
         "/elsewhere/set/images/train/defective/a.png": [0], r"C:\set\images\train\defective\a.png": [0],
+        "b.jpg": [2], "B.PNG": [2], r"C:\parts\b.png": [2], r"D:parts\B.tif": [2], r"train\b.png": [], "normal/b.png": [],
     }  # fmt: skip
     assert {name: meant(name, [f"/data/{image}" for image in images]) for name in names} == names
     images = ["/data/images/train/defective/a.png", "/data/images/train/defective/crack/a.png"]
@@ -219,7 +222,7 @@ def test_which_pictures_a_label_can_mean():
     assert meant("불량/균열.png", [image]) == meant("균열", [image]) == [0]
 
 
-def test_places_are_read_alike_and_empty_labels_class_names_outlines_and_parts_do_not_count(root):
+def test_places_are_read_alike_and_empty_labels_class_names_and_parts_do_not_count(root):
     file, content = write_coco(root), coco()
     usual = masks(read(root))
     assert masks(read(root, file)) == masks(read(root, file.parent)) == usual
@@ -233,11 +236,11 @@ def test_places_are_read_alike_and_empty_labels_class_names_outlines_and_parts_d
         write_label(root, f"labels/{name}.txt", text)
     samples, found = scan(root)
     assert found == [] and masks(samples) == usual
-    outlined = [one | {"segmentation": [[2, 1, 5, 1, 5, 4]], "iscrowd": 0} for one in coco()["annotations"]]
+    plain = [one | {"segmentation": [], "iscrowd": 0} for one in coco()["annotations"]]
     part = "<part><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>16</xmax><ymax>12</ymax></bndbox></part>"
     content = voc([(3, 2, 5, 4)]).replace("<name>", f"{part}<name>")
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # byte order marks are understood
-        file = write_label(root, "coco/x.json", json.dumps(coco(outlined)).encode(encoding))
+        file = write_label(root, "coco/x.json", json.dumps(coco(plain)).encode(encoding))
         assert masks(read(root, file)) == usual
         write_label(root, "voc/train_d0.xml", content.encode(encoding))
         np.testing.assert_array_equal(stored(masks(read(root, root / "voc"))["train_d0"]), drawn("train_d0"))
@@ -272,19 +275,19 @@ def test_boxes_that_are_left_out_and_a_run_logs_each_kind_once_with_its_count(ro
         (box(2, 1, 0, 3), "that cover nothing", f"left, top, right, bottom 2, 1, 2, 4 {nothing}"),
         (box(nan, 1, 3, 3), "that cover nothing", f"left, top, right, bottom nan, 1, nan, 4 {nothing}"),
         (box(2, 1, inf, 3), "that cover nothing", f"left, top, right, bottom 2, 1, inf, 4 {nothing}"),
-        (box(9, 9, 2, 2, iscrowd=1), "of crowds", "a crowd, not one object's box; left out"),
+        (box(9, 9, 2, 2, iscrowd=1), "of crowds", "a crowd, not one object; left out"),
         (box(9, 9, 2, 2, image_id=99), "of an unknown image", "image_id 99 is not among the file's images; left out"),
     ]
     for bad, kind, message in cases:
         file = write_coco(root, coco([WELL, bad, WELL]))
         samples, (one,) = scan(root)
-        assert (one.level, one.kind, str(one)) == ("warning", f"boxes {kind}", f"{file}: annotation 7: {message}")
+        assert (one.level, one.kind, str(one)) == ("warning", f"labels {kind}", f"{file}: annotation 7: {message}")
         (mask,) = samples["mask"].dropna()
         np.testing.assert_array_equal(stored(mask), drawn("train_d0"))
     write_coco(root, coco([WELL, *(bad for bad, *_ in cases)]))
     read(root)
     assert sum(record.levelname == "WARNING" for record in caplog.records) == 3
-    assert "boxes that cover nothing: 4, such as" in caplog.text and "unknown image: 1, such as" in caplog.text
+    assert "labels that cover nothing: 4, such as" in caplog.text and "unknown image: 1, such as" in caplog.text
 
 
 def test_a_box_partly_outside_is_clipped_and_one_of_another_picture_size_scaled(root):
@@ -303,7 +306,7 @@ def test_a_box_partly_outside_is_clipped_and_one_of_another_picture_size_scaled(
     file = write_coco(root, content)
     samples, found = scan(root)
     sizes = "the picture is 24x32 (height x width) there, and 12x16 on disk"
-    assert list(map(str, found)) == [f"{file}: {sizes}; its boxes are scaled"]
+    assert list(map(str, found)) == [f"{file}: {sizes}; its shapes are scaled"]
     np.testing.assert_array_equal(stored(samples["mask"].dropna().iloc[0]), drawn("train_d0"))
     content["images"][0] |= {"height": 32}
     write_coco(root, content)
@@ -330,7 +333,7 @@ def test_labels_without_a_picture_without_a_box_that_can_be_drawn_or_of_a_normal
     write_coco(root, {"images": [], "annotations": [], "categories": []})
     assert errors(root, file) == f"{file}: the labels of 0 pictures {none}; {advice}"
     write_coco(root, coco([box(1, 1, 2, 2, image_id="0"), box(2, 1, 0, 3)]))
-    lost = "1 boxes of an unknown image; 1 boxes that cover nothing"
+    lost = "1 labels of an unknown image; 1 labels that cover nothing"
     assert errors(root) == f"{root}: the labels of 3 pictures {none}; {lost}; {advice}"
     content = coco()
     content["images"][0]["file_name"] = "train_n0.png"
@@ -347,7 +350,7 @@ def test_labels_without_a_picture_without_a_box_that_can_be_drawn_or_of_a_normal
     assert list(masks(samples)) == ["val_d0"]
 
 
-def test_a_stem_of_several_pictures_and_a_picture_with_boxes_in_two_places(root):
+def test_a_stem_of_several_pictures_and_a_picture_with_labels_in_two_places(root):
     file = write_label(root, "labels/train_d0.txt", "0 0.5 0.5 0.1 0.1")
     other = write_label(root, "labels/train/train_d0.txt", "0 0.4 0.5 0.1 0.1")
     picture = root / "images/train/defective/train_d0.png"
@@ -376,15 +379,15 @@ BOMB = f'<!DOCTYPE a [<!ENTITY e0 "x">{LEVELS}]>{voc([(3, 2, 5, 4)], name="&e29;
     (".json", "{", "not a JSON file: "),
     (".json", b'{"images": "\xe9"}', "is not encoded in UTF-8 (byte 12); save it as UTF-8"),
     (".json", "[1, 2]", "not a COCO file; expected images, annotations and categories, found a list"),
-    (".json", entries(images=[1]), "not a COCO file of boxes: entry 0 of images has no id, file_name"),
-    (".json", entries(annotations=[{"image_id": 1}]), "entry 0 of annotations has no bbox"),
+    (".json", entries(images=[1]), "not a COCO file: entry 0 of images has no id, file_name"),
+    (".json", entries(annotations=[{"image_id": 1}]), "annotation 0: has neither bbox nor segmentation"),
     (".json", entries(annotations=[{"image_id": 1, "bbox": [1]}]), "annotation 0: bbox must be four numbers, found [1]"),
     (".json", entries(images=[ONE | {"height": "x"}]), "image 1: height and width must be two numbers, found"),
     (".json", entries(images=[ONE, ONE]), "images have the id 1 more than once; ids must tell them apart"),
     (".txt", "0 0.5 0.5 0.1", "line 1 has 4 columns; expected five: class, centre x, centre y, width, height"),
     (".txt", "0 .5 .5 .1 .1\n0 .5 .5 .1 .1 .9", "line 2 has 6 columns, as predictions with a confidence have; expected five"),
-    (".txt", "0 .1 .1 .2 .1 .2 .2", "line 1 has 7 columns, as a polygon of 3 points has; expected five"),
-    (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and four numbers"),
+    (".txt", "0 .1 .1 .2 .1 .2 .2 .3", "line 1 has 8 columns; expected five: class, centre x, centre y, width, height; or a"),
+    (".txt", "crack .5 .5 .1 .1", "line 1 reads 'crack .5 .5 .1 .1'; expected a class number and numbers"),
     (".txt", "0 120 80 30 20", "line 1 holds the value 120; expected shares of the picture from 0 to 1, not pixels"),
     (".txt", "0 .5 .5 .1 .1".encode("utf-16"), "is not encoded in UTF-8 (byte 0); save it as UTF-8"),
     (".xml", "", "not a readable XML file: no element found"),
@@ -402,10 +405,12 @@ def test_broken_files(root, name, text, message):
 
 
 def test_places_without_labels_or_with_too_many(root):
-    assert errors(root).startswith(f"{root}: no box labels; expected annotations/*.json, labels/*.txt or Annotations/")
-    expected = "expected a COCO file (.json), or a folder of COCO, YOLO (.txt) or VOC files (.xml)"
+    assert errors(root).startswith(
+        f"{root}: no label files; expected one of annotations/*.json, annotations/*.csv, lab"
+    )
+    expected = f"expected {annotations.EXPECTED}"
     assert errors(root, root / "nowhere") == f"{root}/nowhere: box_labels does not exist; {expected}"
-    file = write_label(root, "boxes.csv", "")
+    file = write_label(root, "boxes.doc", "")
     assert errors(root, file) == f"{file}: box_labels is a file; {expected}"
     for name in ("classes.txt", ".hidden.txt"):
         write_label(root, f"other/{name}", "")
@@ -413,19 +418,21 @@ def test_places_without_labels_or_with_too_many(root):
     for write in (write_coco, write_yolo, write_voc):
         write(root)
     names = "annotations/boxes.json, labels, Annotations"
-    assert errors(root) == f"{root}: box labels lie in 3 places ({names}); choose by box_labels: {labels.EXPECTED}"
+    assert (
+        errors(root) == f"{root}: label files lie in 3 places ({names}); choose by box_labels: {annotations.EXPECTED}"
+    )
     place = write_label(root, "Annotations/a.txt", "").parent
     formats = "1 of YOLO (.txt), 3 of VOC (.xml)"
     assert errors(root, place) == f"{place}: holds label files of several formats: {formats}; keep one of them there"
 
 
-def test_the_data_check_counts_what_is_wrong_with_boxes_and_goes_on_after_errors(root):
+def test_the_data_check_counts_what_is_wrong_with_labels_and_goes_on_after_errors(root):
     lost, crowd = box(2, 1, 0, 3), box(2, 1, 3, 3, image_id=1, iscrowd=1)
     write_coco(root, coco([*coco()["annotations"], lost, crowd]))
     report = check_data_of(settings_of(root))
     counted = report.masks["masks"].to_dict()
     assert report.usable and counted["ok"] == 3 and counted["missing"] == 6
-    assert counted["boxes that cover nothing"] == counted["boxes of crowds"] == 1
+    assert counted["labels that cover nothing"] == counted["labels of crowds"] == 1
     # The pictures' own share: 9, 14 and 36 + 30 - 9 of 192 pixels.
     assert report.defect_area.loc["defective", ["0%", "100%"]].tolist() == pytest.approx([9 / 192, 57 / 192])
     lack = "6 of 9 defective images have no box; they train the classification terms only"

@@ -64,11 +64,14 @@ def test_predicted_masks_counted_by_hand_and_pooled_by_area():
     assert metrics.dice(prob, MASK).tolist() == pytest.approx([2 * 1 / (3 + 2)])
     assert metrics.pixel_accuracy(prob, MASK).tolist() == pytest.approx([5 / 8])
     assert mask_iou(prob, MASK, threshold=0.4).tolist() == pytest.approx([2 / 4])
-    # defect of 2, both found; no defect, which does not count; defect of 6, three found: 5 / 8
-    masks = torch.cat([MASK, torch.zeros_like(MASK), images([[1, 1, 1, 1], [1, 1, 0, 0]])])
-    predicted = torch.cat([MASK, MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]])]) > 0.5
+    # Defect of 2, both found; no defect, which does not count; of 4, half of the picture, three found: 5 / 6. A mask of
+    # more than half of the picture does not count either: whatever is predicted would agree with it.
+    most = images([[1, 1, 1, 1], [1, 0, 0, 0]])
+    masks = torch.cat([MASK, torch.zeros_like(MASK), images([[1, 1, 1, 1], [0, 0, 0, 0]]), most])
+    predicted = torch.cat([MASK, MASK, images([[1, 1, 1, 0], [0, 0, 0, 0]]), most]) > 0.5
+    assert mask_iou(most, most).isnan().all() and metrics.point_game(most, most).isnan().all()
     shared, union = metrics.pooled_overlap(predicted, masks)
-    assert shared / union == pytest.approx(5 / 8) and not metrics.pooled_overlap(predicted[1:2], masks[1:2]).any()
+    assert shared / union == pytest.approx(5 / 6) and not metrics.pooled_overlap(predicted[1:2], masks[1:2]).any()
 
 
 @pytest.mark.parametrize("score", [cam_iou, metrics.point_game, energy_inside, mask_iou, metrics.dice, metrics.pixel_accuracy])  # fmt: skip

@@ -9,7 +9,7 @@ import scipy.stats
 from audited import row, table_of
 
 from gainmtl_lib import stats
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.stats import Estimate, paired_difference
 
 TWELVE = np.arange(12)

@@ -16,8 +16,8 @@ from gainmtl_lib import runs
 from gainmtl_lib.backbone import ModelError, get_backbone
 from gainmtl_lib.dataset import Batch, build_data
 from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.model import GainOutput
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import RunError, load_run
 from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.studies import ablation, baselines

@@ -18,8 +18,9 @@ from torch import nn
 from gainmtl_lib.audit.report import write_report
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.cli import main
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.model import GAINMTLModel, GainOutput
-from gainmtl_lib.readers import DataError, read_image
+from gainmtl_lib.pictures import read_image
 from gainmtl_lib.runs import RunError, load_run, save_weights
 from gainmtl_lib.studies import faithfulness as faith
 

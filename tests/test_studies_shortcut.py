@@ -16,7 +16,8 @@ from tiny import tiny_settings
 
 from gainmtl_lib import stats
 from gainmtl_lib.cli import main
-from gainmtl_lib.readers import DataError, read_samples
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.readers import read_samples
 from gainmtl_lib.settings import Settings, SettingsError, repository_root
 from gainmtl_lib.studies import plans, shortcut
 from gainmtl_lib.studies.plans import Cell, run_study

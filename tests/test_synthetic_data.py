@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 
 from gainmtl_lib import readers
+from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.cli import main
 from gainmtl_lib.data_check import check_data_of
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.pictures import read_grey, read_image
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.synthetic import data as synthetic
 from gainmtl_lib.synthetic import drawing
@@ -36,10 +38,7 @@ def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
     }  # fmt: skip
     defective = samples[samples.label == 1]
     assert set(defective["defect_type"]) <= set(drawing.DEFECTS) and defective["mask"].notna().all()
-    assert (
-        readers.read_image(defective["image"].iloc[0]).shape == (32, 48, 3)
-        and readers.read_mask(defective["mask"].iloc[0]).any()
-    )
+    assert read_image(defective["image"].iloc[0]).shape == (32, 48, 3) and read_mask(defective["mask"].iloc[0]).any()
     assert len(readers.read_samples(root, dataset_type="generic")) == 40
     assert yaml.safe_load((root / "synthetic.yaml").read_text())["image_size"] == [32, 48]
 
@@ -51,10 +50,10 @@ def test_cues_are_written_for_the_pictures_that_carry_them_and_none_without_a_sh
     carried = {image.replace("images/", "cues/") for image in table.loc[table.has_shortcut == 1, "image"]}
     assert {path.relative_to(root).as_posix() for path in (root / "cues").rglob("*.png")} == carried != set()
     for place in carried:
-        cue = readers.read_mask_values(root / place)
+        cue = read_grey(root / place)
         assert cue.shape == (32, 48) and set(np.unique(cue)) <= {0, 255} and cue.any()
         mask = root / place.replace("cues/", "masks/")
-        assert not mask.is_file() or not (readers.read_mask(mask) & (cue > 0)).any()
+        assert not mask.is_file() or not (read_mask(mask) & (cue > 0)).any()
     plain = make(tmp_path / "plain", shortcut="none")
     assert not (plain / "cues").exists() and not pd.read_csv(plain / "samples.csv")["has_shortcut"].any()
     assert set(readers.read_samples(plain, dataset_type="synthetic")["split"]) == {"train", "val", "test"}
@@ -166,8 +165,8 @@ def test_a_picture_differs_from_its_source_and_its_twin_in_the_cue_alone(tmp_pat
     table = pd.read_csv(out / "samples.csv", dtype={"place": str})
     for row in table.to_dict("records"):
         image, source = (
-            readers.read_image(out / row["image"]),
-            readers.read_image(tmp_path / "in" / "images" / row["source"]),
+            read_image(out / row["image"]),
+            read_image(tmp_path / "in" / "images" / row["source"]),
         )
         changed = (image != source).any(axis=-1)
         pixels = read_cue(out / row["image"], root=out, image_size=SIZE, resize="squash")

@@ -6,7 +6,7 @@ import pytest
 from drawn_data import truncate_file, write_generic, write_mask
 
 from gainmtl_lib.cli import plant
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.settings import RunSettings
 from gainmtl_lib.synthetic import data, drawing
 from gainmtl_lib.synthetic.data import draw_surface, visible_defect

@@ -20,9 +20,9 @@ from gainmtl_lib.audit.numbers import Audit, explanation_rows
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.evaluation import KINDS, error_analysis, file_digest, stored_maps
 from gainmtl_lib.figures import classification_figure, encode, enlarged_share, fitting, ground, overlay
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, atomic_path, load_run, row_name
 
 FILES = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,15 +20,17 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from gainmtl_lib.edits import editing
-from gainmtl_lib.edits.editing import HEAL_METHODS, PASTE_METHODS, Edit, EditError
+from gainmtl_lib.edits.editing import HEAL_METHODS, MOST, PASTE_METHODS, Edit, EditError
 from gainmtl_lib.figures import contact_sheet
-from gainmtl_lib.readers import DataError
+from gainmtl_lib.findings import DataError
 
 if TYPE_CHECKING:
     from gainmtl_lib.dataset import SampleDataset
 
 logger = logging.getLogger(__name__)
 
+BALANCED = 0.05  # least difference of the shares of either label that are healed, or pasted, at which odds are lowered
+LEAST_DONE = 0.2  # of the asked share: a training whose edits fail more often is refused
 LABEL_CHANGES = 0.8  # label-changing edits, relative to as many as would make the label independent of the picture
 TRIES = 4  # methods and donors tried before a picture is left as it is
 CHECKED = 200  # training positions whose edits are tried before training starts
@@ -49,6 +51,45 @@ def edit_odds(normals: int, defectives: int, share: float) -> dict[int, dict[str
     }
 
 
+FAMILIES = {
+    "healed": {0: ("heal", "heal_spot"), 1: ("heal_beside",)},
+    "pasted": {0: ("paste_clean",), 1: ("paste", "repaste")},
+}
+"""Edits that leave the same traces, by the label that they are shown with."""
+
+
+def shown_shares(
+    expected: Mapping[str, float], rates: Mapping[str, float], normals: int, defectives: int
+) -> dict[str, tuple[float, float]]:
+    """Shares of the pictures shown as normal and as defective that are healed, and that are pasted.
+
+    `expected` are edits of each kind in an epoch, `rates` how often each works (1 where it is not known).
+    """
+    done = {kind: count * rates.get(kind, 1.0) for kind, count in expected.items()}
+    moved = done["paste"] - done["heal"]  # from normal to defective
+    shown = {0: normals - moved, 1: defectives + moved}
+    shares = {}
+    for family, of_label in FAMILIES.items():
+        normal, defective = (sum(done[kind] for kind in of_label[label]) / shown[label] for label in (0, 1))
+        shares[family] = normal, defective
+    return shares
+
+
+def balanced(
+    odds: dict[int, dict[str, float]], rates: Mapping[str, float], normals: int, defectives: int
+) -> dict[int, dict[str, float]]:
+    """Odds lowered so that of either label the same share is healed, and the same share pasted, at these rates."""
+    sizes = {0: normals, 1: defectives}
+    for _ in range(20):  # each lowering moves pictures from one label to the other, a little less each time
+        expected = {kind: chance * sizes[label] for label, kinds in odds.items() for kind, chance in kinds.items()}
+        factors: dict[str, float] = {}
+        for family, shares in shown_shares(expected, rates, normals, defectives).items():
+            for kinds, share in zip(FAMILIES[family].values(), shares):
+                factors |= dict.fromkeys(kinds, min(shares) / share if share > 0 else 0.0)
+        odds = {label: {kind: own * factors[kind] for kind, own in kinds.items()} for label, kinds in odds.items()}
+    return odds
+
+
 def cue_left(share: float) -> float:
     """Covariance of the shown label with whatever else a picture shows, relative to that without edits."""
     return 1 - LABEL_CHANGES * share
@@ -66,21 +107,28 @@ class Drawn(NamedTuple):
 class ImageCounterfactuals:
     """Edits of training pictures, each a function of (seed, epoch, row).
 
-    Annotated defects are edited themselves. A defect without a mask cannot be: an annotated one drawn at random takes
-    its turn, so that few masks still give as many counterfactuals; with a `share` of 1, of (0, 1], it is never shown.
-    A `DataError` where the training `rows` lack a class, or no defect among them has a mask.
+    Annotated defects are edited themselves. A defect without a mask, or with one that leaves too little of the picture,
+    cannot be: another one drawn at random takes its turn, so that few masks still give as many counterfactuals; with a
+    `share` of 1, of (0, 1], it is never shown. A `DataError` where the training `rows` lack a class, or no defect among
+    them has a mask that can be edited.
     """
 
     def __init__(self, dataset: SampleDataset, rows: Sequence[int], *, share: float, seed: int) -> None:
         self.dataset, self.rows, self.share, self.seed = dataset, list(rows), share, seed
         self.normals = [row for row in self.rows if not dataset.labels[row]]
         self.defectives = [row for row in self.rows if dataset.labels[row]]
-        self.annotated = [row for row in self.defectives if dataset.has_mask[row]]
+        annotated = [row for row in self.defectives if dataset.has_mask[row]]
+        self.annotated = [row for row in annotated if dataset.stored(row).without_bars[1].mean() <= MOST]
         asked = f"image_counterfactual is {share:g}"
         if not self.normals or not self.defectives:
             raise DataError(
                 f"{asked}, but the training split has {len(self.normals)} normal and {len(self.defectives)} defective "
                 "images; edits need both: add images, or set image_counterfactual to 0"
+            )
+        if annotated and not self.annotated:
+            raise DataError(
+                f"{asked}, but all {len(annotated)} masks of the training split mark more than half of their picture, "
+                "which leaves nothing to heal or paste with; check the masks, or set image_counterfactual to 0"
             )
         if not self.annotated:
             raise DataError(
@@ -88,6 +136,7 @@ class ImageCounterfactuals:
                 "says what to take away or to transplant; add masks (or raise mask_share), or set "
                 "image_counterfactual to 0"
             )
+        self._own = {*self.annotated}
         self.odds = edit_odds(len(self.normals), len(self.defectives), share)
 
     @property
@@ -107,8 +156,8 @@ class ImageCounterfactuals:
         methods = sorted(HEAL_METHODS if kind in HEALING else PASTE_METHODS)
         failures: list[str] = []
         for attempt in range(TRIES):
-            # A defect that two methods cannot edit (too large, as a rule) gives its turn away too.
-            if self.dataset.labels[row] and (not self.dataset.has_mask[row] or attempt >= TRIES // 2):
+            # A defect that two methods cannot edit gives its turn away too.
+            if self.dataset.labels[row] and (row not in self._own or attempt >= TRIES // 2):
                 shown = int(rng.choice(self.annotated))
             try:
                 return Drawn(kind, shown, self._edit(kind, shown, str(rng.choice(methods)), rng), failures)
@@ -131,7 +180,11 @@ class ImageCounterfactuals:
         return pd.DataFrame(table, columns=["kind", "method", "label", "failures"])
 
     def check(self) -> None:
-        """Try some of the first epoch's edits, and log what cannot be edited; a `DataError` where nothing can be."""
+        """Try some of the first epoch's edits, and lower the odds where what fails would tell the class.
+
+        An edit that fails leaves its picture as it is: where this happens more with one label, "edited" comes to mean
+        the other. A `DataError` where too few edits are left.
+        """
         table = self.epoch_table(0, limit=CHECKED)
         impossible = table[table["method"].isna()]
         if impossible.empty:
@@ -139,9 +192,21 @@ class ImageCounterfactuals:
         reasons = Counter(reason for failures in impossible["failures"] for reason in failures)
         told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
         text = f"{len(impossible)} of {len(table)} edits tried are impossible; reasons by number of tries: {told}"
-        if len(impossible) == len(table):
-            raise DataError(f"image_counterfactual is {self.share:g}, but {text}; set it to 0")
+        of_kind = table["method"].notna().groupby(table["kind"]).mean()
+        rates = {str(kind): float(rate) for kind, rate in of_kind.items()}
+        before = shown_shares(self.expected, rates, len(self.normals), len(self.defectives))
+        if max(abs(normal - defective) for normal, defective in before.values()) > BALANCED:
+            self.odds = balanced(self.odds, rates, len(self.normals), len(self.defectives))
+        after = shown_shares(self.expected, rates, len(self.normals), len(self.defectives))
+        done = sum(min(shares) for shares in after.values())
+        if done < LEAST_DONE * self.share:
+            left = f"so that {100 * done:.0f} % of the pictures of either class can be edited alike"
+            raise DataError(f"image_counterfactual is {self.share:g}, but {text}, {left}; check the masks, or lower it")
         logger.warning("image counterfactuals: %s; these pictures stay as they are", text)
+        if after != before:
+            logger.warning(
+                "image counterfactuals: %.0f %% of either class are edited, in place of the asked", 100 * done
+            )
 
     def pasted_masks(self) -> Iterator[NDArray[np.bool_]]:
         """Masks of pasted defects, as many to the annotated ones as a training shows of either.

@@ -13,8 +13,8 @@ from torch import nn
 from gainmtl_lib.dataset import GainDataModule
 from gainmtl_lib.edits.counterfactuals import HEALING, ImageCounterfactuals
 from gainmtl_lib.edits.editing import grown
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.metrics import auroc
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.stats import group_codes, resampled
 
 WINDOW = 64  # pixels a side around an edit that a probe sees

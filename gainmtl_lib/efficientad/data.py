@@ -26,8 +26,10 @@ from torchvision.transforms.v2 import functional as F
 from gainmtl_lib import readers
 from gainmtl_lib.dataset import Batch, EpochSampler, SampleDataset, make_data, whole_batches
 from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
-from gainmtl_lib.labels import resize_image, with_boxes
-from gainmtl_lib.readers import DataError, UnreadableError
+from gainmtl_lib.findings import DataError, UnreadableError
+from gainmtl_lib.labels import resize_image, with_labels
+from gainmtl_lib.layouts import LAYOUTS, SPLITS
+from gainmtl_lib.pictures import image_files, read_image
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import visible_defect
 from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth_noise
@@ -54,13 +56,13 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
     make_data(settings)
     kind, folder = settings.dataset_type, settings.dataset_folder
     if settings.category is not None and settings.data_root.is_dir() and not folder.is_dir():
-        found = found_categories(settings.data_root)
+        found = readers.categories_in(settings.data_root, kind)
         near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
-        there = f"found {', '.join(found)}" if found else "no folder there holds train/good"
+        there = f"found {', '.join(found)}" if found else f"no folder there holds {LAYOUTS[kind].category}"
         raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
     samples = readers.read_samples(folder, dataset_type=kind, group_pattern=settings.group_pattern, both_classes=False)
-    samples = with_boxes(samples, settings)
-    if kind == "mvtec":
+    samples = with_labels(samples, settings)
+    if LAYOUTS[kind].category:
         samples["split"] = [split or "test" for split in samples["split"]]
     val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
     samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed, both_classes=False)
@@ -77,11 +79,6 @@ def _check_good_parts(samples: pd.DataFrame, folder: Path) -> None:
         if not (labels == 0).any():
             what = f"split '{split}' has no normal image among {len(labels)}; EfficientAD learns from normal images"
             raise DataError(f"{folder}: {what}: add some, or choose other val_ratio, test_ratio or split_seed")
-
-
-def found_categories(data_root: Path) -> list[str]:
-    """Folders of `data_root` that hold a category of MVTec AD, sorted."""
-    return sorted(path.parent.parent.name for path in data_root.glob("*/train/good") if path.is_dir())
 
 
 class DatasetProvider(ABC):
@@ -157,7 +154,7 @@ class SplitProvider(DatasetProvider):
     @property
     def split_sizes(self) -> dict[str, int]:
         sizes = self.samples["split"].value_counts(sort=False)
-        return {split: int(sizes[split]) for split in readers.SPLITS if split in sizes}
+        return {split: int(sizes[split]) for split in SPLITS if split in sizes}
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         sampler = EpochSampler(self._rows("train"), seed=self.settings.seed)
@@ -357,7 +354,7 @@ class PenaltyImages(Dataset[Tensor]):
 
     def __init__(self, settings: EfficientADSettings) -> None:
         self.settings, folder = settings, settings.penalty_images
-        self.files = [] if folder is None else readers.image_files(folder)
+        self.files = [] if folder is None else image_files(folder)
         drawn = "drawn pictures (not natural images: not the paper's penalty)"
         self.text = drawn if folder is None else f"{len(self.files)} natural images of {folder.name}"
         if folder is not None and not self.files:
@@ -383,7 +380,7 @@ class PenaltyImages(Dataset[Tensor]):
             passes, place = divmod(later, len(self.files))
             order = shuffled(len(self.files), self.settings.seed, passes, _PENALTY_ORDER)
             try:
-                picture = readers.read_image(self.files[order[place]])
+                picture = read_image(self.files[order[place]])
             except UnreadableError as error:
                 if not self.settings.skip_unreadable:
                     raise UnreadableError(f"{error}, or leave it out with skip_unreadable: true") from None

@@ -23,9 +23,10 @@ from torchvision.transforms.v2.functional import normalize
 from gainmtl_lib.backbone import TIMM_NAMES, Backbone, ModelError, fetch_weights, fill_backbone, get_backbone
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.data import as_grey, shuffled
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
+from gainmtl_lib.pictures import image_files, read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DataError, image_files, read_image
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import AnyPath, ParameterRecord, as_path
 from gainmtl_lib.train import TrainingDivergedError, checked_device

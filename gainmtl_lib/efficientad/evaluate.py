@@ -25,9 +25,11 @@ from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batc
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.evaluation import file_digest
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import Resize, inside, resize_image, resize_values
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.pictures import read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, read_image
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
 from gainmtl_lib.train import checked_device, inference_autocast
 

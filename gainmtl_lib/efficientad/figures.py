@@ -18,14 +18,17 @@ from rich.markup import escape
 
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad import evaluate
-from gainmtl_lib.efficientad.data import SplitProvider, found_categories
+from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
 from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized_mask, with_band
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
+from gainmtl_lib.layouts import LAYOUTS, masks_of
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.readers import IMAGE_SUFFIXES, DataError, image_files, masks_of, read_image
+from gainmtl_lib.pictures import IMAGE_SUFFIXES, image_files, read_image
+from gainmtl_lib.readers import categories_in
 from gainmtl_lib.runs import EFFICIENTAD, RunError, atomic_path, run_status
 from gainmtl_lib.wording import METRICS, frame_table, number
 
@@ -49,9 +52,11 @@ def train_and_report(
     """
     named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
-    categories = found_categories(settings.data_root) if category == "all" else [settings.category]
+    kind = settings.dataset_type
+    categories = categories_in(settings.data_root, kind) if category == "all" else [settings.category]
     if not categories:
-        raise DataError(f"{settings.data_root}: no category of MVTec AD in it; expected folders with train/good")
+        expected = f"expected folders with {LAYOUTS[kind].category or 'categories, as dataset_type mvtec has'}"
+        raise DataError(f"{settings.data_root}: no category of {kind} data in it; {expected}")
     runs = []
     for name in categories:
         runs.append(run := fit_efficientad(settings.changed(category=name), **options))

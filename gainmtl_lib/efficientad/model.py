@@ -20,6 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gainmtl_lib.backbone import ModelError, StateDict, read_checkpoint
 from gainmtl_lib.evaluation import file_digest
+from gainmtl_lib.layouts import LAYOUTS
 from gainmtl_lib.runs import EFFICIENTAD
 from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
 
@@ -82,8 +83,9 @@ class EfficientADSettings(RunSettings):
     def _consistent(self) -> Self:
         if min(self.image_size) < SMALLEST_IMAGE:
             raise ValueError(f"image_size must be at least {SMALLEST_IMAGE} pixels a side, got {list(self.image_size)}")
-        if self.category is not None and self.dataset_type != "mvtec":
-            raise ValueError(f"category is for dataset_type mvtec, got {self.dataset_type} and {self.category!r}")
+        if self.category is not None and LAYOUTS[self.dataset_type].category is None:
+            having = ", ".join(kind for kind, layout in LAYOUTS.items() if layout.category)
+            raise ValueError(f"category is for dataset_type {having}, got {self.dataset_type} and {self.category!r}")
         return self
 
     @property

@@ -27,10 +27,10 @@ from gainmtl_lib import stats
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import GainDataModule, build_data
 from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, rows_of, stored_tables
+from gainmtl_lib.findings import DataError
 from gainmtl_lib.metrics import normalize_maps, resize_maps
 from gainmtl_lib.model import OUTSIDE_SOURCES, ClassificationHead, EvidenceHead, GAINMTLModel, as_at_inference
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DataError
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.train import checked_device
 

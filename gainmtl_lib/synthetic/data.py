@@ -22,9 +22,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from gainmtl_lib import readers
+from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.dataset import load_picture
+from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.pictures import IMAGE_SUFFIXES, read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.readers import DEFECTIVE, NORMAL, DataError, Finding
 from gainmtl_lib.synthetic import drawing
 
 logger = logging.getLogger(__name__)
@@ -270,7 +273,7 @@ def plant_cue(
         def make(row: Any) -> tuple:
             kind = "" if row.defect_type in (NORMAL, DEFECTIVE) else f"{row.defect_type}/"
             below = f"{row.split}/{DEFECTIVE if row.label else NORMAL}/{kind}{row.name}.png"
-            image, place = readers.read_image(row.image), ""
+            image, place = read_image(row.image), ""
             if row.has_cue:
                 rng = np.random.default_rng([seed, row.Index, 1])
                 place = row.places[int(rng.integers(len(row.places)))]
@@ -281,7 +284,7 @@ def plant_cue(
             grey = bool((image == image[..., :1]).all())
             write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             if row.mask is not None:
-                write_png(folder / "masks" / below, readers.read_mask_values(row.mask))
+                write_png(folder / "masks" / below, read_mask(row.mask).astype(np.uint8) * 255)
             return (f"images/{below}", row.defect_type, row.group, place, row.source, int(row.has_cue))
 
         for split in copies["split"].unique():  # also where no picture has a mask
@@ -311,7 +314,7 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
     def look(row: Any) -> list[str] | str | Finding:
         try:
             defect = _defect_pixels(row)
-        except readers.UnreadableError as error:
+        except UnreadableError as error:
             if skip_unreadable:
                 return Finding("warning", "", str(error))
             return Finding("error", "", f"{error}, or leave it out with skip_unreadable: true")
@@ -322,7 +325,7 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
     with ThreadPoolExecutor() as pool:
         places: list[Any] = list(pool.map(look, samples.itertuples()))
     findings = [found for found in places if isinstance(found, Finding)]
-    readers.raise_errors(findings)
+    raise_errors(findings)
     for finding in findings:
         logger.warning("left out: %s", finding)
     carry_none: dict[str, list[str]] = {}
@@ -338,7 +341,7 @@ def _with_places(samples: pd.DataFrame, cue: str, *, skip_unreadable: bool) -> t
 
 def _defect_pixels(row: Any) -> NDArray[np.bool_] | None:
     """Defect pixels (H, W) at the picture's own size: none of a normal picture, None where no mask tells."""
-    size = readers.read_image(row.image).shape[:2]
+    size = read_image(row.image).shape[:2]
     if row.label == 0:
         return np.zeros(size, dtype=np.bool_)
     mask = load_picture(row.image, row.mask, image_size=size, resize="squash").mask
@@ -383,7 +386,7 @@ def planted_names(groups: list[str], stems: list[str]) -> list[str]:
     used: set[str] = set()
     for group in sorted(set(groups)):
         path = PurePosixPath(group)
-        plain = str(path.with_suffix("")) if path.suffix.lower() in readers.IMAGE_SUFFIXES else group
+        plain = str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else group
         # No double underscore inside and none at the ends, so that the first one in a file's name ends the group.
         plain = _cut(re.sub(r"__+", "_", re.sub(r"[^\w.-]+", "-", plain)), LONGEST).strip("_.-")
         shown[group] = _unused(re.sub(f"^({SHIFT})+", "", plain) or "group", used)

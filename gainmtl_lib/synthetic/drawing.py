@@ -14,8 +14,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.labels import Resize, resize_mask
-from gainmtl_lib.readers import read_mask
 
 Plane = NDArray[np.floating]
 Size = tuple[int, int]

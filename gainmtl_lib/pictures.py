@@ -1,0 +1,281 @@
+"""A picture on disk -> RGB, a mask on disk -> its defect pixels. Both h x w, with C channels in a file of several."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from gainmtl_lib.findings import DataError, UnreadableError
+
+Size = tuple[int, int]  # height and width
+Mask = NDArray[np.bool_]
+
+
+# --- Files
+
+IMAGE_SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".avif", ".gif",
+    ".pgm", ".ppm", ".pbm", ".pnm",
+}  # fmt: skip
+NOT_DATA = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth, in no order; linked folders are followed, each folder once.
+
+    Hidden files and folders are left out, and what file managers, network drives and archives add.
+    """
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in NOT_DATA)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def image_files(folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Pictures below a folder, sorted, as `files_below` finds them; a missing folder is empty."""
+    return sorted(path for path in files_below(folder) if path.suffix.lower() in suffixes)
+
+
+# --- Decoding
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an image to (h, w, 3) RGB, turned as its orientation tag says; grey is repeated, alpha dropped.
+
+    `UnreadableError` where the file is missing, truncated, not an image, or several in one, as in a TIFF of many pages.
+    """
+    # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
+    image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_grey(path: str | Path) -> NDArray[np.uint8]:
+    """Decode a map of values, such as a soft mask, to (h, w); errors as for `read_image`."""
+    return map_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
+
+
+def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
+    """Scale integers by their type: 16 bits are divided by 257, whatever the image holds; others: `UnreadableError`.
+
+    A depth guessed from an image's largest value would differ within a dataset: brightness could tell the class.
+    """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UnreadableError(f"{path}: pixels are {image.dtype}; {INTEGERS}")
+    return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
+
+
+def map_to_8_bit(values: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
+    """As `to_8_bit`, but values that all fit 8 bits are kept: a map has no brightness that must stay comparable."""
+    fits = values.dtype == np.uint16 and values.max(initial=0) <= 255
+    return values.astype(np.uint8) if fits else to_8_bit(values, path)
+
+
+def picture_size(path: str | Path) -> Size:
+    """(height, width) as `read_image` decodes it, mostly from the file's head alone."""
+    with contextlib.suppress(Exception), Image.open(path) as picture:
+        if orientation(picture) == 1:
+            return picture.height, picture.width
+    height, width, _ = read_image(path).shape
+    return height, width
+
+
+def orientation(picture: Image.Image) -> int:
+    """What the orientation tag says: 1 upright, 5 to 8 with height and width changed."""
+    return int(picture.getexif().get(0x0112, 1))
+
+
+def _decode(path: str | Path, flags: int, what: str) -> NDArray:
+    """Decode one picture by OpenCV: (h, w) or (h, w, C), blue first."""
+    raw = _bytes(path, what)
+    _check_frames(raw, path)
+    with contextlib.suppress(cv2.error):  # of an empty file, too
+        if (image := cv2.imdecode(raw, flags)) is not None:
+            return image
+    raise UnreadableError(f"{path}: {what} {_reason(raw)}")
+
+
+def _bytes(path: str | Path, what: str) -> NDArray[np.uint8]:
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
+
+
+LARGEST = 2**30  # pixels of a picture that OpenCV decodes, unless OPENCV_IO_MAX_IMAGE_PIXELS says otherwise
+Image.MAX_IMAGE_PIXELS = LARGEST  # heads are read by PIL, which would warn of what OpenCV decodes
+SEVERAL = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"RIFF", b"\x89PNG")  # how files that can hold them begin
+INTEGERS = "expected 8- or 16-bit integers: scale them to one range for all pictures, and save them as such"
+
+
+def _reason(raw: NDArray[np.uint8]) -> str:
+    """Why OpenCV did not decode a file, and what to do."""
+    if not raw.size:
+        return "is empty; replace the file"
+    advice = f"OpenCV decodes up to {LARGEST:,}: cut it into parts, or set OPENCV_IO_MAX_IMAGE_PIXELS"
+    try:
+        with Image.open(BytesIO(raw.tobytes())) as picture:
+            if (pixels := picture.width * picture.height) > LARGEST:
+                return f"has {picture.height}x{picture.width} (height x width), {pixels:,} pixels; {advice}"
+            if picture.mode in ("I", "F"):
+                return f"has pixels that are {'int32' if picture.mode == 'I' else 'float32'}; {INTEGERS}"
+    except Image.DecompressionBombError as error:
+        return f"is too large: {error}; {advice}"
+    except (OSError, SyntaxError, ValueError):
+        pass
+    return "is truncated or not an image; replace the file"
+
+
+def _check_frames(raw: NDArray[np.uint8], path: str | Path) -> None:
+    if not raw[:4].tobytes().startswith(SEVERAL):
+        return
+    # What PIL cannot open, the decoder may: it is the one to complain.
+    with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
+        with Image.open(BytesIO(raw.tobytes())) as picture:
+            frames, kind = getattr(picture, "n_frames", 1), picture.format
+        if frames > 1:
+            told = f"holds {frames} frames ({kind}); expected one picture"
+            raise UnreadableError(f"{path}: {told}: save the frame that is meant as a file of its own")
+
+
+# --- Which pixels of a mask are defect
+
+MOST_CLASSES = 32  # values of a mask that can number its classes; more are shades
+LINE = 8  # pixels from which a line is no chance
+NOISE = 32  # of 255: below it a lossy file's black may lie
+MANY_COLOURS = 1024  # more than this is a photograph
+
+
+class MaskPixels(NamedTuple):
+    """The defect pixels of a mask file, and by what they were told."""
+
+    defect: Mask  # (h, w)
+    told_by: str  # brightness, class numbers, palette, colours, alpha or outlines
+
+
+def read_mask_pixels(path: str | Path) -> MaskPixels:
+    """Decode a mask of any usual form: two values, grey, numbered classes, a palette, colours, or the alpha channel.
+
+    `UnreadableError` as for `read_image`; `DataError` where defect and background cannot be told apart.
+    """
+    raw = _bytes(path, "mask")
+    lossless = raw[:2].tobytes() != b"\xff\xd8" and raw[8:12].tobytes() != b"WEBP"
+    _check_frames(raw, path)
+    shown = None
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(BytesIO(raw.tobytes())) as picture:
+        if picture.mode in ("P", "PA", "LA", "RGBA"):  # what OpenCV would turn into colours, or drop
+            shown = ImageOps.exif_transpose(picture)
+    if shown is not None:
+        return mask_pixels(shown, path, lossless=lossless)
+    return mask_pixels(_decode(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, "mask"), path, lossless=lossless)
+
+
+def mask_pixels(mask: Image.Image | NDArray, name: str | Path = "mask", *, lossless: bool = True) -> MaskPixels:
+    """As `read_mask_pixels`, of a picture in memory: an array is (h, w) or (h, w, C), C = 1 to 4, alpha last."""
+    if isinstance(mask, Image.Image) and mask.mode == "P":
+        return _of_palette(mask, name)
+    if isinstance(mask, Image.Image) and mask.mode in ("PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
+        mask = mask.convert("RGBA" if mask.mode in ("PA", "La", "RGBa") else "RGB")
+    values = np.asarray(mask)
+    shown = np.ones(values.shape[:2], dtype=np.bool_)
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        values, alpha = values[..., :-1], values[..., -1]
+        if alpha.min() < alpha.max():
+            shown = alpha > _half(alpha)
+            values = values * shown[..., None].astype(values.dtype)
+            if (values[shown] == values[shown][:1]).all():  # one colour, so that alpha alone says where
+                return MaskPixels(shown, "alpha")
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    return _of_grey(values, name, lossless) if values.ndim == 2 else _of_colours(values, name, lossless)
+
+
+def _half(values: NDArray) -> float:
+    """Half of the full scale: above it is bright. A 16-bit mask whose values fit 8 bits is one of 8."""
+    if values.dtype.kind == "f":
+        return 0.5 if values.max(initial=0) <= 1 else 127.5
+    if values.dtype == np.bool_:
+        return 0.5
+    return 127 if values.max(initial=0) <= 255 else np.iinfo(values.dtype).max // 2
+
+
+def _of_grey(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
+    """Bright pixels; and in a lossless mask of few values, 0 among them, those of dark values that number classes.
+
+    All dark ones where none is bright; beside bright ones only what cannot be their grey edges, see `_is_class`.
+    """
+    half = _half(values)
+    bright, darkest, brightest = values > half, values.min(), values.max()
+    kinds = np.unique(values) if lossless and darkest == 0 < brightest else np.empty(0)
+    dark = kinds[(kinds > 0) & (kinds <= half)]
+    if len(dark) and len(kinds) <= MOST_CLASSES:
+        classes = dark if not bright.any() else [kind for kind in dark if _is_class(values, kind)]
+        if len(classes):
+            return MaskPixels(bright | np.isin(values, classes), "class numbers")
+    if bright.any() or brightest <= (0 if lossless else NOISE):
+        return MaskPixels(bright, "brightness")
+    told = f"values from {darkest:g} to {brightest:g}, none above half of the scale ({half:g})"
+    raise DataError(f"{name}: mask has {told}; {EXPECTED}")
+
+
+def _is_class(values: NDArray, kind: Any) -> bool:
+    """Whether a dark value fills 3x3 pixels, or draws a line of `LINE` pixels by itself: amid background only."""
+    own = (values == kind).view(np.uint8)
+    if cv2.erode(own, np.ones((3, 3))).any():
+        return True
+    others = cv2.dilate(((values != kind) & (values > 0)).view(np.uint8), np.ones((3, 3))).astype(np.bool_)
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(own, connectivity=8)
+    apart = np.setdiff1d(np.arange(1, count), pieces[others])
+    return bool((stats[apart, cv2.CC_STAT_AREA] >= LINE).any())
+
+
+EXPECTED = "expected background 0 and defects above half, few numbered classes, a palette, or colours on black or white"
+
+
+def _of_palette(picture: Image.Image, name: str | Path) -> MaskPixels:
+    """Every index above 0, the background's; a palette of greys is read by them."""
+    index = np.asarray(picture)
+    table = np.zeros((256, 3), dtype=np.uint8)
+    given = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    table[: len(given)] = given
+    used = np.unique(index)
+    colours = table[used]
+    if (colours == colours[:, :1]).all() and len({*colours[:, 0]}) == len(used):
+        return _of_grey(table[index][..., 0], name, lossless=True)
+    if table[0].any() and not table[used[used > 0]].any(axis=1).all():
+        told = f"index 0 is {tuple(map(int, table[0]))}, another one black"
+        raise DataError(f"{name}: cannot tell the mask's background: in its palette {told}; {EXPECTED}")
+    return MaskPixels(index > 0, "palette")
+
+
+def _of_colours(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
+    """Every colour but the background's: black where there is any, else white."""
+    values = values.astype(np.int64)
+    margin, white = 0 if lossless else NOISE, 255 if values.max() <= 255 else 65535
+    black, pale = values.max(-1) <= margin, values.min(-1) >= white - margin
+    background = black if black.any() else pale
+    codes = np.unique(values @ np.array([1, 1 << 16, 1 << 32])) if lossless else np.empty(0)
+    if not background.any() or (not lossless and background.mean() < 0.02):
+        raise DataError(f"{name}: cannot tell the mask's background: no pixel is black or white; {EXPECTED}")
+    if len(codes) > MANY_COLOURS:
+        raise DataError(f"{name}: mask has {len(codes)} colours, as a photograph with marks on it has; {EXPECTED}")
+    return MaskPixels(~background, "colours")

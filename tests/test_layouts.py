@@ -1,0 +1,233 @@
+"""Published folder layouts in miniature, and names of masks as people give them."""
+
+import shutil
+import unicodedata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn_data import write_generic, write_mask, write_picture
+
+from gainmtl_lib.annotations import read_mask
+from gainmtl_lib.data_check import check_data_of
+from gainmtl_lib.efficientad.data import samples_in_use
+from gainmtl_lib.efficientad.model import EfficientADSettings
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.labels import with_labels
+from gainmtl_lib.readers import data_digest, read_samples
+from gainmtl_lib.settings import Settings
+
+SIZE = (12, 16)
+
+
+def table(root: Path, kind: str, findings: list | None = None, **options):
+    samples = read_samples(root, dataset_type=kind, findings=findings, **options)
+    names = {column: [Path(path).relative_to(root).as_posix() for path in samples["image"]] for column in ("image",)}
+    return samples.assign(image=names["image"]).set_index("image")
+
+
+def write_csv(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+# --- Published data sets
+
+
+def test_mvtec_loco_joins_the_masks_of_a_picture(tmp_path):
+    for name in ("train/good/000.png", "validation/good/000.png", "test/good/000.png"):
+        write_picture(tmp_path / name)
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        write_picture(tmp_path / f"test/{kind}/000.png")
+        write_mask(tmp_path / f"ground_truth/{kind}/000/000.png", box=(slice(0, 2), slice(0, 2)))
+        write_mask(tmp_path / f"ground_truth/{kind}/000/001.png", box=(slice(5, 7), slice(5, 7)))
+    write_picture(tmp_path / "test/logical_anomalies/001.png")
+    found: list = []
+    samples = table(tmp_path, "mvtec_loco", found)
+    assert samples["split"].tolist() == ["test", None, None, None, "train", "train"]
+    assert read_mask(samples.loc["test/logical_anomalies/000.png", "mask"]).sum() == 8
+    assert [str(one).partition("; expected ")[0] for one in found] == [
+        f"{tmp_path}/test/logical_anomalies/001.png: has no folder of masks"
+    ]
+    before = data_digest(read_samples(tmp_path, dataset_type="mvtec_loco"))
+    write_mask(tmp_path / "ground_truth/logical_anomalies/000/001.png", box=(slice(5, 8), slice(5, 7)))
+    assert data_digest(read_samples(tmp_path, dataset_type="mvtec_loco")) != before
+
+
+def test_mvtec_ad2_keeps_the_lights_of_an_object_together_and_leaves_the_private_tests_out(tmp_path):
+    names = ("train/good/000_regular", "train/good/000_overexposed", "validation/good/001_regular",
+             "test_public/good/000_regular", "test_public/bad/000_regular", "test_public/bad/000_shift_1",
+             "test_private/000_regular", "test_private_mixed/000_mixed")  # fmt: skip
+    for name in names:
+        write_picture(tmp_path / f"{name}.png")
+    for light in ("regular", "shift_1"):
+        write_mask(tmp_path / f"test_public/ground_truth/bad/000_{light}_mask.png")
+    found: list = []
+    samples = table(tmp_path, "mvtec_ad2", found)
+    assert len(samples) == 6 and samples["mask"].notna().sum() == samples["label"].sum() == 2
+    assert samples.loc["train/good/000_regular.png", "group"] == samples.loc["train/good/000_overexposed.png", "group"]
+    assert samples["group"].nunique() == 4 and set(samples["split"]) == {"train", "test", None}
+    assert "2 pictures of the private tests are left out" in str(found[0])
+
+
+def test_visa_takes_its_split_and_types_from_its_tables_and_numbered_masks(tmp_path):
+    root, rows = tmp_path / "candle", ["object,split,label,image,mask"]
+    for number, split in enumerate(("train", "train", "test")):
+        write_picture(root / f"Data/Images/Normal/{number:03d}.JPG")
+        rows.append(f"candle,{split},normal,candle/Data/Images/Normal/{number:03d}.JPG,")
+    write_picture(root / "Data/Images/Anomaly/000.JPG")
+    (root / "Data/Masks/Anomaly").mkdir(parents=True)
+    cv2.imwrite(str(root / "Data/Masks/Anomaly/000.png"), np.eye(*SIZE, dtype=np.uint8) * 3)
+    where = "candle/Data/Images/Anomaly/000.JPG"
+    rows.append(f"candle,test,anomaly,{where},candle/Data/Masks/Anomaly/000.png")
+    write_csv(tmp_path / "split_csv/1cls.csv", *rows)
+    write_csv(root / "image_anno.csv", "image,label,mask", f'{where},"chunk of wax missing",x.png')
+    samples = table(root, "visa")
+    assert samples["split"].tolist() == [None, "train", "train", "test"]
+    defect = samples.loc["Data/Images/Anomaly/000.JPG"]
+    assert defect["defect_type"] == "chunk of wax missing" and read_mask(defect["mask"]).sum() == 12
+    write_csv(tmp_path / "split_csv/1cls.csv", *rows[:2])
+    with pytest.raises(DataError, match=r"Normal/001\.JPG: is not in .*1cls\.csv, which says its split"):
+        read_samples(root, dataset_type="visa")
+    write_csv(tmp_path / "split_csv/1cls.csv", "a,b")
+    with pytest.raises(DataError, match=r"1cls\.csv: expected the columns image and split, found a, b"):
+        read_samples(root, dataset_type="visa")
+
+
+def test_dagm_reads_one_class_or_all_and_takes_labelled_pictures_for_defective(tmp_path):
+    for k, split, number in ((k, split, n) for k in (1, 2) for split in ("Train", "Test") for n in range(3)):
+        write_picture(tmp_path / f"Class{k}/{split}/{number:04d}.PNG")
+        if number == 1:
+            write_mask(tmp_path / f"Class{k}/{split}/Label/0001_label.PNG")
+    samples = table(tmp_path, "dagm")
+    assert len(samples) == 12 and samples["label"].sum() == samples["mask"].notna().sum() == 4
+    assert set(samples["defect_type"]) == {"normal", "class1", "class2"} and set(samples["split"]) == {"train", "test"}
+    assert len(table(tmp_path / "Class2", "dagm")) == 6
+
+
+def test_kolektor2_takes_the_class_from_the_mask_beside_the_picture(tmp_path):
+    for split, number, defective in (("train", 10000, 1), ("train", 10001, 0), ("test", 20000, 1), ("test", 20001, 0)):
+        write_picture(tmp_path / f"{split}/{number}.png")
+        write_mask(tmp_path / f"{split}/{number}_GT.png", box=(slice(0, 5 * defective), slice(0, 5)))
+    samples = table(tmp_path, "kolektor2")
+    assert samples["label"].tolist() == [1, 0, 1, 0] and samples["mask"].notna().tolist() == [True, False, True, False]
+    (tmp_path / "test/20001_GT.png").unlink()
+    with pytest.raises(DataError, match=r"20001\.png: has no 20001_GT\.png beside it"):
+        read_samples(tmp_path, dataset_type="kolektor2")
+
+
+@pytest.mark.parametrize("head", ["ImageId,ClassId,EncodedPixels", "ImageId_ClassId,EncodedPixels"])
+def test_severstal_draws_its_run_lengths(tmp_path, head):
+    root = tmp_path / "steel"
+    for name in ("a", "b", "c"):
+        write_picture(root / f"train_images/{name}.jpg")
+    join = "_" if "_" in head else ","
+    write_csv(root / "train.csv", head, f"a.jpg{join}3,1 4 13 4", f"a.jpg{join}1,170 2", f"b.jpg{join}4,5 1")
+    if join == "_":
+        write_csv(root / "train.csv", head, "a.jpg_3,1 4 13 4", "a.jpg_1,170 2", "b.jpg_4,5 1", "c.jpg_1,")
+    samples = read_samples(root, dataset_type="severstal")
+    assert samples["defect_type"].tolist() == ["class 3", "class 4", "normal"]
+    its = Settings(data_root=root, dataset_type="severstal", outputs_dir=tmp_path / "outputs", image_size=64)
+    masks = [mask and read_mask(mask) for mask in with_labels(samples, its)["mask"]]
+    assert masks[2] is None and masks[1].sum() == 1 and masks[1][4, 0]
+    assert masks[0].sum() == 10 and masks[0][:4, :2].all() and masks[0][1:3, 14].all()
+
+
+def test_efficientad_tests_on_all_defects_of_data_that_has_them_in_its_test_alone(tmp_path):
+    root = tmp_path / "set"
+    for number in range(6):
+        write_picture(root / f"breakfast_box/train/good/{number}.png", size=(64, 64))
+    write_picture(root / "breakfast_box/test/good/0.png", size=(64, 64))
+    write_picture(root / "breakfast_box/test/logical_anomalies/0.png", size=(64, 64))
+    its = {"teacher": "random", "image_size": 64, "val_ratio": 0.3, "data_root": root, "category": "breakfast_box"}
+    samples = samples_in_use(EfficientADSettings(**its, dataset_type="mvtec_loco"))
+    assert samples["split"].value_counts().to_dict() == {"train": 4, "val": 2, "test": 2}
+
+
+# --- Names
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_generic(tmp_path / "data", splits=("train",), split_masks=False)
+
+
+def renamed(root: Path, name: str) -> None:
+    for path in sorted((root / "masks/defective").iterdir()):
+        path.rename(path.with_name(name.format(path.stem)))
+
+
+@pytest.mark.parametrize("name", [
+    "{}_mask.png", "{}_GT.png", "{}_label.png", "{}.png.png", "{}.png_mask.png", "{}-mask.png", "{}_Segmentation.PNG",
+])  # fmt: skip
+def test_usual_names_of_masks_are_matched(root, name):
+    renamed(root, name)
+    found: list = []
+    assert table(root, "generic", found)["mask"].notna().sum() == 3 and found == []
+
+
+def test_case_and_unicode_do_not_part_a_mask_from_its_picture(root):
+    for place, form in (("images/train/defective", "NFC"), ("masks/defective", "NFD")):
+        path = root / place / "train_d0.png"
+        path.rename(path.with_name(unicodedata.normalize(form, "불량_é.png")))
+    (root / "masks/defective/train_d1.png").rename(root / "masks/defective/TRAIN_D1.png")
+    found: list = []
+    assert table(root, "generic", found)["mask"].notna().sum() == 3 and found == []
+
+
+def test_a_pattern_of_other_names_is_said_once_and_can_be_given(root):
+    renamed(root, "{}_anno.png")
+    found: list = []
+    assert table(root, "generic", found)["mask"].isna().all()
+    told = "3 of 3 masks without an image, such as train_d0_anno.png, have a picture's name with '_anno' behind it"
+    assert f"{told}; set mask_suffix: _anno" in [one.message for one in found]
+    assert table(root, "generic", mask_suffix="_Anno")["mask"].notna().sum() == 3
+    renamed(root, "m_{}.png")
+    found = []
+    table(root, "generic", found)
+    assert "have a picture's name with 'm_' before and '_anno' behind it; rename them" in found[0].message
+
+
+def test_masks_beside_their_pictures_are_no_pictures_and_go_after_those_of_the_masks_folder(root):
+    images, masks = root / "images/train/defective", root / "masks/defective"
+    for path in masks.iterdir():
+        shutil.copy(path, images / f"{path.stem}_mask.png")
+    write_mask(root / "images/train/normal/train_n0_mask.png", box=(slice(0, 0), slice(0, 0)))
+    found: list = []
+    samples = table(root, "generic", found)
+    assert len(samples) == 6 and {Path(mask).parent for mask in samples["mask"].dropna()} == {masks}
+    assert "3 files, such as train_d0_mask.png, are masks of the pictures beside them" in [one.message for one in found]
+    shutil.rmtree(root / "masks")
+    samples = table(root, "generic")
+    assert [Path(mask).name for mask in samples["mask"].dropna()] == [f"train_d{k}_mask.png" for k in range(3)]
+
+
+def test_what_is_not_read_is_counted_and_junk_is_not_even_that(root):
+    for name in ("images/train/defective/@eaDir/x.jpg", "images/train/normal/.ipynb_checkpoints/n0-checkpoint.png"):
+        write_picture(root / name)
+    write_picture(root / "drafts/a.png")
+    found: list = []
+    assert len(table(root, "generic", found)) == 6
+    (one,) = found
+    assert one.level == "info" and one.message.endswith("and are not read: 1 in drafts")
+
+
+@pytest.mark.parametrize("name", ["total", "2024-05-01", "nan", "None", "007", "a, b"])
+def test_defect_types_of_any_name(root, name):
+    for place in ("images/train/defective", "masks/defective"):
+        (root / place / name).mkdir()
+        (root / place / "train_d0.png").rename(root / place / name / "train_d0.png")
+    counts = check_data_of(Settings(data_root=root, image_size=64)).counts
+    assert counts[name].tolist()[-1] == 1 and counts["defective"].tolist()[-1] == 2 and counts.iloc[-1].sum() in (6, 12)
+
+
+def test_a_defect_type_named_normal_is_refused_with_a_sentence(root):
+    (root / "images/train/defective/normal").mkdir()
+    path = root / "images/train/defective/train_d0.png"
+    moved = path.rename(path.parent / "normal" / path.name)
+    with pytest.raises(DataError) as caught:
+        read_samples(root, dataset_type="generic")
+    told = "is defective, and its folder says that its defect type is 'normal'; rename that folder"
+    assert str(caught.value) == f"{moved}: {told}"
