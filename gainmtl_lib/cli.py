@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, UserError, read_parameters, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, UserError, in_checkout, read_parameters
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -421,7 +421,7 @@ def notebooks(names: Sequence[str], workers: int | None) -> None:
     """Execute the committed notebooks in place with their own parameters, and clean them."""
     from gainmtl_lib.notebooks import refresh
 
-    paths = sorted((repository_root() / "notebooks").glob("*.ipynb"))
+    paths = sorted(in_checkout("notebooks").glob("*.ipynb"))
     refresh([path.stem for path in paths if not names or {path.stem, path.stem[:2]} & set(names)], workers=workers)
 
 

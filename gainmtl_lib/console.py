@@ -4,6 +4,7 @@ Each takes the console that its tables go to. Errors are those of the library's 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -296,28 +297,24 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
     folder = asked.folder or run.folder / "explanations"
     if masks and len(masks) != len(images):
         raise DataError(f"{len(images)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
-    stems = pd.Series([image.stem for image in images])
-    if twice := sorted(set(stems[stems.duplicated()])):
-        raise DataError(
-            f"several pictures are named {', '.join(twice)}, and their figures would be too; explain them one at a "
-            "time with --output"
-        )
+    names = _told_apart(images)
     if asked.mask_source is not None:
         MaskSource.of(run.settings, asked.mask_source)  # complains where it does not fit
         run.model.mask_source = asked.mask_source
     run.model.to(checked_device(asked.device or run.settings.device))
     explainer = DefectExplainer.from_run(run, class_names=asked.class_names)
     answers, failed = {}, []
-    for image, mask in zip(images, masks or [None] * len(images), strict=True):
+    for image, name, mask in zip(images, names, masks or [None] * len(images), strict=True):
         try:
             explained = explainer.explain(image, mask)
         except DataError as error:
             failed.append(f"not explained: {error}")
             continue
         answers[str(image)] = {name: explained[name] for name in STORED if name in explained}
-        explainer.figure_of(explained, title=image.name, save_path=folder / f"{image.stem}.png")
+        explainer.figure_of(explained, title=image.name, save_path=folder / f"{name}.png")
     if answers:
-        rows = {Path(image).name: _told(answer) for image, answer in answers.items()}
+        shown = dict(zip(map(str, images), names, strict=True))
+        rows = {shown[image]: _told(answer) for image, answer in answers.items()}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")
         console.print(frame_table("where the model looked, and whether it would say so without the defect", table))
         console.print(f"figures: {escape(str(folder))}")
@@ -327,6 +324,17 @@ def explain_pictures(console: Console, run_folder: Path, images: Sequence[Path],
         write_json(asked.export_results, answers)
         console.print(f"results: {escape(str(asked.export_results))}")
     return not failed
+
+
+def _told_apart(images: Sequence[Path]) -> list[str]:
+    """A name for each picture: its stem, or where others have it too, with suffix and as many folders as it takes."""
+    names = [image.stem for image in images]
+    for parts in range(1, max((len(image.absolute().parts) for image in images), default=1)):
+        twice = {name for name, count in Counter(names).items() if count > 1}
+        for place, image in enumerate(images):
+            if names[place] in twice:
+                names[place] = "_".join(image.absolute().parts[-parts:])
+    return names
 
 
 def _told(answer: Mapping[str, Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from gainmtl_lib.findings import Finding, reported
 from gainmtl_lib.labels import COVERS_MOST, resize_mask, upright_mask, with_labels
 from gainmtl_lib.layouts import NORMAL, SPLITS
 from gainmtl_lib.metrics import grid_iou
-from gainmtl_lib.pictures import orientation, read_image
+from gainmtl_lib.pictures import damage, orientation, read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.settings import Settings
 
@@ -68,7 +68,14 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     settings'; None is 0.2, or the data's own validation folder.
     """
     found: list[Finding] = []
-    samples = readers.read_samples(settings.data_root, **settings.reading, findings=found)
+    samples = readers.read_samples(settings.data_root, **settings.reading, both_classes=False, findings=found)
+    classes = {*samples["label"]}
+    if classes == {0}:
+        told = f"all {len(samples)} images are normal: EfficientAD learns from them, GAIN-MTL needs defective ones, too"
+        found.append(Finding("warning", str(settings.data_root), told))
+    elif classes == {1}:
+        told = f"all {len(samples)} images are defective; expected normal ones, or both"
+        found.append(Finding("error", str(settings.data_root), told))
     sound = len(samples) > 0 and not any(finding.level == "error" for finding in found)
     if len(samples):
         samples = with_labels(samples, settings, found)
@@ -77,7 +84,8 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
             val_ratio = 0.0 if "val" in set(samples["split"]) else 0.2
         test_ratio, seed = settings.test_ratio, settings.seed_of_split
         with reported(found, str(settings.data_root)):
-            samples = readers.split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
+            ratios = {"val_ratio": val_ratio, "test_ratio": test_ratio}
+            samples = readers.split_samples(samples, **ratios, seed=seed, both_classes=len(classes) > 1)
     drawn = _drawn_masks(samples)
     with ThreadPoolExecutor() as pool:
         columns = (samples[name] for name in ("image", "label", "mask"))
@@ -153,7 +161,11 @@ def _inspect(settings: Settings, drawn: dict[str, int], image: str, label: int, 
     with reported(one.findings):
         pixels = read_image(image)
         one.height, one.width = map(float, pixels.shape[:2])
-        one.digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        raw = Path(image).read_bytes()
+        one.digest = hashlib.sha256(raw).hexdigest()
+        if told := damage(raw):
+            text = f"is damaged, a part of it may be grey or of another picture ({told}); replace the file"
+            one.findings.append(Finding("warning", image, text))
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
         small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         detail = small - cv2.GaussianBlur(small, (0, 0), 2)

@@ -17,6 +17,7 @@ import cv2
 import lightning as L
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -294,12 +295,23 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
     return Picture(labels.resize_image(pixels, image_size, resize), plane, labels.inside(size, image_size, resize))
 
 
+def _fits_memory(samples: pd.DataFrame, image_size: tuple[int, int]) -> bool:
+    """Whether half of the free memory holds all pictures decoded; a line where it does not."""
+    needed = image_size[0] * image_size[1] * (3 * len(samples) + int(samples["mask"].notna().sum()))
+    free = psutil.virtual_memory().available
+    if needed > free / 2:
+        told = "%.1f GB of decoded pictures are more than half of the %.1f GB that are free: they are decoded each time"
+        logger.warning(told, needed / 2**30, free / 2**30)
+    return needed <= free / 2
+
+
 class SampleDataset(Dataset[Batch]):
     """Samples by row, decoded once. Whole batches are made at once, so that the step to float happens once a batch.
 
     `samples` are the rows that can be used, `mask` None where it is given up (`with_mask_share`) or holds no defect
     pixel. Keys that name an epoch are edited by `counterfactuals` if there are any, then augmented. Cached pixels take
-    4 H W bytes a sample with a mask, 3 H W without. `DataError` names all files that cannot be decoded or do not fit.
+    4 H W bytes a sample with a mask, 3 H W without; where the memory cannot hold them, they are decoded anew each time.
+    `DataError` names all files that cannot be decoded or do not fit.
     """
 
     def __init__(self, samples: pd.DataFrame, settings: RunSettings) -> None:
@@ -311,6 +323,7 @@ class SampleDataset(Dataset[Batch]):
         self.counterfactuals: ImageCounterfactuals | None = None
         # Pictures shown in training by label, and of these the edited ones; a row for each process that makes batches.
         self.shown = torch.zeros((settings.num_workers + 1, 2, 2), dtype=torch.int64).share_memory_()
+        self._cache = settings.cache_images and _fits_memory(samples, settings.image_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             results = pool.map(self._decode, samples["image"], samples["mask"])
             decoded = list(counted(results, len(samples), "decoded images", log=logger))
@@ -355,7 +368,7 @@ class SampleDataset(Dataset[Batch]):
         area = float(picture.without_bars[1].mean())
         empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing")
         lost = mask is not None and picture.mask is None
-        return picture.place, picture if self.settings.cache_images else None, area, empty if lost else None
+        return picture.place, picture if self._cache else None, area, empty if lost else None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.runs import atomic_path, claim
-from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError, read_parameters, repository_root
+from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError, in_checkout, read_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,12 @@ MEMORY_OF_A_NOTEBOOK = 3 * 2**30
 """Bytes that a notebook of the quick study takes at most, rounded up."""
 
 
+KILLED = (
+    "its process was killed, most likely for want of memory; take fewer --workers, a smaller image_size or batch_size, "
+    "or cache_images: false"
+)
+
+
 class NotebookError(UserError, RuntimeError):
     """A notebook that stopped: names it, the cell and the error."""
 
@@ -94,7 +101,7 @@ def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
     """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
     from gainmtl_lib.efficientad.model import EfficientADSettings  # a kit
 
-    return EfficientADSettings.from_yaml(repository_root() / "params" / "efficientad_synthetic.yaml", **_shared(given))
+    return EfficientADSettings.from_yaml(in_checkout("params", "efficientad_synthetic.yaml"), **_shared(given))
 
 
 def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, Any], *, force: bool = False) -> Path:
@@ -132,7 +139,7 @@ def run_all(
     strategies = {strategy: notebook_settings(strategy, files, overrides) for strategy in STRATEGY_NOTEBOOKS}
     anomalies, settings = anomaly_settings(given), notebook_settings(None, files, overrides)
     outputs = {name: given[name] for name in ("outputs_dir",) if name in given}
-    shortcuts = ShortcutStudySettings.from_yaml(repository_root() / "params" / "studies" / "shortcut.yaml", **outputs)
+    shortcuts = ShortcutStudySettings.from_yaml(in_checkout("params", "studies", "shortcut.yaml"), **outputs)
     synthetic = settings.dataset_type == "synthetic"
     if force:
         cells = shortcuts.cells() if synthetic else []
@@ -174,7 +181,7 @@ def _given(files: Sequence[Path], overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def _own_files(strategy: str | None) -> list[Path]:
-    params = repository_root() / "params"
+    params = in_checkout("params")
     return [params / "quick.yaml", *([params / f"{strategy.lower()}.yaml"] if strategy else [])]
 
 
@@ -214,7 +221,7 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
                 for sentinel in wait(list(running)):
                     process, answer, job = running.pop(sentinel)
                     process.join()
-                    error = answer.recv() if answer.poll() else f"{job.name}.ipynb: its process ended unexpectedly"
+                    error = answer.recv() if answer.poll() else f"{job.name}.ipynb: {KILLED}"
                     if error is not None:
                         logger.error("%s", error)  # at once: the others may run for minutes
                         failed.append(error)
@@ -271,6 +278,8 @@ def _execute(job: Job, threads: int, told: Connection) -> None:
             # Neither the kernel's advice on network encryption nor what it says of sockets when it is ended.
             extra_arguments=["--log-level=CRITICAL"],
         )
+    except DeadKernelError:
+        told.send(f"{source.name}: {KILLED}\nthe notebook up to there: {job.output}")
     except PapermillExecutionError as error:
         told.send(
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -308,7 +317,7 @@ def _show_lines_of(number: str) -> None:
 
 def notebook_path(name: str) -> Path:
     """Where a notebook of the collection lies."""
-    return repository_root() / "notebooks" / f"{name}.ipynb"
+    return in_checkout("notebooks", f"{name}.ipynb")
 
 
 def refresh(names: Sequence[str], *, workers: int | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -102,6 +103,17 @@ def picture_size(path: str | Path) -> Size:
 def orientation(picture: Image.Image) -> int:
     """What the orientation tag says: 1 upright, 5 to 8 with height and width changed."""
     return int(picture.getexif().get(0x0112, 1))
+
+
+def damage(raw: bytes) -> str:
+    """What a JPEG's decoder warns of although it gives a picture, in which a part may then be grey; else empty."""
+    if raw[:2] != b"\xff\xd8":
+        return ""
+    try:
+        simplejpeg.decode_jpeg(raw, "GRAY", min_factor=8, strict=True)  # an eighth of its size: all of it is read
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _decode(path: str | Path, flags: int, what: str) -> NDArray:

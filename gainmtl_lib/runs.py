@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from uuid import uuid4
@@ -103,6 +104,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 # --- What a finished run holds
 
+
+@contextmanager
+def told_by_version(folder: Path) -> Iterator[None]:
+    """A `SettingsError` about what another version of this project wrote says both versions."""
+    try:
+        yield
+    except SettingsError as error:
+        path = folder / "manifest.json"
+        wrote = (read_json(path) if path.is_file() else {}).get("versions", {}).get("gainmtl", "an unknown version")
+        if wrote == version("gainmtl"):
+            raise
+        told = f"{folder}: written by version {wrote}, which this one, {version('gainmtl')}, cannot read"
+        raise RunError(f"{told}: {error}; use that version, or train anew") from error
+
+
 EFFICIENTAD = "efficientad"  # stands in a manifest where runs of GAIN-MTL have their strategy
 OF_EFFICIENTAD = "of EfficientAD, not of a GAIN-MTL strategy; see gainmtl efficientad --help"
 
@@ -120,7 +136,8 @@ class StoredRun(Generic[AnySettings]):
     @cached_property
     def settings(self) -> AnySettings:
         """What the run was asked for."""
-        return cast("AnySettings", self.settings_type.from_yaml(self.folder / "settings.yaml"))
+        with told_by_version(self.folder):
+            return cast("AnySettings", self.settings_type.from_yaml(self.folder / "settings.yaml"))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -251,6 +268,9 @@ def hold(folder: Path) -> Iterator[None]:
         held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise RunError(f"{folder}: another process is writing to this run; wait or change 'experiment'") from None
+    except OSError as error:
+        advice = "give the right to write there, or change 'experiment' or 'outputs_dir'"
+        raise FileError(f"{folder}: cannot be written to: {error.strerror or error}; {advice}") from error
     with held:
         for part in (folder, folder / "checkpoints", folder / "maps"):
             for left in part.glob(f".*-{'[0-9a-f]' * 8}.*"):
@@ -269,7 +289,10 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
     if resume is not None and force:
         both = "--resume goes on from a checkpoint, --force drops what is there and starts anew"
         raise RunError(f"{folder}: {both}; give one of them (resume=…, force=True)")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be made: {error.strerror}; change 'outputs_dir'") from error
     stored = folder / "settings.yaml"
     with hold(folder):
         if force:

@@ -5,6 +5,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -25,6 +26,15 @@ def repository_root() -> Path:
     """Folder that relative paths resolve against: the checkout, or the working directory outside one."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def in_checkout(*parts: str) -> Path:
+    """A file or folder of the checkout, such as a notebook; `UserError` outside one, as with an installed package."""
+    path = repository_root().joinpath(*parts)
+    if not path.exists():
+        advice = "notebooks and parameter files come with a checkout of the repository; call gainmtl in its folder"
+        raise UserError(f"{path}: not there; {advice}")
+    return path
 
 
 # --- A flat record of parameters
@@ -120,7 +130,14 @@ def _compiling(value: str) -> str:
 
 
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
-FolderName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]  # of one folder: neither a path nor ".." nor hidden
+FolderName = Annotated[
+    str,
+    BeforeValidator(
+        lambda value: str(value) if type(value) in (int, date) else value
+    ),  # YAML reads 2024-05-01 as a date
+    Field(pattern=r"^[\w-][\w.-]*$"),
+]
+"""Of one folder: neither a path nor ".." nor hidden."""
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 OneOrMore = Annotated[

@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -397,11 +398,14 @@ def fit_interruptibly(
     if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
         (own / "best.ckpt").unlink(missing_ok=True)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if options["devices"] in (1, [device.index]):  # one process, whatever tasks a SLURM session around it has
+        plugins.append(LightningEnvironment())
     trainer = L.Trainer(
         accelerator=device.type,
         precision=precision,  # type: ignore[arg-type]
         logger=event_loggers(settings),
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=settings.run_dir,
         **quiet | options,
     )

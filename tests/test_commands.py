@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -151,7 +152,6 @@ def test_errors_are_one_message_without_a_traceback(trained, tmp_path):
         ("report", tmp_path): "no run here",
         ("report", trained, "--required-recall", "1.5"): "1.5",
         ("explain", trained, "a.png", "b.png", "--mask", "m.png"): "2 pictures but 1 masks; give one --mask for",
-        ("explain", trained, "a/x.png", "b/x.png"): "several pictures are named x, and their figures would be too",
         ("explain", trained, "a.png", "--mask-source", "none"): "mask_source is for strategy S6; this model is S5",
         train: "teacher",
         (*train, "-p", "teacher", "random", "-p", "max_stpes", "1"): "did you mean 'max_steps'",
@@ -273,6 +273,17 @@ def test_explain_computes_each_picture_once_and_on_the_device_asked_for(trained,
     assert asked == ["cpu", "cuda:3"]  # by default where the run was trained
     assert sum(sizes) <= 2 * 4 * 3  # each picture once, and the two questions of the counterfactual
     assert len(list((tmp_path / "[x]").glob("*.png"))) == 4
+
+
+def test_pictures_of_one_name_are_told_apart(trained, study, tmp_path):
+    first, second = sorted((study / "data/images/test").rglob("*.png"))[:2]
+    places = [tmp_path / "a/x.png", tmp_path / "b/x.png", tmp_path / "b/y.png", tmp_path / "c/b/x.png"]
+    for place, picture in zip(places, (first, second, first, second)):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+    done("explain", trained, *places, "--output", tmp_path / "out")
+    names = {"a_x.png.png", f"{tmp_path.name}_b_x.png.png", "y.png", "c_b_x.png.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def test_explain_of_a_run_whose_masks_come_from_outside(study, tmp_path):

@@ -157,6 +157,20 @@ def test_inverted_covering_turned_and_misplaced_masks_are_found(tmp_path):
     assert report.masks["masks"]["turned"] == 1 and report.usable
 
 
+def test_damaged_jpegs_are_named_and_normal_pictures_alone_are_for_efficientad(tmp_path):
+    path = write_picture(tmp_path / "images/train/normal/damaged.jpg", size=(120, 160))
+    raw = path.read_bytes()
+    for number in range(6):
+        write_picture(tmp_path / f"images/train/normal/{number}.jpg", size=(120, 160))
+    path.write_bytes(raw[:3000] + raw[3060:])  # a hole in the middle
+    report = check(tmp_path, val_ratio=0.3)
+    warnings = messages(report, "warning")
+    assert f"{path}: is damaged, a part of it may be grey or of another picture (" in warnings and report.usable
+    assert "all 7 images are normal: EfficientAD learns from them, GAIN-MTL needs defective ones, too" in warnings
+    (tmp_path / "images/train/normal").rename(tmp_path / "images/train/defective")
+    assert "all 7 images are defective; expected normal ones" in messages(check(tmp_path, val_ratio=0.3), "error")
+
+
 def test_labelme_files_are_checked_as_masks_are(tmp_path):
     root = write_ball_screw(tmp_path, positions=15, moments=6)
     write_picture(root / "images/KGT1.jpg")

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import lightning as L
@@ -187,6 +188,16 @@ def test_a_mask_in_the_stored_frame_of_a_picture_with_an_orientation_tag_is_turn
     shown = load_picture(str(tmp_path / "a.jpg"), str(tmp_path / "m.png"), image_size=(32, 32), resize="letterbox")
     upright = np.rot90(mask > 0, -1 if tag == 6 else 1)
     np.testing.assert_array_equal(shown.without_bars[1], labels.resize_mask(upright, (32, 24), "squash"))
+
+
+def test_pictures_that_the_memory_cannot_hold_are_decoded_each_time(generic, monkeypatch, caplog):
+    kept = module(generic)
+    assert all(kept.dataset.cached) and not caplog.text
+    few = SimpleNamespace(available=2 * 18 * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("gainmtl_lib.dataset.psutil.virtual_memory", lambda: few)
+    other = module(generic)
+    assert not any(other.dataset.cached) and "they are decoded each time" in caplog.text
+    assert equal(epoch_of(other, 1), epoch_of(kept, 1))
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -139,6 +139,13 @@ def test_after_one_that_stopped_no_other_begins_and_each_is_named(begun):
     assert begun.order == [s1, s2]
 
 
+def test_a_killed_process_is_told_with_what_to_do(begun):
+    s1 = next(iter(STRATEGY_NOTEBOOKS.values()))
+    begun.fails = {s1: f"{s1}.ipynb: {notebooks.KILLED}"}
+    with pytest.raises(notebooks.NotebookError, match=r"most likely for want of memory; take fewer --workers"):
+        notebooks.execute(jobs(s1), workers=1)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_all_keeps_earlier_runs_unless_forced_and_leaves_the_shortcut_study_to_synthetic_data(
     tmp_path, begun, monkeypatch, force

@@ -9,7 +9,16 @@ import yaml
 from pydantic import Field
 
 from gainmtl_lib import settings as module
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, TERMS, Settings, SettingsError, read_parameters, repository_root
+from gainmtl_lib.settings import (
+    STRATEGY_WEIGHTS,
+    TERMS,
+    Settings,
+    SettingsError,
+    UserError,
+    in_checkout,
+    read_parameters,
+    repository_root,
+)  # fmt: skip
 
 PARAMS = repository_root() / "params"
 
@@ -66,6 +75,27 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
         Small.from_yaml(first, second, rate="z")
 
 
+@pytest.mark.parametrize(
+    ("written", "name"), [("2024", "2024"), ("2024-05-01", "2024-05-01"), ("'7'", "7"), ("1.5", None)]
+)
+def test_an_experiment_named_by_a_number_or_a_date_is_text(tmp_path, written, name):
+    """YAML reads these as a number and a date."""
+    (tmp_path / "my.yaml").write_text(f"experiment: {written}\n")
+    if name is None:
+        with pytest.raises(SettingsError, match=r"experiment must be text, got 1\.5"):
+            Settings.from_yaml(tmp_path / "my.yaml")
+    else:
+        assert Settings.from_yaml(tmp_path / "my.yaml").experiment == name
+
+
+def test_outside_a_checkout_what_comes_with_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("gainmtl_lib.settings.repository_root", lambda: tmp_path)
+    advice = "notebooks and parameter files come with a checkout of the repository; call gainmtl in its folder"
+    with pytest.raises(UserError) as error:
+        in_checkout("notebooks")
+    assert str(error.value) == f"{tmp_path}/notebooks: not there; {advice}"
+
+
 def test_several_problems_are_all_named_in_their_order():
     with pytest.raises(SettingsError) as error:
         Settings(batch_size="x", num_epochs=0, sed=3, zzz=1)
@@ -97,6 +127,7 @@ def test_several_problems_are_all_named_in_their_order():
     (dict(box_labels="b"), "box_labels is given, but label_kind is 'mask'; set label_kind: box, or leave box_labels out"),
     (dict(strategy="S9"), "strategy must be 'S1', 'S2', 'S3', 'S4', 'S5', 'S6', 'S7' or 'S8', got the text 'S9'"),
     (dict(experiment=".."), "got the text '..'"),
+    (dict(experiment=True), "got True"),
     (dict(pretrained=3), "pretrained must be true, false, auto or the path of a weights file, got 3"),
 ])  # fmt: skip
 def test_messages(values, expected):

@@ -397,6 +397,24 @@ def test_nan_stops_with_the_term_the_step_and_what_to_try(shared, monkeypatch):
     assert (settings.run_dir / "checkpoints/last.ckpt").is_file()
 
 
+def test_one_device_is_trained_whatever_a_slurm_session_around_it_says(shared, monkeypatch):
+    tasks = {"NTASKS": "4", "JOB_ID": "7", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0"}
+    for name, value in {**tasks, "NODEID": "0", "NNODES": "1", "NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    settings = tiny_settings(shared, "S1", experiment="slurm", num_epochs=1)
+    assert fit(settings).manifest["status"] == "complete"
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_named(shared, monkeypatch):
+    settings = tiny_settings(shared, "S1", experiment="read_only", num_epochs=1)
+    denied = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+    monkeypatch.setattr("gainmtl_lib.runs.FileLock", lambda path: Mock(acquire=denied))
+    with pytest.raises(
+        FileError, match="seed42: cannot be written to: Permission denied; give the right to write there"
+    ):
+        fit(settings)
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
     settings = tiny_settings(shared, "S1", experiment="full_disk", num_epochs=2)
     full = Mock(wraps=torch.save, side_effect=[DEFAULT, OSError(errno.ENOSPC, "No space left on device")])

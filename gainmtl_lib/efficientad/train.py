@@ -299,7 +299,7 @@ def calibrate(model: EfficientADModel, seen: list[tuple[LocalMaps, Batch]]) -> d
         raise ModelError("an anomalous validation image has a map that is not finite; try precision '32'")
     answered = normal | batch.has_mask
     pixels.update(output.anomaly_map.cpu()[answered], batch.masks[answered])
-    image_auroc = auroc(batch.labels.numpy(), output.score.double().cpu().numpy())
+    image_auroc = auroc(batch.labels.numpy(), output.score.cpu().double().numpy())
     return {"image_auroc": image_auroc, "pixel_auroc": pixels.auroc()}
 
 
