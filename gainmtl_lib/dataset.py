@@ -28,7 +28,8 @@ from gainmtl_lib import labels
 from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
-from gainmtl_lib.pictures import Mask, image_files, read_grey, read_image
+from gainmtl_lib.layouts import Scan, key_of
+from gainmtl_lib.pictures import Mask, read_image, read_soft_mask
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import data_digest, read_samples, split_samples
 from gainmtl_lib.settings import RunSettings, Settings
@@ -177,26 +178,28 @@ class GainDataModule(L.LightningDataModule):
     def external_masks(self, split: str, folder: Path) -> Tensor:
         """Masks in [0, 1] from another folder, not binarised: (N, 1, H, W), in the order of `loader(split)`.
 
-        A mask has the path of its image below the images' common folder, or only its stem, with or without the
-        suffix ``_mask``. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
+        A mask has the path of its image below the images' common folder, or only its name, as `Scan.masks` matches
+        them. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
-        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in image_files(folder)}
-        images, size = [self.dataset.paths[row] for row in self.rows(split)], self.settings.image_size
-        base, stems = os.path.commonpath(map(os.path.dirname, images)), Counter(Path(image).stem for image in images)
-        masks = torch.zeros((len(images), 1, *size))
-        for mask, image in zip(masks, images):
-            below, stem = Path(image).relative_to(base).with_suffix("").as_posix(), Path(image).stem
-            key = next((key for key in (below, f"{below}_mask", stem, f"{stem}_mask") if key in files), None)
-            if key is None:
-                raise DataError(f"{folder}: has no mask for {image}; expected {below}.png or {stem}.png")
-            if "/" not in key and "/" in below and stems[stem] > 1:
-                advice = f"put their masks in subfolders, as {below}.png"
-                raise DataError(f"{files[key]}: several images have the stem {stem}; {advice}")
-            values, (height, width, _) = read_grey(files[key]), read_image(image).shape
-            shape = labels.check_aspect(files[key], values.shape, image, (height, width))
-            mask[0] = torch.from_numpy(labels.resize_values(values / 255, size, self.settings.resize, image_size=shape))
+        images, size = [Path(self.dataset.paths[row]) for row in self.rows(split)], self.settings.image_size
+        base = Path(os.path.commonpath([image.parent for image in images]))
+        below, stems = [key_of(image, base) for image in images], [key_of(image, image.parent) for image in images]
+        scan = Scan(folder, self.settings.mask_suffix)
+        by_path, by_name = (scan.masks(dict(zip(keys, images)), folder) for keys in (below, stems))
+        raise_errors(scan.findings)
+        masks, count = torch.zeros((len(images), 1, *size)), Counter(stems)
+        for mask, image, path, name in zip(masks, images, below, stems):
+            file = by_path.get(path) or by_name.get(name)
+            if file is None:
+                raise DataError(f"{folder}: has no mask for {image}; expected {path}.png or {name}.png")
+            if path not in by_path and count[name] > 1:
+                advice = f"put their masks in subfolders, as {path}.png"
+                raise DataError(f"{file}: several images have the stem {name}; {advice}")
+            values, (height, width, _) = read_soft_mask(file), read_image(image).shape
+            shape = labels.check_aspect(file, values.shape, image, (height, width))
+            mask[0] = torch.from_numpy(labels.resize_values(values, size, self.settings.resize, image_size=shape))
         return masks
 
     def train_dataloader(self) -> DataLoader[Batch]:

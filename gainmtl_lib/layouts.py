@@ -411,7 +411,7 @@ def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
         if name == "images" and (root / "labels").is_dir():
             datasets.add((scan_ball_screw, root))
         if name == "test" and (root / "ground_truth").is_dir():
-            datasets.add((scan_mvtec, root))
+            datasets.add((scan_mvtec_loco if any((root / "ground_truth").glob("*/*/")) else scan_mvtec, root))
         if name == "Imgs" and root.name.startswith("MT_"):
             datasets.add((scan_magnetic_tile, root.parent))
     masks = {row.image: row.mask for read, root in datasets for row in read(Scan(root))}

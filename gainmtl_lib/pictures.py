@@ -201,6 +201,18 @@ def read_mask_pixels(path: str | Path) -> MaskPixels:
     return mask_pixels(_decode(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, "mask"), path, lossless=lossless)
 
 
+def read_soft_mask(path: str | Path) -> NDArray[np.float32]:
+    """Decode a mask of shades of grey, such as a heat map, to (h, w) in [0, 1].
+
+    One of 0 and 1, of colours or with an alpha channel says yes or no. Errors as for `read_mask_pixels`.
+    """
+    values = _decode(path, cv2.IMREAD_UNCHANGED, "mask")
+    if values.ndim == 3 and (values.shape[2] != 3 or (values != values[..., :1]).any()):
+        return read_mask_pixels(path).defect.astype(np.float32)
+    grey = read_grey(path)
+    return grey.astype(np.float32) / np.float32(1 if grey.max(initial=0) <= 1 else 255)
+
+
 def mask_pixels(mask: Image.Image | NDArray, name: str | Path = "mask", *, lossless: bool = True) -> MaskPixels:
     """As `read_mask_pixels`, of a picture in memory: an array is (h, w) or (h, w, C), C = 1 to 4, alpha last."""
     if isinstance(mask, Image.Image) and mask.mode == "P":

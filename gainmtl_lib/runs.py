@@ -112,7 +112,7 @@ def told_by_version(folder: Path) -> Iterator[None]:
         yield
     except SettingsError as error:
         path = folder / "manifest.json"
-        wrote = (read_json(path) if path.is_file() else {}).get("versions", {}).get("gainmtl", "an unknown version")
+        wrote = (read_json(path) if path.is_file() else {}).get("versions", {}).get("gainmtl") or "unknown"
         if wrote == version("gainmtl"):
             raise
         told = f"{folder}: written by version {wrote}, which this one, {version('gainmtl')}, cannot read"

@@ -230,14 +230,19 @@ def test_external_masks_keep_their_values_and_are_missing_ambiguous_or_do_not_fi
     assert (masks.shape, masks.dtype) == ((6, 1, *SIZE), torch.float32)
     assert masks.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.4, 0.4, 0.4, 0.2, 0.0, 1.0])
 
+    for number, name in enumerate(("test_d0_GT.png", "TEST_D1.png", "test_d2.png.png")):  # names and forms as of masks
+        (tmp_path / f"values/test_d{number}_mask.png").unlink()
+        write_picture(tmp_path / f"values/{name}", value=1)
+    assert module(generic).external_masks("test", tmp_path / "values").mean(dim=(1, 2, 3)).tolist()[:3] == [1, 1, 1]
+
     def refused(message: str) -> None:
         with pytest.raises(DataError, match=message):
             module(generic).external_masks("test", maps)
 
     refused(r"maps: no such folder; external_mask_dir holds one mask per image")
-    write_picture(maps / "test_d1.png")
+    write_picture(maps / "test_d1.png", value=9)
     refused(r"has no mask for .*test_d0.png; expected defective/test_d0.png or")
-    write_picture(maps / "test_d0.png", size=(20, 16))
+    write_picture(maps / "test_d0.png", size=(20, 16), value=9)
     refused(r"test_d0.png: mask is 20x16 \(height x width\), its image .* 12x16; expected")
     write_picture(generic / "images/test/normal/test_d0.png")
     refused(r"several images have the stem test_d0; .* as defective/test_d0.png")

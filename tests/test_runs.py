@@ -3,14 +3,16 @@
 import errno
 import json
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
+import yaml
 from tiny import tiny_settings
 
 from gainmtl_lib import runs
 from gainmtl_lib.runs import FileError, RunError, atomic_path, by_strategy, claim, collect_runs, compare, write_json
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import Settings, SettingsError
 
 
 def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_there(tmp_path):
@@ -173,3 +175,20 @@ def test_what_is_missing_is_named(tmp_path):
         runs.load_run(tmp_path / "hand")
     with pytest.raises(RunError, match="the run is trained but not evaluated"):
         _ = runs.load_run(tmp_path / "hand/s2/seed0").metrics
+
+
+def test_a_run_that_another_version_wrote_says_both_versions(tmp_path):
+    write_run(tmp_path, "S1")
+    folder = tmp_path / "hand/s1/seed0"
+    stored = yaml.safe_load((folder / "settings.yaml").read_text())
+    (folder / "settings.yaml").write_text(yaml.safe_dump(stored | {"warp": 9}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for versions, told in (({"gainmtl": "0.0.1"}, "version 0.0.1"), ({}, "version unknown")):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"versions": versions}))
+        with pytest.raises(
+            RunError, match=rf"seed0: written by {told}, which this one, .*: unknown parameter 'warp'.*"
+        ):
+            _ = runs.load_run(folder).settings
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"versions": {"gainmtl": version("gainmtl")}}))
+    with pytest.raises(SettingsError, match="unknown parameter 'warp'"):
+        _ = runs.load_run(folder).settings
