@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 
 from gainmtl_lib import labels
-from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
 from gainmtl_lib.layouts import Scan, key_of
@@ -292,7 +291,7 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
     pixels, plane = read_image(image), None
     size = (pixels.shape[0], pixels.shape[1])
     if mask is not None:
-        defect, _ = labels.upright_mask(read_mask(mask), mask, image, size)
+        defect = labels.mask_of(image, mask, size)
         if defect.any():
             plane = labels.resize_mask(defect, image_size, resize, image_size=size).astype(np.uint8)
     return Picture(labels.resize_image(pixels, image_size, resize), plane, labels.inside(size, image_size, resize))

@@ -22,12 +22,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from gainmtl_lib import metrics
-from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import defect_probability, output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.labels import Resize, check_aspect, inside, resize_image, resize_mask
+from gainmtl_lib.labels import Resize, check_aspect, inside, mask_of, resize_image, resize_mask
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
 from gainmtl_lib.pictures import mask_pixels, read_image, to_8_bit
@@ -57,15 +56,19 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
     return np.repeat(values, 3 // values.shape[2], axis=2)
 
 
-def read_defect(mask: Any, picture_size: tuple[int, int], name: str = "mask") -> NDArray[np.bool_] | None:
+def read_defect(
+    mask: Any, picture_size: tuple[int, int], name: str = "mask", *, picture: Any = None
+) -> NDArray[np.bool_] | None:
     """Defect pixels of one mask, bool (h, w), in the mask's own size; None when it marks nothing.
 
     Args:
         mask: a path, a PIL picture or integers as `mask_pixels` takes them; floats above 0.5 are defect.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
+        picture: that picture; where it is a path, a mask file in the frame that the camera stored is turned as it is.
     """
     if isinstance(mask, str | PathLike):
-        defect, name = read_mask(Path(mask)), str(mask)
+        name, path = str(mask), Path(picture) if isinstance(picture, str | PathLike) else None
+        defect = mask_of(path, Path(mask), picture_size)
     elif isinstance(mask, Image.Image):
         defect = mask_pixels(ImageOps.exif_transpose(mask), name).defect
     else:
@@ -296,7 +299,7 @@ class DefectExplainer:
             raise ModelError(f"{needs}; to explain what the model says without, {instead}")
         pixels = read_picture(image, f"image{at}")
         size = (pixels.shape[0], pixels.shape[1])
-        defect = None if mask is None else read_defect(mask, size, f"mask{at}")
+        defect = None if mask is None else read_defect(mask, size, f"mask{at}", picture=image)
         pixels = resize_image(pixels, self.image_size, self.resize)
         device = next(self.model.parameters()).device
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, torch.float32).div_(255)  # (1, 3, H, W)

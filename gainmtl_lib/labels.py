@@ -71,7 +71,12 @@ def resize_values(values: NDArray, size: Size, resize: Resize, *, image_size: Si
     return canvas
 
 
-def upright_mask(defect: Mask, mask: str | Path, image: str | Path, size: Size) -> tuple[Mask, bool]:
+def mask_of(image: str | Path | None, mask: str | Path, size: Size) -> Mask:
+    """Defect pixels of a mask file, by `read_mask`, in the frame of its picture, by `upright_mask`."""
+    return upright_mask(read_mask(mask), mask, image, size)[0]
+
+
+def upright_mask(defect: Mask, mask: str | Path, image: str | Path | None, size: Size) -> tuple[Mask, bool]:
     """The mask of a picture that is of `size` upright, in that frame, and whether it had to be turned for that.
 
     A mask drawn in the frame that the camera stored is turned as the picture's orientation tag says. `DataError` where
@@ -79,7 +84,7 @@ def upright_mask(defect: Mask, mask: str | Path, image: str | Path, size: Size) 
     """
     if same_aspect((defect.shape[0], defect.shape[1]), size):
         return defect, False
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(image) as picture:
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(image or "") as picture:
         if (turn := TURNS.get(orientation(picture))) and same_aspect((defect.shape[1], defect.shape[0]), size):
             return turn(defect), True
     check_aspect(mask, defect.shape, image, size)

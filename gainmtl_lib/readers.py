@@ -50,7 +50,7 @@ def read_samples(
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         scan.report("error", root, f"data_root {what}; expected the dataset's folder")
-    elif not rows and not scan.findings:
+    elif not rows and not any(finding.level == "error" for finding in scan.findings):
         names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[:8]
         there = f"found {', '.join(names)}" if names else "the folder is empty"
         if categories := categories_in(root, dataset_type):

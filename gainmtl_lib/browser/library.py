@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from gainmtl_lib import figures
-from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import NEEDED_OF, AnyRun, stored_maps, stored_tables
 from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.labels import inside, resize_image
+from gainmtl_lib.labels import inside, mask_of, resize_image
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.pictures import read_image
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name
@@ -280,16 +279,16 @@ class PictureFiles:
 
 def load_shown(image: Path | None, mask: Path | None, side: int, size: tuple[int, int]) -> Shown:
     """Decode a picture and its mask, the longer side of `side` pixels; a grey field of `size` without a file."""
-    found: dict[Any, NDArray] = {}
-    problems: list[str] = []
-    for path, read in ((image, read_image), (mask, read_mask)):
-        try:
-            if path is not None:
-                found[read] = read(path)
-        except DataError as error:
-            problems.append(str(error).split(";")[0])
-    pixels, region = found.get(read_image, figures.ground(size)), found.get(read_mask)
+    pixels, region, problems = figures.ground(size), None, []
+    try:
+        pixels = pixels if image is None else read_image(image)
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
     h, w = pixels.shape[:2]
+    try:
+        region = None if mask is None else mask_of(image, mask, (h, w))
+    except DataError as error:
+        problems.append(str(error).split(";")[0])
     shape = figures.fitting((h, w), side)
     pixels = resize_image(pixels, shape, "squash")
     return Shown(pixels, (h, w), figures.resized_mask(region, shape), "; ".join(problems))

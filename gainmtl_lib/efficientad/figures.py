@@ -183,7 +183,7 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
 
 def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
     """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
-    defect = None if mask is None else read_defect(mask, scored.size, str(mask))
+    defect = None if mask is None else read_defect(mask, scored.size, str(mask), picture=scored.path)
     height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
     picture = resize_image(read_image(scored.path), (height, width), "squash")
     region = resized_mask(defect, (height, width))

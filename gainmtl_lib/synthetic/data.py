@@ -22,9 +22,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from gainmtl_lib import readers
-from gainmtl_lib.annotations import read_mask
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
+from gainmtl_lib.labels import mask_of
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, read_image
 from gainmtl_lib.progress import counted
@@ -284,7 +284,8 @@ def plant_cue(
             grey = bool((image == image[..., :1]).all())
             write_png(folder / "images" / below, image[..., 0] if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             if row.mask is not None:
-                write_png(folder / "masks" / below, read_mask(row.mask).astype(np.uint8) * 255)
+                size = (image.shape[0], image.shape[1])
+                write_png(folder / "masks" / below, mask_of(row.image, row.mask, size).astype(np.uint8) * 255)
             return (f"images/{below}", row.defect_type, row.group, place, row.source, int(row.has_cue))
 
         for split in copies["split"].unique():  # also where no picture has a mask
