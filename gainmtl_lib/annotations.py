@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     outlines: list[Corners]  # each is filled, all together are the defect
     is_box: bool = False
     runs: list[int] | None = None  # pixels without and with defect in turn, down one column after the other
+    kind: str = ""  # its class, as the file names or numbers it
 
 
 class Label(NamedTuple):
@@ -116,7 +117,7 @@ def _read_file(file: Path, name: str, found: Found) -> list[Label]:
     content = parsed(file, "a JSON file", json.loads)
     if isinstance(content, dict) and "shapes" in content:
         size, shapes = _labelme(file, content)
-        return [Label(file, picture, size, [shape for _, shape in shapes], named=False)]
+        return [Label(file, picture, size, shapes, named=False)]
     return _read_coco(file, content, found)
 
 
@@ -150,6 +151,8 @@ def _read_coco(file: Path, content: Any, found: Found) -> list[Label]:
             if lacks := [name for name in needed if not isinstance(one, dict) or name not in one]:
                 raise DataError(f"{file}: not a COCO file: entry {number} of {what} has no {', '.join(lacks)}")
     labels: dict[str, Label] = {}
+    categories = content.get("categories") or []
+    names = {repr(one.get("id")): str(one.get("name", "")) for one in categories if isinstance(one, dict)}
     for one in content["images"]:
         if repr(one["id"]) in labels:
             raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
@@ -162,6 +165,7 @@ def _read_coco(file: Path, content: Any, found: Found) -> list[Label]:
             continue
         label = labels.get(repr(one["image_id"]))
         shape = _coco_shape(one, f"{file}: {place}", place, label and label.size)
+        shape = shape._replace(kind=names.get(repr(one.get("category_id")), ""))
         if label is None:
             unknown = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
             warn(found, "of an unknown image", file, unknown)
@@ -239,9 +243,10 @@ def _read_yolo(file: Path, picture: str) -> Label:
             raise DataError(f"{at} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels")
         if count == 5:
             x, y, width, height = values
-            label.shapes.append(_box(place, x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+            shape = _box(place, x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         else:
-            label.shapes.append(Shape(place, [_pairs(values, at)]))
+            shape = Shape(place, [_pairs(values, at)])
+        label.shapes.append(shape._replace(kind=columns[0]))
     return label
 
 
@@ -256,7 +261,8 @@ def _read_voc(file: Path, picture: str) -> Label:
         expected = f"{file}: object {number} has no complete <bndbox>; expected xmin, ymin, xmax and ymax"
         left, top, right, bottom = _numbers(corners, 4, expected)
         # From 1, the last one included.
-        label.shapes.append(_box(f"object {number}", left - 1, top - 1, right, bottom))
+        shape = _box(f"object {number}", left - 1, top - 1, right, bottom)
+        label.shapes.append(shape._replace(kind=thing.findtext("name") or ""))
     return label
 
 
@@ -276,8 +282,10 @@ def _read_runs(file: Path) -> list[Label]:
         there = ", ".join(map(str, table.columns[:8]))
         raise DataError(f"{file}: expected the columns EncodedPixels and {NAMES[0]} or {NAMES[1]}, found {there}")
     labels: dict[str, Label] = {}
-    for number, (picture, text) in enumerate(zip(table[name], table["EncodedPixels"]), start=2):
-        picture = picture.rpartition("_")[0] if name == "ImageId_ClassId" else picture
+    classes = table["ClassId"] if "ClassId" in table else [""] * len(table)
+    for number, (picture, kind, text) in enumerate(zip(table[name], classes, table["EncodedPixels"]), start=2):
+        if name == "ImageId_ClassId":
+            picture, _, kind = picture.rpartition("_")
         label = labels.setdefault(picture, Label(file, picture, None, []))
         if text.strip() in ("", "-1", "nan"):
             continue
@@ -289,16 +297,16 @@ def _read_runs(file: Path) -> list[Label]:
             raise DataError(f"{file}: line {number}: EncodedPixels {told}, found {text!r:.60}")
         gaps = starts - np.concatenate([[0], ends[:-1]])
         runs = np.stack([gaps, lengths], axis=1).ravel().tolist()
-        label.shapes.append(Shape(f"line {number}", [], runs=runs))
+        label.shapes.append(Shape(f"line {number}", [], runs=runs, kind=kind))
     return list(labels.values())
 
 
-def read_labelme(path: str | Path) -> tuple[Size, list[tuple[str, Shape]]]:
-    """(h, w) of the picture, and of each shape its label and outline. `DataError` for what cannot be drawn."""
+def read_labelme(path: str | Path) -> tuple[Size, list[Shape]]:
+    """(h, w) of the picture, and its shapes, their labels in small letters. `DataError` for what cannot be drawn."""
     return _labelme(Path(path), parsed(Path(path), "a JSON file", json.loads))
 
 
-def _labelme(path: Path, content: Any) -> tuple[Size, list[tuple[str, Shape]]]:
+def _labelme(path: Path, content: Any) -> tuple[Size, list[Shape]]:
     told: dict[str, Any] = content if isinstance(content, dict) else {}
     shapes: Any = told.get("shapes")
     sides: tuple[Any, Any] = told.get("imageHeight"), told.get("imageWidth")
@@ -311,8 +319,8 @@ def _labelme(path: Path, content: Any) -> tuple[Size, list[tuple[str, Shape]]]:
     if others := [f"{kind} ({count})" for kind, count in kinds.items() if kind not in ("polygon", "rectangle")]:
         raise DataError(f"{path}: holds shapes of type {', '.join(others)}; expected polygon or rectangle")
     labels = [str(one.get("label") or "defective").lower() for one in shapes]
-    drawn = (Shape(f"shape {k}", [_corners(one, f"{path}: shape {k}")]) for k, one in enumerate(shapes))
-    return sides, [*zip(labels, drawn)]
+    corners = [[_corners(one, f"{path}: shape {k}")] for k, one in enumerate(shapes)]
+    return sides, [Shape(f"shape {k}", outline, kind=labels[k]) for k, outline in enumerate(corners)]
 
 
 def _corners(shape: dict[str, Any], place: str) -> Corners:
@@ -385,5 +393,5 @@ def told_mask(path: str | Path) -> MaskPixels:
     if Path(path).suffix.lower() != ".json":
         return read_mask_pixels(path)
     size, shapes = read_labelme(path)
-    outlines = (corners for _, shape in shapes for corners in shape.outlines)
+    outlines = (corners for shape in shapes for corners in shape.outlines)
     return MaskPixels(drawn(outlines, (), size), "outlines")

@@ -168,12 +168,17 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
                 raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
             if parts and row in shown:
                 other = shown[row][0]
-                place = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
-                what = f"'{label.picture}' is {image}, which has boxes in {place}, too"
+                there = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
+                what = f"'{label.picture}' is {image}, which has boxes in {there}, too"
                 raise DataError(f"{label.file}: {what}; keep one")
             if parts:
                 shown[row] = label, (size, parts)
-    kinds = Counter(finding.kind for finding in found)
+    classes = Counter(shape.kind for label, _ in shown.values() for shape in label.shapes if shape.kind)
+    if len(classes) > 1:
+        named = ", ".join(f"{name} ({count})" for name, count in classes.most_common(8))
+        told = f"the labels tell {len(classes)} classes, which all count as defect: {named}"
+        found.append(Finding("info", str(settings.box_labels or root), told))
+    kinds = Counter(finding.kind for finding in found if finding.kind)
     if not shown and not any(finding.level == "error" for finding in found):
         lost = "".join(f"{count} {kind}; " for kind, count in kinds.items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
@@ -185,6 +190,8 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
         for kind, count in kinds.items():
             example = next(finding for finding in found if finding.kind == kind)
             logger.warning("%s: %d, such as %s", kind, count, example)
+        for finding in found:
+            logger.info("%s", finding) if finding.level == "info" else None
         if ignored := int(samples["mask"].notna().sum()):
             logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
     else:

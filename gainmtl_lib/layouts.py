@@ -359,7 +359,7 @@ def scan_ball_screw(scan: Scan) -> Iterator[Row]:
             scan.report("error", path, f"the name tells no position; {expected}")
             continue
         try:
-            kinds = [kind for kind, _ in read_labelme(masks[key])[1]] if key in masks else []
+            kinds = [shape.kind for shape in read_labelme(masks[key])[1]] if key in masks else []
         except DataError as error:
             scan.report("error", masks[key], str(error).removeprefix(f"{masks[key]}: "))
             continue

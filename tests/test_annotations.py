@@ -110,7 +110,10 @@ def test_yolo_outlines_labelme_and_run_lengths_in_a_csv(root, tmp_path):
     old = tmp_path / "old.csv"
     old.write_text(f"ImageId_ClassId,EncodedPixels\ntrain_d0.png_1,{kaggle}\ntrain_d0.png_2,{square}\n")
     for place in (yolo, labelme, table, old):
-        found = masks(root, place)
+        told: list = []
+        found = masks(root, place, told)
+        classes = [one.message for one in told if "classes" in one.message]
+        assert classes == [] if place == labelme else "2 classes, which all count as defect: " in classes[0]
         assert [*found] == ["train_d0"], place
         np.testing.assert_array_equal(found["train_d0"], BOTH)
 
