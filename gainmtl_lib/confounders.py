@@ -274,6 +274,7 @@ SIDE = 256  # pixels a side at which masks are compared
 RING = 6  # pixels around a mask that are its surroundings
 OTHERS = 19  # pictures on which a mask is tried besides its own
 MOST_COMPARED = 200  # masks that are compared
+ODD = 0.25  # rank below which a mask is worth a look
 PARTICULAR = 0.6  # mean rank of the own picture from which masks mark something; 0.5 is chance
 
 

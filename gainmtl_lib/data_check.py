@@ -256,11 +256,15 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
         yield Finding("warning", unclear[0], f"{len(unclear)} masks {frame}: look at them with --contact-sheet")
     pictures = {mask: one for mask, one in zip(masks, told["marked"]) if one is not None}
     ranks = confounders.mask_ranks(pictures)
+    odd = ranks[ranks < confounders.ODD].sort_values()
+    worst = ", ".join(os.path.basename(name) for name in (odd.index if len(odd) else ranks.sort_values().index)[:5])
     if len(ranks) >= LEAST_RANKED and ranks.mean() < confounders.PARTICULAR:
-        worst = ", ".join(os.path.basename(name) for name in ranks.sort_values().index[:5])
         told_of = "what they cover differs from its surroundings no more than in other pictures"
         rank = f"in {ranks.mean():.0%} of the comparisons (50% is chance)"
         yield Finding("warning", "", f"the masks mark nothing particular: {told_of}, {rank}; look at {worst}")
+    elif len(ranks) >= LEAST_RANKED and len(odd):
+        told_of = f"{len(odd)} of {len(ranks)} compared masks stand out less on their own picture than on most others"
+        yield Finding("info", "", f"{told_of}, as a misplaced mask does, or a faint defect; look at {worst}")
 
 
 def _findings_of_all(

@@ -192,8 +192,8 @@ def read_mask_pixels(path: str | Path) -> MaskPixels:
     raw = _bytes(path, "mask")
     lossless = raw[:2].tobytes() != b"\xff\xd8" and raw[8:12].tobytes() != b"WEBP"
     _check_frames(raw, path)
-    shown = None
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(BytesIO(raw.tobytes())) as picture:
+    shown, unopened = None, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+    with contextlib.suppress(*unopened), Image.open(BytesIO(raw.tobytes())) as picture:
         if picture.mode in ("P", "PA", "LA", "RGBA"):  # what OpenCV would turn into colours, or drop
             shown = ImageOps.exif_transpose(picture)
     if shown is not None:
