@@ -317,7 +317,7 @@ def _show_lines_of(number: str) -> None:
 
 def notebook_path(name: str) -> Path:
     """Where a notebook of the collection lies."""
-    return in_checkout("notebooks", f"{name}.ipynb")
+    return in_checkout("notebooks") / f"{name}.ipynb"
 
 
 def refresh(names: Sequence[str], *, workers: int | None = None) -> None:
