@@ -3,8 +3,8 @@
     python benchmarks/data_check.py [--pictures 10000] [--side 256] [--export FILE]
 
 Pictures are drawn on the spot, half of them defective, with a mask each. Each size is checked in a process of its own,
-so that its peak of memory is its own. A check that keeps its promise takes at most a minute for ten thousand pictures on
-two cores, and its memory does not grow with their number.
+so that its peak of memory is its own. A check that keeps its promise takes at most a minute for ten thousand pictures
+on two cores, and its memory does not grow with their number.
 """
 
 from __future__ import annotations
