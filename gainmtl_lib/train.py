@@ -502,6 +502,7 @@ def _train(
     )  # fmt: skip
     L.seed_everything(settings.seed, verbose=False)
     data.setup("fit")
+    data.dataset.shown.zero_()  # data may be shared with runs before this one; a checkpoint brings back its own counts
     module = build(settings, data)
     model = module.model.to(memory_format=torch.channels_last)
     checkpoints = RunCheckpoints(folder / "checkpoints", settings)

@@ -323,6 +323,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_also_with_edited_pictures(fin
     shown = whole.manifest["shown"]  # 24 pictures in each of 2 epochs, half of them edited, give or take the draw
     assert sum(of["pictures"] for of in shown.values()) == 48 and 12 <= sum(of["edited"] for of in shown.values()) <= 36
     assert whole.manifest["train_annotated"] == 6 and whole.manifest["train_defective"] == 12
+    data = module.build_data(settings)
+    for number in (1, 2):  # the second training shares its data with the first
+        assert fit(settings.changed(experiment=f"shared{number}"), data=data).manifest["shown"] == shown
     later = resumed_after(settings.changed(experiment="later"), monkeypatch, epoch=1)
     assert equal(later.model, whole.model) and later.manifest["shown"] == shown
 
