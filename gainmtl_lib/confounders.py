@@ -112,7 +112,7 @@ def predictors(seen: pd.DataFrame, taken: Sequence[Taken], *, seed: int = 0) -> 
         seed: of folds and permutations.
 
     Returns:
-        By property: ``auroc`` of a small linear model over groups that it was not made from, mean of the folds, NaN
+        By property: ``auroc`` of small linear models, each over the groups that it was not made from, together; NaN
         where the classes lie in fewer than two groups; ``low`` and ``high``, between which it lies in 99 % of the cases
         where the classes are dealt out anew; ``normal`` and ``defective``, what is usual there.
     """

@@ -171,7 +171,8 @@ def _inspect(settings: Settings, drawn: dict[str, int], image: str, label: int, 
         detail = small - cv2.GaussianBlur(small, (0, 0), 2)
         norm = float(np.linalg.norm(detail))
         one.thumbnail = (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
-    _inspect_mask(one, settings, image, mask, pixels, drawn) if mask is not None else None
+    if mask is not None:
+        _inspect_mask(one, settings, image, mask, pixels, drawn)
     if pixels is not None and one.taken is None:
         one.taken = confounders.how_taken(image, pixels, None)
     return one

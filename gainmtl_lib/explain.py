@@ -5,7 +5,7 @@ Sizes: h x w a picture as given, H x W network input; maps have a size of their 
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -52,7 +52,7 @@ def read_picture(picture: Any, name: str = "image") -> NDArray[np.uint8]:
     if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)) or not pixels.size:
         kinds = "1, 3 or 4 channels, first in a tensor, (C, h, w), last in an array, (h, w, C), or none, (h, w)"
         raise DataError(f"{name}: {type(picture).__name__} has shape {tuple(picture.shape)}; expected {kinds}")
-    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name, to_8_bit).reshape(*pixels.shape[:2], -1)
+    values = _eight_bit(np.atleast_3d(pixels)[..., :3], name).reshape(*pixels.shape[:2], -1)
     return np.repeat(values, 3 // values.shape[2], axis=2)
 
 
@@ -76,7 +76,7 @@ def read_defect(
         if values.ndim != 2 or not values.size:
             raise DataError(f"{name}: mask has shape {tuple(mask.shape)}; expected (h, w), (h, w, 1) or (1, h, w)")
         floats = values.dtype.kind == "f"
-        defect = _eight_bit(values, name, to_8_bit) > 127 if floats else mask_pixels(values, name).defect
+        defect = _eight_bit(values, name) > 127 if floats else mask_pixels(values, name).defect
     check_aspect(name, defect.shape, None, picture_size)
     return defect if defect.any() else None
 
@@ -96,10 +96,10 @@ def _pixels(given: Any, name: str) -> NDArray:
     return np.asarray(upright if upright.mode.startswith(("I", "F")) else upright.convert("RGB"))  # 16 bits, floats
 
 
-def _eight_bit(pixels: NDArray, name: str, of_integers: Callable[[NDArray, str], NDArray]) -> NDArray[np.uint8]:
+def _eight_bit(pixels: NDArray, name: str) -> NDArray[np.uint8]:
     pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
     if pixels.dtype in (np.uint8, np.uint16):
-        return of_integers(pixels, name)
+        return to_8_bit(pixels, name)
     if pixels.dtype.kind != "f":
         raise DataError(f"{name}: pixels are {pixels.dtype}; expected uint8, uint16 or float in [0, 1]")
     pixels = pixels.astype(np.float64)

@@ -190,8 +190,8 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
         for kind, count in kinds.items():
             example = next(finding for finding in found if finding.kind == kind)
             logger.warning("%s: %d, such as %s", kind, count, example)
-        for finding in found:
-            logger.info("%s", finding) if finding.level == "info" else None
+        for finding in (finding for finding in found if finding.level == "info"):
+            logger.info("%s", finding)
         if ignored := int(samples["mask"].notna().sum()):
             logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
     else:

@@ -91,7 +91,8 @@ class Scan:
             self.report(
                 "info", folder, f"{len(beside)} files, such as {example}, are masks of the pictures beside them"
             )
-        return {key: path for key, path in files.items() if path not in {*beside.values()}}, beside
+        masks = {*beside.values()}
+        return {key: path for key, path in files.items() if path not in masks}, beside
 
     def masks(self, images: Mapping[str, Path], folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
         """The mask of each image key in a folder: of the same key, or with a suffix behind it, in any case."""

@@ -66,13 +66,16 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     `UnreadableError` where the file is missing, truncated, not an image, or several in one, as in a TIFF of many pages.
     """
     # Not IMREAD_COLOR_RGB: with 16-bit TIFF files OpenCV 5.0 then returns memory it never wrote.
-    image = to_8_bit(_decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
+    image = to_8_bit(_decoded(_bytes(path, "image"), path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, "image"), path)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def read_grey(path: str | Path) -> NDArray[np.uint8]:
     """Decode a map of values, such as a soft mask, to (h, w); errors as for `read_image`."""
-    return map_to_8_bit(_decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask"), path)
+    values = _decoded(_bytes(path, "mask"), path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, "mask")
+    # A map has no brightness that must stay comparable: 16 bits whose values all fit 8 are kept.
+    fits = values.dtype == np.uint16 and values.max(initial=0) <= 255
+    return values.astype(np.uint8) if fits else to_8_bit(values, path)
 
 
 def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
@@ -83,12 +86,6 @@ def to_8_bit(image: NDArray, path: str | Path = "image") -> NDArray[np.uint8]:
     if image.dtype not in (np.uint8, np.uint16):
         raise UnreadableError(f"{path}: pixels are {image.dtype}; {INTEGERS}")
     return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=1 / 257)  # type: ignore[return-value]
-
-
-def map_to_8_bit(values: NDArray, path: str | Path = "mask") -> NDArray[np.uint8]:
-    """As `to_8_bit`, but values that all fit 8 bits are kept: a map has no brightness that must stay comparable."""
-    fits = values.dtype == np.uint16 and values.max(initial=0) <= 255
-    return values.astype(np.uint8) if fits else to_8_bit(values, path)
 
 
 def picture_size(path: str | Path) -> Size:
@@ -116,10 +113,8 @@ def damage(raw: bytes) -> str:
     return ""
 
 
-def _decode(path: str | Path, flags: int, what: str) -> NDArray:
-    """Decode one picture by OpenCV: (h, w) or (h, w, C), blue first."""
-    raw = _bytes(path, what)
-    _check_frames(raw, path)
+def _decoded(raw: NDArray[np.uint8], path: str | Path, flags: int, what: str) -> NDArray:
+    """One picture decoded by OpenCV: (h, w) or (h, w, C), blue first."""
     with contextlib.suppress(cv2.error):  # of an empty file, too
         if (image := cv2.imdecode(raw, flags)) is not None:
             return image
@@ -127,10 +122,13 @@ def _decode(path: str | Path, flags: int, what: str) -> NDArray:
 
 
 def _bytes(path: str | Path, what: str) -> NDArray[np.uint8]:
+    """A file of one picture."""
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UnreadableError(f"{path}: {what} cannot be read: {error.strerror}") from None
+    _check_frames(raw, path)
+    return raw
 
 
 LARGEST = 2**30  # pixels of a picture that OpenCV decodes, unless OPENCV_IO_MAX_IMAGE_PIXELS says otherwise
@@ -181,7 +179,7 @@ class MaskPixels(NamedTuple):
     """The defect pixels of a mask file, and by what they were told."""
 
     defect: Mask  # (h, w)
-    told_by: str  # brightness, class numbers, palette, colours, alpha or outlines
+    told_by: str  # brightness, class numbers, palette, colours, alpha, outlines or several masks
 
 
 def read_mask_pixels(path: str | Path) -> MaskPixels:
@@ -191,14 +189,14 @@ def read_mask_pixels(path: str | Path) -> MaskPixels:
     """
     raw = _bytes(path, "mask")
     lossless = raw[:2].tobytes() != b"\xff\xd8" and raw[8:12].tobytes() != b"WEBP"
-    _check_frames(raw, path)
     shown, unopened = None, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with contextlib.suppress(*unopened), Image.open(BytesIO(raw.tobytes())) as picture:
         if picture.mode in ("P", "PA", "LA", "RGBA"):  # what OpenCV would turn into colours, or drop
             shown = ImageOps.exif_transpose(picture)
     if shown is not None:
         return mask_pixels(shown, path, lossless=lossless)
-    return mask_pixels(_decode(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, "mask"), path, lossless=lossless)
+    values = _decoded(raw, path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, "mask")
+    return mask_pixels(values, path, lossless=lossless)
 
 
 def read_soft_mask(path: str | Path) -> NDArray[np.float32]:
@@ -206,7 +204,7 @@ def read_soft_mask(path: str | Path) -> NDArray[np.float32]:
 
     One of 0 and 1, of colours or with an alpha channel says yes or no. Errors as for `read_mask_pixels`.
     """
-    values = _decode(path, cv2.IMREAD_UNCHANGED, "mask")
+    values = _decoded(_bytes(path, "mask"), path, cv2.IMREAD_UNCHANGED, "mask")
     if values.ndim == 3 and (values.shape[2] != 3 or (values != values[..., :1]).any()):
         return read_mask_pixels(path).defect.astype(np.float32)
     grey = read_grey(path)

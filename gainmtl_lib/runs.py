@@ -106,7 +106,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def told_by_version(folder: Path) -> Iterator[None]:
+def _told_by_version(folder: Path) -> Iterator[None]:
     """A `SettingsError` about what another version of this project wrote says both versions."""
     try:
         yield
@@ -136,7 +136,7 @@ class StoredRun(Generic[AnySettings]):
     @cached_property
     def settings(self) -> AnySettings:
         """What the run was asked for."""
-        with told_by_version(self.folder):
+        with _told_by_version(self.folder):
             return cast("AnySettings", self.settings_type.from_yaml(self.folder / "settings.yaml"))
 
     @cached_property

@@ -132,12 +132,10 @@ def _compiling(value: str) -> str:
 AnyPath = Annotated[Path, BeforeValidator(as_path)]
 FolderName = Annotated[
     str,
-    BeforeValidator(
-        lambda value: str(value) if type(value) in (int, date) else value
-    ),  # YAML reads 2024-05-01 as a date
+    BeforeValidator(lambda value: str(value) if type(value) in (int, date) else value),
     Field(pattern=r"^[\w-][\w.-]*$"),
 ]
-"""Of one folder: neither a path nor ".." nor hidden."""
+"""Of one folder: neither a path nor ".." nor hidden. YAML makes a number of 2024, and a date of 2024-05-01."""
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 OneOrMore = Annotated[

@@ -3,6 +3,7 @@
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from gainmtl_lib.efficientad.data import samples_in_use
 from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import with_labels
+from gainmtl_lib.layouts import LAYOUTS
 from gainmtl_lib.readers import data_digest, read_samples
 from gainmtl_lib.settings import Settings
 
@@ -31,6 +33,10 @@ def write_csv(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def test_every_layout_can_be_asked_for():
+    assert {*get_args(Settings.model_fields["dataset_type"].annotation)} == {*LAYOUTS}
 
 
 # --- Published data sets
