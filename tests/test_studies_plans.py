@@ -126,8 +126,8 @@ def test_rows_of_the_plans_depart_from_their_strategy_in_what_they_say():
     assert [row for row, names in departing.items() if not names] == list(STRATEGY_WEIGHTS)
     assert {after for _, after in plan.steps} == set(plan.rows) - {"S1"}
     assert [cell.settings.map_stride for cell in load_plan("map_stride", seeds=[0]).cells()] == [32, 16, 8, 4]
-    shares = [cell.settings.image_counterfactual for cell in load_plan("edited_share", seeds=[0]).cells()]
-    assert shares == [0, 0.25, 0.5, 0.75, 1]
+    shares = [cell.settings.mask_share for cell in load_plan("annotation", seeds=[0]).cells()]
+    assert shares == [1, 1, 0, 0.05, 0.25, 1, 1, 1]
 
 
 BOTH = ["S1, seed 0", "S5, seed 0", "S1, seed 1", "S5, seed 1"]
