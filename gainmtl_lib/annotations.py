@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -376,22 +376,31 @@ def filled(corners: Corners, size: Size) -> Mask:
     return inside
 
 
-def read_mask(path: str | Path) -> Mask:
-    """Defect pixels of a mask (h, w): of a picture as `read_mask_pixels` tells them, of a labelme file, or of a folder
-    of such, joined."""
+MaskFiles = Path | tuple[Path, ...]  # several are joined
+
+
+def read_mask(path: str | MaskFiles) -> Mask:
+    """Defect pixels of a mask (h, w): of a picture as `read_mask_pixels` tells them, of a labelme file, or of several
+    such, or a folder of them, joined."""
     return told_mask(path).defect
 
 
-def told_mask(path: str | Path) -> MaskPixels:
+def told_mask(path: str | MaskFiles) -> MaskPixels:
     """As `read_mask`, with by what the pixels were told."""
-    if Path(path).is_dir():
-        parts = [read_mask(part) for part in sorted(Path(path).iterdir()) if not part.name.startswith(".")]
-        if not parts or len({part.shape for part in parts}) > 1:
-            sizes = ", ".join(sorted({f"{h}x{w}" for h, w in (part.shape for part in parts)})) or "no masks"
-            raise DataError(f"{path}: expected masks of one size, found {sizes}")
-        return MaskPixels(np.logical_or.reduce(parts), "several masks")
+    if isinstance(path, tuple) or Path(path).is_dir():
+        files = path if isinstance(path, tuple) else [*files_below(Path(path))]
+        return MaskPixels(joined({file: read_mask(file) for file in sorted(files)}), "several masks")
     if Path(path).suffix.lower() != ".json":
         return read_mask_pixels(path)
     size, shapes = read_labelme(path)
     outlines = (corners for shape in shapes for corners in shape.outlines)
     return MaskPixels(drawn(outlines, (), size), "outlines")
+
+
+def joined(masks: Mapping[Any, Mask]) -> Mask:
+    """The defect pixels of several masks of a picture, by their files; `DataError` where they differ in size."""
+    if len({mask.shape for mask in masks.values()}) != 1:
+        sizes = ", ".join(f"{Path(file).name} {mask.shape[0]}x{mask.shape[1]}" for file, mask in masks.items())
+        told = f"masks of one picture, of {sizes or 'no'} size (height x width)"
+        raise DataError(f"{Path(next(iter(masks), '')).parent}: {told}; expected some of one size")
+    return np.logical_or.reduce([*masks.values()])

@@ -177,8 +177,8 @@ class GainDataModule(L.LightningDataModule):
     def external_masks(self, split: str, folder: Path) -> Tensor:
         """Masks in [0, 1] from another folder, not binarised: (N, 1, H, W), in the order of `loader(split)`.
 
-        A mask has the path of its image below the images' common folder, or only its name, as `Scan.masks` matches
-        them. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
+        A mask has the path of its image below the images' common folder, or only its name, as `Scan.matched` finds
+        it. `DataError` where one is missing, ambiguous, or of another aspect ratio than its image.
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; external_mask_dir holds one mask per image")
@@ -186,7 +186,7 @@ class GainDataModule(L.LightningDataModule):
         base = Path(os.path.commonpath([image.parent for image in images]))
         below, stems = [key_of(image, base) for image in images], [key_of(image, image.parent) for image in images]
         scan = Scan(folder, self.settings.mask_suffix)
-        by_path, by_name = (scan.masks(dict(zip(keys, images)), folder) for keys in (below, stems))
+        by_path, by_name = (scan.matched(dict(zip(keys, images)), folder)[0] for keys in (below, stems))
         raise_errors(scan.findings)
         masks, count = torch.zeros((len(images), 1, *size)), Counter(stems)
         for mask, image, path, name in zip(masks, images, below, stems):

@@ -62,13 +62,14 @@ def read_defect(
     """Defect pixels of one mask, bool (h, w), in the mask's own size; None when it marks nothing.
 
     Args:
-        mask: a path, a PIL picture or integers as `mask_pixels` takes them; floats above 0.5 are defect.
+        mask: a path, several in a tuple, a PIL picture or integers as `mask_pixels` takes them; of floats those above
+            0.5 are defect.
         picture_size: (h, w) of the mask's picture, which has the same aspect ratio.
         picture: that picture; where it is a path, a mask file in the frame that the camera stored is turned as it is.
     """
-    if isinstance(mask, str | PathLike):
+    if isinstance(mask, str | PathLike | tuple):
         name, path = str(mask), Path(picture) if isinstance(picture, str | PathLike) else None
-        defect = mask_of(path, Path(mask), picture_size)
+        defect = mask_of(path, mask if isinstance(mask, tuple) else str(mask), picture_size)
     elif isinstance(mask, Image.Image):
         defect = mask_pixels(ImageOps.exif_transpose(mask), name).defect
     else:

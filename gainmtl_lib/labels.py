@@ -19,7 +19,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from gainmtl_lib.annotations import SHARES, Corners, Label, Shape, drawn, read_labels, read_mask, warn
+from gainmtl_lib.annotations import (
+    SHARES,
+    Corners,
+    Label,
+    MaskFiles,
+    Shape,
+    drawn,
+    joined,
+    read_labels,
+    read_mask,
+    warn,
+)
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors, reported
 from gainmtl_lib.layouts import DEFECTIVE, LAYOUTS, NORMAL, SPLITS
 from gainmtl_lib.pictures import Mask, Size, orientation, picture_size
@@ -71,9 +82,9 @@ def resize_values(values: NDArray, size: Size, resize: Resize, *, image_size: Si
     return canvas
 
 
-def mask_of(image: str | Path | None, mask: str | Path, size: Size) -> Mask:
-    """Defect pixels of a mask file, by `read_mask`, in the frame of its picture, by `upright_mask`."""
-    return upright_mask(read_mask(mask), mask, image, size)[0]
+def mask_of(image: str | Path | None, mask: str | MaskFiles, size: Size) -> Mask:
+    """Defect pixels of mask files, by `read_mask`, in the frame of their picture, by `upright_mask`."""
+    return upright_mask(read_mask(mask), mask[0] if isinstance(mask, tuple) else mask, image, size)[0]
 
 
 def upright_mask(defect: Mask, mask: str | Path, image: str | Path | None, size: Size) -> tuple[Mask, bool]:
@@ -143,7 +154,8 @@ Found = list[Finding]
 
 
 def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | None = None) -> pd.DataFrame:
-    """The table of samples as it is, or with masks drawn from label files where these are the labels, or inverted.
+    """The table of samples with masks that are one file each: several of a picture joined, inverted ones turned round,
+    and those of label files drawn, where these are the labels.
 
     `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or without a
     shape that can be drawn; `findings` takes what is wrong instead. `FileError` where masks cannot be written.
@@ -151,7 +163,12 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
     root, images, found = Path(os.path.abspath(settings.dataset_folder)), samples["image"].tolist(), []
     own = LAYOUTS[settings.dataset_type].labels
     if settings.label_kind == "mask" and own is None:
-        return samples if settings.mask_marks != "background" else _inverted(samples, root, settings)
+        samples = _joined(samples, root, settings, found)
+        if findings is None:
+            raise_errors(found)
+        else:
+            findings += found
+        return samples
     place = settings.box_labels if settings.label_kind == "box" else root / str(own)
     labels = read_labels(place, root, found)
     shown: dict[int, tuple[Label, Drawing]] = {}
@@ -211,16 +228,29 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
     return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
 
 
-def _inverted(samples: pd.DataFrame, root: Path, settings: RunSettings) -> pd.DataFrame:
-    """The table with the complements of its masks."""
-    masks: dict[str, str] = {image: mask for image, mask in zip(samples["image"], samples["mask"]) if mask}
-    of = hashlib.sha256()
-    for image, mask in sorted(masks.items()):
+def _joined(samples: pd.DataFrame, root: Path, settings: RunSettings, found: Found) -> pd.DataFrame:
+    """The table with several masks of a picture joined, and with the complements of masks that mark the background."""
+    invert, masks = settings.mask_marks == "background", dict[str, tuple[str, ...]]()
+    for image, mask in zip(samples["image"], samples["mask"]):
+        if isinstance(mask, tuple) or (mask and invert):
+            masks[image] = mask if isinstance(mask, tuple) else (mask,)
+    of = hashlib.sha256(str(invert).encode())
+    for image, files in masks.items():
         with contextlib.suppress(OSError):  # whoever decodes the masks reports it
-            of.update(f"{_below(image, root)}\n".encode() + Path(mask).read_bytes())
-    files = masks | _stored(masks, lambda image: ~read_mask(masks[image]), of.hexdigest(), root, settings)
-    images = samples["image"]
-    return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
+            of.update(f"{_below(image, root)}\n".encode() + b"".join(Path(one).read_bytes() for one in files))
+
+    def draw(image: str) -> Mask:
+        return joined({one: ~read_mask(one) if invert else read_mask(one) for one in masks[image]})
+
+    stored = _stored(masks, draw, of.hexdigest(), root, settings)
+    for image in sorted(masks.keys() - stored.keys()):
+        # One that cannot be read at all is left to whoever decodes it, who may step over it.
+        step_over = contextlib.suppress(*([UnreadableError] if len(masks[image]) == 1 else []))
+        with reported(found), step_over:
+            draw(image)
+        stored[image] = masks[image][0]
+    files = [stored.get(image, mask) for image, mask in zip(samples["image"], samples["mask"])]
+    return samples.assign(mask=pd.Series(files, index=samples.index, dtype=object))
 
 
 def _below(image: str, root: Path) -> Path:

@@ -3,14 +3,14 @@
 import re
 import unicodedata
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from gainmtl_lib.annotations import read_csv, read_labelme, read_mask
+from gainmtl_lib.annotations import MaskFiles, read_csv, read_labelme, read_mask
 from gainmtl_lib.findings import DataError, Finding, Level
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, NOT_DATA, image_files
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     image: Path
     label: int
-    mask: Path | None = None  # a file, or a folder whose masks are joined
+    mask: MaskFiles | None = None  # several are joined by `with_labels`
     defect_type: str = NORMAL
     group: str | None = None
     split: str | None = None
@@ -49,6 +49,10 @@ MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_groundtruth",
     "_ground_truth", "-mask", "-gt", "-label", ".mask", ".gt", ".label", " mask",
 )  # fmt: skip
+NUMBER = re.compile(r"(?P<between>[-_. ]?)\(?\d+\)?$")  # of one of a picture's masks: x_1, x_mask2, x (3)
+
+
+Masks = dict[str, MaskFiles]  # by the key of their picture
 
 
 @dataclass
@@ -80,37 +84,63 @@ class Scan:
             files.setdefault(key, path)
         return files
 
-    def pictures(self, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    def pictures(self, folder: Path) -> tuple[dict[str, Path], Masks]:
         """Pictures by key, and by the same key the masks that lie beside them: ``x_mask.png`` beside ``x.png``."""
-        files, beside = self.keyed(folder), {}
+        files, beside = self.keyed(folder), dict[str, list[Path]]()
         for key in files:
-            if owner := next((stem for stem in self._stems(key) if stem != key and stem in files), None):
-                beside[owner] = files[key]
-        if beside:
-            example = next(iter(beside.values())).name
-            self.report(
-                "info", folder, f"{len(beside)} files, such as {example}, are masks of the pictures beside them"
-            )
-        masks = {*beside.values()}
-        return {key: path for key, path in files.items() if path not in masks}, beside
+            stems = [*self._stems(key), *self._numbered_stems(key, beside=True)]
+            if owner := next((stem for stem in stems if stem != key and stem in files), None):
+                beside.setdefault(owner, []).append(files[key])
+        masks = [path for paths in beside.values() for path in paths]
+        if masks:
+            told = f"{len(masks)} files, such as {masks[0].name}, are masks of the pictures beside them"
+            self.report("info", folder, told)
+        pictures = {key: path for key, path in files.items() if path not in {*masks}}
+        return pictures, {key: _one_or_several(paths) for key, paths in beside.items()}
 
-    def masks(self, images: Mapping[str, Path], folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-        """The mask of each image key in a folder: of the same key, or with a suffix behind it, in any case."""
-        found: dict[str, Path] = {}
-        folded = {key.casefold(): key for key in images}
-        lost: dict[str, Path] = {}
+    def masks(self, images: Mapping[str, Path], folder: Path) -> Masks:
+        """The mask of each image key in a folder: of the same key, or with a suffix behind it, in any case.
+
+        Numbered ones, ``x_1`` and ``x_2`` or ``x_mask1`` of the picture ``x``, are several.
+        """
+        found, lost = self.matched(images, folder)
+        several, folded = dict[str, list[Path]](), {key.casefold(): key for key in images}
+        for name in tuple(lost):
+            if key := _first(self._numbered_stems(name), images, folded):
+                several.setdefault(key, [found[key]] if key in found else []).append(lost.pop(name))
+        if several:
+            example = next(iter(several.values()))[-1].name
+            self.report(
+                "info", folder, f"{len(several)} pictures have numbered masks, such as {example}; they are joined"
+            )
+        self.report_lost(lost, images)
+        return {**found, **{key: _one_or_several(paths) for key, paths in several.items()}}
+
+    def matched(
+        self, images: Mapping[str, Path], folder: Path, suffixes: set[str] = IMAGE_SUFFIXES
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
+        """The one file of each image key, as `masks` finds it, and by their own key those that are of no image."""
+        found, lost, folded = dict[str, Path](), dict[str, Path](), {key.casefold(): key for key in images}
         for name, path in self.keyed(folder, suffixes).items():
-            stems = self._stems(name)
-            key = next((stem for stem in stems if stem in images), None)
-            key = key or next((folded[stem.casefold()] for stem in stems if stem.casefold() in folded), None)
-            if key is None:
+            if (key := _first(self._stems(name), images, folded)) is None:
                 lost[name] = path
             elif key in found:
                 self.report("error", path, f"is a second mask of {images[key]} besides {found[key]}")
             else:
                 found[key] = path
-        self._report_lost(lost, folded)
-        return found
+        return found, lost
+
+    def _numbered_stems(self, name: str, *, beside: bool = False) -> list[str]:
+        """As `_stems`, of a mask that is one of several: its number stands behind its picture's name or the suffix.
+
+        Beside pictures, which are often numbered themselves, a suffix must be there.
+        """
+        stems = []
+        for place, one in enumerate(self._stems(name)):
+            if number := NUMBER.search(one):
+                bare = self._stems(one[: number.start()])
+                stems += bare if number["between"] and not (beside and place == 0) else bare[1:]
+        return stems
 
     def _stems(self, name: str) -> list[str]:
         """Names of the pictures that a mask of this name can belong to, likeliest first."""
@@ -121,9 +151,9 @@ class Scan:
                 stems += [stem for stem in self._stems(one[: -len(Path(one).suffix)]) if stem not in stems]
         return stems
 
-    def _report_lost(self, lost: dict[str, Path], folded: dict[str, str]) -> None:
+    def report_lost(self, lost: dict[str, Path], images: Iterable[str]) -> None:
         """Masks without an image: a line for all if they have something in common before or behind a picture's name."""
-        added: Counter[tuple[str, str]] = Counter()
+        added, folded = Counter[tuple[str, str]](), {key.casefold() for key in images}
         for name in lost:
             folders, slash, stem = name.casefold().rpartition("/")
             for length, start in ((k, i) for k in range(len(stem) - 1, 0, -1) for i in range(len(stem) - k + 1)):
@@ -142,6 +172,16 @@ class Scan:
             return
         for path in lost.values():
             self.report("warning", path, "mask without an image; it is not used")
+
+
+def _first(stems: Iterable[str], images: Mapping[str, Path], folded: Mapping[str, str]) -> str | None:
+    """The first of some names that is an image's key, else the first that is one in another case."""
+    exact = next((stem for stem in stems if stem in images), None)
+    return exact or next((folded[stem.casefold()] for stem in stems if stem.casefold() in folded), None)
+
+
+def _one_or_several(paths: Sequence[Path]) -> MaskFiles:
+    return paths[0] if len(paths) == 1 else tuple(paths)
 
 
 # --- The layouts
@@ -209,10 +249,10 @@ def scan_mvtec_loco(scan: Scan) -> Iterator[Row]:
         yield from (Row(path, 0, split=split) for path in image_files(scan.root / name / "good"))
     for folder in folders_in(scan.root / "test"):
         for path in image_files(folder) if folder.name != "good" else ():
-            masks = scan.root / "ground_truth" / folder.name / path.stem
-            if not masks.is_dir():
-                scan.report("warning", path, f"has no folder of masks; expected {masks}")
-            yield Row(path, 1, masks if masks.is_dir() else None, folder.name)
+            of_picture = scan.root / "ground_truth" / folder.name / path.stem
+            if not (masks := image_files(of_picture)):
+                scan.report("warning", path, f"has no folder of masks; expected {of_picture}")
+            yield Row(path, 1, _one_or_several(masks) if masks else None, folder.name)
 
 
 def scan_mvtec_ad2(scan: Scan) -> Iterator[Row]:
@@ -345,7 +385,8 @@ def scan_ball_screw(scan: Scan) -> Iterator[Row]:
     the drive, photographed again and again while it wore.
     """
     images = scan.keyed(scan.root / "images")
-    masks = scan.masks(images, scan.root / "labels", suffixes={".json"})
+    masks, lost = scan.matched(images, scan.root / "labels", {".json"})
+    scan.report_lost(lost, images)
     of_drive = {key: path for key, path in images.items() if not path.name.startswith("KGT")}
     if others := len(images) - len(of_drive):
         why = "another drive, always with pitting and of other sizes: name and size would give the class away"
@@ -403,7 +444,7 @@ LAYOUTS: dict[str, Layout] = {
 """By `dataset_type`."""
 
 
-def masks_of(pictures: Sequence[Path]) -> dict[Path, Path]:
+def masks_of(pictures: Sequence[Path]) -> Mapping[Path, MaskFiles]:
     """Pictures that a dataset around them has a mask for, and that mask, told by the folders that they lie in."""
     datasets = set()
     for root, name in {(folder.parent, folder.name) for one in pictures for folder in one.absolute().parents}:

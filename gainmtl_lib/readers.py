@@ -65,7 +65,8 @@ def read_samples(
         if row.label and row.defect_type == NORMAL:
             told = "is defective, and its folder says that its defect type is 'normal'; rename that folder"
             scan.report("error", row.image, told)
-        rows[place] = row._replace(image=str(row.image), mask=row.mask and str(row.mask), group=group)
+        mask = tuple(map(str, row.mask)) if isinstance(row.mask, tuple) else row.mask and str(row.mask)
+        rows[place] = row._replace(image=str(row.image), mask=mask, group=group)
     # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
     samples = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
     if both_classes and len(set(samples["label"])) == 1:
@@ -89,9 +90,9 @@ def categories_in(root: Path, dataset_type: str) -> list[str]:
 
 def _left_out(root: Path, samples: pd.DataFrame) -> Iterator[Finding]:
     """One line of the pictures below the folder that are neither images nor masks of the table."""
-    used = {path for column in ("image", "mask") for path in samples[column] if path is not None}
-    used.add(str(root / "cues"))  # of planted data
-    rest = [path for path in image_files(root) if not {str(path), *map(str, path.parents)} & used]
+    used = {*samples["image"], *samples["mask"].dropna().explode()}
+    cues = root / "cues"  # of planted data
+    rest = [path for path in image_files(root) if str(path) not in used and cues not in path.parents]
     if rest:
         folders = Counter(path.parent.relative_to(root).as_posix() for path in rest).most_common(5)
         there = ", ".join(f"{count} in {name}" for name, count in folders)
@@ -119,11 +120,10 @@ def data_digest(samples: pd.DataFrame) -> str:
         total.update(f"{row['label']} {row['split']}\n".encode())
         for path in (path for path in (row["image"], row["mask"]) if isinstance(path, str)):
             total.update(f"{_name_in_store(path) or Path(path).relative_to(base).as_posix()}\n".encode())
-            for file in sorted(Path(path).iterdir()) if os.path.isdir(path) else (Path(path),):
-                try:
-                    total.update(hashlib.sha256(file.read_bytes()).digest())
-                except OSError as error:
-                    raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+            try:
+                total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     return total.hexdigest()
 
 

@@ -179,7 +179,9 @@ def test_a_folder_of_masks_is_one_mask(tmp_path):
     write_labelme(folder / "001.json", [*zip(SQUARE[::2], SQUARE[1::2])])
     np.testing.assert_array_equal(read_mask(folder), BOTH)
     write_labelme(folder / "002.json", TRIANGLE, size=(6, 8))
-    with pytest.raises(DataError, match=r"000: expected masks of one size, found 12x16, 6x8"):
+    with pytest.raises(
+        DataError, match=r"000: masks of one picture, of 000\.json 12x16, 001\.json 12x16, 002\.json 6x8 size"
+    ):
         read_mask(folder)
 
 

@@ -29,6 +29,11 @@ def table(root: Path, kind: str, findings: list | None = None, **options):
     return samples.assign(image=names["image"]).set_index("image")
 
 
+def as_files(root: Path, outputs: Path, findings: list | None = None, kind: str = "generic"):
+    its = Settings(data_root=root, dataset_type=kind, val_ratio=0.2, outputs_dir=outputs / "outputs")
+    return with_labels(read_samples(root, dataset_type=kind, findings=findings), its)
+
+
 def write_csv(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
@@ -57,9 +62,11 @@ def test_mvtec_loco_joins_the_masks_of_a_picture(tmp_path):
     assert [str(one).partition("; expected ")[0] for one in found] == [
         f"{tmp_path}/test/logical_anomalies/001.png: has no folder of masks"
     ]
-    before = data_digest(read_samples(tmp_path, dataset_type="mvtec_loco"))
+    before = as_files(tmp_path, tmp_path, kind="mvtec_loco")
     write_mask(tmp_path / "ground_truth/logical_anomalies/000/001.png", box=(slice(5, 8), slice(5, 7)))
-    assert data_digest(read_samples(tmp_path, dataset_type="mvtec_loco")) != before
+    after = as_files(tmp_path, tmp_path, kind="mvtec_loco")
+    assert [read_mask(mask).sum() for mask in (before["mask"][1], after["mask"][1])] == [8, 10]
+    assert data_digest(before) != data_digest(after)
 
 
 def test_mvtec_ad2_keeps_the_lights_of_an_object_together_and_leaves_the_private_tests_out(tmp_path):
@@ -172,6 +179,44 @@ def test_usual_names_of_masks_are_matched(root, name):
     renamed(root, name)
     found: list = []
     assert table(root, "generic", found)["mask"].notna().sum() == 3 and found == []
+
+
+@pytest.mark.parametrize(("first", "second"), [("{}_1", "{}_2"), ("{}_mask_01", "{}_mask_02"), ("{}", "{}_2"), (
+    "{}_mask1", "{}_mask2"), ("{} (1)", "{} (2)"), ("{}_1_mask", "{}_2_mask"), ("{}_mask", "{}_mask-2")])  # fmt: skip
+def test_numbered_masks_of_a_picture_are_joined_in_their_folder_and_beside_it(root, first, second, tmp_path):
+    folder = root / "masks/defective"
+    for stem in ("train_d0", "train_d1", "train_d2"):
+        for name, box in ((first, (slice(0, 2), slice(0, 2))), (second, (slice(5, 8), slice(5, 7)))):
+            write_mask(folder.parent / "new" / f"{name.format(stem)}.png", box=box)
+    shutil.rmtree(folder)
+    (folder.parent / "new").rename(folder)
+    places = [folder] if "{}" in (first, second) or "_mask" not in first else [folder, root / "images/train/defective"]
+    for place in places:
+        if place != folder:
+            for path in folder.iterdir():
+                path.rename(place / path.name)
+        found: list = []
+        samples = as_files(root, tmp_path, found)
+        masks = samples["mask"].dropna()
+        assert len(samples) == 6 and [read_mask(mask).sum() for mask in masks] == [10, 10, 10]
+        (told,) = found
+        assert ("3 pictures have numbered masks" if place == folder else "6 files, such as") in told.message
+
+
+def test_a_number_behind_a_name_is_the_pictures_own_where_there_is_such_a_picture(root):
+    for place in ("images/train/defective", "masks/defective"):
+        (root / place / "train_d1.png").rename(root / place / "train_d0_1.png")
+        (root / place / "train_d2.png").rename(root / place / "train_d0_2.png")
+    samples = table(root, "generic")
+    assert [Path(mask).stem for mask in samples["mask"].dropna()] == ["train_d0", "train_d0_1", "train_d0_2"]
+    (root / "masks/defective/train_d0_3.png").write_bytes((root / "masks/defective/train_d0.png").read_bytes())
+    assert isinstance(table(root, "generic")["mask"].iloc[0], tuple)
+
+
+def test_numbered_masks_of_several_sizes_are_named(root, tmp_path):
+    write_mask(root / "masks/defective/train_d0_2.png", size=(5, 4))
+    with pytest.raises(DataError, match=r"masks of one picture, of train_d0.png \d+x\d+, train_d0_2.png 5x4 size"):
+        as_files(root, tmp_path)
 
 
 def test_case_and_unicode_do_not_part_a_mask_from_its_picture(root):

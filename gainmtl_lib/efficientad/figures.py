@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
+from gainmtl_lib.annotations import MaskFiles
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad import evaluate
 from gainmtl_lib.efficientad.data import SplitProvider
@@ -149,7 +150,7 @@ def predict_and_report(
     return not failed
 
 
-def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> dict[Path, Path | None]:
+def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> dict[Path, MaskFiles | None]:
     """Pictures, of folders those at any depth, with their ground truth, given or found."""
     pictures: list[Path] = []
     for place in places:
@@ -161,7 +162,7 @@ def _annotated(places: Sequence[Path], masks: Sequence[Path], output: Path) -> d
         pictures += found
     if masks and len(masks) != len(pictures):
         raise DataError(f"{len(pictures)} pictures but {len(masks)} masks; give one --mask for each picture, in order")
-    known = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
+    known: Mapping[Path, MaskFiles] = dict(zip(pictures, masks, strict=True)) if masks else masks_of(pictures)
     return {picture: known.get(picture) for picture in pictures}
 
 
@@ -181,7 +182,9 @@ def _targets(pictures: Sequence[Path], output: Path, *, single: bool) -> dict[Pa
     return targets
 
 
-def drawn(detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: Path | None = None) -> NDArray[np.uint8]:
+def drawn(
+    detector: evaluate.Detector, scored: evaluate.ScoredPicture, mask: MaskFiles | None = None
+) -> NDArray[np.uint8]:
     """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
     defect = None if mask is None else read_defect(mask, scored.size, str(mask), picture=scored.path)
     height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
