@@ -7,9 +7,10 @@ import contextlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -56,8 +57,14 @@ FORMATS = {".json": "COCO or labelme", ".txt": "YOLO", ".xml": "VOC", ".csv": "r
 EXPECTED = "a COCO (.json) or CSV file, or a folder of COCO, labelme (.json), YOLO (.txt) or VOC files (.xml)"
 PLACES = (
     ("annotations", ".json"), ("annotations", ".csv"), ("labels", ".txt"), ("labels", ".json"), ("images", ".json"),
-    ("Annotations", ".xml"),
+    ("images", ".txt"), ("Annotations", ".xml"), ("labels", ".xml"),
 )  # fmt: skip
+
+
+# What labelling tools and trainings write beside label files.
+NO_LABELS = re.compile(
+    r"(predefined_)?classes\.txt|(train|val|valid|test|labels|notes|readme.*)\.(txt|json)", re.IGNORECASE
+)
 
 
 def read_labels(given: Path | None, root: Path, found: Found) -> list[Label]:
@@ -100,9 +107,16 @@ def _usual_place(root: Path) -> Path:
     return found[0]
 
 
+def told_unused(root: Path) -> str:
+    """That label files lie in a usual place of a dataset without masks, and how to use them; empty where none do."""
+    with contextlib.suppress(DataError):
+        return f"; label files lie in {_usual_place(root)}: label_kind: box draws them as masks"
+    return ""
+
+
 def _files_below(folder: Path) -> list[Path]:
     files = (path for path in files_below(folder) if path.suffix.lower() in FORMATS)
-    return sorted(path for path in files if path.name != "classes.txt")
+    return sorted(path for path in files if not NO_LABELS.fullmatch(path.name))
 
 
 def _read_file(file: Path, name: str, found: Found) -> list[Label]:
@@ -117,6 +131,12 @@ def _read_file(file: Path, name: str, found: Found) -> list[Label]:
     content = parsed(file, "a JSON file", json.loads)
     if isinstance(content, dict) and "shapes" in content:
         size, shapes = _labelme(file, content)
+        if ignored := len(content["shapes"]) - len(shapes):
+            warn(found, "of no class", file, f"{ignored} shapes of the classes {' or '.join(NO_CLASS)}; left out")
+        stem = PureWindowsPath(str(content.get("imagePath") or picture)).stem
+        if stem.casefold() != Path(picture).name.casefold():
+            told = f"imagePath names {stem}; taken for the picture that the file is named after"
+            warn(found, "whose imagePath names another picture", file, told)
         return [Label(file, picture, size, shapes, named=False)]
     return _read_coco(file, content, found)
 
@@ -152,30 +172,41 @@ def _read_coco(file: Path, content: Any, found: Found) -> list[Label]:
                 raise DataError(f"{file}: not a COCO file: entry {number} of {what} has no {', '.join(lacks)}")
     labels: dict[str, Label] = {}
     categories = content.get("categories") or []
-    names = {repr(one.get("id")): str(one.get("name", "")) for one in categories if isinstance(one, dict)}
+    names = {str(one.get("id")): str(one.get("name", "")) for one in categories if isinstance(one, dict)}
     for one in content["images"]:
-        if repr(one["id"]) in labels:
+        if str(one["id"]) in labels:
             raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
         size = _told_size([one.get("height"), one.get("width")], f"{file}: image {one['id']}: height and width")
-        labels[repr(one["id"])] = Label(file, str(one["file_name"]), size, [])
+        labels[str(one["id"])] = Label(file, str(one["file_name"]), size, [])
     for number, one in enumerate(content["annotations"]):
         place = f"annotation {number if one.get('id') is None else one['id']}"
         if one.get("iscrowd"):
             warn(found, "of crowds", file, f"{place}: a crowd, not one object; left out")
             continue
-        label = labels.get(repr(one["image_id"]))
+        label = labels.get(str(one["image_id"]))
         shape = _coco_shape(one, f"{file}: {place}", place, label and label.size)
-        shape = shape._replace(kind=names.get(repr(one.get("category_id")), ""))
+        if shape is None:
+            warn(
+                found, "that cover nothing", file, f"{place}: no outline of three or more corners and no box; left out"
+            )
+            continue
+        shape = shape._replace(kind=names.get(str(one.get("category_id")), ""))
         if label is None:
             unknown = f"{place}: image_id {one['image_id']} is not among the file's images; left out"
             warn(found, "of an unknown image", file, unknown)
         else:
             label.shapes.append(shape)
+    corners = [one for label in labels.values() for shape in label.shapes for one in shape.outlines]
+    if corners and all((one >= 0).all() and (one <= 1).all() for one in corners):
+        raise DataError(f"{file}: no coordinate is above 1; expected pixels, not shares of the picture's sides")
     return list(labels.values())
 
 
-def _coco_shape(one: dict[str, Any], at: str, place: str, size: Size | None) -> Shape:
+def _coco_shape(one: dict[str, Any], at: str, place: str, size: Size | None) -> Shape | None:
+    """None where there is nothing to draw."""
     parts = one.get("segmentation")
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict):
+        parts = parts[0]
     if isinstance(parts, dict):
         height, width = _numbers(parts.get("size"), 2, f"{at}: size of the run lengths must be height and width")
         if size is not None and size != (height, width):
@@ -184,9 +215,12 @@ def _coco_shape(one: dict[str, Any], at: str, place: str, size: Size | None) -> 
         return Shape(place, [], runs=_coco_runs(parts.get("counts"), at, int(height * width)))
     if parts and isinstance(parts, list):
         flat = [parts] if not isinstance(parts[0], list) else parts
-        return Shape(place, [_pairs(part, f"{at}: segmentation") for part in flat])
-    if one.get("bbox") is None:
-        raise DataError(f"{at}: has neither bbox nor segmentation")
+        if whole := [part for part in flat if not isinstance(part, list) or len(part) >= 6]:
+            return Shape(place, [_pairs(part, f"{at}: segmentation") for part in whole])
+    if not one.get("bbox"):
+        if parts is None:
+            raise DataError(f"{at}: has neither bbox nor segmentation")
+        return None
     x, y, width, height = _numbers(one["bbox"], 4, f"{at}: bbox must be four numbers")
     return _box(place, x, y, x + width, y + height)
 
@@ -235,9 +269,13 @@ def _read_yolo(file: Path, picture: str) -> Label:
             expected = "five: class, centre x, centre y, width, height; or a class and x, y of three or more corners"
             raise DataError(f"{at} has {has}; expected {expected}")
         try:
-            _, *values = int(columns[0]), *map(float, columns[1:])
+            number_of_class, *values = map(float, columns)
         except ValueError:
-            raise DataError(f"{at} reads {' '.join(columns)!r:.60}; expected a class number and numbers") from None
+            number_of_class, values = math.nan, []
+        if not number_of_class.is_integer():
+            raise DataError(f"{at} reads {' '.join(columns)!r:.60}; expected a class number and numbers")
+        if count > 8 and count % 3 == 2 and {*values[6::3]} <= {0, 1, 2}:
+            raise DataError(f"{at} has a box and {(count - 5) // 3} key points; expected a box alone, or an outline")
         largest = max(map(abs, values))
         if 2 < largest < math.inf:  # a box that is partly outside has values a little above 1
             raise DataError(f"{at} holds the value {largest:g}; expected shares of the picture from 0 to 1, not pixels")
@@ -268,9 +306,17 @@ def _read_voc(file: Path, picture: str) -> Label:
 
 def read_csv(file: Path) -> pd.DataFrame:
     """A table of texts, empty ones too; `UnreadableError` for a file that is none."""
-    return parsed(file, "a CSV file", lambda text: pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False))
+
+    def parse(text: bytes) -> pd.DataFrame:
+        head = text.partition(b"\n")[0]
+        separator = max(",;\t", key=lambda one: head.count(one.encode()))
+        table = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False, sep=separator)
+        return table.rename(columns=lambda name: str(name).strip())
+
+    return parsed(file, "a CSV file", parse)
 
 
+NO_RUNS = ("", "-1", "nan", "NaN")  # EncodedPixels of a picture without a defect
 NAMES = ("ImageId", "ImageId_ClassId", "image_id", "image", "filename", "file_name")  # of a CSV's column of pictures
 
 
@@ -287,7 +333,7 @@ def _read_runs(file: Path) -> list[Label]:
         if name == "ImageId_ClassId":
             picture, _, kind = picture.rpartition("_")
         label = labels.setdefault(picture, Label(file, picture, None, []))
-        if text.strip() in ("", "-1", "nan"):
+        if text.strip() in NO_RUNS:
             continue
         values = [int(part) for part in text.split()] if all(part.isdigit() for part in text.split()) else []
         starts, lengths = np.array(values[::2]) - 1, np.array(values[1::2])
@@ -299,6 +345,9 @@ def _read_runs(file: Path) -> list[Label]:
         runs = np.stack([gaps, lengths], axis=1).ravel().tolist()
         label.shapes.append(Shape(f"line {number}", [], runs=runs, kind=kind))
     return list(labels.values())
+
+
+NO_CLASS = ("__ignore__", "_background_")  # as labelme's own examples name them
 
 
 def read_labelme(path: str | Path) -> tuple[Size, list[Shape]]:
@@ -320,7 +369,8 @@ def _labelme(path: Path, content: Any) -> tuple[Size, list[Shape]]:
         raise DataError(f"{path}: holds shapes of type {', '.join(others)}; expected polygon or rectangle")
     labels = [str(one.get("label") or "defective").lower() for one in shapes]
     corners = [[_corners(one, f"{path}: shape {k}")] for k, one in enumerate(shapes)]
-    return sides, [Shape(f"shape {k}", outline, kind=labels[k]) for k, outline in enumerate(corners)]
+    drawn_ones = (k for k, label in enumerate(labels) if label not in NO_CLASS)
+    return sides, [Shape(f"shape {k}", corners[k], kind=labels[k]) for k in drawn_ones]
 
 
 def _corners(shape: dict[str, Any], place: str) -> Corners:

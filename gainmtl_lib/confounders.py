@@ -305,19 +305,30 @@ def mask_ranks(pictures: Mapping[str, Marked], *, seed: int = 0) -> pd.Series:
     scale = np.mean([view.std(axis=(1, 2)) for view in views.values()], axis=0).clip(1e-6)
     ranks = {}
     for name, one in pictures.items():
-        ring = (cv2.dilate(one.mask.view(np.uint8), np.ones((2 * RING + 1,) * 2)) > 0) & ~one.mask
         others = [other for other in names if other != name]
         drawn = [others[k] for k in rng.permutation(len(others))[:OTHERS]]
-        if not ring.any():
-            continue
-        window = tuple(slice(int(own.min()), int(own.max()) + 1) for own in np.nonzero(ring | one.mask))
-        inside, outside = one.mask[window], ring[window]
-        contrast = []
-        for view in (views[place][:, *window] for place in (name, *drawn)):
-            differences = view[:, inside].mean(axis=1) - view[:, outside].mean(axis=1)
-            contrast.append(float(np.max(np.abs(differences) / scale)))
-        ranks[name] = (rankdata(contrast)[0] - 1) / len(drawn)
+        contrast = _contrasts(one.mask, [views[place] for place in (name, *drawn)], scale)
+        if contrast:
+            ranks[name] = (rankdata(contrast)[0] - 1) / len(drawn)
     return pd.Series(ranks, dtype=float)
+
+
+def stands_out(one: Marked) -> float:
+    """By how much what a mask covers differs from its surroundings, in standard deviations of the picture."""
+    view = _views(one.grey)
+    return max(_contrasts(one.mask, [view], view.std(axis=(1, 2)).clip(1e-6)), default=0.0)
+
+
+def _contrasts(mask: Mask, views: Sequence[NDArray], scale: NDArray) -> list[float]:
+    """By how much each picture differs inside and around a mask; empty for one without surroundings."""
+    ring = (cv2.dilate(mask.view(np.uint8), np.ones((2 * RING + 1,) * 2)) > 0) & ~mask
+    if not ring.any():
+        return []
+    window = tuple(slice(int(own.min()), int(own.max()) + 1) for own in np.nonzero(ring | mask))
+    inside, outside = mask[window], ring[window]
+    parts = (view[:, *window] for view in views)
+    differences = (part[:, inside].mean(axis=1) - part[:, outside].mean(axis=1) for part in parts)
+    return [float(np.max(np.abs(one) / scale)) for one in differences]
 
 
 def _views(grey: NDArray[Any]) -> NDArray[np.float32]:

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gainmtl_lib import confounders, readers
-from gainmtl_lib.annotations import told_mask
+from gainmtl_lib.annotations import told_mask, told_unused
 from gainmtl_lib.dataset import load_picture
 from gainmtl_lib.findings import Finding, reported
-from gainmtl_lib.labels import COVERS_MOST, resize_mask, upright_mask, with_labels
+from gainmtl_lib.labels import COVERS_MOST, TURNS, resize_mask, same_aspect, upright_mask, with_labels
 from gainmtl_lib.layouts import NORMAL, SPLITS
 from gainmtl_lib.metrics import grid_iou
-from gainmtl_lib.pictures import damage, orientation, read_image
+from gainmtl_lib.pictures import Mask, damage, orientation, read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.settings import Settings
 
@@ -106,7 +106,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     alone = confounders.predictors(samples[seen], told.loc[seen, "taken"].tolist())
     found += _findings_of_masks(samples, told, settings)
     found += [finding for findings in told["findings"] for finding in findings]
-    found += _findings_of_all(samples, masks, duplicates, alone, settings.label_kind)
+    found += _findings_of_all(samples, masks, duplicates, alone, settings)
     counts = pd.crosstab(samples["split"].fillna("undecided"), samples["defect_type"])
     kinds = sorted(counts.columns, key=lambda name: name != NORMAL)
     counts = counts.reindex([name for name in (*SPLITS, "undecided") if name in counts.index])[kinds]
@@ -146,7 +146,7 @@ class Inspected:
     grid_ious: tuple[float, ...] = ()  # what the mask reaches on the grid of each of `STRIDES`
     taken: confounders.Taken | None = None
     marked: confounders.Marked | None = None
-    tag: int = 1  # the orientation of a picture with a mask
+    stored_fits: bool | None = None  # whether a mask that fits either way stands out more turned as the tag says
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -196,8 +196,7 @@ def _inspect_mask(
             one.findings.append(Finding("warning", mask, "mask holds no defect pixel; treated as missing"))
             return
         if pixels is not None:
-            with contextlib.suppress(Exception), Image.open(image) as picture:
-                one.tag = orientation(picture)
+            one.stored_fits = _fits_better_turned(image, pixels, defect) if not one.mask_turned else None
             whole = resize_mask(defect, size, "squash") if one.mask_resized else defect
             one.taken = confounders.how_taken(image, pixels, whole)
             if drawn.get(mask, MOST_MASKS) < confounders.MOST_COMPARED and defect.mean() <= COVERS_MOST:
@@ -208,6 +207,20 @@ def _inspect_mask(
             fitted = torch.from_numpy(resize_mask(defect, (height, width), settings.resize, image_size=size)).float()
             grids = [(height // stride, width // stride) for stride in STRIDES]
             one.grid_ious = tuple(float(grid_iou(fitted[None, None], grid=grid)) for grid in grids)
+
+
+def _fits_better_turned(image: str, pixels: NDArray[np.uint8], defect: Mask) -> bool | None:
+    """None where there is but one way in which a mask can lie on its picture."""
+    tag = 1
+    with contextlib.suppress(Exception), Image.open(image) as picture:
+        tag = orientation(picture)
+    if tag not in TURNS or tag == 1:
+        return None
+    turned = np.ascontiguousarray(TURNS[tag](defect))
+    if not same_aspect((turned.shape[0], turned.shape[1]), (pixels.shape[0], pixels.shape[1])):
+        return None
+    here, there = (confounders.stands_out(confounders.marked(pixels, one)) for one in (defect, turned))
+    return there > here
 
 
 def _find_duplicates(samples: pd.DataFrame, told: pd.DataFrame, found: list[Finding]) -> pd.DataFrame:
@@ -247,14 +260,20 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
         most = len(covering) > known / 2 and settings.mask_marks == "auto"
         told_of = f"{len(covering)} of {known} masks mark more than half of their picture"
         advice = "set mask_marks: background if they mark the good surface, mask_marks: defect if they are right"
-        told_of += f"; {advice}" if most else "; they are left out of the scores of agreement"
+        left_out = "they are left out of the scores of agreement; if these alone are inverted, invert their files"
+        told_of += f"; {advice if most else left_out}"
         yield Finding("error" if most else "warning", covering.iloc[0], told_of)
     if turned := masks[told["mask_turned"]].tolist():
         frame = "lie in the frame that the camera stored; they are turned as the pictures' orientation tags say"
         yield Finding("info", turned[0], f"{len(turned)} masks {frame}")
-    if unclear := masks[(told["tag"] != 1) & ~told["mask_turned"]].tolist():
-        frame = "belong to pictures that an orientation tag turns, and fit them either way; expected the upright frame"
-        yield Finding("warning", unclear[0], f"{len(unclear)} masks {frame}: look at them with --contact-sheet")
+    if unclear := told["stored_fits"].dropna().tolist():
+        first, stored = masks[told["stored_fits"].notna()].iloc[0], sum(unclear)
+        frame = (
+            "belong to pictures that an orientation tag turns, and fit them either way; the upright frame is expected"
+        )
+        advice = f"{stored} of them stand out more as the tag turns them: look at them with --contact-sheet"
+        level = "warning" if stored > len(unclear) / 2 else "info"
+        yield Finding(level, first, f"{len(unclear)} masks {frame}, and {advice}")
     pictures = {mask: one for mask, one in zip(masks, told["marked"]) if one is not None}
     ranks = confounders.mask_ranks(pictures)
     odd = ranks[ranks < confounders.ODD].sort_values()
@@ -269,14 +288,20 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
 
 
 def _findings_of_all(
-    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, alone: pd.DataFrame, annotation: str
+    samples: pd.DataFrame, masks: dict[str, int], duplicates: pd.DataFrame, alone: pd.DataFrame, settings: Settings
 ) -> Iterator[Finding]:
     defective, missing = int((samples["label"] == 1).sum()), masks["missing"]
     rare = min(defective, len(samples) - defective)
     crossing = duplicates[duplicates["crosses"] != ""]
     if missing:
-        lack = f"{missing} of {defective} defective images have no {annotation}"
-        yield Finding("warning", "", f"{lack}; they train the classification terms only")
+        lack = f"{missing} of {defective} defective images have no {settings.label_kind}"
+        unused = told_unused(Path(settings.dataset_folder)) if settings.label_kind == "mask" else ""
+        yield Finding("warning", "", f"{lack}; they train the classification terms only{unused}")
+    labels = dict(zip(samples["image"], samples["label"]))
+    exact = duplicates[duplicates["kind"] == "exact"]
+    for first, second in exact[["first", "second"]].itertuples(index=False):
+        if labels[first] != labels[second]:
+            yield Finding("warning", second, f"same bytes as {first}, which is of the other class; remove one")
     for first, second, kind, crosses in crossing.itertuples(index=False):
         what = "same bytes as" if kind == "exact" else "nearly the same picture as"
         yield Finding("warning", second, f"{what} {first}, across splits ({crosses})")

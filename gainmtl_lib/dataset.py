@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 
 from gainmtl_lib import labels
+from gainmtl_lib.annotations import told_unused
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
 from gainmtl_lib.layouts import Scan, key_of
@@ -121,6 +122,7 @@ class GainDataModule(L.LightningDataModule):
         why = f"{defects - files} have no mask file, and {files} masks hold no defect pixel"
         told = f"strategy {its.strategy} learns from defect masks ({', '.join(weights)}), and none is in use"
         advice = f"see gainmtl data check {its.data_root}; allow_no_masks: true trains the classification alone"
+        advice += told_unused(Path(its.dataset_folder)) if its.label_kind == "mask" else ""
         raise DataError(f"{told}: of {defects} defective training images {why}; {advice}")
 
     @cached_property

@@ -6,12 +6,14 @@ import json
 import logging
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -95,9 +97,10 @@ def upright_mask(defect: Mask, mask: str | Path, image: str | Path | None, size:
     """
     if same_aspect((defect.shape[0], defect.shape[1]), size):
         return defect, False
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(image or "") as picture:
-        if (turn := TURNS.get(orientation(picture))) and same_aspect((defect.shape[1], defect.shape[0]), size):
-            return turn(defect), True
+    with contextlib.suppress(OSError, SyntaxError, ValueError, KeyError), Image.open(image or "") as picture:
+        turned = TURNS[orientation(picture)](defect)
+        if same_aspect((turned.shape[0], turned.shape[1]), size):
+            return turned, True
     check_aspect(mask, defect.shape, image, size)
     return defect, False
 
@@ -112,12 +115,16 @@ def check_aspect(mask: str | Path, mask_size: tuple[int, ...], image: str | Path
 
 
 TURNS: dict[int, Callable[[NDArray], NDArray]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
     5: lambda stored: stored.T,
     6: lambda stored: np.rot90(stored, -1),
     7: lambda stored: np.rot90(stored, 2).T,
     8: lambda stored: np.rot90(stored, 1),
 }
-"""From the stored to the upright frame, by the orientation tag (EXIF 2.3, 0x0112), where these change sides."""
+"""From the stored to the upright frame, by the orientation tag (EXIF 2.3, 0x0112)."""
 
 
 def same_aspect(mask_size: Size, image_size: Size) -> bool:
@@ -324,6 +331,7 @@ def _with_rows(labels: list[Label], images: list[str], root: Path, found: Found)
         found.append(Finding("info", str(loosely[0].file), told))
     if labels and not any(meant):
         message = f"none of the {len(labels)} labels means a picture below {root}, such as '{labels[0].picture}'"
+        message += f"; a picture there is '{_below(images[0], root).as_posix()}'" if images else ""
         found.append(Finding("error", str(labels[0].file), message))
         return
     for label, rows in zip(labels, meant):
@@ -339,11 +347,25 @@ def _by_name_alone(
 ) -> list[int]:
     stem = PurePosixPath(name).stem if named else name
     telling = {part.casefold() for part in folders} & {*SPLITS, NORMAL, DEFECTIVE}
-    for key in dict.fromkeys((name, name.casefold(), stem, stem.casefold())):
+    names = (name, name.casefold(), stem, stem.casefold(), *_before_export(name), *_before_export(stem))
+    for key in dict.fromkeys(names):
         rows = {row for row in by_name.get(key, []) if telling <= {part.casefold() for part in own[row]}}
         if rows:
             return [*rows]
     return []
+
+
+EXPORTED = (
+    re.compile(r"(?P<name>.+)_(?:png|jpe?g|bmp|tiff?|webp)\.rf\.\w+(?:\.\w+)?", re.IGNORECASE),  # Roboflow
+    re.compile(r"[0-9a-f]{8}-(?P<name>.+)"),  # Label Studio
+)
+
+
+def _before_export(name: str) -> Iterator[str]:
+    """What a picture was named before a labelling tool wrote its name as an address, or added its own marks."""
+    plain = unquote(name).strip()
+    for one in (plain, *(match["name"] for form in EXPORTED if (match := form.fullmatch(plain)))):
+        yield from (one.casefold(), PurePosixPath(one).stem.casefold())
 
 
 def _parts(path: str) -> list[str]:
@@ -366,7 +388,9 @@ def _in_pixels(label: Label, size: Size, found: Found) -> list[list]:
     if told not in (SHARES, size):
         sizes = f"the picture is {told[0]}x{told[1]} (height x width) there, and {height}x{width} on disk"
         if not same_aspect(told, size):
-            raise DataError(f"{label.file}: {sizes}; expected the same aspect ratio")
+            turned = same_aspect((told[1], told[0]), size)
+            advice = "; the picture is turned by its orientation tag: save it upright, and label that" * turned
+            raise DataError(f"{label.file}: {sizes}; expected the same aspect ratio{advice}")
         warn(found, "of a picture of another size", label.file, f"{sizes}; its shapes are scaled")
     for shape in label.shapes:
         if shape.runs is not None:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from gainmtl_lib.annotations import MaskFiles, read_csv, read_labelme, read_mask
-from gainmtl_lib.findings import DataError, Finding, Level
-from gainmtl_lib.pictures import IMAGE_SUFFIXES, NOT_DATA, image_files
+from gainmtl_lib.annotations import NO_RUNS, MaskFiles, read_csv, read_labelme, read_mask
+from gainmtl_lib.findings import DataError, Finding, Level, reported
+from gainmtl_lib.pictures import IMAGE_SUFFIXES, image_files, is_data
 
 SPLITS = ("train", "val", "test", "test_shift")
 NORMAL, DEFECTIVE = "normal", "defective"
@@ -34,12 +34,26 @@ class Row(NamedTuple):
 
 def folders_in(folder: Path) -> list[Path]:
     """Folders right below one, sorted, less those that `files_below` leaves out."""
-    folders = (path for path in folder.glob("*/") if not path.name.startswith("."))
-    return sorted(path for path in folders if path.name.lower() not in NOT_DATA)
+    return sorted(path for path in folder.glob("*/") if is_data(path.name))
+
+
+def folded(name: str) -> str:
+    """A name that is the same in any case and Unicode form: macOS stores Hangul and accents decomposed."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def below(folder: Path, *names: str) -> Path:
+    """A place below a folder, its names in any case and Unicode form; as it is named here where there is none."""
+    for name in names:
+        place = folder / name
+        if not place.exists() and folder.is_dir():
+            place = next((one for one in sorted(folder.iterdir()) if folded(one.name) == folded(name)), place)
+        folder = place
+    return folder
 
 
 def key_of(path: Path, folder: Path) -> str:
-    """A file's path below a folder without suffix, composed: macOS stores Hangul and accents decomposed."""
+    """A file's path below a folder without suffix, composed."""
     return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
@@ -49,6 +63,8 @@ MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_groundtruth",
     "_ground_truth", "-mask", "-gt", "-label", ".mask", ".gt", ".label", " mask",
 )  # fmt: skip
+MASK_PREFIXES = ("mask_", "gt_", "label_", "seg_", "mask-", "gt-")
+MASK_FOLDERS = {"mask", "masks", "gt", "ground_truth", "groundtruth", "annotations"}  # amid pictures
 NUMBER = re.compile(r"(?P<between>[-_. ]?)\(?\d+\)?$")  # of one of a picture's masks: x_1, x_mask2, x (3)
 
 
@@ -67,6 +83,7 @@ class Scan:
     root: Path
     mask_suffix: str = ""
     findings: list[Finding] = field(default_factory=list)
+    read: set[Path] = field(default_factory=set)  # masks that no row has: those of normal pictures
 
     def report(self, level: Level, path: Path, message: str) -> None:
         """Say something of a file or folder."""
@@ -85,18 +102,44 @@ class Scan:
         return files
 
     def pictures(self, folder: Path) -> tuple[dict[str, Path], Masks]:
-        """Pictures by key, and by the same key the masks that lie beside them: ``x_mask.png`` beside ``x.png``."""
+        """Pictures by key, and by the same key the masks that lie beside them: ``x_mask.png`` beside ``x.png``.
+
+        Or in a folder amid them, ``masks/x.png``.
+        """
         files, beside = self.keyed(folder), dict[str, list[Path]]()
+        keys = {folded(key): key for key in files}
         for key in files:
-            stems = [*self._stems(key), *self._numbered_stems(key, beside=True)]
-            if owner := next((stem for stem in stems if stem != key and stem in files), None):
+            *folders, name = key.split("/")
+            apart = [folder for folder in folders if folder.lower() not in MASK_FOLDERS]
+            names = [*self._stems(key), *self._numbered_stems(key, beside=True)]
+            if apart != folders:
+                amid = "/".join([*apart, name])
+                names = [*self._stems(amid), *self._numbered_stems(amid), *names]
+            names = [stem for stem in names if folded(stem) != folded(key)]
+            if owner := _first(names, files, keys):
                 beside.setdefault(owner, []).append(files[key])
         masks = [path for paths in beside.values() for path in paths]
         if masks:
             told = f"{len(masks)} files, such as {masks[0].name}, are masks of the pictures beside them"
             self.report("info", folder, told)
-        pictures = {key: path for key, path in files.items() if path not in {*masks}}
+        self.read |= {*masks}
+        pictures = {key: path for key, path in files.items() if path not in self.read}
+        self._report_likely_masks(pictures)
         return pictures, {key: _one_or_several(paths) for key, paths in beside.items()}
+
+    def _report_likely_masks(self, pictures: Mapping[str, Path]) -> None:
+        """Pictures whose names are others' with one and the same ending: masks, or copies."""
+        endings: Counter[str] = Counter()
+        for key in pictures:
+            starts = (key[:length] for length in range(len(key) - 1, 0, -1))
+            if start := next((start for start in starts if start in pictures), None):
+                endings[key[len(start) :]] += 1
+        for ending, count in endings.most_common(1):
+            if count >= max(3, (len(pictures) - count) / 2) and re.search(r"[^\W\d_]", ending):
+                path = next(path for key, path in pictures.items() if key.endswith(ending))
+                told = f"{count} of {len(pictures)} pictures have another's name with {ending!r} behind it"
+                advice = f"if they are masks, set mask_suffix: '{ending}'; if they are copies, set group_pattern"
+                self.report("warning", path, f"{told}; {advice}")
 
     def masks(self, images: Mapping[str, Path], folder: Path) -> Masks:
         """The mask of each image key in a folder: of the same key, or with a suffix behind it, in any case.
@@ -104,9 +147,9 @@ class Scan:
         Numbered ones, ``x_1`` and ``x_2`` or ``x_mask1`` of the picture ``x``, are several.
         """
         found, lost = self.matched(images, folder)
-        several, folded = dict[str, list[Path]](), {key.casefold(): key for key in images}
+        several, keys = dict[str, list[Path]](), {folded(key): key for key in images}
         for name in tuple(lost):
-            if key := _first(self._numbered_stems(name), images, folded):
+            if key := _first(self._numbered_stems(name), images, keys):
                 several.setdefault(key, [found[key]] if key in found else []).append(lost.pop(name))
         if several:
             example = next(iter(several.values()))[-1].name
@@ -120,9 +163,9 @@ class Scan:
         self, images: Mapping[str, Path], folder: Path, suffixes: set[str] = IMAGE_SUFFIXES
     ) -> tuple[dict[str, Path], dict[str, Path]]:
         """The one file of each image key, as `masks` finds it, and by their own key those that are of no image."""
-        found, lost, folded = dict[str, Path](), dict[str, Path](), {key.casefold(): key for key in images}
+        found, lost, keys = dict[str, Path](), dict[str, Path](), {folded(key): key for key in images}
         for name, path in self.keyed(folder, suffixes).items():
-            if (key := _first(self._stems(name), images, folded)) is None:
+            if (key := _first(self._stems(name), images, keys)) is None:
                 lost[name] = path
             elif key in found:
                 self.report("error", path, f"is a second mask of {images[key]} besides {found[key]}")
@@ -131,11 +174,12 @@ class Scan:
         return found, lost
 
     def _numbered_stems(self, name: str, *, beside: bool = False) -> list[str]:
-        """As `_stems`, of a mask that is one of several: its number stands behind its picture's name or the suffix.
+        """As `_stems`, of a mask that is one of several: its number stands behind its picture's name or the suffix, or
+        it lies in a folder of its picture's name.
 
         Beside pictures, which are often numbered themselves, a suffix must be there.
         """
-        stems = []
+        stems = [name.rpartition("/")[0]] if "/" in name and not beside else []
         for place, one in enumerate(self._stems(name)):
             if number := NUMBER.search(one):
                 bare = self._stems(one[: number.start()])
@@ -144,40 +188,48 @@ class Scan:
 
     def _stems(self, name: str) -> list[str]:
         """Names of the pictures that a mask of this name can belong to, likeliest first."""
-        endings = (self.mask_suffix.casefold(),) if self.mask_suffix else MASK_SUFFIXES
-        stems = [name, *(name[: -len(end)] for end in endings if name.casefold().endswith(end))]
+        endings = (unicodedata.normalize("NFC", self.mask_suffix),) if self.mask_suffix else MASK_SUFFIXES
+        folders, slash, own = name.rpartition("/")
+        stems = [name, *(name[: -len(end)] for end in endings if own.casefold().endswith(end.casefold()))]
+        if not self.mask_suffix:
+            starts = (start for start in MASK_PREFIXES if own.casefold().startswith(start))
+            stems += [folders + slash + own[len(start) :] for start in starts]
         for one in tuple(stems):
             if Path(one).suffix.lower() in IMAGE_SUFFIXES:  # x.png.png, x.jpg.png or x.jpg_mask.png
                 stems += [stem for stem in self._stems(one[: -len(Path(one).suffix)]) if stem not in stems]
         return stems
 
     def report_lost(self, lost: dict[str, Path], images: Iterable[str]) -> None:
-        """Masks without an image: a line for all if they have something in common before or behind a picture's name."""
-        added, folded = Counter[tuple[str, str]](), {key.casefold() for key in images}
-        for name in lost:
+        """Masks without an image: a line for those that have something in common before or behind a picture's name."""
+        patterns, keys = dict[tuple[str, str], list[Path]](), {folded(key) for key in images}
+        for name, path in lost.items():
             folders, slash, stem = name.casefold().rpartition("/")
             for length, start in ((k, i) for k in range(len(stem) - 1, 0, -1) for i in range(len(stem) - k + 1)):
-                if folders + slash + stem[start : start + length] in folded:
-                    added[stem[:start], stem[start + length :]] += 1
+                if folders + slash + stem[start : start + length] in keys:
+                    patterns.setdefault((stem[:start], stem[start + length :]), []).append(path)
                     break
-        for (before, behind), count in added.most_common(1) if len(lost) > 1 else ():
-            how = f"'{behind}' behind it; set mask_suffix: {behind}"
-            if before:
-                how = f"'{before}' before{f' and {behind!r} behind' * bool(behind)} it; rename them"
-            first = next(iter(lost.values()))
-            told = (
-                f"{count} of {len(lost)} masks without an image, such as {first.name}, have a picture's name with {how}"
-            )
-            self.report("warning", first.parent, told)
-            return
-        for path in lost.values():
+        told: list[Path] = []
+        for (before, behind), paths in sorted(patterns.items(), key=lambda one: -len(one[1])):
+            if len(paths) > 1:
+                how = f"'{behind}' behind it; set mask_suffix: '{behind}'"
+                if before:
+                    how = f"'{before}' before{f' and {behind!r} behind' * bool(behind)} it; rename them"
+                what = f"{len(paths)} of {len(lost)} masks without an image, such as {paths[0].name}"
+                self.report("warning", paths[0].parent, f"{what}, have a picture's name with {how}")
+                told += paths
+        rest = [path for path in lost.values() if path not in {*told}]
+        if len(rest) > 3:
+            example = next(iter(sorted(keys)), "")
+            named = f"{len(rest)} masks without an image, such as {rest[0].name}; a picture is named {example}"
+            self.report("warning", rest[0].parent, f"{named}; expected its name, with mask_suffix behind it")
+        for path in rest if len(rest) <= 3 else ():
             self.report("warning", path, "mask without an image; it is not used")
 
 
-def _first(stems: Iterable[str], images: Mapping[str, Path], folded: Mapping[str, str]) -> str | None:
-    """The first of some names that is an image's key, else the first that is one in another case."""
+def _first(stems: Sequence[str], images: Mapping[str, Path], keys: Mapping[str, str]) -> str | None:
+    """The first of some names that is an image's key, else the first that is one of `keys`, which are `folded`."""
     exact = next((stem for stem in stems if stem in images), None)
-    return exact or next((folded[stem.casefold()] for stem in stems if stem.casefold() in folded), None)
+    return exact or next((keys[folded(stem)] for stem in stems if folded(stem) in keys), None)
 
 
 def _one_or_several(paths: Sequence[Path]) -> MaskFiles:
@@ -192,18 +244,18 @@ def scan_generic(scan: Scan) -> Iterator[Row]:
 
     Subfolders of ``defective`` name defect types. A mask may lie beside its picture, too.
     """
-    root = scan.root
-    for folder, expected in ((root / "images", SPLITS), *((root / "images" / s, (NORMAL, DEFECTIVE)) for s in SPLITS)):
+    images, all_masks = below(scan.root, "images"), below(scan.root, "masks")
+    for folder, expected in ((images, SPLITS), *((below(images, split), (NORMAL, DEFECTIVE)) for split in SPLITS)):
         for other in folders_in(folder):  # pictures there would be left out without a word
-            if other.name not in expected and image_files(other):
+            if folded(other.name) not in expected and image_files(other):
                 scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-    masks = {split: root / "masks" / split / DEFECTIVE for split in SPLITS}
-    found = {split: scan.pictures(root / "images" / split / DEFECTIVE) for split in SPLITS}
+    masks = {split: below(all_masks, split, DEFECTIVE) for split in SPLITS}
+    found = {split: scan.pictures(below(images, split, DEFECTIVE)) for split in SPLITS}
     defective = {split: pictures for split, (pictures, _) in found.items()}
     shared = ChainMap(*(defective[split] for split in SPLITS if not masks[split].is_dir()))  # the first split wins
-    shared_masks = scan.masks(shared, root / "masks" / DEFECTIVE)
+    shared_masks = scan.masks(shared, below(all_masks, DEFECTIVE))
     for split in SPLITS:
-        normal, _ = scan.pictures(root / "images" / split / NORMAL)
+        normal, _ = scan.pictures(below(images, split, NORMAL))
         yield from (Row(path, 0, split=split) for path in normal.values())
         own = masks[split].is_dir()
         of_split = scan.masks(defective[split], masks[split]) if own else shared_masks
@@ -231,11 +283,11 @@ def scan_mvtec(scan: Scan) -> Iterator[Row]:
     The defects, all in ``test``, get no split, so that `split_samples` can share them; good images keep their folder's.
     """
     for split in ("train", "test"):
-        yield from (Row(path, 0, split=split) for path in image_files(scan.root / split / "good"))
-    for folder in folders_in(scan.root / "test"):
-        if folder.name != "good":
+        yield from (Row(path, 0, split=split) for path in image_files(below(scan.root, split, "good")))
+    for folder in folders_in(below(scan.root, "test")):
+        if folded(folder.name) != "good":
             defective = scan.keyed(folder)
-            masks = scan.masks(defective, scan.root / "ground_truth" / folder.name)
+            masks = scan.masks(defective, below(scan.root, "ground_truth", folder.name))
             yield from (Row(path, 1, masks.get(key), folder.name) for key, path in defective.items())
 
 
@@ -246,10 +298,10 @@ def scan_mvtec_loco(scan: Scan) -> Iterator[Row]:
     """
     for name in ("train", "validation", "test"):
         split = "test" if name == "test" else "train"
-        yield from (Row(path, 0, split=split) for path in image_files(scan.root / name / "good"))
-    for folder in folders_in(scan.root / "test"):
-        for path in image_files(folder) if folder.name != "good" else ():
-            of_picture = scan.root / "ground_truth" / folder.name / path.stem
+        yield from (Row(path, 0, split=split) for path in image_files(below(scan.root, name, "good")))
+    for folder in folders_in(below(scan.root, "test")):
+        for path in image_files(folder) if folded(folder.name) != "good" else ():
+            of_picture = below(scan.root, "ground_truth", folder.name, path.stem)
             if not (masks := image_files(of_picture)):
                 scan.report("warning", path, f"has no folder of masks; expected {of_picture}")
             yield Row(path, 1, _one_or_several(masks) if masks else None, folder.name)
@@ -282,6 +334,8 @@ def scan_visa(scan: Scan) -> Iterator[Row]:
     ``image_anno.csv`` names their types.
     """
     root, images = scan.root, scan.root / "Data" / "Images"
+    if not images.is_dir():
+        return
     splits, kinds = _visa_table(root.parent / "split_csv" / "1cls.csv", "split"), {}
     if (root / "image_anno.csv").is_file():
         kinds = _visa_table(root / "image_anno.csv", "label")
@@ -314,23 +368,36 @@ def scan_dagm(scan: Scan) -> Iterator[Row]:
         for split in ("Train", "Test"):
             pictures = {key: path for key, path in scan.keyed(folder / split).items() if "/" not in key}
             masks = scan.masks(pictures, folder / split / "Label")
+            _check_dagm(scan, folder / split / "Label" / "Labels.txt", masks)
             for key, path in pictures.items():
                 of_class = (1, masks[key], folder.name.lower()) if key in masks else (0, None, NORMAL)
                 yield Row(path, *of_class, split=split.lower())
 
 
+def _check_dagm(scan: Scan, file: Path, masks: Masks) -> None:
+    """That the labels are those that their list has: without one a defective picture would count as normal."""
+    if not file.is_file():
+        return
+    listed = {*re.findall(r"(\w+)_label\.png", file.read_text(encoding="utf-8", errors="replace"), re.IGNORECASE)}
+    for told, stems in (("no", listed - masks.keys()), ("a", {*masks} - listed if listed else {*()})):
+        for stem in sorted(stems):
+            there = "lists one" if told == "no" else "does not"
+            scan.report("error", file.parent, f"has {told} label of {stem}, and {file.name} {there}")
+
+
 def scan_kolektor2(scan: Scan) -> Iterator[Row]:
     """KolektorSDD2: ``{train,test}/<n>.png`` and beside each ``<n>_GT.png``, which is black for a normal one."""
     for split in ("train", "test"):
-        pictures = {path.stem: path for path in image_files(scan.root / split) if path.stem.isdigit()}
-        for stem, path in pictures.items():
-            mask = path.with_name(f"{stem}_GT.png")
-            if not mask.is_file():
-                scan.report("error", path, f"has no {mask.name} beside it, which says whether it is defective")
-            elif read_mask(mask).any():
-                yield Row(path, 1, mask, DEFECTIVE, split=split)
-            else:
-                yield Row(path, 0, split=split)
+        files = {folded(path.stem): path for path in image_files(below(scan.root, split))}
+        for path in (path for stem, path in files.items() if stem.isdigit()):
+            if (mask := files.get(f"{path.stem}_gt")) is None:
+                named = f"{path.stem}_GT.png"
+                scan.report("error", path, f"has no {named} beside it, which says whether it is defective")
+                continue
+            scan.read.add(mask)
+            with reported(scan.findings):
+                is_defective = read_mask(mask).any()
+                yield Row(path, 1, mask, DEFECTIVE, split=split) if is_defective else Row(path, 0, split=split)
 
 
 def scan_severstal(scan: Scan) -> Iterator[Row]:
@@ -345,10 +412,10 @@ def scan_severstal(scan: Scan) -> Iterator[Row]:
     if not {"ImageId", "ClassId", "EncodedPixels"} <= {*table.columns}:
         there = ", ".join(table.columns[:8])
         raise DataError(f"{file}: expected the columns ImageId, ClassId and EncodedPixels, found {there}")
-    defects = table[table["EncodedPixels"].str.strip() != ""].drop_duplicates("ImageId")
-    kinds = dict(zip(defects["ImageId"], defects["ClassId"], strict=True))
+    defects = table[~table["EncodedPixels"].str.strip().isin(NO_RUNS)].drop_duplicates("ImageId")
+    kinds = {folded(Path(image).stem): kind for image, kind in zip(defects["ImageId"], defects["ClassId"], strict=True)}
     for path in image_files(scan.root / "train_images"):
-        defect = kinds.get(path.name)
+        defect = kinds.get(folded(path.stem))
         yield Row(path, 0) if defect is None else Row(path, 1, None, f"class {defect}")
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from gainmtl_lib.findings import DataError, UnreadableError
 
@@ -22,34 +22,33 @@ Mask = NDArray[np.bool_]
 # --- Files
 
 IMAGE_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".avif", ".gif",
-    ".pgm", ".ppm", ".pbm", ".pnm",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".avif", ".gif",
+    ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".pxm", ".ras", ".sr", ".hdr", ".pic", ".pfm",
 }  # fmt: skip
 NOT_DATA = {
-    "__macosx",
-    "@eadir",
-    "@recycle",
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "$recycle.bin",
-    "system volume information",
-}
+    "__macosx", "__pycache__", "lost+found", "#recycle", "#snapshot", "$recycle.bin", "recycler",
+    "system volume information", "temporary items", "network trash folder",
+}  # fmt: skip
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of this name can hold data.
+
+    Not what is hidden, nor what file managers, network drives, offices and archives add.
+    """
+    return not name.startswith((".", "@", "~$")) and name.lower() not in NOT_DATA
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files at any depth, in no order; linked folders are followed, each folder once.
-
-    Hidden files and folders are left out, and what file managers, network drives and archives add.
-    """
+    """All files that `is_data`, at any depth, in no order; linked folders are followed, each folder once."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in NOT_DATA)
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        folders[:] = sorted(filter(is_data, folders))
+        yield from (Path(place, name) for name in filter(is_data, names))
 
 
 def image_files(folder: Path, suffixes: set[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -132,8 +131,10 @@ def _bytes(path: str | Path, what: str) -> NDArray[np.uint8]:
 
 
 LARGEST = 2**30  # pixels of a picture that OpenCV decodes, unless OPENCV_IO_MAX_IMAGE_PIXELS says otherwise
+LONGEST = 2**20  # pixels of a side, unless OPENCV_IO_MAX_IMAGE_WIDTH or _HEIGHT says otherwise
 Image.MAX_IMAGE_PIXELS = LARGEST  # heads are read by PIL, which would warn of what OpenCV decodes
-SEVERAL = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"RIFF", b"\x89PNG")  # how files that can hold them begin
+# How files that can hold several pictures begin; AVIF has its kind from the fifth byte on.
+SEVERAL = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"RIFF", b"\x89PNG")
 INTEGERS = "expected 8- or 16-bit integers: scale them to one range for all pictures, and save them as such"
 
 
@@ -146,17 +147,32 @@ def _reason(raw: NDArray[np.uint8]) -> str:
         with Image.open(BytesIO(raw.tobytes())) as picture:
             if (pixels := picture.width * picture.height) > LARGEST:
                 return f"has {picture.height}x{picture.width} (height x width), {pixels:,} pixels; {advice}"
+            if max(picture.size) > LONGEST:
+                return f"has {picture.height}x{picture.width} (height x width); a side has {LONGEST:,} at most: cut it"
             if picture.mode in ("I", "F"):
                 return f"has pixels that are {'int32' if picture.mode == 'I' else 'float32'}; {INTEGERS}"
     except Image.DecompressionBombError as error:
         return f"is too large: {error}; {advice}"
     except (OSError, SyntaxError, ValueError):
-        pass
+        with contextlib.suppress(Exception):  # PIL's parsers raise anything
+            return f"has pixels that are {_of_tiff(raw)}; {INTEGERS}"
     return "is truncated or not an image; replace the file"
 
 
+def _of_tiff(raw: NDArray[np.uint8]) -> str:
+    """How a TIFF says that its pixels are stored, such as one channel of float64."""
+    content = BytesIO(raw.tobytes())
+    head = TiffImagePlugin.ImageFileDirectory_v2(content.read(8))
+    content.seek(head.next)
+    head.load(content)
+    kinds = {1: "uint", 2: "int", 3: "float", 5: "int complex", 6: "complex"}
+    channels = head.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    kind = kinds[head.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]]
+    return f"{kind}{head[TiffImagePlugin.BITSPERSAMPLE][0]}, in {channels} channel{'s' * (channels > 1)}"
+
+
 def _check_frames(raw: NDArray[np.uint8], path: str | Path) -> None:
-    if not raw[:4].tobytes().startswith(SEVERAL):
+    if not raw[:4].tobytes().startswith(SEVERAL) and raw[4:8].tobytes() != b"ftyp":
         return
     # What PIL cannot open, the decoder may: it is the one to complain.
     with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
@@ -169,10 +185,15 @@ def _check_frames(raw: NDArray[np.uint8], path: str | Path) -> None:
 
 # --- Which pixels of a mask are defect
 
-MOST_CLASSES = 32  # values of a mask that can number its classes; more are shades
+MOST_CLASSES = 32  # values of a mask that can number its classes; more are shades, unless they fill areas
 LINE = 8  # pixels from which a line is no chance
-NOISE = 32  # of 255: below it a lossy file's black may lie
+NOISE = 32  # of 255: below it a lossy file's black may lie near what is bright
+FAINT = 12  # of 255: and elsewhere
+FLAT = 12  # of 255: by which an area of one value may vary in a lossy file
+REACH = 33  # pixels a side: so far a lossy file smears what is bright
+SHARE = 0.1  # of the picture, which a background covers at least
 MANY_COLOURS = 1024  # more than this is a photograph
+VOID = (224, 224, 192)  # of index 255 in the palette of Pascal VOC: borders of objects, which are of no class
 
 
 class MaskPixels(NamedTuple):
@@ -188,47 +209,58 @@ def read_mask_pixels(path: str | Path) -> MaskPixels:
     `UnreadableError` as for `read_image`; `DataError` where defect and background cannot be told apart.
     """
     raw = _bytes(path, "mask")
-    lossless = raw[:2].tobytes() != b"\xff\xd8" and raw[8:12].tobytes() != b"WEBP"
     shown, unopened = None, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
     with contextlib.suppress(*unopened), Image.open(BytesIO(raw.tobytes())) as picture:
         if picture.mode in ("P", "PA", "LA", "RGBA"):  # what OpenCV would turn into colours, or drop
             shown = ImageOps.exif_transpose(picture)
     if shown is not None:
-        return mask_pixels(shown, path, lossless=lossless)
+        return mask_pixels(shown, path, lossless=not _is_lossy(raw))
     values = _decoded(raw, path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, "mask")
-    return mask_pixels(values, path, lossless=lossless)
+    return mask_pixels(values, path, lossless=not _is_lossy(raw))
 
 
 def read_soft_mask(path: str | Path) -> NDArray[np.float32]:
-    """Decode a mask of shades of grey, such as a heat map, to (h, w) in [0, 1].
+    """Decode a mask of shades of grey, such as a heat map, to (h, w) in [0, 1]; floats are in [0, 1] or [0, 255].
 
-    One of 0 and 1, of colours or with an alpha channel says yes or no. Errors as for `read_mask_pixels`.
+    One of few numbered values, of colours or with an alpha channel says yes or no. Errors as for `read_mask_pixels`.
     """
     values = _decoded(_bytes(path, "mask"), path, cv2.IMREAD_UNCHANGED, "mask")
     if values.ndim == 3 and (values.shape[2] != 3 or (values != values[..., :1]).any()):
         return read_mask_pixels(path).defect.astype(np.float32)
-    grey = read_grey(path)
-    return grey.astype(np.float32) / np.float32(1 if grey.max(initial=0) <= 1 else 255)
+    if 0 < values.max(initial=0) < MOST_CLASSES and values.dtype.kind in "iu":
+        return read_mask_pixels(path).defect.astype(np.float32)
+    if values.dtype.kind == "f" and values.ndim == 2 and 0 <= values.min() <= values.max() <= 255:
+        return values.astype(np.float32) / np.float32(1 if values.max() <= 1 else 255)
+    return read_grey(path).astype(np.float32) / np.float32(255)
 
 
 def mask_pixels(mask: Image.Image | NDArray, name: str | Path = "mask", *, lossless: bool = True) -> MaskPixels:
     """As `read_mask_pixels`, of a picture in memory: an array is (h, w) or (h, w, C), C = 1 to 4, alpha last."""
+    if isinstance(mask, Image.Image) and mask.mode == "P" and "transparency" in mask.info:
+        mask = mask.convert("RGBA")  # its palette says what is transparent
+        if np.asarray(mask)[..., 3].min() == 255:
+            mask = mask.convert("RGB")
     if isinstance(mask, Image.Image) and mask.mode == "P":
         return _of_palette(mask, name)
     if isinstance(mask, Image.Image) and mask.mode in ("PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         mask = mask.convert("RGBA" if mask.mode in ("PA", "La", "RGBa") else "RGB")
     values = np.asarray(mask)
-    shown = np.ones(values.shape[:2], dtype=np.bool_)
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values, alpha = values[..., :-1], values[..., -1]
         if alpha.min() < alpha.max():
-            shown = alpha > _half(alpha)
-            values = values * shown[..., None].astype(values.dtype)
-            if (values[shown] == values[shown][:1]).all():  # one colour, so that alpha alone says where
-                return MaskPixels(shown, "alpha")
+            opaque = _of_grey(alpha, f"{name} (its alpha channel)", lossless).defect
+            if opaque.mean() <= 0.5 or (values[opaque] == values[opaque][:1]).all():
+                return MaskPixels(opaque, "alpha")
+            values = values * opaque[..., None].astype(values.dtype)  # transparent corners of what is read below
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
     return _of_grey(values, name, lossless) if values.ndim == 2 else _of_colours(values, name, lossless)
+
+
+def _is_lossy(raw: NDArray[np.uint8]) -> bool:
+    """Whether a file's format may change values: JPEG, WebP, JPEG 2000, AVIF."""
+    head = raw[:12].tobytes()
+    return head.startswith((b"\xff\xd8", b"\xff\x4f\xff\x51")) or head[4:8] in (b"jP  ", b"ftyp") or head[8:] == b"WEBP"
 
 
 def _half(values: NDArray) -> float:
@@ -241,22 +273,42 @@ def _half(values: NDArray) -> float:
 
 
 def _of_grey(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
-    """Bright pixels; and in a lossless mask of few values, 0 among them, those of dark values that number classes.
+    """Bright pixels; and in a lossless mask those of dark values that number classes, 0 being the background.
 
     All dark ones where none is bright; beside bright ones only what cannot be their grey edges, see `_is_class`.
     """
     half = _half(values)
     bright, darkest, brightest = values > half, values.min(), values.max()
-    kinds = np.unique(values) if lossless and darkest == 0 < brightest else np.empty(0)
-    dark = kinds[(kinds > 0) & (kinds <= half)]
-    if len(dark) and len(kinds) <= MOST_CLASSES:
-        classes = dark if not bright.any() else [kind for kind in dark if _is_class(values, kind)]
-        if len(classes):
-            return MaskPixels(bright | np.isin(values, classes), "class numbers")
-    if bright.any() or brightest <= (0 if lossless else NOISE):
-        return MaskPixels(bright, "brightness")
-    told = f"values from {darkest:g} to {brightest:g}, none above half of the scale ({half:g})"
-    raise DataError(f"{name}: mask has {told}; {EXPECTED}")
+    told = f"values from {darkest:g} to {brightest:g}"
+    kinds = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
+    if not lossless and darkest < brightest:
+        _refuse_dark_areas(values * (127 / half), name)
+    if lossless and darkest == 0 < brightest:
+        dark = kinds[(kinds > 0) & (kinds <= half)]
+        if len(dark) and (len(kinds) <= MOST_CLASSES or _are_areas(values, dark)):
+            classes = (
+                dark if not bright.any() or len(kinds) > MOST_CLASSES else [k for k in dark if _is_class(values, k)]
+            )
+            if len(classes):
+                numbered = np.isin(values, classes)
+                if _is_rim(values == 255, numbered & (values < MOST_CLASSES)):
+                    bright &= values != 255
+                return MaskPixels(bright | numbered, "class numbers")
+    if not bright.any() and brightest > 0:
+        raise DataError(f"{name}: mask has {told}, none above half of the scale ({half:g}); {EXPECTED}")
+    between = (values > half * NOISE / 128) & (values < 2 * half - half * NOISE / 128)
+    if len(kinds) > MOST_CLASSES and between.mean() > 0.5:
+        raise DataError(f"{name}: mask has shades of grey, as a photograph, on {between.mean():.0%} of it; {EXPECTED}")
+    if bright.all() and darkest < brightest:
+        raise DataError(f"{name}: mask has {told}, none of them dark; {EXPECTED}")
+    return MaskPixels(bright, "brightness")
+
+
+def _are_areas(values: NDArray, dark: NDArray) -> bool:
+    """Whether most pixels of the dark values have neighbours of their own value: numbers of objects, not shades."""
+    own = values[1:, 1:]
+    even = (own == values[:-1, 1:]) & (own == values[1:, :-1])
+    return bool(even[np.isin(own, dark)].mean() > 0.5)
 
 
 def _is_class(values: NDArray, kind: Any) -> bool:
@@ -270,34 +322,69 @@ def _is_class(values: NDArray, kind: Any) -> bool:
     return bool((stats[apart, cv2.CC_STAT_AREA] >= LINE).any())
 
 
+def _is_rim(bright: Mask, numbered: Mask) -> bool:
+    """Whether the value 255 only surrounds numbered classes, as Pascal VOC's borders do."""
+    thin = not cv2.erode(bright.view(np.uint8), np.ones((11, 11))).any()
+    near = cv2.dilate(numbered.view(np.uint8), np.ones((3, 3))).astype(np.bool_)
+    count, pieces = cv2.connectedComponents(bright.view(np.uint8), connectivity=8)
+    return thin and count > 1 and not np.setdiff1d(np.arange(1, count), pieces[near]).size
+
+
+def _refuse_dark_areas(values: NDArray, name: str | Path) -> None:
+    """`DataError` where a lossy mask, of values up to 255, has areas too dark to be told from what its format adds."""
+    values = values.astype(np.float32)
+    low, high = (change(values, np.ones((5, 5))) for change in (cv2.erode, cv2.dilate))
+    smeared = cv2.dilate((values > NOISE).astype(np.uint8), np.ones((REACH, REACH)))
+    areas = (high - low <= FLAT) & (((low > NOISE) & (high <= 127)) | ((low > FAINT) & (smeared == 0)))
+    if areas.any() or values.max() <= NOISE:
+        value = float(values[areas].max() if areas.any() else values.max())
+        raise DataError(f"{name}: mask has areas of the value {value:.0f} in a lossy format; save masks as PNG")
+
+
 EXPECTED = "expected background 0 and defects above half, few numbered classes, a palette, or colours on black or white"
 
 
 def _of_palette(picture: Image.Image, name: str | Path) -> MaskPixels:
-    """Every index above 0, the background's; a palette of greys is read by them."""
+    """Every index above 0, the background's; a palette of greys from black on is read by them."""
     index = np.asarray(picture)
     table = np.zeros((256, 3), dtype=np.uint8)
     given = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     table[: len(given)] = given
     used = np.unique(index)
     colours = table[used]
-    if (colours == colours[:, :1]).all() and len({*colours[:, 0]}) == len(used):
+    if (colours == colours[:, :1]).all() and len({*colours[:, 0]}) == len(used) and (colours.min() == 0 or used[0] > 0):
         return _of_grey(table[index][..., 0], name, lossless=True)
     if table[0].any() and not table[used[used > 0]].any(axis=1).all():
         told = f"index 0 is {tuple(map(int, table[0]))}, another one black"
         raise DataError(f"{name}: cannot tell the mask's background: in its palette {told}; {EXPECTED}")
-    return MaskPixels(index > 0, "palette")
+    is_void = len(used) > 2 and tuple(table[255]) == VOID
+    return MaskPixels((index > 0) & ~((index == 255) & is_void), "palette")
 
 
 def _of_colours(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
-    """Every colour but the background's: black where there is any, else white."""
+    """Every colour but the background's, black or white, whichever covers more of the picture and of its edge.
+
+    Of many colours, which edges and lossy formats add, those count that differ from the background by at least half as
+    much as anything near them.
+    """
     values = values.astype(np.int64)
-    margin, white = 0 if lossless else NOISE, 255 if values.max() <= 255 else 65535
-    black, pale = values.max(-1) <= margin, values.min(-1) >= white - margin
-    background = black if black.any() else pale
-    codes = np.unique(values @ np.array([1, 1 << 16, 1 << 32])) if lossless else np.empty(0)
-    if not background.any() or (not lossless and background.mean() < 0.02):
-        raise DataError(f"{name}: cannot tell the mask's background: no pixel is black or white; {EXPECTED}")
-    if len(codes) > MANY_COLOURS:
+    white = 255 if values.max() <= 255 else 65535
+    codes = np.unique(values @ np.array([1, 1 << 16, 1 << 32]))
+    if lossless and len(codes) > MANY_COLOURS:
         raise DataError(f"{name}: mask has {len(codes)} colours, as a photograph with marks on it has; {EXPECTED}")
-    return MaskPixels(~background, "colours")
+    margin = 0 if len(codes) <= MOST_CLASSES else 4 if lossless else NOISE
+    black, pale = values.max(-1) * 255 <= margin * white, (white - values.min(-1)) * 255 <= margin * white
+    background, other = (black, pale) if black.sum() >= pale.sum() else (pale, black)
+    edge = np.ones(black.shape, dtype=np.bool_)
+    edge[1:-1, 1:-1] = False
+    if background.mean() < SHARE or background[edge].sum() < other[edge].sum():
+        shares = f"black covers {black.mean():.0%} of it, white {pale.mean():.0%}"
+        raise DataError(f"{name}: cannot tell the mask's background: {shares}; {EXPECTED}")
+    ground = 0 if background is black else white
+    differs = (np.abs(values - ground).max(-1) * 255 / white).astype(np.float32)
+    if len(codes) <= MOST_CLASSES and lossless:
+        return MaskPixels(differs > 0, "colours")
+    if not lossless:
+        _refuse_dark_areas(np.where(differs > 127, 255, differs), name)
+    nearby = cv2.dilate(differs, np.ones((7, 7)))
+    return MaskPixels((differs > margin) & (differs >= nearby / 2), "colours")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.findings import DataError, Finding, raise_errors, reported
 from gainmtl_lib.layouts import DEFECTIVE, LAYOUTS, NORMAL, SPLITS, Row, Scan, folders_in
-from gainmtl_lib.pictures import image_files
+from gainmtl_lib.pictures import IMAGE_SUFFIXES, files_below
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def read_samples(
         if categories := categories_in(root, dataset_type):
             there = f"data_root is one category's folder, choose among {', '.join(categories)}"
         scan.report("error", root, f"no images; expected {layout.expected}; {there}")
+    rows = _without_links(rows, scan)
     for place, row in enumerate(rows):
         group = row.group or row.image.relative_to(root).as_posix()
         if group_pattern and (match := re.search(group_pattern, row.image.name)):
@@ -78,7 +79,7 @@ def read_samples(
         for finding in scan.findings:
             logger.log(logging.INFO if finding.level == "info" else logging.WARNING, "%s", finding)
     else:
-        findings += [*scan.findings, *_left_out(root, samples)]
+        findings += [*scan.findings, *_left_out(scan, samples)]
     return samples
 
 
@@ -88,16 +89,52 @@ def categories_in(root: Path, dataset_type: str) -> list[str]:
     return [folder.name for folder in folders_in(root) if own and (folder / own).is_dir()]
 
 
-def _left_out(root: Path, samples: pd.DataFrame) -> Iterator[Finding]:
-    """One line of the pictures below the folder that are neither images nor masks of the table."""
-    used = {*samples["image"], *samples["mask"].dropna().explode()}
+def _without_links(rows: list[Row], scan: Scan) -> list[Row]:
+    """Rows of one file each: links to a picture that is there already are counted, of the other class an error."""
+    files: dict[str, Row] = {}
+    for row in rows:
+        first = files.setdefault(os.path.realpath(row.image), row)
+        if first.label != row.label:
+            scan.report("error", row.image, f"is the same file as {first.image}, which is of the other class")
+    if linked := [row for row in rows if files[os.path.realpath(row.image)] is not row]:
+        told = (
+            f"{len(linked)} pictures, such as {linked[0].image}, are links to others of the dataset; each is read once"
+        )
+        scan.report("info", scan.root, told)
+    return [*files.values()]
+
+
+# Texts and what programs keep; any other file may be a picture.
+NO_PICTURES = {
+    ".json", ".xml", ".csv", ".txt", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".toml", ".ini", ".db", ".lnk",
+    ".py", ".ipynb", ".sh", ".bat", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".cache", ".pkl", ".pt", ".pth",
+    ".onnx", ".safetensors", ".ckpt", ".xlsx", ".docx", ".names", ".data", ".cff", ".bib", ".url", ".license",
+}  # fmt: skip
+
+
+def _left_out(scan: Scan, samples: pd.DataFrame) -> Iterator[Finding]:
+    """A line of the pictures below the folder that are neither images nor masks of the table, one of other files."""
+    root, used = scan.root, {*samples["image"], *samples["mask"].dropna().explode(), *map(str, scan.read)}
+    used |= {os.path.realpath(path) for path in used}
     cues = root / "cues"  # of planted data
-    rest = [path for path in image_files(root) if str(path) not in used and cues not in path.parents]
+    files = [path for path in files_below(root) if cues not in path.parents]
+    rest = [
+        path
+        for path in files
+        if path.suffix.lower() in IMAGE_SUFFIXES and not {str(path), os.path.realpath(path)} & used
+    ]
     if rest:
         folders = Counter(path.parent.relative_to(root).as_posix() for path in rest).most_common(5)
         there = ", ".join(f"{count} in {name}" for name, count in folders)
         told = f"{len(rest)} pictures are neither images nor masks of the layout, and are not read: {there}"
         yield Finding("info", str(root), told)
+    of_pictures = {path.parent for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    others = (path for path in files if path.parent in of_pictures)
+    kinds = Counter(path.suffix.lower() for path in others if path.suffix.lower() not in IMAGE_SUFFIXES | NO_PICTURES)
+    if kinds:
+        named = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(kinds.items()))
+        told = f"{sum(kinds.values())} files beside pictures are of types that are not read: {named}"
+        yield Finding("warning", str(root), told)
 
 
 def _crossing_groups(samples: pd.DataFrame) -> Iterator[Finding]:

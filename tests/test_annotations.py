@@ -140,8 +140,7 @@ def test_names_of_another_system_or_suffix_are_matched_and_said(root):
 
 
 @pytest.mark.parametrize(("annotation", "message"), [
-    ({"segmentation": [[1, 2, 3, 4]]}, "segmentation must be x and y of three or more corners, finite numbers, found [1"),
-    ({"segmentation": [[1, 2, 3, 4, 5]]}, "segmentation must be x and y of three or more corners"),
+    ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "segmentation must be x and y of three or more corners, finite numbers, f"),
     ({"segmentation": [["a"] * 6]}, "segmentation must be x and y of three or more corners"),
     ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "segmentation must be x and y of three or more corners"),
     ({"segmentation": {"size": SIZE, "counts": [1, 2]}}, "counts must be run lengths of the picture's 192 pixels, found 3"),
@@ -156,9 +155,66 @@ def test_broken_outlines_and_runs(root, annotation, message):
     assert str(caught.value).startswith(f"{file}: annotation 0: ") and message in str(caught.value)
 
 
+def test_what_has_no_outline_is_a_box_or_left_out_and_counted(root):
+    found: list = []
+    coco(
+        root,
+        {"segmentation": [[1, 2, 3, 4]], "bbox": [10, 8, 3, 3]},
+        {"segmentation": [], "bbox": []},
+        {"segmentation": [FLAT]},
+    )
+    np.testing.assert_array_equal(masks(root, found=found)["train_d0"], BOTH)
+    told = "annotation 1: no outline of three or more corners and no box; left out"
+    assert [one.message for one in found if one.kind == "labels that cover nothing"] == [told]
+
+
+def test_coordinates_in_shares_and_key_points_are_refused(root):
+    file = coco(root, {"bbox": [0.1, 0.2, 0.5, 0.5]})
+    with pytest.raises(DataError, match="no coordinate is above 1; expected pixels, not shares"):
+        masks(root)
+    file.unlink()
+    (root / "labels").mkdir()
+    (root / "labels/train_d0.txt").write_text("0 0.5 0.5 0.4 0.4 0.4 0.4 2 0.5 0.5 1 0.6 0.5 0 0.5 0.6 2\n")
+    with pytest.raises(DataError, match="line 1 has a box and 4 key points; expected a box alone, or an outline"):
+        masks(root)
+
+
+@pytest.mark.parametrize("name", [
+    "train_d0_png.rf.0a1b2c3d4e5f.jpg", "a1b2c3d4-train_d0.png", "train%5Fd0.png", "../upload/1/a1b2c3d4-train_d0.png",
+])  # fmt: skip
+def test_names_as_labelling_tools_write_them_are_matched(root, name):
+    coco(root, {"segmentation": [FLAT]}, name=name)
+    assert [*masks(root, found=[])] == ["train_d0"]
+
+
+def test_files_that_tools_write_beside_yolos_labels_are_no_labels(root):
+    folder = root / "labels"
+    folder.mkdir()
+    for name in ("Classes.txt", "predefined_classes.txt", "README.roboflow.txt", "notes.json", "train.txt"):
+        (folder / name).write_text("scratch\n")
+    (folder / "train_d0.txt").write_text("0.0 0.5 0.5 0.25 0.25\n")
+    assert [*masks(root)] == ["train_d0"]
+
+
+def test_labelmes_own_classes_are_left_out_and_another_pictures_name_is_said(root):
+    for stem in ("train_d0", "train_d1"):
+        write_labelme(root / f"labels/{stem}.json", TRIANGLE)
+    path = root / "labels/train_d0.json"
+    content = json.loads(path.read_text())
+    content["shapes"].append(
+        content["shapes"][0] | {"label": "__ignore__", "points": [[0, 0], [16, 0], [16, 12], [0, 12]]}
+    )
+    path.write_text(json.dumps(content | {"imagePath": "..\\images\\other.png"}))
+    found: list = []
+    np.testing.assert_array_equal(masks(root, found=found)["train_d0"], EXPECTED)
+    kinds = {one.kind: one.message for one in found if one.kind}
+    assert kinds["labels of no class"] == "1 shapes of the classes __ignore__ or _background_; left out"
+    assert kinds["labels whose imagePath names another picture"].startswith("imagePath names other; taken for")
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("ImageId,Pixels\n", "expected the columns EncodedPixels and ImageId or ImageId_ClassId, found ImageId, Pixels"),
-    ("ImageId,EncodedPixels\ntrain_d0.png,1 2 3\n", "line 2: EncodedPixels must be pairs of a start, from 1, and a length"),
+    ("ImageId; EncodedPixels\ntrain_d0.png;1 2 3\n", "line 2: EncodedPixels must be pairs of a start, from 1, and a length"),
     ("ImageId,EncodedPixels\ntrain_d0.png,0 2\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
     ("ImageId,EncodedPixels\ntrain_d0.png,5 9 7 2\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
     ("ImageId,EncodedPixels\ntrain_d0.png,a b\n", "line 2: EncodedPixels must be pairs of a start, from 1"),

@@ -151,10 +151,40 @@ def test_inverted_covering_turned_and_misplaced_masks_are_found(tmp_path):
         picture.save(image, exif=exif)
     report = check(root)
     assert "1 masks lie in the frame that the camera stored; they are turned" in messages(report, "info")
-    assert "1 masks belong to pictures that an orientation tag turns, and fit them either way" in messages(
+    # The picture lies in the stored frame, and so does its mask: turned as the tag says it stands out.
+    either = "1 masks belong to pictures that an orientation tag turns, and fit them either way; the upright frame is"
+    assert either in messages(report, "warning") and "and 1 of them stand out more as the tag turns them" in messages(
         report, "warning"
     )
     assert report.masks["masks"]["turned"] == 1 and report.usable
+
+
+def test_one_picture_in_both_classes_and_labels_that_lie_unused_are_said(tmp_path):
+    root = write_generic(tmp_path)
+    defective = root / "images/train/defective/train_d0.png"
+    copied = root / "images/train/normal/copied.png"
+    copied.write_bytes(defective.read_bytes())
+    assert f"{copied}: same bytes as {defective}, which is of the other class; remove one" in messages(
+        check(root), "warning"
+    )
+    shutil.rmtree(root / "masks")
+    (root / "annotations").mkdir()
+    (root / "annotations/all.json").write_text("{}")
+    unused = f"label files lie in {root / 'annotations/all.json'}: label_kind: box draws them as masks"
+    assert unused in messages(check(root), "warning")
+    copied.unlink()
+    copied.symlink_to(defective)
+    told = f"{copied}: is the same file as {defective}, which is of the other class"
+    assert told in messages(check(root), "error")
+    copied.unlink()
+    (root / "images/train/defective/again").symlink_to(root / "images/train/defective")
+    (root / "images/train/normal/x.heic").touch()
+    (root / "images/train/normal/x").touch()
+    report = check(root)
+    assert len(report.samples) == 18
+    assert "2 files beside pictures are of types that are not read: 1 without suffix, 1 .heic" in messages(
+        report, "warning"
+    )
 
 
 def test_damaged_jpegs_are_named_and_normal_pictures_alone_are_for_efficientad(tmp_path):

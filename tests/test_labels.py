@@ -327,12 +327,13 @@ def errors(root: Path, file: Path | None = None) -> str:
 
 def test_labels_without_a_picture_without_a_box_that_can_be_drawn_or_of_a_normal_picture(root):
     file = write_coco(root, coco(images=[{"id": number, "file_name": f"{number}.png"} for number in range(3)]))
-    assert errors(root) == f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
+    told = f"{file}: none of the 3 labels means a picture below {root}, such as '0.png'"
+    assert errors(root) == f"{told}; a picture there is 'images/test/defective/test_d0.png'"
     none = "hold no box that can be drawn"
     advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
     write_coco(root, {"images": [], "annotations": [], "categories": []})
     assert errors(root, file) == f"{file}: the labels of 0 pictures {none}; {advice}"
-    write_coco(root, coco([box(1, 1, 2, 2, image_id="0"), box(2, 1, 0, 3)]))
+    write_coco(root, coco([box(1, 1, 2, 2, image_id="x"), box(2, 1, 0, 3)]))
     lost = "1 labels of an unknown image; 1 labels that cover nothing"
     assert errors(root) == f"{root}: the labels of 3 pictures {none}; {lost}; {advice}"
     content = coco()

@@ -233,7 +233,7 @@ def test_a_pattern_of_other_names_is_said_once_and_can_be_given(root):
     found: list = []
     assert table(root, "generic", found)["mask"].isna().all()
     told = "3 of 3 masks without an image, such as train_d0_anno.png, have a picture's name with '_anno' behind it"
-    assert f"{told}; set mask_suffix: _anno" in [one.message for one in found]
+    assert f"{told}; set mask_suffix: '_anno'" in [one.message for one in found]
     assert table(root, "generic", mask_suffix="_Anno")["mask"].notna().sum() == 3
     renamed(root, "m_{}.png")
     found = []
@@ -253,6 +253,65 @@ def test_masks_beside_their_pictures_are_no_pictures_and_go_after_those_of_the_m
     shutil.rmtree(root / "masks")
     samples = table(root, "generic")
     assert [Path(mask).name for mask in samples["mask"].dropna()] == [f"train_d{k}_mask.png" for k in range(3)]
+
+
+@pytest.mark.parametrize("name", ["{}_MASK.png", "mask_{}.png", "masks/{}.png", "GT/{}_2.png"])
+def test_masks_amid_pictures_are_told_in_any_case_by_prefix_and_by_folder(root, name):
+    images = root / "images/train/defective"
+    for path in (root / "masks/defective").iterdir():
+        target = images / name.format(path.stem)
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    found: list = []
+    samples = table(root, "generic", found)
+    assert (
+        len(samples) == 6
+        and samples["mask"].notna().sum() == 3
+        and {*samples["defect_type"]} == {"normal", "defective"}
+    )
+    assert [one.message for one in found] == [
+        f"3 files, such as {target.name}, are masks of the pictures beside them"
+    ] or ("3 files, such as" in found[0].message)
+
+
+def test_files_that_are_likely_masks_are_said(root):
+    for path in (root / "masks/defective").iterdir():
+        path.rename(root / "images/train/defective" / f"{path.stem}_bin.png")
+    found: list = []
+    assert len(table(root, "generic", found)) == 9
+    assert "3 of 6 pictures have another's name with '_bin' behind it; if they are masks" in found[0].message
+    assert len(table(root, "generic", mask_suffix="_bin")) == 6
+
+
+def test_a_folder_of_masks_for_each_picture_and_folders_in_another_case_or_form(root, tmp_path):
+    for path in sorted((root / "masks/defective").iterdir()):
+        folder = root / "masks/defective" / path.stem
+        folder.mkdir()
+        path.rename(folder / "0.png")
+    (root / "masks/defective").rename(root / "masks/Defective")
+    (root / "images/train").rename(root / "images/Train")
+    found: list = []
+    assert as_files(root, tmp_path, found)["mask"].notna().sum() == 3 and len(found) == 1
+    for place, form in (("test", "NFC"), ("ground_truth", "NFD")):
+        write_picture(tmp_path / "mv" / place / unicodedata.normalize(form, "é논리") / "0.png")
+    write_picture(tmp_path / "mv/train/Good/0.png")
+    samples = table(tmp_path / "mv", "mvtec")
+    assert samples["label"].tolist() == [1, 0] and samples["mask"].notna().tolist() == [True, False]
+
+
+def test_several_patterns_of_lost_masks_are_said_each_and_the_rest_counted(root):
+    folder = root / "masks/defective"
+    for stem in ("train_d0", "train_d1"):
+        for name in (f"{stem}_anno", f"m_{stem}", f"x{stem[1:]}", f"y{stem[1:]}"):
+            shutil.copy(folder / "train_d0.png", folder / f"{name}.png")
+    found: list = []
+    table(root, "generic", found)
+    told = [one.message for one in found]
+    assert any("2 of 8 masks without an image" in one and "'_anno' behind it" in one for one in told)
+    assert any("2 of 8 masks without an image" in one and "'m_' before it; rename" in one for one in told)
+    assert any(
+        one.startswith("4 masks without an image, such as x") and "a picture is named train_d0" in one for one in told
+    )
 
 
 def test_what_is_not_read_is_counted_and_junk_is_not_even_that(root):
