@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from gainmtl_lib.progress import show_progress
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, SettingsError, UserError, in_checkout, read_parameters
+from gainmtl_lib.settings import (
+    STRATEGY_WEIGHTS,
+    TEXTS,
+    Settings,
+    SettingsError,
+    UserError,
+    in_checkout,
+    read_parameters,
+)
 
 # In a file or a pipe there is no width to fit: tables keep theirs.
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -45,8 +53,10 @@ class Commands(click.Group):
             raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
 
 
-def value_of(text: str) -> Any:
-    """A command line's value as YAML reads it, except that 1e-4 is a number; text that is no YAML is itself."""
+def value_of(name: str, text: str) -> Any:
+    """A command line's value as a parameter file has it, except that 1e-4 is a number; no YAML is text."""
+    if name in TEXTS and (name == "experiment" or text not in ("", "null", "~", "Null", "NULL")):
+        return text
     for read in (int, float, yaml.safe_load):
         try:
             return read(text)
@@ -58,7 +68,7 @@ def value_of(text: str) -> Any:
 files_option = click.option("-f", "--config", "files", multiple=True, type=Path, help="Parameter file; later ones win.")
 values_option = click.option(
     "-p", "values", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter; wins over files.",
-    callback=lambda _context, _option, pairs: {name: value_of(text) for name, text in pairs},
+    callback=lambda _context, _option, pairs: {name: value_of(name, text) for name, text in pairs},
 )  # fmt: skip
 
 

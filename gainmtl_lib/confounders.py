@@ -6,6 +6,7 @@ N pictures, h x w pixels each.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from gainmtl_lib.pictures import Mask
 
@@ -23,14 +24,22 @@ BORDER = 0.1  # of a side, on either end of it
 CELLS = 8  # a side, into which the picture is cut for its border
 SEEN = 256  # pixels of the longer side at which all but sharpness is measured
 AROUND = 4  # of these pixels: so far a defect's soft edge may reach beyond its mask
-EXIF = {0x010F: "make", 0x0110: "model", 0xA434: "lens", 0x829A: "exposure", 0x829D: "aperture", 0x8827: "ISO"}
-TAKEN_AT = 0x9003  # DateTimeOriginal
+LEAST_LEFT = 0.1  # of the picture
+BLOCK = 16  # pixels of the file: so far a JPEG carries an edge's traces
+EXIF = {
+    0x010F: "make", 0x0110: "model", 0xA431: "serial number", 0xA434: "lens", 0x920A: "focal length",
+    0x829A: "exposure", 0x829D: "aperture", 0x8827: "ISO", 0x0131: "software",
+}  # fmt: skip
+TAKEN_AT = (0x9003, 0x9004, 0x0132)  # original, digitized, changed
 
 Taken = dict[str, Any]  # a text, a number or a list of numbers by property; None where it cannot be said
 
 
 def how_taken(path: str, pixels: NDArray[np.uint8], defect: Mask | None) -> Taken:
-    """What can be said of a picture (h, w, 3) without its defect: of the file, and of the pixels off its mask."""
+    """What can be said of a picture (h, w, 3): of the file, and of the pixels off a mask (h, w).
+
+    That is the defect's; of a normal picture any defect's, so that both show as much of the surface.
+    """
     height, width, _ = pixels.shape
     fine = cv2.Laplacian(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
     scale = min(1.0, SEEN / max(height, width))
@@ -38,7 +47,10 @@ def how_taken(path: str, pixels: NDArray[np.uint8], defect: Mask | None) -> Take
     seen, good = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), np.ones(small[::-1], dtype=np.uint8)
     if defect is not None and defect.any():
         touched = cv2.resize(defect.astype(np.float32), small, interpolation=cv2.INTER_AREA) > 0
-        good = 1 - cv2.dilate(touched.view(np.uint8), np.ones((2 * AROUND + 1,) * 2))
+        for around in (AROUND + round(BLOCK * scale), AROUND, 0):
+            good = 1 - cv2.dilate(touched.view(np.uint8), np.ones((2 * around + 1,) * 2))
+            if good.mean() > LEAST_LEFT:
+                break
     rest = good if good.any() else np.ones_like(good)
     colour, spread = (values.ravel() for values in cv2.meanStdDev(seen, mask=rest))
     whole = cv2.resize(rest, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -46,12 +58,22 @@ def how_taken(path: str, pixels: NDArray[np.uint8], defect: Mask | None) -> Take
         "image size": [height, width, height / width],
         "brightness": float(colour.mean()),
         "contrast": float(spread.mean()),
-        "sharpness": float(np.log1p(cv2.meanStdDev(fine, mask=whole)[1].item())),
+        "sharpness": float(cv2.meanStdDev(fine, mask=whole)[1].item()),
         "colour balance": [float(colour[0] - colour[1]), float(colour[2] - colour[1])],
         "border": _border(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), good > 0),
-        "bytes per pixel": os.path.getsize(path) / (height * width),
+        BYTES: os.path.getsize(path) / _bytes_anew(path, pixels),
         **_of_head(path),
     }
+
+
+def _bytes_anew(path: str, pixels: NDArray[np.uint8]) -> int:
+    """Bytes of the same picture saved in one way for all: a detailed one needs more of them, whatever the settings."""
+    grey = bool((pixels == pixels[..., :1]).all())
+    plain = pixels[..., 0] if grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    with open(path, "rb") as file:
+        is_jpeg = file.read(2) == b"\xff\xd8"
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90] if is_jpeg else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    return len(cv2.imencode(".jpg" if is_jpeg else ".png", plain, options)[1])
 
 
 def _border(grey: NDArray[Any], good: Mask) -> list[float]:
@@ -78,18 +100,23 @@ def _of_head(path: str) -> Taken:
     """File type, depth, camera and time, by the file's head; PIL names them whatever the suffix says."""
     try:
         with Image.open(path) as picture:
+            kind, tables = picture.format, getattr(picture, "quantization", None)
+            if tables:  # the quality at which a JPEG was saved
+                kind = f"{kind}, quantized by {np.mean(tables[0]):.1f} on average"
+            stored = str(picture.tile[0][3]) if picture.tile else ""
+            depth = picture.mode + " of 16 bit" * ("16" in stored)
             exif = picture.getexif()
             more = {**exif, **exif.get_ifd(0x8769)}  # the camera's own block
-            kind, mode = picture.format, picture.mode
     except Exception:  # PIL's parsers raise anything on a broken head; OpenCV decoded the picture
-        return {"file type": None, "bit depth": None}
+        return {"file type": os.path.splitext(path)[1].lower(), "bit depth": "not known"}
     camera = [f"{name} {more[tag]}" for tag, name in EXIF.items() if tag in more]
-    time = re.sub(r"\D", "", str(more.get(TAKEN_AT, "")))[:14]
+    times = (re.sub(r"\D", "", str(more.get(tag, "")))[:14] for tag in TAKEN_AT)
+    time = next((one for one in times if len(one) == 14), None)
     return {
         "file type": kind,
-        "bit depth": mode,
+        "bit depth": depth,
         "camera": ", ".join(camera) or None,
-        "time of the camera": float(time) if len(time) == 14 else None,
+        "time of the camera": time and float(time),
     }
 
 
@@ -98,7 +125,19 @@ def _of_head(path: str) -> Taken:
 FOLDS, PERMUTATIONS, BINS = 5, 200, 16
 MOST_SEEN = 2000  # pictures, drawn at random: more say the same
 LOUD = 0.6  # AUROC from which a property is warned of, if chance does not reach it
-DATED = re.compile(r"(?<!\d)((?:20)?\d{2}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01]))[-_T]?([0-2]\d[0-5]\d[0-5]\d)?(?!\d)")
+MONTH, DAY, AT = r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])", r"(?P<at>[0-2]\d[0-5]\d[0-5]\d)"
+DATES = tuple(
+    re.compile(rf"(?<!\d){pattern}(?!\d)")
+    for pattern in (
+        rf"(?:20)?(?P<year>\d\d){MONTH}{DAY}(?:[-_T ]?{AT})?",
+        rf"20(?P<year>\d\d)[-_.]{MONTH}[-_.]{DAY}",
+        rf"{DAY}[-_.]{MONTH}[-_.]20(?P<year>\d\d)",
+        r"(?P<unix>1\d{9})(?:\d{3})?",
+    )
+)
+MOSTLY = 0.9  # of the pictures, whose names must hold a date
+LEAST_SPREAD = 0.15  # of the bytes, relative: settings that differ change them more
+BYTES = "bytes per pixel (1: as saved anew)"
 DATE = "date in the file name"
 BOTH = "date, within the days in which both classes occur"
 
@@ -113,20 +152,21 @@ def predictors(seen: pd.DataFrame, taken: Sequence[Taken], *, seed: int = 0) -> 
 
     Returns:
         By property: ``auroc`` of small linear models, each over the groups that it was not made from, together; NaN
-        where the classes lie in fewer than two groups; ``low`` and ``high``, between which it lies in 99 % of the cases
-        where the classes are dealt out anew; ``normal`` and ``defective``, what is usual there.
+        where the classes lie in fewer than two groups; ``low`` and ``high``, between which all of them lie in 99 % of
+        the cases where the classes are dealt out anew; ``normal`` and ``defective``, what is usual there.
     """
     seen = seen.reset_index(drop=True)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(seen))[:MOST_SEEN])
     values = pd.DataFrame([taken[row] for row in drawn], index=drawn).dropna(axis="columns", how="all")
-    seen = seen.iloc[drawn]
-    rows = {name: _predicts(seen, values[name], seed) for name in values}
-    if (dates := _dates(seen)) is not None:
-        days = dates.str[: {6: 6, 12: 6}.get(len(dates.iloc[0]), 8)]
-        of_class = days.groupby(seen["label"])
-        both = (days >= of_class.min().max()) & (days <= of_class.max().min())
-        rows[DATE] = _predicts(seen, dates, seed)
-        rows[BOTH] = _predicts(seen[both], dates[both], seed)
+    seen, dates = seen.iloc[drawn], _dates(seen.iloc[drawn])
+    chance = float(norm.isf(0.005 / max(1, values.shape[1] + 2 * (dates is not None))))
+    rows = {name: _predicts(seen, values[name], seed, chance) for name in values}
+    if dates is not None:
+        of = seen.loc[dates.index]
+        days = dates.str[:8].groupby(of["label"])
+        both = dates.str[:8].between(days.min().max(), days.max().min())
+        rows[DATE] = _predicts(of, dates, seed, chance)
+        rows[BOTH] = _predicts(of[both], dates[both], seed, chance)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(Predicted._fields))
     return table.sort_values("auroc", ascending=False, kind="stable")
 
@@ -142,14 +182,23 @@ class Predicted(NamedTuple):
 
 
 def _dates(seen: pd.DataFrame) -> pd.Series | None:
-    """Dates in the file names, where each holds one and all are of one length: the order of digits is that of time."""
-    found = (DATED.search(os.path.basename(image)) for image in seen["image"])
-    dates = pd.Series(["".join(filter(None, one.groups())) if one else "" for one in found], index=seen.index)
-    whole = dates.ne("").all() and len({*dates.str.len()}) == 1 and seen["label"].nunique() == 2
-    return dates.rename(DATE) if whole else None
+    """Dates in the file names, ``YYYYmmdd``, with ``HHMMSS`` behind where all have it; None where most have none."""
+    names = [os.path.basename(image) for image in seen["image"]]
+    for form in DATES:
+        found = [form.search(name) for name in names]
+        dates = pd.Series([one and _digits(one.groupdict()) for one in found], index=seen.index, dtype=object).dropna()
+        if len(dates) >= MOSTLY * len(seen) and seen.loc[dates.index, "label"].nunique() == 2:
+            return dates.str[: dates.str.len().min()].rename(DATE)
+    return None
 
 
-def _predicts(seen: pd.DataFrame, values: pd.Series, seed: int) -> Predicted:
+def _digits(parts: Mapping[str, str | None]) -> str:
+    if unix := parts.get("unix"):
+        return datetime.fromtimestamp(int(unix), UTC).strftime("%Y%m%d%H%M%S")
+    return f"20{parts['year']}{parts['month']}{parts['day']}{parts.get('at') or ''}"
+
+
+def _predicts(seen: pd.DataFrame, values: pd.Series, seed: int, chance: float) -> Predicted:
     labels, groups = seen["label"].to_numpy(), pd.factorize(seen["group"])[0]
     usual = [_usual(values[labels == label]) for label in (0, 1)]
     if values.name == DATE:
@@ -158,12 +207,14 @@ def _predicts(seen: pd.DataFrame, values: pd.Series, seed: int) -> Predicted:
     if folds < 2:
         return Predicted(np.nan, np.nan, np.nan, *usual)
     rng = np.random.default_rng(seed)
+    if values.name == BYTES and np.ptp(np.quantile(values, [0.05, 0.95])) < LEAST_SPREAD * values.median():
+        values = values * 0 + 1.0  # what the pictures show changes it a little, too
     features = _features(values, rng)
     if features.shape[1] < 2:  # all the same
         return Predicted(0.5, 0.5, 0.5, *usual)
     dealt = np.stack([labels, *(_dealt_anew(labels, groups, rng) for _ in range(PERMUTATIONS))], axis=1)
     found = _out_of_fold(features, dealt, _folds(labels, groups, folds, rng))
-    low, high = np.quantile(found[1:], [0.005, 0.995])
+    low, high = np.clip(found[1:].mean() + chance * found[1:].std() * np.array([-1, 1]), 0, 1)
     return Predicted(float(found[0]), float(low), float(high), *usual)
 
 
@@ -197,7 +248,7 @@ def _features(values: pd.Series, rng: np.random.Generator) -> NDArray[np.float64
     columns = [np.isnan(table[:, 0]).astype(float)]
     for number, column in enumerate(table.T):
         known = column[~np.isnan(column)]
-        column = np.where(np.isnan(column), rng.choice(known, len(column)), column)
+        column = np.where(np.isnan(column), rng.choice(known if len(known) else np.zeros(1), len(column)), column)
         bins = BINS if number < 3 else 4  # of the cells along a border there are many
         edges = np.unique(np.quantile(column, np.linspace(0, 1, bins + 1)[1:-1]))
         place = np.searchsorted(edges, column, side="right")
@@ -246,9 +297,9 @@ def _out_of_fold(features: NDArray, labels: NDArray, folds: NDArray) -> NDArray[
 
 ADVICE = {
     "image size": "resize: squash hides it best",
-    "file type": "save all pictures in the same way",
+    "file type": "save all pictures in the same way and quality",
     "bit depth": "save all pictures in the same way",
-    "bytes per pixel": "save all pictures with the same settings",
+    BYTES: "save all pictures with the same settings",
     "camera": "take both classes with the same camera and settings",
     "brightness": "take both classes under the same light",
     "contrast": "take both classes under the same light",
@@ -259,13 +310,20 @@ ADVICE = {
 LATER = "a classifier may learn what else came with time"
 
 
-def loud(table: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each row of `predictors` that predicts the class better than chance does, loudest first."""
+OF_PIXELS = ("brightness", "contrast", "colour balance", "sharpness", "border")
+
+
+def loud(table: pd.DataFrame, *, unmasked: int = 0) -> Iterator[str]:
+    """A sentence for each row of `predictors` that predicts the class better than chance does, loudest first.
+
+    `unmasked` defective pictures have no mask, so that their defects are part of what is measured.
+    """
     for name, row in table.iterrows():
         if row["auroc"] > max(LOUD, row["high"]):
             told = f"{name}: alone it predicts the class with AUROC {row['auroc']:.2f} (chance: {row['low']:.2f} to "
             told += f"{row['high']:.2f}). Usual are {row['normal']} in normal pictures, {row['defective']} in defective"
-            yield f"{told} ones; {ADVICE.get(str(name), LATER)}"
+            part = f"; the defects of {unmasked} pictures without a mask are part of it" * (name in OF_PIXELS)
+            yield f"{told} ones; {ADVICE.get(str(name), LATER)}{part if unmasked else ''}"
 
 
 # --- Masks that mark nothing particular
@@ -274,7 +332,9 @@ SIDE = 256  # pixels a side at which masks are compared
 RING = 6  # pixels around a mask that are its surroundings
 OTHERS = 19  # pictures on which a mask is tried besides its own
 MOST_COMPARED = 200  # masks that are compared
-ODD = 0.25  # rank below which a mask is worth a look
+ODD = 0.25  # rank below which a mask is worth a look,
+ODD_AMID_CLEAR = 0.75  # where three quarters have a rank of
+CLEAR = 0.95
 PARTICULAR = 0.6  # mean rank of the own picture from which masks mark something; 0.5 is chance
 
 

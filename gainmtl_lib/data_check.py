@@ -21,7 +21,7 @@ from PIL import Image
 from gainmtl_lib import confounders, readers
 from gainmtl_lib.annotations import told_mask, told_unused
 from gainmtl_lib.dataset import load_picture
-from gainmtl_lib.findings import Finding, reported
+from gainmtl_lib.findings import DataError, Finding, reported
 from gainmtl_lib.labels import COVERS_MOST, TURNS, resize_mask, same_aspect, upright_mask, with_labels
 from gainmtl_lib.layouts import NORMAL, SPLITS
 from gainmtl_lib.metrics import grid_iou
@@ -38,7 +38,7 @@ NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which
 ONE_SCENE = 0.5  # share of pairs that correlate so from which they tell nothing
 MAX_COMPARED = 20_000
 MOST_MASKS = 500  # whose grid IoU is taken, and of which some are compared with other pictures
-LEAST_RANKED = 10  # masks from which it can be said that they mark nothing particular
+LEAST_RANKED = 5  # masks from which it can be said that they mark nothing particular
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     drawn = _drawn_masks(samples)
     with ThreadPoolExecutor() as pool:
         columns = (samples[name] for name in ("image", "label", "mask"))
-        results = pool.map(partial(_inspect, settings, drawn), *columns)
+        results = pool.map(partial(_inspect, settings, drawn), *columns, _masks_of_others(samples))
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
     told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
@@ -156,7 +156,16 @@ def _drawn_masks(samples: pd.DataFrame) -> dict[str, int]:
     return {mask: number for number, mask in enumerate(masks.sample(min(len(masks), MOST_MASKS), random_state=0))}
 
 
-def _inspect(settings: Settings, drawn: dict[str, int], image: str, label: int, mask: str | None) -> Inspected:
+def _masks_of_others(samples: pd.DataFrame) -> list[str | None]:
+    """For each normal picture the mask of a defective one, drawn at random, to be left out of what is said of it."""
+    masks, rng = samples["mask"].dropna().tolist(), np.random.default_rng(0)
+    picks = rng.integers(max(1, len(masks)), size=len(samples))
+    return [masks[pick] if masks and label == 0 else None for pick, label in zip(picks, samples["label"])]
+
+
+def _inspect(
+    settings: Settings, drawn: dict[str, int], image: str, label: int, mask: str | None, of_another: str | None
+) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     with reported(one.findings):
         pixels = read_image(image)
@@ -174,7 +183,11 @@ def _inspect(settings: Settings, drawn: dict[str, int], image: str, label: int, 
     if mask is not None:
         _inspect_mask(one, settings, image, mask, pixels, drawn)
     if pixels is not None and one.taken is None:
-        one.taken = confounders.how_taken(image, pixels, None)
+        part = None
+        with contextlib.suppress(DataError):  # it is said of the picture that it belongs to
+            if of_another is not None:
+                part = resize_mask(told_mask(of_another).defect, (pixels.shape[0], pixels.shape[1]), "squash")
+        one.taken = confounders.how_taken(image, pixels, part)
     return one
 
 
@@ -276,15 +289,20 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
         yield Finding(level, first, f"{len(unclear)} masks {frame}, and {advice}")
     pictures = {mask: one for mask, one in zip(masks, told["marked"]) if one is not None}
     ranks = confounders.mask_ranks(pictures)
-    odd = ranks[ranks < confounders.ODD].sort_values()
-    worst = ", ".join(os.path.basename(name) for name in (odd.index if len(odd) else ranks.sort_values().index)[:5])
+    clear = len(ranks) > 0 and ranks.quantile(0.25) >= confounders.CLEAR
+    odd = ranks[ranks < (confounders.ODD_AMID_CLEAR if clear else confounders.ODD)].sort_values()
+    names = odd.index if len(odd) else ranks.sort_values().index
+    worst = ", ".join(os.path.relpath(name, settings.dataset_folder) for name in names[:10])
+    worst += f" and {len(names) - 10} more" * (len(odd) > 10)
     if len(ranks) >= LEAST_RANKED and ranks.mean() < confounders.PARTICULAR:
         told_of = "what they cover differs from its surroundings no more than in other pictures"
         rank = f"in {ranks.mean():.0%} of the comparisons (50% is chance)"
         yield Finding("warning", "", f"the masks mark nothing particular: {told_of}, {rank}; look at {worst}")
     elif len(ranks) >= LEAST_RANKED and len(odd):
         told_of = f"{len(odd)} of {len(ranks)} compared masks stand out less on their own picture than on most others"
-        yield Finding("info", "", f"{told_of}, as a misplaced mask does, or a faint defect; look at {worst}")
+        faint = "where most stand out clearly" if clear else "or a faint defect"
+        told_of += f", as a misplaced mask does, {faint}; look at {worst}"
+        yield Finding("warning" if clear else "info", "", told_of)
 
 
 def _findings_of_all(
@@ -311,7 +329,7 @@ def _findings_of_all(
     if 0 < rare < 0.1 * len(samples):
         named = "defective" if rare == defective else "normal"
         yield Finding("warning", "", f"only {rare} of {len(samples)} images are {named} ({rare / len(samples):.1%})")
-    yield from (Finding("warning", "", sentence) for sentence in confounders.loud(alone))
+    yield from (Finding("warning", "", sentence) for sentence in confounders.loud(alone, unmasked=missing))
 
 
 def contact_sheet_samples(samples: pd.DataFrame) -> tuple[list[NDArray], list[NDArray | None], list[str]]:

@@ -83,7 +83,7 @@ class Scan:
     root: Path
     mask_suffix: str = ""
     findings: list[Finding] = field(default_factory=list)
-    read: set[Path] = field(default_factory=set)  # masks that no row has: those of normal pictures
+    read: set[Path] = field(default_factory=set)  # what no row has although it is known, as masks of normal pictures
 
     def report(self, level: Level, path: Path, message: str) -> None:
         """Say something of a file or folder."""
@@ -312,10 +312,11 @@ def scan_mvtec_ad2(scan: Scan) -> Iterator[Row]:
 
     Pictures of one number show one object under several lights: a group. The private tests have no labels.
     """
-    private = sum(len(image_files(scan.root / name)) for name in ("test_private", "test_private_mixed"))
+    private = [path for name in ("test_private", "test_private_mixed") for path in image_files(scan.root / name)]
+    scan.read |= {*private}
     if private:
         scan.report(
-            "info", scan.root, f"{private} pictures of the private tests are left out: their labels are not public"
+            "info", scan.root, f"{len(private)} pictures of the private tests are left out: their labels are not public"
         )
     public = scan.root / "test_public"
     for folder, split in ((scan.root / "train", "train"), (scan.root / "validation", "train"), (public, "test")):
@@ -441,6 +442,7 @@ def scan_magnetic_tile(scan: Scan) -> Iterator[Row]:
         last_number, last_exposure = number, exposure
         image, mask = Path(path), Path(path).with_suffix(".png")
         defect = image.parent.parent.name.removeprefix("MT_").lower()
+        scan.read.add(mask)  # that of a tile without defects is black
         of_class = (0, None, NORMAL) if defect == "free" else (1, mask if mask.is_file() else None, defect)
         yield Row(image, *of_class, group=f"tile{tile:04d}")
 
@@ -455,6 +457,7 @@ def scan_ball_screw(scan: Scan) -> Iterator[Row]:
     masks, lost = scan.matched(images, scan.root / "labels", {".json"})
     scan.report_lost(lost, images)
     of_drive = {key: path for key, path in images.items() if not path.name.startswith("KGT")}
+    scan.read |= {*images.values()} - {*of_drive.values()}
     if others := len(images) - len(of_drive):
         why = "another drive, always with pitting and of other sizes: name and size would give the class away"
         scan.report("info", scan.root / "images", f"{others} pictures named KGT… are left out: {why}")

@@ -133,9 +133,9 @@ AnyPath = Annotated[Path, BeforeValidator(as_path)]
 FolderName = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) in (int, date) else value),
-    Field(pattern=r"^[\w-][\w.-]*$"),
+    Field(pattern=r"^[\w-][\w.-]*$", description="the name of one folder: letters, digits, '_', '-' and '.'"),
 ]
-"""Of one folder: neither a path nor ".." nor hidden. YAML makes a number of 2024, and a date of 2024-05-01."""
+"""Of one folder: neither a path nor ".." nor hidden. papermill makes a number of 2024, and a date of 2024-05-01."""
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple)]
 OneOrMore = Annotated[
@@ -440,8 +440,17 @@ class Settings(RunSettings):
         return weights if self.use_counterfactual else weights | {"cf": 0.0}
 
 
-class _OneOfEachName(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping: of two values YAML would keep the last, without a word."""
+TEXTS = {
+    "experiment", "variant", "category", "mask_suffix", "group_pattern", "within", "wandb_project",
+    "backbone_arch", "backbone", "device", "data_root", "outputs_dir", "box_labels", "tensorboard_dir",
+    "external_mask_dir", "efficientad_run", "penalty_images", "images", "output", "teacher",
+}  # fmt: skip
+"""Parameters that are text or a path: 007, 2024_05_01 and 1e3 are meant as they are written. What YAML reads as
+nothing (null, ~) stays that, but of `experiment`."""
+
+
+class _Parameters(yaml.SafeLoader):
+    """Takes `TEXTS` as written, and refuses a name that stands twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = set()
@@ -449,6 +458,10 @@ class _OneOfEachName(yaml.SafeLoader):
             if key.value in names:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
             names.add(str(key.value))
+        for key, value in node.value:
+            is_null = value.tag == "tag:yaml.org,2002:null" and (key.value != "experiment" or not value.value)
+            if key.value in TEXTS and isinstance(value, yaml.ScalarNode) and not is_null:
+                value.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep=deep)
 
 
@@ -458,7 +471,7 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
     if not path.is_file():
         raise SettingsError(f"{path}: no such parameter file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneOfEachName)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Parameters)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a YAML file: {error}") from None
     content = {} if content is None else content

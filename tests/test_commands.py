@@ -64,9 +64,9 @@ def test_help_does_not_load_torch():
 
 def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
     read = {"1e-4": 1e-4, "3": 3, "true": True, "null": None, "[2, 3]": [2, 3], "s3": "s3"}
-    assert {text: value_of(text) for text in read} == read
+    assert {text: value_of("num_epochs", text) for text in read} == read
     for text in (r"[A-Z]+(\d+)", "*_d", "{", "a: b: c", "2024-13-01"):
-        assert value_of(text) == text
+        assert value_of("num_epochs", text) == text
 
 
 def test_every_option_of_the_specification_in_both_spellings(study):

@@ -1,17 +1,22 @@
 """Parameters: defaults and files, what is refused in which words, and what goes to disk and back."""
 
 import re
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 import yaml
 from pydantic import Field
 
 from gainmtl_lib import settings as module
+from gainmtl_lib.cli import value_of
+from gainmtl_lib.efficientad.distill import Distillation
+from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.settings import (
     STRATEGY_WEIGHTS,
     TERMS,
+    TEXTS,
     Settings,
     SettingsError,
     UserError,
@@ -19,6 +24,8 @@ from gainmtl_lib.settings import (
     read_parameters,
     repository_root,
 )  # fmt: skip
+from gainmtl_lib.studies.plans import Plan
+from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 PARAMS = repository_root() / "params"
 
@@ -75,17 +82,31 @@ def test_later_files_win_over_earlier_ones_and_keywords_over_files(tmp_path):
         Small.from_yaml(first, second, rate="z")
 
 
-@pytest.mark.parametrize(
-    ("written", "name"), [("2024", "2024"), ("2024-05-01", "2024-05-01"), ("'7'", "7"), ("1.5", None)]
-)
-def test_an_experiment_named_by_a_number_or_a_date_is_text(tmp_path, written, name):
-    """YAML reads these as a number and a date."""
-    (tmp_path / "my.yaml").write_text(f"experiment: {written}\n")
-    if name is None:
-        with pytest.raises(SettingsError, match=r"experiment must be text, got 1\.5"):
-            Settings.from_yaml(tmp_path / "my.yaml")
-    else:
-        assert Settings.from_yaml(tmp_path / "my.yaml").experiment == name
+@pytest.mark.parametrize(("written", "name"), [
+    ("2024", "2024"), ("2024-05-01", "2024-05-01"), ("2024-13-01", "2024-13-01"), ("'7'", "7"), ("007", "007"),
+    ("2024_05_01", "2024_05_01"), ("0x10", "0x10"), ("1.5", "1.5"), ("1e3", "1e3"), ("true", "true"), ("null", "null"),
+])  # fmt: skip
+def test_an_experiment_is_text_as_it_is_written_whatever_yaml_makes_of_it(tmp_path, written, name):
+    (tmp_path / "my.yaml").write_text(f"experiment: {written}\nvariant: 5\ndata_root: 2024\nbox_labels: null\n")
+    its = Settings.from_yaml(tmp_path / "my.yaml", label_kind="box")
+    assert (its.experiment, its.variant, its.data_root.name, its.box_labels) == (name, "5", "2024", None)
+    if written != "'7'":  # a shell takes the quotes away
+        assert value_of("experiment", written) == written
+    assert Settings(experiment=date(2024, 5, 1)).experiment == "2024-05-01"  # as papermill passes it
+    with pytest.raises(
+        SettingsError, match=r"experiment must be the name of one folder: letters, .* got the text 'a b'"
+    ):
+        Settings(experiment="a b")
+
+
+def test_what_is_text_or_a_path_is_read_as_written():
+    records = (Settings, EfficientADSettings, Distillation, ShortcutStudySettings, Plan)
+    fields = {name: field.annotation for record in records for name, field in record.model_fields.items()}
+    kinds = {
+        name: {getattr(one, "__origin__", one) for one in get_args(kind) or [kind]} for name, kind in fields.items()
+    }
+    plain = {name for name, of in kinds.items() if of - {type(None)} in ({str}, {Path})}
+    assert plain <= TEXTS and TEXTS - plain <= {"teacher"}
 
 
 def test_outside_a_checkout_what_comes_with_one_is_named(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +33,7 @@ BALANCED = 0.05  # least difference of the shares of either label that are heale
 LEAST_DONE = 0.2  # of the asked share: a training whose edits fail more often is refused
 LABEL_CHANGES = 0.8  # label-changing edits, relative to as many as would make the label independent of the picture
 TRIES = 4  # methods and donors tried before a picture is left as it is
-CHECKED = 200  # training positions whose edits are tried before training starts
+TRIED = 40  # edits of each kind that are tried before training starts
 MOST_EPOCHS = 10  # gone through for pasted masks: two hold enough if no edit fails, five if defects are rare
 STREAM = 7  # sets these draws apart from the augmentation's; not 0: to NumPy the seeds [1, 2] and [1, 2, 0] are one
 
@@ -152,7 +152,11 @@ class ImageCounterfactuals:
         place = int(np.searchsorted(np.cumsum(list(odds.values())), rng.random(), side="right"))
         if place == len(odds):
             return None
-        kind, shown = list(odds)[place], row
+        return self._drawn(list(odds)[place], row, rng)
+
+    def _drawn(self, kind: str, row: int, rng: Generator) -> Drawn:
+        """An edit of a kind for a training position, after some tries."""
+        shown = row
         methods = sorted(HEAL_METHODS if kind in HEALING else PASTE_METHODS)
         failures: list[str] = []
         for attempt in range(TRIES):
@@ -165,27 +169,33 @@ class ImageCounterfactuals:
                 failures.append(error.reason)
         return Drawn(kind, shown, None, failures)
 
-    def epoch_table(self, epoch: int, *, limit: int | None = None) -> pd.DataFrame:
-        """The edits of an epoch, a row each: ``kind``, ``method`` (None if none worked), ``label``, ``failures``.
+    def epoch_table(self, epoch: int) -> pd.DataFrame:
+        """The edits of an epoch, a row each: ``kind``, ``method`` (None if none worked), ``label``, ``failures``."""
+        return self._table((row, self.draw(epoch, row)) for row in self.rows)
 
-        `limit` is of the training positions that are looked at, spread evenly over the split.
-        """
-        step = 1 if limit is None else -(-len(self.rows) // limit)
-        drawn = [(int(self.dataset.labels[row]), self.draw(epoch, row)) for row in self.rows[::step]]
+    def _table(self, drawn: Iterable[tuple[int, Drawn | None]]) -> pd.DataFrame:
         table = [
-            (each.kind, getattr(each.edit, "method", None), getattr(each.edit, "label", label), each.failures)
-            for label, each in drawn
+            (each.kind, each.edit and each.edit.method, each.edit.label if each.edit else label, each.failures)
+            for label, each in ((int(self.dataset.labels[row]), each) for row, each in drawn)
             if each is not None
         ]
         return pd.DataFrame(table, columns=["kind", "method", "label", "failures"])
 
     def check(self) -> None:
-        """Try some of the first epoch's edits, and lower the odds where what fails would tell the class.
+        """Try `TRIED` edits of each kind, and lower the odds where what fails would tell the class.
 
         An edit that fails leaves its picture as it is: where this happens more with one label, "edited" comes to mean
-        the other. A `DataError` where too few edits are left.
+        the other. So a kind is healed, or pasted, as often with either label; a `DataError` where too few edits are
+        left.
         """
-        table = self.epoch_table(0, limit=CHECKED)
+        of_label = {0: self.normals, 1: self.defectives}
+        tries = [(kind, of_label[label]) for label, kinds in KINDS.items() for kind in kinds]
+        table = self._table(
+            (row, self._drawn(kind, row, np.random.default_rng([self.seed, number, place, STREAM, 1])))
+            for place, (kind, rows) in enumerate(tries)
+            for number in range(TRIED)
+            for row in [rows[number * len(rows) // TRIED if len(rows) > TRIED else number % len(rows)]]
+        )
         impossible = table[table["method"].isna()]
         if impossible.empty:
             return
