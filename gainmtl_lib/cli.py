@@ -7,6 +7,7 @@ is imported when it runs, so that ``--help`` does not wait for PyTorch.
 
 import sys
 from collections.abc import Callable, Sequence
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,6 +49,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno not in (EACCES, EPERM, EROFS, ENOSPC) or not error.filename:
+                raise
+            advice = "give the right to write there, or choose another place (outputs_dir, --output, --vis-dir)"
+            raise click.ClickException(f"{error.filename}: cannot be written: {error.strerror}; {advice}") from None
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from where it was last saved"
             raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None

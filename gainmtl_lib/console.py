@@ -168,7 +168,7 @@ def _elsewhere(settings: Settings, data_root: Path) -> Settings:
 def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     splits = [split for split in ("val", *TEST_SPLITS) if split in summary]
     rows = pd.DataFrame({split: pd.Series(summary[split], dtype=object).map(number) for split in splits})
-    title = f"threshold {summary['threshold']:.3f} ({summary['threshold_from']})"
+    title = f"threshold {summary['threshold']:.3f} ({summary.get('threshold_from', 'origin not recorded')})"
     console.print(frame_table(title, rows.loc[list(summary[splits[0]])].rename_axis("metric")))
     if summary.get("teacher"):
         console.print(f"masks from {escape(summary['efficientad_run'])}; its teacher: {escape(summary['teacher'])}")

@@ -38,7 +38,7 @@ NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which
 ONE_SCENE = 0.5  # share of pairs that correlate so from which they tell nothing
 MAX_COMPARED = 20_000
 MOST_MASKS = 500  # whose grid IoU is taken, and of which some are compared with other pictures
-LEAST_RANKED = 5  # masks from which it can be said that they mark nothing particular
+LEAST_RANKED = 10  # masks from which it can be said that they mark nothing particular
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import random
 from collections import Counter
@@ -113,7 +115,8 @@ class GainDataModule(L.LightningDataModule):
     def _check_masks(self) -> None:
         """`DataError` where the strategy learns from masks and none is in use, unless that was asked for."""
         its, samples = self.settings, self.samples
-        weights = {term: weight for term, weight in its.weights.items() if term != "cls" and weight > 0}
+        # That of normal attention asks normal pictures alone.
+        weights = {term: weight for term, weight in its.weights.items() if term not in ("cls", "am") and weight > 0}
         train = samples["split"] == "train"
         if not weights or its.allow_no_masks or its.mask_share == 0 or samples.loc[train, "mask"].notna().any():
             return
@@ -121,7 +124,8 @@ class GainDataModule(L.LightningDataModule):
         files, defects = int(given["mask"].notna().sum()), len(given)
         why = f"{defects - files} have no mask file, and {files} masks hold no defect pixel"
         told = f"strategy {its.strategy} learns from defect masks ({', '.join(weights)}), and none is in use"
-        advice = f"see gainmtl data check {its.data_root}; allow_no_masks: true trains the classification alone"
+        asked = "allow_no_masks: true" + " and image_counterfactual: 0" * (its.image_counterfactual > 0)
+        advice = f"see gainmtl data check {its.data_root}; {asked} trains the classification alone"
         advice += told_unused(Path(its.dataset_folder)) if its.label_kind == "mask" else ""
         raise DataError(f"{told}: of {defects} defective training images {why}; {advice}")
 
@@ -302,11 +306,22 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
 def _fits_memory(samples: pd.DataFrame, image_size: tuple[int, int]) -> bool:
     """Whether half of the free memory holds all pictures decoded; a line where it does not."""
     needed = image_size[0] * image_size[1] * (3 * len(samples) + int(samples["mask"].notna().sum()))
-    free = psutil.virtual_memory().available
+    free = min(psutil.virtual_memory().available, _left_to_the_group())
     if needed > free / 2:
-        told = "%.1f GB of decoded pictures are more than half of the %.1f GB that are free: they are decoded each time"
-        logger.warning(told, needed / 2**30, free / 2**30)
+        told = "%.0f MB of decoded pictures are more than half of the %.0f MB that are free: they are decoded each time"
+        logger.warning(told, needed / 2**20, free / 2**20)
     return needed <= free / 2
+
+
+def _left_to_the_group(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container, or a job of SLURM, may take besides those that it has; infinite without a limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            return int((folder / limit).read_text()) - int((folder / used).read_text())
+    return math.inf
 
 
 class SampleDataset(Dataset[Batch]):
@@ -339,7 +354,8 @@ class SampleDataset(Dataset[Batch]):
         self.places, self.cached, areas, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), (), ())
         self._check_areas(areas, samples["mask"].iloc[kept].tolist())
         samples = samples.iloc[kept].reset_index(drop=True)
-        masks = [None if finding else mask for mask, finding in zip(samples["mask"], empty)]
+        most = COVERS_MOST if settings.mask_marks == "auto" else 1.0
+        masks = [None if gone or area > most else mask for mask, gone, area in zip(samples["mask"], empty, areas)]
         samples, share = samples.assign(mask=pd.Series(masks, dtype=object)), training.mask_share if training else 1.0
         self.samples = with_mask_share(samples, share, seed=settings.seed_of_split)
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
@@ -356,7 +372,11 @@ class SampleDataset(Dataset[Batch]):
         if len(covering) > len(marked) / 2 and self.settings.mask_marks == "auto":
             advice = "set mask_marks: background if they mark the good surface, mask_marks: defect if they are right"
             raise DataError(f"{told}; {advice}")
-        logger.warning("%s; they are left out of the scores of agreement", told)
+        unused = (
+            "they are left out of training and of the scores of agreement; mask_marks: defect takes them as they are"
+        )
+        kept = "they are left out of the scores of agreement"
+        logger.warning("%s; %s", told, unused if self.settings.mask_marks == "auto" else kept)
 
     def _decode(self, image: str, mask: str | None) -> tuple[Place | None, Picture | None, float, Finding | None]:
         """Place of a sample, None where it is left out; the picture, where pixels are kept; its mask's share of it;
@@ -370,6 +390,8 @@ class SampleDataset(Dataset[Batch]):
         except DataError as error:
             return None, None, 0.0, Finding("error", "", str(error))
         area = float(picture.without_bars[1].mean())
+        if area > COVERS_MOST and self.settings.mask_marks == "auto":  # perhaps inverted: says nothing of where
+            return picture.place, picture._replace(mask=None) if self._cache else None, area, None
         empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing")
         lost = mask is not None and picture.mask is None
         return picture.place, picture if self._cache else None, area, empty if lost else None

@@ -221,7 +221,11 @@ def execute(jobs: Sequence[Job], *, workers: int) -> None:
                 for sentinel in wait(list(running)):
                     process, answer, job = running.pop(sentinel)
                     process.join()
-                    error = answer.recv() if answer.poll() else f"{job.name}.ipynb: {KILLED}"
+                    try:
+                        error = answer.recv()
+                    except EOFError:  # it ended without an answer
+                        stopped = f"stopped with exit status {process.exitcode}; what it said stands above"
+                        error = f"{job.name}.ipynb: {KILLED if (process.exitcode or 0) < 0 else stopped}"
                     if error is not None:
                         logger.error("%s", error)  # at once: the others may run for minutes
                         failed.append(error)

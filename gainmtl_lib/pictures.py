@@ -224,11 +224,12 @@ def read_soft_mask(path: str | Path) -> NDArray[np.float32]:
 
     One of few numbered values, of colours or with an alpha channel says yes or no. Errors as for `read_mask_pixels`.
     """
-    values = _decoded(_bytes(path, "mask"), path, cv2.IMREAD_UNCHANGED, "mask")
+    raw = _bytes(path, "mask")
+    values = _decoded(raw, path, cv2.IMREAD_UNCHANGED, "mask")
     if values.ndim == 3 and (values.shape[2] != 3 or (values != values[..., :1]).any()):
         return read_mask_pixels(path).defect.astype(np.float32)
-    if 0 < values.max(initial=0) < MOST_CLASSES and values.dtype.kind in "iu":
-        return read_mask_pixels(path).defect.astype(np.float32)
+    if values.max(initial=0) < MOST_CLASSES and values.dtype.kind in "iu" and not _is_lossy(raw):
+        return (read_grey(path) > 0).astype(np.float32)
     if values.dtype.kind == "f" and values.ndim == 2 and 0 <= values.min() <= values.max() <= 255:
         return values.astype(np.float32) / np.float32(1 if values.max() <= 1 else 255)
     return read_grey(path).astype(np.float32) / np.float32(255)

@@ -106,17 +106,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _told_by_version(folder: Path) -> Iterator[None]:
-    """A `SettingsError` about what another version of this project wrote says both versions."""
+def told_by_version(folder: Path, wrote: str = "") -> Iterator[None]:
+    """What another version of this project wrote and this one cannot read, settings or tensors, says both versions.
+
+    `wrote` is the version that wrote it; empty for that of the folder's manifest.
+    """
     try:
         yield
-    except SettingsError as error:
-        path = folder / "manifest.json"
-        wrote = (read_json(path) if path.is_file() else {}).get("versions", {}).get("gainmtl") or "unknown"
-        if wrote == version("gainmtl"):
+    except (SettingsError, RuntimeError) as error:  # of torch the latter: other names or shapes
+        path, this = folder / "manifest.json", version("gainmtl")
+        wrote = wrote or (read_json(path) if path.is_file() else {}).get("versions", {}).get("gainmtl") or "unknown"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if isinstance(error, SettingsError) else " ".join(lines)[:200]
+        if wrote != this:
+            told = f"written by version {wrote}, which this one, {this}, cannot read: {reason}"
+            raise RunError(f"{folder}: {told}; use that version, or train anew") from error
+        if isinstance(error, SettingsError):
             raise
-        told = f"{folder}: written by version {wrote}, which this one, {version('gainmtl')}, cannot read"
-        raise RunError(f"{told}: {error}; use that version, or train anew") from error
+        raise RunError(f"{folder}: its weights are not those of its settings: {reason}") from error
 
 
 EFFICIENTAD = "efficientad"  # stands in a manifest where runs of GAIN-MTL have their strategy
@@ -136,7 +143,7 @@ class StoredRun(Generic[AnySettings]):
     @cached_property
     def settings(self) -> AnySettings:
         """What the run was asked for."""
-        with _told_by_version(self.folder):
+        with told_by_version(self.folder):
             return cast("AnySettings", self.settings_type.from_yaml(self.folder / "settings.yaml"))
 
     @cached_property
@@ -203,7 +210,8 @@ class Run(StoredRun[Settings]):
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU. Never downloads."""
         method = str(self.manifest.get("method", ""))
-        return _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
+        with told_by_version(self.folder):
+            return _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
 
 
 def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str) -> GAINMTLModel:
@@ -232,9 +240,10 @@ def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
     checkpoint = read_checkpoint(path)
     if "teacher" in checkpoint:
         raise RunError(f"{path}: a checkpoint {OF_EFFICIENTAD}")
-    settings, prefix = Settings(**checkpoint["gainmtl_settings"]), "model."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    return _filled(settings, weights, checkpoint.get("gainmtl_method", "")), settings
+    with told_by_version(Path(path), str(checkpoint.get("gainmtl_version", ""))):
+        settings, prefix = Settings(**checkpoint["gainmtl_settings"]), "model."
+        weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        return _filled(settings, weights, checkpoint.get("gainmtl_method", "")), settings
 
 
 def finished_folder(folder: str | Path) -> Path:
@@ -304,10 +313,8 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
         if not stored.is_file():
             with atomic_path(stored) as path:
                 path.write_text(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        try:
+        with told_by_version(folder):
             differing = type(settings).from_yaml(stored).differences(settings)
-        except SettingsError as error:
-            differing = [str(error)]
         if differing:
             lines = "\n  ".join([f"{folder} holds a run with other settings (stored and asked for):", *differing])
             raise RunError(f"{lines}\nchange 'experiment' to keep both, or start anew with --force (force=True)")

@@ -469,6 +469,8 @@ def read_parameters(path: str | Path, *, nested: bool = False) -> dict[str, Any]
     """One parameter file as a flat mapping, or (`nested`) with mappings as values, as in a study's plan."""
     path = Path(path)
     if not path.is_file():
+        if path.parts[:1] == ("params",):  # not a file of the user's own
+            in_checkout("params")
         raise SettingsError(f"{path}: no such parameter file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Parameters)

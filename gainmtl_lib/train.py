@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ class GainTraining(L.LightningModule):
         self.log_dict(tags, on_epoch=True, batch_size=len(batch.labels))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gainmtl_settings"] = self.settings.plain()
+        checkpoint |= {"gainmtl_settings": self.settings.plain(), "gainmtl_version": version("gainmtl")}
         checkpoint["gainmtl_shown"] = self.trainer.datamodule.dataset.shown.sum(0)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From the table to batches: what a batch holds, what an epoch depends on, edits, augmentation, fewer and coarser masks."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from gainmtl_lib.dataset import (
     Augmentation,
     Batch,
     GainDataModule,
+    _left_to_the_group,
     coarser_mask,
     cropped,
     load_picture,
@@ -173,6 +175,10 @@ def test_masks_of_the_background_are_found_and_inverted_when_told(generic, tmp_p
     caplog.clear()
     module(generic).setup("fit")
     assert "4 of 9 masks mark more than half of their picture" in caplog.text
+    assert "they are left out of training and of the scores of agreement; mask_marks: defect takes" in caplog.text
+    for cache in (False, True):
+        assert module(generic, cache_images=cache).dataset.has_mask.sum() == 5
+        assert module(generic, cache_images=cache, mask_marks="defect").dataset.has_mask.sum() == 9
     with pytest.raises(SettingsError, match="mask_marks is 'background', but with label_kind 'box' masks are drawn"):
         Settings(mask_marks="background", label_kind="box")
 
@@ -198,6 +204,19 @@ def test_pictures_that_the_memory_cannot_hold_are_decoded_each_time(generic, mon
     other = module(generic)
     assert not any(other.dataset.cached) and "they are decoded each time" in caplog.text
     assert equal(epoch_of(other, 1), epoch_of(kept, 1))
+
+
+@pytest.mark.parametrize(("files", "left"), [
+    ({"memory.max": "max", "memory.current": "7"}, math.inf),
+    ({"memory.max": "100", "memory.current": "7"}, 93),
+    ({"memory/memory.limit_in_bytes": "100", "memory/memory.usage_in_bytes": "60"}, 40),
+    ({}, math.inf),
+])  # fmt: skip
+def test_what_a_container_or_a_job_may_take_counts_as_free(tmp_path, files, left):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert _left_to_the_group(tmp_path) == left
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -95,7 +95,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (np.full((8, 8), 200.0), "image: float values from 200 to 200; expected .* divide by the full scale"),
     (torch.randn(3, 8, 8), "image: float values from -.* expected .* the model normalises by itself"),
     (Image.fromarray(MASK), "mask: mask is 12x16 .height x width., its picture 12x12; expected the same aspect"),
-    (Image.fromarray(COLOR), "mask: cannot tell the mask's background: no pixel is black or white; expected background 0"),
+    (Image.fromarray(COLOR), "mask: cannot tell the mask's background: black covers 0% of it, white 0%; expected background 0"),
     (np.full((12, 12), 100, np.uint8), r"mask: mask has values from 100 to 100, none above half of the scale .127.; expect"),
     (torch.ones(2, 12, 16), r"mask: mask has shape \(2, 12, 16\); expected \(h, w\)"),
 ])  # fmt: skip

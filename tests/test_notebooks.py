@@ -1,8 +1,10 @@
 """Hygiene of the committed notebooks, and which run when. Their content is nbval's part."""
 
 import ast
+import os
 import re
-from multiprocessing import Pipe
+import signal
+from multiprocessing import Pipe, get_context
 from types import SimpleNamespace
 
 import nbformat
@@ -144,6 +146,23 @@ def test_a_killed_process_is_told_with_what_to_do(begun):
     begun.fails = {s1: f"{s1}.ipynb: {notebooks.KILLED}"}
     with pytest.raises(notebooks.NotebookError, match=r"most likely for want of memory; take fewer --workers"):
         notebooks.execute(jobs(s1), workers=1)
+
+
+@pytest.mark.parametrize(("ends", "told"), [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), r"its process was killed, most likely for want of memory"),
+    (lambda: os._exit(3), r"stopped with exit status 3; what it said stands above"),
+])  # fmt: skip
+def test_a_process_that_ends_without_an_answer_is_told(ends, told, monkeypatch):
+    def started(job, threads):
+        answer, own_end = Pipe(duplex=False)
+        process = get_context("fork").Process(target=ends)
+        process.start()
+        own_end.close()
+        return process, answer
+
+    monkeypatch.setattr(notebooks, "_started", started)
+    with pytest.raises(notebooks.NotebookError, match=told):
+        notebooks.execute(jobs(next(iter(STRATEGY_NOTEBOOKS.values()))), workers=1)
 
 
 @pytest.mark.parametrize("force", [False, True])

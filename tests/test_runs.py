@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny import tiny_settings
 
@@ -189,6 +190,18 @@ def test_a_run_that_another_version_wrote_says_both_versions(tmp_path):
             RunError, match=rf"seed0: written by {told}, which this one, .*: unknown parameter 'warp'.*"
         ):
             _ = runs.load_run(folder).settings
+        with pytest.raises(RunError, match=rf"written by {told}, which this one, .*: unknown parameter 'warp'"):
+            begin(Settings(outputs_dir=tmp_path, experiment="hand", seed=0, strategy="S1"))
+        # Of the same settings, with tensors of other names or shapes.
+        with (
+            pytest.raises(
+                RunError, match=rf"weights: written by {told}, .*cannot read: Error\(s\) in loading .*; use that"
+            ),
+            runs.told_by_version(tmp_path / "weights", versions.get("gainmtl", "unknown")),
+        ):
+            torch.nn.Linear(2, 2).load_state_dict({"old": torch.zeros(2)})
     (folder / "manifest.json").write_text(json.dumps(manifest | {"versions": {"gainmtl": version("gainmtl")}}))
     with pytest.raises(SettingsError, match="unknown parameter 'warp'"):
         _ = runs.load_run(folder).settings
+    with pytest.raises(RunError, match="its weights are not those of its settings"), runs.told_by_version(folder):
+        torch.nn.Linear(2, 2).load_state_dict({"old": torch.zeros(2)})

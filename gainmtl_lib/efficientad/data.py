@@ -60,7 +60,7 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
         near = closest(settings.category, [*found, *MVTEC_CATEGORIES])
         there = f"found {', '.join(found)}" if found else f"no folder there holds {LAYOUTS[kind].category}"
         raise DataError(f"{settings.data_root}: has no category '{settings.category}'{near} ({there})")
-    samples = readers.read_samples(folder, dataset_type=kind, group_pattern=settings.group_pattern, both_classes=False)
+    samples = readers.read_samples(folder, **settings.reading, both_classes=False)
     samples = with_labels(samples, settings)
     if LAYOUTS[kind].category:
         samples["split"] = [split or "test" for split in samples["split"]]

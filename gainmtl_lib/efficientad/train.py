@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ class EfficientADRun(runs.StoredRun[EfficientADSettings]):
     @cached_property
     def model(self) -> EfficientADModel:
         """The best model, in evaluation mode, on the CPU."""
-        model = networks.build_model(self.settings)
-        model.load_state_dict(load_file(self.folder / "model.safetensors"))
-        return model.eval()
+        with runs.told_by_version(self.folder):
+            model = networks.build_model(self.settings)
+            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            return model.eval()
 
     @property
     def teacher(self) -> str:
@@ -274,7 +276,8 @@ class EfficientADTraining(L.LightningModule):
         self._losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"gainmtl_settings": self.settings.plain(), "teacher": self.teacher, "scores": self.scores}
+        checkpoint |= {"gainmtl_settings": self.settings.plain(), "gainmtl_version": version("gainmtl")}
+        checkpoint |= {"teacher": self.teacher, "scores": self.scores}
 
     def configure_optimizers(self) -> Any:
         settings, decay_from = self.settings, int(0.95 * self.total_steps)

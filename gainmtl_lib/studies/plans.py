@@ -208,6 +208,7 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
     folder = given.repository_root() / "params" / "studies"
     file = next(filter(Path.is_file, (Path(path), given.repository_root() / path, folder / f"{path}.yaml")), None)
     if file is None:
+        given.in_checkout("params", "studies")
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         near = given.closest(str(path), known)
         raise SettingsError(f"{path}: no such plan; a file, or one of {', '.join(known)}{near}")
