@@ -61,7 +61,8 @@ def key_of(path: Path, folder: Path) -> str:
 
 MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_groundtruth",
-    "_ground_truth", "-mask", "-gt", "-label", ".mask", ".gt", ".label", " mask",
+    "_ground_truth", "-mask", "-gt", "-label", ".mask", ".gt", ".label", " mask", "mask", "(mask)", " (mask)", "_bin",
+    "_binary", "_segmap", "_defect",
 )  # fmt: skip
 MASK_PREFIXES = ("mask_", "gt_", "label_", "seg_", "mask-", "gt-")
 MASK_FOLDERS = {"mask", "masks", "gt", "ground_truth", "groundtruth", "annotations"}  # amid pictures
@@ -164,6 +165,8 @@ class Scan:
     ) -> tuple[dict[str, Path], dict[str, Path]]:
         """The one file of each image key, as `masks` finds it, and by their own key those that are of no image."""
         found, lost, keys = dict[str, Path](), dict[str, Path](), {folded(key): key for key in images}
+        alone = Counter(folded(key.rpartition("/")[2]) for key in images)  # names that say enough without a folder
+        keys |= {name: key for key in images if alone[name := folded(key.rpartition("/")[2])] == 1}
         for name, path in self.keyed(folder, suffixes).items():
             if (key := _first(self._stems(name), images, keys)) is None:
                 lost[name] = path
@@ -244,16 +247,17 @@ def scan_generic(scan: Scan) -> Iterator[Row]:
 
     Subfolders of ``defective`` name defect types. A mask may lie beside its picture, too.
     """
-    images, all_masks = below(scan.root, "images"), below(scan.root, "masks")
+    images, all_masks = below(scan.root, "images"), _masks_folder(scan.root)
     for folder, expected in ((images, SPLITS), *((below(images, split), (NORMAL, DEFECTIVE)) for split in SPLITS)):
         for other in folders_in(folder):  # pictures there would be left out without a word
             if folded(other.name) not in expected and image_files(other):
                 scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")
-    masks = {split: below(all_masks, split, DEFECTIVE) for split in SPLITS}
+    masks = {split: _of_defective(below(all_masks, split)) for split in SPLITS}
+    shared_folder = below(all_masks, DEFECTIVE) if any(map(Path.is_dir, masks.values())) else _of_defective(all_masks)
     found = {split: scan.pictures(below(images, split, DEFECTIVE)) for split in SPLITS}
     defective = {split: pictures for split, (pictures, _) in found.items()}
     shared = ChainMap(*(defective[split] for split in SPLITS if not masks[split].is_dir()))  # the first split wins
-    shared_masks = scan.masks(shared, below(all_masks, DEFECTIVE))
+    shared_masks = scan.masks(shared, shared_folder)
     for split in SPLITS:
         normal, _ = scan.pictures(below(images, split, NORMAL))
         yield from (Row(path, 0, split=split) for path in normal.values())
@@ -266,6 +270,17 @@ def scan_generic(scan: Scan) -> Iterator[Row]:
             if mask is not None and not own and path != shared[key]:
                 clash = f"has the same stem as {shared[key]}, and {mask} can be the mask of only one"
                 scan.report("error", path, f"{clash}; use masks/<split>/defective/")
+
+
+def _masks_folder(root: Path) -> Path:
+    places = (below(root, name) for name in ("masks", "mask", "ground_truth", "groundtruth", "gt"))
+    return next(filter(Path.is_dir, places), root / "masks")
+
+
+def _of_defective(masks: Path) -> Path:
+    """The folder ``defective`` of masks, or itself where they lie there without it."""
+    inner = below(masks, DEFECTIVE)
+    return inner if inner.is_dir() else masks
 
 
 def scan_synthetic(scan: Scan) -> Iterator[Row]:

@@ -278,6 +278,8 @@ def _of_grey(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
 
     All dark ones where none is bright; beside bright ones only what cannot be their grey edges, see `_is_class`.
     """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(f"{name}: mask has values that are not finite; {EXPECTED}")
     half = _half(values)
     bright, darkest, brightest = values > half, values.min(), values.max()
     told = f"values from {darkest:g} to {brightest:g}"
@@ -323,6 +325,11 @@ def _is_class(values: NDArray, kind: Any) -> bool:
     return bool((stats[apart, cv2.CC_STAT_AREA] >= LINE).any())
 
 
+def _at_least_half_of_what_is_near(values: NDArray[np.float32]) -> Mask:
+    """The nearer half of the edges of what is drawn, and all that is alone."""
+    return values >= cv2.dilate(values, np.ones((7, 7))) / 2
+
+
 def _is_rim(bright: Mask, numbered: Mask) -> bool:
     """Whether the value 255 only surrounds numbered classes, as Pascal VOC's borders do."""
     thin = not cv2.erode(bright.view(np.uint8), np.ones((11, 11))).any()
@@ -365,12 +372,13 @@ def _of_palette(picture: Image.Image, name: str | Path) -> MaskPixels:
 def _of_colours(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
     """Every colour but the background's, black or white, whichever covers more of the picture and of its edge.
 
-    Of many colours, which edges and lossy formats add, those count that differ from the background by at least half as
-    much as anything near them.
+    Of colours that fill no area, which edges and lossy formats add, those count that differ from the background by at
+    least half as much as anything near them.
     """
     values = values.astype(np.int64)
     white = 255 if values.max() <= 255 else 65535
-    codes = np.unique(values @ np.array([1, 1 << 16, 1 << 32]))
+    code = values @ np.array([1, 1 << 16, 1 << 32])
+    codes = np.unique(code)
     if lossless and len(codes) > MANY_COLOURS:
         raise DataError(f"{name}: mask has {len(codes)} colours, as a photograph with marks on it has; {EXPECTED}")
     margin = 0 if len(codes) <= MOST_CLASSES else 4 if lossless else NOISE
@@ -383,9 +391,11 @@ def _of_colours(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels
         raise DataError(f"{name}: cannot tell the mask's background: {shares}; {EXPECTED}")
     ground = 0 if background is black else white
     differs = (np.abs(values - ground).max(-1) * 255 / white).astype(np.float32)
-    if len(codes) <= MOST_CLASSES and lossless:
-        return MaskPixels(differs > 0, "colours")
     if not lossless:
         _refuse_dark_areas(np.where(differs > 127, 255, differs), name)
-    nearby = cv2.dilate(differs, np.ones((7, 7)))
-    return MaskPixels((differs > margin) & (differs >= nearby / 2), "colours")
+    defect = (differs > margin) & _at_least_half_of_what_is_near(differs)
+    if len(codes) <= MOST_CLASSES and lossless:  # a dark class beside a bright one
+        numbers = np.searchsorted(codes, code) + 1
+        kinds = [number for number in range(1, len(codes) + 1) if _is_class(numbers * (differs > 0), number)]
+        defect |= np.isin(numbers, kinds) & (differs > 0)
+    return MaskPixels(defect, "colours")

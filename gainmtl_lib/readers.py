@@ -129,11 +129,11 @@ def _left_out(scan: Scan, samples: pd.DataFrame) -> Iterator[Finding]:
         told = f"{len(rest)} pictures are neither images nor masks of the layout, and are not read: {there}"
         yield Finding("info", str(root), told)
     of_pictures = {path.parent for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    others = (path for path in files if path.parent in of_pictures)
+    others = (path for path in files if path.suffix or path.parent in of_pictures)
     kinds = Counter(path.suffix.lower() for path in others if path.suffix.lower() not in IMAGE_SUFFIXES | NO_PICTURES)
     if kinds:
         named = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(kinds.items()))
-        told = f"{sum(kinds.values())} files beside pictures are of types that are not read: {named}"
+        told = f"{sum(kinds.values())} files are of types that are not read: {named}"
         yield Finding("warning", str(root), told)
 
 

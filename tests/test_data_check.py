@@ -182,9 +182,7 @@ def test_one_picture_in_both_classes_and_labels_that_lie_unused_are_said(tmp_pat
     (root / "images/train/normal/x").touch()
     report = check(root)
     assert len(report.samples) == 18
-    assert "2 files beside pictures are of types that are not read: 1 without suffix, 1 .heic" in messages(
-        report, "warning"
-    )
+    assert "2 files are of types that are not read: 1 without suffix, 1 .heic" in messages(report, "warning")
 
 
 def test_damaged_jpegs_are_named_and_normal_pictures_alone_are_for_efficientad(tmp_path):

@@ -274,13 +274,33 @@ def test_masks_amid_pictures_are_told_in_any_case_by_prefix_and_by_folder(root, 
     ] or ("3 files, such as" in found[0].message)
 
 
+@pytest.mark.parametrize("place", ["masks", "masks/train", "mask/defective", "ground_truth/defective", "GT"])
+def test_masks_lie_in_folders_of_other_usual_names_and_without_one_for_the_class(root, place):
+    (root / "masks/defective").rename(root / "kept")
+    (root / "masks").rmdir()
+    (root / place).parent.mkdir(exist_ok=True)
+    (root / "kept").rename(root / place)
+    found: list = []
+    assert table(root, "generic", found)["mask"].notna().sum() == 3 and found == []
+
+
+def test_a_mask_without_its_pictures_folder_is_matched_where_its_name_is_the_only_one(root):
+    for number, kind in ((0, "dent"), (1, "dent"), (2, "scratch")):
+        target = root / f"images/train/defective/{kind}/train_d{number}.png"
+        target.parent.mkdir(exist_ok=True)
+        (root / f"images/train/defective/train_d{number}.png").rename(target)
+    assert table(root, "generic")["mask"].notna().sum() == 3
+    target.rename(target.with_name("train_d1.png"))
+    assert table(root, "generic")["mask"].notna().sum() == 1
+
+
 def test_files_that_are_likely_masks_are_said(root):
     for path in (root / "masks/defective").iterdir():
-        path.rename(root / "images/train/defective" / f"{path.stem}_bin.png")
+        path.rename(root / "images/train/defective" / f"{path.stem}_zz.png")
     found: list = []
     assert len(table(root, "generic", found)) == 9
-    assert "3 of 6 pictures have another's name with '_bin' behind it; if they are masks" in found[0].message
-    assert len(table(root, "generic", mask_suffix="_bin")) == 6
+    assert "3 of 6 pictures have another's name with '_zz' behind it; if they are masks" in found[0].message
+    assert len(table(root, "generic", mask_suffix="_zz")) == 6
 
 
 def test_a_folder_of_masks_for_each_picture_and_folders_in_another_case_or_form(root, tmp_path):

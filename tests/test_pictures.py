@@ -133,6 +133,17 @@ def test_edges_and_halos_of_colours_are_no_defects(tmp_path, name, options, colo
     assert (found & truth).sum() / (found | truth).sum() > 0.85
 
 
+@pytest.mark.parametrize("pixels", [
+    painted((255, 0, 0), (255, 0, 0)), painted((100,) * 3, (100,) * 3), painted((200, 0, 0), (0, 0, 200), ground=(255,) * 3),
+])  # fmt: skip
+def test_shades_at_the_edges_of_few_colours_are_cut_half_way(tmp_path, pixels):
+    shaded = smooth(pixels)
+    shaded = (shaded // 16 * 16).astype(np.uint8) if pixels[0, 0, 0] == 0 else shaded  # few values
+    found = read_mask_pixels(saved(tmp_path, shaded)).defect
+    truth = smooth(painted((255,) * 3, (255,) * 3))[..., 0] > 127
+    assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
 @pytest.mark.parametrize("colour", [(90, 90, 90), (28, 18, 8), (60, 0, 0)])
 def test_a_dark_defect_in_a_lossy_file_is_refused(tmp_path, colour):
     pixels = np.kron(painted(colour, (255, 255, 255)), np.ones((4, 4, 1), np.uint8))
