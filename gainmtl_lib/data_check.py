@@ -314,7 +314,10 @@ def _findings_of_all(
     if missing:
         lack = f"{missing} of {defective} defective images have no {settings.label_kind}"
         unused = told_unused(Path(settings.dataset_folder)) if settings.label_kind == "mask" else ""
-        yield Finding("warning", "", f"{lack}; they train the classification terms only{unused}")
+        trained = "they train the classification terms only"
+        if missing == defective:
+            trained = "strategies that learn from masks refuse such data, unless allow_no_masks says otherwise"
+        yield Finding("warning", "", f"{lack}; {trained}{unused}")
     labels = dict(zip(samples["image"], samples["label"]))
     exact = duplicates[duplicates["kind"] == "exact"]
     for first, second in exact[["first", "second"]].itertuples(index=False):

@@ -205,7 +205,7 @@ class Explanation(dict[str, Any]):
             there = strategies_with("localization", "evidence")
             reasons[name] = f"strategy {self.strategy} has no localization path; {there} have one"
         for name in ("mask", "cam_iou", "grid_iou", "point_game", "energy_inside"):
-            reasons[name] = "no mask was given, or it marks no pixel"
+            reasons[name] = "no mask was given, or it marks no pixel, or most of them"
         raise KeyError(f"no '{key}' in this explanation: {reasons.get(key, 'there are ' + ', '.join(self))}")
 
 

@@ -104,6 +104,8 @@ def test_visa_takes_its_split_and_types_from_its_tables_and_numbered_masks(tmp_p
     write_csv(tmp_path / "split_csv/1cls.csv", *rows[:2])
     with pytest.raises(DataError, match=r"Normal/001\.JPG: is not in .*1cls\.csv, which says its split"):
         read_samples(root, dataset_type="visa")
+    with pytest.raises(DataError, match="data_root is one category's folder, choose among candle"):
+        read_samples(tmp_path, dataset_type="visa")
     write_csv(tmp_path / "split_csv/1cls.csv", "a,b")
     with pytest.raises(DataError, match=r"1cls\.csv: expected the columns image and split, found a, b"):
         read_samples(root, dataset_type="visa")
@@ -118,6 +120,14 @@ def test_dagm_reads_one_class_or_all_and_takes_labelled_pictures_for_defective(t
     assert len(samples) == 12 and samples["label"].sum() == samples["mask"].notna().sum() == 4
     assert set(samples["defect_type"]) == {"normal", "class1", "class2"} and set(samples["split"]) == {"train", "test"}
     assert len(table(tmp_path / "Class2", "dagm")) == 6
+    labels = tmp_path / "Class1/Train/Label"
+    (labels / "Labels.txt").write_text("1\n1 1 0001.PNG 1 0001_label.PNG\n2 0 0002.PNG 0 0\n")
+    assert len(table(tmp_path, "dagm")) == 12
+    (labels / "0001_label.PNG").rename(labels / "0002_label.PNG")
+    with pytest.raises(DataError) as caught:
+        read_samples(tmp_path, dataset_type="dagm")
+    told = ["has no label of 0001, and Labels.txt lists one", "has a label of 0002, and Labels.txt does not"]
+    assert str(caught.value).splitlines() == [f"{labels}: {one}" for one in told]
 
 
 def test_kolektor2_takes_the_class_from_the_mask_beside_the_picture(tmp_path):
@@ -126,6 +136,12 @@ def test_kolektor2_takes_the_class_from_the_mask_beside_the_picture(tmp_path):
         write_mask(tmp_path / f"{split}/{number}_GT.png", box=(slice(0, 5 * defective), slice(0, 5)))
     samples = table(tmp_path, "kolektor2")
     assert samples["label"].tolist() == [1, 0, 1, 0] and samples["mask"].notna().tolist() == [True, False, True, False]
+    (tmp_path / "train/10000_GT.png").rename(tmp_path / "train/10000_gt.png")
+    found: list = []
+    assert table(tmp_path, "kolektor2", found)["label"].tolist() == [1, 0, 1, 0] and found == []
+    (tmp_path / "test/20000_GT.png").write_bytes(b"")
+    assert len(table(tmp_path, "kolektor2", found)) == 3 and "20000_GT.png: mask is empty" in str(found[0])
+    write_mask(tmp_path / "test/20000_GT.png")
     (tmp_path / "test/20001_GT.png").unlink()
     with pytest.raises(DataError, match=r"20001\.png: has no 20001_GT\.png beside it"):
         read_samples(tmp_path, dataset_type="kolektor2")
@@ -139,7 +155,10 @@ def test_severstal_draws_its_run_lengths(tmp_path, head):
     join = "_" if "_" in head else ","
     write_csv(root / "train.csv", head, f"a.jpg{join}3,1 4 13 4", f"a.jpg{join}1,170 2", f"b.jpg{join}4,5 1")
     if join == "_":
-        write_csv(root / "train.csv", head, "a.jpg_3,1 4 13 4", "a.jpg_1,170 2", "b.jpg_4,5 1", "c.jpg_1,")
+        write_csv(
+            root / "train.csv", head, "a.jpg_3,1 4 13 4", "a.jpg_1,170 2", "b.jpg_4,5 1", "c.jpg_1,", "c.jpg_2,-1"
+        )
+    (root / "train_images/b.jpg").rename(root / "train_images/b.JPG")
     samples = read_samples(root, dataset_type="severstal")
     assert samples["defect_type"].tolist() == ["class 3", "class 4", "normal"]
     its = Settings(data_root=root, dataset_type="severstal", outputs_dir=tmp_path / "outputs", image_size=64)
@@ -157,6 +176,9 @@ def test_efficientad_tests_on_all_defects_of_data_that_has_them_in_its_test_alon
     its = {"teacher": "random", "image_size": 64, "val_ratio": 0.3, "data_root": root, "category": "breakfast_box"}
     samples = samples_in_use(EfficientADSettings(**its, dataset_type="mvtec_loco"))
     assert samples["split"].value_counts().to_dict() == {"train": 4, "val": 2, "test": 2}
+    write_mask(root / "breakfast_box/ground_truth/logical_anomalies/0_zz.png", size=(64, 64))
+    samples = samples_in_use(EfficientADSettings(**its, dataset_type="mvtec", mask_suffix="_zz"))
+    assert samples["mask"].notna().sum() == 1
 
 
 # --- Names
