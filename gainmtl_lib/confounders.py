@@ -47,7 +47,7 @@ def how_taken(path: str, pixels: NDArray[np.uint8], defect: Mask | None) -> Take
     seen, good = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), np.ones(small[::-1], dtype=np.uint8)
     if defect is not None and defect.any():
         touched = cv2.resize(defect.astype(np.float32), small, interpolation=cv2.INTER_AREA) > 0
-        for around in (AROUND + round(BLOCK * scale), AROUND, 0):
+        for around in (AROUND + round(BLOCK * scale) * _is_jpeg(path), AROUND, 0):
             good = 1 - cv2.dilate(touched.view(np.uint8), np.ones((2 * around + 1,) * 2))
             if good.mean() > LEAST_LEFT:
                 break
@@ -66,12 +66,16 @@ def how_taken(path: str, pixels: NDArray[np.uint8], defect: Mask | None) -> Take
     }
 
 
+def _is_jpeg(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\xff\xd8"
+
+
 def _bytes_anew(path: str, pixels: NDArray[np.uint8]) -> int:
     """Bytes of the same picture saved in one way for all: a detailed one needs more of them, whatever the settings."""
     grey = bool((pixels == pixels[..., :1]).all())
     plain = pixels[..., 0] if grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    with open(path, "rb") as file:
-        is_jpeg = file.read(2) == b"\xff\xd8"
+    is_jpeg = _is_jpeg(path)
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if is_jpeg else [cv2.IMWRITE_PNG_COMPRESSION, 1]
     return len(cv2.imencode(".jpg" if is_jpeg else ".png", plain, options)[1])
 
