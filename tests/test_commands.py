@@ -1,10 +1,12 @@
 """The command line, as a user types it, on the tiny study."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -60,6 +62,21 @@ def test_help_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     commands = "run train evaluate compare explain browse report efficientad data notebooks"
     assert set(commands.split()) <= set(done("--help").split())
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_place_that_cannot_be_written_is_named_with_advice_and_other_errors_are_not_hidden(
+    tmp_path, monkeypatch, number
+):
+    def raised(error):
+        monkeypatch.setattr("gainmtl_lib.console.check_data_of", Mock(side_effect=error))
+
+    raised(OSError(number, "reason", str(tmp_path / "figures")))
+    told = f"{tmp_path}/figures: cannot be written: reason; give the right to write there, or choose another place"
+    assert told in refused("data", "check", tmp_path).replace(" /", "/").replace("/ ", "/")
+    raised(OSError(errno.EIO, "reason", "x"))
+    with pytest.raises(OSError, match="reason"):
+        run("data", "check", tmp_path)
 
 
 def test_a_value_is_read_as_yaml_and_is_itself_where_it_is_none():
