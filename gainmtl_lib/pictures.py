@@ -274,29 +274,18 @@ def _half(values: NDArray) -> float:
 
 
 def _of_grey(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
-    """Bright pixels; and in a lossless mask those of dark values that number classes, 0 being the background.
-
-    All dark ones where none is bright; beside bright ones only what cannot be their grey edges, see `_is_class`.
-    """
+    """Bright pixels; and in a lossless mask whose background is 0 those of dark values that number classes."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError(f"{name}: mask has values that are not finite; {EXPECTED}")
-    half = _half(values)
-    bright, darkest, brightest = values > half, values.min(), values.max()
-    told = f"values from {darkest:g} to {brightest:g}"
+    half, darkest, brightest = _half(values), values.min(), values.max()
+    bright, told = values > half, f"values from {darkest:g} to {brightest:g}"
     kinds = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
     if not lossless and darkest < brightest:
         _refuse_dark_areas(values * (127 / half), name)
-    if lossless and darkest == 0 < brightest:
-        dark = kinds[(kinds > 0) & (kinds <= half)]
-        if len(dark) and (len(kinds) <= MOST_CLASSES or _are_areas(values, dark)):
-            classes = (
-                dark if not bright.any() or len(kinds) > MOST_CLASSES else [k for k in dark if _is_class(values, k)]
-            )
-            if len(classes):
-                numbered = np.isin(values, classes)
-                if _is_rim(values == 255, numbered & (values < MOST_CLASSES)):
-                    bright &= values != 255
-                return MaskPixels(bright | numbered, "class numbers")
+    if lossless and darkest == 0:
+        dark, few = kinds[(kinds > 0) & (kinds <= half)], len(kinds) <= MOST_CLASSES
+        if (numbered := _numbered(values, dark, bright, few=few)).any():
+            return MaskPixels(numbered, "class numbers")
     if not bright.any() and brightest > 0:
         raise DataError(f"{name}: mask has {told}, none above half of the scale ({half:g}); {EXPECTED}")
     between = (values > half * NOISE / 128) & (values < 2 * half - half * NOISE / 128)
@@ -305,6 +294,22 @@ def _of_grey(values: NDArray, name: str | Path, lossless: bool) -> MaskPixels:
     if bright.all() and darkest < brightest:
         raise DataError(f"{name}: mask has {told}, none of them dark; {EXPECTED}")
     return MaskPixels(bright, "brightness")
+
+
+def _numbered(values: NDArray, dark: NDArray, bright: Mask, *, few: bool) -> Mask:
+    """Defect pixels of a mask of which dark values number classes; none where they do not.
+
+    Of few values those that fill areas or draw lines, the others may be edges; of many all, if most fill areas.
+    """
+    if not len(dark) or not (few or _are_areas(values, dark)):
+        return np.zeros_like(bright)
+    numbered = np.isin(values, [kind for kind in dark if _is_class(values, kind)] if few else dark)
+    if not bright.any():
+        numbered |= (values > 0) & _at_least_half_of_what_is_near(values.astype(np.float32))
+    if not numbered.any():
+        return numbered
+    is_void = _is_rim(values == 255, numbered & (values < MOST_CLASSES))
+    return numbered | (bright & (values != 255) if is_void else bright)
 
 
 def _are_areas(values: NDArray, dark: NDArray) -> bool:
