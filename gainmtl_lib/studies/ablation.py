@@ -118,7 +118,7 @@ WIDTH = 6.9  # inches; 900 pixels as `save_figure` writes them
 def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
     """One line per step, of one split and `metric`: difference with its interval, and beside it numbers and verdict."""
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * max(len(steps), 1)), layout="constrained")
-    axis, words = figure.subplots(1, 2, width_ratios=[1, 1.3], sharey=True)
+    axis, words = figure.subplots(1, 2, width_ratios=[1, 1.5], sharey=True)
     for place, row in enumerate(steps.rename(columns={"difference": "value"}).itertuples()):
         style = VERDICT_STYLES[str(row.verdict)]
         axis.plot([row.low, row.high], [place, place], color=style["color"], lw=2, solid_capstyle="butt")
@@ -128,7 +128,7 @@ def steps_figure(steps: pd.DataFrame, *, metric: str) -> Figure:
         words.text(1, place, row.verdict, ha="right", **note)
     words.set_axis_off()
     axis.axvline(0, color="k", lw=0.8)
-    axis.set_yticks(range(len(steps)), [textwrap.shorten(str(step), 46, placeholder=" …") for step in steps["step"]])
+    axis.set_yticks(range(len(steps)), ["\n".join(textwrap.wrap(str(step), 26)) for step in steps["step"]])
     axis.set_ylim(len(steps) - 0.4, -0.6)
     axis.set_xlabel(f"change of {metric},\nmean over runs, 95 % interval\n(verdicts are Holm-corrected)", fontsize=8)
     axis.tick_params(labelsize=8)
