@@ -127,7 +127,6 @@ def _of_head(path: str) -> Taken:
 # --- What alone predicts the class
 
 FOLDS, PERMUTATIONS, BINS = 5, 200, 16
-MOST_SEEN = 2000  # pictures, drawn at random: more say the same
 LOUD = 0.6  # AUROC from which a property is warned of, if chance does not reach it
 MONTH, DAY, AT = r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])", r"(?P<at>[0-2]\d[0-5]\d[0-5]\d)"
 DATES = tuple(
@@ -159,10 +158,8 @@ def predictors(seen: pd.DataFrame, taken: Sequence[Taken], *, seed: int = 0) -> 
         where the classes lie in fewer than two groups; ``low`` and ``high``, between which all of them lie in 99 % of
         the cases where the classes are dealt out anew; ``normal`` and ``defective``, what is usual there.
     """
-    seen = seen.reset_index(drop=True)
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(seen))[:MOST_SEEN])
-    values = pd.DataFrame([taken[row] for row in drawn], index=drawn).dropna(axis="columns", how="all")
-    seen, dates = seen.iloc[drawn], _dates(seen.iloc[drawn])
+    seen, values = seen.reset_index(drop=True), pd.DataFrame([*taken]).dropna(axis="columns", how="all")
+    dates = _dates(seen)
     chance = float(norm.isf(0.005 / max(1, values.shape[1] + 2 * (dates is not None))))
     rows = {name: _predicts(seen, values[name], seed, chance) for name in values}
     if dates is not None:

@@ -38,6 +38,7 @@ NEAR_DUPLICATE = 0.9  # correlation of two thumbnails' fine structure from which
 ONE_SCENE = 0.5  # share of pairs that correlate so from which they tell nothing
 MAX_COMPARED = 20_000
 MOST_MASKS = 500  # whose grid IoU is taken, and of which some are compared with other pictures
+MOST_SEEN = 2000  # pictures of which it is asked how they were taken: more say the same
 LEAST_RANKED = 10  # masks from which it can be said that they mark nothing particular
 
 
@@ -89,7 +90,9 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     drawn = _drawn_masks(samples)
     with ThreadPoolExecutor() as pool:
         columns = (samples[name] for name in ("image", "label", "mask"))
-        results = pool.map(partial(_inspect, settings, drawn), *columns, _masks_of_others(samples))
+        results = pool.map(
+            partial(_inspect, settings, drawn, _drawn_images(samples)), *columns, _masks_of_others(samples)
+        )
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
     told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
@@ -102,7 +105,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     masks |= {"resized": int(told["mask_resized"].sum()), "turned": int(told["mask_turned"].sum())}
     masks |= Counter(finding.kind for finding in found if finding.kind)
     duplicates = _find_duplicates(samples, told, found)
-    seen = told["taken"].notna() & (samples["split"] != "test_shift")  # which may be pictures of test once more
+    seen = told["taken"].notna()
     alone = confounders.predictors(samples[seen], told.loc[seen, "taken"].tolist())
     found += _findings_of_masks(samples, told, settings)
     found += [finding for findings in told["findings"] for finding in findings]
@@ -156,6 +159,12 @@ def _drawn_masks(samples: pd.DataFrame) -> dict[str, int]:
     return {mask: number for number, mask in enumerate(masks.sample(min(len(masks), MOST_MASKS), random_state=0))}
 
 
+def _drawn_images(samples: pd.DataFrame) -> set[str]:
+    """Images of which it is asked how they were taken: not of test_shift, which may be those of test once more."""
+    images = samples.loc[samples["split"] != "test_shift", "image"]
+    return {*images.sample(min(len(images), MOST_SEEN), random_state=0)}
+
+
 def _masks_of_others(samples: pd.DataFrame) -> list[str | None]:
     """For each normal picture the mask of a defective one, drawn at random, to be left out of what is said of it."""
     masks, rng = samples["mask"].dropna().tolist(), np.random.default_rng(0)
@@ -164,7 +173,13 @@ def _masks_of_others(samples: pd.DataFrame) -> list[str | None]:
 
 
 def _inspect(
-    settings: Settings, drawn: dict[str, int], image: str, label: int, mask: str | None, of_another: str | None
+    settings: Settings,
+    drawn: dict[str, int],
+    seen: set[str],
+    image: str,
+    label: int,
+    mask: str | None,
+    of_another: str | None,
 ) -> Inspected:
     one, pixels = Inspected(mask_state="missing" if label == 1 else None), None
     with reported(one.findings):
@@ -181,8 +196,8 @@ def _inspect(
         norm = float(np.linalg.norm(detail))
         one.thumbnail = (detail / norm).ravel() if norm > 0.1 * THUMBNAIL else None
     if mask is not None:
-        _inspect_mask(one, settings, image, mask, pixels, drawn)
-    if pixels is not None and one.taken is None:
+        _inspect_mask(one, settings, image, mask, pixels, drawn, seen)
+    if pixels is not None and one.taken is None and image in seen:
         part = None
         with contextlib.suppress(DataError):  # it is said of the picture that it belongs to
             if of_another is not None:
@@ -192,7 +207,13 @@ def _inspect(
 
 
 def _inspect_mask(
-    one: Inspected, settings: Settings, image: str, mask: str, pixels: NDArray[np.uint8] | None, drawn: dict[str, int]
+    one: Inspected,
+    settings: Settings,
+    image: str,
+    mask: str,
+    pixels: NDArray[np.uint8] | None,
+    drawn: dict[str, int],
+    seen: set[str],
 ) -> None:
     with reported(one.findings):
         one.mask_state = "unreadable"
@@ -211,7 +232,8 @@ def _inspect_mask(
         if pixels is not None:
             one.stored_fits = _fits_better_turned(image, pixels, defect) if not one.mask_turned else None
             whole = resize_mask(defect, size, "squash") if one.mask_resized else defect
-            one.taken = confounders.how_taken(image, pixels, whole)
+            if image in seen:
+                one.taken = confounders.how_taken(image, pixels, whole)
             if drawn.get(mask, MOST_MASKS) < confounders.MOST_COMPARED and defect.mean() <= COVERS_MOST:
                 one.marked = confounders.marked(pixels, defect)
         one.defect_area = float(defect.mean())
@@ -302,7 +324,7 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
         told_of = f"{len(odd)} of {len(ranks)} compared masks stand out less on their own picture than on most others"
         faint = "where most stand out clearly" if clear else "or a faint defect"
         told_of += f", as a misplaced mask does, {faint}; look at {worst}"
-        yield Finding("warning" if clear else "info", "", told_of)
+        yield Finding("warning" if clear and len(odd) > 1 else "info", "", told_of)
 
 
 def _findings_of_all(

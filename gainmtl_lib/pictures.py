@@ -130,6 +130,7 @@ def _bytes(path: str | Path, what: str) -> NDArray[np.uint8]:
     return raw
 
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it does not decode is named by `_reason`
 LARGEST = 2**30  # pixels of a picture that OpenCV decodes, unless OPENCV_IO_MAX_IMAGE_PIXELS says otherwise
 LONGEST = 2**20  # pixels of a side, unless OPENCV_IO_MAX_IMAGE_WIDTH or _HEIGHT says otherwise
 Image.MAX_IMAGE_PIXELS = LARGEST  # heads are read by PIL, which would warn of what OpenCV decodes
