@@ -62,7 +62,7 @@ def key_of(path: Path, folder: Path) -> str:
 MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_groundtruth",
     "_ground_truth", "-mask", "-gt", "-label", ".mask", ".gt", ".label", " mask", "mask", "(mask)", " (mask)", "_bin",
-    "_binary", "_segmap", "_defect",
+    "_binary", "_segmap",
 )  # fmt: skip
 MASK_PREFIXES = ("mask_", "gt_", "label_", "seg_", "mask-", "gt-")
 MASK_FOLDERS = {"mask", "masks", "gt", "ground_truth", "groundtruth", "annotations"}  # amid pictures
