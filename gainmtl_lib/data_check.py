@@ -295,7 +295,8 @@ def _findings_of_masks(samples: pd.DataFrame, told: pd.DataFrame, settings: Sett
         most = len(covering) > known / 2 and settings.mask_marks == "auto"
         told_of = f"{len(covering)} of {known} masks mark more than half of their picture"
         advice = "set mask_marks: background if they mark the good surface, mask_marks: defect if they are right"
-        left_out = "they are left out of the scores of agreement; if these alone are inverted, invert their files"
+        of = "of training and of the scores" if settings.mask_marks == "auto" else "of the scores"
+        left_out = f"they are left out {of} of agreement; if these alone are inverted, invert their files"
         told_of += f"; {advice if most else left_out}"
         yield Finding("error" if most else "warning", covering.iloc[0], told_of)
     if turned := masks[told["mask_turned"]].tolist():

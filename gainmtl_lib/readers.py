@@ -90,18 +90,21 @@ def categories_in(root: Path, dataset_type: str) -> list[str]:
 
 
 def _without_links(rows: list[Row], scan: Scan) -> list[Row]:
-    """Rows of one file each: links to a picture that is there already are counted, of the other class an error."""
+    """The rows less links to a picture of the same split, which are counted; of the other class they are an error.
+
+    A picture that is linked into another split stays: the check names it among the duplicates.
+    """
     files: dict[str, Row] = {}
+    kept: dict[tuple[str, str | None], Row] = {}
     for row in rows:
-        first = files.setdefault(os.path.realpath(row.image), row)
-        if first.label != row.label:
+        file = os.path.realpath(row.image)
+        if (first := files.setdefault(file, row)).label != row.label:
             scan.report("error", row.image, f"is the same file as {first.image}, which is of the other class")
-    if linked := [row for row in rows if files[os.path.realpath(row.image)] is not row]:
-        told = (
-            f"{len(linked)} pictures, such as {linked[0].image}, are links to others of the dataset; each is read once"
-        )
+        kept.setdefault((file, row.split), row)
+    if count := len(rows) - len(kept):
+        told = f"{count} pictures are links to others of the dataset; each is read once"
         scan.report("info", scan.root, told)
-    return [*files.values()]
+    return [*kept.values()]
 
 
 # Texts and what programs keep; any other file may be a picture.

@@ -128,8 +128,9 @@ def test_inverted_covering_turned_and_misplaced_masks_are_found(tmp_path):
     for path in masks[1:]:
         write_mask(path, box=(slice(3, 6), slice(3, 6)))
     report = check(root)
-    assert "1 of 24 masks mark more than half of their picture; they are left out of the scores" in messages(
-        report, "warning"
+    assert (
+        "1 of 24 masks mark more than half of their picture; they are left out of training and of the scores"
+        in messages(report, "warning")
     )
     # Pictures of noise: their masks mark nothing. Where each covers a dark spot, they do.
     assert "the masks mark nothing particular: what they cover differs from its surroundings no more" in messages(
@@ -182,6 +183,11 @@ def test_one_picture_in_both_classes_and_labels_that_lie_unused_are_said(tmp_pat
     (root / "images/train/normal/x").touch()
     report = check(root)
     assert len(report.samples) == 18
+    linked = root / "images/val/defective/linked.png"  # into another split: no second picture there, but a leak
+    linked.symlink_to(defective)
+    leak = f"{linked}: same bytes as {defective}, across splits (train, val)"
+    assert leak in messages(check(root, val_ratio=0.0), "warning")
+    linked.unlink()
     assert "2 files are of types that are not read: 1 without suffix, 1 .heic" in messages(report, "warning")
 
 
