@@ -395,10 +395,12 @@ def _check_dagm(scan: Scan, file: Path, masks: Masks) -> None:
     if not file.is_file():
         return
     listed = {*re.findall(r"(\w+)_label\.png", file.read_text(encoding="utf-8", errors="replace"), re.IGNORECASE)}
-    for told, stems in (("no", listed - masks.keys()), ("a", {*masks} - listed if listed else {*()})):
-        for stem in sorted(stems):
-            there = "lists one" if told == "no" else "does not"
-            scan.report("error", file.parent, f"has {told} label of {stem}, and {file.name} {there}")
+    if not listed:
+        return
+    for stem in sorted(listed - masks.keys()):
+        scan.report("error", file.parent, f"has no label of {stem}, and {file.name} lists one")
+    for stem in sorted(masks.keys() - listed):
+        scan.report("error", file.parent, f"has a label of {stem}, and {file.name} does not")
 
 
 def scan_kolektor2(scan: Scan) -> Iterator[Row]:
