@@ -17,16 +17,17 @@ from rich.markup import escape
 
 from gainmtl_lib import evaluation, figures, runs
 from gainmtl_lib.data_check import LEVELS, check_data_of, contact_sheet_samples
-from gainmtl_lib.dataset import build_data, build_samples
+from gainmtl_lib.dataset import build_data, build_samples, build_test_samples
 from gainmtl_lib.efficientad import evaluate as anomalies
 from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, print_evaluation, same_anomalies_figure
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
-from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource
+from gainmtl_lib.evaluation import MaskSource
 from gainmtl_lib.explain import DefectExplainer
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
+from gainmtl_lib.layouts import TEST_SPLITS
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.runs import Run, RunError, atomic_path, write_json
+from gainmtl_lib.runs import AnySettings, Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
@@ -58,9 +59,14 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
         run = runs.load_run(folder) if is_best else None
     own = {name: value for name, value in options.items() if name not in COMMON}
     if isinstance(run, EfficientADRun):
-        _refuse(own, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
-        _, summary = anomalies.evaluate_efficientad(run, device=asked.device, reuse=not asked.force)
-        print_evaluation(console, run)
+        others = {name: value for name, value in own.items() if name != "data_root"}
+        _refuse(others, f"{run.folder}: a run of EfficientAD, which knows no {{}}; leave that out")
+        provider = None
+        if asked.data_root is not None:
+            there = _elsewhere(run.settings, asked.data_root).changed(category=None)
+            provider = anomalies.provider_elsewhere(run, there)
+        _, summary = anomalies.evaluate_efficientad(run, provider=provider, device=asked.device, reuse=not asked.force)
+        print_evaluation(console, run, summary)
     elif asked.mask_source == "all":
         if run is None:
             raise RunError("--mask-source all is for a finished run; give its folder in place of --checkpoint")
@@ -125,13 +131,16 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
     places = {"external_mask_dir": asked.external_mask_dir, "efficientad_run": masks_from}
     if run is None and source.name in evaluation.PLACES:
         places[evaluation.PLACES[source.name][0]] = source.place  # which a model alone does not know
-    data, threshold = None, None
-    if asked.data_root is not None or run is None:
-        data = build_data(_elsewhere(settings, asked.data_root) if asked.data_root else settings)
-        threshold = run.metrics["threshold"] if run is not None and run.is_evaluated else None
+    data = None
+    if asked.data_root is not None:
+        there = _elsewhere(settings, asked.data_root)
+        digest = "" if run is None else run.manifest["data_digest"]
+        data = build_data(there, build_test_samples(there, digest=digest))
+    elif run is None:
+        data = build_data(settings)
     table, summary = evaluation.evaluate(
-        model, data=data, mask_source=asked.mask_source, threshold=threshold, device=asked.device or settings.device,
-        reuse=not asked.force, **places,
+        model, data=data, mask_source=asked.mask_source, device=asked.device or settings.device, reuse=not asked.force,
+        **places,
     )  # fmt: skip
     _print_summary(console, summary)
     besides = _print_besides(console, run, asked) if run is not None and as_trained else {}
@@ -158,7 +167,7 @@ def _masks_from(efficientad_run: Path | None, settings: Settings, mask_source: s
     return efficientad_run if mask_source == "efficientad" or by_default else None
 
 
-def _elsewhere(settings: Settings, data_root: Path) -> Settings:
+def _elsewhere(settings: AnySettings, data_root: Path) -> AnySettings:
     """The same reading of other data. A synthetic dataset is read as it lies there, not made anew."""
     layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
     root = data_root.absolute()

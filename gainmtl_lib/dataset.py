@@ -30,7 +30,7 @@ from gainmtl_lib import labels
 from gainmtl_lib.annotations import told_unused
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
-from gainmtl_lib.layouts import Scan, key_of
+from gainmtl_lib.layouts import TEST_SPLITS, Scan, key_of
 from gainmtl_lib.pictures import Mask, read_image, read_soft_mask
 from gainmtl_lib.progress import counted
 from gainmtl_lib.readers import data_digest, read_samples, split_samples
@@ -67,7 +67,30 @@ def make_data(settings: RunSettings) -> None:
 def build_samples(settings: RunSettings) -> pd.DataFrame:
     """The table of samples with its split; synthetic data is made first where it is missing."""
     make_data(settings)
-    samples = labels.with_labels(read_samples(settings.data_root, **settings.reading), settings)
+    return _split(labels.with_labels(read_samples(settings.data_root, **settings.reading), settings), settings)
+
+
+def build_test_samples(settings: RunSettings, *, digest: str = "") -> pd.DataFrame:
+    """The table of samples to be judged alone: nothing is split, and one class is enough.
+
+    Where the layout names splits, those of a test; otherwise all. A copy of the data that a run was trained on, told by
+    its `data_digest`, is split as it was. `DataError`: the layout names other splits only.
+    """
+    samples = labels.with_labels(read_samples(settings.data_root, **settings.reading, both_classes=False), settings)
+    if digest:
+        with contextlib.suppress(DataError):  # what cannot be split is no copy
+            as_trained = _split(samples, settings)
+            if data_digest(as_trained) == digest:
+                return as_trained
+    tests = samples["split"].isna() | samples["split"].isin(TEST_SPLITS)
+    if not tests.any():
+        there = ", ".join(f"{count} in {name}" for name, count in samples["split"].value_counts().items())
+        advice = "put the pictures to be judged into images/test, or leave the folders of splits out"
+        raise DataError(f"{settings.data_root}: no picture is in a test split ({there}); {advice}")
+    return samples[tests].assign(split=samples["split"].fillna("test")).reset_index(drop=True)
+
+
+def _split(samples: pd.DataFrame, settings: RunSettings) -> pd.DataFrame:
     val_ratio, test_ratio, seed = settings.val_ratio, settings.test_ratio, settings.seed_of_split
     return split_samples(samples, val_ratio=val_ratio, test_ratio=test_ratio, seed=seed)
 

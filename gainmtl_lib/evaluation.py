@@ -5,7 +5,7 @@ Sizes: B images, N rows, H x W network input, h x w maps.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
@@ -15,13 +15,15 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from torch import Tensor
 
 from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks
+from gainmtl_lib.layouts import TEST_SPLITS
+from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks, margin_of
 from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
 from gainmtl_lib.settings import PARTS, PLACES, Settings
@@ -29,8 +31,7 @@ from gainmtl_lib.train import EVALUATED, checked_device, data_differences
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("val", "test", "test_shift")
-TEST_SPLITS = SPLITS[1:]
+SPLITS = ("val", *TEST_SPLITS)
 
 
 def evaluate(
@@ -56,13 +57,13 @@ def evaluate(
             label, are marked.
         external_mask_dir, efficientad_run: a folder with one mask per image, found by stem, or of a run: where
             ``external`` or ``efficientad`` masks are from, in place of the settings' own.
-        threshold: of the decision, in place of the one chosen on ``val``.
+        threshold: of the decision, in place of the one chosen on ``val``, or, of data without, by the run.
         device: where to compute, see `checked_device`; None is where the run was trained, ``auto`` for a model.
         reuse: take stored results of the run where they exist.
 
     Returns:
-        One row per image, and the summary: ``threshold``, ``map_scales`` (see `MapScale`), `MaskSource.summary`, and
-        one dict per split.
+        One row per image, and the summary: ``threshold``, ``calibration`` (see `metrics.fit_calibration`),
+        ``map_scales`` (see `MapScale`), `MaskSource.summary`, and one dict per split.
 
     Raises:
         RunError: data that changed or has no test split, a mask source or place that does not fit, an EfficientAD
@@ -85,10 +86,13 @@ def evaluate(
             parts = {split: predict_split(model, data, split, source=source) for split in present}
         finally:
             model.to(own_device)
-        table, summary = _summary(parts, threshold, zeros=EVIDENCE_ZEROS if "evidence" in PARTS[model.strategy] else {})
+        measured = {} if run is None or kept is not None or not run.is_evaluated else run.metrics
+        zeros = EVIDENCE_ZEROS if "evidence" in PARTS[model.strategy] else {}
+        table, summary = _summary(parts, threshold, measured, calibration=model.calibration, zeros=zeros)
         summary |= source.summary
         if kept is not None:
             _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
+            model.calibration = tuple(summary["calibration"])
             return kept.predictions, kept.metrics  # as a later call reads them
     return table, summary
 
@@ -267,8 +271,8 @@ def predict_split(
     """Run the model, where it is, over one split in its order, in single precision; pictures are not kept.
 
     Returns:
-        One row per image; `output_maps` in the rows' order; scores of all pictures taken as one, where large defects
-        weigh more, and ``loc_aupro``.
+        One row per image, with margins in place of probabilities; `output_maps` in the rows' order; scores of all
+        pictures taken as one, where large defects weigh more, and ``loc_aupro``.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -283,7 +287,7 @@ def predict_split(
             masks = batch.masks * annotated[:, None, None, None]
             columns = {
                 "index": batch.index,
-                "probability": defect_probability(output.logits),
+                "margin": margin_of(output.logits),
                 "defect_area": masks.mean(dim=(1, 2, 3)).where(annotated, torch.nan),
                 "grid_iou": metrics.grid_iou(masks, (output.cam.shape[-2], output.cam.shape[-1])),
             }
@@ -297,8 +301,8 @@ def predict_split(
                 # Two cells clear of the defect, because suppression reaches one cell beyond its mask.
                 moved, placed = control_masks(batch.masks, margin=2 * model.map_stride, inside=inside)
                 control = model(batch.images, moved, attention_masks=given).cf_logits
-                columns["cf_probability"] = defect_probability(output.cf_logits).where(annotated, torch.nan)
-                columns["cf_control_probability"] = defect_probability(control).where(annotated & placed, torch.nan)
+                columns["cf_margin"] = margin_of(output.cf_logits).where(annotated, torch.nan)
+                columns["cf_control_margin"] = margin_of(control).where(annotated & placed, torch.nan)
             rows.append(pd.DataFrame({name: values.float().cpu().numpy() for name, values in columns.items()}))
             maps.append(output_maps(output))
             found = metrics.normalize_maps(metrics.resize_maps(output.cam, masks)) >= 0.5
@@ -317,11 +321,6 @@ def predict_split(
     return table, {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}, pooled
 
 
-def defect_probability(logits: Tensor) -> Tensor:
-    """Of logits (B, 2), in [0, 1], (B,)."""
-    return logits.float().softmax(dim=1)[:, 1]
-
-
 def output_maps(output: GainOutput) -> dict[str, np.ndarray]:
     """What a run keeps, float16: ``cam`` and ``attention`` (B, h, w), ``localization`` (B, H / 4, W / 4)."""
     maps = {"cam": output.cam, "attention": output.effective_attention}
@@ -335,24 +334,52 @@ EVIDENCE_ZEROS = {"cam": 0.0, "localization": 0.5}
 
 
 def _summary(
-    parts: dict[str, tuple[Any, Any, Any]], threshold: float | None, *, zeros: dict[str, float]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Of what `predict_split` gave for each split; `zeros` are of the maps that have one of their own."""
-    origin, scales = "given", {}
+    parts: dict[str, tuple[Any, Any, Any]], threshold: float | None, measured: Mapping[str, Any], *,
+    calibration: tuple[float, float], zeros: dict[str, float],
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+    """Of what `predict_split` gave for each split; `zeros` are of the maps that have one of their own.
+
+    Threshold, calibration and scales are fitted on ``val``; without it they are those of the run's own evaluation,
+    `measured`. A `threshold` that is given is of the model's calibration.
+    """
+    origin, scales = "given", measured.get("map_scales", {})
+    if threshold is None:
+        origin = "validation of the run" if measured else "default, no validation split"
     if "val" in parts:
         table, maps, _ = parts["val"]
         labels = table["label"].to_numpy()
         fitted = {name: metrics.fit_scale(values, labels, zero=zeros.get(name)) for name, values in maps.items()}
         scales = {name: asdict(scale) for name, scale in fitted.items() if scale is not None}
         if threshold is None:
-            threshold = metrics.choose_threshold(labels, table["probability"].to_numpy())
-            origin = "validation, logistic fit"
-    elif threshold is None:
-        threshold, origin = 0.5, "default, no validation split"
-    tables = {split: add_verdicts(table, threshold) for split, (table, _, _) in parts.items()}
-    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin, "map_scales": scales}
-    summary |= {split: summarise(tables[split]) | pooled for split, (_, _, pooled) in parts.items()}
+            origin, margins = "validation, logistic fit", table["margin"].to_numpy(dtype=np.float64)
+            calibration = metrics.fit_calibration(labels, margins)
+            threshold = float(calibrated(metrics.choose_threshold(labels, margins), calibration))
+    threshold = float(measured.get("threshold", 0.5)) if threshold is None else threshold
+    tables = {
+        split: add_verdicts(_with_probabilities(table, calibration), threshold)
+        for split, (table, _, _) in parts.items()
+    }
+    summary: dict[str, Any] = {"threshold": threshold, "threshold_from": origin, "calibration": calibration}
+    summary["map_scales"] = scales
+    for split, (_, _, pooled) in parts.items():
+        labels, prob = (tables[split][name].to_numpy() for name in ("label", "probability"))
+        summary[split] = summarise(tables[split]) | {"ece": metrics.calibration_error(labels, prob)} | pooled
     return pd.concat(tables.values(), ignore_index=True), summary
+
+
+def calibrated(margins: ArrayLike, calibration: Sequence[float]) -> NDArray[np.float64]:
+    """Probabilities of margins, or of anomaly scores, by the slope and offset of `metrics.fit_calibration`."""
+    return expit(calibration[0] * np.asarray(margins, dtype=np.float64) + calibration[1])
+
+
+def _with_probabilities(table: pd.DataFrame, calibration: tuple[float, float]) -> pd.DataFrame:
+    """For each margin the probability, in its place; that of the verdict stays beside it."""
+    table = table.rename(columns={f"{name}_margin": f"{name}_probability" for name in ("cf", "cf_control")})
+    flips = [name for name in ("cf_probability", "cf_control_probability") if name in table]
+    table[flips] = calibrated(table[flips], calibration)
+    probability = calibrated(table["margin"], calibration)
+    table.insert(table.columns.get_loc("margin"), "probability", probability)  # type: ignore[arg-type]
+    return table
 
 
 def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -437,7 +464,7 @@ def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], maps: list[di
     root = f"{run.settings.data_root.as_posix()}/"
     places = {column: table[column].str.removeprefix(root) for column in ("image", "mask")}
     with atomic_path(run.folder / "predictions.csv") as path:
-        table.assign(**places).to_csv(path, index=False, float_format="%.6g")
+        table.assign(**places).to_csv(path, index=False, float_format="%.9g")
     for name in maps[0]:
         with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
             np.save(path, np.concatenate([part[name] for part in maps]))

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from gainmtl_lib import metrics
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.evaluation import defect_probability, output_maps
+from gainmtl_lib.evaluation import output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import Resize, check_aspect, inside, mask_of, resize_image, resize_mask
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks
+from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks, defect_probability
 from gainmtl_lib.pictures import mask_pixels, read_image, to_8_bit
 from gainmtl_lib.runs import Run
 from gainmtl_lib.settings import PARTS, strategies_with
@@ -306,7 +306,7 @@ class DefectExplainer:
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, torch.float32).div_(255)  # (1, 3, H, W)
         with as_at_inference(self.model):
             output = self.model(images)
-        probability = float(defect_probability(output.logits)[0])
+        probability = float(defect_probability(output.logits, self.model.calibration)[0])
         prediction = int(probability >= self.threshold)
         told = Explanation(
             prediction=prediction, prediction_name=self.class_names[prediction],
@@ -357,7 +357,7 @@ class DefectExplainer:
         moved, placed = control_masks(suppressed, margin=2 * self.model.map_stride, inside=within)
         with as_at_inference(self.model):
             output = self.model(images.repeat(2, 1, 1, 1), torch.cat([suppressed, moved]))
-        after, control = defect_probability(output.cf_logits).tolist()
+        after, control = defect_probability(output.cf_logits, self.model.calibration).tolist()
         numbers = told["probability"], after, control if placed[0] else None, self.threshold
         told["counterfactual"] = answer(*numbers, "annotation" if "mask" in told else "localization", self.class_names)
 

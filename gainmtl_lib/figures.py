@@ -24,12 +24,14 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
-from gainmtl_lib.evaluation import TEST_SPLITS, MaskSource, defect_probability, rows_of
+from gainmtl_lib.evaluation import MaskSource, rows_of
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
-from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.model import GAINMTLModel, GainOutput
+from gainmtl_lib.layouts import TEST_SPLITS
+from gainmtl_lib.metrics import MapScale, bins_of
+from gainmtl_lib.model import GAINMTLModel, GainOutput, defect_probability
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
+from gainmtl_lib.stats import group_codes, proportion
 from gainmtl_lib.wording import METRICS, SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -291,9 +293,10 @@ def explanation_figure(
     maps = {"deciding CAM": output.cam} | ({"the same": output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
     shown = {heading: values[:, 0].float().numpy() for heading, values in maps.items()}
+    calibration = (run_or_model.model if isinstance(run_or_model, Run) else run_or_model).calibration
     titles = [
         f"{NAMES[label]}\ncalled {NAMES[p >= threshold]}\np(defect) {p:.2f}"
-        for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits).tolist())
+        for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits, calibration).tolist())
     ]
     images, masks = batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy()
     scales = {"the same": scale} if scale else None
@@ -346,7 +349,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             told[name] = f"{name} is left out: its masks from outside cannot be had."
             continue
         maps[name] = output.cam[:, 0].float().numpy()
-        notes[name] = [f"p(defect) {p:.2f}" for p in defect_probability(output.logits)]
+        notes[name] = [f"p(defect) {p:.2f}" for p in defect_probability(output.logits, run.model.calibration)]
         told[name] = f"{name}: {said}." if not source.leaks and (said := _masks_told(source)) else ""
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]
@@ -363,16 +366,18 @@ small_letters = mpl.rc_context({"axes.titlesize": 9, "legend.fontsize": 7})
 
 @small_letters
 def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """Confusion matrix per test split of an `evaluate` table, ROC and precision-recall curves, the threshold marked."""
+    """Confusion matrix per test split of an `evaluate` table, ROC, precision-recall and reliability curves, the
+    threshold marked."""
     splits = [split for split in SPLIT_COLORS if (predictions["split"] == split).any()]
-    figure = Figure(figsize=(3.1 * (len(splits) + 2), 3.1), layout="constrained")
-    *matrices, roc, pr = figure.subplots(1, len(splits) + 2)
+    figure = Figure(figsize=(3.1 * (len(splits) + 3), 3.1), layout="constrained")
+    *matrices, roc, pr, reliability = figure.subplots(1, len(splits) + 3)
     for axis, split in zip(matrices, splits):
         rows, color = predictions[predictions["split"] == split], SPLIT_COLORS[split]
         labels, scores, called = rows["label"], rows["probability"], rows["probability"] >= threshold
         shown: dict[str, Any] = {"labels": [0, 1], "display_labels": NAMES, "cmap": "Blues", "colorbar": False}
         ConfusionMatrixDisplay.from_predictions(labels, rows["predicted"], ax=axis, **shown)
         axis.set(title=SPLIT_NAMES[split], xlabel=f"verdict at {threshold:.2f}", ylabel="truth")
+        _draw_reliability(reliability, rows, color)
         if labels.nunique() < 2:  # one class alone has no curve
             continue
         curve = {"name": split, "curve_kwargs": {"color": color}}
@@ -383,7 +388,22 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
             pr.plot(called[labels == 1].mean(), labels[called].mean(), "o", color=color)
     roc.set(title="ROC (dot: threshold)", xlabel="false alarm rate", ylabel="recall")
     pr.set(title="precision-recall (dot: threshold)", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
+    reliability.plot([0, 1], [0, 1], color="k", lw=0.7, ls=":")
+    reliability.axvline(threshold, color="k", lw=0.7)
+    reliability.set(title="reliability (line: threshold)", xlabel="p(defect)", ylabel="share of defects")
+    reliability.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     return figure
+
+
+def _draw_reliability(axis: Axes, rows: pd.DataFrame, color: str) -> None:
+    """Of each bin of probabilities its mean and the share of defects, with its interval; larger where more pictures
+    lie in it."""
+    groups, place = group_codes(rows), bins_of(rows["probability"].to_numpy())
+    for number in np.unique(place):
+        chosen = place == number
+        share, mean = proportion(rows["label"].to_numpy()[chosen], groups[chosen]), rows["probability"][chosen].mean()
+        axis.vlines(mean, share.low, share.high, color=color, lw=1, alpha=0.6)
+        axis.scatter(mean, share.value, s=6 + 60 * chosen.mean(), color=color, alpha=0.8, lw=0)
 
 
 @small_letters

@@ -15,6 +15,7 @@ from gainmtl_lib.findings import DataError, Finding, Level, reported
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, image_files, is_data
 
 SPLITS = ("train", "val", "test", "test_shift")
+TEST_SPLITS = SPLITS[2:]
 NORMAL, DEFECTIVE = "normal", "defective"
 
 

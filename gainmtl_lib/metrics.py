@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -179,26 +178,65 @@ class PixelScores:
 
 CALM_SHARE = 0.95  # of normal validation pictures, whose maps end below the floor; the report says it
 OFF_THE_DEFECT_IOU = 0.1  # a map whose maximum misses the defect and whose IoU is below this is off the defect
+LARGE_MARGIN = 13.8  # of a probability of 1 - 1e-6: beyond it nothing is surer
 FALSE_ALARMS = 0.05  # share of new normal pictures that may be called unlike the normal ones
 
 
-def choose_threshold(labels: NDArray, prob: NDArray) -> float:
-    """Probability from which an image is called defective; on the validation split, never on a test split.
+IDENTITY = (1.0, 0.0)
 
-    Where a logistic regression of the labels (N,) on the logits of `prob` (N,) says one half (Platt 1999). It rests on
-    all images; the cut of the highest F1 or accuracy hangs on the few around it. 0.5 where there is nothing to choose:
-    one class, equal probabilities, or such as do not rise with the label.
+
+def fit_calibration(labels: NDArray, margins: NDArray) -> tuple[float, float]:
+    """Slope and offset, as in sigma(slope * margin + offset), that make probabilities of margins, (N,), of any range.
+
+    A logistic regression of the validation split's labels (N,), never of a test split's, on them, with Platt's targets
+    (1999): (n + 1) / (n + 2) for n defects, 1 / (n + 2) for n normal pictures, so that a few pictures without an error
+    make nothing certain. `IDENTITY` where there is nothing to fit: one class, equal margins, or such as do not rise
+    with the label.
     """
-    if min(np.ptp(labels), np.ptp(prob)) == 0:
-        return 0.5
-    logits = logit(np.clip(prob, 1e-6, 1 - 1e-6))
-    center, spread = logits.mean(), logits.std()  # the fit's penalty asks how steep it is: probabilities may crowd
-    standard = ((logits - center) / spread)[:, None]
+    if min(np.ptp(labels), np.ptp(margins)) == 0:
+        return IDENTITY
+    center, spread = margins.mean(), margins.std()
+    standard, defects = ((margins - center) / spread)[:, None], int(labels.sum())
+    target = np.where(labels == 1, (defects + 1) / (defects + 2), 1 / (len(labels) - defects + 2))
+    both, halves = np.concatenate([standard, standard]), np.repeat([1, 0], len(labels))
+    fit = LogisticRegression(C=np.inf).fit(both, halves, sample_weight=np.concatenate([target, 1 - target]))
+    slope = fit.coef_.item() / spread
+    return (float(slope), float(fit.intercept_.item() - slope * center)) if slope > 0 else IDENTITY
+
+
+BINS = 10  # of equal width
+
+
+def calibration_error(labels: NDArray, prob: NDArray) -> float:
+    """Expected calibration error (Naeini et al. 2015) of probabilities (N,): how far the share of defects, of labels
+    (N,), is off the mean probability, over `BINS` and weighted by their pictures. In few pictures it is above 0 by
+    chance."""
+    apart = np.bincount(bins_of(prob), weights=prob - labels)
+    return float(np.abs(apart).sum() / len(prob))
+
+
+def bins_of(prob: NDArray) -> NDArray[np.int64]:
+    """In which of `BINS` each probability lies."""
+    return np.minimum((prob * BINS).astype(np.int64), BINS - 1)
+
+
+def choose_threshold(labels: NDArray, margins: NDArray) -> float:
+    """Margin from which an image is called defective; on the validation split, never on a test split.
+
+    Where a logistic regression of the labels (N,) on the margins (N,) says one half. It rests on all images; the cut of
+    the highest F1 or accuracy hangs on the few around it. 0 where there is nothing to choose: one class, equal margins,
+    or such as do not rise with the label.
+    """
+    if min(np.ptp(labels), np.ptp(margins)) == 0:
+        return 0.0
+    bounded = np.clip(margins, -LARGE_MARGIN, LARGE_MARGIN)
+    center, spread = bounded.mean(), bounded.std()  # the fit's penalty asks how steep it is: margins may crowd
+    standard = ((bounded - center) / spread)[:, None]
     fit = LogisticRegression(C=1e3).fit(standard, labels)  # finite where the classes do not overlap
     slope, intercept = fit.coef_.item(), fit.intercept_.item()
-    # Within the probabilities there are: a slope of almost nothing would put it anywhere.
-    border = expit(center - spread * intercept / slope)
-    return float(np.clip(border, prob.min(), prob.max())) if slope > 1e-3 else 0.5
+    # Within the margins there are: a slope of almost nothing would put it anywhere.
+    border = center - spread * intercept / slope
+    return float(np.clip(border, margins.min(), margins.max())) if slope > 1e-3 else 0.0
 
 
 def f1_threshold(labels: NDArray, scores: NDArray) -> float:

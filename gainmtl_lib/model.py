@@ -369,6 +369,17 @@ class AttentionPath(nn.Module):
         return logits, effective, self.adapter(refined * effective)
 
 
+def margin_of(logits: Tensor) -> Tensor:
+    """What speaks for a defect: of logits (B, 2) the second less the first, (B,)."""
+    return logits[:, 1].float() - logits[:, 0].float()
+
+
+def defect_probability(logits: Tensor, calibration: tuple[float, float]) -> Tensor:
+    """Of logits (B, 2), in [0, 1], (B,); `calibration` is that of the model."""
+    slope, offset = calibration
+    return torch.sigmoid(slope * margin_of(logits) + offset)
+
+
 class GAINMTLModel(nn.Module):
     """Classifier of normal against defective surfaces that shows, and is taught, where it looks.
 
@@ -391,6 +402,8 @@ class GAINMTLModel(nn.Module):
     Raises:
         ModelError: a value that cannot be used; see also `get_backbone`.
     """
+
+    calibration = (1.0, 0.0)  # slope and offset of the margin, which a run's evaluation fits on validation
 
     def __init__(
         self,

@@ -208,10 +208,13 @@ class Run(StoredRun[Settings]):
 
     @cached_property
     def model(self) -> GAINMTLModel:
-        """The best model, in evaluation mode, on the CPU. Never downloads."""
+        """The best model, in evaluation mode, on the CPU; calibrated once the run is evaluated. Never downloads."""
         method = str(self.manifest.get("method", ""))
         with told_by_version(self.folder):
-            return _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
+            model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
+        if self.is_evaluated:
+            model.calibration = tuple(self.metrics.get("calibration", model.calibration))
+        return model
 
 
 def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str) -> GAINMTLModel:

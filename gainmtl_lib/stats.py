@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.metrics import MEANS, auroc, average_precision, f1
+from gainmtl_lib.metrics import MEANS, auroc, average_precision, calibration_error, f1
 from gainmtl_lib.wording import METRICS, join_words
 
 CONFIDENCE = 0.95
@@ -217,6 +217,7 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     }
     for name, ranked in (("auroc", auroc), ("average_precision", average_precision)):
         scores[name] = resampled(lambda at, of=ranked: of(labels[at], prob[at]), groups, strata=labels)
+    scores["ece"] = resampled(lambda at: calibration_error(labels[at], prob[at]), groups, strata=labels)
     scores |= {name: mean_score(rows[name].to_numpy(), groups) for name in MEANS if name in rows}
     found = ((rows["verdict"] == "TP") & rows["cam_iou"].notna()).to_numpy()
     scores["wrong_reason_rate"] = proportion(rows["wrong_reason"].to_numpy()[found], groups[found])

@@ -17,6 +17,7 @@ METRICS = {
     "f1": "F1",
     "auroc": "AUROC",
     "average_precision": "AP",
+    "ece": "calibration error",
     "cam_iou": "CAM-IoU",
     "cam_iou_pooled": "CAM-IoU, pooled",
     "grid_iou": "grid IoU",

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
-from anomaly_runs import tiny_anomaly_settings
+from anomaly_runs import tiny_anomaly_settings, write_anomaly_run
 from click.testing import CliRunner
 from drawn_data import truncate_file, write_generic, write_mask, write_picture
 from tiny import tiny_settings
@@ -133,14 +133,25 @@ def test_evaluate_asks_for_the_reasons_of_a_run_as_it_was_trained(trained, tmp_p
     assert "leave --reasons out" in refused("evaluate", "--reasons", trained, "--mask-source", "all")
 
 
-def test_evaluate_takes_a_run_and_other_data_with_the_runs_threshold(trained, tmp_path):
-    threshold = json.loads((trained / "metrics.json").read_text())["threshold"]
-    small = ("-p", "num_samples", "40", "-p", "image_size", "64", "-p", "synthetic_seed", "9")
-    assert "40 pictures" in done("data", "synth", tmp_path / "other", *small)
+def test_evaluate_takes_a_run_and_a_folder_of_test_pictures_with_the_runs_threshold(trained, tmp_path):
+    own = json.loads((trained / "metrics.json").read_text())
+    write_generic(tmp_path / "other", splits=("test",))
+    shutil.rmtree(tmp_path / "other" / "masks")
     done("evaluate", "--checkpoint", trained / "checkpoints/best.ckpt", "--data-root", tmp_path / "other",
          "--export-results", tmp_path / "r.json")  # fmt: skip
     results = json.loads((tmp_path / "r.json").read_text())
-    assert results["threshold"] == threshold and results["threshold_from"] == "given"
+    assert results["threshold"] == own["threshold"] and results["threshold_from"] == "validation of the run"
+    assert results["calibration"] == own["calibration"] and results["map_scales"] == own["map_scales"]
+    assert "val" not in results and results["test"]["images"] == 6 and results["test"]["annotated"] == 0
+
+
+def test_evaluate_efficientad_on_a_folder_of_test_pictures(tmp_path):
+    run_ = write_anomaly_run(tiny_anomaly_settings(tmp_path))
+    other = write_generic(tmp_path / "other", splits=("test",))
+    printed = done("evaluate", run_.folder, "--data-root", other, "--export-results", tmp_path / "r.json")
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["test"]["images"] == 6 and "val" not in results and "validation with its anomalies" in printed
+    assert results["threshold"] == run_.metrics["threshold"] and run_.metrics["val"]["images"] > 0
 
 
 # --- Errors and interruptions

@@ -1,6 +1,7 @@
 """From the table to batches: what a batch holds, what an epoch depends on, edits, augmentation, fewer and coarser masks."""
 
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from drawn_data import truncate_file, write_mask, write_picture
+from drawn_data import truncate_file, write_ball_screw, write_generic, write_mask, write_picture
 from PIL import Image
 from tiny import tiny_data
 
@@ -22,6 +23,8 @@ from gainmtl_lib.dataset import (
     Batch,
     GainDataModule,
     _left_to_the_group,
+    build_samples,
+    build_test_samples,
     coarser_mask,
     cropped,
     load_picture,
@@ -529,3 +532,26 @@ def test_a_shifted_mask_lies_beside_a_compact_defect_in_a_direction_of_the_seed(
     assert len(places) > 12
     for large in (boxes((0, 0, 3, 3)), boxes((0, 0, 20, 30)), boxes((19, 0, 1, 30))):
         assert all(coarser(large, "shifted", seed).sum() >= large.sum() / 2 for seed in range(10))
+
+
+# --- Pictures to be judged alone
+
+
+def test_of_a_test_folder_nothing_is_split_and_a_copy_of_the_runs_data_is_split_as_it_was(tmp_path):
+    alone = write_generic(tmp_path / "alone", splits=("test", "train"))
+    settings = Settings(data_root=alone, val_ratio=0.4)
+    assert build_test_samples(settings)["image"].str.contains("/test/").sum() == len(build_test_samples(settings)) == 6
+    shutil.rmtree(alone / "images/test/normal")  # one class is enough
+    assert build_test_samples(settings)["label"].tolist() == [1, 1, 1]
+    shutil.rmtree(alone / "images/test")
+    told = r"alone: no picture is in a test split \(6 in train\); put the pictures to be judged into images/test"
+    with pytest.raises(DataError, match=told):
+        build_test_samples(settings)
+
+    screws = write_ball_screw(tmp_path / "screws", positions=6, moments=4)  # a layout without folders of splits
+    settings = Settings(data_root=screws, dataset_type="ball_screw", val_ratio=0.4)
+    as_trained = build_samples(settings)
+    assert set(build_test_samples(settings)["split"]) == {"test"} < set(as_trained["split"])
+    shutil.copytree(screws, tmp_path / "copy")
+    copied = build_test_samples(settings.changed(data_root=tmp_path / "copy"), digest=data_digest(as_trained))
+    assert copied["split"].tolist() == as_trained["split"].tolist()

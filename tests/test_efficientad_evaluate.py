@@ -29,7 +29,7 @@ from gainmtl_lib.efficientad.evaluate import Detector, evaluate_efficientad, fin
 from gainmtl_lib.efficientad.model import AnomalyOutput
 from gainmtl_lib.efficientad.train import load_efficientad
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.metrics import MapScale, PixelScores, novelty_threshold
+from gainmtl_lib.metrics import MapScale, PixelScores, calibration_error, novelty_threshold
 from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import RunError, load_run, save_weights, write_json
 
@@ -137,7 +137,7 @@ def test_pixels_count_where_their_truth_is_known_and_what_does_not_fit_is_an_err
     assert table["anomaly_iou"].isna().tolist() == [True, False, False, True]
     assert table["defect_area"].iloc[1] == pytest.approx(100 / 64**2)
     assert table["anomaly_score"].astype(np.float32).tolist() == MAPS.amax(dim=(1, 2, 3)).tolist()
-    _, numbers = module.decide(table, 0.5)
+    _, numbers = module.decide(table, {"threshold": 0.5, "calibration": (1.0, 0.0)})
     assert (numbers["annotated"], numbers["skipped"], numbers["defective"]) == (2, 1, 3)
     assert np.isnan([*spoken(batch(MAPS[:1], MASKS[:1], [1], [False]))[2].values()]).all()
     black, tall = (batch(*[torch.zeros(2, 1, side, 64)] * 2, [0, 0], [False, False]) for side in (64, 96))
@@ -160,7 +160,11 @@ def test_decisions_are_those_of_validation_and_a_map_off_the_defect_is_a_wrong_r
     assert decided["map_scales"] == {"anomaly": {"floor": 0.5, "ceiling": 3.5}}
     given = {"label": [1, 0, 1, 1, 1], "anomaly_score": [5.0, 6, 0, 7, 8], "anomaly_point_game": [0, np.nan, 0, 1, 0]}
     shares = {name: [0.05, np.nan, 0.05, 0.05, 0.5] for name in ("anomaly_iou", "anomaly_energy_inside", "grid_iou")}
-    table, numbers = module.decide(pd.DataFrame(given | shares), 1.0)
+    table, numbers = module.decide(pd.DataFrame(given | shares), {"threshold": 1.0, "calibration": (1.0, -6.0)})
+    assert table["probability"].tolist() == pytest.approx((1 / (1 + np.exp(6 - table["anomaly_score"]))).tolist())
+    assert numbers["ece"] == pytest.approx(
+        calibration_error(table["label"].to_numpy(), table["probability"].to_numpy())
+    )
     assert table["verdict"].tolist() == ["TP", "FP", "FN", "TP", "TP"]
     assert table["wrong_reason"].tolist() == [True, False, False, False, False]
     assert numbers["wrong_reason_rate"] == pytest.approx(1 / 3) and numbers["auroc"] == 0.5

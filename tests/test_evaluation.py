@@ -53,7 +53,7 @@ def anomaly_run(run, tmp_path_factory):
 def test_one_row_per_image_of_every_split_with_scores_for_annotated_defects_only(run, evaluated):
     table, summary = evaluated
     assert table["split"].value_counts().to_dict() == {"val": 4, "test": 6, "test_shift": 6}
-    told = {"threshold", "threshold_from", "map_scales", "mask_source", "label_leaks"}
+    told = {"threshold", "threshold_from", "calibration", "map_scales", "mask_source", "label_leaks"}
     assert set(summary) == {"val", "test", "test_shift"} | told
     assert (summary["mask_source"], summary["label_leaks"]) == ("localization", False) and table["image"].is_unique
     shapes = {name: maps.shape for name, maps in run.maps.items()}
@@ -75,7 +75,10 @@ def test_from_the_stored_evidence_of_s8_its_verdicts_can_be_counted_again(tmp_pa
     head, cells = run.model.evidence, run.maps["cam"].reshape(16, 16).astype(float)
     strongest = np.sort(cells, axis=1)[:, -1:].mean(1)  # a tenth of 16 cells: one
     margin = head.log_scale.exp().item() * strongest + head.offset.item()
-    assert table["probability"].tolist() == pytest.approx((1 / (1 + np.exp(-margin))).tolist(), abs=2e-3)
+    assert table["margin"].tolist() == pytest.approx(margin.tolist(), abs=1e-2)
+    slope, offset = summary["calibration"]
+    probability = 1 / (1 + np.exp(-slope * table["margin"] - offset))
+    assert table["probability"].tolist() == pytest.approx(probability.tolist(), abs=1e-6)
     floors = {name: scale["floor"] for name, scale in summary["map_scales"].items()}
     assert floors == {"cam": 0.0, "localization": 0.5}  # its own zero, not what this validation split happened to show
     rows = table[table["label"] == 1]

@@ -150,6 +150,8 @@ class Looks(nn.Module):
     whatever the mask (``fragile``).
     """
 
+    calibration = (1.0, 0.0)
+
     def __init__(self, region=CORNER, level=0.25, without="honest", strategy="S5"):
         super().__init__()
         self.region, self.level, self.without = region, level, without
@@ -354,7 +356,7 @@ def test_a_run_is_explained_as_it_was_evaluated_or_else_with_less(tmp_path, capl
     scores = ("cam_iou", "grid_iou", "point_game", "energy_inside")
     for number, one in enumerate(explainer.explain(pictures, masks)):
         row = table.iloc[number]
-        assert one["probability"] == pytest.approx(row["probability"], abs=1e-5)
+        assert one["probability"] == pytest.approx(row["probability"], abs=1e-3)
         assert one["prediction"] == row["predicted"]
         for name, scale in explainer.scales.items():
             assert one["found"][name] == bool(scale.finds(maps[name][number]))

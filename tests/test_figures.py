@@ -206,11 +206,13 @@ def test_strategies_side_by_side_without_those_whose_masks_cannot_be_had(data, m
 
 def test_confusion_counts_and_curves_training_and_strategies():
     rows = [("test", 0, 0.1), ("test", 0, 0.7), ("test", 1, 0.8), ("test", 1, 0.9), ("test_shift", 1, 0.2)]
-    table = pd.DataFrame(rows, columns=["split", "label", "probability"])
+    table = pd.DataFrame(rows, columns=["split", "label", "probability"]).assign(image=list("abcde"), group=None)
     figure = figures.classification_figure(table.assign(predicted=(table["probability"] >= 0.5).astype(int)), 0.5)
     assert [text.get_text() for axis in figure.axes[:2] for text in axis.texts] == [*"1102", *"0010"]
     dots = [tuple(line.get_xydata()[0]) for line in figure.axes[2].lines if line.get_marker() == "o"]
     assert dots == [(0.5, 1.0)]  # one class alone has no curve
+    bins = [tuple(points.get_offsets()[0].round(2)) for points in figure.axes[4].collections[1::2]]
+    assert bins == [(0.1, 0.0), (0.7, 0.0), (0.8, 1.0), (0.9, 1.0), (0.2, 1.0)]  # probability, share of defects
 
     tags = ("train/loss_cls", "train/stage", "val/average_precision")
     logged = pd.DataFrame([(tag, step, 1 + step // 4) for tag in tags for step in range(8)])

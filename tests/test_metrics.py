@@ -15,10 +15,12 @@ from gainmtl_lib import metrics
 from gainmtl_lib.metrics import (
     MapScale,
     PixelScores,
+    calibration_error,
     cam_iou,
     choose_threshold,
     energy_inside,
     f1_threshold,
+    fit_calibration,
     grid_iou,
     mask_iou,
 )
@@ -150,18 +152,38 @@ def test_pixel_auroc_counted_by_hand_and_by_scikit_learn(shift):
 def test_a_threshold_is_where_a_logistic_regression_says_one_half():
     labels = np.array([0, 0, 0, 1, 1])
     # Logits -3, -1, 1 with shares 1/4, 1/2, 3/4 of defects: by symmetry -1, although the cut at -2 has a higher F1.
-    prob, marked = expit(np.repeat([-3.0, -1.0, 1.0], 4)), np.array([0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1])
-    assert choose_threshold(marked, prob) == pytest.approx(expit(-1.0), abs=1e-4)
-    # Classes that do not overlap: midway between the logits that are nearest to each other.
-    assert choose_threshold(np.array([0, 1]), expit(np.array([-2.0, 6.0]))) == pytest.approx(expit(2.0), abs=1e-3)
-    assert choose_threshold(np.array([0, 1]), np.array([0.0, 1.0])) == pytest.approx(0.5)
-    crowded = expit(-0.25 + 1e-5 * np.array([-2.0, -1.0, 1.0, 2.0]))  # whatever the scale of the logits
+    margins, marked = np.repeat([-3.0, -1.0, 1.0], 4), np.array([0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1])
+    assert choose_threshold(marked, margins) == pytest.approx(-1.0, abs=1e-3)
+    # Classes that do not overlap: midway between the margins that are nearest to each other.
+    assert choose_threshold(np.array([0, 1]), np.array([-2.0, 6.0])) == pytest.approx(2.0, abs=1e-3)
+    assert choose_threshold(np.array([0, 1]), np.array([-1e9, 1e9])) == pytest.approx(0, abs=1e-3)
+    crowded = -0.25 + 1e-5 * np.array([-2.0, -1.0, 1.0, 2.0])  # whatever the scale of the margins
     assert crowded[1] < choose_threshold(np.array([0, 0, 1, 1]), crowded) < crowded[2]
-    # Rare defects that stand out little: not above the highest probability.
-    assert choose_threshold(np.repeat([0, 1], [50, 2]), np.array([0.4] * 25 + [0.6] * 25 + [0.5, 0.6])) == 0.6
+    # Rare defects that stand out little: not above the highest margin.
+    assert choose_threshold(np.repeat([0, 1], [50, 2]), np.array([-0.4] * 25 + [0.4] * 25 + [0.0, 0.4])) == 0.4
     for nothing in (np.full(5, 0.3), np.array([0.9, 0.8, 0.7, 0.2, 0.1])):
-        assert choose_threshold(labels, nothing) == 0.5
-    assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0.5
+        assert choose_threshold(labels, nothing) == 0
+    assert choose_threshold(np.zeros(3, int), np.array([0.1, 0.2, 0.3])) == 0
+
+
+def test_a_calibration_gives_the_shares_there_are_with_platts_targets():
+    # Shares 1/4, 1/2, 3/4 of many pictures at three margins: targets are as good as 0 and 1, and the fit goes through.
+    margins, marked = np.repeat([-3.0, -1.0, 1.0], 4000), np.tile([0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1], 1000)
+    marked = marked.reshape(1000, 3, 4).transpose(1, 0, 2).ravel()
+    slope, offset = fit_calibration(marked, margins)
+    assert expit(slope * np.array([-3.0, -1.0, 1.0]) + offset) == pytest.approx([0.25, 0.5, 0.75], abs=1e-3)
+    # One of each: Platt's targets are 1/3 and 2/3, which two points reach.
+    slope, offset = fit_calibration(np.array([0, 1]), np.array([10.0, 12.0]))
+    assert expit(slope * np.array([10.0, 12.0]) + offset) == pytest.approx([1 / 3, 2 / 3], abs=1e-4)
+    for nothing in (np.full(2, 0.3), np.array([0.9, 0.8])):
+        assert fit_calibration(np.array([0, 1]), nothing) == (1.0, 0.0)
+    assert fit_calibration(np.array([1, 1]), np.array([0.1, 0.2])) == (1.0, 0.0)
+
+
+def test_the_calibration_error_by_hand():
+    # In the bin from 0.2: two of 0.25 with one defect, off by 0.25; in the last one of 0.95 that is none, off by 0.95.
+    assert calibration_error(np.array([0, 1, 0]), np.array([0.25, 0.25, 0.95])) == pytest.approx((2 * 0.25 + 0.95) / 3)
+    assert calibration_error(np.array([1, 0]), np.array([1.0, 0.0])) == 0
 
 
 def test_thresholds_by_hand_maximise_f1_with_a_margin():

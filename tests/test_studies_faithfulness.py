@@ -47,6 +47,8 @@ CORNER[:2, :2] = DEFECT[5:7, 5:7] = 1  # where the decision looks, a sixteenth o
 class LooksAtCorner(nn.Module):
     """Its map is `shown`, whatever that is; dropout of the picture tells whether it was asked as at inference."""
 
+    calibration = (1.0, 0.0)
+
     def __init__(self, shown=CORNER, gain=40.0):
         super().__init__()
         self.shown, self.gain, self.dropout = shown, gain, nn.Dropout(0.5)
@@ -161,7 +163,7 @@ def test_deleting_what_the_decision_looks_at_drops_it_at_once():
     model = LooksAtCorner().train()
     curves = faith.deletion_insertion(model, picture(), CORNER, steps=16)
     deletion, insertion = curves["deletion"].to_numpy(), curves["insertion"].to_numpy()
-    ends = faith.defect_probability(model, torch.stack([picture(), faith.blur(picture())]))
+    ends = faith.probability_of(model, torch.stack([picture(), faith.blur(picture())]))
     assert deletion[[0, -1]].tolist() == insertion[[-1, 0]].tolist() == pytest.approx(ends)
     assert curves.index[[0, 1, -1]].tolist() == [0, 1 / 16, 1]
     assert deletion[0] > 0.99 and deletion[1] < 0.05  # the corner is a sixteenth of the picture
@@ -383,7 +385,7 @@ def write_run(folder, **values):
     rows = []
     for name in DEFECTS:
         pixels = torch.from_numpy(read_image(str(write_picture(folder / "data" / name, size=(64, 64)))))
-        probability = faith.defect_probability(built("S1"), pixels.permute(2, 0, 1)[None] / 255)
+        probability = faith.probability_of(built("S1"), pixels.permute(2, 0, 1)[None] / 255)
         rows.append(row("test", 1, float(probability[0]), image=name))
     threshold = min(entry["probability"] for entry in rows) - 0.01
     rows += [row("test", 0, 0.0), row("val", 1, 0.9)]

@@ -31,6 +31,8 @@ SIZE = 64
 class Answers(nn.Module):
     """Defective with a pixel as bright as a defect (`defect`), or with the mark in its corner (`mark`)."""
 
+    calibration = (1.0, 0.0)
+
     def __init__(self, follows, strategy="S1"):
         super().__init__()
         self.follows, self.strategy, self.mask_source = follows, strategy, "localization"

@@ -136,12 +136,13 @@ class SplitProvider(DatasetProvider):
 
     A subclass that replaces the loader of a split replaces `table` for it as well. `samples` is the table that
     `Batch.index` points into; after the first loader it is without unreadable rows. `DataError`: the data cannot be
-    read or split, has no such category, or no normal image in train or val.
+    read or split, has no such category, or no normal image in train or val. A table that is given, such as one to be
+    tested on alone, is taken as it is.
     """
 
-    def __init__(self, settings: EfficientADSettings) -> None:
+    def __init__(self, settings: EfficientADSettings, samples: pd.DataFrame | None = None) -> None:
         self.settings = settings
-        self._all = self.samples = samples_in_use(settings)
+        self._all = self.samples = samples_in_use(settings) if samples is None else samples
 
     @cached_property
     def digest(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -188,7 +189,8 @@ class SplitProvider(DatasetProvider):
     def dataset(self) -> SampleDataset:
         """All samples by row."""
         dataset = SampleDataset(self.samples, self.settings)
-        _check_good_parts(dataset.samples, self.settings.dataset_folder)
+        if "train" in self.split_sizes:
+            _check_good_parts(dataset.samples, self.settings.dataset_folder)
         self.samples = dataset.samples
         return dataset
 

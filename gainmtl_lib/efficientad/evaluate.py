@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gainmtl_lib import evaluation, metrics
-from gainmtl_lib.dataset import Batch, GainDataModule
+from gainmtl_lib.dataset import Batch, GainDataModule, build_test_samples
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batch
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
 from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import Resize, inside, resize_image, resize_values
-from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL, TEST_SPLITS
 from gainmtl_lib.pictures import read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
@@ -52,7 +52,8 @@ def evaluate_efficientad(
 
     Args:
         run: finished; its folder takes ``predictions.csv``, ``maps/anomaly.npy`` and ``metrics.json``.
-        provider: of the data that the run was trained on, in place of the one that the settings name.
+        provider: of the data that the run was trained on, in place of the one that the settings name; or of other data
+            without validation, which is decided on by the run's own, and whose results are returned only.
         device: see `checked_device`; None is the settings' accelerator.
         reuse: take stored results where they exist.
 
@@ -65,26 +66,52 @@ def evaluate_efficientad(
         logger.info("reusing the evaluation in %s", run.folder)
         return run.predictions, run.metrics
     provider = provider or SplitProvider(run.settings)
-    if (here := provider.digest) != trained_on:
+    if (here := provider.digest) != trained_on and "val" in provider.splits:
         what = f"not the data that {run.folder} was trained on ({trained_on} then, {here} here)"
         raise RunError(f"{run.settings.dataset_folder}: {what}; bring that data back, or give it as provider=…")
+    if here != trained_on:
+        _, own = evaluate_efficientad(run, device=device)
+        if missing := [name for name in DECIDED if name not in own]:
+            raise RunError(f"{run.folder}: its evaluation lacks {missing[0]}; {evaluation.AGAIN.format(run.folder)}")
+        table, _, summary = _measured(run, provider, device, {name: own[name] for name in DECIDED})
+        return table, summary
+    with hold(run.folder):
+        table, maps, summary = _measured(run, provider, device)
+        on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
+        _store(run, table[on_disk], maps[on_disk], summary)
+    return run.predictions, run.metrics  # as a later call reads them
+
+
+def provider_elsewhere(run: EfficientADRun, settings: EfficientADSettings) -> SplitProvider:
+    """Of the data that `settings` read, see `build_test_samples`; a copy of the run's own is split as that was."""
+    with suppress(DataError):  # what cannot be split is no copy
+        own = SplitProvider(settings)
+        if own.digest == run.manifest["data_digest"]:
+            return own
+    return SplitProvider(settings, build_test_samples(settings))
+
+
+DECIDED = ("threshold", "threshold_from", "novelty_threshold", "calibration", "map_scales")
+"""What `decided_on` decides."""
+
+
+def _measured(
+    run: EfficientADRun, provider: DatasetProvider, device: str | None, decided: dict[str, Any] | None = None
+) -> tuple[pd.DataFrame, NDArray[np.float16], dict[str, Any]]:
+    """All splits' rows and maps, and the summary; `decided` is given for data without validation."""
     with (
-        hold(run.folder),
         computing_on(run.model, device or run.settings.accelerator) as where,
         inference_autocast(run.settings.precision, where),
     ):
         parts = {split: predict_split(run.model, provider, split) for split in provider.splits}
-        summary = decided_on(*parts["val"][:2])
-        summary |= {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
-        tables = []
-        for split, (table, _, pixels) in parts.items():
-            table, numbers = decide(table, summary["threshold"])
-            tables.append(table)
-            summary[split] = numbers | pixels
-        table = pd.concat(tables, ignore_index=True)
-        on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
-        _store(run, table[on_disk], np.concatenate([maps for _, maps, _ in parts.values()])[on_disk], summary)
-    return run.predictions, run.metrics  # as a later call reads them
+    summary = decided or decided_on(*parts["val"][:2])
+    summary |= {"teacher": run.teacher, "penalty": run.penalty, "data_digest": provider.digest}
+    tables = []
+    for split, (table, _, pixels) in parts.items():
+        table, numbers = decide(table, summary)
+        tables.append(table)
+        summary[split] = numbers | pixels
+    return pd.concat(tables, ignore_index=True), np.concatenate([maps for _, maps, _ in parts.values()]), summary
 
 
 @contextmanager
@@ -155,6 +182,7 @@ def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
     labels, scores = (val[name].to_numpy() for name in ("label", "anomaly_score"))
     scale = metrics.fit_scale(maps, labels)
     return {
+        "calibration": metrics.fit_calibration(labels, scores),
         "threshold": metrics.f1_threshold(labels, scores),
         "threshold_from": "validation with its anomalies, highest F1",
         "novelty_threshold": metrics.novelty_threshold(scores[labels == 0]),
@@ -162,11 +190,17 @@ def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
     }
 
 
-def decide(table: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One split's rows with `evaluation.add_verdicts`' columns, and its numbers as of `evaluation.summarise`."""
+def decide(table: pd.DataFrame, decided_on: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One split's rows with `evaluation.add_verdicts`' columns and the ``probability`` of a defect, and its numbers as
+    of `evaluation.summarise`, with what `decided_on` gave for validation."""
+    threshold = decided_on["threshold"]
     decided = evaluation.add_verdicts(table.rename(columns={own: theirs for theirs, own in OWN.items()}), threshold)
-    numbers = evaluation.summarise(decided)
-    return decided.rename(columns=OWN), {OWN.get(name, name): value for name, value in numbers.items()}
+    numbers = {OWN.get(name, name): value for name, value in evaluation.summarise(decided).items()}
+    decided = decided.rename(columns=OWN)
+    probability = evaluation.calibrated(decided["anomaly_score"], decided_on["calibration"])
+    numbers["ece"] = metrics.calibration_error(decided["label"].to_numpy(), probability)
+    decided.insert(decided.columns.get_loc("anomaly_score"), "probability", probability)  # type: ignore[arg-type]
+    return decided, numbers
 
 
 def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
@@ -421,7 +455,7 @@ def flag(
     flagged["novel"] = flagged["anomalous"] & (table["predicted"] == 0)
     rows = table.assign(anomalous=flagged["anomalous"], novel=flagged["novel"], count=1)
     rows["name"] = rows["defect_type"].fillna("unknown").where(rows["label"] == 1, NORMAL)
-    kinds = rows[rows["split"].isin(evaluation.TEST_SPLITS)].groupby(["split", "label", "name"])
+    kinds = rows[rows["split"].isin(TEST_SPLITS)].groupby(["split", "label", "name"])
     kinds = kinds[["count", "predicted", "anomalous", "novel"]].sum().reset_index()
     kinds["unseen"] = (kinds.pop("label") == 1) & ~kinds["name"].isin(known)
     return flagged, kinds.rename(columns={"predicted": "called_defective"}).to_dict("records")

@@ -62,7 +62,7 @@ def train_and_report(
     for name in categories:
         runs.append(run := fit_efficientad(settings.changed(category=name), **options))
         evaluate.evaluate_efficientad(run)
-        print_evaluation(console, run)
+        print_evaluation(console, run, run.metrics)
     if category == "all":
         values = {run.settings.category: run.metrics["test"] for run in runs}
         table = pd.DataFrame(values, index=list(BY_CATEGORY), dtype=float).T.rename(columns=HEADINGS)
@@ -74,9 +74,8 @@ def train_and_report(
         console.print(f"table: {escape(str(path))}")
 
 
-def print_evaluation(console: Console, run: EfficientADRun) -> None:
-    """The metrics of an evaluated run, by split, and what they rest on."""
-    metrics = run.metrics
+def print_evaluation(console: Console, run: EfficientADRun, metrics: Mapping[str, Any]) -> None:
+    """The metrics of an evaluation, by split, and what they rest on."""
     splits = [name for name, values in metrics.items() if isinstance(values, dict) and "images" in values]
     table = pd.DataFrame({split: {name: number(value) for name, value in metrics[split].items()} for split in splits})
     title = f"{run.settings.run_name}: threshold {metrics['threshold']:.4g} ({metrics['threshold_from']})"

@@ -423,6 +423,8 @@ class UNet(nn.Module):
     weights, and the frozen levels, of `get_backbone`. `ModelError` where the package is missing.
     """
 
+    calibration = GAINMTLModel.calibration
+
     def __init__(self, settings: Settings, *, pretrained: bool | str | Path) -> None:
         super().__init__()
         try:

@@ -26,10 +26,18 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from gainmtl_lib import stats
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import GainDataModule, build_data
-from gainmtl_lib.evaluation import TEST_SPLITS, file_digest, rows_of, stored_tables
+from gainmtl_lib.evaluation import file_digest, rows_of, stored_tables
 from gainmtl_lib.findings import DataError
+from gainmtl_lib.layouts import TEST_SPLITS
 from gainmtl_lib.metrics import normalize_maps, resize_maps
-from gainmtl_lib.model import OUTSIDE_SOURCES, ClassificationHead, EvidenceHead, GAINMTLModel, as_at_inference
+from gainmtl_lib.model import (
+    OUTSIDE_SOURCES,
+    ClassificationHead,
+    EvidenceHead,
+    GAINMTLModel,
+    as_at_inference,
+    defect_probability,
+)  # fmt: skip
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.train import checked_device
@@ -120,16 +128,16 @@ ROAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Seed = int | Sequence[int]
 
 
-def defect_probability(model: nn.Module, images: Tensor) -> NDArray[np.float64]:
+def probability_of(model: GAINMTLModel, images: Tensor) -> NDArray[np.float64]:
     """Probability of "defective", (B,)."""
     batches, device = images.split(BATCH), next(model.parameters(), images).device
     with as_at_inference(model), torch.inference_mode():
-        logits = torch.cat([model(batch.to(device)).logits.float() for batch in batches])
-    return logits.softmax(dim=1)[:, 1].cpu().double().numpy()
+        logits = torch.cat([model(batch.to(device)).logits for batch in batches])
+    return defect_probability(logits, model.calibration).cpu().double().numpy()
 
 
 def deletion_insertion(
-    model: nn.Module, image: Tensor, values: Tensor, *, steps: int = 16, seed: Seed = 0
+    model: GAINMTLModel, image: Tensor, values: Tensor, *, steps: int = 16, seed: Seed = 0
 ) -> pd.DataFrame:
     """Probability of "defective" while the most relevant pixels are blurred, or revealed on the blurred picture.
 
@@ -141,12 +149,12 @@ def deletion_insertion(
     blurred, fractions = blur(image), torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     taken = places < (fractions * places.numel()).round()[:, None, None, None]  # (steps + 1, 1, H, W)
     shown = {"deletion": torch.where(taken, blurred, image), "insertion": torch.where(taken, image, blurred)}
-    curves = {name: defect_probability(model, pictures) for name, pictures in shown.items()}
+    curves = {name: probability_of(model, pictures) for name, pictures in shown.items()}
     return pd.DataFrame(curves, index=pd.Index(fractions.numpy(), name="fraction"))
 
 
 def road(
-    model: nn.Module, image: Tensor, values: Tensor, *, fractions: Sequence[float] = ROAD_FRACTIONS, seed: Seed = 0
+    model: GAINMTLModel, image: Tensor, values: Tensor, *, fractions: Sequence[float] = ROAD_FRACTIONS, seed: Seed = 0
 ) -> float:
     """Probability without the least relevant minus that without the most relevant pixels (Rong et al. 2022).
 
@@ -159,7 +167,7 @@ def road(
     counts = [round(fraction * places.numel()) for fraction in fractions]
     removed = [places < count for count in counts] + [places >= places.numel() - count for count in counts]
     pictures = [impute(image.cpu().float(), where, rng) for where in removed]
-    most, least = np.split(defect_probability(model, torch.stack(pictures)), 2)
+    most, least = np.split(probability_of(model, torch.stack(pictures)), 2)
     return float((least - most).mean())
 
 
@@ -356,7 +364,7 @@ def randomisation_check(
     def ask(asked: GAINMTLModel) -> tuple[Tensor, NDArray[np.float64]]:
         with as_at_inference(asked), torch.no_grad():
             maps = torch.cat([explain(asked, batch) for batch in images.split(BATCH)])
-        return maps.cpu(), defect_probability(asked, images)
+        return maps.cpu(), probability_of(asked, images)
 
     trained_maps, trained = ask(model)
     parts = []

@@ -22,6 +22,7 @@ from gainmtl_lib import evaluation, stats
 from gainmtl_lib.dataset import Batch, GainDataModule
 from gainmtl_lib.edits.editing import Edit, EditError, framed, heal, heal_beside, paste, paste_clean
 from gainmtl_lib.metrics import energy_inside
+from gainmtl_lib.model import defect_probability
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.synthetic.drawing import read_cue
 from gainmtl_lib.train import checked_device
@@ -58,7 +59,7 @@ def image_flips(
                 labels, index = torch.tensor([edit.label for edit in made]), torch.from_numpy(places[positions])
                 batch = Batch(*(part.to(target) for part in (pixels, labels, masks, labels == 1, index)))
                 logits = model(batch.images, attention_masks=source.masks(data, batch)).logits
-                answers[positions, list(map(KINDS.index, kinds))] = evaluation.defect_probability(logits).cpu()
+                answers[positions, list(map(KINDS.index, kinds))] = defect_probability(logits, model.calibration).cpu()
     finally:
         run.model.to(own_device)
     return pd.DataFrame(answers, index=rows.index, columns=list(KINDS))

@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 
 from gainmtl_lib import settings
 from gainmtl_lib.dataset import GainDataModule, build_data
-from gainmtl_lib.evaluation import defect_probability
 from gainmtl_lib.figures import look, map_grid, pick_rows
 from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.model import defect_probability
 from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
@@ -205,7 +205,8 @@ def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
     for cell in first:
         batch, output = look(cell.run, data, rows)
         maps[cell.row] = output.cam[:, 0].float().numpy()
-        notes[cell.row] = [f"p(defect) {number(p, 2)}" for p in defect_probability(output.logits).tolist()]
+        probabilities = defect_probability(output.logits, cell.run.model.calibration)
+        notes[cell.row] = [f"p(defect) {number(p, 2)}" for p in probabilities.tolist()]
         if (scale := cell.run.metrics["map_scales"].get("cam")) is not None:
             scales[cell.row] = MapScale(**scale)
     titles = [f"{name}\n{how}" for name in ("defective", "normal") for how in ("as in training", "reversed")]
