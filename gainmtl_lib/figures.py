@@ -293,7 +293,7 @@ def explanation_figure(
     maps = {"deciding CAM": output.cam} | ({"the same": output.cam} if scale else {})
     maps |= {heading: value for name, heading in UNIT_MAPS.items() if (value := output[name]) is not None}
     shown = {heading: values[:, 0].float().numpy() for heading, values in maps.items()}
-    calibration = (run_or_model.model if isinstance(run_or_model, Run) else run_or_model).calibration
+    calibration = run_or_model.calibration
     titles = [
         f"{NAMES[label]}\ncalled {NAMES[p >= threshold]}\np(defect) {p:.2f}"
         for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits, calibration).tolist())
@@ -349,7 +349,7 @@ def same_pictures_figure(runs: Sequence[Run], split: str = "test", *, defective:
             told[name] = f"{name} is left out: its masks from outside cannot be had."
             continue
         maps[name] = output.cam[:, 0].float().numpy()
-        notes[name] = [f"p(defect) {p:.2f}" for p in defect_probability(output.logits, run.model.calibration)]
+        notes[name] = [f"p(defect) {p:.2f}" for p in defect_probability(output.logits, run.calibration)]
         told[name] = f"{name}: {said}." if not source.leaks and (said := _masks_told(source)) else ""
     batch = data.dataset.__getitems__(rows)
     titles = [f"{split}\n{data.samples.loc[row, 'defect_type']}" for row in rows]

@@ -124,37 +124,51 @@ def fuse_attention(
     return fused if has_mask is None else torch.where(has_mask[:, None, None, None], fused, attention)
 
 
-def in_tiles(backbone: nn.Module, images: Tensor, tile: tuple[int, int]) -> list[Tensor]:
-    """Features of images (B, 3, H, W) that are larger than a `tile`, computed tile by tile, and joined.
+class Tiles:
+    """How overlapping tiles cover a picture (H, W), and how their maps become one of the whole without a seam.
 
-    Neighbours share a quarter of a tile, in which their features are blended: linearly, so that no seam is left. Sides
-    are multiples of 32, so that the cells of tiles and picture coincide.
+    Sides of picture and tile are multiples of 32, and so are the steps: cells of tiles and picture coincide. Neighbours
+    share `overlap` of a tile or a little more, within which one map gives way to the next linearly.
+
+    Attributes:
+        places: rows and columns of each tile, in the order in which `join` expects their maps.
     """
-    spans = [_spans(side, min(side, own)) for side, own in zip(images.shape[2:], tile, strict=True)]
-    joined: list[Tensor] = []
-    for (top, bottom, rows), (left, right, columns) in product(*spans):
-        levels = backbone(images[:, :, top:bottom, left:right])
-        if not joined:
-            strides = [(bottom - top) // level.shape[2] for level in levels]
-            sizes = [[side // stride for side in images.shape[2:]] for stride in strides]
-            joined = [level.new_zeros((*level.shape[:2], *size)) for level, size in zip(levels, sizes)]
-        for level, whole in zip(levels, joined):
-            stride = (bottom - top) // level.shape[2]
-            weight = (part.view(-1, stride).mean(1).to(level) for part in (rows, columns))
-            place = slice(top // stride, bottom // stride), slice(left // stride, right // stride)
-            whole[:, :, *place] += level * torch.outer(*weight)
-    return joined
+
+    def __init__(self, size: tuple[int, int], tile: tuple[int, int], overlap: float) -> None:
+        self.size, self.tile = size, (min(size[0], tile[0]), min(size[1], tile[1]))
+        self._starts = [_tile_starts(side, own, overlap) for side, own in zip(size, self.tile)]
+        height, width = self.tile
+        self.places = [(slice(y, y + height), slice(x, x + width)) for y, x in product(*self._starts)]
+
+    def join(self, parts: Sequence[Tensor], *, border: int = 0) -> Tensor:
+        """Maps of the tiles, (B, C, h, w) each, to one of the whole.
+
+        `border` cells at a tile's edges count for nothing where another tile shows them, and are 0 where none does.
+        """
+        stride = self.tile[0] // parts[0].shape[2]
+        rows, columns = (
+            _tile_weights([start // stride for start in starts], own // stride, side // stride, border)
+            for starts, own, side in zip(self._starts, self.tile, self.size)
+        )
+        whole = parts[0].new_zeros((*parts[0].shape[:2], *(side // stride for side in self.size)))
+        for part, (y, x), (down, across) in zip(parts, self.places, product(rows, columns), strict=True):
+            place = slice(y.start // stride, y.stop // stride), slice(x.start // stride, x.stop // stride)
+            whole[:, :, *place] += part * torch.outer(down, across).to(part)
+        return whole
 
 
-def _spans(side: int, tile: int) -> list[tuple[int, int, Tensor]]:
-    """Start, end and weights by pixel, (tile,), of each tile along a side; the weights of each pixel add up to 1."""
-    step = max(32, tile * 3 // 4 // 32 * 32)
-    starts = [*range(0, side - tile, step), side - tile]
-    ramp = torch.minimum(torch.arange(tile), torch.arange(tile).flip(0)) + 1.0
+def _tile_starts(side: int, tile: int, overlap: float) -> list[int]:
+    step = max(32, int(tile * (1 - overlap)) // 32 * 32)
+    return [*range(0, side - tile, step), side - tile]
+
+
+def _tile_weights(starts: Sequence[int], tile: int, side: int, border: int) -> list[Tensor]:
+    """Of the cells of each tile along a side, (tile,); those of one cell add up to 1, or to 0 on the picture's border."""
+    ramp = torch.minimum(torch.arange(tile), torch.arange(tile).flip(0)).add(0.5 - border).clamp(min=0)
     total = torch.zeros(side)
     for start in starts:
         total[start : start + tile] += ramp
-    return [(start, start + tile, ramp / total[start : start + tile]) for start in starts]
+    return [ramp / total[start : start + tile].clamp(min=1e-6) for start in starts]
 
 
 # --- The heads, and their class activation map
@@ -197,8 +211,12 @@ class EvidenceHead(nn.Module):
         """Features (B, C, h, w) to the margin as logits (B, 2), and the evidence (B, 1, h, w), both in float32."""
         with torch.autocast(features.device.type, enabled=False):
             evidence = self.cell(features.float())
-            margin = self.margin(evidence)
-            return torch.stack([-margin, margin], dim=1) / 2, evidence
+            return self.logits(evidence), evidence
+
+    def logits(self, evidence: Tensor) -> Tensor:
+        """Of a map (B, 1, h, w) the margin as logits, (B, 2)."""
+        margin = self.margin(evidence)
+        return torch.stack([-margin, margin], dim=1) / 2
 
     def margin(self, evidence: Tensor) -> Tensor:
         """Of a map (B, 1, h, w): logit1 - logit0, (B,). Of a map with fewer cells than decide, all count."""
@@ -393,8 +411,9 @@ class GAINMTLModel(nn.Module):
         head_channels, dropout: of the two classification heads.
         map_stride: of CAM and attention; below 32 a projection of `map_channels` channels replaces conv_head.
         evidence_cells: of how many of S8's cells, the strongest, the margin may be the mean.
-        tile_size: pictures larger than this go through the backbone in overlapping tiles outside training, whose
-            features are joined: the memory of its early levels then does not grow with the picture. None: never.
+        tile_size, tile_overlap: pictures larger than this go through the network in overlapping `Tiles` outside
+            training, so that its memory does not grow with the picture. S8's margin is then that of the joined
+            evidence, that of the others the highest of a tile. None: never.
         counterfactual_mode, fusion_norm: see `Counterfactual`, `fuse_attention`.
         mask_source: where S6's mask comes from when forward is given none: the model's own ``localization``,
             ``none``, or one of `OUTSIDE_SOURCES`, which must be given.
@@ -427,6 +446,7 @@ class GAINMTLModel(nn.Module):
         mask_source: str = "localization",
         evidence_cells: Sequence[int] = (2, 40),
         tile_size: tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
     ) -> None:
         super().__init__()
         if num_classes != 2:
@@ -437,7 +457,7 @@ class GAINMTLModel(nn.Module):
                 raise ModelError(f"{name} must be one of {', '.join(map(str, known))}, got '{value}'")
         levels = checked_levels(out_indices)
         self.strategy, self.map_stride, self.mask_source = strategy, map_stride, mask_source
-        self.tile_size = tile_size
+        self.tile_size, self.tile_overlap = tile_size, tile_overlap
 
         map_levels = [level for level, stride in LEVEL_STRIDES.items() if map_stride <= stride < 32]
         wanted = sorted({*levels, *map_levels})
@@ -497,10 +517,31 @@ class GAINMTLModel(nn.Module):
             raise ModelError(f"attention_masks are for strategy S6, this model is {self.strategy}")
         if attention_masks is None and self.strategy == "S6" and self.mask_source in OUTSIDE_SOURCES:
             raise ModelError(f"mask_source '{self.mask_source}': attention_masks must be given")
-        features, levels = self.features(images)
+        size = (images.shape[2], images.shape[3])
+        fits = self.tile_size is None or all(side <= own for side, own in zip(size, self.tile_size))
+        tiles = None if fits or self.training else Tiles(size, self.tile_size or size, self.tile_overlap)
         if self.evidence is not None:
-            return self._of_evidence(features, masks, size=(images.shape[2], images.shape[3]))
+            return self._of_evidence(images, masks, tiles)
+        given = has_attention_mask, attention_alpha
+        if tiles is None:
+            return self._of_classes(images, masks, attention_masks, *given)
+        if attention_masks is not None:
+            attention_masks = F.interpolate(attention_masks, size=size, mode="bilinear")
+        shown = (images, masks, attention_masks)
+        cut = [[part if part is None else part[..., *place] for part in shown] for place in tiles.places]
+        return _joined([self._of_classes(*parts, *given) for parts in cut], tiles)
+
+    def _of_classes(
+        self,
+        images: Tensor,
+        masks: Tensor | None,
+        attention_masks: Tensor | None,
+        has_attention_mask: Tensor | None,
+        attention_alpha: float,
+    ) -> GainOutput:
+        """What the classification heads of S1 to S7 decide, and why; see `forward`."""
         assert self.cls_head is not None
+        features, levels = self.features(images)
         cls_logits, (cls_cam, _) = self.cls_head(features), class_activation_map(features, self.cls_head)
         output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
         if self.localization is not None:
@@ -522,24 +563,37 @@ class GAINMTLModel(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What paths 1 to 3 work on, (B, C, h, w), and the backbone's own levels, of RGB images in [0, 1]."""
-        images = (images - self.mean) / self.std
-        tile = None if self.training else self.tile_size
-        levels = self.backbone(images) if tile is None else in_tiles(self.backbone, images, tile)
+        levels = self.backbone((images - self.mean) / self.std)
         if self.projection is None:
             return levels[-1], levels
         return self.projection([levels[index] for index in self._map_levels]), levels
 
-    def _of_evidence(self, features: Tensor, masks: Tensor | None, *, size: tuple[int, int]) -> GainOutput:
+    def _of_evidence(self, images: Tensor, masks: Tensor | None, tiles: Tiles | None) -> GainOutput:
         """S8's record; path 3 asks the same head of features whose defect gave way to its surroundings."""
         assert self.evidence is not None
-        logits, evidence = self.evidence(features)
+        if tiles is None:
+            evidence, without = self._evidence(images, masks)
+        else:
+            cut = ((images[..., *place], None if masks is None else masks[..., *place]) for place in tiles.places)
+            parts, without_parts = zip(*(self._evidence(*part) for part in cut), strict=True)
+            evidence, without = tiles.join(parts), None if without_parts[0] is None else tiles.join(without_parts)
+        logits = self.evidence.logits(evidence)
         output = GainOutput(logits=logits, cam=evidence, cls_logits=logits, cls_cam=evidence)
-        output.localization_logits = F.interpolate(evidence, size=size, mode="bilinear")  # (B, 1, H, W)
+        output.localization_logits = F.interpolate(evidence, size=images.shape[2:], mode="bilinear")  # (B, 1, H, W)
         output.localization_map = output.localization_logits.sigmoid()
-        if masks is not None and self.counterfactual is not None:
+        if masks is not None and without is not None:
             asked = (masks > 0.5).flatten(1).any(1)[:, None]
-            output.cf_logits = torch.where(asked, self.evidence(self.counterfactual(features, masks))[0], logits)
+            output.cf_logits = torch.where(asked, self.evidence.logits(without), logits)
         return output
+
+    def _evidence(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Evidence (B, 1, h, w), and with masks that without the defect."""
+        assert self.evidence is not None
+        features, _ = self.features(images)
+        _, evidence = self.evidence(features)
+        if masks is None or self.counterfactual is None:
+            return evidence, None
+        return evidence, self.evidence(self.counterfactual(features, masks))[1]
 
     def _without_defect(
         self, features: Tensor, masks: Tensor | None, logits: Tensor, gate: tuple[Tensor | None, ...], alpha: float
@@ -559,6 +613,22 @@ class GAINMTLModel(nn.Module):
             head = self.attention.attended_cls_head
             decided = functional_call(head, {name: p.detach() for name, p in head.named_parameters()}, (seen,))
         return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
+
+
+def _joined(outputs: Sequence[GainOutput], tiles: Tiles) -> GainOutput:
+    """One record of the whole: maps are joined, and each path says what it says of the tile that is worst."""
+    whole: dict[str, Tensor] = {}
+    for name in outputs[0].keys():
+        if any(output[name] is None for output in outputs):
+            continue
+        parts: Any = [output[name] for output in outputs]
+        if parts[0].ndim == 4:
+            whole[name] = tiles.join(parts)
+        else:
+            logits = torch.stack(parts)  # (tiles, B, 2)
+            worst = logits.diff(dim=2).argmax(dim=0, keepdim=True)  # (1, B, 1)
+            whole[name] = logits.gather(0, worst.expand(-1, -1, 2))[0]
+    return GainOutput(**whole)
 
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:

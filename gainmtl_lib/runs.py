@@ -212,9 +212,14 @@ class Run(StoredRun[Settings]):
         method = str(self.manifest.get("method", ""))
         with told_by_version(self.folder):
             model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
-        if self.is_evaluated:
-            model.calibration = tuple(self.metrics.get("calibration", model.calibration))
+        model.calibration = self.calibration
         return model
+
+    @property
+    def calibration(self) -> tuple[float, float]:
+        """Slope and offset of its margins, once the run is evaluated."""
+        slope, offset = (self.metrics if self.is_evaluated else {}).get("calibration", (1.0, 0.0))
+        return slope, offset
 
 
 def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str) -> GAINMTLModel:

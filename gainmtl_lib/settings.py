@@ -320,6 +320,7 @@ class Settings(RunSettings):
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
     evidence_share: OneOrMore[Share] = (0.003, 0.05)
     tile_size: ImageSize | None = None
+    tile_overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.25
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"
     external_mask_dir: AnyPath | None = None
     efficientad_run: AnyPath | None = None

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from gainmtl_lib import model as module
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.model import GAINMTLModel, class_activation_map, control_masks, dilated, fuse_attention
+from gainmtl_lib.model import GAINMTLModel, class_activation_map, control_masks, dilated, fuse_attention, margin_of
 from gainmtl_lib.settings import PARTS
 
 
@@ -151,18 +151,6 @@ def test_s8_decides_by_few_cells_or_by_many_whichever_says_more():
     assert_close(head.margin(evidence), torch.tensor([1.5, -0.05]))
 
 
-class Pools(nn.Module):
-    """A backbone of local means: each cell of each level depends on its own pixels alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[tuple[int, int]] = []
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        self.sizes.append((pixels.shape[2], pixels.shape[3]))
-        return [F.avg_pool2d(pixels, stride) for stride in (4, 8, 32)]
-
-
 @pytest.mark.parametrize(("size", "tile", "count"), [
     ((160, 256), (64, 96), 4 * 4),  # columns from 0, 64, 128 and, where the step does not fit, 160
     ((64, 96), (64, 96), 1),
@@ -170,18 +158,29 @@ class Pools(nn.Module):
     ((64, 96), (512, 32), 3),  # higher than the picture
     ((64, 96), (512, 512), 1),
 ])  # fmt: skip
-def test_tiles_join_to_the_features_of_the_whole(size, tile, count):
-    pixels, backbone = torch.rand(2, 3, *size), Pools()
-    joined = module.in_tiles(backbone, pixels, tile)
-    assert backbone.sizes == [(min(size[0], tile[0]), min(size[1], tile[1]))] * count
-    for whole, level in zip(Pools()(pixels), joined, strict=True):
-        assert_close(level, whole)
+def test_tiles_join_to_the_maps_of_the_whole(size, tile, count):
+    pixels, tiles = torch.rand(2, 3, *size), module.Tiles(size, tile, 0.25)
+    parts = [pixels[..., *place] for place in tiles.places]
+    assert [tuple(part.shape[2:]) for part in parts] == [(min(size[0], tile[0]), min(size[1], tile[1]))] * count
+    for stride in (4, 8, 32):  # of local means: each cell depends on its own pixels alone
+        joined = tiles.join([F.avg_pool2d(part, stride) for part in parts])
+        assert_close(joined, F.avg_pool2d(pixels, stride))
 
 
-def test_between_tiles_features_change_over_linearly():
-    count = iter(range(10))
-    numbered = lambda pixels: [torch.full((1, 1, pixels.shape[2] // 4, pixels.shape[3] // 4), float(next(count)))]  # noqa: E731
-    (level,) = module.in_tiles(numbered, torch.zeros(1, 3, 32, 320), (32, 128))
+def test_a_border_that_tiles_leave_out_is_filled_by_their_neighbours_and_0_at_the_pictures_edge():
+    tiles = module.Tiles((128, 160), (128, 96), 0.5)
+    pixels = torch.rand(1, 1, 32, 40)
+    parts = [pixels[:, :, y.start // 4 : y.stop // 4, x.start // 4 : x.stop // 4].clone() for y, x in tiles.places]
+    for part in parts:
+        part[..., :4, :], part[..., -4:, :], part[..., :4], part[..., -4:] = 9, 9, 9, 9
+    joined = tiles.join(parts, border=4)
+    assert_close(joined[..., 4:-4, 4:-4], pixels[..., 4:-4, 4:-4])
+    assert not joined[..., :4, :].any() and not joined[..., -4:].any()
+
+
+def test_between_tiles_maps_change_over_linearly():
+    tiles = module.Tiles((32, 320), (32, 128), 0.25)
+    level = tiles.join([torch.full((1, 1, 8, 32), float(number)) for number in range(len(tiles.places))])
     steps = level[0, 0, 0].diff()
     assert level[0, 0].unique(dim=0).shape == (1, 80) and level.min() == 0 and level.max() == 2
     assert steps.min() >= 0 and steps.max() == pytest.approx(1 / 8, rel=0.1)  # a quarter of a tile is eight cells
@@ -304,15 +303,23 @@ def test_s8s_counterfactual_asks_the_same_head_of_features_that_gave_way_to_thei
 
 
 @pytest.mark.parametrize("strategy", ["S1", "S5", "S8"])
-def test_pictures_go_through_the_backbone_in_tiles_outside_training_only(strategy):
+def test_pictures_go_through_the_network_in_tiles_outside_training_only(strategy):
     model, whole, sizes = build(strategy, tile_size=(64, 128)), build(strategy), []
-    assert_close(model(images()).logits, whole(images()).logits)  # the picture fits into one
+    pixels, masks = images(), defects()
+    assert_close(model(pixels).logits, whole(pixels).logits)  # the picture fits into one
     model.tile_size = (32, 64)
     model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
-    output = model(images())
+    output = model(pixels, masks)
     assert sizes == [(32, 64)] * 2 and output.cam.shape == (2, 1, 8, 8)
-    model.train()(images())
-    assert sizes[2:] == [(64, 64)]
+    tops = [model(pixels[..., rows, :], masks[..., rows, :]) for rows in (slice(0, 32), slice(32, 64))]
+    for name in {"S1": ("logits",), "S5": ("logits", "cf_logits"), "S8": ()}[strategy]:
+        worst = torch.stack([margin_of(top[name]) for top in tops]).amax(0)
+        assert_close(margin_of(output[name]), worst)
+    if strategy == "S8":  # the map of the whole picture still is the decision
+        assert_close(model.evidence.margin(output.cam), margin_of(output.logits))
+    sizes.clear()
+    model.train()(pixels)
+    assert sizes == [(64, 64)]
 
 
 @pytest.mark.parametrize("map_stride", [4, 8, 16, 32])

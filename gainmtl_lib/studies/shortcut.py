@@ -205,7 +205,7 @@ def turned_pictures(runs: Sequence[Cell]) -> Figure | None:
     for cell in first:
         batch, output = look(cell.run, data, rows)
         maps[cell.row] = output.cam[:, 0].float().numpy()
-        probabilities = defect_probability(output.logits, cell.run.model.calibration)
+        probabilities = defect_probability(output.logits, cell.run.calibration)
         notes[cell.row] = [f"p(defect) {number(p, 2)}" for p in probabilities.tolist()]
         if (scale := cell.run.metrics["map_scales"].get("cam")) is not None:
             scales[cell.row] = MapScale(**scale)
