@@ -163,7 +163,7 @@ def _tile_starts(side: int, tile: int, overlap: float) -> list[int]:
 
 
 def _tile_weights(starts: Sequence[int], tile: int, side: int, border: int) -> list[Tensor]:
-    """Of the cells of each tile along a side, (tile,); those of one cell add up to 1, or to 0 on the picture's border."""
+    """Of the cells of each tile along a side, (tile,); they add up to 1, on a picture's border that none shows to 0."""
     ramp = torch.minimum(torch.arange(tile), torch.arange(tile).flip(0)).add(0.5 - border).clamp(min=0)
     total = torch.zeros(side)
     for start in starts:
@@ -527,9 +527,13 @@ class GAINMTLModel(nn.Module):
             return self._of_classes(images, masks, attention_masks, *given)
         if attention_masks is not None:
             attention_masks = F.interpolate(attention_masks, size=size, mode="bilinear")
-        shown = (images, masks, attention_masks)
-        cut = [[part if part is None else part[..., *place] for part in shown] for place in tiles.places]
-        return _joined([self._of_classes(*parts, *given) for parts in cut], tiles)
+        return _joined(
+            [
+                self._of_classes(images[..., *at], _cut(masks, at), _cut(attention_masks, at), *given)
+                for at in tiles.places
+            ],
+            tiles,
+        )
 
     def _of_classes(
         self,
@@ -574,9 +578,10 @@ class GAINMTLModel(nn.Module):
         if tiles is None:
             evidence, without = self._evidence(images, masks)
         else:
-            cut = ((images[..., *place], None if masks is None else masks[..., *place]) for place in tiles.places)
-            parts, without_parts = zip(*(self._evidence(*part) for part in cut), strict=True)
-            evidence, without = tiles.join(parts), None if without_parts[0] is None else tiles.join(without_parts)
+            parts = [self._evidence(images[..., *at], _cut(masks, at)) for at in tiles.places]
+            evidence = tiles.join([own for own, _ in parts])
+            suppressed = [own for _, own in parts if own is not None]
+            without = tiles.join(suppressed) if suppressed else None
         logits = self.evidence.logits(evidence)
         output = GainOutput(logits=logits, cam=evidence, cls_logits=logits, cls_cam=evidence)
         output.localization_logits = F.interpolate(evidence, size=images.shape[2:], mode="bilinear")  # (B, 1, H, W)
@@ -615,13 +620,17 @@ class GAINMTLModel(nn.Module):
         return cf_logits.index_copy(0, selected, decided.to(cf_logits.dtype))
 
 
+def _cut(masks: Tensor | None, place: tuple[slice, slice]) -> Tensor | None:
+    return None if masks is None else masks[..., *place]
+
+
 def _joined(outputs: Sequence[GainOutput], tiles: Tiles) -> GainOutput:
     """One record of the whole: maps are joined, and each path says what it says of the tile that is worst."""
     whole: dict[str, Tensor] = {}
-    for name in outputs[0].keys():
-        if any(output[name] is None for output in outputs):
-            continue
+    for name in (field.name for field in fields(GainOutput)):
         parts: Any = [output[name] for output in outputs]
+        if parts[0] is None:
+            continue
         if parts[0].ndim == 4:
             whole[name] = tiles.join(parts)
         else:

@@ -110,7 +110,10 @@ def models():
 def run_of(data, models, strategy, **values):
     """As much of a run as the figures read."""
     folder = data.settings.data_root.parent
-    return SimpleNamespace(settings=tiny_settings(folder, strategy, **values), model=models[strategy])
+    model = models[strategy]
+    return SimpleNamespace(
+        settings=tiny_settings(folder, strategy, **values), model=model, calibration=model.calibration
+    )
 
 
 def texts(figure):
