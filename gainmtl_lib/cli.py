@@ -31,7 +31,7 @@ from gainmtl_lib.settings import (
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
-TRAINING = ("run", "train", "distill", "ablation", "shortcut")
+GOES_ON = ("run", "train", "distill", "ablation", "shortcut", "predict")
 """Commands that a second call continues where an interruption left them."""
 
 # As options write them; a name of a layout is a word of `dataset_type`.
@@ -56,7 +56,7 @@ class Commands(click.Group):
             raise click.ClickException(f"{error.filename}: cannot be written: {error.strerror}; {advice}") from None
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from where it was last saved"
-            raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in TRAINING else ''}") from None
+            raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in GOES_ON else ''}") from None
 
 
 def value_of(name: str, text: str) -> Any:
@@ -224,6 +224,64 @@ def shortcut(files: Files, values: Values, **options: Any) -> None:
 
     settings = ShortcutStudySettings.from_yaml(*files, **values)
     sys.exit(1 if run_and_report(console, settings, shortcut_report, reasons=True, **options) else 0)
+
+
+# --- New pictures: the line
+
+
+@click.command("predict")
+@click.argument("model", metavar="RUN|EXPORT", type=Path)
+@click.argument("places", metavar="PLACE…", nargs=-1, required=True)
+@click.option(
+    "--output", type=Path, default=Path("verdicts.csv"), show_default=True, help="The table; a row a picture."
+)
+@click.option("--visualize", is_flag=True, help="Draw every picture with its defects and the deciding map.")
+@click.option("--vis-dir", type=Path, help="Where --visualize writes; the table's name without its suffix by default.")
+@click.option("--threshold", type=float, help="Probability from which a picture is called defective.")
+@click.option("--required-recall", type=float, help="Share of defects to be found; chooses it on the run's validation.")
+@click.option(
+    "--efficientad-run", "novelty", type=Path, help="Flags pictures unlike the good parts though they passed."
+)
+@click.option("--tile-size", type=int, nargs=2, help="Look at pictures as large as they are, in tiles of this size.")
+@click.option(
+    "--tile-overlap", type=float, help="Share of a tile that neighbours have in common; the run's by default."
+)
+@click.option("--class-names", nargs=2, help="Of normal and defective, in any language.")
+@click.option("--watch", is_flag=True, help="Wait for new pictures in the folders, and judge each once it is whole.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:<k>; by default where the run was trained.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of an exported model.")
+@click.option(
+    "--trust", is_flag=True, help="Read a file of PyTorch (.pt2), which could run code; for those of your own."
+)
+@click.option("--force", is_flag=True, help="Write the table anew, dropping what it holds.")
+def predict_command(model: Path, places: Sequence[str], **options: Any) -> None:
+    """Judge pictures: files, folders and patterns, by a run of either system or an export of one.
+
+    The table grows as pictures are judged; the same command goes on where it was interrupted. The exit status is 1
+    when a picture could not be judged.
+    """
+    from gainmtl_lib.console import predict_and_report
+
+    sys.exit(0 if predict_and_report(console, model, places, **options) else 1)
+
+
+@click.command("export")
+@click.argument("run_folder", metavar="RUN", type=Path)
+@click.option("--format", "kind", type=click.Choice(["onnx", "openvino", "torch"]), default="onnx", show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), default="float32", show_default=True)
+@click.option("--output", type=Path, help="File, or for openvino folder; in the run's folder by default.")
+@click.option(
+    "--largest-change", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+    help="Share of the validation verdicts that float16 and int8 may change.",
+)  # fmt: skip
+def export_command(run_folder: Path, **options: Any) -> None:
+    """Write a run of either system as one file or folder that runs elsewhere.
+
+    It is refused unless it agrees with the run on the run's validation pictures.
+    """
+    from gainmtl_lib.console import export_and_report
+
+    export_and_report(console, run_folder, **options)
 
 
 # --- What a run decided, and why
@@ -442,8 +500,8 @@ def notebooks(names: Sequence[str], workers: int | None) -> None:
 
 
 COMMANDS = (
-    run, train, evaluate_command, compare_command, ablation, shortcut, explain, browse, report, efficientad, data,
-    notebooks,
+    run, train, evaluate_command, compare_command, ablation, shortcut, predict_command, export_command, explain, browse,
+    report, efficientad, data, notebooks,
 )  # fmt: skip
 
 

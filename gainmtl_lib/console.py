@@ -4,8 +4,11 @@ Each takes the console that its tables go to. Errors are those of the library's 
 """
 
 import json
+import logging
+import os
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,17 +26,22 @@ from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, 
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import MaskSource
 from gainmtl_lib.explain import DefectExplainer
+from gainmtl_lib.export import export_run
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.layouts import TEST_SPLITS
 from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pictures_in, write_drawn
+from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import AnySettings, Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
 from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS as METRIC_NAMES
-from gainmtl_lib.wording import frame_table, markdown_table, number
+from gainmtl_lib.wording import frame_table, markdown_table, number, percent
+
+logger = logging.getLogger(__name__)
 
 LEAKS = "[bold]mask_source oracle: the ground truth was given to the model; these are no results[/bold]"
 COMMON = ("run_folder", "device", "export_results", "force")
@@ -283,6 +291,101 @@ def _compare_strategies(console: Console, strategies: list[Run], export: Path | 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
     with atomic_path(file) as path:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# --- gainmtl predict, gainmtl export
+
+
+def predict_and_report(console: Console, model: Path, places: Sequence[str], **options: Any) -> bool:
+    """Judge pictures, and say whether all could be; options as those of the command, by their names."""
+    asked = SimpleNamespace(**options)
+    judging = {name: getattr(asked, name) for name in ("device", "threads", "trust")}
+    names = ("threshold", "required_recall", "novelty", "tile_size", "tile_overlap", "class_names")
+    predictor = Predictor(model, **{name: getattr(asked, name) for name in names}, **judging)
+    drawn = (asked.vis_dir or asked.output.with_suffix("")) if asked.visualize or asked.vis_dir else None
+    folders = [Path(place) for place in places]
+    pictures = folders if asked.watch else pictures_in(places)
+    base = Path(os.path.commonpath([path.absolute() if path.is_dir() else path.absolute().parent for path in pictures]))
+    counts, failed, shown = Counter(), [], {}
+    with VerdictFile(asked.output, predictor, force=asked.force) as file:
+        went_before = len(file.done)
+        try:
+            judged = _as_they_come(predictor, folders, file) if asked.watch else _judged(predictor, pictures, file)
+            for prediction in judged:
+                file.add(prediction)
+                counts[prediction.verdict] += 1
+                if prediction.error:
+                    failed.append(prediction.error)
+                    continue
+                if len(shown) < SHOWN:
+                    shown[prediction.image] = prediction
+                if drawn is not None:
+                    write_drawn(prediction, drawn, base, absolute=predictor.card.scale is not None)
+        except KeyboardInterrupt:
+            if not asked.watch:
+                raise
+    if shown:
+        names = _told_apart([Path(name) for name in shown])
+        rows = {name: _verdict_row(prediction) for name, prediction in zip(names, shown.values(), strict=True)}
+        title = f"threshold {predictor.threshold:.3f} ({predictor.threshold_from})"
+        console.print(frame_table(title, pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")))
+    told = ", ".join(f"{counts[name]} {name}" for name in predictor.class_names)
+    console.print(f"{sum(counts.values())} judged: {escape(told)}, {len(failed)} could not be read")
+    if went_before:
+        console.print(f"{went_before} were judged before")
+    for message in failed[:SHOWN]:
+        console.print(f"not judged: {escape(message)}")
+    if drawn is not None:
+        console.print(f"pictures: {escape(str(drawn))}")
+    console.print(f"verdicts: {escape(str(asked.output))}")
+    return not failed
+
+
+def _judged(predictor: Predictor, pictures: Sequence[Path], file: VerdictFile) -> Iterator[Prediction]:
+    """Predictions of the pictures that have no verdict yet."""
+    left = [path for path in pictures if str(path) not in file.done]
+    return counted(predictor(left), len(left), "judged", log=logger)
+
+
+def _as_they_come(predictor: Predictor, folders: Sequence[Path], file: VerdictFile) -> Iterator[Prediction]:
+    """Predictions of what arrives in the folders, without an end."""
+    arrivals = Arrivals(folders, file.done)
+    logger.info("watching %s; end with Ctrl-C", ", ".join(map(str, folders)))
+    while True:
+        for prediction in predictor(arrivals.ready()):
+            if not (prediction.error and arrivals.try_again(Path(prediction.image))):
+                logger.info("%s: %s", prediction.image, prediction.error or prediction.verdict)
+                yield prediction
+        time.sleep(LOOKED_AGAIN_AFTER)
+
+
+LOOKED_AGAIN_AFTER = 0.2  # seconds
+
+
+def _verdict_row(prediction: Prediction) -> dict[str, str]:
+    row = {"verdict": prediction.verdict, "p(defect)": number(prediction.probability)}
+    boxes = prediction.boxes
+    row["defects"] = "–" if boxes is None else str(len(boxes))
+    row["area"] = percent(prediction.area)
+    if prediction.novel is not None:
+        row["novel"] = "novel" if prediction.novel else "–"
+    return row
+
+
+def export_and_report(console: Console, run_folder: Path, **options: Any) -> None:
+    """Export a run, and print how the export agrees with it; options are those of `export_run`."""
+    path, found = export_run(open_run(run_folder), **options)
+    rows = {
+        "validation pictures": found.pictures,
+        "verdicts that differ": found.changed,
+        "largest difference of p(defect)": found.largest,
+        "mean difference of p(defect)": found.mean,
+        "AUROC of the run": found.auroc,
+        "AUROC of the export": found.auroc_exported,
+    }
+    table = pd.DataFrame({"value": pd.Series(rows, dtype=object)}).rename_axis("beside the run")
+    console.print(frame_table(f"{options['kind']}, {options['precision']}", table))
+    console.print(f"export: {escape(str(path))}")
 
 
 # --- gainmtl explain

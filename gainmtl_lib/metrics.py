@@ -239,6 +239,19 @@ def choose_threshold(labels: NDArray, margins: NDArray) -> float:
     return float(np.clip(border, margins.min(), margins.max())) if slope > 1e-3 else 0.0
 
 
+def recall_threshold(labels: NDArray, prob: NDArray, required: float) -> float | None:
+    """The highest threshold that finds the required share, in (0, 1], of the defects; None where there are none.
+
+    Midway to the next lower probability. Labels, 0 or 1, and probabilities, (N,), are of the validation split.
+    """
+    scores = np.sort(prob[labels == 1])[::-1]
+    if not len(scores):
+        return None
+    last = scores[math.ceil(round(required * len(scores), 9)) - 1]
+    below = prob[prob < last]
+    return float(last + (below.max() if len(below) else 0.0)) / 2
+
+
 def f1_threshold(labels: NDArray, scores: NDArray) -> float:
     """Score, of any range, from which an image is called defective: the highest F1 on the validation split.
 

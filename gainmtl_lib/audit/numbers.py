@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gainmtl_lib import stats
 from gainmtl_lib.efficientad import evaluate as efficientad
 from gainmtl_lib.evaluation import SPLITS, stored_maps, stored_tables
-from gainmtl_lib.metrics import MapScale
+from gainmtl_lib.metrics import MapScale, recall_threshold
 from gainmtl_lib.runs import Run
 from gainmtl_lib.stats import Estimate, group_codes, proportion
 from gainmtl_lib.studies import faithfulness
@@ -80,21 +80,13 @@ def operating_point(rows: pd.DataFrame, called: pd.Series) -> dict[str, Estimate
 
 
 def choose_for_recall(labels: NDArray, probability: NDArray, required: float) -> RecallChoice:
-    """The highest threshold that finds the required share of the defects, midway to the next lower score.
-
-    Labels, 0 or 1, and probabilities, both (N,), are of the validation split, never of a test split.
-    """
+    """The threshold for it, see `recall_threshold`, and how sure it can be."""
     needed = to_show = None
     if required < 1:
         needed = math.ceil(round(1 / (1 - required), 6))  # one miss among fewer is more than the recall allows
         to_show = math.ceil(math.log(1 - stats.CONFIDENCE) / math.log(required))
-    scores, threshold = np.sort(probability[labels == 1])[::-1], None
-    if len(scores):
-        last = scores[math.ceil(round(required * len(scores), 9)) - 1]
-        below = probability[probability < last]
-        threshold = float(last + (below.max() if len(below) else 0.0)) / 2
-    enough = needed is not None and len(scores) >= needed
-    return RecallChoice(required, threshold, len(scores), needed, to_show, enough)
+    defects, threshold = int(labels.sum()), recall_threshold(labels, probability, required)
+    return RecallChoice(required, threshold, defects, needed, to_show, needed is not None and defects >= needed)
 
 
 # --- The whole run

@@ -1,0 +1,395 @@
+"""Verdicts on new pictures: a row for each as it goes, from a run of either system or an exported model.
+
+Sizes: height x width a picture as given; B pictures judged at once.
+"""
+
+import copy
+import csv
+import glob
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import cv2
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from gainmtl_lib import metrics
+from gainmtl_lib.explain import THRESHOLD, defect_boxes, read_picture
+from gainmtl_lib.export import Card, Judge, Judged, open_judge
+from gainmtl_lib.figures import encode, enlarged_share, fitting, overlay, with_band
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.labels import inside, resize_image
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.pictures import image_files
+from gainmtl_lib.runs import FileError, atomic_path
+
+Pixels = NDArray[np.uint8]
+AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the memory, whatever the pictures
+LONGEST_SHOWN = 2048  # pixels of the longer side, at which defects of a larger picture are outlined
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one picture; of one that could not be judged `error` alone, and why."""
+
+    image: str  # its path, or its number where it was given as pixels
+    width: int | None = None
+    height: int | None = None
+    verdict: str = ""  # a class name
+    probability: float | None = None  # of a defect
+    threshold: float | None = None  # from which the picture is called defective
+    threshold_from: str = ""
+    score: float | None = None  # that the probability is of: the margin, in S8 of the evidence, or the anomaly score
+    boxes: tuple[tuple[int, int, int, int], ...] | None = None  # (x0, y0, x1, y1) of defects, the largest first
+    area: float | None = None  # share of the picture that is called defect; None where a model localizes nothing
+    anomaly_score: float | None = None  # of the EfficientAD run, where one is given
+    novel: bool | None = None  # unlike the good parts although it passed
+    model: str = ""  # which run, by its weights, and how it was used
+    error: str = ""
+    share: NDArray[np.float32] | None = None  # the deciding map in [0, 1] on its absolute scale, of the picture alone
+    picture: Pixels | None = None  # as it was judged
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its columns in the table of verdicts."""
+        told = {name: getattr(self, name) for name in COLUMNS}
+        if self.boxes is not None:
+            told["boxes"] = "; ".join(" ".join(map(str, box)) for box in self.boxes)
+        return {name: "" if value is None else _written(value) for name, value in told.items()}
+
+
+COLUMNS = [field.name for field in fields(Prediction) if field.name not in ("share", "picture")]
+
+
+def _written(value: Any) -> Any:
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+class _Read(NamedTuple):
+    """One picture, decoded and, where it is judged whole, at the network's size; or why it could not be."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    pixels: Pixels | None = None
+    for_novelty: Pixels | None = None
+    error: str = ""
+
+
+class Predictor:
+    """Judges pictures one after the other, in order; a picture that cannot be read gives its reason in its place.
+
+    Args:
+        place: a finished and evaluated run of either system, its folder or an export of it, see `open_judge`.
+        threshold: probability from which a picture is called defective, in place of the model's own.
+        required_recall: share of the defects to be found, in (0, 1]: the threshold for it is chosen on the run's own
+            validation, see `metrics.choose_for_recall`.
+        novelty: a run of EfficientAD, or an export of one, that flags what is unlike the good parts.
+        tile_size: (height, width) of overlapping tiles in which pictures are looked at in their own resolution; None:
+            at the size and in the tiles of the training.
+        tile_overlap: share of a tile that neighbours have in common, in [0, 0.5]; None is the training's.
+        class_names: of normal and defective, in any language.
+        judging: `device`, `threads` and `trust` of `open_judge`.
+
+    `DataError`: both a threshold and a recall, one out of range, no validation defects to choose by, or tiles that the
+    model cannot take. `RunError`, `ExportError`: nothing to judge by.
+    """
+
+    def __init__(
+        self,
+        place: str | Path | Judge,
+        *,
+        threshold: float | None = None,
+        required_recall: float | None = None,
+        novelty: str | Path | None = None,
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: float | None = None,
+        class_names: Sequence[str] | None = None,
+        **judging: Any,
+    ) -> None:
+        self.judge = copy.copy(place) if isinstance(place, Judge) else open_judge(place, **judging)
+        card = self.judge.card
+        self.threshold, self.threshold_from = _threshold(card, threshold, required_recall)
+        self.novelty = None if novelty is None else open_judge(novelty, **judging)
+        if self.novelty is not None and self.novelty.card.novelty_threshold is None:
+            raise DataError(
+                f"{novelty}: of {self.novelty.card.system}, which knows nothing new; give an EfficientAD run"
+            )
+        self.class_names = tuple(class_names or card.class_names)
+        self.tile_size = tile_size
+        changed: dict[str, Any] = {} if tile_overlap is None else {"tile_overlap": tile_overlap}
+        if tile_size is not None:
+            if not self.judge.any_size and tile_size != card.input_size:
+                own = "x".join(map(str, card.input_size))
+                raise DataError(f"tile_size is {'x'.join(map(str, tile_size))}, but the exported network takes {own}")
+            if any(side % 32 or side < 32 for side in tile_size):
+                raise DataError(f"tile_size must be multiples of 32 (the coarsest stride), got {list(tile_size)}")
+            changed["input_size"] = tile_size
+        if not 0 <= changed.get("tile_overlap", 0) <= 0.5:
+            raise DataError(f"tile_overlap must lie in [0, 0.5], got {tile_overlap}")
+        self.judge.card = self.card = card.model_copy(update=changed)
+        self.model = f"{card.run} {card.weights[:12]}" + f" {card.precision}" * (card.precision != "float32")
+        if self.in_tiles:
+            size = f"{self.card.input_size[0]}x{self.card.input_size[1]}"
+            self.model += f" in tiles of {size}, {self.card.tile_overlap:g} shared" + " as given" * (
+                tile_size is not None
+            )
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether a picture may be looked at in more than one piece."""
+        return self.tile_size is not None or self.card.input_size != self.card.image_size
+
+    def __call__(self, pictures: Iterable[Any]) -> Iterator[Prediction]:
+        """Predictions of pictures, paths or what `read_picture` takes, in their order; decoded in the background."""
+        at_once = max(1, AT_ONCE // (self.card.input_size[0] * self.card.input_size[1]))
+        ahead = 2 if self.in_tiles else 2 * at_once
+        numbered = enumerate(pictures)
+        with ThreadPoolExecutor() as pool:
+            waiting: list[Future[_Read]] = [pool.submit(self._read, *one) for one in islice(numbered, ahead)]
+            while waiting:
+                count = 1 if self.in_tiles else at_once
+                batch = [one.result() for one in waiting[:count]]
+                del waiting[:count]
+                waiting += [pool.submit(self._read, *one) for one in islice(numbered, ahead - len(waiting))]
+                yield from self._judged(batch, at_once)
+
+    def _read(self, number: int, picture: Any) -> _Read:
+        name = str(picture) if isinstance(picture, str | os.PathLike) else f"[{number}]"
+        try:
+            pixels = read_picture(picture, name)
+        except DataError as error:
+            return _Read(name, error=str(error))
+        size, other = (pixels.shape[0], pixels.shape[1]), None
+        if self.novelty is not None:
+            other = resize_image(pixels, self.novelty.card.image_size, self.novelty.card.resize)
+        if self.tile_size is None:
+            pixels = resize_image(pixels, self.card.image_size, self.card.resize)
+        return _Read(name, size, pixels, other)
+
+    def _judged(self, batch: Sequence[_Read], at_once: int) -> Iterator[Prediction]:
+        there = [one for one in batch if one.pixels is not None]
+        told: list[Judged] = []
+        if there and self.in_tiles:
+            told = [self.judge.judge_in_tiles(one.pixels, at_once) for one in there if one.pixels is not None]
+        elif there:
+            told = self.judge.judge(np.stack([one.pixels for one in there if one.pixels is not None]))
+        novelties: list[float | None] = [None] * len(there)
+        if there and self.novelty is not None:
+            seen = np.stack([one.for_novelty for one in there if one.for_novelty is not None])
+            novelties = [one.score for one in self.novelty.judge(seen)]
+        answers = iter(zip(told, novelties, strict=True))
+        for one in batch:
+            yield (
+                Prediction(one.name, model=self.model, error=one.error)
+                if one.error
+                else self._predicted(one, *next(answers))
+            )
+
+    def _predicted(self, read: _Read, judged: Judged, anomaly_score: float | None) -> Prediction:
+        card, (height, width), pixels = self.card, read.size, read.pixels
+        assert pixels is not None
+        probability = self.judge.probability(judged.score)
+        defective, novel = probability >= self.threshold, None
+        if anomaly_score is not None and self.novelty is not None:
+            novel = not defective and anomaly_score > (self.novelty.card.novelty_threshold or 0.0)
+        # What is shown and outlined: as it was judged, a large picture smaller.
+        seen = (pixels.shape[0], pixels.shape[1])
+        size = seen if max(seen) <= LONGEST_SHOWN else fitting(seen, LONGEST_SHOWN)
+        place = inside(read.size, size, card.resize) if self.tile_size is None else (slice(None), slice(None))
+        boxes = area = None
+        if judged.localization is not None:
+            level = THRESHOLD if defective else card.localization_floor
+            located = cv2.resize(judged.localization, size[::-1], interpolation=cv2.INTER_LINEAR)[place]
+            defect = located >= (np.inf if level is None else level)
+            boxes, area = tuple(defect_boxes(defect, read.size)), float(defect.mean())
+        return Prediction(
+            read.name, width, height, self.class_names[int(defective)], probability, self.threshold,
+            self.threshold_from, judged.score, boxes, area, anomaly_score, novel, self.model,
+            share=enlarged_share(judged.map, card.scale, size)[place],
+            picture=resize_image(pixels, size, "squash")[place],
+        )  # fmt: skip
+
+
+def _threshold(card: Card, threshold: float | None, required_recall: float | None) -> tuple[float, str]:
+    """The probability from which a picture is called defective, and where it comes from."""
+    for name, value in (("threshold", threshold), ("required_recall", required_recall)):
+        if value is not None and not 0 <= value <= 1:
+            raise DataError(f"{name} must lie in [0, 1], got {value:g}")
+    if threshold is not None and required_recall is not None:
+        raise DataError("both a threshold and a required recall are given, which chooses one; give either")
+    if threshold is not None:
+        return threshold, "given"
+    if required_recall is None:
+        return card.threshold, card.threshold_from
+    scores = [np.array(card.validation.get(name, ())) for name in (NORMAL, DEFECTIVE)]
+    labels = np.repeat([0, 1], [len(one) for one in scores])
+    chosen = metrics.recall_threshold(labels, np.concatenate(scores), required_recall)
+    if chosen is None:
+        told = (
+            f"{card.run}: a required recall is chosen on validation defects, of which this {card.system} model has none"
+        )
+        raise DataError(f"{told}; give a threshold")
+    return chosen, f"validation, recall {required_recall:g} of {len(scores[1])} defects"
+
+
+# --- Which pictures, and those that are still to come
+
+
+def pictures_in(places: Sequence[str | Path]) -> list[Path]:
+    """Picture files, of folders those at any depth, of patterns (``*.png``) what they match; each once.
+
+    `DataError` for a place where there is none.
+    """
+    found: dict[Path, None] = {}
+    for place in map(str, places):
+        path = Path(place)
+        here = [path] if path.is_file() else image_files(path) if path.is_dir() else sorted(map(Path, glob.glob(place)))
+        if not here:
+            raise DataError(f"{place}: no such picture, no folder of pictures, and no pattern that matches any")
+        found |= dict.fromkeys(one for part in here for one in (image_files(part) if part.is_dir() else [part]))
+    return list(found)
+
+
+WHOLE_AFTER = 1.0  # seconds without a change, after which a file counts as written
+GIVEN_UP_AFTER = 10.0  # seconds without a change, after which a file that cannot be read stays so
+
+
+class Arrivals:
+    """New pictures in folders that something fills, each once it is whole.
+
+    Folders are listed again and again: on network drives nothing tells of a new file.
+    """
+
+    def __init__(self, folders: Sequence[Path], known: Iterable[str]) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise DataError(f"{folder}: no such folder; --watch takes folders that are filled")
+        self.folders, self.known = folders, {*known}
+        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}  # size and time of change, and since when both hold
+
+    def ready(self) -> list[Path]:
+        """Pictures that have not changed for `WHOLE_AFTER`, and were not given out before."""
+        now, whole = time.monotonic(), []
+        for path in (path for folder in self.folders for path in image_files(folder) if str(path) not in self.known):
+            with suppress(OSError):  # gone again
+                stat = path.stat()
+                state = (stat.st_size, stat.st_mtime_ns)
+                before, since = self._seen.get(path, (None, now))
+                self._seen[path] = (state, since if before == state else now)
+                if before == state and now - since >= WHOLE_AFTER:
+                    whole.append(path)
+        self.known |= {str(path) for path in whole}
+        return whole
+
+    def try_again(self, path: Path) -> bool:
+        """Whether a picture that could not be read may still be on its way, and then comes once more."""
+        _, since = self._seen[path]
+        if time.monotonic() - since >= GIVEN_UP_AFTER or not path.is_file():
+            self._seen.pop(path)
+            return False
+        self.known.discard(str(path))
+        return True
+
+
+# --- The table of verdicts
+
+
+class VerdictFile:
+    """A CSV file that grows by a row for each picture as it is judged; an interruption loses none.
+
+    Opened again it goes on: `done` are the pictures that have a verdict. Rows of pictures that could not be read are
+    dropped, and so is a line that was left half-written.
+
+    `DataError`: the file is no table of verdicts, or of another model or threshold. `FileError`: it cannot be written,
+    or another process writes to it.
+    """
+
+    def __init__(self, path: Path, predictor: Predictor, *, force: bool = False) -> None:
+        self.path = path
+        self.done: set[str] = set()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise FileError(f"{path}: another process is writing to it; choose another --output") from None
+        kept = [] if force or not path.is_file() else self._kept(predictor)
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+
+    def _kept(self, predictor: Predictor) -> list[dict[str, str]]:
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        reader = csv.DictReader(whole)
+        if whole and reader.fieldnames != COLUMNS:
+            told = f"its columns are not those of verdicts ({', '.join(reader.fieldnames or ())[:200]})"
+            raise DataError(f"{self.path}: {told}; choose another --output, or write over it with --force")
+        kept = [row for row in reader if row["verdict"]]
+        own = {"model": predictor.model, "threshold": str(_written(predictor.threshold))}
+        for name, value in own.items():
+            if others := {row[name] for row in kept} - {value}:
+                told = f"holds verdicts of {name} {min(others)}, asked for is {value}"
+                raise DataError(f"{self.path}: {told}; choose another --output, or start anew with --force")
+        self.done = {row["image"] for row in kept}
+        return kept
+
+    def add(self, prediction: Prediction) -> None:
+        """Write its row, and see that it is on the disk's side of a crash of this process."""
+        self._writer.writerow(prediction.row)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._lock.release()
+
+
+# --- A picture of a verdict
+
+BOX = (255, 176, 0)
+SIDE = 768  # pixels of the longer side
+
+
+def drawn(prediction: Prediction, *, absolute: bool) -> Pixels:
+    """The picture with boxes around its defects, and the deciding map over it; the verdict in words below."""
+    assert prediction.picture is not None and prediction.share is not None
+    size = fitting((prediction.picture.shape[0], prediction.picture.shape[1]), SIDE)
+    picture = resize_image(prediction.picture, size, "squash")
+    boxed, heat = picture.copy(), overlay(picture, prediction.share)
+    across, down = size[1] / (prediction.width or 1), size[0] / (prediction.height or 1)
+    for x0, y0, x1, y1 in prediction.boxes or ():
+        ends = (round(x0 * across) - 3, round(y0 * down) - 3), (round(x1 * across) + 2, round(y1 * down) + 2)
+        cv2.rectangle(boxed, *ends, BOX, 2, cv2.LINE_AA)
+    novel = "novel · " if prediction.novel else ""
+    words = f"{novel}{prediction.verdict} · p(defect) {prediction.probability:.3f}, from {prediction.threshold:.3f}"
+    panels = (
+        with_band(boxed, words, bar=False),
+        with_band(heat, f"{'absolute' if absolute else 'per-image'} scale", bar=True),
+    )
+    wide = size[1] > 1.6 * size[0]
+    rim = np.full((6, size[1], 3) if wide else (panels[0].shape[0], 6, 3), 255, dtype=np.uint8)
+    return np.concatenate([panels[0], rim, panels[1]], axis=0 if wide else 1)
+
+
+def write_drawn(prediction: Prediction, folder: Path, base: Path, *, absolute: bool) -> Path:
+    """A JPEG in `folder`, below it as the picture lies below `base`; its own suffix stays in the name."""
+    image = Path(prediction.image).absolute()
+    target = (folder / image.relative_to(base)).with_name(f"{image.name}.jpg")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(encode(drawn(prediction, absolute=absolute)))
+    return target
