@@ -230,9 +230,9 @@ class Judge(ABC):
     def judge_in_tiles(self, picture: Pixels, at_once: int) -> Judged:
         """One picture of any size, uint8 (height, width, 3), by overlapping tiles of the input size.
 
-        Beyond the picture memory is that of `at_once` tiles. Where it is no multiple of 32, or smaller than a tile, its
-        edges are repeated. The localization is a quarter as fine. S8's score is that of the joined evidence, that of
-        the others the highest of a tile.
+        Beyond the picture memory is that of `at_once` tiles. Where it is no multiple of 32, or smaller than a tile, it
+        is mirrored at its edges. The localization is a quarter as fine. The score is that of the joined map in S8 and
+        EfficientAD, whose decision it is, and of the other strategies the highest of a tile.
         """
         height, width = picture.shape[:2]
         tile = self.card.input_size
@@ -248,15 +248,18 @@ class Judge(ABC):
         border = BORDER if self.card.system == "EfficientAD" else 0
         joined = _joined(tiles, [part.map for part in parts], (height, width), border=border)
         located = [part.localization for part in parts if part.localization is not None]
-        evidence, best = self.card.evidence, max(part.score for part in parts)
-        score = best if evidence is None else evidence.margin(joined)
+        score = max(part.score for part in parts)
+        if self.card.system == "EfficientAD":
+            score = float(joined.max())
+        elif self.card.evidence is not None:
+            score = self.card.evidence.margin(joined)
         return Judged(score, joined, _joined(tiles, located, (height, width)) if located else None)
 
 
 def _padded(picture: Pixels, place: tuple[slice, slice]) -> Pixels:
     part = picture[place]
     missing = [(0, at.stop - at.start - side) for at, side in zip(place, part.shape)]
-    return np.pad(part, (*missing, (0, 0)), mode="edge")
+    return np.pad(part, (*missing, (0, 0)), mode="symmetric")
 
 
 def _joined(
@@ -493,44 +496,39 @@ def _write_program(module: LineModel, pixels: Pixels, path: Path) -> None:
     torch.export.save(_program(module, pixels), path, extra_files={f"{KEY}.json": module.card.model_dump_json()})
 
 
-def _onnx_model(module: LineModel, pixels: Pixels) -> Any:
-    _needs("onnxscript")
-    names = [name for name in OUTPUTS if name != "localization" or module.localizes]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        made = torch.onnx.export(
-            _program(module, pixels), dynamo=True, input_names=["pictures"], output_names=names, verbose=False
-        )
-    assert made is not None
-    return made.model_proto
+def _names(module: LineModel) -> list[str]:
+    return [name for name in OUTPUTS if name != "localization" or module.localizes]
 
 
 def _write_onnx(module: LineModel, pixels: Pixels, path: Path) -> None:
-    onnx, model = _needs("onnx"), _onnx_model(module, pixels)
+    onnx, _ = _needs("onnx"), _needs("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program, names = _program(module, pixels), {"input_names": ["pictures"], "output_names": _names(module)}
+        made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    model = made.model_proto
     if module.card.precision == "float16":
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        model = convert_float_to_float16(model, keep_io_types=True)
+        model = _needs("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
     elif module.card.precision == "int8":
-        name = model.graph.input[0].name
-        samples = [{name: one[None]} for one in pixels]
-        model = _needs("nncf").quantize(model, _needs("nncf").Dataset(samples), subset_size=len(samples))
+        model = _quantised(model, [{"pictures": one[None]} for one in pixels])
     onnx.helper.set_model_props(model, {KEY: module.card.model_dump_json()})
     onnx.save(model, path)
 
 
 def _write_openvino(module: LineModel, pixels: Pixels, path: Path) -> None:
     openvino = _needs("openvino")
-    path.mkdir()
-    with TemporaryDirectory() as folder:  # OpenVINO reads ONNX from a file
-        onnx, file = _needs("onnx"), Path(folder) / "model.onnx"
-        onnx.save(_onnx_model(module, pixels), file)
-        model = openvino.Core().read_model(file)
-        if module.card.precision == "int8":
-            nncf = _needs("nncf")
-            model = nncf.quantize(model, nncf.Dataset([one[None] for one in pixels]), subset_size=len(pixels))
-        model.set_rt_info(module.card.model_dump_json(), KEY)
-        openvino.save_model(model, path / "model.xml", compress_to_fp16=module.card.precision == "float16")
+    model = openvino.convert_model(_program(module, pixels))
+    for output, name in zip(model.outputs, _names(module), strict=True):
+        output.get_tensor().set_names({name})
+    if module.card.precision == "int8":
+        model = _quantised(model, [one[None] for one in pixels])
+    model.set_rt_info(module.card.model_dump_json(), KEY)
+    openvino.save_model(model, path / "model.xml", compress_to_fp16=module.card.precision == "float16")
+
+
+def _quantised(model: Any, samples: list[Any]) -> Any:
+    nncf = _needs("nncf")
+    return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 
 _WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch": _write_program}

@@ -33,7 +33,7 @@ from gainmtl_lib.runs import FileError, atomic_path
 
 Pixels = NDArray[np.uint8]
 AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the memory, whatever the pictures
-LONGEST_SHOWN = 2048  # pixels of the longer side, at which defects of a larger picture are outlined
+LONGEST_SHOWN = 2048  # pixels of the longer side, at which a larger picture is shown, and its defects are outlined
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Prediction:
     model: str = ""  # which run, by its weights, and how it was used
     error: str = ""
     share: NDArray[np.float32] | None = None  # the deciding map in [0, 1] on its absolute scale, of the picture alone
-    picture: Pixels | None = None  # as it was judged
+    picture: Pixels | None = None  # as given, at most `LONGEST_SHOWN` pixels long
 
     @property
     def row(self) -> dict[str, Any]:
@@ -79,6 +79,7 @@ class _Read(NamedTuple):
     name: str
     size: tuple[int, int] = (0, 0)
     pixels: Pixels | None = None
+    shown: Pixels | None = None
     for_novelty: Pixels | None = None
     error: str = ""
 
@@ -170,9 +171,11 @@ class Predictor:
         size, other = (pixels.shape[0], pixels.shape[1]), None
         if self.novelty is not None:
             other = resize_image(pixels, self.novelty.card.image_size, self.novelty.card.resize)
+        small = size if max(size) <= LONGEST_SHOWN else fitting(size, LONGEST_SHOWN)
+        shown = resize_image(pixels, small, "squash")
         if self.tile_size is None:
             pixels = resize_image(pixels, self.card.image_size, self.card.resize)
-        return _Read(name, size, pixels, other)
+        return _Read(name, size, pixels, shown, other)
 
     def _judged(self, batch: Sequence[_Read], at_once: int) -> Iterator[Prediction]:
         there = [one for one in batch if one.pixels is not None]
@@ -200,7 +203,7 @@ class Predictor:
         defective, novel = probability >= self.threshold, None
         if anomaly_score is not None and self.novelty is not None:
             novel = not defective and anomaly_score > (self.novelty.card.novelty_threshold or 0.0)
-        # What is shown and outlined: as it was judged, a large picture smaller.
+        # Outlined as it was judged, a large picture smaller.
         seen = (pixels.shape[0], pixels.shape[1])
         size = seen if max(seen) <= LONGEST_SHOWN else fitting(seen, LONGEST_SHOWN)
         place = inside(read.size, size, card.resize) if self.tile_size is None else (slice(None), slice(None))
@@ -214,7 +217,7 @@ class Predictor:
             read.name, width, height, self.class_names[int(defective)], probability, self.threshold,
             self.threshold_from, judged.score, boxes, area, anomaly_score, novel, self.model,
             share=enlarged_share(judged.map, card.scale, size)[place],
-            picture=resize_image(pixels, size, "squash")[place],
+            picture=read.shown,
         )  # fmt: skip
 
 
@@ -367,9 +370,10 @@ SIDE = 768  # pixels of the longer side
 
 def drawn(prediction: Prediction, *, absolute: bool) -> Pixels:
     """The picture with boxes around its defects, and the deciding map over it; the verdict in words below."""
-    assert prediction.picture is not None and prediction.share is not None
-    size = fitting((prediction.picture.shape[0], prediction.picture.shape[1]), SIDE)
-    picture = resize_image(prediction.picture, size, "squash")
+    pixels = prediction.picture
+    assert pixels is not None and prediction.share is not None
+    size = fitting((pixels.shape[0], pixels.shape[1]), SIDE)
+    picture = resize_image(pixels, size, "squash")
     boxed, heat = picture.copy(), overlay(picture, prediction.share)
     across, down = size[1] / (prediction.width or 1), size[0] / (prediction.height or 1)
     for x0, y0, x1, y1 in prediction.boxes or ():

@@ -19,7 +19,7 @@ CORE = [
 ]  # fmt: skip
 """What a newcomer reads, in an order in which each file imports only those before it."""
 KITS = ["synthetic", "edits", "efficientad", "studies", "browser", "audit"]
-COMMANDS = ["notebooks", "console", "cli"]
+COMMANDS = ["export", "predict", "notebooks", "console", "cli"]
 LAZY = {
     ("runs", "model"), ("runs", "studies"), ("dataset", "synthetic"), ("dataset", "edits"), ("evaluation", "efficientad"),
 }  # fmt: skip
@@ -70,7 +70,8 @@ def test_environment_and_constraints_have_the_requirements_of_pyproject_each_wit
     assert not [line for line in lines if not line.rstrip().endswith(":") and "#" not in line]
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in constraints if "==" in line}
-    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]  # what 'make' installs
+    needed = [*project["dependencies"], *extras["dev"], *extras["export"]]
     assert {re.split(r"[<>=\[]", name)[0].lower() for name in needed} <= pinned
 
 

@@ -1,0 +1,286 @@
+"""New pictures: what is said of each, in a table that grows; tiles; a folder that is being filled."""
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anomaly_runs import tiny_anomaly_settings, write_anomaly_run
+from drawn_data import truncate_file, write_picture
+from test_commands import done, refused, run
+from tiny import tiny_settings
+
+from gainmtl_lib import predict as module
+from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
+from gainmtl_lib.evaluation import evaluate
+from gainmtl_lib.explain import DefectExplainer, read_picture
+from gainmtl_lib.export import Card, Evidence, Judge
+from gainmtl_lib.findings import DataError
+from gainmtl_lib.predict import Arrivals, Predictor, VerdictFile, drawn, pictures_in
+from gainmtl_lib.runs import FileError
+from gainmtl_lib.train import fit
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = fit(tiny_settings(tmp_path_factory.mktemp("predicted"), "S4", num_epochs=1))
+    evaluate(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def anomalies(trained, tmp_path_factory):
+    data = {name: getattr(trained.settings, name) for name in ("data_root", "num_samples", "image_size")}
+    run = write_anomaly_run(tiny_anomaly_settings(tmp_path_factory.mktemp("novel"), **data))
+    evaluate_efficientad(run)
+    return run
+
+
+def table(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_said_is_what_the_evaluation_and_the_explanation_say(trained, anomalies):
+    known = trained.predictions.query("split == 'test'")
+    paths = [trained.settings.data_root / name for name in known["image"]]
+    explained = DefectExplainer.from_run(trained).explain(paths)
+    novelty = anomalies.predictions.set_index("image")["anomaly_score"]
+    found = list(Predictor(trained.folder, novelty=anomalies.folder)(paths))
+    for row, one, said in zip(known.to_dict("records"), explained, found, strict=True):
+        assert said.probability == pytest.approx(row["probability"], abs=1e-3) and said.image.endswith(row["image"])
+        assert (
+            said.verdict == ("normal", "defective")[row["predicted"]] and said.threshold == trained.metrics["threshold"]
+        )
+        assert said.score == pytest.approx(row["margin"], abs=1e-4) and (said.height, said.width) == (64, 64)
+        assert list(said.boxes) == one["boxes"] and said.area == pytest.approx(one["area"], abs=1e-6)
+        assert said.anomaly_score == pytest.approx(novelty[row["image"]], rel=1e-3)
+        assert said.novel == (not row["predicted"] and said.anomaly_score > anomalies.metrics["novelty_threshold"])
+    alone = list(Predictor(anomalies.folder)(paths))
+    assert [one.score for one in alone] == pytest.approx([one.anomaly_score for one in found], rel=1e-3)
+    own = anomalies.predictions.set_index("image").loc[known["image"]]
+    assert [one.probability for one in alone] == pytest.approx(own["probability"].tolist(), abs=1e-4)
+    assert [one.verdict == "defective" for one in alone] == own["predicted"].astype(bool).tolist()
+
+
+def test_pixels_are_judged_too_and_a_bad_picture_stops_no_other(trained, tmp_path):
+    good, bad = write_picture(tmp_path / "a.png", size=(70, 90)), write_picture(tmp_path / "b.png")
+    truncate_file(bad)
+    found = list(
+        Predictor(trained.folder, class_names=("gut", "schlecht"))([good, bad, read_picture(good), tmp_path / "no.png"])
+    )
+    assert [one.error == "" for one in found] == [True, False, True, False]
+    assert found[0].probability == found[2].probability and found[0].verdict in ("gut", "schlecht")
+    assert "b.png: image is truncated or not an image" in found[1].error and found[1].verdict == ""
+    assert found[2].image == "[2]" and "no.png" in found[3].error
+
+
+def test_the_threshold_is_given_or_chosen_for_a_recall_on_the_runs_validation(trained, anomalies):
+    val = trained.predictions.query("split == 'val' and label == 1")["probability"]
+    asked = Predictor(trained.folder, required_recall=1.0)
+    assert asked.threshold <= val.min() and asked.threshold_from == f"validation, recall 1 of {len(val)} defects"
+    assert Predictor(trained.folder, threshold=0.7).threshold_from == "given"
+    for options, message in (
+        ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
+        ({"threshold": 0.5, "required_recall": 0.9}, "both a threshold and a required recall are given"),
+        ({"tile_size": (60, 64)}, r"tile_size must be multiples of 32 \(the coarsest stride\), got \[60, 64\]"),
+        ({"tile_size": (64, 64), "tile_overlap": 0.7}, r"tile_overlap must lie in \[0, 0.5\], got 0.7"),
+        ({"novelty": trained.folder}, "of GAIN-MTL, which knows nothing new; give an EfficientAD run"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Predictor(trained.folder, **options)
+    with pytest.raises(DataError, match="chosen on validation defects, of which this EfficientAD model has none"):
+        Predictor(anomalies.folder, required_recall=0.9)
+
+
+# --- Large pictures
+
+
+class Bright(Judge):
+    """Its map is the brightness of blocks of 4 pixels, and its score the brightest, or what the evidence says."""
+
+    def __init__(self, evidence=None):
+        known = dict(
+            strategy="S8", run="r", weights="0" * 64, version="0", origin="none", resize="squash", tile_overlap=0.25
+        )
+        known |= dict(threshold=0.5, threshold_from="", calibration=(1.0, 0.0), map_scale=(0.0, 1.0), validation={})
+        sizes = dict(image_size=(64, 64), input_size=(64, 64), localization_floor=0.5, novelty_threshold=None)
+        self.card, self.any_size, self.seen = Card(system="GAIN-MTL", evidence=evidence, **known, **sizes), True, []
+
+    def outputs(self, pictures):
+        self.seen.append(pictures.shape)
+        maps = pictures[..., 0].reshape(len(pictures), 16, 4, 16, 4).mean((2, 4)) / 255
+        return [None, None, maps.max((1, 2)), maps, np.kron(maps, np.ones((4, 4)))]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 160), (200, 170), (30, 100)])
+def test_tiles_of_a_large_picture_join_to_the_map_of_the_whole_and_bound_what_is_judged_at_once(size):
+    pixels, judge = np.random.default_rng(0).integers(0, 256, (*size, 1), dtype=np.uint8).repeat(3, 2), Bright()
+    judged = judge.judge_in_tiles(pixels, at_once=2)
+    assert max(shape[0] for shape in judge.seen) <= 2 and {shape[1:] for shape in judge.seen} == {(64, 64, 3)}
+    height, width = (-(-side // 4) for side in size)
+    whole = np.pad(pixels[..., 0], [(0, 4 * height - size[0]), (0, 4 * width - size[1])], mode="symmetric")
+    blocks = whole.reshape(height, 4, width, 4).mean((1, 3)) / 255
+    assert judged.map.shape == judged.localization.shape == (height, width)
+    assert judged.map == pytest.approx(blocks, abs=1e-5) and judged.score >= blocks.max() - 1e-5
+
+
+def test_the_score_in_tiles_of_an_evidence_is_that_of_the_joined_map_wherever_its_cells_lie():
+    pixels = np.zeros((64, 160, 3), np.uint8)
+    pixels[:4, :4], pixels[:4, 156:] = 255, 204  # one cell at each end, in two tiles
+    evidence = Evidence(cells=(2, 8), scale=(2.0, 1.0), offset=(-1.0, 0.0))
+    judged = Bright(evidence).judge_in_tiles(pixels, at_once=8)
+    assert judged.score == pytest.approx(max(2 * (1.0 + 0.8) / 2 - 1, 1.8 / 8), abs=1e-5)
+
+
+def test_a_run_with_tiles_says_the_same_as_its_evaluation(trained):
+    settings = trained.settings.changed(strategy="S8", variant="tiled", image_size=(64, 128), tile_size=(64, 64),
+                                        **{f"lambda_{t}": w for t, w in (("cls", 1.0), ("evidence", 1.0))},
+                                        **{f"lambda_{t}": 0.0 for t in ("am", "cam_guide", "loc", "guide", "cf", "consist")},
+                                        image_counterfactual=0.0, num_epochs=1, num_samples=40,
+                                        data_root=trained.settings.outputs_dir.parent / "wide")  # fmt: skip
+    run = fit(settings)
+    evaluate(run)
+    known = run.predictions.query("split == 'test'")
+    predictor = Predictor(run.folder)
+    assert predictor.in_tiles and "in tiles of 64x64, 0.25 shared" in predictor.model
+    found = list(predictor(settings.data_root / name for name in known["image"]))
+    assert [one.score for one in found] == pytest.approx(known["margin"].tolist(), abs=1e-3)
+    native = list(Predictor(run.folder, tile_size=(32, 64))([np.zeros((70, 90, 3), np.uint8)]))
+    assert native[0].error == "" and native[0].share.shape == (70, 90)
+
+
+# --- The table
+
+
+def test_the_table_goes_on_where_it_was_left_and_tries_unreadable_pictures_again(trained, tmp_path):
+    for name in "abc":
+        write_picture(tmp_path / f"in/{name}.png", size=(64, 64), seed=ord(name))
+    truncate_file(tmp_path / "in/b.png")
+    out = tmp_path / "v.csv"
+    result = run("predict", trained.folder, tmp_path / "in", "--output", out)
+    assert result.exit_code == 1 and "2 normal" in result.output.replace("0 normal, 2 def", "2 normal")
+    assert "1 could not be read" in result.output and "not judged:" in result.output
+    assert [bool(row["error"]) for row in table(out)] == [False, True, False]
+    whole = out.read_text()
+    out.write_text(whole + '"half of a li')  # as a killed process leaves it
+    write_picture(tmp_path / "in/b.png", size=(64, 64), seed=9)
+    printed = done("predict", trained.folder, f"{tmp_path}/in/*.png", "--output", out)
+    assert "1 judged" in printed and "2 were judged before" in printed
+    assert sorted(Path(row["image"]).name for row in table(out)) == ["a.png", "b.png", "c.png"]
+    assert not any(row["error"] for row in table(out))
+
+
+def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_path):
+    picture, out = write_picture(tmp_path / "a.png", size=(64, 64)), tmp_path / "v.csv"
+    done("predict", trained.folder, picture, "--output", out)
+    before = out.read_text()
+    said = refused("predict", trained.folder, picture, "--output", out, "--threshold", "0.9")
+    assert "holds verdicts of threshold" in said and "or start anew with --force" in said and out.read_text() == before
+    done("predict", trained.folder, picture, "--output", out, "--threshold", "0.9", "--force")
+    assert table(out)[0]["threshold"] == "0.9"
+    other = tmp_path / "other.csv"
+    other.write_text("name,value\na,1\n")
+    assert "its columns are not those of verdicts (name, value)" in refused(
+        "predict", trained.folder, picture, "--output", other
+    )
+    assert other.read_text() == "name,value\na,1\n"
+    with VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)), pytest.raises(FileError, match="another process"):
+        VerdictFile(tmp_path / "w.csv", Predictor(trained.folder))
+    assert "nowhere.png: no such picture" in refused("predict", trained.folder, "nowhere.png")
+
+
+def test_places_are_files_folders_and_patterns_and_each_picture_comes_once(tmp_path):
+    names = ("x/1.png", "x/y/2.jpg", "3.png")
+    for name in names:
+        write_picture(tmp_path / name)
+    (tmp_path / "x/readme.txt").write_text("no picture")
+    found = pictures_in([tmp_path / "x", f"{tmp_path}/*.png", tmp_path / "x/1.png"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == list(names)
+
+
+def test_pictures_of_verdicts_lie_as_the_pictures_do_and_box_what_is_localized(trained, tmp_path):
+    write_picture(tmp_path / "in/a/1.png", size=(64, 64))
+    write_picture(tmp_path / "in/b/1.png", size=(64, 200))
+    done("predict", trained.folder, tmp_path / "in", "--output", tmp_path / "v.csv", "--visualize")
+    assert sorted(path.relative_to(tmp_path / "v").as_posix() for path in (tmp_path / "v").rglob("*.jpg")) == [
+        "a/1.png.jpg", "b/1.png.jpg",
+    ]  # fmt: skip
+    share = np.zeros((64, 64), np.float32)
+    said = module.Prediction(
+        "a",
+        64,
+        64,
+        "defective",
+        0.9,
+        0.5,
+        boxes=((8, 16, 24, 40),),
+        share=share,
+        picture=np.zeros((64, 64, 3), np.uint8),
+    )
+    pixels = drawn(said, absolute=True)
+    left = pixels[: module.SIDE, : module.SIDE].astype(int)
+    box = np.argwhere(np.abs(left - module.BOX).max(-1) < 30)
+    scale = module.SIDE / 64
+    assert box.min(0) == pytest.approx([16 * scale - 4, 8 * scale - 4], abs=2)
+    assert box.max(0) == pytest.approx([40 * scale + 3, 24 * scale + 3], abs=2)
+
+
+# --- A folder that is being filled
+
+
+def test_arrivals_are_given_out_once_they_are_whole_and_tried_again_while_they_may_still_grow(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    known, arrivals = write_picture(tmp_path / "old.png"), Arrivals([tmp_path], [str(tmp_path / "old.png")])
+    assert known and arrivals.ready() == []
+    new = write_picture(tmp_path / "new.png")
+    whole = new.read_bytes()
+    new.write_bytes(whole[:50])
+    assert arrivals.ready() == []
+    clock[0] = 1.0
+    new.write_bytes(whole[:80])  # it grows: the second begins anew
+    assert arrivals.ready() == []
+    clock[0] = 1.5
+    assert arrivals.ready() == []
+    clock[0] = 2.0
+    assert arrivals.ready() == [new] and arrivals.ready() == []
+    assert arrivals.try_again(new)  # it could not be read: perhaps the camera pauses
+    clock[0] = 3.0
+    assert arrivals.ready() == [new]
+    clock[0] = 11.0
+    assert not arrivals.try_again(new) and arrivals.ready() == []
+    with pytest.raises(DataError, match="nowhere: no such folder; --watch takes folders that are filled"):
+        Arrivals([tmp_path / "nowhere"], [])
+
+
+def test_a_watched_folder_is_judged_as_it_fills_until_it_is_interrupted(trained, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "v.csv"
+    folder.mkdir()
+    words = ["-m", "gainmtl_lib.cli", "predict", trained.folder, folder, "--watch", "--output", out]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        write_picture(tmp_path / "a.png", size=(64, 64))
+        data = (tmp_path / "a.png").read_bytes()
+        (folder / "a.png").write_bytes(data[:100])  # half-written, until the camera goes on
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (out.is_file() and out.stat().st_size):
+            time.sleep(0.1)
+        time.sleep(2)
+        assert table(out) == []
+        (folder / "a.png").write_bytes(data)
+        while time.monotonic() < deadline and not table(out):
+            time.sleep(0.1)
+        assert [row["error"] for row in table(out)] == [""]
+    finally:
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate(timeout=30)
+    assert process.returncode == 0 and "1 judged" in printed, told
+    shutil.rmtree(folder)
