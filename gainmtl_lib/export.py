@@ -38,6 +38,7 @@ from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["onnx", "openvino", "torch"]
 Precision = Literal["float32", "float16", "int8"]
 Pixels = NDArray[np.uint8]
 
@@ -419,7 +420,7 @@ def export_run(
     run: Run | EfficientADRun,
     output: Path | None = None,
     *,
-    kind: Literal["onnx", "openvino", "torch"] = "onnx",
+    kind: Kind = "onnx",
     precision: Precision = "float32",
     largest_change: float = LARGEST_CHANGE,
 ) -> tuple[Path, Agreement]:
@@ -446,7 +447,7 @@ def export_run(
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=output.parent) as folder:
         made = Path(folder) / output.name
-        _WRITERS[kind](judge.module, pixels, made)
+        write_export(judge.module, pixels, made, kind)
         agreement = _agreement(judge, open_judge(made, trust=True), pixels, labels)
         exact = precision == "float32"
         limit, share = (LARGEST_DIFFERENCE, 0.0) if exact else (1.0, largest_change)
@@ -504,8 +505,9 @@ def _write_onnx(module: LineModel, pixels: Pixels, path: Path) -> None:
     onnx, _ = _needs("onnx"), _needs("onnxscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
-        program, names = _program(module, pixels), {"input_names": ["pictures"], "output_names": _names(module)}
-        made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        made: Any = torch.onnx.export(
+            _program(module, pixels), input_names=["pictures"], output_names=_names(module), dynamo=True, verbose=False
+        )
     model = made.model_proto
     if module.card.precision == "float16":
         model = _needs("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
@@ -531,4 +533,6 @@ def _quantised(model: Any, samples: list[Any]) -> Any:
     return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 
-_WRITERS = {"onnx": _write_onnx, "openvino": _write_openvino, "torch": _write_program}
+def write_export(module: LineModel, pixels: Pixels, path: Path, kind: Kind) -> None:
+    """Write a model to a path that is free, nothing checked; of `pixels`, (N, H, W, 3), INT8 takes its ranges."""
+    {"onnx": _write_onnx, "openvino": _write_openvino, "torch": _write_program}[kind](module, pixels, path)
