@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gainmtl_lib.evaluation import evaluate
     from gainmtl_lib.explain import DefectExplainer
     from gainmtl_lib.model import GAINMTLModel
+    from gainmtl_lib.predict import Predictor
     from gainmtl_lib.runs import Run, load_run
     from gainmtl_lib.settings import Settings
     from gainmtl_lib.train import fit
@@ -28,6 +29,7 @@ __all__ = [
     "EfficientADRun",
     "EfficientADSettings",
     "GAINMTLModel",
+    "Predictor",
     "Run",
     "Settings",
     "SplitProvider",
@@ -47,6 +49,7 @@ _HOME = {
     "fit": "train",
     "evaluate": "evaluation",
     "DefectExplainer": "explain",
+    "Predictor": "predict",
     "Run": "runs",
     "load_run": "runs",
     "EfficientADModel": "efficientad.model",

@@ -368,12 +368,16 @@ def _first_line(error: Exception) -> str:
 
 
 def open_judge(
-    place: str | Path, *, device: str | None = None, threads: int | None = None, trust: bool = False
+    place: str | Path | Run | EfficientADRun,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    trust: bool = False,
 ) -> Judge:
     """A finished and evaluated run of either system, or what `export_run` made of one, ready to judge.
 
     Args:
-        place: the run's folder, a file ``.onnx`` or ``.pt2``, or a folder with OpenVINO's ``model.xml``.
+        place: the run or its folder, a file ``.onnx`` or ``.pt2``, or a folder with OpenVINO's ``model.xml``.
         device: of a run, see `checked_device`; None is where it was trained.
         threads: of an export; None is as many as PyTorch has.
         trust: that a file ``.pt2`` is one's own. PyTorch's reader can run code that such a file holds; those of the
@@ -381,6 +385,8 @@ def open_judge(
 
     `RunError`, `ExportError`: nothing that can be used there.
     """
+    if isinstance(place, Run | EfficientADRun):
+        return EagerJudge(place, device=device)
     place, threads = Path(place), threads or torch.get_num_threads()
     if place.suffix == ".onnx" or (place / "model.xml").is_file() or place.suffix == ".pt2":
         if not place.exists():

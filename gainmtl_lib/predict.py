@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gainmtl_lib import metrics
+from gainmtl_lib.efficientad.train import EfficientADRun
 from gainmtl_lib.explain import THRESHOLD, defect_boxes, read_picture
 from gainmtl_lib.export import Card, Judge, Judged, open_judge
 from gainmtl_lib.figures import encode, enlarged_share, fitting, overlay, with_band
@@ -29,7 +30,7 @@ from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import image_files
-from gainmtl_lib.runs import FileError, atomic_path
+from gainmtl_lib.runs import FileError, Run, atomic_path
 
 Pixels = NDArray[np.uint8]
 AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the memory, whatever the pictures
@@ -88,7 +89,7 @@ class Predictor:
     """Judges pictures one after the other, in order; a picture that cannot be read gives its reason in its place.
 
     Args:
-        place: a finished and evaluated run of either system, its folder or an export of it, see `open_judge`.
+        place: a finished and evaluated run of either system, its folder, or an export of it, see `open_judge`.
         threshold: probability from which a picture is called defective, in place of the model's own.
         required_recall: share of the defects to be found, in (0, 1]: the threshold for it is chosen on the run's own
             validation, see `metrics.choose_for_recall`.
@@ -105,11 +106,11 @@ class Predictor:
 
     def __init__(
         self,
-        place: str | Path | Judge,
+        place: str | Path | Run | EfficientADRun | Judge,
         *,
         threshold: float | None = None,
         required_recall: float | None = None,
-        novelty: str | Path | None = None,
+        novelty: str | Path | EfficientADRun | None = None,
         tile_size: tuple[int, int] | None = None,
         tile_overlap: float | None = None,
         class_names: Sequence[str] | None = None,

@@ -51,7 +51,7 @@ def test_what_is_said_is_what_the_evaluation_and_the_explanation_say(trained, an
     paths = [trained.settings.data_root / name for name in known["image"]]
     explained = DefectExplainer.from_run(trained).explain(paths)
     novelty = anomalies.predictions.set_index("image")["anomaly_score"]
-    found = list(Predictor(trained.folder, novelty=anomalies.folder)(paths))
+    found = list(Predictor(trained, novelty=anomalies)(paths))
     for row, one, said in zip(known.to_dict("records"), explained, found, strict=True):
         assert said.probability == pytest.approx(row["probability"], abs=1e-3) and said.image.endswith(row["image"])
         assert (
@@ -61,7 +61,7 @@ def test_what_is_said_is_what_the_evaluation_and_the_explanation_say(trained, an
         assert list(said.boxes) == one["boxes"] and said.area == pytest.approx(one["area"], abs=1e-6)
         assert said.anomaly_score == pytest.approx(novelty[row["image"]], rel=1e-3)
         assert said.novel == (not row["predicted"] and said.anomaly_score > anomalies.metrics["novelty_threshold"])
-    alone = list(Predictor(anomalies.folder)(paths))
+    alone = list(Predictor(anomalies)(paths))
     assert [one.score for one in alone] == pytest.approx([one.anomaly_score for one in found], rel=1e-3)
     own = anomalies.predictions.set_index("image").loc[known["image"]]
     assert [one.probability for one in alone] == pytest.approx(own["probability"].tolist(), abs=1e-4)
