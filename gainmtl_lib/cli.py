@@ -31,8 +31,8 @@ from gainmtl_lib.settings import (
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
-GOES_ON = ("run", "train", "distill", "ablation", "shortcut", "predict")
-"""Commands that a second call continues where an interruption left them."""
+GOES_ON = {"main": ("run", "train", "ablation", "shortcut", "predict"), "efficientad": ("train", "distill")}
+"""By their group the commands that a second call continues where an interruption left them."""
 
 # As options write them; a name of a layout is a word of `dataset_type`.
 KINDS = [kind.replace("_", "-") for kind in get_args(Settings.model_fields["dataset_type"].annotation)]
@@ -56,7 +56,9 @@ class Commands(click.Group):
             raise click.ClickException(f"{error.filename}: cannot be written: {error.strerror}; {advice}") from None
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from where it was last saved"
-            raise click.ClickException(f"interrupted{goes_on if ctx.invoked_subcommand in GOES_ON else ''}") from None
+            raise click.ClickException(
+                f"interrupted{goes_on if ctx.invoked_subcommand in GOES_ON.get(str(ctx.command.name), ()) else ''}"
+            ) from None
 
 
 def value_of(name: str, text: str) -> Any:

@@ -262,7 +262,11 @@ def test_arrivals_are_given_out_once_they_are_whole_and_tried_again_while_they_m
 def test_a_watched_folder_is_judged_as_it_fills_until_it_is_interrupted(trained, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "v.csv"
     folder.mkdir()
-    words = ["-m", "gainmtl_lib.cli", "predict", trained.folder, folder, "--watch", "--output", out]
+    # A test that runs in the background of a shell has SIGINT ignored, and so has what it starts.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import gainmtl_lib.cli as c; c.main()"
+    )
+    words = ["-c", code, "predict", trained.folder, folder, "--watch", "--output", out]
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -281,6 +285,9 @@ def test_a_watched_folder_is_judged_as_it_fills_until_it_is_interrupted(trained,
         assert [row["error"] for row in table(out)] == [""]
     finally:
         process.send_signal(signal.SIGINT)
-        printed, told = process.communicate(timeout=30)
+        try:
+            printed, told = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 0 and "1 judged" in printed, told
     shutil.rmtree(folder)
