@@ -29,7 +29,7 @@ from gainmtl_lib.explain import DefectExplainer
 from gainmtl_lib.export import export_run
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
-from gainmtl_lib.layouts import TEST_SPLITS
+from gainmtl_lib.layouts import SPLITS, TEST_SPLITS
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pictures_in, write_drawn
 from gainmtl_lib.progress import counted
@@ -176,10 +176,15 @@ def _masks_from(efficientad_run: Path | None, settings: Settings, mask_source: s
 
 
 def _elsewhere(settings: AnySettings, data_root: Path) -> AnySettings:
-    """The same reading of other data. A synthetic dataset is read as it lies there, not made anew."""
-    layout = "generic" if settings.dataset_type == "synthetic" else settings.dataset_type
+    """The same reading of other data; of folders ``images/<split>`` that of the generic layout, whatever the run's own.
+
+    A synthetic dataset is read as it lies there, not made anew.
+    """
     root = data_root.absolute()
-    return settings.changed(data_root=root, dataset_type=layout, box_labels=box_labels_of(settings, root))
+    generic = any((root / "images" / split).is_dir() for split in SPLITS)
+    if settings.dataset_type != "generic" and (generic or settings.dataset_type == "synthetic"):
+        settings = settings.changed(dataset_type="generic", group_pattern=None)
+    return settings.changed(data_root=root, box_labels=box_labels_of(settings, root))
 
 
 def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
