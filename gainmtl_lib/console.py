@@ -340,6 +340,8 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
         console.print(f"{went_before} were judged before")
     for message in failed[:SHOWN]:
         console.print(f"not judged: {escape(message)}")
+    if len(failed) > SHOWN:
+        console.print(f"… {len(failed) - SHOWN} more; the table has all of them")
     if drawn is not None:
         console.print(f"pictures: {escape(str(drawn))}")
     console.print(f"verdicts: {escape(str(asked.output))}")
