@@ -352,8 +352,9 @@ def _summary(
         scales = {name: asdict(scale) for name, scale in fitted.items() if scale is not None}
         if threshold is None:
             origin, margins = "validation, logistic fit", table["margin"].to_numpy(dtype=np.float64)
-            calibration = metrics.fit_calibration(labels, margins)
-            threshold = float(calibrated(metrics.choose_threshold(labels, margins), calibration))
+            chosen = metrics.choose_threshold(labels, margins)
+            calibration = metrics.fit_calibration(labels, margins, chosen)
+            threshold = float(calibrated(chosen, calibration))  # one half, unless there was nothing to fit
     threshold = float(measured.get("threshold", 0.5)) if threshold is None else threshold
     tables = {
         split: add_verdicts(_with_probabilities(table, calibration), threshold)

@@ -185,23 +185,24 @@ FALSE_ALARMS = 0.05  # share of new normal pictures that may be called unlike th
 IDENTITY = (1.0, 0.0)
 
 
-def fit_calibration(labels: NDArray, margins: NDArray) -> tuple[float, float]:
+def fit_calibration(labels: NDArray, margins: NDArray, threshold: float) -> tuple[float, float]:
     """Slope and offset, as in sigma(slope * margin + offset), that make probabilities of margins, (N,), of any range.
 
-    A logistic regression of the validation split's labels (N,), never of a test split's, on them, with Platt's targets
-    (1999): (n + 1) / (n + 2) for n defects, 1 / (n + 2) for n normal pictures, so that a few pictures without an error
-    make nothing certain. `IDENTITY` where there is nothing to fit: one class, equal margins, or such as do not rise
-    with the label.
+    The offset lets one half be at the `threshold`, so that a verdict is what the probability says. The slope is that of
+    a logistic regression of the validation split's labels (N,), never of a test split's, with Platt's targets (1999):
+    (n + 1) / (n + 2) for n defects, 1 / (n + 2) for n normal pictures, so that a few pictures without an error make
+    nothing certain. `IDENTITY` where there is nothing to fit: one class, equal margins, or such as do not rise with the
+    label.
     """
     if min(np.ptp(labels), np.ptp(margins)) == 0:
         return IDENTITY
-    center, spread = margins.mean(), margins.std()
-    standard, defects = ((margins - center) / spread)[:, None], int(labels.sum())
+    spread, defects = margins.std(), int(labels.sum())
     target = np.where(labels == 1, (defects + 1) / (defects + 2), 1 / (len(labels) - defects + 2))
-    both, halves = np.concatenate([standard, standard]), np.repeat([1, 0], len(labels))
-    fit = LogisticRegression(C=np.inf).fit(both, halves, sample_weight=np.concatenate([target, 1 - target]))
-    slope = fit.coef_.item() / spread
-    return (float(slope), float(fit.intercept_.item() - slope * center)) if slope > 0 else IDENTITY
+    both = np.tile((margins - threshold) / spread, 2)[:, None]
+    fit = LogisticRegression(C=np.inf, fit_intercept=False)
+    fit.fit(both, np.repeat([1, 0], len(labels)), sample_weight=np.concatenate([target, 1 - target]))
+    slope = float(fit.coef_.item() / spread)
+    return (slope, -slope * threshold) if slope > 0 else IDENTITY
 
 
 BINS = 10  # of equal width

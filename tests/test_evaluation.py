@@ -77,6 +77,7 @@ def test_from_the_stored_evidence_of_s8_its_verdicts_can_be_counted_again(tmp_pa
     margin = head.log_scale.exp().item() * strongest + head.offset.item()
     assert table["margin"].tolist() == pytest.approx(margin.tolist(), abs=1e-2)
     slope, offset = summary["calibration"]
+    assert summary["threshold"] == 0.5
     probability = 1 / (1 + np.exp(-slope * table["margin"] - offset))
     assert table["probability"].tolist() == pytest.approx(probability.tolist(), abs=1e-6)
     floors = {name: scale["floor"] for name, scale in summary["map_scales"].items()}

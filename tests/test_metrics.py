@@ -170,14 +170,14 @@ def test_a_calibration_gives_the_shares_there_are_with_platts_targets():
     # Shares 1/4, 1/2, 3/4 of many pictures at three margins: targets are as good as 0 and 1, and the fit goes through.
     margins, marked = np.repeat([-3.0, -1.0, 1.0], 4000), np.tile([0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1], 1000)
     marked = marked.reshape(1000, 3, 4).transpose(1, 0, 2).ravel()
-    slope, offset = fit_calibration(marked, margins)
+    slope, offset = fit_calibration(marked, margins, -1.0)
     assert expit(slope * np.array([-3.0, -1.0, 1.0]) + offset) == pytest.approx([0.25, 0.5, 0.75], abs=1e-3)
-    # One of each: Platt's targets are 1/3 and 2/3, which two points reach.
-    slope, offset = fit_calibration(np.array([0, 1]), np.array([10.0, 12.0]))
-    assert expit(slope * np.array([10.0, 12.0]) + offset) == pytest.approx([1 / 3, 2 / 3], abs=1e-4)
+    # One of each: Platt's targets are 1/3 and 2/3, which two points beside the threshold reach.
+    slope, offset = fit_calibration(np.array([0, 1]), np.array([10.0, 12.0]), 11.0)
+    assert expit(slope * np.array([10.0, 11.0, 12.0]) + offset) == pytest.approx([1 / 3, 0.5, 2 / 3], abs=1e-4)
     for nothing in (np.full(2, 0.3), np.array([0.9, 0.8])):
-        assert fit_calibration(np.array([0, 1]), nothing) == (1.0, 0.0)
-    assert fit_calibration(np.array([1, 1]), np.array([0.1, 0.2])) == (1.0, 0.0)
+        assert fit_calibration(np.array([0, 1]), nothing, 0.85) == (1.0, 0.0)
+    assert fit_calibration(np.array([1, 1]), np.array([0.1, 0.2]), 0.0) == (1.0, 0.0)
 
 
 def test_the_calibration_error_by_hand():

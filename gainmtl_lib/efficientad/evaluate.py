@@ -180,10 +180,10 @@ def _described(known: pd.DataFrame | None, split: str, labels: pd.Series) -> pd.
 def decided_on(val: pd.DataFrame, maps: NDArray) -> dict[str, Any]:
     """Thresholds and absolute scale of the map, from validation with its anomalies."""
     labels, scores = (val[name].to_numpy() for name in ("label", "anomaly_score"))
-    scale = metrics.fit_scale(maps, labels)
+    scale, threshold = metrics.fit_scale(maps, labels), metrics.f1_threshold(labels, scores)
     return {
-        "calibration": metrics.fit_calibration(labels, scores),
-        "threshold": metrics.f1_threshold(labels, scores),
+        "calibration": metrics.fit_calibration(labels, scores, threshold),
+        "threshold": threshold,
         "threshold_from": "validation with its anomalies, highest F1",
         "novelty_threshold": metrics.novelty_threshold(scores[labels == 0]),
         "map_scales": {} if scale is None else {MAP: asdict(scale)},
