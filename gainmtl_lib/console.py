@@ -311,12 +311,16 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
     folders = [Path(place) for place in places]
     pictures = folders if asked.watch else pictures_in(places)
     base = Path(os.path.commonpath([path.absolute() if path.is_dir() else path.absolute().parent for path in pictures]))
+    for folder in folders:
+        if drawn is not None and folder.is_dir() and drawn.absolute().is_relative_to(folder.absolute()):
+            told = f"{drawn} lies in {folder}, and what is drawn there would be judged as well"
+            raise DataError(f"{told}; choose another place with --vis-dir")
     counts, failed, shown = Counter(), [], {}
     with VerdictFile(asked.output, predictor, force=asked.force) as file:
         went_before = len(file.done)
         try:
-            judged = _as_they_come(predictor, folders, file) if asked.watch else _judged(predictor, pictures, file)
-            for prediction in judged:
+            coming = _as_they_come(predictor, folders, file) if asked.watch else _judged(predictor, pictures, file)
+            for prediction in coming:
                 file.add(prediction)
                 counts[prediction.verdict] += 1
                 if prediction.error:
@@ -335,7 +339,8 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
         title = f"threshold {predictor.threshold:.3f} ({predictor.threshold_from})"
         console.print(frame_table(title, pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")))
     told = ", ".join(f"{counts[name]} {name}" for name in predictor.class_names)
-    console.print(f"{sum(counts.values())} judged: {escape(told)}, {len(failed)} could not be read")
+    judged = sum(counts[name] for name in predictor.class_names)
+    console.print(f"{judged} judged: {escape(told)}; {len(failed)} could not be read")
     if went_before:
         console.print(f"{went_before} were judged before")
     for message in failed[:SHOWN]:
@@ -366,7 +371,7 @@ def _as_they_come(predictor: Predictor, folders: Sequence[Path], file: VerdictFi
         time.sleep(LOOKED_AGAIN_AFTER)
 
 
-LOOKED_AGAIN_AFTER = 0.2  # seconds
+LOOKED_AGAIN_AFTER = 1.0  # seconds: a folder may hold many thousands, which are listed each time
 
 
 def _verdict_row(prediction: Prediction) -> dict[str, str]:

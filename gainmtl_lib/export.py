@@ -91,6 +91,7 @@ class Card(BaseModel):
     map_scale: tuple[float, float] | None  # floor and ceiling of the deciding map, see `MapScale`
     localization_floor: float | None  # above which the localization counts for a normal verdict; None: nowhere
     novelty_threshold: float | None  # of EfficientAD, the score above which a picture is unlike the normal ones
+    border: int = 0  # cells at each edge of the map that the network leaves out, in EfficientAD without padding
     evidence: Evidence | None  # of S8
     validation: dict[str, tuple[float, ...]]  # by class the probabilities, from which a recall is chosen
 
@@ -134,7 +135,8 @@ def _of_efficientad(run: EfficientADRun, measured: dict[str, Any], known: dict[s
     return Card(
         system="EfficientAD", strategy="EfficientAD", origin=run.teacher, input_size=run.settings.image_size,
         tile_overlap=0.25, threshold=threshold, map_scale=(scale.floor, scale.ceiling), localization_floor=0.5,
-        evidence=None, validation={}, novelty_threshold=measured["novelty_threshold"], **known,
+        evidence=None, validation={}, novelty_threshold=measured["novelty_threshold"],
+        border=0 if run.settings.padding else BORDER, **known,
     )  # fmt: skip
 
 
@@ -246,8 +248,7 @@ class Judge(ABC):
                 if fine is not None:
                     fine = fine.reshape(fine.shape[0] // 4, 4, fine.shape[1] // 4, 4).mean((1, 3))
                 parts.append(part._replace(localization=fine))
-        border = BORDER if self.card.system == "EfficientAD" else 0
-        joined = _joined(tiles, [part.map for part in parts], (height, width), border=border)
+        joined = _joined(tiles, [part.map for part in parts], (height, width), border=self.card.border)
         located = [part.localization for part in parts if part.localization is not None]
         score = max(part.score for part in parts)
         if self.card.system == "EfficientAD":

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -92,7 +93,7 @@ class Predictor:
         place: a finished and evaluated run of either system, its folder, or an export of it, see `open_judge`.
         threshold: probability from which a picture is called defective, in place of the model's own.
         required_recall: share of the defects to be found, in (0, 1]: the threshold for it is chosen on the run's own
-            validation, see `metrics.choose_for_recall`.
+            validation, see `metrics.recall_threshold`.
         novelty: a run of EfficientAD, or an export of one, that flags what is unlike the good parts.
         tile_size: (height, width) of overlapping tiles in which pictures are looked at in their own resolution; None:
             at the size and in the tiles of the training.
@@ -136,13 +137,13 @@ class Predictor:
             changed["input_size"] = tile_size
         if not 0 <= changed.get("tile_overlap", 0) <= 0.5:
             raise DataError(f"tile_overlap must lie in [0, 0.5], got {tile_overlap}")
+        _check_border(card.model_copy(update=changed), tile_size)
         self.judge.card = self.card = card.model_copy(update=changed)
         self.model = f"{card.run} {card.weights[:12]}" + f" {card.precision}" * (card.precision != "float32")
         if self.in_tiles:
             size = f"{self.card.input_size[0]}x{self.card.input_size[1]}"
-            self.model += f" in tiles of {size}, {self.card.tile_overlap:g} shared" + " as given" * (
-                tile_size is not None
-            )
+            self.model += f" in tiles of {size}, {self.card.tile_overlap:g} shared"
+            self.model += " as given" if tile_size else ""
 
     @property
     def in_tiles(self) -> bool:
@@ -222,11 +223,24 @@ class Predictor:
         )  # fmt: skip
 
 
+CELL = 4  # pixels of a cell of EfficientAD's map
+
+
+def _check_border(card: Card, tile_size: tuple[int, int] | None) -> None:
+    """`DataError` where neighbouring tiles share less than what the network leaves out at the edges of each."""
+    needed = 2 * card.border * CELL
+    for tile in tile_size or ():
+        if tile * card.tile_overlap < needed:
+            told = f"tiles of {tile} pixels share {tile * card.tile_overlap:g}, and the network leaves out"
+            raise DataError(f"{told} {needed // 2} at each edge; choose a larger tile_size or tile_overlap")
+
+
 def _threshold(card: Card, threshold: float | None, required_recall: float | None) -> tuple[float, str]:
     """The probability from which a picture is called defective, and where it comes from."""
-    for name, value in (("threshold", threshold), ("required_recall", required_recall)):
-        if value is not None and not 0 <= value <= 1:
-            raise DataError(f"{name} must lie in [0, 1], got {value:g}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise DataError(f"threshold must lie in [0, 1], got {threshold:g}")
+    if required_recall is not None and not 0 < required_recall <= 1:
+        raise DataError(f"required_recall must lie in (0, 1], got {required_recall:g}")
     if threshold is not None and required_recall is not None:
         raise DataError("both a threshold and a required recall are given, which chooses one; give either")
     if threshold is not None:
@@ -325,19 +339,22 @@ class VerdictFile:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise FileError(f"{path}: another process is writing to it; choose another --output") from None
-        kept = [] if force or not path.is_file() else self._kept(predictor)
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+        try:
+            kept = [] if force or not path.is_file() else self._kept(predictor)
+            with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+        except BaseException:
+            self._lock.release()
+            raise
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS)
 
     def _kept(self, predictor: Predictor) -> list[dict[str, str]]:
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        lines = text.splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        reader = csv.DictReader(whole)
+        whole = text[: text.rfind("\n") + 1]
+        reader = csv.DictReader(StringIO(whole, newline=""))
         if whole and reader.fieldnames != COLUMNS:
             told = f"its columns are not those of verdicts ({', '.join(reader.fieldnames or ())[:200]})"
             raise DataError(f"{self.path}: {told}; choose another --output, or write over it with --force")
