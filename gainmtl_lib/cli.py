@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from gainmtl_lib.launch import Launch, LaunchError
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.settings import (
     STRATEGY_WEIGHTS,
@@ -48,6 +49,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
+            if _is_repeated():
+                ctx.exit(1)
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.errno not in (EACCES, EPERM, EROFS, ENOSPC) or not error.filename:
@@ -55,10 +58,21 @@ class Commands(click.Group):
             advice = "give the right to write there, or choose another place (outputs_dir, --output, --vis-dir)"
             raise click.ClickException(f"{error.filename}: cannot be written: {error.strerror}; {advice}") from None
         except KeyboardInterrupt:
+            if Launch.found().launcher == "torchrun" and not Launch.found().is_main:
+                ctx.exit(1)
             goes_on = "; the same command goes on from where it was last saved"
             raise click.ClickException(
                 f"interrupted{goes_on if ctx.invoked_subcommand in GOES_ON.get(str(ctx.command.name), ()) else ''}"
             ) from None
+
+
+def _is_repeated() -> bool:
+    """Whether another process that torchrun started on this node fails alike: all do until they have come together."""
+    if Launch.found().launcher != "torchrun" or Launch.found().local_rank == 0:
+        return False
+    import torch.distributed as dist
+
+    return not dist.is_initialized()
 
 
 def value_of(name: str, text: str) -> Any:
@@ -143,7 +157,8 @@ def train(files: Files, values: Values, no_tensorboard: bool, resume: Path | Non
     from gainmtl_lib.train import fit
 
     finished = fit(settings, resume=resume, force=force)
-    console.print(f"run: {escape(str(finished.folder))}")
+    if Launch.of(settings).is_main:
+        console.print(f"run: {escape(str(finished.folder))}")
 
 
 @click.command("evaluate")
@@ -511,9 +526,14 @@ SPELLING = {"token_normalize_func": lambda token: token.replace("_", "-"), "help
 
 
 @click.group(cls=Commands, commands=COMMANDS, context_settings=SPELLING)
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Defect classification that is right for the right reason."""
     show_progress()
+    found, name = Launch.found(), ctx.invoked_subcommand
+    if found.launcher == "torchrun" and found.count > 1 and name not in ("train", "efficientad"):
+        why = f"gainmtl {name} is for one process, and torchrun started {found.count}"
+        raise LaunchError(f"{why}; with devices above 1 it starts what a training needs by itself")
 
 
 if __name__ == "__main__":

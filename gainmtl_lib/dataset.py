@@ -26,10 +26,11 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 
-from gainmtl_lib import labels
+from gainmtl_lib import labels, processes
 from gainmtl_lib.annotations import told_unused
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
+from gainmtl_lib.launch import Launch
 from gainmtl_lib.layouts import TEST_SPLITS, Scan, key_of
 from gainmtl_lib.pictures import Mask, read_image, read_soft_mask
 from gainmtl_lib.progress import counted
@@ -231,22 +232,28 @@ class GainDataModule(L.LightningDataModule):
         return masks
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two."""
+        """Shuffled, edited, augmented. A last batch of a single image is dropped: batch norm needs two.
+
+        Of several processes each loads its part of every batch, as from `val_dataloader`.
+        """
         _ = self.counterfactuals  # in place before workers copy the dataset
         sampler, batch_size = EpochSampler(self.shown_rows, seed=self.settings.seed), self.settings.batch_size
-        return self._loader(sampler, drop_last=batch_size > 1 and len(sampler) % batch_size == 1)
+        return self._loader(sampler, drop_last=batch_size > 1 and len(sampler) % batch_size == 1, shared=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split in order, as it is."""
-        return self.loader("val")
+        return self._loader(self.rows("val"), shared=True)
 
     def loader(self, split: str) -> DataLoader[Batch]:
         """Any split in the order of rows, without augmentation; `DataError` if it is empty."""
         return self._loader(self.rows(split))
 
-    def _loader(self, sampler: Sampler | Sequence[int], *, drop_last: bool = False) -> DataLoader[Batch]:
-        its = self.settings
-        return whole_batches(self.dataset, sampler, its.batch_size, its.num_workers, its.seed, drop_last=drop_last)
+    def _loader(
+        self, sampler: Sampler | Sequence[int], *, drop_last: bool = False, shared: bool = False
+    ) -> DataLoader[Batch]:
+        its, several = self.settings, shared and processes.count() > 1
+        dataset = processes.Shared(self.dataset) if several else self.dataset
+        return whole_batches(dataset, sampler, its.batch_size, its.num_workers, its.seed, drop_last=drop_last)
 
 
 build_data = GainDataModule
@@ -329,6 +336,7 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
 def _fits_memory(samples: pd.DataFrame, image_size: tuple[int, int]) -> bool:
     """Whether half of the free memory holds all pictures decoded; a line where it does not."""
     needed = image_size[0] * image_size[1] * (3 * len(samples) + int(samples["mask"].notna().sum()))
+    needed *= Launch.found().on_node  # each process keeps its own
     free = min(psutil.virtual_memory().available, _left_to_the_group())
     if needed > free / 2:
         told = "%.0f MB of decoded pictures are more than half of the %.0f MB that are free: they are decoded each time"
@@ -363,8 +371,8 @@ class SampleDataset(Dataset[Batch]):
         self.augmentation = Augmentation(training) if training else None
         self.mask_quality = training.mask_quality if training else "exact"
         self.counterfactuals: ImageCounterfactuals | None = None
-        # Pictures shown in training by label, and of these the edited ones; a row for each process that makes batches.
-        self.shown = torch.zeros((settings.num_workers + 1, 2, 2), dtype=torch.int64).share_memory_()
+        self.counting = True  # in training; of pictures that several processes show all but one do not
+        self.count_anew()
         self._cache = settings.cache_images and _fits_memory(samples, settings.image_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             results = pool.map(self._decode, samples["image"], samples["mask"])
@@ -384,6 +392,11 @@ class SampleDataset(Dataset[Batch]):
         self.in_training = (self.samples["split"] == "train").to_numpy(dtype=bool)
         self.paths, self.labels = self.samples["image"].tolist(), torch.tensor(self.samples["label"].to_numpy())
         self.has_mask = torch.tensor(self.samples["mask"].notna().to_numpy(dtype=bool))
+
+    def count_anew(self) -> None:
+        """Forget which pictures were shown in training."""
+        # By label, and of these the edited ones; a row for each process that makes batches.
+        self.shown = torch.zeros((self.settings.num_workers + 1, 2, 2), dtype=torch.int64).share_memory_()
 
     def _check_areas(self, areas: Sequence[float], masks: Sequence[str | None]) -> None:
         """`DataError` where most masks mark most of their picture, as inverted ones do; a line where some do."""
@@ -455,7 +468,7 @@ class SampleDataset(Dataset[Batch]):
                 rng = np.random.default_rng([self.augmentation.seed, epoch, row, STREAM])
                 window, mask = cropped(size, image.shape[:2], mask, rng)
                 image, label = image[window], int(mask is not None)
-        if epoch is not None:
+        if epoch is not None and self.counting:
             worker = get_worker_info()
             edited = drawn is not None and drawn.edit is not None
             self.shown[0 if worker is None else worker.id + 1, label] += torch.tensor([1, int(edited)])

@@ -1,7 +1,8 @@
 """The seven loss terms of the method document §3 and S8's, their weighted sum, and the schedule of four stages.
 
 Terms are pure functions of logits, computed in float32 whatever the precision around them. Spatial terms
-reduce per image first, then average over the images they apply to.
+reduce per image first, then average over the images they apply to. Of a part of a batch, which several processes
+share, these means are weighted by the part's share of those images.
 
 Sizes: B images, H x W network input, h x w feature grid. Every `has_mask` is bool (B,), masks are in [0, 1].
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gainmtl_lib.dataset import Batch
 from gainmtl_lib.model import GainOutput
+from gainmtl_lib.processes import mean_weights
 from gainmtl_lib.settings import TERMS, Settings
 
 P = ParamSpec("P")
@@ -196,36 +198,49 @@ class GainLoss(nn.Module):
 
     def forward(self, output: GainOutput, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Terms whose weight is above 0, each unweighted, and ``total``, their weighted sum."""
-        terms = {name: self._term(name, output, batch) for name in TERMS if weights.get(name, 0) > 0}
+        selected = _selected(batch)
+        parts = dict(zip(selected, mean_weights(torch.stack([*selected.values()])), strict=True))
+        terms = {name: self._term(name, output, batch, selected, parts) for name in TERMS if weights.get(name, 0) > 0}
         total = sum((weights[name] * value for name, value in terms.items()), start=output.logits.float().sum() * 0.0)
         return {**terms, "total": total}
 
-    def _term(self, name: str, said: Any, batch: Batch) -> Tensor:
-        """Unweighted; the settings see to it that the strategy says what the term needs."""
-        annotated = batch.has_mask & (batch.labels == 1)
+    def _term(
+        self, name: str, said: Any, batch: Batch, selected: Mapping[str, Tensor], parts: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Unweighted but for the part; the settings see to it that the strategy says what the term needs."""
+        annotated, normal, known = (selected[name] for name in ("annotated", "normal", "known"))
         match name:
             case "cls":
-                return self.focal(said.cls_logits, batch.labels)
+                return self.focal(said.cls_logits, batch.labels) * parts["all"]
             case "am":
-                return self.focal(said.attended_cls_logits, batch.labels)
+                return self.focal(said.attended_cls_logits, batch.labels) * parts["all"]
             case "cam_guide":
                 both = [said.cls_cam, said.cam]
                 cams = {"cls": both[:1], "deciding": both[1:], "both": both}[self.cam_guide_target]
                 shape = self.cam_log_gain.exp(), self.cam_offset
-                return torch.stack([cam_guide_loss(cam, batch.masks, annotated, *shape) for cam in cams]).mean()
+                guided = torch.stack([cam_guide_loss(cam, batch.masks, annotated, *shape) for cam in cams]).mean()
+                return guided * parts["annotated"]
             case "loc":
-                return localization_loss(said.localization_logits, batch.masks, annotated)
+                return localization_loss(said.localization_logits, batch.masks, annotated) * parts["annotated"]
             case "guide":
                 on_defects = guided_attention_loss(said.attention_logits, batch.masks, annotated)
-                normal = batch.labels == 0
-                return on_defects + normal_attention_loss(said.attention_logits, normal, kind=self.normal_attention)
+                even = normal_attention_loss(said.attention_logits, normal, kind=self.normal_attention)
+                return on_defects * parts["annotated"] + even * parts["normal"]
             case "cf":
-                return counterfactual_loss(said.cf_logits, annotated)
+                # None where no picture of the batch has a defect to take away.
+                logits = said.logits if said.cf_logits is None else said.cf_logits
+                return counterfactual_loss(logits, annotated) * parts["annotated"]
             case "evidence":
-                known = annotated | (batch.labels == 0)
-                return evidence_loss(said.cam, batch.masks, known)
+                return evidence_loss(said.cam, batch.masks, known) * parts["known"]
             case _:
-                return consistency_loss(said.attention_logits, said.localization_logits, annotated)
+                consistent = consistency_loss(said.attention_logits, said.localization_logits, annotated)
+                return consistent * parts["annotated"]
+
+
+def _selected(batch: Batch) -> dict[str, Tensor]:
+    """Which images the terms apply to, bool (B,): all, those with a mask, normal ones, those whose cells are known."""
+    annotated, normal = batch.has_mask & (batch.labels == 1), batch.labels == 0
+    return {"all": torch.ones_like(normal), "annotated": annotated, "normal": normal, "known": annotated | normal}
 
 
 # --- Which terms are in force at what point of the training

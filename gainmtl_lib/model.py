@@ -607,7 +607,8 @@ class GAINMTLModel(nn.Module):
         if masks is None or self.counterfactual is None or self.attention is None:
             return None
         cf_logits = logits.detach().clone()
-        if not len(selected := (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]):
+        selected = (masks > 0.5).flatten(1).any(1).nonzero()[:, 0]
+        if not len(selected) and not self.training:  # in training batch norm may wait for what other processes have
             return cf_logits
         suppressed = self.counterfactual(features[selected], masks[selected])
         gate = tuple(part if part is None else part[selected] for part in gate)

@@ -19,7 +19,8 @@ def show_progress(level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
-    for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "mmengine"):
+    own = ("lightning.pytorch", "lightning.fabric", "mmengine")
+    for noisy in (*own, "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's own affair
     # Loader workers are measured, not guessed (benchmarks/training.py); Lightning's advice to use more is wrong here.

@@ -186,6 +186,8 @@ class RunSettings(ParameterRecord):
     shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
     shortcut_correlation: Probability = 0.95
     # work
+    devices: Count = 1
+    num_nodes: Count = 1
     num_workers: Annotated[int, Field(ge=0)] = 0
     cache_images: bool = True
     # logging
@@ -200,6 +202,17 @@ class RunSettings(ParameterRecord):
         if self.label_kind == "box" and self.mask_marks == "background":
             raise ValueError("mask_marks is 'background', but with label_kind 'box' masks are drawn; leave it out")
         return self
+
+    @property
+    def processes(self) -> int:
+        """How many share the work: one for each device of each node."""
+        return self.devices * self.num_nodes
+
+    def uneven(self, name: str) -> str:
+        """What is wrong with a batch size, by its name, that does not go into equal parts; empty where it does."""
+        size, sides = getattr(self, name), f"{self.devices} × {self.num_nodes} = {self.processes}"
+        told = f"{name} must be a multiple of devices × num_nodes, {sides}: each takes a part of it; got {size}"
+        return told if size % self.processes else ""
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -397,6 +410,10 @@ class Settings(RunSettings):
             weight, adds = getattr(self, f"lambda_{term}"), f"{first_with(part)} adds it"
             told = f"lambda_{term} is {weight:g}, but strategy {self.strategy} has no {part} ({adds}); set it to 0"
             checks[told] = not weight or self.has(part)
+        if uneven := self.uneven("batch_size"):
+            checks[uneven] = False
+        told = f"device '{self.device}' is a single one, but devices × num_nodes is {self.processes}; set device: cuda"
+        checks[told] = ":" not in self.device or self.processes == 1
         for name, window in (("crop_size", self.crop_size), ("tile_size", self.tile_size)):
             sides = list(window or (32, 32))
             whole = not any(side % 32 for side in sides)

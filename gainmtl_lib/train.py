@@ -9,7 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -18,20 +18,21 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torchmetrics import MeanMetric
-from torchmetrics.classification import BinaryAccuracy, BinaryAveragePrecision
+from torchmetrics.functional.classification import binary_accuracy, binary_average_precision
 
-from gainmtl_lib import runs
-from gainmtl_lib.dataset import Batch, GainDataModule, build_data
+from gainmtl_lib import processes, runs
+from gainmtl_lib.dataset import Batch, GainDataModule, build_data, make_data
+from gainmtl_lib.launch import Launch, start_for_each_device
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import cam_iou
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
+from gainmtl_lib.processes import Part, together
 from gainmtl_lib.progress import every
 from gainmtl_lib.runs import Run, RunError
 from gainmtl_lib.settings import TERMS, RunSettings, Settings, UserError, repository_root
@@ -106,17 +107,23 @@ class MaskMixer:
         self.size = len(pairs)
         self.bank = torch.stack([*(mask for _, mask in pairs), torch.zeros(1, *self.grid)])  # the last one is none
 
-    def draw(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """For the images of an augmented batch masks (B, 1, h, w) in [0, 1], and which are given one, bool (B,)."""
-        chance, pick = torch.rand(2, len(batch.index), generator=generator)
+    def draw(
+        self, batch: Batch, generator: torch.Generator | None = None, *, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """For the images of an augmented batch masks (B, 1, h, w) in [0, 1], and which are given one, bool (B,).
+
+        Of a `part` of a batch those that a single process would draw for it.
+        """
+        part = part or Part.whole(len(batch.index))
+        chance, pick = torch.rand(2, part.size, generator=generator)[:, part.places]
         place = torch.tensor([self.place.get(index, self.size) for index in batch.index.tolist()])
         others = self.size - (place < self.size).long()  # how many masks are not the image's own, (B,)
         row = (pick * others).long().minimum(others - 1)  # -1, which is none, where there is no other
         turned = self.bank[row + (row >= place)]  # steps over the own one
         # As by albumentations: RandomRotate90 makes 0 to 3 quarter turns; an oblong grid is turned by 180° only.
-        hflip, vflip, rotate = torch.rand(3, len(turned), generator=generator) < self.turn_probs
+        hflip, vflip, rotate = torch.rand(3, part.size, generator=generator)[:, part.places] < self.turn_probs
         square = self.grid[0] == self.grid[1]
-        turns = rotate * (torch.randint(4, (len(turned),), generator=generator) if square else 2)
+        turns = rotate * (torch.randint(4, (part.size,), generator=generator)[part.places] if square else 2)
         for flip, axis in ((hflip, 3), (vflip, 2)):
             turned = torch.where(flip[:, None, None, None], turned.flip(axis), turned)
         turned = torch.stack([mask.rot90(int(k), dims=(1, 2)) for mask, k in zip(turned, turns, strict=True)])
@@ -141,7 +148,7 @@ class GainTraining(L.LightningModule):
     """One optimisation of a `GAINMTLModel`, with S6's attention masks from a mixer.
 
     Everything random in an epoch (dropout, mask mixing) follows from (seed, epoch), so that a resumed run repeats what
-    an uninterrupted one does.
+    an uninterrupted one does, and from an image's place in the whole batch, whatever part of it a process has.
     """
 
     def __init__(
@@ -156,9 +163,7 @@ class GainTraining(L.LightningModule):
             cam_guide_target=settings.cam_guide_target,
             normal_attention=settings.normal_attention,
         )
-        self.accuracy = BinaryAccuracy()
-        self.average_precision = BinaryAveragePrecision()
-        self.cam_iou = MeanMetric(nan_strategy="ignore")
+        self._validated: list[Tensor] = []  # row, label, probability and CAM-IoU of each image, (B, 4)
 
     @property
     def progress(self) -> float:
@@ -170,50 +175,78 @@ class GainTraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self.schedule.weights(self.progress)
-        losses = self.loss(self.output(batch, weights), batch, weights)
-        total = losses["total"]
-        if not torch.isfinite(total):
+        output = self.output(batch, weights, self._part(self.trainer.train_dataloader, batch_idx))
+        total, losses = self._losses(output, batch, weights)
+        if not torch.isfinite(losses["total"]):
             broken = [name for name, value in losses.items() if name != "total" and not torch.isfinite(value)]
             where = f"{', '.join(broken) or 'the sum'} at epoch {self.current_epoch + 1}, step {self.global_step}"
             advice = "the last checkpoint holds the epoch before. Try a lower learning_rate, or precision '32'"
-            raise TrainingDivergedError(f"the loss became {total.item()} in {where}; {advice}")
-        tags: dict[str, Any] = {f"train/loss_{name}": value.detach() for name, value in losses.items()}
+            raise TrainingDivergedError(f"the loss became {losses['total'].item()} in {where}; {advice}")
+        tags: dict[str, Any] = {f"train/loss_{name}": value for name, value in losses.items()}
         tags["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         tags["train/stage"] = float(self.schedule.stage(self.progress))
         self.log_dict(tags, on_step=True, on_epoch=False, batch_size=1)
-        self.log("compare/total_train", total.detach(), on_step=False, on_epoch=True, batch_size=1)
+        self.log("compare/total_train", losses["total"], on_step=False, batch_size=1, **self._of_epoch)
         return total
 
-    def output(self, batch: Batch, weights: dict[str, float]) -> GainOutput:
+    @property
+    def _of_epoch(self) -> dict[str, Any]:
+        """How Lightning logs a mean over batches, which is the same in every process."""
+        return {"on_epoch": True, "sync_dist": processes.count() > 1}
+
+    def _part(self, loader: Any, batch_idx: int) -> Part:
+        """Which part of a loader's batch this process has."""
+        size = min(loader.batch_size, len(loader.sampler) - batch_idx * loader.batch_size)
+        return Part.of(size, processes.rank(), processes.count())
+
+    def _losses(self, output: GainOutput, batch: Batch, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What this process adds to the total loss, and each loss of the whole batch."""
+        losses = self.loss(output, batch, weights)
+        return losses["total"], processes.means({name: value.detach() for name, value in losses.items()})
+
+    def output(self, batch: Batch, weights: dict[str, float], part: Part | None = None) -> GainOutput:
         """What the model says, for the losses that weigh something; in training with masks from S6's mixer."""
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+        images, masks = batch.images.contiguous(memory_format=torch.channels_last), None
+        if weights["cf"] > 0 and bool(processes.summed(batch.masks.sum()) > 0):
+            masks = batch.masks
         mixed: dict[str, Any] = {}
         if self.training and self.mixer is not None:
-            mixed["attention_masks"], mixed["has_attention_mask"] = self.mixer.draw(batch)
+            mixed["attention_masks"], mixed["has_attention_mask"] = self.mixer.draw(batch, part=part)
             mixed["attention_alpha"] = mask_blend_alpha(self.progress)
-        return self.model(images, batch.masks if weights["cf"] > 0 else None, **mixed)
+        with processes.whole_batch(part or Part.whole(len(images))):
+            return self.model(images, masks, **mixed)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         weights = self.schedule.weights(min(self.progress, 1 - 1e-9))
-        output = self.output(batch, weights)
-        losses = self.loss(output, batch, weights)
+        part = self._part(self.trainer.val_dataloaders, batch_idx)
+        output = self.output(batch, weights, part)
+        _, losses = self._losses(output, batch, weights)
         prob = output.logits.float().softmax(dim=1)[:, 1]
-        self.accuracy.update(prob, batch.labels)
-        self.average_precision.update(prob, batch.labels)
-        self.cam_iou.update(cam_iou(output.cam, batch.masks * batch.has_mask[:, None, None, None]))
-        for name in ("accuracy", "average_precision", "cam_iou"):
-            self.log(f"val/{name}", getattr(self, name), on_epoch=True)
+        iou = cam_iou(output.cam, batch.masks * batch.has_mask[:, None, None, None])
+        columns = (column.cpu().double() for column in (batch.index, batch.labels, prob, iou))
+        self._validated.append(torch.stack([*columns], dim=1))
         total = losses["total"]
         tags = {"val/val_total": total, "val/val_cls": losses.get("cls", total), "compare/total_val": total}
-        self.log_dict(tags, on_epoch=True, batch_size=len(batch.labels))
+        self.log_dict(tags, batch_size=part.size, **self._of_epoch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Every process scores the images of all: they decide alike."""
+        rows = processes.rows_of_all(torch.cat(self._validated)).float().to(self.device)
+        self._validated.clear()
+        labels, prob = rows[:, 1].long(), rows[:, 2]
+        scores = {"accuracy": binary_accuracy(prob, labels), "cam_iou": rows[:, 3].nanmean()}
+        scores["average_precision"] = binary_average_precision(prob, labels)
+        self.log_dict({f"val/{name}": score for name, score in scores.items()}, **self._of_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"gainmtl_settings": self.settings.plain(), "gainmtl_version": version("gainmtl")}
-        checkpoint["gainmtl_shown"] = self.trainer.datamodule.dataset.shown.sum(0)  # type: ignore[attr-defined]
+        shown = self.trainer.datamodule.dataset.shown.sum(0)  # type: ignore[attr-defined]
+        checkpoint["gainmtl_shown"] = processes.summed(shown.to(self.device)).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was shown before counts once."""
         shown = self.trainer.datamodule.dataset.shown  # type: ignore[attr-defined]
-        shown.zero_()[0] = checkpoint.get("gainmtl_shown", 0)
+        shown.zero_()[0] = checkpoint.get("gainmtl_shown", 0) if processes.is_main() else 0
 
     def configure_optimizers(self) -> Any:
         its, backbone = self.settings, {*self.model.backbone.parameters()}
@@ -351,14 +384,47 @@ def checkpoint_to_resume(
     return path
 
 
+def to_be_started(settings: RunSettings, launch: Launch, *, force: bool) -> bool:
+    """Whether a run has processes that nobody has started yet: several devices, and something to train."""
+    return launch.count < settings.processes and (force or runs.run_status(settings.run_dir) != "complete")
+
+
 @contextmanager
-def recorded(folder: Path, manifest: dict[str, Any], *, device: torch.device, precision: str) -> Iterator[None]:
-    """Keep the manifest, with what the block adds to it: complete once the block ends without an error."""
+def claimed(
+    settings: RunSettings, launch: Launch, device: str, *, resume: str | Path | None, force: bool
+) -> Iterator[Path]:
+    """The run's folder, which the main process claims (`runs.claim`) for all; nobody goes on before all are done."""
+    if launch.count > 1:
+        processes.connect(launch, settings, checked_device(device, settings.devices))
+    with ExitStack() as held:
+        with together():
+            if launch.is_main:
+                held.enter_context(runs.claim(settings, resume=resume, force=force))
+        yield settings.run_dir
+        with together():
+            pass
+
+
+@contextmanager
+def recorded(
+    folder: Path, manifest: dict[str, Any], settings: RunSettings, launch: Launch, *, device: torch.device,
+    precision: str,
+) -> Iterator[None]:  # fmt: skip
+    """Keep the manifest, with what the block adds to it: complete once the block ends without an error.
+
+    The main process does, for all.
+    """
+    if not launch.is_main:
+        yield
+        return
     path, started = folder / "manifest.json", time.monotonic()
     before = runs.read_json(path).get("duration_s", 0) if path.is_file() else 0
     manifest |= {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "launcher": launch.launcher,
         "precision": precision,
         "versions": {name: next((one.version for one in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "duration_s": before,
@@ -388,24 +454,36 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
     return loggers
 
 
+class EndedBySignal(Callback):
+    """Lets SIGTERM end one of several processes at once: within Lightning's handler each would wait for the others."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def fit_interruptibly(
-    settings: RunSettings, device: torch.device, module: L.LightningModule, data: L.LightningDataModule, *,
-    precision: str, checkpoint: Path | None, **options: Any,
+    settings: RunSettings, launch: Launch, device: torch.device, module: L.LightningModule,
+    data: L.LightningDataModule, *, precision: str, checkpoint: Path | None, callbacks: list[Callback],
+    every_weight_learns: bool = True, **options: Any,
 ) -> None:  # fmt: skip
     """Train; a best checkpoint of the folder's own is dropped where another goes on. `options` are Lightning's, as is
-    the name of the precision."""
+    the name of the precision. `every_weight_learns` in each step."""
     own = settings.run_dir / "checkpoints"
-    if checkpoint is not None and checkpoint.resolve().parent != own.resolve():
+    if launch.is_main and checkpoint is not None and checkpoint.resolve().parent != own.resolve():
         (own / "best.ckpt").unlink(missing_ok=True)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if options["devices"] in (1, [device.index]):  # one process, whatever tasks a SLURM session around it has
-        plugins.append(LightningEnvironment())
+    several = DDPStrategy(find_unused_parameters=not every_weight_learns) if launch.count > 1 else None
     trainer = L.Trainer(
         accelerator=device.type,
+        devices=settings.devices if device.index is None else [device.index],
+        num_nodes=settings.num_nodes,
+        strategy=several or "auto",
         precision=precision,  # type: ignore[arg-type]
         logger=event_loggers(settings),
-        plugins=plugins,
+        plugins=[AtomicCheckpointIO(), processes.environment(launch)],
+        callbacks=[*callbacks, EndedBySignal()],
+        use_distributed_sampler=False,  # each process knows its part
         default_root_dir=settings.run_dir,
         **quiet | options,
     )
@@ -417,6 +495,10 @@ def fit_interruptibly(
         signal.signal(signal.SIGINT, handler)
         logger.info("interrupted; the same call goes on from the last checkpoint")
         raise KeyboardInterrupt from None
+    except TrainingDivergedError:  # in all processes alike
+        if not launch.is_main:
+            raise SystemExit(0) from None
+        raise
     finally:
         for each in trainer.loggers:  # Lightning leaves W&B's run open, for the next training to write into
             if isinstance(each, WandbLogger):
@@ -476,37 +558,52 @@ def fit(
         RunError: the folder is in use or holds a run with other settings, data or method; `data` was built with other
             settings; the checkpoint is none, finished or of another training; both `resume` and `force` were asked for.
         TrainingDivergedError: a loss became NaN or infinite.
+        LaunchError: a launcher has started other processes than the settings ask for.
+
+    With several devices and no launcher this starts a process for each (`start_for_each_device`) and waits for them.
+    Where a launcher has started them, each of them calls this, and returns once the run is finished.
     """
-    with runs.claim(settings, resume=resume, force=force) as folder:
-        if data is None:
-            data = build_data(settings)
-        elif differing := data_differences(data, settings, TRAINED):
-            raise RunError("the data was built with other settings (data's and run's): " + "; ".join(differing))
-        before = previous_manifest(folder, digest=data.digest)
-        if before and (own := before.get("method", "")) != method:
-            told = f"{folder} holds a run of method {own!r}, asked for is {method!r}"
-            raise RunError(f"{told}; name the variant otherwise, or start anew with --force (force=True)")
+    launch, asked = Launch.of(settings), {"data": data, "resume": resume, "force": force}
+    if to_be_started(settings, launch, force=force):
+        start_for_each_device(fit, settings, **asked, build=build, method=method)
+        return Run(settings.run_dir)
+    with claimed(settings, launch, settings.device, resume=resume, force=force) as folder:
+        with together():
+            if data is None and launch.is_main:
+                make_data(settings)
+        with together():
+            if data is None:
+                data = build_data(settings)
+            elif differing := data_differences(data, settings, TRAINED):
+                raise RunError("the data was built with other settings (data's and run's): " + "; ".join(differing))
+            before = previous_manifest(folder, digest=data.digest)
+            if before and (own := before.get("method", "")) != method:
+                told = f"{folder} holds a run of method {own!r}, asked for is {method!r}"
+                raise RunError(f"{told}; name the variant otherwise, or start anew with --force (force=True)")
         if before.get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
-            _train(settings, data, folder, resume, build, method)
+            _train(settings, launch, data, folder, resume, build, method)
     return Run(folder)
 
 
 def _train(
-    settings: Settings, data: GainDataModule, folder: Path, resume: str | Path | None, build: Callable, method: str
-) -> None:
-    checkpoint = checkpoint_to_resume(
-        folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN,
-        complete=lambda stored: stored["epoch"] + 1 >= settings.num_epochs,
-    )  # fmt: skip
-    L.seed_everything(settings.seed, verbose=False)
-    data.setup("fit")
-    data.dataset.shown.zero_()  # data may be shared with runs before this one; a checkpoint brings back its own counts
-    module = build(settings, data)
-    model = module.model.to(memory_format=torch.channels_last)
-    checkpoints = RunCheckpoints(folder / "checkpoints", settings)
-    device, samples = checked_device(settings.device), data.samples
+    settings: Settings, launch: Launch, data: GainDataModule, folder: Path, resume: str | Path | None,
+    build: Callable[[Settings, GainDataModule], GainTraining], method: str,
+) -> None:  # fmt: skip
+    with together():
+        checkpoint = checkpoint_to_resume(
+            folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN,
+            complete=lambda stored: stored["epoch"] + 1 >= settings.num_epochs,
+        )  # fmt: skip
+        L.seed_everything(settings.seed, verbose=False)
+        data.setup("fit")
+        data.dataset.count_anew()  # data may be shared with runs before; a checkpoint brings back its own counts
+        module = build(settings, data)
+        model = module.model.to(memory_format=torch.channels_last)
+        device = checked_device(settings.device, settings.devices)
+        precision = lightning_precision(settings.precision, device, depthwise=model.backbone.depthwise)
+    checkpoints, samples = RunCheckpoints(folder / "checkpoints", settings), data.samples
     manifest = {
         "data_digest": data.digest,
         "strategy": settings.strategy,
@@ -520,15 +617,17 @@ def _train(
         "train_defective": data.class_counts[1],
         "train_annotated": int((samples["mask"].notna() & (samples["split"] == "train")).sum()),
     }
-    precision = lightning_precision(settings.precision, device, depthwise=model.backbone.depthwise)
-    with recorded(folder, manifest, device=device, precision=precision):
+    with recorded(folder, manifest, settings, launch, device=device, precision=precision):
         fit_interruptibly(
-            settings, device, module, data, precision=precision, checkpoint=checkpoint,
-            devices=1 if device.index is None else [device.index], max_epochs=settings.num_epochs,
-            callbacks=[checkpoints, EpochLog()], log_every_n_steps=5,
+            settings, launch, device, module, data, precision=precision, checkpoint=checkpoint,
+            every_weight_learns=False,  # those of heads whose terms are not in force yet do not
+            max_epochs=settings.num_epochs, callbacks=[checkpoints, EpochLog()], log_every_n_steps=5,
         )  # fmt: skip
-        best, _ = runs.load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
-        runs.save_weights(best, folder / "model.safetensors")
+        with together():
+            if launch.is_main:
+                best, _ = runs.load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
+                runs.save_weights(best, folder / "model.safetensors")
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
-        shown = [dict(zip(("pictures", "edited"), counts)) for counts in data.dataset.shown.sum(0).tolist()]
+        of_all = runs.read_checkpoint(folder / "checkpoints" / "last.ckpt")["gainmtl_shown"]
+        shown = [dict(zip(("pictures", "edited"), counts)) for counts in of_all.tolist()]
         manifest["shown"] = dict(zip((NORMAL, DEFECTIVE), shown))

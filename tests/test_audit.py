@@ -290,7 +290,7 @@ def test_one_file_that_fetches_nothing_and_answers_every_question(tmp_path):
         "From test to test_shift recall goes from 0.667 to 0.667 (no clear change), overkill goes",
         "known limits below; serious: Right for the wrong reason; Not shown to flip more often than the control.",
         "training pictures 20 normal, 20 defective (20 with a mask)", "digest (SHA-256) ddd", "map grid 4 x 4 cells",
-        "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,", "duration 1:02:03",
+        "best epoch 3 of 100, by validation AP 0.750", "λ in force cls 0.3, am 1, cam_guide 1,", "precision cpu, 32-true", "duration 1:02:03",
         "model.safetensors not there", "찍힘", "mask outlined", "test, right for the wrong reason: 1",
     )  # fmt: skip
 
@@ -304,6 +304,7 @@ def test_what_other_runs_are_told(tmp_path):
             "shown": {kind: {"pictures": 120, "edited": 54} for kind in ("normal", "defective")},
             "pretrained": AUTO,
         }
+        | {"device": "NVIDIA H100", "devices": 4, "num_nodes": 2, "precision": "16-mixed"}
     }
     provided = {"mask_source": "efficientad", "efficientad_run": "/seed1", "teacher": TEACHER}
     stay = spread("test", 1, 0.9, 0.9, 51, cf_probability=0.9, cf_control_probability=0.9)
@@ -311,7 +312,8 @@ def test_what_other_runs_are_told(tmp_path):
         (report_rows(), {"strategy": "S7"} | few | edited,
          "training masks 25 % of the defects keep their masks, box edited training pictures 50 % asked for; shown were "
          "54 of 120 normal ones (45 %), 54 of 120 defective ones (45 %) split", "backbone s from random weights",
-         "else seed 3, test ratio 0.2 planted shortcut mark, with the label in 95 % of the pictures"),
+         "else seed 3, test ratio 0.2 planted shortcut mark, with the label in 95 % of the pictures",
+         "device, precision NVIDIA H100 × 8, 16-mixed started"),
         (spread("test", 1, 0.9, 0.9, 12, **FLIPS), {"strategy": "S6", "metrics": provided},
          "1.000 (0.515 to 1.000): that much is due to suppressing",
          f"Attention took its mask from: efficientad, the run /seed1 (teacher: {TEACHER})."),

@@ -15,6 +15,7 @@ from gainmtl_lib.efficientad import data as module
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.findings import DataError, UnreadableError
+from gainmtl_lib.processes import Part
 from gainmtl_lib.readers import COLUMNS, data_digest
 from gainmtl_lib.settings import Settings
 
@@ -41,7 +42,10 @@ def names(samples, split):
 def read(one, first, stop, *, rank=0, world=1, **values):
     asked = settings(**values)
     batches = module.TrainingData(asked, one, module.PenaltyImages(asked)).batches(first, rank, world)
-    return [(number, images, float(penalty.sum())) for (number, images, penalty), _ in zip(batches, range(first, stop))]
+    return [
+        (number, images, penalty.mean((1, 2, 3)).tolist(), part)
+        for (number, part, images, penalty), _ in zip(batches, range(first, stop))
+    ]
 
 
 def equal(first, second):
@@ -266,7 +270,10 @@ def test_each_image_is_recoloured_by_one_of_three_changes_near_one():
             if torch.allclose(changed, middle + factor * away, atol=1e-3):
                 found[name].append(factor)
     assert all(len(each) > 10 and min(each) >= 0.8 - 1e-3 and max(each) <= 1.2 + 1e-3 for each in found.values())
-    assert len({float(image.sum()) for image in module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)}) == 4
+    whole = module.recoloured(images.repeat(4, 1, 1, 1), seed=0, number=0)
+    assert len({float(image.sum()) for image in whole}) == 4
+    part = module.recoloured(images.repeat(2, 1, 1, 1), seed=0, number=0, part=Part.of(4, 1, 2))
+    assert torch.equal(part, whole[2:])  # as a single process would
 
 
 NUMBERED = [torch.full((3, *SIZE), place / 100) for place in range(7)]
@@ -278,18 +285,22 @@ def shuffled(**options):
 
 def test_passes_follow_one_another_each_with_every_image_once_devices_share_them_epochs_bound_them():
     batches = read(Own(shuffled()), 0, 12)
-    assert [number for number, _, _ in batches] == list(range(12))
-    passes = [torch.cat([images for _, images, _ in batches[k : k + 4]])[:, 0, 0, 0] for k in (0, 4, 8)]
+    assert [number for number, *_ in batches] == list(range(12))
+    passes = [torch.cat([images for _, images, *_ in batches[k : k + 4]])[:, 0, 0, 0] for k in (0, 4, 8)]
     orders = [tuple((each * 100).round().int().tolist()) for each in passes]
     assert all(sorted(order) == list(range(7)) for order in orders) and len(set(orders)) > 1
-    assert len({penalty for _, _, penalty in batches}) == 12
+    assert len({mean for _, _, penalty, _ in batches for mean in penalty}) == 24
     assert not equal(read(Own(shuffled()), 0, 4, seed=1), batches[:4])
-    parts = [read(Own(shuffled()), 0, 4, rank=rank, world=3) for rank in range(3)]
-    assert equal([batch for step in zip(*parts, strict=True) for batch in step], batches)
-    assert equal(read(Own(shuffled()), 2, 4, rank=1, world=3), parts[1][2:])
+    parts = [read(Own(shuffled()), 0, 4, rank=rank, world=2) for rank in range(2)]
+    for (_, images, penalty, _), *own in zip(batches[:4], *parts, strict=True):
+        shown = [part[1] for part in own]
+        assert torch.equal(torch.cat(shown) if len(images) == 2 else shown[0], images)  # a last one alone both show
+        assert [mean for part in own for mean in part[2]] == penalty
+        assert [part[3] for part in own] == [Part.of(len(images), rank, 2) for rank in range(2)]
+    assert equal(read(Own(shuffled()), 2, 4, rank=1, world=2), parts[1][2:])
     given = ({}, {"max_epochs": 3}, {"max_epochs": 30}, {"max_epochs": 3, "devices": 2})
     trainings = (module.TrainingData(settings(max_steps=100, **values), Own(shuffled()), None) for values in given)
-    assert [training.total_steps for training in trainings] == [100, 12, 100, 6]
+    assert [training.total_steps for training in trainings] == [100, 12, 100, 12]
 
 
 def test_a_training_that_goes_on_reads_what_an_uninterrupted_one_reads():

@@ -18,6 +18,7 @@ from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.model import EfficientADModel, LocalMaps
 from gainmtl_lib.efficientad.train import EfficientADTraining, fit_efficientad, load_efficientad
 from gainmtl_lib.findings import DataError
+from gainmtl_lib.processes import Part
 from gainmtl_lib.runs import RunError
 from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
 
@@ -100,7 +101,7 @@ def test_a_checkpoint_of_another_run_can_be_gone_on_from_or_names_what_differs(f
     run = fit_efficientad(settings.changed(experiment="further", seed=7, split_seed=42), resume=first)
     assert run.manifest["teacher"]["seed"] == 42  # the checkpoint's, which the student had learned to imitate
     assert all(map(torch.equal, run.model.teacher.parameters(), finished.model.teacher.parameters()))
-    plan = {"max_steps": 20, "learning_rate": 0.5, "devices": 2, "val_every_n_steps": 3}
+    plan = {"max_steps": 20, "learning_rate": 0.5, "train_batch_size": 2, "val_every_n_steps": 3}
     asked = settings.changed(experiment="other", **plan)
     with pytest.raises(RunError, match="with another plan") as error:
         fit_efficientad(asked, resume=first)
@@ -176,26 +177,6 @@ def test_a_provider_of_ones_own_is_trained_on_and_needs_anomalies_to_validate(se
         fit_efficientad(asked.changed(experiment="normal_only"), provider=own)
 
 
-def test_each_of_two_devices_takes_its_own_batch_and_both_learn_from_both(settings):
-    """After one step Adam's first moment is a tenth of the gradient, which is the mean of both devices' own."""
-    asked = settings.changed(experiment="two", devices=2, max_steps=1)
-    run = fit_efficientad(asked)
-    torch.manual_seed(asked.seed)
-    model = networks.build_model(asked)
-    networks.fill_teacher(model.teacher, networks.teacher_of(asked)[0])
-    set_statistics(model, run.model.teacher_mean.flatten(), run.model.teacher_std.flatten())
-    training = EfficientADTraining(model, asked, total_steps=1)
-    stream = data.TrainingData(asked, SplitProvider(asked), data.PenaltyImages(asked)).batches(0)
-    for number, images, penalty in (next(stream), next(stream)):
-        torch.manual_seed(asked.seed * 1_000_003 + number)
-        augmented = data.recoloured(images, seed=asked.seed, number=number)
-        (sum(training.losses(images, augmented, penalty).values()) / 2).backward()
-    moments = last(run)["optimizer_states"][0]["state"]
-    for place, parameter in enumerate(p for p in training.parameters() if p.requires_grad):
-        expected = 0.1 * (parameter.grad + asked.weight_decay * parameter.detach())
-        torch.testing.assert_close(moments[place]["exp_avg"], expected, rtol=1e-3, atol=1e-6)
-
-
 @pytest.fixture
 def training(tmp_path):
     torch.manual_seed(0)
@@ -243,7 +224,7 @@ def step(training, number):
     training.log_dict = lambda *args, **kwargs: None
     training.on_train_start()
     pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(number))
-    return training.training_step((number, pictures, pictures.flip(0)), 0)
+    return training.training_step((number, Part.whole(1), pictures, pictures.flip(0)), 0)
 
 
 def test_a_step_follows_from_seed_and_number_and_a_broken_loss_is_named_once_ten_are_looked_at(training, monkeypatch):

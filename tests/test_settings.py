@@ -141,6 +141,8 @@ def test_several_problems_are_all_named_in_their_order():
     (dict(crop_size=[256, 544]), "crop_size must lie within the picture (image_size [512, 512]), got [256, 544]"),
     (dict(crop_size=100), "crop_size must be multiples of 32 (the coarsest stride), got [100, 100]"),
     (dict(tile_size=[64, 65]), "tile_size must be multiples of 32 (the coarsest stride), got [64, 65]"),
+    (dict(devices=3), "batch_size must be a multiple of devices × num_nodes, 3 × 1 = 3: each takes a part of it; got 16"),
+    (dict(devices=2, num_nodes=2, device="cuda:1"), "device 'cuda:1' is a single one, but devices × num_nodes is 4; set device: cuda"),
     (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
     (dict(mask_source="external"), "'external' needs external_mask_dir, the folder with one mask per image"),
     (dict(mask_source="efficientad"), "needs efficientad_run, the folder of a finished EfficientAD run"),

@@ -4,7 +4,6 @@ B images, H x W pixels.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -30,6 +29,7 @@ from gainmtl_lib.findings import DataError, UnreadableError
 from gainmtl_lib.labels import resize_image, with_labels
 from gainmtl_lib.layouts import LAYOUTS, SPLITS
 from gainmtl_lib.pictures import image_files, read_image
+from gainmtl_lib.processes import Part
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import visible_defect
 from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth_noise
@@ -431,17 +431,23 @@ def _lie(rng: Generator, size: Size, leaves: int) -> NDArray[np.int32]:
 # --- Training batches by step
 
 
-def recoloured(images: Tensor, *, seed: int, number: int) -> Tensor:
-    """Each image with brightness, contrast or saturation changed by up to a fifth, as follows from (seed, number)."""
+def recoloured(images: Tensor, *, seed: int, number: int, part: Part | None = None) -> Tensor:
+    """Each image of a batch, or of a `part` of it, with brightness, contrast or saturation changed by up to a fifth.
+
+    How follows from (seed, number) and the image's place in the whole batch.
+    """
+    part = part or Part.whole(len(images))
     rng = np.random.default_rng([seed, number, _COLOUR])
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
-    changed = [changes[int(rng.integers(3))](image, float(rng.uniform(0.8, 1.2))) for image in images]
+    drawn = [(changes[int(rng.integers(3))], float(rng.uniform(0.8, 1.2))) for _ in range(part.size)]
+    changed = [change(image, factor) for image, (change, factor) in zip(images, drawn[part.places], strict=True)]
     return torch.stack(changed).contiguous(memory_format=torch.channels_last)
 
 
-# What a step reads on one device: its batch's number, which with the seed decides everything random in the step, normal
-# images, float32 (B, 3, H, W) in [0, 1] (B is smaller where a pass ends), and the penalty's (B', 3, H, W).
-TrainBatch = tuple[int, Tensor, Tensor]
+# What a process reads for a step: the number of the batch, which with the seed decides everything random in the step,
+# its part of the batch's normal images, which it is, and they themselves, float32 (B, 3, H, W) in [0, 1] (fewer where a
+# pass ends), and its part of the penalty's, (B', 3, H, W).
+TrainBatch = tuple[int, Part, Tensor, Tensor]
 
 
 class Interval:
@@ -477,8 +483,8 @@ class TrainingData(L.LightningDataModule):
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole training: `max_steps`, or those of `max_epochs` where they are fewer."""
-        settings, steps_a_pass = self.settings, math.ceil(self.pass_length / self.settings.devices)
-        return min(settings.max_steps, (settings.max_epochs or settings.max_steps) * steps_a_pass)
+        settings = self.settings
+        return min(settings.max_steps, (settings.max_epochs or settings.max_steps) * self.pass_length)
 
     def train_dataloader(self) -> Interval:
         trainer: Any = self.trainer
@@ -491,19 +497,20 @@ class TrainingData(L.LightningDataModule):
         return self.provider.get_val_dataloader()
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[TrainBatch]:
-        """The batches of one of `world` devices from a step on, without end."""
-        first, size = step * world + rank, self.settings.train_batch_size
-        pictures = (number * size + place for number in count(first, world) for place in range(size))
+        """What one of `world` processes reads from a step on, without end: its part of each batch."""
+        size = self.settings.train_batch_size
+        own = Part.of(size, rank, world)
+        pictures = (number * size + place for number in count(step) for place in range(size)[own.places])
         workers, seed = self.settings.num_workers, self.settings.seed
-        penalty = whole_batches(self.penalty, pictures, batch_size=size, num_workers=workers, seed=seed)
-        normal = islice(self._normal(first), 0, None, world)
+        penalty = whole_batches(self.penalty, pictures, batch_size=size // world, num_workers=workers, seed=seed)
         try:
-            for number, item, others in zip(count(first, world), normal, penalty):
+            for number, item, others in zip(count(step), self._normal(step), penalty):
                 images = as_batch(item, split="train").images
                 if (here := tuple(images.shape[2:])) != self.settings.image_size:
                     what = f"the train loader yields images of {here} pixels, image_size is {self.settings.image_size}"
                     raise DataError(f"{what}; set image_size to what the loader yields (height, width)")
-                yield number, images, others
+                part = Part.of(len(images), rank, world)
+                yield number, part, images[part.places], others
         except DataError as error:  # from a loader's process it comes with the whole traceback as its text
             raise DataError(str(error).rpartition("Error: ")[2] if "Traceback" in str(error) else str(error)) from None
 

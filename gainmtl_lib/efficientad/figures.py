@@ -26,6 +26,7 @@ from gainmtl_lib.explain import read_defect
 from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized_mask, with_band
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
+from gainmtl_lib.launch import Launch
 from gainmtl_lib.layouts import LAYOUTS, masks_of
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, image_files, read_image
@@ -49,7 +50,7 @@ def train_and_report(
 ) -> None:
     """Train a run, evaluate it and print its metrics; of category ``all`` a run for each, and ``categories.csv``.
 
-    `options` are those of `fit_efficientad`.
+    Of several processes the main one evaluates and prints. `options` are those of `fit_efficientad`.
     """
     named = {} if category in (None, "all") else {"category": category}
     settings = EfficientADSettings.from_yaml(*files, **dict(values) | named)
@@ -58,12 +59,13 @@ def train_and_report(
     if not categories:
         expected = f"expected folders with {LAYOUTS[kind].category or 'categories, as dataset_type mvtec has'}"
         raise DataError(f"{settings.data_root}: no category of {kind} data in it; {expected}")
-    runs = []
+    runs, is_main = [], Launch.of(settings).is_main
     for name in categories:
         runs.append(run := fit_efficientad(settings.changed(category=name), **options))
-        evaluate.evaluate_efficientad(run)
-        print_evaluation(console, run, run.metrics)
-    if category == "all":
+        if is_main:
+            evaluate.evaluate_efficientad(run)
+            print_evaluation(console, run, run.metrics)
+    if category == "all" and is_main:
         values = {run.settings.category: run.metrics["test"] for run in runs}
         table = pd.DataFrame(values, index=list(BY_CATEGORY), dtype=float).T.rename(columns=HEADINGS)
         table.loc["mean"] = table.mean()  # over those that have an answer

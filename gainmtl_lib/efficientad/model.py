@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from gainmtl_lib import processes
 from gainmtl_lib.backbone import ModelError, StateDict, read_checkpoint
 from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.layouts import LAYOUTS
@@ -76,7 +77,6 @@ class EfficientADSettings(RunSettings):
     early_stopping: bool = True
     patience: Count = 10
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Count = 1
     precision: Precision = "32"
 
     @model_validator(mode="after")
@@ -86,6 +86,8 @@ class EfficientADSettings(RunSettings):
         if self.category is not None and LAYOUTS[self.dataset_type].category is None:
             having = ", ".join(kind for kind, layout in LAYOUTS.items() if layout.category)
             raise ValueError(f"category is for dataset_type {having}, got {self.dataset_type} and {self.category!r}")
+        if uneven := self.uneven("train_batch_size"):
+            raise ValueError(uneven)
         return self
 
     @property
@@ -326,15 +328,15 @@ def channel_moments(descriptions: Iterable[Tensor], *, whose: str) -> tuple[Tens
 TERMS = ("st", "penalty", "ae", "stae")  # student-teacher, penalty, teacher-autoencoder, student-autoencoder
 
 
-def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999) -> Tensor:
-    """Mean of the largest squared differences d over all of (B, C, h, w), ``mean(d | d >= q-quantile of d)``."""
-    difference = (teacher.float() - student.float()).square()
-    count = difference.numel()
-    # From 1: the smallest value not below the quantile, which lies between two; `torch.quantile` sorts 2^24 at most.
-    rank = min(count, int(-(-quantile * (count - 1) // 1)) + 1)
-    hardest = difference.detach().flatten().kthvalue(rank).values
-    chosen = difference >= hardest
-    return (difference * chosen).sum() / chosen.sum()
+def hard_feature_loss(student: Tensor, teacher: Tensor, quantile: float = 0.999, *, weight: float = 1.0) -> Tensor:
+    """Mean of the largest squared differences d over all of (B, C, h, w), ``mean(d | d >= q-quantile of d)``.
+
+    Of a part of a batch, of this `weight`, what it adds to the processes' mean; the quantile is of the whole batch.
+    """
+    difference, count = (teacher.float() - student.float()).square(), processes.count()
+    total = round(difference.numel() * count / weight)
+    chosen = difference >= processes.hardest(difference.detach(), quantile, total=total)
+    return (difference * chosen).sum() / (processes.summed(chosen.sum()) / count)
 
 
 def pretraining_penalty(student: Tensor) -> Tensor:

@@ -16,23 +16,25 @@ from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gainmtl_lib import runs
+from gainmtl_lib import processes, runs
 from gainmtl_lib import train as training
 from gainmtl_lib.backbone import ModelError
-from gainmtl_lib.dataset import Batch
+from gainmtl_lib.dataset import Batch, make_data
 from gainmtl_lib.efficientad import data as pictures
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
+from gainmtl_lib.launch import Launch, start_for_each_device
 from gainmtl_lib.metrics import MapScale, PixelScores, auroc
-from gainmtl_lib.progress import counted, every, show_progress
+from gainmtl_lib.processes import together
+from gainmtl_lib.progress import counted, every
 from gainmtl_lib.runs import EFFICIENTAD, Run, RunError
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = ("model_size", "out_channels", "padding", "teacher")
 PLAN = (
-    "max_steps", "max_epochs", "train_batch_size", "devices", "val_every_n_steps", "learning_rate",
-    "weight_decay", "st_weight", "penalty_weight", "ae_weight", "hard_quantile",
+    "max_steps", "max_epochs", "train_batch_size", "val_every_n_steps", "learning_rate", "weight_decay",
+    "st_weight", "penalty_weight", "ae_weight", "hard_quantile",
 )  # fmt: skip
 """Settings that a training shares with the checkpoint that it goes on from."""
 
@@ -114,74 +116,90 @@ def fit_efficientad(
 
     Args:
         settings: of the run; they decide its folder.
-        provider: of the pictures, in place of the settings'. On several devices its class must lie in a module.
+        provider: of the pictures, in place of the settings'. For several devices that nobody has started its class must
+            lie in a module.
         resume: checkpoint to go on from, in place of the folder's own last one.
         force: start anew, dropping what the folder holds.
 
     `RunError`: the folder is in use, or holds a run with other settings or data; the checkpoint cannot be gone on from,
     or `force` was asked for too. `DataError`: the data cannot be used. `ModelError`: the teacher cannot be used, or the
     validation maps give no scale. `DeviceError`: the machine lacks what the settings ask for.
-    `TrainingDivergedError`: a loss became NaN or infinite.
+    `TrainingDivergedError`: a loss became NaN or infinite. `LaunchError`: a launcher has started other processes than
+    the settings ask for. How several devices are used: see `fit`.
     """
-    with runs.claim(settings, resume=resume, force=force) as folder:
-        provider = provider or pictures.SplitProvider(settings)
-        if training.previous_manifest(folder, digest=provider.digest).get("status") == "complete":
+    launch = Launch.of(settings)
+    if training.to_be_started(settings, launch, force=force):
+        start_for_each_device(fit_efficientad, settings, provider=provider, resume=resume, force=force)
+        return EfficientADRun(settings.run_dir)
+    with training.claimed(settings, launch, settings.accelerator, resume=resume, force=force) as folder:
+        with together():
+            if provider is None and launch.is_main:
+                make_data(settings)
+        with together():
+            provider = provider or pictures.SplitProvider(settings)
+            before = training.previous_manifest(folder, digest=provider.digest)
+        if before.get("status") == "complete":
             logger.info("reusing the finished run in %s", folder)
         else:
-            _train(settings, provider, folder, resume)
+            _train(settings, launch, provider, folder, resume)
     return EfficientADRun(folder)
 
 
 def _train(
-    settings: EfficientADSettings, provider: pictures.DatasetProvider, folder: Path, resume: str | Path | None
+    settings: EfficientADSettings,
+    launch: Launch,
+    provider: pictures.DatasetProvider,
+    folder: Path,
+    resume: str | Path | None,
 ) -> None:
-    L.seed_everything(settings.seed, verbose=False)
-    # What settings alone can get wrong comes before pictures are decoded.
-    device = training.checked_device(settings.accelerator, settings.devices)
-    precision = training.lightning_precision(settings.precision, device)
-    state, teacher = networks.teacher_of(settings)
-    penalty = pictures.PenaltyImages(settings)
-    pictures.check_validation(provider)
-    data = pictures.TrainingData(settings, provider, penalty)
-    total = data.total_steps
+    with together():
+        L.seed_everything(settings.seed, verbose=False)
+        # What settings alone can get wrong comes before pictures are decoded.
+        device = training.checked_device(settings.accelerator, settings.devices)
+        precision = training.lightning_precision(settings.precision, device)
+        state, teacher = networks.teacher_of(settings)
+        penalty = pictures.PenaltyImages(settings)
+        pictures.check_validation(provider)
+        data = pictures.TrainingData(settings, provider, penalty)
+        total = data.total_steps
 
-    def complete(checkpoint: Any) -> bool:
-        validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
-        return checkpoint["global_step"] >= total or exhausted(validated, settings)
+        def complete(checkpoint: Any) -> bool:
+            validated = checkpoint["callbacks"][StepCheckpoints.__qualname__]["validated"]
+            return checkpoint["global_step"] >= total or exhausted(validated, settings)
 
-    checkpoint = training.checkpoint_to_resume(
-        folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete
-    )
-    model = networks.build_model(settings)
-    if checkpoint is None:
-        networks.fill_teacher(model.teacher, state)
-        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        loader = provider.get_train_dataloader()
-        batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
-        with training.inference_autocast(settings.precision, device):
-            model.measure_teacher(pictures.as_batch(item, split="train").images for item in batches)
-        model.cpu()
-    else:
-        teacher = runs.read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
-    manifest = {"strategy": EFFICIENTAD, "seed": settings.seed, "devices": settings.devices, "teacher": teacher}
+        checkpoint = training.checkpoint_to_resume(
+            folder, settings, resume, architecture=ARCHITECTURE, plan=PLAN, complete=complete
+        )
+        model = networks.build_model(settings)
+        if checkpoint is None:
+            networks.fill_teacher(model.teacher, state)
+            model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            loader = provider.get_train_dataloader()
+            batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
+            with training.inference_autocast(settings.precision, device):
+                model.measure_teacher(pictures.as_batch(item, split="train").images for item in batches)
+            model.cpu()
+        else:
+            teacher = runs.read_checkpoint(checkpoint)["teacher"]  # which the student has learned to imitate
+    manifest = {"strategy": EFFICIENTAD, "seed": settings.seed, "teacher": teacher}
     manifest |= {"penalty": penalty.text, "parameters": sum(parameter.numel() for parameter in model.parameters())}
     manifest |= {"split_sizes": provider.split_sizes, "total_steps": total, "data_digest": provider.digest}
-    with training.recorded(folder, manifest, device=device, precision=precision):
+    with training.recorded(folder, manifest, settings, launch, device=device, precision=precision):
         if checkpoint is None or not complete(runs.read_checkpoint(checkpoint)):
             logger.info("teacher: %s; penalty images: %s", teacher["text"], penalty.text)
             module = EfficientADTraining(model, settings, total_steps=total, teacher=teacher)
             training.fit_interruptibly(
-                settings, device, module, data, precision=precision, checkpoint=checkpoint,
-                devices=settings.devices, strategy="ddp_spawn" if settings.devices > 1 else "auto",
+                settings, launch, device, module, data, precision=precision, checkpoint=checkpoint,
                 max_epochs=math.ceil(total / settings.val_every_n_steps),
                 reload_dataloaders_every_n_epochs=1,  # the next interval of steps
-                use_distributed_sampler=False,  # each process knows its share
                 benchmark=device.type == "cuda", callbacks=[StepCheckpoints(folder / "checkpoints", settings)],
                 log_every_n_steps=min(10, settings.val_every_n_steps, total),
             )  # fmt: skip
-        # Read from files: other processes may have trained.
         best, last = (runs.read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
-        runs.save_weights(load_checkpoint(folder / "checkpoints" / "best.ckpt")[0], folder / "model.safetensors")
+        with together():
+            if launch.is_main:
+                model, *_ = load_checkpoint(folder / "checkpoints" / "best.ckpt")
+                runs.save_weights(model, folder / "model.safetensors")
         manifest |= {"steps": last["global_step"], "best_step": best["global_step"]}
         manifest |= {f"best_val_{name.removeprefix('image_')}": score for name, score in best["scores"].items()}
 
@@ -189,8 +207,8 @@ def _train(
 class EfficientADTraining(L.LightningModule):
     """One optimisation of an `EfficientADModel` (algorithm 1 of the paper), and its validations.
 
-    Everything random in a step (dropout, colours) follows from (seed, step, rank), so that a resumed run repeats what
-    an uninterrupted one does.
+    Everything random in a step (dropout, colours) follows from (seed, step) and a picture's place in the whole batch,
+    so that a resumed run repeats what an uninterrupted one does, and several processes what a single one does.
     """
 
     def __init__(
@@ -200,11 +218,11 @@ class EfficientADTraining(L.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.total_steps, self.teacher = settings, total_steps, teacher
         self.scores: dict[str, float] = {}
-        self._losses: list[Tensor] = []  # since the last validation, the terms and their sum of each step
+        self._losses: list[Tensor] = []  # since the last validation, the terms and their sum of each whole batch
         self._seen: list[tuple[LocalMaps, Batch]] = []
 
-    def losses(self, images: Tensor, augmented: Tensor, penalty: Tensor) -> dict[str, Tensor]:
-        """The four `TERMS`, with one pass of the student and one of the teacher."""
+    def losses(self, images: Tensor, augmented: Tensor, penalty: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+        """The four `TERMS`, with one pass of the student and one of the teacher; `weight`: see `Part`."""
         model, (p, b), c = self.model, (len(penalty), len(images)), self.model.out_channels
         pixels = model.normalized(torch.cat([penalty, images, augmented]))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -215,26 +233,27 @@ class EfficientADTraining(L.LightningModule):
         whole = model.student.part(hidden[p + b :], slice(c, 2 * c))
         predicted = model.autoencoder(pixels[p + b :], (described.shape[-2], described.shape[-1]))
         return {
-            "st": networks.hard_feature_loss(local, described[:b], self.settings.hard_quantile),
+            "st": networks.hard_feature_loss(local, described[:b], self.settings.hard_quantile, weight=weight),
             "penalty": networks.pretraining_penalty(penalised),
-            "ae": networks.distance_loss(predicted, described[b:]),
-            "stae": networks.distance_loss(whole, predicted),
+            "ae": networks.distance_loss(predicted, described[b:]) * weight,
+            "stae": networks.distance_loss(whole, predicted) * weight,
         }
 
     def on_train_start(self) -> None:
-        if self.trainer.world_size > 1:  # in a fresh process, which has no handlers
-            show_progress(logging.INFO if self.trainer.is_global_zero else logging.WARNING)
         self._due, self._started, self._first = every(15), time.monotonic(), self.global_step
 
     def training_step(self, batch: pictures.TrainBatch, batch_idx: int) -> Tensor:
-        settings, (number, images, penalty) = self.settings, batch
+        settings, (number, part, images, penalty) = self.settings, batch
         torch.manual_seed(settings.seed * 1_000_003 + number)
-        terms = self.losses(images, pictures.recoloured(images, seed=settings.seed, number=number), penalty)
+        recoloured = pictures.recoloured(images, seed=settings.seed, number=number, part=part)
+        with processes.whole_batch(part):
+            terms = self.losses(images, recoloured, penalty, part.weight)
         total = networks.total_loss(terms, settings)
-        tags = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
+        whole = processes.means({name: value.detach() for name, value in (terms | {"total": total}).items()})
+        tags = {f"train/{name}_loss": whole[name] for name in terms} | {"train/loss_total": whole["total"]}
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict(tags | {"train/loss_total": total.detach(), "train/learning_rate": rate}, batch_size=1)
-        self._losses.append(torch.stack([*terms.values(), total]).detach())
+        self.log_dict(tags | {"train/learning_rate": rate}, batch_size=1)
+        self._losses.append(torch.stack([*whole.values()]))
         if len(self._losses) % 10 == 0 or self.trainer.is_last_batch:  # each look waits for the device
             self._stop_unless_finite()
         if self._due():

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from gainmtl_lib.backbone import TIMM_NAMES, ModelError, get_backbone
 from gainmtl_lib.dataset import Batch, EpochSampler, GainDataModule, build_data, whole_batches
 from gainmtl_lib.findings import DataError
+from gainmtl_lib.launch import Launch
 from gainmtl_lib.losses import localization_loss
 from gainmtl_lib.model import GAINMTLModel, GainOutput, as_at_inference, build_model
 from gainmtl_lib.runs import Run, claim, save_weights
@@ -53,6 +54,7 @@ def check_method(method: Any, settings: Settings) -> None:
         "knows which pictures show the cue, not which crops of them; leave crop_size out": (
             method != "group_dro" or settings.crop_size is None
         ),
+        "trains on one device; leave devices and num_nodes out": settings.processes == 1,
         "reads pictures as a whole; leave tile_size out": method != "unet" or settings.tile_size is None,
     }
     for sentence, holds in wants.items():
@@ -262,7 +264,7 @@ def retrain_last_layer(settings: Settings) -> Run:
         data.setup("fit")
         device = checked_device(settings.device)
         manifest = base.manifest | {"method": "last_layer_retraining", "retrained": base.settings.run_name}
-        with recorded(folder, manifest, device=device, precision="32-true"):
+        with recorded(folder, manifest, settings, Launch(), device=device, precision="32-true"):
             model = base.model.to(device)
             weight, bias = balanced_regression(*edited_features(model, data), seed=settings.seed)
             set_last_layer(model, weight, bias)
