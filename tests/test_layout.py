@@ -70,7 +70,10 @@ def test_environment_and_constraints_have_the_requirements_of_pyproject_each_wit
     assert not [line for line in lines if not line.rstrip().endswith(":") and "#" not in line]
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in constraints if "==" in line}
-    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    needed = [
+        *project["dependencies"],
+        *(n for extra in ("dev", "cluster") for n in project["optional-dependencies"][extra]),
+    ]
     assert {re.split(r"[<>=\[]", name)[0].lower() for name in needed} <= pinned
 
 
