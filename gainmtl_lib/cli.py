@@ -99,6 +99,25 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return files_option(values_option(command))
 
 
+def _one_place(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    other = "workers" if option.name == "scheduler" else "scheduler"
+    if value is not None and context.params.get(other) is not None:
+        raise click.UsageError(
+            "--workers runs on this machine, --scheduler on a cluster that is there; give one of them"
+        )
+    return value
+
+
+def cluster_options(workers: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--workers N``, with this help, or ``--scheduler ADDRESS``."""
+    own = click.option("--workers", type=click.IntRange(min=1), callback=_one_place, help=workers)
+    scheduler = click.option(
+        "--scheduler", metavar="ADDRESS|FILE", callback=_one_place,
+        help="Of a Dask cluster, whose workers make the runs: tcp://host:8786, or a scheduler file.",
+    )  # fmt: skip
+    return lambda command: own(scheduler(command))
+
+
 def given(options: Values) -> Values:
     """Those that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
@@ -110,9 +129,9 @@ def given(options: Values) -> Values:
 @click.command()
 @click.argument("what", metavar="s1…s8|all")
 @parameter_options
-@click.option("--workers", type=click.IntRange(min=1), help="Notebooks at once; by default what suits the machine.")
+@cluster_options("Notebooks at once; by default what suits the machine.")
 @click.option("--force", is_flag=True, help="Start anew instead of reusing or continuing runs.")
-def run(what: str, files: Files, values: Values, workers: int | None, force: bool) -> None:
+def run(what: str, files: Files, values: Values, force: bool, **place: Any) -> None:
     """Execute a strategy's notebook, or the whole collection, headless.
 
     Parameters that are not given are those of the notebook, which are the quick study's. Notebooks that do not need
@@ -123,12 +142,12 @@ def run(what: str, files: Files, values: Values, workers: int | None, force: boo
     if what.lower() == "all":
         from gainmtl_lib.console import print_comparison
 
-        print_comparison(console, run_all(files, values, workers=workers, force=force))
+        print_comparison(console, run_all(files, values, force=force, **place))
         return
     if what.upper() not in STRATEGY_WEIGHTS:
         raise click.UsageError(f"'{what}' is no strategy; expected one of {', '.join(STRATEGY_WEIGHTS)} or all")
-    if workers is not None:
-        raise click.UsageError("--workers is for 'all': one strategy is one notebook")
+    if named := given(place):
+        raise click.UsageError(f"--{min(named)} is for 'all': one strategy is one notebook")
     console.print(f"executed notebook: {escape(str(run_strategy(what.upper(), files, values, force=force)))}")
 
 
@@ -206,6 +225,7 @@ def compare_command(experiment: Path, export: Path | None) -> None:
 @click.option("--rows", multiple=True, metavar="NAME", help="This row of the plan only; repeatable.")
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
 @click.option("--reasons", is_flag=True, help="Ask every run for its reasons besides: the accuracy on edited pictures.")
+@cluster_options("Runs at once, by processes of this machine, each with its share of the cores.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report the runs that are there.")
 def ablation(plan_file: str, values: Values, seeds: str | None, rows: Sequence[str], **options: Any) -> None:
     """Run a study's plan, compare its rows, and say which steps made a difference.
@@ -229,6 +249,7 @@ def ablation(plan_file: str, values: Values, seeds: str | None, rows: Sequence[s
 @click.command()
 @parameter_options
 @click.option("--export", type=Path, help="Write tables (CSV, Markdown) and figures to this folder.")
+@cluster_options("Runs at once, by processes of this machine, each with its share of the cores.")
 @click.option("--only-report", is_flag=True, help="Train nothing; report on the runs that are there.")
 def shortcut(files: Files, values: Values, **options: Any) -> None:
     """Train under cues that go along with the class, and ask which strategy follows them.

@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,9 +25,10 @@ from papermill.exceptions import PapermillExecutionError
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.runs import atomic_path, claim
 from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError, in_checkout, read_parameters
+from gainmtl_lib.studies.cluster import Done, cores, run_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from gainmtl_lib.efficientad.model import EfficientADSettings
 
@@ -115,7 +116,12 @@ def run_strategy(strategy: str, files: Sequence[Path], overrides: Mapping[str, A
 
 
 def run_all(
-    files: Sequence[Path], overrides: Mapping[str, Any], *, workers: int | None = None, force: bool = False
+    files: Sequence[Path],
+    overrides: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    force: bool = False,
 ) -> Path:
     """Execute the whole collection: inspection, S1 to S8, comparison, explanation, EfficientAD, shortcuts.
 
@@ -126,6 +132,8 @@ def run_all(
         files: parameter files, later ones win.
         overrides: values that win over files.
         workers: notebooks at once, each with its share of the cores; None for `default_workers`.
+        scheduler: in their place, address or file of a Dask scheduler, whose workers execute the notebooks.
+        force: drop finished runs.
 
     Returns:
         The experiment's folder.
@@ -153,7 +161,10 @@ def run_all(
     if synthetic:
         beside[SHORTCUTS] = outputs
     jobs += [Job(name, experiment / f"{name}.ipynb", parameters) for name, parameters in beside.items()]
-    execute(jobs, workers=workers or default_workers())
+    if scheduler is None:
+        execute(jobs, workers=workers or default_workers())
+    else:
+        execute(jobs, scheduler=scheduler, writes=[settings.outputs_dir], reads=[settings.data_root])
     if not synthetic:
         logger.info("left out: %s, which draws synthetic data; see gainmtl shortcut --help", SHORTCUTS)
     return experiment
@@ -195,52 +206,67 @@ def default_workers() -> int:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(_cores(), memory // MEMORY_OF_A_NOTEBOOK))
+    return max(1, min(cores(), memory // MEMORY_OF_A_NOTEBOOK))
 
 
-def execute(jobs: Sequence[Job], *, workers: int) -> None:
+def execute(jobs: Sequence[Job], *, workers: int = 1, scheduler: str | None = None, **folders: Any) -> None:
     """Run notebooks headless, several at once, each in a process of its own; their log lines appear on stderr.
 
     Small networks gain little from a second thread, so that cores are divided among the notebooks: of two cores, two
     notebooks with one thread each make more of them than one with two. After one that stopped no other begins.
 
-    They begin in `ORDER`, those of `AFTER` once they can. A `NotebookError` where a cell raised an error.
+    They begin in `ORDER`, those of `AFTER` once they can. A `NotebookError` where a cell raised an error. With a Dask
+    `scheduler` its workers execute them, and their log lines stay with these; `folders` as of `run_jobs`.
     """
     waiting, failed = sorted(jobs, key=lambda job: ORDER.index(job.name)), []
     missing = {job.name for job in jobs}
-    running: dict[Any, tuple[BaseProcess, Any, Job]] = {}
-    workers = min(workers, len(jobs))
-    with _on(signal.SIGTERM, signal.default_int_handler):
-        try:
-            while running or (waiting and not failed):
-                ready = [job for job in waiting if not failed and missing.isdisjoint(AFTER.get(job.name, ()))]
-                for job in ready[: workers - len(running)]:
-                    waiting.remove(job)
-                    process, answer = _started(job, threads=max(1, _cores() // workers))
-                    running[process.sentinel] = process, answer, job
-                for sentinel in wait(list(running)):
-                    process, answer, job = running.pop(sentinel)
-                    process.join()
-                    try:
-                        error = answer.recv()
-                    except EOFError:  # it ended without an answer
-                        stopped = f"stopped with exit status {process.exitcode}; what it said stands above"
-                        error = f"{job.name}.ipynb: {KILLED if (process.exitcode or 0) < 0 else stopped}"
-                    if error is not None:
-                        logger.error("%s", error)  # at once: the others may run for minutes
-                        failed.append(error)
-                    missing.remove(job.name)
-        finally:
-            for process, _, _ in running.values():
-                process.terminate()
-            for process, _, _ in running.values():
-                process.join()
+
+    def next_job() -> Job | None:
+        ready = (job for job in waiting if not failed and missing.isdisjoint(AFTER.get(job.name, ())))
+        if (job := next(ready, None)) is not None:
+            waiting.remove(job)
+        return job
+
+    if scheduler is None:
+        ended = _side_by_side(next_job, min(workers, len(jobs)))
+    else:
+        ended = run_jobs(_executed, next_job, scheduler=scheduler, **folders)
+    with _on(signal.SIGTERM, signal.default_int_handler), closing(ended):
+        for job, failure, worker, _ in ended:
+            if worker:
+                logger.info("notebook %s ended on %s; %d left", job.name, worker, len(missing) - 1)
+            if failure is not None:
+                logger.error("%s", failure)  # at once: the others may run for minutes
+                failed.append(failure)
+            missing.remove(job.name)
     if failed:
         raise NotebookError("\n".join(failed))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _side_by_side(next_job: Callable[[], Job | None], workers: int) -> Generator[Done[Job]]:
+    """As `run_jobs` on processes of this machine, without Dask: a notebook that dies is told, and not begun again."""
+    running: dict[Any, tuple[BaseProcess, Any, Job]] = {}
+    try:
+        while True:
+            while len(running) < workers and (job := next_job()) is not None:
+                process, answer = _started(job, threads=max(1, cores() // workers))
+                running[process.sentinel] = process, answer, job
+            if not running:
+                return
+            for sentinel in wait(list(running)):
+                process, answer, job = running.pop(sentinel)
+                process.join()
+                try:
+                    failure = answer.recv()
+                except EOFError:  # it ended without an answer
+                    stopped = f"stopped with exit status {process.exitcode}; what it said stands above"
+                    failure = f"{job.name}.ipynb: {KILLED if (process.exitcode or 0) < 0 else stopped}"
+                yield Done(job, failure, "", 0.0)
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.join()
 
 
 @contextmanager
@@ -267,30 +293,34 @@ def _execute(job: Job, threads: int, told: Connection) -> None:
     signal.signal(signal.SIGTERM, _leave)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     show_progress()
-    _show_lines_of(job.name[:2])
+    told.send(_executed(job))
+
+
+def _executed(job: Job) -> str | None:
+    """Execute one notebook; the error in words, or None."""
     source = notebook_path(job.name)
     logger.info("notebook %s -> %s", source.name, job.output)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            source,
-            job.output,
-            parameters=dict(job.parameters),
-            cwd=str(source.parent),
-            progress_bar=False,
-            log_output=True,
-            # Neither the kernel's advice on network encryption nor what it says of sockets when it is ended.
-            extra_arguments=["--log-level=CRITICAL"],
-        )
+        with _lines_of(job.name[:2]):
+            papermill.execute_notebook(
+                source,
+                job.output,
+                parameters=dict(job.parameters),
+                cwd=str(source.parent),
+                progress_bar=False,
+                log_output=True,
+                # Neither the kernel's advice on network encryption nor what it says of sockets when it is ended.
+                extra_arguments=["--log-level=CRITICAL"],
+            )
     except DeadKernelError:
-        told.send(f"{source.name}: {KILLED}\nthe notebook up to there: {job.output}")
+        return f"{source.name}: {KILLED}\nthe notebook up to there: {job.output}"
     except PapermillExecutionError as error:
-        told.send(
+        return (
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"the notebook up to there: {job.output}"
         )
-    else:
-        told.send(None)
+    return None
 
 
 def _leave(*_: Any) -> None:
@@ -299,7 +329,8 @@ def _leave(*_: Any) -> None:
     raise SystemExit(1)
 
 
-def _show_lines_of(number: str) -> None:
+@contextmanager
+def _lines_of(number: str) -> Iterator[None]:
     """What a notebook writes, on stderr, each line led by the notebook's number.
 
     Papermill's own remarks stay out: parameters are checked here, before a kernel starts.
@@ -314,6 +345,10 @@ def _show_lines_of(number: str) -> None:
     papermill_logger = logging.getLogger("papermill")
     papermill_logger.addHandler(handler)
     papermill_logger.propagate = False
+    try:
+        yield
+    finally:
+        papermill_logger.removeHandler(handler)
 
 
 # --- Committed notebooks

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,10 @@ class FileError(UserError, OSError):
 
 class RunError(UserError, RuntimeError):
     """A run's folder or checkpoint that cannot be used; names it and what to do."""
+
+
+class HeldError(RunError):
+    """A run's folder that another process is writing to; names that process and its machine."""
 
 
 @contextmanager
@@ -278,13 +284,23 @@ def system_of(folder: Path) -> str:
     return str(read_json(folder / "manifest.json").get("strategy", ""))
 
 
+LOCK, HOLDER = ".lock", ".holder.txt"
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep others from writing to a run that is there; RunError where one does. What killed ones left half goes."""
+    """Keep others from writing to a run that is there; HeldError where one does. What killed ones left half goes.
+
+    The lock of a killed process is free at once; on a shared file system that of a machine that is gone, too, once the
+    file server has noticed.
+    """
+    holder = folder / HOLDER
     try:
-        held = FileLock(folder / ".lock").acquire(timeout=0)
+        held = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
-        raise RunError(f"{folder}: another process is writing to this run; wait or change 'experiment'") from None
+        who = f" ({holder.read_text(encoding='utf-8')})" if holder.is_file() else ""
+        told = f"another process{who} is writing to this run; wait, end it, or change 'experiment'"
+        raise HeldError(f"{folder}: {told}") from None
     except OSError as error:
         advice = "give the right to write there, or change 'experiment' or 'outputs_dir'"
         raise FileError(f"{folder}: cannot be written to: {error.strerror or error}; {advice}") from error
@@ -292,7 +308,12 @@ def hold(folder: Path) -> Iterator[None]:
         for part in (folder, folder / "checkpoints", folder / "maps"):
             for left in part.glob(f".*-{'[0-9a-f]' * 8}.*"):
                 left.unlink()
-        yield
+        with atomic_path(holder) as path:
+            path.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -314,7 +335,7 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
     with hold(folder):
         if force:
             for path in folder.iterdir():
-                if path.name != ".lock":
+                if path.name not in (LOCK, HOLDER):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             _remove_events(settings)
         _forget_vain_start(settings)  # one that was killed

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import signal
+from itertools import islice
 from multiprocessing import Pipe, get_context
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from gainmtl_lib import notebooks
 from gainmtl_lib.efficientad.model import EfficientADSettings
 from gainmtl_lib.notebooks import ABLATION, ANOMALIES, EXPLANATION, SHORTCUTS, STRATEGY_NOTEBOOKS, clean, notebook_path
 from gainmtl_lib.settings import Settings, read_parameters, repository_root
+from gainmtl_lib.studies.cluster import Done
 from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
 PARAMS = repository_root() / "params"
@@ -139,6 +141,31 @@ def test_after_one_that_stopped_no_other_begins_and_each_is_named(begun):
     with pytest.raises(notebooks.NotebookError, match=r"(?s)01 stopped in cell 3: ValueError: x.*02 stopped"):
         notebooks.execute(jobs(s1, s2, s3), workers=2)
     assert begun.order == [s1, s2]
+
+
+@pytest.mark.parametrize("broken", [None, "S2"])
+def test_workers_of_a_cluster_take_notebooks_in_the_same_order(begun, monkeypatch, broken):
+    order, asked = [], {}
+
+    def run_jobs(function, next_job, **options):
+        assert function is notebooks._executed
+        asked.update(options)
+        while running := list(islice(iter(next_job, None), 2)):  # two workers
+            for job in running:
+                order.append(job.name)
+                yield Done(job, "02 stopped" if job.name == STRATEGY_NOTEBOOKS.get(broken) else None, "far", 1.0)
+
+    monkeypatch.setattr(notebooks, "run_jobs", run_jobs)
+    every = jobs(*STRATEGY_NOTEBOOKS.values(), SHORTCUTS, ANOMALIES)
+    if broken is None:
+        notebooks.execute(every, scheduler="tcp://10.0.0.1:8786", writes=["outputs"])
+        assert len(order) == 10 and order[0] == SHORTCUTS
+        assert order.index(ANOMALIES) > max(order.index(STRATEGY_NOTEBOOKS[name]) for name in ("S1", "S5", "S6"))
+        assert asked == {"scheduler": "tcp://10.0.0.1:8786", "writes": ["outputs"]} and begun.order == []
+        return
+    with pytest.raises(notebooks.NotebookError, match="02 stopped"):
+        notebooks.execute(every, scheduler="tcp://10.0.0.1:8786")
+    assert order == [SHORTCUTS, *list(STRATEGY_NOTEBOOKS.values())[:3]]  # S3 ran beside it
 
 
 def test_a_killed_process_is_told_with_what_to_do(begun):

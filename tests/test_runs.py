@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import re
+import socket
 from importlib.metadata import version
 
 import numpy as np
@@ -12,7 +14,17 @@ import yaml
 from tiny import tiny_settings
 
 from gainmtl_lib import runs
-from gainmtl_lib.runs import FileError, RunError, atomic_path, by_strategy, claim, collect_runs, compare, write_json
+from gainmtl_lib.runs import (
+    FileError,
+    HeldError,
+    RunError,
+    atomic_path,
+    by_strategy,
+    claim,
+    collect_runs,
+    compare,
+    write_json,
+)
 from gainmtl_lib.settings import Settings, SettingsError
 
 
@@ -65,7 +77,8 @@ def test_claim_writes_settings_once_and_releases_the_folder(tmp_path):
     settings = tiny_settings(tmp_path)
     with claim(settings) as folder:
         assert (folder / "settings.yaml").is_file()
-        with pytest.raises(RunError, match="another process"), claim(settings):
+        own = rf"another process \({os.getpid()} on {re.escape(socket.gethostname())}\) is writing to this run; wait"
+        with pytest.raises(HeldError, match=own), claim(settings):
             pass
     written = (begin(settings) / "settings.yaml").stat().st_mtime_ns
     with claim(settings):
@@ -95,7 +108,7 @@ def test_a_start_that_reached_no_checkpoint_leaves_nothing_and_binds_nobody(tmp_
         for name in (".manifest-0123abcd.json", "checkpoints/.last-ab12c9ff.ckpt", ".my-notes.txt"):
             (folder / name).write_text("half")
     with claim(settings.changed(batch_size=2)):
-        assert names(folder) == [".lock", ".my-notes.txt", "settings.yaml"] and other.is_file()
+        assert names(folder) == [".holder.txt", ".lock", ".my-notes.txt", "settings.yaml"] and other.is_file()
         assert "batch_size: 2" in (folder / "settings.yaml").read_text()
 
 
@@ -112,7 +125,7 @@ def test_force_empties_the_folder_and_drops_event_files_elsewhere_and_excludes_r
         pass
     assert names(settings.run_dir) == before
     with claim(settings.changed(batch_size=2), force=True) as folder:
-        assert names(folder) == [".lock", "settings.yaml"] and names(settings.tensorboard_folder) == []
+        assert names(folder) == [".holder.txt", ".lock", "settings.yaml"] and names(settings.tensorboard_folder) == []
         assert names(others.tensorboard_folder) == ["events.out.tfevents.1"]
     write_json(others.run_dir / "manifest.json", {"status": "complete"})
     finished = pytest.raises(RunError, match="the run is finished; there is nothing to resume")

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from written_runs import write_planned, written_plan
 
+from gainmtl_lib.runs import HeldError
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
 from gainmtl_lib.studies import plans
+from gainmtl_lib.studies.cluster import Done
 from gainmtl_lib.studies.plans import load_plan, run_study, variant_of
 from gainmtl_lib.train import TrainingDivergedError
 
@@ -177,6 +179,12 @@ def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch, caplog):
     assert "run 2 of 4 failed: S5, seed 0: the loss became nan in cls" in caplog.messages
 
 
+def test_a_run_that_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
+    plan = written_plan(tmp_path)
+    by_hand(monkeypatch, plan, {"S5, seed 0": HeldError("another process (7 on far) is writing to this run")})
+    assert run_study(plan.cells()).failed == {"S5, seed 0": "another process (7 on far) is writing to this run"}
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_mistakes_and_interruptions_are_passed_on_and_the_next_call_goes_on(tmp_path, monkeypatch, error):
     plan = written_plan(tmp_path)
@@ -186,6 +194,35 @@ def test_mistakes_and_interruptions_are_passed_on_and_the_next_call_goes_on(tmp_
     assert trained == BOTH[:2]
     again = by_hand(monkeypatch, plan)
     assert names(run_study(plan.cells())) == BOTH and again == BOTH[2:]
+
+
+def test_on_a_cluster_what_is_missing_is_made_and_told_as_it_ends(tmp_path, monkeypatch, caplog):
+    plan = written_plan(tmp_path)
+    write_planned(plan, "S1", 0)
+    asked = {}
+
+    def run_jobs(function, next_job, **options):
+        asked.update(options)
+        jobs = list(iter(next_job, None))
+        assert jobs == plan.cells()[1:] and function.func is plans.make_run and function.keywords == {"reasons": False}
+        for job in (jobs[2], jobs[0]):
+            write_planned(plan, job.row, job.seed)
+            yield Done(job, None, "far, tcp://10.0.0.3:4000", 61.4)
+        yield Done(jobs[1], "the loss became nan", "", 0.0)
+
+    monkeypatch.setattr(plans, "run_jobs", run_jobs)
+    with caplog.at_level(logging.INFO, logger="gainmtl_lib"):
+        study = run_study(plan.cells(), scheduler="tcp://10.0.0.1:8786")
+    assert names(study) == [BOTH[0], BOTH[1], BOTH[3]] and study.failed == {BOTH[2]: "the loss became nan"}
+    assert caplog.messages == [
+        "run 2 of 4: S5, seed 1, 61 s on far, tcp://10.0.0.3:4000; 2 left, about 1 min",
+        "run 3 of 4: S5, seed 0, 61 s on far, tcp://10.0.0.3:4000; 1 left, about 1 min",
+        "run 4 of 4 failed: S1, seed 1: the loss became nan",
+    ]
+    assert asked == {
+        "workers": None, "scheduler": "tcp://10.0.0.1:8786", "again": (HeldError,), "writes": {tmp_path / "outputs"},
+        "reads": {tmp_path / "made-0", tmp_path / "made-1"},
+    }  # fmt: skip
 
 
 def test_a_report_reads_finished_runs_and_trains_none(tmp_path):

@@ -188,7 +188,7 @@ def plan_report(plan: Any, runs: Sequence[Cell]) -> Report:
 
 
 def run_and_report(
-    console: Console, plan: Any, make: Callable[..., Report] = plan_report, *, export: Path | None = None, **how: bool
+    console: Console, plan: Any, make: Callable[..., Report] = plan_report, *, export: Path | None = None, **how: Any
 ) -> int:
     """Run what is missing of a plan, print its tables, name what failed; returns how many did.
 

@@ -17,9 +17,10 @@ A plan is a YAML file, ``params/studies/<name>.yaml``::
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from math import nan
 from pathlib import Path
@@ -31,9 +32,10 @@ from pydantic import Field, model_validator
 
 from gainmtl_lib import settings as given
 from gainmtl_lib.evaluation import evaluate
-from gainmtl_lib.runs import Run, run_status
+from gainmtl_lib.runs import HeldError, Run, run_status
 from gainmtl_lib.settings import AnyPath, FolderName, ParameterRecord, Pattern, Settings, SettingsError, Several
 from gainmtl_lib.studies.baselines import check_method, fit_method
+from gainmtl_lib.studies.cluster import run_jobs
 from gainmtl_lib.studies.reasons import measure_indicators, stored_indicators
 from gainmtl_lib.train import fit
 
@@ -250,39 +252,98 @@ class Study:
         return "; ".join([state, *(f"{name}: {reason}" for name, reason in self.failed.items())])
 
 
-def run_study(cells: Sequence[Cell], *, reasons: bool = False, only_report: bool = False) -> Study:
+def run_study(
+    cells: Sequence[Cell],
+    *,
+    reasons: bool = False,
+    only_report: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> Study:
     """Train and evaluate what is missing. A run that fails is named and the others go on; a second call goes on where
     the first was interrupted, and what another plan has trained with equal settings is taken as it is. With `reasons`
     each run is asked for its reasons besides (`measure_indicators`); `only_report` trains and measures nothing.
+
+    One run after the other, or on a cluster: `workers` processes of this machine, or the workers of a Dask `scheduler`,
+    see `run_jobs`.
     """
     study, ahead = Study(), [cell for cell in cells if not _is_done(cell, reasons)]
-    spent = [float(cell.run.manifest.get("duration_s", 0)) for cell in cells if cell not in ahead]
-    for number, cell in enumerate(cells, start=1):
-        if cell not in ahead:
-            if differing := "; ".join(_differences(cell)):
-                reason = f"{cell.run.folder} holds a run with other settings (stored and planned): {differing}"
-                study.failed[cell.name] = reason
-            else:
-                study.runs.append(cell)
-        elif only_report:
+    made: dict[str, str | None] = {}
+    if ahead and not only_report:
+        spread = workers is not None or scheduler is not None
+        make = partial(_on_cluster, workers=workers, scheduler=scheduler) if spread else _one_by_one
+        made = dict(make(cells, ahead, reasons))
+    for cell in cells:
+        if cell in ahead and cell.name not in made:
             study.missing.append(cell.name)
+        elif (failure := made.get(cell.name)) is not None:
+            study.failed[cell.name] = failure
+        elif cell not in ahead and (differing := "; ".join(_differences(cell))):
+            told = f"{cell.run.folder} holds a run with other settings (stored and planned): {differing}"
+            study.failed[cell.name] = told
         else:
-            minutes = len(ahead) * sum(spent) / max(len(spent), 1) / 60
-            left = f", about {max(minutes, 1):.0f} min left" if spent else ""
-            logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left)
-            started, ahead = time.monotonic(), ahead[1:]
-            try:
-                run = fit_method(cell.settings, cell.method) if cell.method else fit(cell.settings)
-                evaluate(run)
-                if reasons:
-                    measure_indicators(run)
-            except (given.UserError, torch.OutOfMemoryError) as error:
-                study.failed[cell.name] = str(error)
-                logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, error)
-                continue
-            spent.append(time.monotonic() - started)
             study.runs.append(cell)
     return study
+
+
+def _one_by_one(cells: Sequence[Cell], ahead: Sequence[Cell], reasons: bool) -> Iterator[tuple[str, str | None]]:
+    """Make the runs ahead in this process: the name of each, and why it failed, if it did."""
+    spent = [float(cell.run.manifest.get("duration_s", 0)) for cell in cells if cell not in ahead]
+    for done, cell in enumerate(ahead):
+        minutes = (len(ahead) - done) * sum(spent) / max(len(spent), 1) / 60
+        left = f", about {max(minutes, 1):.0f} min left" if spent else ""
+        number = cells.index(cell) + 1
+        logger.info("run %d of %d: %s%s", number, len(cells), cell.name, left)
+        started = time.monotonic()
+        try:
+            failure = make_run(cell, reasons)
+        except HeldError as error:
+            failure = str(error)
+        if failure is None:
+            spent.append(time.monotonic() - started)
+        else:
+            logger.warning("run %d of %d failed: %s: %s", number, len(cells), cell.name, failure)
+        yield cell.name, failure
+
+
+def _on_cluster(
+    cells: Sequence[Cell], ahead: Sequence[Cell], reasons: bool, **place: Any
+) -> Iterator[tuple[str, str | None]]:
+    """The same side by side, in the order in which they come to their end."""
+    waiting, before, started = list(ahead), len(cells) - len(ahead), time.monotonic()
+    folders = {"writes": {cell.settings.outputs_dir for cell in ahead}}
+    folders["reads"] = {cell.settings.data_root for cell in ahead}
+    jobs = run_jobs(
+        partial(make_run, reasons=reasons), lambda: waiting.pop(0) if waiting else None, again=(HeldError,),
+        **folders, **place,
+    )  # fmt: skip
+    with closing(jobs):
+        for number, done in enumerate(jobs, start=1):
+            left = len(ahead) - number
+            minutes = left * (time.monotonic() - started) / number / 60
+            told = f"; {left} left, about {max(minutes, 1):.0f} min" if left else ""
+            where = f" on {done.worker}" if done.worker else ""
+            if done.failure is None:
+                told = f"{done.job.name}, {done.seconds:.0f} s{where}{told}"
+                logger.info("run %d of %d: %s", before + number, len(cells), told)
+            else:
+                told = f"{done.job.name}{where}: {done.failure}{told}"
+                logger.warning("run %d of %d failed: %s", before + number, len(cells), told)
+            yield done.job.name, done.failure
+
+
+def make_run(cell: Cell, reasons: bool) -> str | None:
+    """Train and evaluate what is missing of one run; why it failed, or None. `HeldError` where another process does."""
+    try:
+        run = fit_method(cell.settings, cell.method) if cell.method else fit(cell.settings)
+        evaluate(run)
+        if reasons:
+            measure_indicators(run)
+    except HeldError:
+        raise
+    except (given.UserError, torch.OutOfMemoryError) as error:
+        return str(error)
+    return None
 
 
 def _is_done(cell: Cell, reasons: bool) -> bool:
