@@ -192,6 +192,9 @@ def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     rows = pd.DataFrame({split: pd.Series(summary[split], dtype=object).map(number) for split in splits})
     title = f"threshold {summary['threshold']:.3f} ({summary.get('threshold_from', 'origin not recorded')})"
     console.print(frame_table(title, rows.loc[list(summary[splits[0]])].rename_axis("metric")))
+    for split in (split for split in TEST_SPLITS if split in summary.get("defect_types", {})):
+        counts = pd.DataFrame.from_dict(summary["defect_types"][split], orient="index").rename_axis("truth")
+        console.print(frame_table(f"{split}: how many of which defect are called what", counts))
     if summary.get("teacher"):
         console.print(f"masks from {escape(summary['efficientad_run'])}; its teacher: {escape(summary['teacher'])}")
     if summary.get("label_leaks"):
@@ -375,7 +378,8 @@ LOOKED_AGAIN_AFTER = 1.0  # seconds: a folder may hold many thousands, which are
 
 
 def _verdict_row(prediction: Prediction) -> dict[str, str]:
-    row = {"verdict": prediction.verdict, "p(defect)": number(prediction.probability)}
+    verdict = " ".join(filter(None, [prediction.verdict, prediction.defect_type]))
+    row = {"verdict": verdict, "p(defect)": number(prediction.probability)}
     boxes = prediction.boxes
     row["defects"] = "–" if boxes is None else str(len(boxes))
     row["area"] = percent(prediction.area)

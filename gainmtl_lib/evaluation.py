@@ -22,7 +22,7 @@ from torch import Tensor
 from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.layouts import TEST_SPLITS
+from gainmtl_lib.layouts import NORMAL, TEST_SPLITS
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks, margin_of
 from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
@@ -89,6 +89,8 @@ def evaluate(
         measured = {} if run is None or kept is not None or not run.is_evaluated else run.metrics
         zeros = EVIDENCE_ZEROS if "evidence" in PARTS[model.strategy] else {}
         table, summary = _summary(parts, threshold, measured, calibration=model.calibration, zeros=zeros)
+        if model.types is not None:
+            _add_types(table, summary, model.types.names)
         summary |= source.summary
         if kept is not None:
             _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
@@ -294,6 +296,8 @@ def predict_split(
             for name, (score, key) in SCORES.items():
                 if (scored := output[key]) is not None:
                     columns[name] = score(scored, masks)
+            if output.type_logits is not None:
+                columns["type"] = output.type_logits.argmax(dim=1)
             if output.cf_logits is not None:
                 inside = torch.zeros_like(batch.masks, dtype=torch.bool)  # where the pictures lie, without their bars
                 for place, row in zip(inside[:, 0], batch.index.tolist(), strict=True):
@@ -316,6 +320,8 @@ def predict_split(
     if "localization" in maps[0]:
         pooled |= {"loc_iou_pooled": float(loc_pooled[0] / loc_pooled[1]), "loc_aupro": loc_pixels.aupro()}
     table = pd.concat(rows, ignore_index=True)
+    if model.types is not None:
+        table[metrics.NAMED] = np.array(model.types.names, dtype=object)[table.pop("type").astype(int)]
     samples = data.samples.loc[table.pop("index").astype(int), list(OF_THE_SAMPLE)]
     table = pd.concat([samples.reset_index(drop=True), table], axis=1)
     return table, {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}, pooled
@@ -368,6 +374,19 @@ def _summary(
     return pd.concat(tables.values(), ignore_index=True), summary
 
 
+def _add_types(table: pd.DataFrame, summary: dict[str, Any], names: Sequence[str]) -> None:
+    """What a model that names defect types says of them: scores of each split, and under ``defect_types`` who is called
+    what, see `metrics.confusion`."""
+    summary["defect_types"] = {}
+    for split in table["split"].unique():
+        answers = metrics.type_answers(table[table["split"] == split])
+        truth, called = answers["truth"].to_numpy(), answers["called"].to_numpy()
+        found = (truth != NORMAL) & (called != NORMAL)
+        summary[split]["type_macro_f1"] = metrics.macro_f1(truth, called)
+        summary[split]["type_accuracy"] = float((truth == called)[found].mean()) if found.any() else float("nan")
+        summary["defect_types"][split] = metrics.confusion(answers, names).to_dict(orient="index")
+
+
 def calibrated(margins: ArrayLike, calibration: Sequence[float]) -> NDArray[np.float64]:
     """Probabilities of margins, or of anomaly scores, by the slope and offset of `metrics.fit_calibration`."""
     return expit(calibration[0] * np.asarray(margins, dtype=np.float64) + calibration[1])
@@ -384,13 +403,15 @@ def _with_probabilities(table: pd.DataFrame, calibration: tuple[float, float]) -
 
 
 def add_verdicts(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Columns that depend on the threshold: ``predicted``, ``verdict``, flips, and ``wrong_reason``.
+    """Columns that depend on the threshold: ``predicted``, ``verdict``, flips, ``wrong_reason``, ``named_type``.
 
     ``wrong_reason``: a defect that was found although the CAM lies off it. Flips are asked of defects that
     were found (NaN elsewhere): does suppressing the defect, or the same mask off it, turn the verdict?
     """
     table = table.assign(predicted=(table["probability"] >= threshold).astype(int))
     table["verdict"] = metrics.verdicts(table["label"].to_numpy(), table["predicted"].to_numpy())
+    if metrics.NAMED in table:
+        table[metrics.NAMED] = table[metrics.NAMED].where(table["predicted"] == 1)
     found = (table["verdict"] == "TP") & table["cam_iou"].notna()
     table["wrong_reason"] = found & (table["cam_iou"] < metrics.OFF_THE_DEFECT_IOU) & (table["point_game"] < 0.5)
     for name in ("cf", "cf_control"):

@@ -181,6 +181,8 @@ class Explanation(dict[str, Any]):
       taught on defective pictures only: for a normal verdict just what exceeds the floor of its absolute scale counts,
       if that is known. In S8 it is the sigmoid of the evidence, the ``cam``, whose own zero is the level of both
       verdicts;
+    - for a defective verdict of a run that names defect types ``defect_type``, and ``type_probability``, of it among
+      them, given that it is a defect;
     - with a mask that marks something ``mask``, bool (H, W), ``cam_iou``, ``grid_iou`` (what the mask itself reaches on
       the CAM's grid), ``point_game`` and ``energy_inside``.
     """
@@ -198,6 +200,7 @@ class Explanation(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         reasons = {
             "attention": f"strategy {self.strategy} has no attention path; {strategies_with('attention')} have one",
+            "defect_type": "the verdict is normal, or the run names no defect types",
             "found": "no absolute scale is known; DefectExplainer.from_run takes it from an evaluated run",
             "counterfactual_missing": "the counterfactual is there, or the verdict is normal and asks for none",
         }
@@ -313,6 +316,10 @@ class DefectExplainer:
             confidence=probability if prediction else 1 - probability, probability=probability,
             threshold=self.threshold, image=pixels, counterfactual=None,
         )  # fmt: skip
+        if prediction and output.type_logits is not None and self.model.types is not None:
+            shares = output.type_logits[0].softmax(dim=0)
+            told["defect_type"] = self.model.types.names[int(shares.argmax())]
+            told["type_probability"] = float(shares.max())
         maps = {"cam": output.cam, "attention": output.effective_attention, "localization": output.localization_map}
         told |= {name: maps[name][0, 0].float().cpu().numpy() for name in maps if maps[name] is not None}
         told.strategy, told.picture = self.model.strategy, size
@@ -413,6 +420,8 @@ def _verdict_figure(explanation: Explanation, scales: Mapping[str, MapScale], ti
         axis.title.set_fontsize(9)
     title = title if len(title) <= 48 else f"…{title[-47:]}"
     verdict = "{prediction_name}, confidence {confidence:.1%}".format_map(explanation)
+    if "defect_type" in explanation:
+        verdict += ": {defect_type} ({type_probability:.0%})".format_map(explanation)
     heading, color = f"{title}: {verdict}" if title else verdict, VERDICT_COLORS[explanation["prediction"]]
     figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=color)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5)

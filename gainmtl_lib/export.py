@@ -84,6 +84,7 @@ class Card(BaseModel):
     resize: Resize
     tile_overlap: float
     class_names: tuple[str, str] = (NORMAL, DEFECTIVE)
+    defect_types: tuple[str, ...] = ()  # that the model tells apart
 
     threshold: float  # probability from which a picture is called defective
     threshold_from: str
@@ -94,6 +95,13 @@ class Card(BaseModel):
     border: int = 0  # cells at each edge of the map that the network leaves out, in EfficientAD without padding
     evidence: Evidence | None  # of S8
     validation: dict[str, tuple[float, ...]]  # by class the probabilities, from which a recall is chosen
+
+    @property
+    def outputs(self) -> list[str]:
+        """Those of `OUTPUTS` that the model has, in order."""
+        localizes = self.system == "EfficientAD" or bool({*PARTS[self.strategy]} & {"localization", "evidence"})
+        there = {"localization": localizes, "types": bool(self.defect_types)}
+        return [name for name in OUTPUTS if there.get(name, True)]
 
     @property
     def scale(self) -> MapScale | None:
@@ -158,14 +166,15 @@ def _of_strategy(run: Run, measured: dict[str, Any], known: dict[str, Any], val:
         input_size=(min(its.image_size[0], height), min(its.image_size[1], width)), tile_overlap=its.tile_overlap,
         threshold=measured["threshold"], map_scale=None if cam is None else (cam["floor"], cam["ceiling"]),
         localization_floor=floor, evidence=evidence, novelty_threshold=None,
+        defect_types=tuple(run.manifest.get("defect_types", ())),
         validation={name: tuple(part.round(6)) for name, part in of_class.items()}, **known,
     )  # fmt: skip
 
 
 # --- The model itself: pixels in, verdict and maps out
 
-OUTPUTS = ("verdict", "probability", "score", "map", "localization")
-"""Of every form, in this order; S1 to S3 have no localization."""
+OUTPUTS = ("verdict", "probability", "score", "map", "localization", "types")
+"""Of every form, in this order; S1 to S3 have no localization, and a run without named defect types no types."""
 
 
 class LineModel(nn.Module):
@@ -173,15 +182,12 @@ class LineModel(nn.Module):
 
     Shape: RGB uint8 (B, H, W, 3) -> ``verdict``, bool (B,); ``probability`` of a defect, in [0, 1], (B,); the ``score``
     it is of, margin or anomaly score, unbounded (B,); the deciding ``map``, (B, h, w); ``localization``, in [0, 1],
-    (B, H, W), a defect from 0.5 on.
+    (B, H, W), a defect from 0.5 on; ``types``, of a defect the probability of each of `Card.defect_types`, (B, types).
     """
 
     def __init__(self, model: GAINMTLModel | EfficientADModel, card: Card) -> None:
         super().__init__()
         self.model, self.card = model.eval(), card
-        self.localizes = isinstance(model, EfficientADModel) or bool(
-            {*PARTS[model.strategy]} & {"localization", "evidence"}
-        )
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         images = pictures.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
@@ -197,8 +203,9 @@ class LineModel(nn.Module):
             probability = defect_probability(output.logits, self.card.calibration)
             maps = (output.cam, output.localization_map)
             told = (margin_of(output.logits), *(one[:, 0].float() for one in maps if one is not None))
-        score, *maps = told
-        return (probability >= self.card.threshold, probability, score, *maps)
+            if output.type_logits is not None:
+                told = (*told, output.type_logits.softmax(dim=1))
+        return (probability >= self.card.threshold, probability, *told)
 
 
 class Judged(NamedTuple):
@@ -206,7 +213,8 @@ class Judged(NamedTuple):
 
     score: float
     map: NDArray[np.float32]  # (h, w)
-    localization: NDArray[np.float32] | None  # (H, W)
+    localization: NDArray[np.float32] | None = None  # (H, W)
+    types: NDArray[np.float32] | None = None  # (types,)
 
 
 class Judge(ABC):
@@ -217,7 +225,7 @@ class Judge(ABC):
 
     @abstractmethod
     def outputs(self, pictures: Pixels) -> Sequence[NDArray[Any]]:
-        """`OUTPUTS` of pictures of the input size, uint8 (B, H, W, 3)."""
+        """`Card.outputs` of pictures of the input size, uint8 (B, H, W, 3)."""
 
     def probability(self, score: float) -> float:
         """Of a defect."""
@@ -226,16 +234,21 @@ class Judge(ABC):
 
     def judge(self, pictures: Pixels) -> list[Judged]:
         """Pictures of the input size, uint8 (B, H, W, 3)."""
-        _, _, scores, maps, *localization = self.outputs(pictures)
-        located = localization[0] if localization else [None] * len(pictures)
-        return [Judged(float(one), *parts) for one, parts in zip(scores, zip(maps, located), strict=True)]
+        told = dict(zip(self.card.outputs, self.outputs(pictures), strict=True))
+        return [
+            Judged(
+                score=float(score),
+                **{name: told[name][place] for name in ("map", "localization", "types") if name in told},
+            )
+            for place, score in enumerate(told["score"])
+        ]
 
     def judge_in_tiles(self, picture: Pixels, at_once: int) -> Judged:
         """One picture of any size, uint8 (height, width, 3), by overlapping tiles of the input size.
 
         Beyond the picture memory is that of `at_once` tiles. Where it is no multiple of 32, or smaller than a tile, it
         is mirrored at its edges. The localization is a quarter as fine. The score is that of the joined map in S8 and
-        EfficientAD, whose decision it is, and of the other strategies the highest of a tile.
+        EfficientAD, whose decision it is, and of the other strategies the highest of a tile, which also names the type.
         """
         height, width = picture.shape[:2]
         tile = self.card.input_size
@@ -250,12 +263,13 @@ class Judge(ABC):
                 parts.append(part._replace(localization=fine))
         joined = _joined(tiles, [part.map for part in parts], (height, width), border=self.card.border)
         located = [part.localization for part in parts if part.localization is not None]
-        score = max(part.score for part in parts)
+        worst = max(parts, key=lambda part: part.score)
+        score = worst.score
         if self.card.system == "EfficientAD":
             score = float(joined.max())
         elif self.card.evidence is not None:
             score = self.card.evidence.margin(joined)
-        return Judged(score, joined, _joined(tiles, located, (height, width)) if located else None)
+        return Judged(score, joined, _joined(tiles, located, (height, width)) if located else None, worst.types)
 
 
 def _padded(picture: Pixels, place: tuple[slice, slice]) -> Pixels:
@@ -416,7 +430,7 @@ class Agreement(NamedTuple):
     """What an export says of the run's validation pictures, beside what the run says."""
 
     pictures: int
-    changed: int  # verdicts
+    changed: int  # verdicts, or types of what is called defective
     largest: float  # difference of probability
     mean: float
     auroc: float  # of the run
@@ -483,14 +497,21 @@ def _agreement(judge: Judge, exported: Judge, pixels: Pixels, labels: NDArray[np
     found: list[list[NDArray]] = []
     for one in (judge, exported):
         steps = counted(range(len(pixels)), len(pixels), "validation pictures", log=logger)
-        told = [one.outputs(pixels[place : place + 1])[:2] for place in steps]
+        told = [_verdict(one, pixels[place : place + 1]) for place in steps]
         found.append([np.concatenate(part) for part in zip(*told, strict=True)])
     (verdict, prob), (verdict_exported, prob_exported) = found
     away = np.abs(prob - prob_exported)
     return Agreement(
-        len(pixels), int((verdict.astype(bool) != verdict_exported.astype(bool)).sum()), float(away.max()),
+        len(pixels), int((verdict != verdict_exported).sum()), float(away.max()),
         float(away.mean()), metrics.auroc(labels, prob), metrics.auroc(labels, prob_exported),
     )  # fmt: skip
+
+
+def _verdict(judge: Judge, pictures: Pixels) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of each picture 0 for normal, else 1 and above for the type, and the probability of a defect, (B,)."""
+    told = dict(zip(judge.card.outputs, judge.outputs(pictures), strict=True))
+    kind = told["types"].argmax(axis=1) if "types" in told else 0
+    return told["verdict"].astype(bool) * (1 + kind), told["probability"]
 
 
 def _program(module: LineModel, pixels: Pixels) -> torch.export.ExportedProgram:
@@ -504,16 +525,16 @@ def _write_program(module: LineModel, pixels: Pixels, path: Path) -> None:
     torch.export.save(_program(module, pixels), path, extra_files={f"{KEY}.json": module.card.model_dump_json()})
 
 
-def _names(module: LineModel) -> list[str]:
-    return [name for name in OUTPUTS if name != "localization" or module.localizes]
-
-
 def _write_onnx(module: LineModel, pixels: Pixels, path: Path) -> None:
     onnx, _ = _needs("onnx"), _needs("onnxscript")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         made: Any = torch.onnx.export(
-            _program(module, pixels), input_names=["pictures"], output_names=_names(module), dynamo=True, verbose=False
+            _program(module, pixels),
+            input_names=["pictures"],
+            output_names=module.card.outputs,
+            dynamo=True,
+            verbose=False,
         )
     model = made.model_proto
     if module.card.precision == "float16":
@@ -527,7 +548,7 @@ def _write_onnx(module: LineModel, pixels: Pixels, path: Path) -> None:
 def _write_openvino(module: LineModel, pixels: Pixels, path: Path) -> None:
     openvino = _needs("openvino")
     model = openvino.convert_model(_program(module, pixels))
-    for output, name in zip(model.outputs, _names(module), strict=True):
+    for output, name in zip(model.outputs, module.card.outputs, strict=True):
         output.get_tensor().set_names({name})
     if module.card.precision == "int8":
         model = _quantised(model, [one[None] for one in pixels])

@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.evaluation import MaskSource, rows_of
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
-from gainmtl_lib.layouts import TEST_SPLITS
-from gainmtl_lib.metrics import MapScale, bins_of
+from gainmtl_lib.layouts import NORMAL, TEST_SPLITS
+from gainmtl_lib.metrics import NAMED, MapScale, bins_of, confusion, type_answers
 from gainmtl_lib.model import GAINMTLModel, GainOutput, defect_probability
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
 from gainmtl_lib.stats import group_codes, proportion
@@ -366,17 +366,16 @@ small_letters = mpl.rc_context({"axes.titlesize": 9, "legend.fontsize": 7})
 
 @small_letters
 def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure:
-    """Confusion matrix per test split of an `evaluate` table, ROC, precision-recall and reliability curves, the
-    threshold marked."""
+    """Confusion matrix per test split of an `evaluate` table, by type where it names types, ROC, precision-recall and
+    reliability curves, the threshold marked."""
     splits = [split for split in SPLIT_COLORS if (predictions["split"] == split).any()]
     figure = Figure(figsize=(3.1 * (len(splits) + 3), 3.1), layout="constrained")
     *matrices, roc, pr, reliability = figure.subplots(1, len(splits) + 3)
     for axis, split in zip(matrices, splits):
         rows, color = predictions[predictions["split"] == split], SPLIT_COLORS[split]
         labels, scores, called = rows["label"], rows["probability"], rows["probability"] >= threshold
-        shown: dict[str, Any] = {"labels": [0, 1], "display_labels": NAMES, "cmap": "Blues", "colorbar": False}
-        ConfusionMatrixDisplay.from_predictions(labels, rows["predicted"], ax=axis, **shown)
-        axis.set(title=SPLIT_NAMES[split], xlabel=f"verdict at {threshold:.2f}", ylabel="truth")
+        _draw_confusion(axis, rows)
+        axis.set(title=SPLIT_NAMES[split], xlabel=f"called, at {threshold:.2f}", ylabel="truth")
         _draw_reliability(reliability, rows, color)
         if labels.nunique() < 2:  # one class alone has no curve
             continue
@@ -393,6 +392,24 @@ def classification_figure(predictions: pd.DataFrame, threshold: float) -> Figure
     reliability.set(title="reliability (line: threshold)", xlabel="p(defect)", ylabel="share of defects")
     reliability.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     return figure
+
+
+def _draw_confusion(axis: Axes, rows: pd.DataFrame) -> None:
+    """How many pictures of each class, or type, are called what; darker where more of the truth are."""
+    if NAMED in rows:
+        answers = type_answers(rows)
+        counts = confusion(answers, sorted({*answers["truth"], *answers["called"]} - {NORMAL}))
+    else:
+        truth, called = (rows[name].map(dict(enumerate(NAMES))) for name in ("label", "predicted"))
+        counts = pd.crosstab(truth, called).reindex(index=NAMES, columns=NAMES, fill_value=0)
+    values = counts.to_numpy()
+    shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, str(value), ha="center", va="center", color="w" if shares[row, column] > 0.5 else "k")
+    slanted: Any = {"rotation": 30, "ha": "right"} if len(counts) > 2 else {}
+    axis.set_xticks(range(values.shape[1]), counts.columns, **slanted)
+    axis.set_yticks(range(values.shape[0]), counts.index)
 
 
 def _draw_reliability(axis: Axes, rows: pd.DataFrame, color: str) -> None:

@@ -6,10 +6,12 @@ Values of a map that are not finite count as zero. Sizes: B images, H x W masks,
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from gainmtl_lib.labels import COVERS_MOST
+from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 
 # Upsampling a constant map leaves differences of a few float32 ulp; min-max would blow them up to a pattern.
 _FLAT = 1e-6
@@ -366,3 +369,43 @@ def fit_scale(maps: NDArray, labels: NDArray, *, zero: float | None = None) -> M
         return None
     floor = float(np.quantile(normal, CALM_SHARE, method="higher")) if zero is None else zero
     return MapScale(floor, float(np.median(defective)))
+
+
+# --- Which defect
+
+NAMED = "named_type"  # in a table of predictions the type of each picture that is called defective
+
+
+def is_named(rows: pd.DataFrame) -> pd.Series:
+    """Which defects, of rows with ``label`` and ``defect_type``, have a type with a name of its own."""
+    return (rows["label"] == 1) & rows["defect_type"].notna() & ~rows["defect_type"].isin([NORMAL, DEFECTIVE])
+
+
+def type_answers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The ``truth`` of each picture of a table of predictions and what it is ``called``, ``normal`` or a type.
+
+    Defects whose type nobody named are left out.
+    """
+    known = rows[(rows["label"] == 0) | is_named(rows)]
+    truth = known["defect_type"].where(known["label"] == 1, NORMAL)
+    return pd.DataFrame({"truth": truth, "called": known[NAMED].fillna(NORMAL)})
+
+
+def confusion(answers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """How many pictures of each truth are called what, see `type_answers`: normal, then the types that the model knows,
+    by their names; below them the truths that it does not know."""
+    known = [NORMAL, *names]
+    counts = pd.crosstab(answers["truth"], answers["called"])
+    others = [truth for truth in counts.index if truth not in known]
+    return counts.reindex(index=[*known, *others], columns=known, fill_value=0)
+
+
+def macro_f1(truth: NDArray, called: NDArray) -> float:
+    """Mean F1 over the types that occur, of answers (N,); NaN without a defect.
+
+    That of a type is over all pictures: a missed defect is missed, a false alarm speaks against the type it names.
+    """
+    types = sorted({*truth} - {NORMAL})
+    right = [2 * np.sum((truth == name) & (called == name)) for name in types]
+    told = [np.sum(truth == name) + np.sum(called == name) for name in types]
+    return float(np.mean(np.divide(right, told))) if types else math.nan

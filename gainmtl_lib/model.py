@@ -37,6 +37,8 @@ class GainOutput:
     cf_logits: Tensor | None = None  # the decision with the defect suppressed, (B, 2); needs masks
     localization_logits: Tensor | None = None  # (B, 1, H, W)
     localization_map: Tensor | None = None  # sigmoid of `localization_logits`
+    deciding_features: Tensor | None = None  # those that decide, where `cam` is strongest, (B, C); none in training
+    type_logits: Tensor | None = None  # which defect it would be, (B, types), see `TypeHead`
 
     def __getitem__(self, key: str) -> Tensor | None:
         return getattr(self, key)
@@ -224,6 +226,33 @@ class EvidenceHead(nn.Module):
         strongest = cells.topk(min(max(self.cells), cells.shape[1]), dim=1).values
         means = torch.stack([strongest[:, :count].mean(dim=1) for count in self.cells], dim=1)
         return (self.log_scale.exp() * means + self.offset).amax(dim=1)
+
+
+class TypeHead(nn.Module):
+    """Which of several defects it is, by features (B, C) of the cells that decide.
+
+    It is fitted once the verdict is learnt (`gainmtl_lib.defect_types`), and no training ever moves it or what it
+    reads.
+    """
+
+    def __init__(self, channels: int, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.out = nn.Linear(channels, len(self.names)).requires_grad_(requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, C) -> (B, types), logits."""
+        return self.out(features.float())
+
+
+DECIDING_SHARE = 0.05  # of the cells of a map, the strongest
+
+
+def deciding_features(features: Tensor, cam: Tensor) -> Tensor:
+    """Mean of features (B, C, h, w) over the strongest `DECIDING_SHARE` of the cells of a map (B, 1, h, w), (B, C)."""
+    cells = cam.flatten(1)
+    strongest = cells.topk(max(1, round(DECIDING_SHARE * cells.shape[1])), dim=1).indices  # (B, k)
+    return features.flatten(2).float().gather(2, strongest[:, None].expand(-1, features.shape[1], -1)).mean(2)
 
 
 class AttentionHead(nn.Module):
@@ -473,6 +502,8 @@ class GAINMTLModel(nn.Module):
         mapped = [channels[index] for index in self._map_levels]
         self.projection = MapProjection(mapped, width) if map_levels else None
         parts = PARTS[strategy]
+        self.width = width
+        self.types: TypeHead | None = None  # see `gainmtl_lib.defect_types`
         self.cls_head = self.evidence = self.attention = self.localization = self.counterfactual = None
         if "evidence" in parts:
             self.evidence = EvidenceHead(width, cells=evidence_cells)
@@ -497,7 +528,7 @@ class GAINMTLModel(nn.Module):
         has_attention_mask: Tensor | None = None,
         attention_alpha: float = 0.0,
     ) -> GainOutput:
-        """Decide and explain; the same record in training and evaluation.
+        """Decide and explain; the same record in training and evaluation, but for what names the type.
 
         Args:
             images: RGB in [0, 1], (B, 3, H, W).
@@ -548,6 +579,7 @@ class GAINMTLModel(nn.Module):
         features, levels = self.features(images)
         cls_logits, (cls_cam, _) = self.cls_head(features), class_activation_map(features, self.cls_head)
         output = GainOutput(logits=cls_logits, cam=cls_cam, cls_logits=cls_logits, cls_cam=cls_cam)
+        deciding = features
         if self.localization is not None:
             fused = self.localization["pyramid"]([levels[index] for index in self._pyramid_levels])
             output.localization_logits = logits = self.localization["head"](fused, images.shape[2:])  # (B, 1, H, W)
@@ -558,11 +590,14 @@ class GAINMTLModel(nn.Module):
             if attention_masks is not None:
                 attention_masks = F.adaptive_avg_pool2d(attention_masks, features.shape[2:]).to(features.dtype)  # type: ignore[arg-type]
             gate = attention_masks, has_attention_mask
-            logits, output.effective_attention, seen = self.attention(features, *gate, alpha=attention_alpha)
+            logits, output.effective_attention, deciding = self.attention(features, *gate, alpha=attention_alpha)
             output.attention_logits, output.attention_map = logits, logits.sigmoid()
-            output.logits = output.attended_cls_logits = self.attention.attended_cls_head(seen)
-            output.cam, _ = class_activation_map(seen, self.attention.attended_cls_head)
+            output.logits = output.attended_cls_logits = self.attention.attended_cls_head(deciding)
+            output.cam, _ = class_activation_map(deciding, self.attention.attended_cls_head)
             output.cf_logits = self._without_defect(features, masks, output.logits, gate, attention_alpha)
+        if not self.training:
+            output.deciding_features = deciding_features(deciding, output.cam)
+            output.type_logits = None if self.types is None else self.types(output.deciding_features)
         return output
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -576,11 +611,13 @@ class GAINMTLModel(nn.Module):
         """S8's record; path 3 asks the same head of features whose defect gave way to its surroundings."""
         assert self.evidence is not None
         if tiles is None:
-            evidence, without = self._evidence(images, masks)
+            evidence, deciding, without = self._evidence(images, masks)
         else:
             parts = [self._evidence(images[..., *at], _cut(masks, at)) for at in tiles.places]
-            evidence = tiles.join([own for own, _ in parts])
-            suppressed = [own for _, own in parts if own is not None]
+            evidence = tiles.join([own for own, _, _ in parts])
+            margins = torch.stack([self.evidence.margin(own) for own, _, _ in parts])
+            deciding = _of_worst(torch.stack([own for _, own, _ in parts if own is not None]), margins)
+            suppressed = [own for _, _, own in parts if own is not None]
             without = tiles.join(suppressed) if suppressed else None
         logits = self.evidence.logits(evidence)
         output = GainOutput(logits=logits, cam=evidence, cls_logits=logits, cls_cam=evidence)
@@ -589,16 +626,20 @@ class GAINMTLModel(nn.Module):
         if masks is not None and without is not None:
             asked = (masks > 0.5).flatten(1).any(1)[:, None]
             output.cf_logits = torch.where(asked, self.evidence.logits(without), logits)
+        if deciding is not None:
+            output.deciding_features = deciding
+            output.type_logits = None if self.types is None else self.types(deciding)
         return output
 
-    def _evidence(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Evidence (B, 1, h, w), and with masks that without the defect."""
+    def _evidence(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Evidence (B, 1, h, w), the features that decide (B, C), and with masks the evidence without the defect."""
         assert self.evidence is not None
         features, _ = self.features(images)
         _, evidence = self.evidence(features)
+        deciding = None if self.training else deciding_features(features, evidence)
         if masks is None or self.counterfactual is None:
-            return evidence, None
-        return evidence, self.evidence(self.counterfactual(features, masks))[1]
+            return evidence, deciding, None
+        return evidence, deciding, self.evidence(self.counterfactual(features, masks))[1]
 
     def _without_defect(
         self, features: Tensor, masks: Tensor | None, logits: Tensor, gate: tuple[Tensor | None, ...], alpha: float
@@ -628,6 +669,7 @@ def _cut(masks: Tensor | None, place: tuple[slice, slice]) -> Tensor | None:
 def _joined(outputs: Sequence[GainOutput], tiles: Tiles) -> GainOutput:
     """One record of the whole: maps are joined, and each path says what it says of the tile that is worst."""
     whole: dict[str, Tensor] = {}
+    decided = torch.stack([output.logits for output in outputs])  # (tiles, B, 2)
     for name in (field.name for field in fields(GainOutput)):
         parts: Any = [output[name] for output in outputs]
         if parts[0] is None:
@@ -635,10 +677,16 @@ def _joined(outputs: Sequence[GainOutput], tiles: Tiles) -> GainOutput:
         if parts[0].ndim == 4:
             whole[name] = tiles.join(parts)
         else:
-            logits = torch.stack(parts)  # (tiles, B, 2)
-            worst = logits.diff(dim=2).argmax(dim=0, keepdim=True)  # (1, B, 1)
-            whole[name] = logits.gather(0, worst.expand(-1, -1, 2))[0]
+            values = torch.stack(parts)
+            margins = (values if name.endswith("cls_logits") or name == "cf_logits" else decided).diff(dim=2)[..., 0]
+            whole[name] = _of_worst(values, margins)
     return GainOutput(**whole)
+
+
+def _of_worst(values: Tensor, margins: Tensor) -> Tensor:
+    """Of values (tiles, B, K) those of the tile with the highest margin (tiles, B), (B, K)."""
+    worst = margins.argmax(dim=0)[None, :, None]  # (1, B, 1)
+    return values.gather(0, worst.expand(-1, -1, values.shape[2]))[0]
 
 
 def build_model(settings: Settings, *, pretrained: bool | Literal["auto"] | Path | None = None) -> GAINMTLModel:

@@ -52,6 +52,8 @@ class Prediction:
     score: float | None = None  # that the probability is of: the margin, in S8 of the evidence, or the anomaly score
     boxes: tuple[tuple[int, int, int, int], ...] | None = None  # (x0, y0, x1, y1) of defects, the largest first
     area: float | None = None  # share of the picture that is called defect; None where a model localizes nothing
+    defect_type: str = ""  # of a defective one, where the model tells types apart
+    type_probability: float | None = None  # of this type among them, given that it is a defect
     anomaly_score: float | None = None  # of the EfficientAD run, where one is given
     novel: bool | None = None  # unlike the good parts although it passed
     model: str = ""  # which run, by its weights, and how it was used
@@ -215,9 +217,12 @@ class Predictor:
             located = cv2.resize(judged.localization, size[::-1], interpolation=cv2.INTER_LINEAR)[place]
             defect = located >= (np.inf if level is None else level)
             boxes, area = tuple(defect_boxes(defect, read.size)), float(defect.mean())
+        kind: tuple[str, float | None] = ("", None)
+        if defective and judged.types is not None:
+            kind = card.defect_types[int(judged.types.argmax())], float(judged.types.max())
         return Prediction(
             read.name, width, height, self.class_names[int(defective)], probability, self.threshold,
-            self.threshold_from, judged.score, boxes, area, anomaly_score, novel, self.model,
+            self.threshold_from, judged.score, boxes, area, *kind, anomaly_score, novel, self.model,
             share=enlarged_share(judged.map, card.scale, size)[place],
             picture=read.shown,
         )  # fmt: skip
@@ -398,7 +403,9 @@ def drawn(prediction: Prediction, *, absolute: bool) -> Pixels:
         ends = (round(x0 * across) - 3, round(y0 * down) - 3), (round(x1 * across) + 2, round(y1 * down) + 2)
         cv2.rectangle(boxed, *ends, BOX, 2, cv2.LINE_AA)
     novel = "novel · " if prediction.novel else ""
-    words = f"{novel}{prediction.verdict} · p(defect) {prediction.probability:.3f}, from {prediction.threshold:.3f}"
+    kind = prediction.defect_type and f" ({prediction.defect_type} {prediction.type_probability:.2f})"
+    decided = f"p(defect) {prediction.probability:.3f}, from {prediction.threshold:.3f}"
+    words = f"{novel}{prediction.verdict}{kind} · {decided}"
     panels = (
         with_band(boxed, words, bar=False),
         with_band(heat, f"{'absolute' if absolute else 'per-image'} scale", bar=True),

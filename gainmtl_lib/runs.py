@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -217,7 +217,8 @@ class Run(StoredRun[Settings]):
         """The best model, in evaluation mode, on the CPU; calibrated once the run is evaluated. Never downloads."""
         method = str(self.manifest.get("method", ""))
         with told_by_version(self.folder):
-            model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method)
+            types = self.manifest.get("defect_types", ())
+            model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method, types)
         model.calibration = self.calibration
         return model
 
@@ -228,8 +229,10 @@ class Run(StoredRun[Settings]):
         return slope, offset
 
 
-def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str) -> GAINMTLModel:
-    from gainmtl_lib.model import build_model  # results are read without loading a network
+def _filled(
+    settings: Settings, weights: Mapping[str, torch.Tensor], method: str, types: Sequence[str] = ()
+) -> GAINMTLModel:
+    from gainmtl_lib.model import TypeHead, build_model  # results are read without loading a network
 
     if method:
         from gainmtl_lib.studies.baselines import build_baseline_model  # a kit, for what the literature would do
@@ -237,6 +240,8 @@ def _filled(settings: Settings, weights: Mapping[str, torch.Tensor], method: str
         model = build_baseline_model(settings, method, pretrained=False)
     else:
         model = build_model(settings, pretrained=False)
+    if types:
+        model.types = TypeHead(model.width, types)
     model.load_state_dict(weights)
     return model.eval()
 

@@ -332,6 +332,7 @@ class Settings(RunSettings):
     counterfactual_mode: Literal["learned", "mean", "zero"] = "learned"
     fusion_norm: Literal["sigmoid", "product"] = "sigmoid"
     evidence_share: OneOrMore[Share] = (0.003, 0.05)
+    defect_types: Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)] = "auto"
     tile_size: ImageSize | None = None
     tile_overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.25
     mask_source: Literal["localization", "efficientad", "external", "none", "other", "oracle"] = "localization"

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.metrics import MEANS, auroc, average_precision, calibration_error, f1
+from gainmtl_lib.layouts import NORMAL
+from gainmtl_lib.metrics import MEANS, NAMED, auroc, average_precision, calibration_error, f1, macro_f1, type_answers
 from gainmtl_lib.wording import METRICS, join_words
 
 CONFIDENCE = 0.95
@@ -226,7 +227,20 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
         both = ~np.isnan(flip) & ~np.isnan(control)
         scores |= {"cf_flip_rate": mean_score(flip, groups), "cf_control_flip_rate": mean_score(control, groups)}
         scores["cf_excess"] = paired_difference(flip[both], control[both], groups[both])
+    if NAMED in rows:
+        scores |= _type_scores(rows)
     return scores
+
+
+def _type_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
+    answers = type_answers(rows)
+    groups = group_codes(rows.loc[answers.index])
+    truth, called = answers["truth"].to_numpy(), answers["called"].to_numpy()
+    found = (truth != NORMAL) & (called != NORMAL)
+    return {
+        "type_macro_f1": resampled(lambda at: macro_f1(truth[at], called[at]), groups, strata=pd.factorize(truth)[0]),
+        "type_accuracy": proportion((truth == called)[found], groups[found]),
+    }
 
 
 # --- Rows of a study, and the steps between them

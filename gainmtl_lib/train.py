@@ -27,6 +27,7 @@ from torchmetrics.functional.classification import binary_accuracy, binary_avera
 
 from gainmtl_lib import processes, runs
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, make_data
+from gainmtl_lib.defect_types import fit_types
 from gainmtl_lib.launch import Launch, start_for_each_device
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
@@ -626,8 +627,18 @@ def _train(
         with together():
             if launch.is_main:
                 best, _ = runs.load_checkpoint_model(folder / "checkpoints" / "best.ckpt")
+                if settings.defect_types == "auto" and not method:
+                    _name_types(best, data, device)
+                    manifest["defect_types"] = [] if best.types is None else [*best.types.names]
                 runs.save_weights(best, folder / "model.safetensors")
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
         of_all = runs.read_checkpoint(folder / "checkpoints" / "last.ckpt")["gainmtl_shown"]
         shown = [dict(zip(("pictures", "edited"), counts)) for counts in of_all.tolist()]
         manifest["shown"] = dict(zip((NORMAL, DEFECTIVE), shown))
+
+
+def _name_types(model: GAINMTLModel, data: GainDataModule, device: torch.device) -> None:
+    """As in validation, S6's attention takes the model's own masks."""
+    own, model.mask_source = model.mask_source, "localization"
+    fit_types(model.to(device), data)
+    model.mask_source = own

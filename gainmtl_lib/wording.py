@@ -18,6 +18,8 @@ METRICS = {
     "auroc": "AUROC",
     "average_precision": "AP",
     "ece": "calibration error",
+    "type_macro_f1": "type, macro F1",
+    "type_accuracy": "type named right",
     "cam_iou": "CAM-IoU",
     "cam_iou_pooled": "CAM-IoU, pooled",
     "grid_iou": "grid IoU",

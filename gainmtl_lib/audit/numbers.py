@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gainmtl_lib import stats
 from gainmtl_lib.efficientad import evaluate as efficientad
 from gainmtl_lib.evaluation import SPLITS, stored_maps, stored_tables
-from gainmtl_lib.metrics import MapScale, recall_threshold
+from gainmtl_lib.metrics import NAMED, MapScale, is_named, recall_threshold
 from gainmtl_lib.runs import Run
 from gainmtl_lib.stats import Estimate, group_codes, proportion
 from gainmtl_lib.studies import faithfulness
@@ -46,13 +46,15 @@ def defect_rows(rows: pd.DataFrame, bins: tuple[Any, ...] | None) -> dict[str, l
 
 def _defect_row(name: str, defects: pd.DataFrame) -> dict[str, Any]:
     groups, found, iou = group_codes(defects), defects["predicted"].to_numpy(), defects["cam_iou"].to_numpy()
-    judged = (found == 1) & ~np.isnan(iou)
+    judged, called = (found == 1) & ~np.isnan(iou), (is_named(defects) & (found == 1)).to_numpy()
+    right = (defects["defect_type"] == defects.get(NAMED)).to_numpy()
     return {
         "name": name,
         "recall": proportion(found, groups),
         "cam_iou": stats.mean_score(iou, groups),
         "grid_iou": float(defects["grid_iou"].mean()),
         "wrong_reason": proportion(defects["wrong_reason"].to_numpy()[judged], groups[judged]),
+        "named_right": proportion(right[called], groups[called]) if NAMED in defects else Estimate(),
     }
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gainmtl_lib.browser import library
 from gainmtl_lib.browser.library import IOU_COLUMNS, MAPS, VERDICTS, Look, Note, OpenedRun, PictureFiles
+from gainmtl_lib.metrics import NAMED
 from gainmtl_lib.runs import RunError
 from gainmtl_lib.settings import UserError
 from gainmtl_lib.wording import METRICS, SPLIT_NAMES
@@ -212,6 +213,7 @@ def _headline(opened: OpenedRun, row: int) -> str:
         escape(str(record["split"])),
         f"truth: {escape(truth)}",
         BADGES[record["verdict"]],
+        *([f"named: {escape(named)}"] if isinstance(named := record.get(NAMED), str) else []),
         f"{score} {sign} {threshold.split()[-1]}",
         *_iou(opened, record, main),
     ]

@@ -264,8 +264,10 @@ def retrain_last_layer(settings: Settings) -> Run:
         data.setup("fit")
         device = checked_device(settings.device)
         manifest = base.manifest | {"method": "last_layer_retraining", "retrained": base.settings.run_name}
+        manifest.pop("defect_types", None)
         with recorded(folder, manifest, settings, Launch(), device=device, precision="32-true"):
             model = base.model.to(device)
+            model.types = None  # what it reads is where the old head looks
             weight, bias = balanced_regression(*edited_features(model, data), seed=settings.seed)
             set_last_layer(model, weight, bias)
             save_weights(model, folder / "model.safetensors")
