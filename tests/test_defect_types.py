@@ -67,9 +67,10 @@ def test_the_head_is_a_balanced_regression_on_the_features_that_decide(trained):
 
 
 def test_the_features_that_decide_are_those_of_the_strongest_cells():
-    features, cam = torch.arange(80.0).view(1, 2, 5, 8), torch.zeros(1, 1, 5, 8)
-    cam[0, 0, 1, 2] = cam[0, 0, 4, 7] = 3.0  # a twentieth of forty cells
-    assert deciding_features(features, cam).tolist() == [[(10 + 39) / 2, (50 + 79) / 2]]
+    features, cam = torch.arange(320.0).view(1, 2, 10, 16), torch.zeros(1, 1, 10, 16)
+    cam.view(-1)[:8] = torch.arange(1.0, 9.0)  # a twentieth of 160 cells; the strongest first: 7, 6, …
+    expected = [7, 167, 6.5, 166.5, 3.5, 163.5]
+    assert deciding_features(features, cam).tolist() == [expected]
 
 
 def test_types_that_are_few_or_nobody_named_teach_nothing(tmp_path, caplog):
@@ -93,8 +94,7 @@ def test_types_that_are_few_or_nobody_named_teach_nothing(tmp_path, caplog):
             fit_types(model, data)
         assert names == (None if model.types is None else model.types.names), change
     assert "fewer than 5 training pictures: hole" in caplog.text
-    two = TypeHead(2, ["pit", "rust"])
-    assert two(torch.zeros(1, 2)).shape == (1, 2)
+    assert TypeHead(2, ["pit", "rust"])(torch.zeros(1, 6)).shape == (1, 2)
 
 
 def test_two_types_are_as_likely_as_the_regression_says(tmp_path):

@@ -269,7 +269,7 @@ def test_only_the_strategys_parts_exist_and_the_record_is_the_same_in_training(s
     if "counterfactual" in added:
         expected |= {"cf_logits": (2, 2)}
     if not training:
-        expected |= {"deciding_features": (2, 16)}
+        expected |= {"deciding_features": (2, 48)}
     assert {key: (*output[key].shape,) for key in output.keys() if output[key] is not None} == expected  # noqa: SIM118
     assert output.logits is (output.attended_cls_logits if "attention" in added else output.cls_logits)
 
