@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		{ echo "Python 3.11 or 3.12 is needed; found $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,export,cluster]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,export,cluster,mlflow]'
 	@# mmengine pulls opencv-python, which needs a display library; the headless build goes over it.
 	$(BIN)/python -m pip install --constraint constraints.txt --force-reinstall --no-deps opencv-python-headless
 	@touch $@

@@ -192,6 +192,7 @@ class RunSettings(ParameterRecord):
     cache_images: bool = True
     # logging
     use_tensorboard: bool = True
+    use_mlflow: bool = False
     tensorboard_dir: AnyPath | None = None
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ Sizes: B images, H x W network input, h x w cells of the attention.
 
 import logging
 import math
+import os
 import re
 import signal
 import time
@@ -19,7 +20,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -440,8 +441,8 @@ def recorded(
         runs.write_json(path, manifest)
 
 
-def event_loggers(settings: RunSettings) -> list[Logger]:
-    """TensorBoard's and W&B's, as far as they are asked for."""
+def event_loggers(settings: RunSettings, *, goes_on: bool) -> list[Logger]:
+    """TensorBoard's, W&B's and MLflow's, as far as they are asked for."""
     loggers: list[Logger] = []
     if settings.use_tensorboard:
         where = settings.tensorboard_folder
@@ -452,7 +453,35 @@ def event_loggers(settings: RunSettings) -> list[Logger]:
             loggers.append(WandbLogger(name, settings.run_dir, project=project, config=settings.plain()))
         except ModuleNotFoundError:
             raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
+    if settings.use_mlflow:
+        loggers.append(_mlflow_logger(settings, goes_on=goes_on))
     return loggers
+
+
+def _mlflow_logger(settings: RunSettings, *, goes_on: bool) -> MLFlowLogger:
+    """At ``MLFLOW_TRACKING_URI``, else in a database beside the experiments; a training that `goes_on` does so in the
+    run that was left, by the tag of its folder."""
+    try:
+        from mlflow import MlflowClient, MlflowException
+    except ModuleNotFoundError:
+        raise RunError("use_mlflow is true but the package mlflow is missing; pip install mlflow") from None
+    for noisy in ("mlflow", "lightning.pytorch.loggers.mlflow"):  # that tables and experiments are made
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    outputs, tags = settings.outputs_dir.absolute(), {"gainmtl.folder": str(settings.run_dir.absolute())}
+    own: dict[str, Any] = {} if "MLFLOW_TRACKING_URI" in os.environ else {"artifact_location": str(outputs / "mlruns")}
+    uri = f"sqlite:///{outputs / 'mlflow.db'}" if own else os.environ["MLFLOW_TRACKING_URI"]
+    name, left = f"{settings.run_name}-seed{settings.seed}", []
+    try:
+        client = MlflowClient(uri)
+        if processes.is_main() and (there := client.get_experiment_by_name(settings.experiment)) and goes_on:
+            wanted = f"tags.`gainmtl.folder` = '{tags['gainmtl.folder']}'"
+            left = [run.info.run_id for run in client.search_runs([there.experiment_id], wanted)]  # the last one first
+        logger = MLFlowLogger(settings.experiment, name, uri, tags, run_id=left[0] if left else None, **own)
+        logger.log_hyperparams(settings.plain())
+    except MlflowException as error:
+        reason = " ".join(str(error).partition("\n")[0].split())[:200]
+        raise RunError(f"use_mlflow is true, but {uri} cannot be used: {reason}") from None
+    return logger
 
 
 class EndedBySignal(Callback):
@@ -481,7 +510,7 @@ def fit_interruptibly(
         num_nodes=settings.num_nodes,
         strategy=several or "auto",
         precision=precision,  # type: ignore[arg-type]
-        logger=event_loggers(settings),
+        logger=event_loggers(settings, goes_on=checkpoint is not None),
         plugins=[AtomicCheckpointIO(), processes.environment(launch)],
         callbacks=[*callbacks, EndedBySignal()],
         use_distributed_sampler=False,  # each process knows its part

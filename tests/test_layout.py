@@ -71,7 +71,7 @@ def test_environment_and_constraints_have_the_requirements_of_pyproject_each_wit
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in constraints if "==" in line}
     extras = project["optional-dependencies"]  # what 'make' installs
-    needed = [*project["dependencies"], *extras["dev"], *extras["export"], *extras["cluster"]]
+    needed = [*project["dependencies"], *extras["dev"], *extras["export"], *extras["cluster"], *extras["mlflow"]]
     assert {re.split(r"[<>=\[]", name)[0].lower() for name in needed} <= pinned
 
 

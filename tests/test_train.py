@@ -4,6 +4,7 @@ import errno
 import math
 import pickle
 import shutil
+import sys
 from collections import Counter
 from unittest.mock import DEFAULT, Mock
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from scipy import stats
 from tiny import tiny_settings
 from torch import Tensor
@@ -427,6 +429,31 @@ def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
         fit(settings)
     assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["last.ckpt"]
     assert fit(settings).manifest["status"] == "complete"
+
+
+def test_mlflow_holds_what_tensorboard_holds_and_an_interrupted_run_goes_on_there(shared, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = tiny_settings(shared, "S1", experiment="tracked", num_epochs=3, use_mlflow=True)
+    run = resumed_after(settings, monkeypatch, epoch=1)
+    client = MlflowClient(f"sqlite:///{shared / 'outputs/mlflow.db'}")
+    wanted = [client.get_experiment_by_name("tracked").experiment_id]
+    (there,) = client.search_runs(wanted)
+    assert (there.info.run_name, there.info.status) == ("s1-seed42", "FINISHED")
+    assert there.data.params["learning_rate"] == "0.001" and there.data.params["strategy"] == "S1"
+    assert there.info.artifact_uri.startswith(str(shared / "outputs/mlruns"))
+    for tag in ("train/loss_total", "val/average_precision", "compare/total_val"):
+        logged = {one.step: one.value for one in client.get_metric_history(there.info.run_id, tag)}
+        known = run.history.query("tag == @tag").set_index("step")["value"]
+        assert pd.Series(logged).sort_index().to_numpy() == pytest.approx(known.sort_index().to_numpy()), tag
+    fit(settings.changed(num_epochs=1), force=True)  # another training of the same folder is a run of its own
+    assert len(client.search_runs(wanted)) == 2
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RunError, match=r"use_mlflow is true, but http://127.0.0.1:9 cannot be used: API request"):
+        fit(settings.changed(variant="unreachable"))
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(RunError, match="package mlflow is missing"):
+        fit(settings.changed(variant="missing"))
 
 
 def test_a_start_that_failed_leaves_way_for_the_corrected_one_whose_data_may_not_change(finished, shared, monkeypatch):
