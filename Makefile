@@ -14,7 +14,7 @@ LATER := $(addprefix notebooks/,09_efficientad.ipynb 08_cam_explanation.ipynb 07
 
 SLOW := $(addprefix tests/,test_train.py test_evaluation.py test_studies_faithfulness.py test_efficientad_train.py test_efficientad_distill.py)
 
-.PHONY: run test tests unit lint types notebooks browser lab execute clean
+.PHONY: run test tests unit lint types notebooks browser wheel lab execute clean
 
 run: $(READY)
 	$(BIN)/gainmtl run all -f params/quick.yaml
@@ -54,6 +54,11 @@ notebooks: $(READY)
 browser: $(READY)
 	$(BIN)/pytest tests/in_browser/check_*.py
 
+# For the Dockerfile, see docs/remote.md.
+wheel: $(READY)
+	rm -f dist/gainmtl-*.whl
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
@@ -62,4 +67,4 @@ execute: $(READY)
 	$(BIN)/gainmtl notebooks
 
 clean:
-	rm -rf outputs/quick outputs/shortcut outputs/data .pytest_cache .ruff_cache
+	rm -rf outputs/quick outputs/shortcut outputs/data build dist .pytest_cache .ruff_cache

@@ -344,13 +344,15 @@ def explain(run_folder: Path, images: Sequence[Path], **options: Any) -> None:
 @click.command()
 @click.argument("run_folders", metavar="RUN…", nargs=-1, required=True, type=Path)
 @click.option("--data-root", type=Path, help="Where the pictures are now, if they moved.")
+@click.option("--ip", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a container.")
 @click.option("--port", type=int, help="A free one by default.")
+@click.option("--base-url", default="/", help="Path under which a proxy shows the page, as JupyterHub's does.")
 @click.option("--no-browser", is_flag=True, help="Print the address only.")
-def browse(run_folders: Sequence[Path], data_root: Path | None, port: int | None, no_browser: bool) -> None:
-    """Open the CAM browser as a page of its own, on this machine only, behind a token."""
+def browse(run_folders: Sequence[Path], no_browser: bool, **options: Any) -> None:
+    """Open the CAM browser as a page of its own, behind a token, on this machine only unless --ip says otherwise."""
     from gainmtl_lib.browser.serve import serve_browser
 
-    serve_browser(run_folders, port=port, open_browser=not no_browser, data_root=data_root)
+    serve_browser(run_folders, open_browser=not no_browser, **options)
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """Runs of eight pictures whose order under each sorting is known; the page that shows them."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def start_server(command: Sequence[str], ready: str, log: Path, **environment: s
     while ready not in log.read_text():
         assert process.poll() is None and time.monotonic() < until, log.read_text()
         time.sleep(0.1)
-    return process, next(word for word in log.read_text().split() if word.startswith("http://127.0.0.1"))
+    return process, re.search(r"http://127\.0\.0\.1\S*|/\S*\?token=\S*", log.read_text())[0]
 
 
 def peaked_maps(count: int) -> np.ndarray:

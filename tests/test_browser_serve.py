@@ -9,6 +9,7 @@ import webbrowser
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import psutil
 import pytest
 from browsed import SERVE, start_server, write_browsed_run
 
@@ -86,3 +87,29 @@ def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path, capsys):
         with pytest.raises(UserError, match=f"port {port} .* cannot be used"):
             serve_browser([run.folder], port=port, open_browser=False)
     assert "data_root" in capsys.readouterr().out
+
+
+def test_a_proxy_shows_it_below_a_path_and_a_container_lets_it_listen_outside(tmp_path):
+    run, base = write_browsed_run(tmp_path, pictures=False), "/user/anna/proxy/8866/"
+    options = f"[sys.argv[1]], ip='0.0.0.0', base_url={base.rstrip('/')!r}, open_browser=False"
+    source = f"import sys; from gainmtl_lib.browser.serve import serve_browser; serve_browser({options})"
+    process, said = start_server(["-c", source, str(run.folder)], "Ctrl-C", tmp_path / "page.log")
+    try:
+        path, query = said.split("?")
+        assert path == base and query.startswith("token=")
+        (port,) = {
+            one.laddr.port
+            for one in psutil.Process(process.pid).net_connections()
+            if one.status == "LISTEN" and one.laddr.ip == "0.0.0.0"
+        }
+        address = f"http://127.0.0.2:{port}/"  # the proxy has taken the path away
+        assert status(address) == 403 and status(f"{address}?{query}") == 200
+        with urllib.request.urlopen(f"{address}?{query}") as answer:
+            page = answer.read().decode()
+        assert f'"baseUrl": "{base}"' in page and f"{base}voila/" in page
+    finally:
+        process.kill()
+    with pytest.raises(UserError, match=r"base_url must be a path that begins with /, such as .*, got 'https://h/p'"):
+        serve_browser([run.folder], base_url="https://h/p")
+    with pytest.raises(UserError, match=r"the address 203\.0\.113\.1 cannot be used"):
+        serve_browser([run.folder], ip="203.0.113.1")

@@ -1,4 +1,4 @@
-"""The browser as a page of its own: Voilà on this machine only, behind a token.
+"""The browser as a page of its own: Voilà behind a token, on this machine only unless one asks for more.
 
 Voilà asks for its token where it runs notebooks and kernels. Without the token it would still hand out what lies below
 ``voila/static``, ``voila/templates``, ``voila/labextensions`` and ``voila/files``, and a form to log in with.
@@ -27,9 +27,7 @@ from gainmtl_lib.settings import UserError
 
 ADDRESS = "127.0.0.1"
 NAME = "CAM browser"
-NOTHING_FROM_OUTSIDE = (
-    f"default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; connect-src 'self' ws://{ADDRESS}:*"
-)
+NOTHING_FROM_OUTSIDE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; connect-src 'self' ws: wss:"
 """Voilà's page asks a public server for icons: behind a firewall that holds it up, elsewhere it tells of its use."""
 
 
@@ -59,18 +57,28 @@ def _closed(handler: type[RequestHandler]) -> type[RequestHandler]:
 def serve_browser(
     runs: Sequence[str | Path],
     *,
+    ip: str = ADDRESS,
     port: int | None = None,
+    base_url: str = "/",
     open_browser: bool = True,
     data_root: str | Path | None = None,
 ) -> None:
-    """Serve the browser until Ctrl-C. It can be reached from this machine only.
+    """Serve the browser until Ctrl-C. It can be reached from this machine only, unless `ip` is another.
 
     Args:
         runs: folders of evaluated runs; the first leads.
+        ip: address to listen on, ``0.0.0.0`` for all of the machine's, as in a container. The token still guards the
+            page, but nothing encrypts it.
         port: to listen on, a free one by default; `UserError` where it is taken.
+        base_url: the path under which a proxy shows the page, which it takes away before it passes a request on, such
+            as ``/user/anna/proxy/8866/`` of JupyterHub; `UserError` where it is more than a path.
         open_browser: open the page in the user's web browser.
         data_root: where the pictures lie now, when they moved.
     """
+    if not base_url.startswith("/") or base_url.startswith("//"):
+        expected = "a path that begins with /, such as /user/anna/proxy/8866/"
+        raise UserError(f"base_url must be {expected}, got '{base_url}'")
+    base_url = f"{base_url.rstrip('/')}/"
     runs = [Path(run).expanduser().absolute() for run in runs]
     root = None if data_root is None else Path(data_root).expanduser().absolute()
     for notice in notices(list(open_runs(runs, data_root=root).values())):
@@ -78,11 +86,13 @@ def serve_browser(
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ADDRESS, port or 0))
+            probe.bind((ip, port or 0))
         except OSError as error:
-            raise UserError(f"port {port} of {ADDRESS} cannot be used: {error.strerror}; name another one") from None
+            told = f"port {port} of {ip}" if port else f"the address {ip}"
+            raise UserError(f"{told} cannot be used: {error.strerror}; name another one") from None
         port, token = int(probe.getsockname()[1]), secrets.token_urlsafe(24)
-    address = f"http://{ADDRESS}:{port}/?token={token}"
+    address = f"http://{ADDRESS if ip == '0.0.0.0' else ip}:{port}/?token={token}"
+    told = address if base_url == "/" else f"{base_url}?token={token} on the address of the proxy"
     with tempfile.TemporaryDirectory(prefix="gainmtl-browse-") as name:
         arguments = repr([str(run) for run in runs]) + (f", data_root={str(root)!r}" if root else "")
         # Advice of libraries at import would stand above the page.
@@ -93,7 +103,7 @@ def serve_browser(
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, Path(name) / f"{NAME}.ipynb")
-        app = _app(Path(name) / f"{NAME}.ipynb", port, token)
+        app = _app(Path(name) / f"{NAME}.ipynb", token, ip=ip, port=port, base_url=base_url)
         # The web browser is given a file that only this user can read: the list of processes, which shows what it is
         # given, is for all users of the machine.
         page = Path(name) / "open.html"
@@ -101,25 +111,27 @@ def serve_browser(
         page.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0; url={escape(address)}">\n', "utf-8")
 
         def ready() -> None:
-            click.echo(f"{NAME}: {address}\nCtrl-C ends it.")
-            if open_browser:
+            click.echo(f"{NAME}: {told}\nCtrl-C ends it.")
+            if open_browser and base_url == "/":
                 webbrowser.open(page.as_uri())
 
         IOLoop.current().add_callback(ready)
         app.start()
 
 
-def _app(notebook: Path, port: int, token: str) -> ClosedVoila:
+def _app(notebook: Path, token: str, *, ip: str, port: int, base_url: str) -> ClosedVoila:
     app = ClosedVoila(log_level=logging.CRITICAL)
     app.initialize([str(notebook)])
     for name in ("tornado.access", "tornado.general", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a refused request is no news
     # After the files of the user's own Jupyter settings, so that none of them opens what is closed here.
-    app.ip, app.port, app.port_retries, app.base_url, app.server_url = ADDRESS, port, 0, "/", "/"
+    app.ip, app.port, app.port_retries, app.base_url, app.server_url = ip, port, 0, base_url, "/"
     app.root_dir, app.token, app.open_browser = str(notebook.parent), token, False
     app.tornado_settings = {"headers": {"Content-Security-Policy": NOTHING_FROM_OUTSIDE}}
     # A page that was closed without saying so leaves a kernel: it ends after an hour.
     app.config.MappingKernelManager.update(cull_idle_timeout=3600, cull_interval=60, cull_connected=False)
+    # Behind JupyterHub's proxy the server there has a cookie for the same host: by one name one would hide the other.
+    app.config.IdentityProvider.update(cookie_name=f"gainmtl-browse-{port}")
     page = app.voila_configuration
     page.file_allowlist, page.template, page.theme = [], "lab", "light"
     page.allow_template_override = page.allow_theme_override = "NO"
