@@ -464,11 +464,12 @@ def export_run(
         raise ExportError(f"{output}: a file of format {kind} ends in {suffix}")
     judge = EagerJudge(run, device="cpu")
     judge.card = judge.module.card = judge.card.model_copy(update={"precision": precision})
-    pixels, labels = _validation_tiles(run, judge.card.input_size)
+    pixels, labels = _validation_pictures(run)
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=output.parent) as folder:
         made = Path(folder) / output.name
-        write_export(judge.module, pixels, made, kind)
+        height, width = judge.card.input_size
+        write_export(judge.module, pixels[:, :height, :width], made, kind)
         agreement = _agreement(judge, open_judge(made, trust=True), pixels, labels)
         exact = precision == "float32"
         limit, share = (LARGEST_DIFFERENCE, 0.0) if exact else (1.0, largest_change)
@@ -482,13 +483,12 @@ def export_run(
     return output, agreement
 
 
-def _validation_tiles(run: Run | EfficientADRun, size: tuple[int, int]) -> tuple[Pixels, NDArray[np.int64]]:
-    """Validation pictures as the network sees them, uint8 (N, H, W, 3), cut to its input size, and their labels."""
+def _validation_pictures(run: Run | EfficientADRun) -> tuple[Pixels, NDArray[np.int64]]:
+    """At the size at which they are looked at, uint8 (N, H, W, 3), and their labels."""
     data = SplitProvider(run.settings) if isinstance(run, EfficientADRun) else evaluation.evaluated_data(run)
     pixels, labels = [], []
     for batch in data.loader("val"):
-        images = batch.images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-        pixels.append(images[:, : size[0], : size[1]])
+        pixels.append(batch.images.mul(255).round().byte().permute(0, 2, 3, 1).numpy())
         labels.append(batch.labels.numpy())
     return np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels)
 
@@ -497,8 +497,8 @@ def _agreement(judge: Judge, exported: Judge, pixels: Pixels, labels: NDArray[np
     found: list[list[NDArray]] = []
     for one in (judge, exported):
         steps = counted(range(len(pixels)), len(pixels), "validation pictures", log=logger)
-        told = [_verdict(one, pixels[place : place + 1]) for place in steps]
-        found.append([np.concatenate(part) for part in zip(*told, strict=True)])
+        told = [_verdict(one, pixels[place]) for place in steps]
+        found.append([np.array(part) for part in zip(*told, strict=True)])
     (verdict, prob), (verdict_exported, prob_exported) = found
     away = np.abs(prob - prob_exported)
     return Agreement(
@@ -507,11 +507,18 @@ def _agreement(judge: Judge, exported: Judge, pixels: Pixels, labels: NDArray[np
     )  # fmt: skip
 
 
-def _verdict(judge: Judge, pictures: Pixels) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each picture 0 for normal, else 1 and above for the type, and the probability of a defect, (B,)."""
-    told = dict(zip(judge.card.outputs, judge.outputs(pictures), strict=True))
-    kind = told["types"].argmax(axis=1) if "types" in told else 0
-    return told["verdict"].astype(bool) * (1 + kind), told["probability"]
+def _verdict(judge: Judge, picture: Pixels) -> tuple[int, float]:
+    """0 for normal, else 1 and above for the type, and the probability of a defect: the network's own outputs, or where
+    it sees a picture in tiles, what they make together."""
+    if picture.shape[:2] == judge.card.input_size:
+        told = dict(zip(judge.card.outputs, judge.outputs(picture[None]), strict=True))
+        defective, probability = bool(told["verdict"][0]), float(told["probability"][0])
+        types = told["types"][0] if "types" in told else None
+    else:
+        judged = judge.judge_in_tiles(picture, at_once=1)
+        probability, types = judge.probability(judged.score), judged.types
+        defective = probability >= judge.card.threshold
+    return int(defective) * (1 + (0 if types is None else int(types.argmax()))), probability
 
 
 def _program(module: LineModel, pixels: Pixels) -> torch.export.ExportedProgram:

@@ -369,6 +369,9 @@ class VerdictFile:
             if others := {row[name] for row in kept} - {value}:
                 told = f"holds verdicts of {name} {min(others)}, asked for is {value}"
                 raise DataError(f"{self.path}: {told}; choose another --output, or start anew with --force")
+        if others := {row["verdict"] for row in kept} - {*predictor.class_names}:
+            told = f"calls pictures {min(others)}, asked for are {' and '.join(predictor.class_names)}"
+            raise DataError(f"{self.path}: {told}; choose another --output, or start anew with --force")
         self.done = {row["image"] for row in kept}
         return kept
 

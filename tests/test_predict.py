@@ -19,7 +19,7 @@ from gainmtl_lib import predict as module
 from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.explain import DefectExplainer, read_picture
-from gainmtl_lib.export import Card, Evidence, Judge
+from gainmtl_lib.export import Card, Evidence, Judge, export_run
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.predict import Arrivals, Predictor, VerdictFile, drawn, pictures_in
 from gainmtl_lib.runs import FileError
@@ -142,7 +142,7 @@ def test_the_score_in_tiles_of_an_evidence_is_that_of_the_joined_map_wherever_it
     assert judged.score == pytest.approx(max(2 * (1.0 + 0.8) / 2 - 1, 1.8 / 8), abs=1e-5)
 
 
-def test_a_run_with_tiles_says_the_same_as_its_evaluation(trained):
+def test_a_run_with_tiles_and_its_export_say_the_same_as_its_evaluation(trained, tmp_path):
     settings = trained.settings.changed(strategy="S8", variant="tiled", image_size=(64, 128), tile_size=(64, 64),
                                         **{f"lambda_{t}": w for t, w in (("cls", 1.0), ("evidence", 1.0))},
                                         **{f"lambda_{t}": 0.0 for t in ("am", "cam_guide", "loc", "guide", "cf", "consist")},
@@ -155,6 +155,10 @@ def test_a_run_with_tiles_says_the_same_as_its_evaluation(trained):
     assert predictor.in_tiles and "in tiles of 64x64, 0.25 shared" in predictor.model
     found = list(predictor(settings.data_root / name for name in known["image"]))
     assert [one.score for one in found] == pytest.approx(known["margin"].tolist(), abs=1e-3)
+    path, agreement = export_run(run, tmp_path / "m.onnx")  # beside the whole pictures, from all of their tiles
+    assert agreement.changed == 0 and agreement.largest < 1e-4
+    exported = list(Predictor(path)(settings.data_root / name for name in known["image"]))
+    assert [one.score for one in exported] == pytest.approx([one.score for one in found], abs=1e-4)
     native = list(Predictor(run.folder, tile_size=(32, 64))([np.zeros((70, 90, 3), np.uint8)]))
     assert native[0].error == "" and native[0].share.shape == (70, 90)
 
@@ -186,6 +190,9 @@ def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_p
     before = out.read_text()
     said = refused("predict", trained.folder, picture, "--output", out, "--threshold", "0.9")
     assert "holds verdicts of threshold" in said and "or start anew with --force" in said and out.read_text() == before
+    called = table(out)[0]["verdict"]
+    said = refused("predict", trained.folder, picture, "--output", out, "--class-names", "gut", "schlecht")
+    assert f"calls pictures {called}, asked for are gut and schlecht; choose another" in said
     done("predict", trained.folder, picture, "--output", out, "--threshold", "0.9", "--force")
     assert table(out)[0]["threshold"] == "0.9"
     other = tmp_path / "other.csv"
