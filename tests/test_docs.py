@@ -239,6 +239,38 @@ def test_stated_figures_of_photographs_are_those_of_their_runs(study):
             assert stated == pytest.approx(expected.to_list(), abs=6e-4, nan_ok=True), f"{label}: {strategy}"
 
 
+SPLITS = {"mark reversed": "test_shift", "cue reversed": "test_shift", "same days": "test_within"}
+"""Columns that show the metric of the column before on another split."""
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        "shortcut_tiles_strategies",
+        "shortcut_tiles_edits",
+        "shortcut_tiles_cues",
+        "magnetic_tile_strategies",
+        "ball_screw_strategies",
+    ],
+)
+def test_stated_figures_of_every_strategy_are_those_of_the_runs(study):
+    text, names = between("docs/results.md", f"result:{study}"), {label: name for name, label in METRICS.items()}
+    head = [cell.strip(" *") for cell in text.strip().splitlines()[0].strip("|").split("|")]
+    labels = head[1 + (head[0] == "cue") :]
+    columns = [("test", names[label]) if label not in SPLITS else (SPLITS[label], names[labels[place - 1]])
+               for place, label in enumerate(labels)]  # fmt: skip
+    for first, *cells in rows(text):
+        folder, name, cells = (
+            (f"shortcut_tiles_{first}", *cells[:1], cells[1:]) if head[0] == "cue" else (study, first, cells)
+        )
+        runs = pd.read_csv(REFERENCE / folder / "runs.csv").groupby(["row", "split"])
+        for (split, metric), cell in zip(columns, cells, strict=True):
+            of_row = runs.get_group((name, split))[metric]
+            expected = of_row.agg(["mean", "min", "max"]) if "to" in cell else of_row.agg(["mean"])
+            stated = [float(number) for number in re.findall(r"\d\.\d+", cell)] or [np.nan]
+            assert stated == pytest.approx(expected.to_list(), abs=6e-4, nan_ok=True), f"{name}: {metric}"
+
+
 def test_the_readmes_say_of_ball_screws_what_the_runs_hold():
     columns = ["accuracy", "point_game", "counterfactual_accuracy"]
     runs = pd.read_csv(REFERENCE / "ball_screw" / "runs.csv").query("split == 'test'")
