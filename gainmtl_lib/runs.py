@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -174,6 +175,16 @@ class StoredRun(Generic[AnySettings]):
         folder = self._evaluated("maps")
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The best model's tensors by their names."""
+        path = self.folder / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            told = f"cannot be read: {error}; copy it again, or train anew with --force"
+            raise RunError(f"{path}: {told}") from None
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """What training logged, if it did: ``tag``, ``step``, ``value``. Steps that a resume repeated appear once."""
@@ -215,10 +226,10 @@ class Run(StoredRun[Settings]):
     @cached_property
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU; calibrated once the run is evaluated. Never downloads."""
-        method = str(self.manifest.get("method", ""))
+        weights, method = self.weights, str(self.manifest.get("method", ""))
         with told_by_version(self.folder):
             types = self.manifest.get("defect_types", ())
-            model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method, types)
+            model = _filled(self.settings, weights, method, types)
         model.calibration = self.calibration
         return model
 

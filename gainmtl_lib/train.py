@@ -142,6 +142,9 @@ class MaskMixer:
 # --- The training step as Lightning runs it
 
 
+TOTAL = "compare/total_train"
+
+
 class TrainingDivergedError(UserError, RuntimeError):
     """A loss became NaN or infinite; names the term, the step and what to try."""
 
@@ -188,8 +191,15 @@ class GainTraining(L.LightningModule):
         tags["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         tags["train/stage"] = float(self.schedule.stage(self.progress))
         self.log_dict(tags, on_step=True, on_epoch=False, batch_size=1)
-        self.log("compare/total_train", losses["total"], on_step=False, batch_size=1, **self._of_epoch)
+        self.log(TOTAL, losses["total"], on_step=False, batch_size=1, logger=False, **self._of_epoch)
         return total
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning would log the epoch's mean after its checkpoint: who goes on from that would lack it."""
+        mean = {TOTAL: float(self.trainer.callback_metrics[TOTAL]), "epoch": self.current_epoch}
+        for each in self.trainer.loggers:
+            each.log_metrics(mean, step=self.global_step - 1)
+            each.save()
 
     @property
     def _of_epoch(self) -> dict[str, Any]:
@@ -328,7 +338,7 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch, epochs, seconds = trainer.current_epoch + 1, trainer.max_epochs or 1, time.monotonic() - self._began
-        tags = ("train/stage", "compare/total_train", *JUDGED)
+        tags = ("train/stage", TOTAL, *JUDGED)
         scores = (trainer.callback_metrics.get(tag, math.nan) for tag in tags)
         text = "epoch %d of %d: stage %.0f, loss %.3f, validation AP %.3f, CAM-IoU %.3f; %.0f s, about %.0f s left"
         logger.info(text, epoch, epochs, *scores, seconds, seconds * (epochs - epoch))

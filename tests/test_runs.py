@@ -189,6 +189,9 @@ def test_what_is_missing_is_named(tmp_path):
         runs.load_run(tmp_path / "hand")
     with pytest.raises(RunError, match="the run is trained but not evaluated"):
         _ = runs.load_run(tmp_path / "hand/s2/seed0").metrics
+    (weights := tmp_path / "hand/s2/seed0/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"model\.safetensors: cannot be read: .*; copy it again, or train anew"):
+        _ = runs.load_run(weights.parent).model
 
 
 def test_a_run_that_another_version_wrote_says_both_versions(tmp_path):

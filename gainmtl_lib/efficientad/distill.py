@@ -209,7 +209,12 @@ class TeacherTraining:
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
         """Go on from what `keep` wrote."""
-        kept = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            kept = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # whatever a foreign file makes the unpickler raise
+            told = str(error).partition("\n")[0] or type(error).__name__
+            hint = "nothing in it was run; delete it, or start anew with --force"
+            raise ModelError(f"{path}: not unfinished work that can be read ({told}); {hint}") from None
         # Broken pictures may have been taken out meanwhile.
         _check_same(record, kept["record"] | {"pictures": record["pictures"]}, path)
         self.steps, self.mean, self.std = kept["steps"], kept["mean"], kept["std"]
