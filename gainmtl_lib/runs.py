@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -50,25 +50,38 @@ class HeldError(RunError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix beside `path`, renamed to it when the block ends without an error."""
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # of a folder that is none, or to which nothing can be written
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """A block that writes to `path`, at once or beside it: what fails then is a `FileError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        yield temporary
-        temporary.replace(path)
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
+        # PyTorch, safetensors and OpenVINO have errors of their own for a failed write, which tell it in their text.
         failed_write = re.search(r"No space left|I/O error|StreamWriter|failed writing", str(error), re.IGNORECASE)
         if not isinstance(error, OSError) and not failed_write:
             raise
         there = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = f"{shutil.disk_usage(there).free / 2**20:.0f} MB free"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise FileError(f"{path}: the disk is full ({free}); make room and start again, the run goes on") from error
-        reason = isinstance(error, OSError) and error.strerror
-        raise FileError(f"{path}: could not be written: {reason or f'{error} ({free})'}") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        reason = (isinstance(error, OSError) and error.strerror) or f"{error} ({free})"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason += "; give the right to write there, or choose another place"
+        raise FileError(f"{path}: could not be written: {reason}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

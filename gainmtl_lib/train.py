@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -529,7 +530,8 @@ def fit_interruptibly(
     )
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with _written_logs(settings):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         # Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it.
         signal.signal(signal.SIGINT, handler)
@@ -543,6 +545,27 @@ def fit_interruptibly(
         for each in trainer.loggers:  # Lightning leaves W&B's run open, for the next training to write into
             if isinstance(each, WandbLogger):
                 each.experiment.finish()
+
+
+@contextmanager
+def _written_logs(settings: RunSettings) -> Iterator[None]:
+    """What TensorBoard cannot write is a `FileError`: it says in a thread what is wrong, to the next call not where."""
+    before = threading.excepthook
+
+    def told(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = told
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) or error.filename or not settings.use_tensorboard:
+            raise
+        with runs.written(settings.tensorboard_folder / "events.out.tfevents"):
+            raise
+    finally:
+        threading.excepthook = before
 
 
 # --- From settings to a finished run

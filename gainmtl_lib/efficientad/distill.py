@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -204,8 +205,9 @@ class TeacherTraining:
         """Write what `restore` goes on from."""
         kept = {"record": record, "steps": self.steps, "mean": self.mean, "std": self.std}
         kept |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(kept, content := BytesIO())  # on a full disk PyTorch's own writer ends the process
         with atomic_path(path) as temporary:
-            torch.save(kept, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
         """Go on from what `keep` wrote."""
