@@ -103,7 +103,8 @@ def _told_to(log: Path, work: Callable[[], Any]) -> None:
 
 def begun(work: Callable[[], Any], log: Path) -> Any:
     """The process that does it; what it says goes to `log`."""
-    process = FORK.Process(target=_told_to, args=(log, work))
+    log.write_text("")
+    process = FORK.Process(target=_told_to, args=(log, work), daemon=True)
     process.start()
     return process
 

@@ -201,10 +201,13 @@ def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_p
             VerdictFile(other, Predictor(trained.folder))
     with VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)), pytest.raises(FileError, match="another process"):
         VerdictFile(tmp_path / "w.csv", Predictor(trained.folder))
-    with pytest.raises(FileError, match=r"w\.csv: the disk is full"):
-        with VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)) as file:
-            file._file = Mock(**{name: Mock(side_effect=OSError(errno.ENOSPC, "full")) for name in ("flush", "close")})
-            file.add(Prediction("a.png", error="unreadable"))
+    full, file = (
+        Mock(side_effect=OSError(errno.ENOSPC, "full")),
+        VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)),
+    )
+    with pytest.raises(FileError, match=r"w\.csv: the disk is full"), file:
+        file._file = Mock(flush=full, close=full)
+        file.add(Prediction("a.png", error="unreadable"))
     VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)).__exit__()  # the lock is free again
     assert "nowhere.png: no such picture" in refused("predict", trained.folder, "nowhere.png")
 
