@@ -217,7 +217,9 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
         return 1
     expected = _results(study)
     values = sum(len(one["losses"]) for one in expected)
-    rows, wrong = [("killed at", "what was there", "starts", "same losses, weights, predictions and maps")], 0
+    head = ("killed at", "what was there", "starts", "same losses, weights, predictions and maps")
+    rows: list[tuple[object, ...]] = [head]
+    wrong = 0
     for moment in sorted(rng.uniform(0, duration) for _ in range(count)):
         shutil.rmtree(study)
         _plan(study)
