@@ -363,7 +363,7 @@ def _places(disk: Path, base: Path, run: Path) -> list[Spoilt]:
     """What is about to write to the disk; called on a disk that holds copies of a trained run."""
     from gainmtl_lib.browser.library import Notes
 
-    own, data, pictures = disk / "run", base / "data", base / "pictures"
+    own, new, data, pictures = disk / "run", disk / "trained", base / "data", base / "pictures"
     file = _parameters(base, data, disk / "outputs")
     logs = _parameters(base / "logs", data, base / "out", tensorboard_dir=str(disk / "tensorboard"))
     boxes = sound_data(base / "boxes", labels="coco")
@@ -382,8 +382,8 @@ def _places(disk: Path, base: Path, run: Path) -> list[Spoilt]:
         ("checkpoint", train, folder / "checkpoints", 2_000_000),
         ("weights", train, folder, sum(sizes.values()) + 2_000_000),
         ("TensorBoard log", command("train", "-f", logs), disk / "tensorboard", 0),
-        ("predictions.csv, metrics.json", command("evaluate", own, "--force"), own, 0),
-        ("maps", command("evaluate", own, "--force"), own / "maps", READ_ONLY),
+        ("results of an evaluation", command("evaluate", new), new, 8_192),
+        ("maps", command("evaluate", new), new / "maps", READ_ONLY),
         ("figures", command("evaluate", own, "--visualize", "--vis-dir", disk / "figures"), disk / "figures", 8_192),
         ("exported results", command("evaluate", own, "--export-results", made / "r.json"), made, 0),
         ("report", command("report", run, "--output", made / "report.html"), made, 8_192),
@@ -407,6 +407,8 @@ def _laid_out(disk: Path, run: Path) -> None:
     for name in ("made", "outputs", "figures", "tensorboard"):
         (disk / name).mkdir()
     shutil.copytree(run, disk / "run")
+    results = shutil.ignore_patterns("checkpoints", "metrics.json", "predictions.csv", "maps")
+    shutil.copytree(run, disk / "trained", ignore=results)
     _write(disk / "notes.csv", "image,check_label,note,time\na.png,yes,scratch,2026-01-01\n".encode("utf-8-sig"))
 
 

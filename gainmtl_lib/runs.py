@@ -70,7 +70,9 @@ def written(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # PyTorch, safetensors and OpenVINO have errors of their own for a failed write, which tell it in their text.
-        failed_write = re.search(r"No space left|I/O error|StreamWriter|failed writing", str(error), re.IGNORECASE)
+        failed_write = re.search(
+            r"No space left|I/O error|iostream error|StreamWriter|failed writing", str(error), re.IGNORECASE
+        )
         if not isinstance(error, OSError) and not failed_write:
             raise
         there = next(folder for folder in path.absolute().parents if folder.is_dir())
@@ -78,7 +80,7 @@ def written(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise FileError(f"{path}: the disk is full ({free}); make room and start again, the run goes on") from error
-        reason = (isinstance(error, OSError) and error.strerror) or f"{error} ({free})"
+        reason = (isinstance(error, OSError) and error.strerror) or f"{error} ({free}); make room and start again"
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason += "; give the right to write there, or choose another place"
         raise FileError(f"{path}: could not be written: {reason}") from error

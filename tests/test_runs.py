@@ -40,6 +40,7 @@ def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_
         (OSError(errno.ENOSPC, "No space"), FileError, r"a\.txt: the disk is full \(.* MB free\); make room and"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), FileError, r"a\.txt: the disk is full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), FileError, r"a\.txt: could not be written"),
+        (RuntimeError("basic_ios::clear: iostream error"), FileError, r"iostream error \(.* MB free\); make room and"),
         (
             PermissionError(errno.EACCES, "Permission denied"),
             FileError,
