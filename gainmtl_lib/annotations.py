@@ -144,8 +144,11 @@ def _read_file(file: Path, name: str, found: Found) -> list[Label]:
 # --- The formats
 
 
+NO_NUMBERS = (TypeError, ValueError, OverflowError)  # the last of whole numbers beyond what a float holds
+
+
 def _numbers(values: Any, count: int, expected: str) -> list[float]:
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(*NO_NUMBERS):
         if len(numbers := [float(value) for value in values]) == count:
             return numbers
     raise DataError(f"{expected}, found {values!r:.80}")
@@ -154,7 +157,7 @@ def _numbers(values: Any, count: int, expected: str) -> list[float]:
 def _told_size(sides: list[Any], what: str) -> Size | None:
     """Height and width; None where a tool that does not know them wrote 0, -1 or nothing."""
     height, width = _numbers([side or 0 for side in sides], 2, f"{what} must be two numbers")
-    return (int(height), int(width)) if min(height, width) > 0 and max(height, width) < math.inf else None
+    return (int(height), int(width)) if 0 < height < math.inf and 0 < width < math.inf else None
 
 
 def _box(place: str, left: float, top: float, right: float, bottom: float) -> Shape:
@@ -166,19 +169,22 @@ def _read_coco(file: Path, content: Any, found: Found) -> list[Label]:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         there = ", ".join(list(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{file}: not a COCO file; expected images, annotations and categories, found {there}")
-    for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id",)}.items():
-        for number, one in enumerate(content[what] if isinstance(content[what], list) else [content[what]]):
+    for what, needed in {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ()}.items():
+        entries = content.get(what) or []
+        if not isinstance(entries, list):
+            raise DataError(f"{file}: not a COCO file; expected a list of {what}, found {entries!r:.80}")
+        for number, one in enumerate(entries):
             if lacks := [name for name in needed if not isinstance(one, dict) or name not in one]:
                 raise DataError(f"{file}: not a COCO file: entry {number} of {what} has no {', '.join(lacks)}")
     labels: dict[str, Label] = {}
     categories = content.get("categories") or []
     names = {str(one.get("id")): str(one.get("name", "")) for one in categories if isinstance(one, dict)}
-    for one in content["images"]:
+    for one in content["images"] or []:
         if str(one["id"]) in labels:
             raise DataError(f"{file}: images have the id {one['id']} more than once; ids must tell them apart")
         size = _told_size([one.get("height"), one.get("width")], f"{file}: image {one['id']}: height and width")
         labels[str(one["id"])] = Label(file, str(one["file_name"]), size, [])
-    for number, one in enumerate(content["annotations"]):
+    for number, one in enumerate(content["annotations"] or []):
         place = f"annotation {number if one.get('id') is None else one['id']}"
         if one.get("iscrowd"):
             warn(found, "of crowds", file, f"{place}: a crowd, not one object; left out")
@@ -208,7 +214,10 @@ def _coco_shape(one: dict[str, Any], at: str, place: str, size: Size | None) -> 
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict):
         parts = parts[0]
     if isinstance(parts, dict):
-        height, width = _numbers(parts.get("size"), 2, f"{at}: size of the run lengths must be height and width")
+        told = f"{at}: size of the run lengths must be height and width"
+        height, width = _numbers(parts.get("size"), 2, told)
+        if not (height.is_integer() and width.is_integer()):
+            raise DataError(f"{told}, found {parts['size']!r:.80}")
         if size is not None and size != (height, width):
             told = f"run lengths of a picture of {height:g}x{width:g} (height x width)"
             raise DataError(f"{at}: {told}, in one of {size[0]}x{size[1]}")
@@ -227,7 +236,7 @@ def _coco_shape(one: dict[str, Any], at: str, place: str, size: Size | None) -> 
 
 def _pairs(values: Any, at: str) -> Corners:
     """Corners from x and y in turn."""
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(*NO_NUMBERS):
         numbers = np.array(values, dtype=np.float64)
         if numbers.ndim == 1 and len(numbers) >= 6 and len(numbers) % 2 == 0 and (abs(numbers) < 1e9).all():
             return numbers.reshape(-1, 2)
@@ -240,7 +249,7 @@ def _coco_runs(counts: Any, at: str, pixels: int) -> list[int]:
     runs: list[int] = []
     if isinstance(counts, str):
         value = shift = 0
-        for code in counts.encode():
+        for code in counts.encode(errors="replace"):
             value |= (code - 48 & 0x1F) << shift
             shift += 5
             if code - 48 & 0x20:
@@ -316,6 +325,7 @@ def read_csv(file: Path) -> pd.DataFrame:
     return parsed(file, "a CSV file", parse)
 
 
+RUNS = re.compile(r"\s*([0-9]{1,15}(\s+|$))+")
 NO_RUNS = ("", "-1", "nan", "NaN")  # EncodedPixels of a picture without a defect
 NAMES = ("ImageId", "ImageId_ClassId", "image_id", "image", "filename", "file_name")  # of a CSV's column of pictures
 
@@ -335,7 +345,7 @@ def _read_runs(file: Path) -> list[Label]:
         label = labels.setdefault(picture, Label(file, picture, None, []))
         if text.strip() in NO_RUNS:
             continue
-        values = [int(part) for part in text.split()] if all(part.isdigit() for part in text.split()) else []
+        values = [int(part) for part in text.split()] if RUNS.fullmatch(text) else []
         starts, lengths = np.array(values[::2]) - 1, np.array(values[1::2])
         ends = starts[: len(lengths)] + lengths
         if not values or len(values) % 2 or starts.min() < 0 or (starts[1:] < ends[:-1]).any():
@@ -376,7 +386,7 @@ def _labelme(path: Path, content: Any) -> tuple[Size, list[Shape]]:
 def _corners(shape: dict[str, Any], place: str) -> Corners:
     points, is_rectangle = shape.get("points"), shape.get("shape_type") == "rectangle"
     corners: Corners = np.empty((0, 0))
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(*NO_NUMBERS):
         corners = np.array(points, dtype=np.float64)
     if not (corners.ndim == 2 and corners.shape[1] == 2 and (abs(corners) < 1e9).all()):
         raise DataError(f"{place}: points must be pairs of finite numbers, found {points!r:.80}")

@@ -10,6 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Self
@@ -32,7 +33,7 @@ from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, Tiles, defect_probability, margin_of
 from gainmtl_lib.progress import counted
-from gainmtl_lib.runs import Run, RunError
+from gainmtl_lib.runs import Run, RunError, written
 from gainmtl_lib.settings import PARTS, UserError
 from gainmtl_lib.train import checked_device, inference_autocast
 
@@ -465,21 +466,23 @@ def export_run(
     judge = EagerJudge(run, device="cpu")
     judge.card = judge.module.card = judge.card.model_copy(update={"precision": precision})
     pixels, labels = _validation_pictures(run)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=output.parent) as folder:
-        made = Path(folder) / output.name
-        height, width = judge.card.input_size
-        write_export(judge.module, pixels[:, :height, :width], made, kind)
-        agreement = _agreement(judge, open_judge(made, trust=True), pixels, labels)
-        exact = precision == "float32"
-        limit, share = (LARGEST_DIFFERENCE, 0.0) if exact else (1.0, largest_change)
-        if agreement.largest > limit or agreement.changed > share * agreement.pictures:
-            told = f"{agreement.changed} of {agreement.pictures} verdicts differ from the run's, probabilities by up to"
-            allowed = f"allowed are {share:.1%} of the verdicts" + f" and {limit:g} of a probability" * exact
-            raise ExportError(f"{output}: not written: on validation {told} {agreement.largest:.2g}; {allowed}")
-        if output.is_dir():
-            shutil.rmtree(output)
-        made.replace(output)
+    with written(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+            made = Path(folder) / output.name
+            height, width = judge.card.input_size
+            write_export(judge.module, pixels[:, :height, :width], made, kind)
+            agreement = _agreement(judge, open_judge(made, trust=True), pixels, labels)
+            exact = precision == "float32"
+            limit, share = (LARGEST_DIFFERENCE, 0.0) if exact else (1.0, largest_change)
+            if agreement.largest > limit or agreement.changed > share * agreement.pictures:
+                told = f"on validation {agreement.changed} of {agreement.pictures} verdicts differ from the run's"
+                told += f", probabilities by up to {agreement.largest:.2g}"
+                allowed = f"allowed are {share:.1%} of the verdicts" + f" and {limit:g} of a probability" * exact
+                raise ExportError(f"{output}: not written: {told}; {allowed}")
+            if output.is_dir():
+                shutil.rmtree(output)
+            made.replace(output)
     return output, agreement
 
 
@@ -529,7 +532,9 @@ def _program(module: LineModel, pixels: Pixels) -> torch.export.ExportedProgram:
 
 
 def _write_program(module: LineModel, pixels: Pixels, path: Path) -> None:
-    torch.export.save(_program(module, pixels), path, extra_files={f"{KEY}.json": module.card.model_dump_json()})
+    content = BytesIO()  # on a full disk PyTorch's own writer ends the process
+    torch.export.save(_program(module, pixels), content, extra_files={f"{KEY}.json": module.card.model_dump_json()})
+    path.write_bytes(content.getbuffer())
 
 
 def _write_onnx(module: LineModel, pixels: Pixels, path: Path) -> None:

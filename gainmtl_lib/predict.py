@@ -31,7 +31,7 @@ from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import image_files
-from gainmtl_lib.runs import FileError, Run, atomic_path
+from gainmtl_lib.runs import FileError, Run, atomic_path, written
 
 Pixels = NDArray[np.uint8]
 AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the memory, whatever the pictures
@@ -338,12 +338,13 @@ class VerdictFile:
     def __init__(self, path: Path, predictor: Predictor, *, force: bool = False) -> None:
         self.path = path
         self.done: set[str] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise FileError(f"{path}: another process is writing to it; choose another --output") from None
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise FileError(f"{path}: another process is writing to it; choose another --output") from None
         try:
             kept = [] if force or not path.is_file() else self._kept(predictor)
             with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -377,14 +378,16 @@ class VerdictFile:
 
     def add(self, prediction: Prediction) -> None:
         """Write its row, and see that it is on the disk's side of a crash of this process."""
-        self._writer.writerow(prediction.row)
-        self._file.flush()
+        with written(self.path):
+            self._writer.writerow(prediction.row)
+            self._file.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a row that could not be written, which `add` has told
+            self._file.close()
         self._lock.release()
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,25 +50,40 @@ class HeldError(RunError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix beside `path`, renamed to it when the block ends without an error."""
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # of a folder that is none, or to which nothing can be written
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """A block that writes to `path`, at once or beside it: what fails then is a `FileError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        yield temporary
-        temporary.replace(path)
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        # PyTorch and safetensors have errors of their own for a failed write, which tell it in their text only.
-        failed_write = re.search(r"No space left|I/O error|StreamWriter|failed writing", str(error), re.IGNORECASE)
+        # PyTorch, safetensors and OpenVINO have errors of their own for a failed write, which tell it in their text.
+        failed_write = re.search(
+            r"No space left|I/O error|iostream error|StreamWriter|failed writing", str(error), re.IGNORECASE
+        )
         if not isinstance(error, OSError) and not failed_write:
             raise
         there = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = f"{shutil.disk_usage(there).free / 2**20:.0f} MB free"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise FileError(f"{path}: the disk is full ({free}); make room and start again, the run goes on") from error
-        reason = isinstance(error, OSError) and error.strerror
-        raise FileError(f"{path}: could not be written: {reason or f'{error} ({free})'}") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        reason = (isinstance(error, OSError) and error.strerror) or f"{error} ({free}); make room and start again"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason += "; give the right to write there, or choose another place"
+        raise FileError(f"{path}: could not be written: {reason}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -174,6 +190,16 @@ class StoredRun(Generic[AnySettings]):
         folder = self._evaluated("maps")
         return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The best model's tensors by their names."""
+        path = self.folder / "model.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            told = f"cannot be read: {error}; copy it again, or train anew with --force"
+            raise RunError(f"{path}: {told}") from None
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """What training logged, if it did: ``tag``, ``step``, ``value``. Steps that a resume repeated appear once."""
@@ -215,10 +241,10 @@ class Run(StoredRun[Settings]):
     @cached_property
     def model(self) -> GAINMTLModel:
         """The best model, in evaluation mode, on the CPU; calibrated once the run is evaluated. Never downloads."""
-        method = str(self.manifest.get("method", ""))
+        weights, method = self.weights, str(self.manifest.get("method", ""))
         with told_by_version(self.folder):
             types = self.manifest.get("defect_types", ())
-            model = _filled(self.settings, load_file(self.folder / "model.safetensors"), method, types)
+            model = _filled(self.settings, weights, method, types)
         model.calibration = self.calibration
         return model
 

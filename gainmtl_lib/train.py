@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -142,6 +143,9 @@ class MaskMixer:
 # --- The training step as Lightning runs it
 
 
+TOTAL = "compare/total_train"
+
+
 class TrainingDivergedError(UserError, RuntimeError):
     """A loss became NaN or infinite; names the term, the step and what to try."""
 
@@ -188,8 +192,15 @@ class GainTraining(L.LightningModule):
         tags["train/learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         tags["train/stage"] = float(self.schedule.stage(self.progress))
         self.log_dict(tags, on_step=True, on_epoch=False, batch_size=1)
-        self.log("compare/total_train", losses["total"], on_step=False, batch_size=1, **self._of_epoch)
+        self.log(TOTAL, losses["total"], on_step=False, batch_size=1, logger=False, **self._of_epoch)
         return total
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning would log the epoch's mean after its checkpoint: who goes on from that would lack it."""
+        mean = {TOTAL: float(self.trainer.callback_metrics[TOTAL]), "epoch": self.current_epoch}
+        for each in self.trainer.loggers:
+            each.log_metrics(mean, step=self.global_step - 1)
+            each.save()
 
     @property
     def _of_epoch(self) -> dict[str, Any]:
@@ -328,7 +339,7 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch, epochs, seconds = trainer.current_epoch + 1, trainer.max_epochs or 1, time.monotonic() - self._began
-        tags = ("train/stage", "compare/total_train", *JUDGED)
+        tags = ("train/stage", TOTAL, *JUDGED)
         scores = (trainer.callback_metrics.get(tag, math.nan) for tag in tags)
         text = "epoch %d of %d: stage %.0f, loss %.3f, validation AP %.3f, CAM-IoU %.3f; %.0f s, about %.0f s left"
         logger.info(text, epoch, epochs, *scores, seconds, seconds * (epochs - epoch))
@@ -519,7 +530,8 @@ def fit_interruptibly(
     )
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with _written_logs(settings):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         # Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it.
         signal.signal(signal.SIGINT, handler)
@@ -533,6 +545,27 @@ def fit_interruptibly(
         for each in trainer.loggers:  # Lightning leaves W&B's run open, for the next training to write into
             if isinstance(each, WandbLogger):
                 each.experiment.finish()
+
+
+@contextmanager
+def _written_logs(settings: RunSettings) -> Iterator[None]:
+    """What TensorBoard cannot write is a `FileError`: it says in a thread what is wrong, to the next call not where."""
+    before = threading.excepthook
+
+    def told(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = told
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) or error.filename or not settings.use_tensorboard:
+            raise
+        with runs.written(settings.tensorboard_folder / "events.out.tfevents"):
+            raise
+    finally:
+        threading.excepthook = before
 
 
 # --- From settings to a finished run

@@ -1,6 +1,7 @@
 """Outlines and run lengths of every format, drawn as masks; boxes are in test_labels.py."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,10 @@ def test_names_of_another_system_or_suffix_are_matched_and_said(root):
     ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "segmentation must be x and y of three or more corners, finite numbers, f"),
     ({"segmentation": [["a"] * 6]}, "segmentation must be x and y of three or more corners"),
     ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "segmentation must be x and y of three or more corners"),
+    ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "segmentation must be x and y of three or more corners"),
+    ({"bbox": [1, 2, 3, 10**400]}, "bbox must be four numbers"),
+    ({"segmentation": {"size": [12, float("nan")], "counts": [1]}}, "size of the run lengths must be height and width"),
+    ({"segmentation": {"size": SIZE, "counts": "\ud800"}}, "counts must be run lengths of the picture's 192 pixels"),
     ({"segmentation": {"size": SIZE, "counts": [1, 2]}}, "counts must be run lengths of the picture's 192 pixels, found 3"),
     ({"segmentation": {"size": SIZE, "counts": "~~"}}, "counts must be run lengths of the picture's 192 pixels"),
     ({"segmentation": {"size": SIZE, "counts": [-1, 193]}}, "counts must be run lengths of the picture's 192 pixels"),
@@ -153,6 +158,23 @@ def test_broken_outlines_and_runs(root, annotation, message):
     with pytest.raises(DataError) as caught:
         masks(root)
     assert str(caught.value).startswith(f"{file}: annotation 0: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [7, {"id": 1, "image_id": 1, "file_name": "a.png"}])
+def test_parts_of_coco_that_are_no_lists_are_named(root, part, value):
+    file = coco(root, {"segmentation": [FLAT]})
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: value}))
+    with pytest.raises(DataError, match=f"not a COCO file; expected a list of {part}, found {re.escape(repr(value))}"):
+        masks(root)
+
+
+def test_a_size_that_is_no_number_is_not_known(root):
+    file = coco(root, {"segmentation": [FLAT]})
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"height": 12, "width": float("nan")}
+    file.write_text(json.dumps(content))
+    np.testing.assert_array_equal(masks(root)["train_d0"], EXPECTED)
 
 
 def test_what_has_no_outline_is_a_box_or_left_out_and_counted(root):
@@ -218,6 +240,8 @@ def test_labelmes_own_classes_are_left_out_and_another_pictures_name_is_said(roo
     ("ImageId,EncodedPixels\ntrain_d0.png,0 2\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
     ("ImageId,EncodedPixels\ntrain_d0.png,5 9 7 2\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
     ("ImageId,EncodedPixels\ntrain_d0.png,a b\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
+    ("ImageId,EncodedPixels\ntrain_d0.png,² 9\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
+    (f"ImageId,EncodedPixels\ntrain_d0.png,1 {'9' * 5000}\n", "line 2: EncodedPixels must be pairs of a start, from 1"),
     ("ImageId,EncodedPixels\ntrain_d0.png,190 9\n", "line 2: runs end at pixel 198 of 192"),
     ("", "not a CSV file: No columns to parse from file"),
 ])  # fmt: skip

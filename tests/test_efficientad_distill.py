@@ -183,6 +183,11 @@ def test_interrupted_work_ends_as_uninterrupted(tmp_path, pictures, teacher, mon
     assert not output.exists() and part.exists()
     with pytest.raises(ModelError, match=r"t\.safetensors\.part: made otherwise .*\n  learning_rate: 0.0001 and 0.1\n"):
         distill(pictures, output, learning_rate=0.1)
+    whole = part.read_bytes()
+    part.write_bytes(whole[:1000])
+    with pytest.raises(ModelError, match=r"t\.safetensors\.part: not unfinished work that can be read \(\S.*delete it"):
+        distill(pictures, output)
+    part.write_bytes(whole)
     assert same(distill(pictures, output), teacher) and not part.exists() and began == [0, 1, 2, 3, 2, 3]
     assert torch.equal(torch.get_rng_state(), state)  # neither read, with another seed than the teacher, nor moved
 

@@ -1,9 +1,11 @@
 """A model in one file: the same verdicts as the run, its card, and what is refused."""
 
+import errno
 import json
 import os
 import pickle
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.export import Card, ExportError, LineModel, card_of, export_run, open_judge
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.predict import Predictor
-from gainmtl_lib.runs import Run, RunError
+from gainmtl_lib.runs import FileError, Run, RunError
 from gainmtl_lib.train import fit
 
 
@@ -108,6 +110,10 @@ def test_smaller_precisions_report_their_loss_and_are_refused_beyond_what_is_all
         export_run(trained, path, kind="openvino", precision="int8")
     with pytest.raises(ExportError, match=rf"m.pt2: {told} 0.0% of the verdicts and 0.0001 of a probability"):
         export_run(trained, tmp_path / "m.pt2", kind="torch")
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))  # without the file's name
+    monkeypatch.setattr(module, "write_export", full)
+    with pytest.raises(FileError, match=r"m: the disk is full \(.* MB free\); make room"):
+        export_run(trained, path, kind="openvino")
     assert (path / "model.xml").read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["m"]
 
 

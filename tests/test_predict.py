@@ -1,12 +1,14 @@
 """New pictures: what is said of each, in a table that grows; tiles; a folder that is being filled."""
 
 import csv
+import errno
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.explain import DefectExplainer, read_picture
 from gainmtl_lib.export import Card, Evidence, Judge, export_run
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.predict import Arrivals, Predictor, VerdictFile, drawn, pictures_in
+from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, drawn, pictures_in
 from gainmtl_lib.runs import FileError
 from gainmtl_lib.train import fit
 
@@ -206,6 +208,14 @@ def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_p
             VerdictFile(other, Predictor(trained.folder))
     with VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)), pytest.raises(FileError, match="another process"):
         VerdictFile(tmp_path / "w.csv", Predictor(trained.folder))
+    full, file = (
+        Mock(side_effect=OSError(errno.ENOSPC, "full")),
+        VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)),
+    )
+    with pytest.raises(FileError, match=r"w\.csv: the disk is full"), file:
+        file._file = Mock(flush=full, close=full)
+        file.add(Prediction("a.png", error="unreadable"))
+    VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)).__exit__()  # the lock is free again
     assert "nowhere.png: no such picture" in refused("predict", trained.folder, "nowhere.png")
 
 

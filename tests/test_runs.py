@@ -6,6 +6,8 @@ import os
 import re
 import socket
 from importlib.metadata import version
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from gainmtl_lib.runs import (
 from gainmtl_lib.settings import Settings, SettingsError
 
 
-def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_there(tmp_path):
+def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_there(tmp_path, monkeypatch):
     target = tmp_path / "new" / "a.txt"
     with atomic_path(target) as path:
         path.write_text("before")
@@ -36,14 +38,27 @@ def test_a_file_is_written_whole_and_a_failed_write_is_named_and_keeps_what_was_
     for raised, expected, message in (
         (KeyboardInterrupt(), KeyboardInterrupt, None),
         (OSError(errno.ENOSPC, "No space"), FileError, r"a\.txt: the disk is full \(.* MB free\); make room and"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), FileError, r"a\.txt: the disk is full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), FileError, r"a\.txt: could not be written"),
-        (PermissionError(errno.EACCES, "Permission denied"), FileError, "could not be written: Permission denied"),
+        (RuntimeError("basic_ios::clear: iostream error"), FileError, r"iostream error \(.* MB free\); make room and"),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            FileError,
+            "written: Permission denied; give the right to write",
+        ),
+        (RunError("refused"), RunError, "^refused"),
         (RuntimeError("shapes differ"), RuntimeError, "^shapes differ"),
     ):
         with pytest.raises(expected, match=message), atomic_path(target) as path:
             path.write_text("half")
             raise raised
         assert target.read_text() == "before" and list(target.parent.iterdir()) == [target]
+    with monkeypatch.context() as patch:  # on a read-only file system neither can be done
+        for name in ("touch", "unlink"):
+            patch.setattr(Path, name, Mock(side_effect=OSError(errno.EROFS, "Read-only file system", "other")))
+        told = r"a\.txt: could not be written: Read-only file system; give the right to write there, or choose another"
+        with pytest.raises(FileError, match=told), atomic_path(target):
+            pass
     below = target / "below" / "b.txt"  # of a file
     with pytest.raises(FileError, match=r"b\.txt: could not be written: Not a directory"), atomic_path(below):
         pass
@@ -189,6 +204,9 @@ def test_what_is_missing_is_named(tmp_path):
         runs.load_run(tmp_path / "hand")
     with pytest.raises(RunError, match="the run is trained but not evaluated"):
         _ = runs.load_run(tmp_path / "hand/s2/seed0").metrics
+    (weights := tmp_path / "hand/s2/seed0/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"model\.safetensors: cannot be read: .*; copy it again, or train anew"):
+        _ = runs.load_run(weights.parent).model
 
 
 def test_a_run_that_another_version_wrote_says_both_versions(tmp_path):

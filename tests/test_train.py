@@ -14,6 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from scipy import stats
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny import tiny_settings
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
@@ -26,7 +27,15 @@ from gainmtl_lib.losses import GainLoss
 from gainmtl_lib.model import build_model
 from gainmtl_lib.runs import FileError, RunError, load_checkpoint_model, load_run
 from gainmtl_lib.settings import Settings
-from gainmtl_lib.train import DeviceError, GainTraining, MaskMixer, checked_device, fit, lightning_precision
+from gainmtl_lib.train import (
+    DeviceError,
+    GainTraining,
+    MaskMixer,
+    RunCheckpoints,
+    checked_device,
+    fit,
+    lightning_precision,
+)
 
 
 def test_devices_and_precisions_that_are_there_and_that_are_not(monkeypatch):
@@ -429,6 +438,29 @@ def test_a_full_disk_keeps_the_checkpoint_before(shared, monkeypatch):
         fit(settings)
     assert [path.name for path in (settings.run_dir / "checkpoints").iterdir()] == ["last.ckpt"]
     assert fit(settings).manifest["status"] == "complete"
+
+
+def test_a_log_that_cannot_be_written_is_named_once(shared, monkeypatch, capfd):
+    settings = tiny_settings(shared, "S1", experiment="full_log", num_epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(FileError, match=r"events\.out\.tfevents: the disk is full"):
+        patch.setattr(RecordWriter, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        fit(settings)
+    assert "Traceback" not in capfd.readouterr().err
+    assert fit(settings).manifest["status"] == "complete"
+
+
+def test_a_process_that_ends_right_after_a_checkpoint_has_logged_what_led_to_it(shared, monkeypatch):
+    settings, save = tiny_settings(shared, "S1", experiment="ended", num_epochs=3), RunCheckpoints.on_train_epoch_end
+
+    def ended(self, trainer, module):
+        save(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunCheckpoints, "on_train_epoch_end", ended)
+        fit(settings)
+    assert fit(settings).history.query("tag == 'compare/total_train'")["step"].tolist() == [2, 5, 8]  # 3 steps each
 
 
 def test_mlflow_holds_what_tensorboard_holds_and_an_interrupted_run_goes_on_there(shared, monkeypatch):

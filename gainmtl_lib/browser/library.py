@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from gainmtl_lib import figures
 from gainmtl_lib.backbone import ModelError
@@ -377,7 +376,7 @@ def ask(opened: OpenedRun, row: int) -> list[str]:
             return [f"{opened.name}: {explained['counterfactual']['message']}", "Computed now, by the run's model."]
         said = explained.get("counterfactual_missing") or "the verdict is normal, so there is no defect to take away"
         return [f"{opened.name}: {said}."]
-    except (DataError, ModelError, OSError, RuntimeError, SafetensorError) as error:
+    except (DataError, ModelError, OSError, RuntimeError) as error:
         problem = f"Not asked of the model: {error}."
     record = opened.table.iloc[row]
     without, control = record.get("cf_probability"), record.get("cf_control_probability")

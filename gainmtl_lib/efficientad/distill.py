@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -204,12 +205,18 @@ class TeacherTraining:
         """Write what `restore` goes on from."""
         kept = {"record": record, "steps": self.steps, "mean": self.mean, "std": self.std}
         kept |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(kept, content := BytesIO())  # on a full disk PyTorch's own writer ends the process
         with atomic_path(path) as temporary:
-            torch.save(kept, temporary)
+            temporary.write_bytes(content.getbuffer())
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
         """Go on from what `keep` wrote."""
-        kept = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            kept = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # whatever a foreign file makes the unpickler raise
+            told = str(error).partition("\n")[0] or type(error).__name__
+            hint = "nothing in it was run; delete it, or start anew with --force"
+            raise ModelError(f"{path}: not unfinished work that can be read ({told}); {hint}") from None
         # Broken pictures may have been taken out meanwhile.
         _check_same(record, kept["record"] | {"pictures": record["pictures"]}, path)
         self.steps, self.mean, self.std = kept["steps"], kept["mean"], kept["std"]

@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gainmtl_lib import processes, runs
@@ -54,9 +53,10 @@ class EfficientADRun(runs.StoredRun[EfficientADSettings]):
     @cached_property
     def model(self) -> EfficientADModel:
         """The best model, in evaluation mode, on the CPU."""
+        weights = self.weights
         with runs.told_by_version(self.folder):
             model = networks.build_model(self.settings)
-            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            model.load_state_dict(weights)
             return model.eval()
 
     @property

@@ -200,7 +200,9 @@ def make_once(
     except OSError as error:
         if _is_made(root, parameters, record, what):  # another process was faster, same result
             return False
-        raise DataError(f"{root}: {what} could not be written: {error.strerror or error}") from error
+        raise DataError(
+            f"{root}: {what} could not be written: {error.strerror or error}; make room, or choose another folder"
+        ) from error
     return True
 
 
