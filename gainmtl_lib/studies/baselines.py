@@ -428,6 +428,7 @@ class UNet(nn.Module):
     """
 
     calibration = GAINMTLModel.calibration
+    types = None  # it names none
 
     def __init__(self, settings: Settings, *, pretrained: bool | str | Path) -> None:
         super().__init__()
