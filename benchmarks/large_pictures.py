@@ -133,8 +133,12 @@ def peak(run: Path, picture: Path) -> float:
 def print_peak(run: str, picture: str, tile: str) -> None:
     """What `peak` reads."""
     next(iter(Predictor(run, tile_size=(int(tile), int(tile)))([picture])))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(used / 2**20 if sys.platform == "darwin" else used / 2**10)
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss would begin with what the parent process had
+        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        print(float(kilobytes) / 2**10)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 if __name__ == "__main__":
