@@ -51,10 +51,14 @@ def start_server(command: Sequence[str], ready: str, log: Path, **environment: s
         told = {"stdout": output, "stderr": subprocess.STDOUT, "env": os.environ | environment}
         process = subprocess.Popen([sys.executable, *command], **told)
     until = time.monotonic() + 90
-    while ready not in log.read_text():
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
-    return process, re.search(r"http://127\.0\.0\.1\S*|/\S*\?token=\S*", log.read_text())[0]
+    try:
+        while ready not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        return process, re.search(r"http://127\.0\.0\.1\S*|/\S*\?token=\S*", log.read_text())[0]
+    except BaseException:
+        process.kill()  # nobody else knows it yet
+        raise
 
 
 def peaked_maps(count: int) -> np.ndarray:
