@@ -22,7 +22,7 @@ from torch import Tensor
 from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.layouts import NORMAL, TEST_SPLITS
+from gainmtl_lib.layouts import TEST_SPLITS
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks, margin_of
 from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
@@ -380,10 +380,8 @@ def _add_types(table: pd.DataFrame, summary: dict[str, Any], names: Sequence[str
     summary["defect_types"] = {}
     for split in table["split"].unique():
         answers = metrics.type_answers(table[table["split"] == split])
-        truth, called = answers["truth"].to_numpy(), answers["called"].to_numpy()
-        found = (truth != NORMAL) & (called != NORMAL)
-        summary[split]["type_macro_f1"] = metrics.macro_f1(truth, called)
-        summary[split]["type_accuracy"] = float((truth == called)[found].mean()) if found.any() else float("nan")
+        summary[split]["type_macro_f1"] = metrics.macro_f1(*(answers[name].to_numpy() for name in answers))
+        summary[split]["type_accuracy"] = float(metrics.named_right(answers).mean())
         summary["defect_types"][split] = metrics.confusion(answers, names).to_dict(orient="index")
 
 

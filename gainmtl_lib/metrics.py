@@ -391,6 +391,12 @@ def type_answers(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"truth": truth, "called": known[NAMED].fillna(NORMAL)})
 
 
+def named_right(answers: pd.DataFrame) -> pd.Series:
+    """Of the found defects among `type_answers` whether their type is named right."""
+    found = answers[(answers["truth"] != NORMAL) & (answers["called"] != NORMAL)]
+    return found["truth"] == found["called"]
+
+
 def confusion(answers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """How many pictures of each truth are called what, see `type_answers`: normal, then the types that the model knows,
     by their names; below them the truths that it does not know."""

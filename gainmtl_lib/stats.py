@@ -18,8 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.layouts import NORMAL
-from gainmtl_lib.metrics import MEANS, NAMED, auroc, average_precision, calibration_error, f1, macro_f1, type_answers
+from gainmtl_lib.metrics import (
+    MEANS,
+    NAMED,
+    auroc,
+    average_precision,
+    calibration_error,
+    f1,
+    macro_f1,
+    named_right,
+    type_answers,
+)
 from gainmtl_lib.wording import METRICS, join_words
 
 CONFIDENCE = 0.95
@@ -234,12 +243,11 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
 
 def _type_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     answers = type_answers(rows)
-    groups = group_codes(rows.loc[answers.index])
-    truth, called = answers["truth"].to_numpy(), answers["called"].to_numpy()
-    found = (truth != NORMAL) & (called != NORMAL)
+    truth, called = (answers[name].to_numpy() for name in answers)
+    right, groups = named_right(answers), group_codes(rows.loc[answers.index])
     return {
         "type_macro_f1": resampled(lambda at: macro_f1(truth[at], called[at]), groups, strata=pd.factorize(truth)[0]),
-        "type_accuracy": proportion((truth == called)[found], groups[found]),
+        "type_accuracy": proportion(right.to_numpy(), group_codes(rows.loc[right.index])),
     }
 
 
