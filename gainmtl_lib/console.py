@@ -35,11 +35,12 @@ from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pi
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import AnySettings, Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
+from gainmtl_lib.stats import expected_calibration_error
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
 from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS as METRIC_NAMES
-from gainmtl_lib.wording import frame_table, markdown_table, number, percent
+from gainmtl_lib.wording import frame_table, interval, markdown_table, number, percent
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,10 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
         if asked.data_root is not None:
             there = _elsewhere(run.settings, asked.data_root).changed(category=None)
             provider = anomalies.provider_elsewhere(run, there)
-        _, summary = anomalies.evaluate_efficientad(run, provider=provider, device=asked.device, reuse=not asked.force)
+        options = {"provider": provider, "device": asked.device, "reuse": not asked.force}
+        table, summary = anomalies.evaluate_efficientad(run, **options)
         print_evaluation(console, run, summary)
+        _print_calibration(console, table)
     elif asked.mask_source == "all":
         if run is None:
             raise RunError("--mask-source all is for a finished run; give its folder in place of --checkpoint")
@@ -151,6 +154,7 @@ def _evaluate_strategy(console: Console, run: Run | None, asked: SimpleNamespace
         **places,
     )  # fmt: skip
     _print_summary(console, summary)
+    _print_calibration(console, table)
     besides = _print_besides(console, run, asked) if run is not None and as_trained else {}
     if asked.error_analysis:
         _print_errors(console, table)
@@ -199,6 +203,12 @@ def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"masks from {escape(summary['efficientad_run'])}; its teacher: {escape(summary['teacher'])}")
     if summary.get("label_leaks"):
         console.print(LEAKS)
+
+
+def _print_calibration(console: Console, table: pd.DataFrame) -> None:
+    for split in (split for split in TEST_SPLITS if (table["split"] == split).any()):
+        error = expected_calibration_error(table[table["split"] == split])
+        console.print(f"{split}: {METRIC_NAMES['ece']} {interval(error)}")
 
 
 def _print_besides(console: Console, run: Run, asked: SimpleNamespace) -> dict[str, Any]:

@@ -238,22 +238,30 @@ class GainDataModule(L.LightningDataModule):
         """
         _ = self.counterfactuals  # in place before workers copy the dataset
         sampler, batch_size = EpochSampler(self.shown_rows, seed=self.settings.seed), self.settings.batch_size
-        return self._loader(sampler, drop_last=batch_size > 1 and len(sampler) % batch_size == 1, shared=True)
+        drop_last = batch_size > 1 and len(sampler) % batch_size == 1
+        return self._loader(sampler, batch_size=batch_size, drop_last=drop_last, shared=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split in order, as it is."""
-        return self._loader(self.rows("val"), shared=True)
+        return self._loader(self.rows("val"), batch_size=self._judged_at_once, shared=True)
 
     def loader(self, split: str) -> DataLoader[Batch]:
         """Any split in the order of rows, without augmentation; `DataError` if it is empty."""
-        return self._loader(self.rows(split))
+        return self._loader(self.rows(split), batch_size=self._judged_at_once)
+
+    @property
+    def _judged_at_once(self) -> int:
+        """Whole pictures at once outside training: with tiles no more pixels than a batch of those has."""
+        its = self.settings
+        tile, whole = math.prod(its.tile_size or its.image_size), math.prod(its.image_size)
+        return max(1, its.batch_size * min(tile, whole) // whole)
 
     def _loader(
-        self, sampler: Sampler | Sequence[int], *, drop_last: bool = False, shared: bool = False
+        self, sampler: Sampler | Sequence[int], *, batch_size: int, drop_last: bool = False, shared: bool = False
     ) -> DataLoader[Batch]:
         its, several = self.settings, shared and processes.count() > 1
         dataset = processes.Shared(self.dataset) if several else self.dataset
-        return whole_batches(dataset, sampler, its.batch_size, its.num_workers, its.seed, drop_last=drop_last)
+        return whole_batches(dataset, sampler, batch_size, its.num_workers, its.seed, drop_last=drop_last)
 
 
 build_data = GainDataModule

@@ -78,6 +78,9 @@ def evaluate(
         return kept.predictions, kept.metrics
     with nullcontext() if kept is None else hold(kept.folder):
         data = evaluated_data(run, data)
+        own = run if kept is None else None  # whose threshold and scales judge data without validation
+        if own is not None and threshold is None and not own.is_evaluated and "val" not in set(data.samples["split"]):
+            evaluate(own, device=device)
         model = run_or_model.model if isinstance(run_or_model, Run) else run_or_model
         own_device = next(model.parameters()).device
         try:
@@ -86,7 +89,7 @@ def evaluate(
             parts = {split: predict_split(model, data, split, source=source) for split in present}
         finally:
             model.to(own_device)
-        measured = {} if run is None or kept is not None or not run.is_evaluated else run.metrics
+        measured = own.metrics if own is not None and own.is_evaluated else {}
         zeros = EVIDENCE_ZEROS if "evidence" in PARTS[model.strategy] else {}
         table, summary = _summary(parts, threshold, measured, calibration=model.calibration, zeros=zeros)
         if model.types is not None:

@@ -289,13 +289,17 @@ def verdicts(labels: NDArray, predicted: NDArray) -> list[str]:
 
 
 def classification(labels: NDArray, predicted: NDArray, scores: NDArray) -> dict[str, float]:
-    """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range (NaN for one class)."""
+    """Accuracy, precision, recall, F1 of the verdicts; AUROC and AP of the scores, of any range.
+
+    NaN where there is no answer: a recall without defects, a precision where nothing was called defective, an F1 with
+    neither, AUROC and AP of one class.
+    """
     hits, called, defects = (labels * predicted).sum(), predicted.sum(), labels.sum()
     return {
         "accuracy": float((labels == predicted).mean()),
-        "precision": float(hits / max(called, 1)),
-        "recall": float(hits / max(defects, 1)),
-        "f1": float(2 * hits / max(called + defects, 1)),
+        "precision": float(hits / called) if called else math.nan,
+        "recall": float(hits / defects) if defects else math.nan,
+        "f1": f1(labels, predicted),
         "auroc": auroc(labels, scores),
         "average_precision": average_precision(labels, scores),
     }

@@ -227,7 +227,7 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     }
     for name, ranked in (("auroc", auroc), ("average_precision", average_precision)):
         scores[name] = resampled(lambda at, of=ranked: of(labels[at], prob[at]), groups, strata=labels)
-    scores["ece"] = resampled(lambda at: calibration_error(labels[at], prob[at]), groups, strata=labels)
+    scores["ece"] = expected_calibration_error(rows)
     scores |= {name: mean_score(rows[name].to_numpy(), groups) for name in MEANS if name in rows}
     found = ((rows["verdict"] == "TP") & rows["cam_iou"].notna()).to_numpy()
     scores["wrong_reason_rate"] = proportion(rows["wrong_reason"].to_numpy()[found], groups[found])
@@ -239,6 +239,12 @@ def split_scores(rows: pd.DataFrame) -> dict[str, Estimate]:
     if NAMED in rows:
         scores |= _type_scores(rows)
     return scores
+
+
+def expected_calibration_error(rows: pd.DataFrame) -> Estimate:
+    """Of the probabilities of one split, of either system; see `metrics.calibration_error`."""
+    labels, prob = (rows[name].to_numpy() for name in ("label", "probability"))
+    return resampled(lambda at: calibration_error(labels[at], prob[at]), group_codes(rows), strata=labels)
 
 
 def _type_scores(rows: pd.DataFrame) -> dict[str, Estimate]:

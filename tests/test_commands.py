@@ -143,6 +143,11 @@ def test_evaluate_takes_a_run_and_a_folder_of_test_pictures_with_the_runs_thresh
     assert results["threshold"] == own["threshold"] and results["threshold_from"] == "validation of the run"
     assert results["calibration"] == own["calibration"] and results["map_scales"] == own["map_scales"]
     assert "val" not in results and results["test"]["images"] == 6 and results["test"]["annotated"] == 0
+    fresh = shutil.copytree(trained, tmp_path / "fresh")  # trained alone: its threshold is chosen first
+    (fresh / "metrics.json").unlink()
+    printed = done("evaluate", fresh, "--data-root", tmp_path / "other", "--export-results", tmp_path / "f.json")
+    assert json.loads((tmp_path / "f.json").read_text()) == results and "test: calibration error 0." in printed
+    assert json.loads((fresh / "metrics.json").read_text())["threshold"] == own["threshold"]
 
 
 def test_evaluate_efficientad_on_a_folder_of_test_pictures(tmp_path):

@@ -97,6 +97,8 @@ def test_training_rows_are_shuffled_and_augmented_and_other_splits_come_in_order
         assert torch.cat([batch.index for batch in loader]).tolist() == data.rows(split) == sorted(data.rows(split))
     with pytest.raises(DataError, match="no image is in split 'test_shift'; the data has test, train, val"):
         data.loader("test_shift")
+    tiled = module(generic, batch_size=4, image_size=(64, 64), tile_size=(32, 64))  # two tiles a picture
+    assert [len(batch.images) for batch in tiled.loader("test")] == [2, 2, 2]
     for batch_size, sizes in ((5, [5]), (4, [4, 2]), (1, [1] * 6)):  # a last batch of one is dropped in training
         data = module(generic, batch_size=batch_size)
         assert [len(batch.labels) for batch in epoch_of(data, 0)] == sizes

@@ -211,6 +211,9 @@ def test_verdicts_and_classification_by_hand_and_by_scikit_learn():
     assert found == metrics.classification(labels, calls, scores * 4000 - 100), "only the order of the scores counts"
     one_class = metrics.classification(labels[:4], np.ones(4, int), scores[:4])
     assert np.isnan(one_class["auroc"]) and np.isnan(one_class["average_precision"])
+    sound = metrics.classification(np.zeros(3, int), np.array([0, 0, 1]), scores[:3])
+    assert sound["accuracy"] == pytest.approx(2 / 3) and sound["precision"] == sound["f1"] == 0
+    assert np.isnan(sound["recall"]) and np.isnan(metrics.classification(labels, 0 * calls, scores)["precision"])
     rng = np.random.default_rng(3)
     for decimals in (1, 6):  # with ties and without
         labels, scores = rng.integers(0, 2, 200), rng.random(200).round(decimals)
