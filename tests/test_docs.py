@@ -18,7 +18,6 @@ from gainmtl_lib.efficientad.distill import Distillation
 from gainmtl_lib.settings import STRATEGY_WEIGHTS, Settings, read_parameters, repository_root
 from gainmtl_lib.studies.plans import load_plan
 from gainmtl_lib.studies.shortcut import ShortcutStudySettings
-from gainmtl_lib.wording import METRICS
 
 ROOT = repository_root()
 REFERENCE = ROOT / "outputs" / "reference"
