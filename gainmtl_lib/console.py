@@ -62,10 +62,9 @@ def evaluate_and_report(console: Console, **options: Any) -> None:
         raise RunError("give either the folder of a run or --checkpoint FILE")
     if asked.run_folder is not None:
         run = open_run(asked.run_folder)
-    else:  # of a finished run's best checkpoint that run
-        folder = asked.checkpoint.absolute().parent.parent
-        is_best = asked.checkpoint.name == "best.ckpt" and runs.run_status(folder) == "complete"
-        run = runs.load_run(folder) if is_best else None
+    else:
+        folder = runs.run_of_best(asked.checkpoint)
+        run = None if folder is None else runs.load_run(folder)
     own = {name: value for name, value in options.items() if name not in COMMON}
     if isinstance(run, EfficientADRun):
         others = {name: value for name, value in own.items() if name != "data_root"}

@@ -5,7 +5,7 @@ Sizes: B images, N rows, H x W network input, h x w maps.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
@@ -96,7 +96,9 @@ def evaluate(
             _add_types(table, summary, model.types.names)
         summary |= source.summary
         if kept is not None:
-            _store(kept, table, summary, [maps for _, maps, _ in parts.values()])
+            of_splits = [maps for _, maps, _ in parts.values()]
+            joined = ((name, np.concatenate([maps[name] for maps in of_splits])) for name in of_splits[0])
+            store_results(kept, table, joined, summary, root=kept.settings.data_root)
             model.calibration = tuple(summary["calibration"])
             return kept.predictions, kept.metrics  # as a later call reads them
     return table, summary
@@ -481,16 +483,26 @@ NEEDED_OF = {
 AGAIN = "evaluate again: gainmtl evaluate {} --force"
 
 
-def _store(run: Run, table: pd.DataFrame, summary: dict[str, Any], maps: list[dict[str, np.ndarray]]) -> None:
+FLOATS = "%.9g"  # how numbers are stored: enough to tell any two scores apart
+
+
+def store_results(
+    run: AnyRun, table: pd.DataFrame, maps: Iterable[tuple[str, NDArray]], summary: dict[str, Any], *, root: Path
+) -> None:
+    """Leave an evaluation in the folder of a run of either system.
+
+    Args:
+        table: one row per picture; the paths below `root` are stored relative to it.
+        maps: by name, (N, h, w) in the table's order, taken one at a time.
+    """
     # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
     (run.folder / "metrics.json").unlink(missing_ok=True)
-    root = f"{run.settings.data_root.as_posix()}/"
-    places = {column: table[column].str.removeprefix(root) for column in ("image", "mask")}
+    places = {column: table[column].str.removeprefix(f"{root.as_posix()}/") for column in ("image", "mask")}
     with atomic_path(run.folder / "predictions.csv") as path:
-        table.assign(**places).to_csv(path, index=False, float_format="%.9g")
-    for name in maps[0]:
+        table.assign(**places).to_csv(path, index=False, float_format=FLOATS)
+    for name, values in maps:
         with atomic_path(run.folder / "maps" / f"{name}.npy") as path:
-            np.save(path, np.concatenate([part[name] for part in maps]))
+            np.save(path, values)
     write_json(run.folder / "metrics.json", summary)
 
 

@@ -280,6 +280,12 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder)
 
 
+def run_of_best(path: Path) -> Path | None:
+    """The folder of the finished run whose best checkpoint this file is, or None: any other stands for itself."""
+    folder = path.absolute().parent.parent
+    return folder if path.name == "best.ckpt" and run_status(folder) == "complete" else None
+
+
 def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
     """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
     checkpoint = read_checkpoint(path)

@@ -30,12 +30,11 @@ from gainmtl_lib.labels import Resize, inside, resize_image, resize_values
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL, TEST_SPLITS
 from gainmtl_lib.pictures import read_image
 from gainmtl_lib.progress import counted
-from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_status, write_json
+from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_of_best, write_json
 from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 
-FLOATS = "%.9g"  # how numbers are stored: enough to tell any two scores apart
 OWN = {  # a strategy's columns, as which these are decided and summarised, and their names here
     "probability": "anomaly_score", "cam_iou": "anomaly_iou", "point_game": "anomaly_point_game",
     "energy_inside": "anomaly_energy_inside",
@@ -78,7 +77,8 @@ def evaluate_efficientad(
     with hold(run.folder):
         table, maps, summary = _measured(run, provider, device)
         on_disk = ~table.duplicated(["split", "image"]).to_numpy()  # an anomaly has the path of the picture it is on
-        _store(run, table[on_disk], maps[on_disk], summary)
+        root = run.settings.dataset_folder
+        evaluation.store_results(run, table[on_disk], [(MAP, maps[on_disk])], summary, root=root)
     return run.predictions, run.metrics  # as a later call reads them
 
 
@@ -158,7 +158,7 @@ def predict_split(
         raise DataError(f"the loader of split '{split}' yields images of several sizes (maps of {shown}); resize them")
     table = pd.concat(rows, ignore_index=True)
     # As they are stored, so that a threshold taken from them decides the same on what is read back.
-    table["anomaly_score"] = [float(FLOATS % score) for score in table["anomaly_score"]]
+    table["anomaly_score"] = [float(evaluation.FLOATS % score) for score in table["anomaly_score"]]
     table = pd.concat([_described(provider.table(split), split, table.pop("label").astype(int)), table], axis=1)
     return table, np.concatenate(maps), {"pixel_auroc": pixels.auroc(), "aupro": pixels.aupro()}
 
@@ -203,19 +203,6 @@ def decide(table: pd.DataFrame, decided_on: dict[str, Any]) -> tuple[pd.DataFram
     return decided, numbers
 
 
-def _store(run: EfficientADRun, table: pd.DataFrame, maps: np.ndarray, summary: dict[str, Any]) -> None:
-    root = f"{run.settings.dataset_folder.as_posix()}/"
-    # Written last and removed first: an interruption leaves a run that is not evaluated, never a mixture of two.
-    stored, arrays, last = (run.folder / name for name in ("predictions.csv", f"maps/{MAP}.npy", "metrics.json"))
-    last.unlink(missing_ok=True)
-    places = table[["image", "mask"]].map(lambda path: path.removeprefix(root) if isinstance(path, str) else None)
-    with atomic_path(stored) as path:
-        table.assign(image=places["image"], mask=places["mask"]).to_csv(path, index=False, float_format=FLOATS)
-    with atomic_path(arrays) as path:
-        np.save(path, maps)
-    write_json(last, summary)
-
-
 # --- Pictures from anywhere
 
 
@@ -239,8 +226,7 @@ class Detector:
     def open(cls, place: Path) -> Self:
         """Of a run's folder or of a checkpoint file; ``best.ckpt`` of a finished run is that run."""
         if place.is_file():
-            folder = place.absolute().parent.parent
-            if place.name != "best.ckpt" or run_status(folder) != "complete":
+            if (folder := run_of_best(place)) is None:
                 return cls(*load_checkpoint(place))
             place = folder
         run = load_efficientad(place)
