@@ -31,6 +31,7 @@ import torch
 
 from gainmtl_lib import train as fit_module
 from gainmtl_lib.dataset import Batch, build_data
+from gainmtl_lib.devices import inference_autocast, lightning_precision
 from gainmtl_lib.losses import GainLoss
 from gainmtl_lib.model import GAINMTLModel, build_model
 from gainmtl_lib.progress import show_progress
@@ -119,7 +120,7 @@ def bare_loop(settings: Settings, batches: list[Batch], *, optimise: bool) -> fl
     for _ in range(2):
         started = time.perf_counter()
         for images, labels in ready:
-            with fit_module.inference_autocast(settings.precision, CPU, depthwise=depthwise):
+            with inference_autocast(settings.precision, CPU, depthwise=depthwise):
                 loss = torch.nn.functional.cross_entropy(model(images).cls_logits, labels)
             optimiser.zero_grad()
             loss.backward()
@@ -196,7 +197,7 @@ def training_step(settings: Settings, *, pictures: int) -> tuple[GAINMTLModel, C
 
     def step(precision: str = "auto") -> float:
         started = time.perf_counter()
-        with fit_module.inference_autocast(precision, CPU, depthwise=model.backbone.depthwise):
+        with inference_autocast(precision, CPU, depthwise=model.backbone.depthwise):
             total = loss(model(images, masks), batch, settings.weights)["total"]
         optimiser.zero_grad()
         total.backward()
@@ -216,7 +217,7 @@ def precisions() -> list[dict[str, Any]]:
         model, step = training_step(settings, pictures=16)
         seconds = [[step(precision) for precision in ("32", "bf16")] for _ in range(9)][1:]  # the first one warms up
         single, half = (16 / min(column) for column in zip(*seconds))
-        auto = fit_module.lightning_precision("auto", CPU, depthwise=model.backbone.depthwise)
+        auto = lightning_precision("auto", CPU, depthwise=model.backbone.depthwise)
         rows.append({"backbone": arch, "fp32": single, "bf16": half, "ratio": half / single, "auto": auto})
         print(f"{arch:8} {single:14.1f} {half:14.1f} {half / single:12.2f}  {auto}", flush=True)
     return rows

@@ -21,6 +21,7 @@ from rich.markup import escape
 from gainmtl_lib import evaluation, figures, runs
 from gainmtl_lib.data_check import LEVELS, check_data_of, contact_sheet_samples
 from gainmtl_lib.dataset import build_data, build_samples, build_test_samples
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.efficientad import evaluate as anomalies
 from gainmtl_lib.efficientad.figures import anomaly_table, collect_efficientad, print_evaluation, same_anomalies_figure
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
@@ -38,7 +39,6 @@ from gainmtl_lib.settings import Settings
 from gainmtl_lib.stats import expected_calibration_error
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
-from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS as METRIC_NAMES
 from gainmtl_lib.wording import frame_table, interval, markdown_table, number, percent
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from gainmtl_lib import metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_data, build_samples
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.layouts import TEST_SPLITS
 from gainmtl_lib.model import GAINMTLModel, GainOutput, control_masks, margin_of
 from gainmtl_lib.readers import data_digest
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, hold, write_json
 from gainmtl_lib.settings import PARTS, PLACES, Settings
-from gainmtl_lib.train import EVALUATED, checked_device, data_differences
+from gainmtl_lib.train import EVALUATED, data_differences
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from gainmtl_lib import evaluation, metrics
+from gainmtl_lib.devices import checked_device, inference_autocast
 from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.evaluate import QUANTILE_SCALE
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel
@@ -35,7 +36,6 @@ from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, Tiles, defect_proba
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import Run, RunError, written
 from gainmtl_lib.settings import PARTS, UserError
-from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from gainmtl_lib import runs
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Batch
+from gainmtl_lib.devices import DeviceError, inference_autocast
 from gainmtl_lib.efficientad import data
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad import train as module
@@ -20,7 +21,7 @@ from gainmtl_lib.efficientad.train import EfficientADTraining, fit_efficientad, 
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.processes import Part
 from gainmtl_lib.runs import RunError
-from gainmtl_lib.train import DeviceError, TrainingDivergedError, inference_autocast
+from gainmtl_lib.train import TrainingDivergedError
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ ROOT = repository_root()
 LIBRARY = ROOT / "gainmtl_lib"
 MODULES = {path.relative_to(LIBRARY).with_suffix("").parts: path for path in sorted(LIBRARY.rglob("*.py"))}
 CORE = [
-    "settings", "wording", "progress", "launch", "processes", "runs", "findings", "pictures", "annotations", "layouts", "readers", "labels",
+    "settings", "wording", "progress", "devices", "launch", "processes", "runs", "findings", "pictures", "annotations", "layouts", "readers", "labels",
     "dataset", "backbone", "model", "losses", "metrics", "stats", "defect_types", "train", "evaluation", "confounders", "data_check", "figures", "explain",
 ]  # fmt: skip
 """What a newcomer reads, in an order in which each file imports only those before it."""

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import normalize
 
 from gainmtl_lib.backbone import TIMM_NAMES, Backbone, ModelError, fetch_weights, fill_backbone, get_backbone
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.data import as_grey, shuffled
 from gainmtl_lib.findings import DataError
@@ -30,7 +31,7 @@ from gainmtl_lib.pictures import image_files, read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import atomic_path
 from gainmtl_lib.settings import AnyPath, ParameterRecord, as_path
-from gainmtl_lib.train import TrainingDivergedError, checked_device
+from gainmtl_lib.train import TrainingDivergedError
 
 logger = logging.getLogger(__name__)
 

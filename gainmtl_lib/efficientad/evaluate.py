@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gainmtl_lib import evaluation, metrics
 from gainmtl_lib.dataset import Batch, GainDataModule, build_test_samples
+from gainmtl_lib.devices import checked_device, inference_autocast
 from gainmtl_lib.efficientad.data import DatasetProvider, SplitProvider, as_batch
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, check_size
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, load_checkpoint, load_efficientad
@@ -31,7 +32,6 @@ from gainmtl_lib.layouts import DEFECTIVE, NORMAL, TEST_SPLITS
 from gainmtl_lib.pictures import read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import Run, RunError, atomic_path, hold, read_json, run_of_best, write_json
-from gainmtl_lib.train import checked_device, inference_autocast
 
 logger = logging.getLogger(__name__)
 

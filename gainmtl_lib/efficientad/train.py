@@ -19,6 +19,7 @@ from gainmtl_lib import processes, runs
 from gainmtl_lib import train as training
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import Batch, make_data
+from gainmtl_lib.devices import checked_device, inference_autocast, lightning_precision
 from gainmtl_lib.efficientad import data as pictures
 from gainmtl_lib.efficientad import model as networks
 from gainmtl_lib.efficientad.model import EfficientADModel, EfficientADSettings, LocalMaps
@@ -155,8 +156,8 @@ def _train(
     with together():
         L.seed_everything(settings.seed, verbose=False)
         # What settings alone can get wrong comes before pictures are decoded.
-        device = training.checked_device(settings.accelerator, settings.devices)
-        precision = training.lightning_precision(settings.precision, device)
+        device = checked_device(settings.accelerator, settings.devices)
+        precision = lightning_precision(settings.precision, device)
         state, teacher = networks.teacher_of(settings)
         penalty = pictures.PenaltyImages(settings)
         pictures.check_validation(provider)
@@ -176,7 +177,7 @@ def _train(
             model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             loader = provider.get_train_dataloader()
             batches = counted(loader, len(loader), "statistics of the teacher, batch", log=logger)
-            with training.inference_autocast(settings.precision, device):
+            with inference_autocast(settings.precision, device):
                 model.measure_teacher(pictures.as_batch(item, split="train").images for item in batches)
             model.cpu()
         else:

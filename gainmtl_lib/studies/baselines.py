@@ -25,13 +25,14 @@ from torch.utils.data import DataLoader
 
 from gainmtl_lib.backbone import TIMM_NAMES, ModelError, get_backbone
 from gainmtl_lib.dataset import Batch, EpochSampler, GainDataModule, build_data, whole_batches
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.launch import Launch
 from gainmtl_lib.losses import localization_loss
 from gainmtl_lib.model import GAINMTLModel, GainOutput, as_at_inference, build_model
 from gainmtl_lib.runs import Run, claim, save_weights
 from gainmtl_lib.settings import Settings, SettingsError, closest
-from gainmtl_lib.train import GainTraining, checked_device, fit, previous_manifest, recorded
+from gainmtl_lib.train import GainTraining, fit, previous_manifest, recorded
 
 # --- Which methods there are, and how one is trained
 

@@ -26,6 +26,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from gainmtl_lib import stats
 from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.dataset import GainDataModule, build_data
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.evaluation import file_digest, rows_of, stored_tables
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.layouts import TEST_SPLITS
@@ -40,7 +41,6 @@ from gainmtl_lib.model import (
 )  # fmt: skip
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
-from gainmtl_lib.train import checked_device
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from gainmtl_lib import evaluation, stats
 from gainmtl_lib.dataset import Batch, GainDataModule
+from gainmtl_lib.devices import checked_device
 from gainmtl_lib.edits.editing import Edit, EditError, framed, heal, heal_beside, paste, paste_clean
 from gainmtl_lib.metrics import energy_inside
 from gainmtl_lib.model import defect_probability
 from gainmtl_lib.runs import Run, RunError, read_json, write_json
 from gainmtl_lib.synthetic.drawing import read_cue
-from gainmtl_lib.train import checked_device
 from gainmtl_lib.wording import METRICS
 
 # --- Edited test pictures
