@@ -528,7 +528,7 @@ def _written_logs(settings: RunSettings) -> Iterator[None]:
 # --- From settings to a finished run
 
 # Settings that the data's validation and test pictures depend on, then those that its training pictures depend on.
-EVALUATED = ("image_size", "resize", "skip_unreadable")
+EVALUATED = ("image_size", "resize", "skip_unreadable", "mask_marks")
 TRAINED = (
     *EVALUATED,
     "batch_size", "seed", "seed_of_split", "crop_size", "image_counterfactual", "mask_share", "mask_quality",

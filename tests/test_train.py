@@ -332,6 +332,8 @@ def test_a_log_can_lie_elsewhere_and_data_that_is_there_is_taken_if_it_is_the_sa
     assert not torch.equal(fit(settings, data=data).model.cls_head.out.weight, full.model.cls_head.out.weight)
     with pytest.raises(RunError, match=r"the data was built with other settings .*: seed: 7 and 42"):
         fit(full.settings, data=data)
+    with pytest.raises(RunError, match="mask_marks: 'auto' and 'defect'$"):  # which decides what masks are left out
+        fit(settings.changed(mask_marks="defect", variant="marks"), data=data)
 
 
 def test_resume_takes_a_periodic_checkpoint_of_another_run_without_its_best_score(finished, shared):
