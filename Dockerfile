@@ -13,5 +13,8 @@ RUN pip install --no-cache-dir --constraint /tmp/install/constraints.txt \
 ENV HOME=/tmp
 USER 1000
 WORKDIR /work
+# It is process 1, for which a SIGTERM without a handler is none: docker stop would wait ten seconds, then kill it. Ctrl-C
+# it answers, and says what goes on.
+STOPSIGNAL SIGINT
 ENTRYPOINT ["gainmtl"]
 CMD ["--help"]
