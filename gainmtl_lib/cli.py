@@ -123,6 +123,14 @@ def given(options: Values) -> Values:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def refuse_several(name: str) -> None:
+    """`LaunchError` where torchrun has started several processes for a command of one."""
+    found = Launch.found()
+    if found.launcher == "torchrun" and found.count > 1:
+        why = f"gainmtl {name} is for one process, and torchrun started {found.count}"
+        raise LaunchError(f"{why}; with devices above 1 it starts what a training needs by itself")
+
+
 # --- Strategies
 
 
@@ -383,8 +391,11 @@ def report(run_folder: Path, faithfulness: bool, **options: Any) -> None:
 
 
 @click.group(cls=Commands)
-def efficientad() -> None:
+@click.pass_context
+def efficientad(ctx: click.Context) -> None:
     """EfficientAD: find anomalies from good parts alone."""
+    if ctx.invoked_subcommand != "train":
+        refuse_several(f"efficientad {ctx.invoked_subcommand}")
 
 
 @efficientad.command("train")
@@ -553,10 +564,8 @@ SPELLING = {"token_normalize_func": lambda token: token.replace("_", "-"), "help
 def main(ctx: click.Context) -> None:
     """Defect classification that is right for the right reason."""
     show_progress()
-    found, name = Launch.found(), ctx.invoked_subcommand
-    if found.launcher == "torchrun" and found.count > 1 and name not in ("train", "efficientad"):
-        why = f"gainmtl {name} is for one process, and torchrun started {found.count}"
-        raise LaunchError(f"{why}; with devices above 1 it starts what a training needs by itself")
+    if ctx.invoked_subcommand not in ("train", "efficientad"):
+        refuse_several(str(ctx.invoked_subcommand))
 
 
 if __name__ == "__main__":

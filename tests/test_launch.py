@@ -108,6 +108,8 @@ def test_of_several_processes_one_speaks_and_other_commands_are_for_one(launched
     assert "did you mean 'devices'?" in told(*wrong, LOCAL_RANK=0) and told(*wrong, LOCAL_RANK=1) == ""
     why = "Error: gainmtl compare is for one process, and torchrun started 8"
     assert why in told("compare", tmp_path, LOCAL_RANK=0)
+    for others in (("distill", tmp_path, tmp_path / "x.safetensors"), ("predict", tmp_path, tmp_path)):
+        assert f"gainmtl efficientad {others[0]} is for one process" in told("efficientad", *others, LOCAL_RANK=0)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     assert "did you mean" in told(*wrong, LOCAL_RANK=1)  # what goes wrong later is another matter in each
 
