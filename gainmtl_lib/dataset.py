@@ -30,7 +30,7 @@ from gainmtl_lib import labels, processes
 from gainmtl_lib.annotations import told_unused
 from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
-from gainmtl_lib.launch import Launch
+from gainmtl_lib.launch import SIDE_BY_SIDE, Launch
 from gainmtl_lib.layouts import TEST_SPLITS, Scan, key_of
 from gainmtl_lib.pictures import Mask, read_image, read_soft_mask
 from gainmtl_lib.progress import counted
@@ -344,7 +344,7 @@ def load_picture(image: str, mask: str | None, *, image_size: tuple[int, int], r
 def _fits_memory(samples: pd.DataFrame, image_size: tuple[int, int]) -> bool:
     """Whether half of the free memory holds all pictures decoded; a line where it does not."""
     needed = image_size[0] * image_size[1] * (3 * len(samples) + int(samples["mask"].notna().sum()))
-    needed *= Launch.found().on_node  # each process keeps its own
+    needed *= Launch.found().on_node * int(os.environ.get(SIDE_BY_SIDE, 1))  # each process keeps its own
     free = min(psutil.virtual_memory().available, _left_to_the_group())
     if needed > free / 2:
         told = "%.0f MB of decoded pictures are more than half of the %.0f MB that are free: they are decoded each time"

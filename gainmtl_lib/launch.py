@@ -13,6 +13,8 @@ from gainmtl_lib.settings import RunSettings, UserError
 
 OWN = "GAINMTL_PROCESSES"  # how many there are, in the environment of those that `start_for_each_device` started
 
+SIDE_BY_SIDE = "GAINMTL_SIDE_BY_SIDE"  # how many runs a study makes at once on this machine, in its workers' environment
+
 
 class LaunchError(UserError, RuntimeError):
     """Other processes were started than `devices` and `num_nodes` ask for."""

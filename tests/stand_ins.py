@@ -39,7 +39,8 @@ def stand_in(job: StandIn) -> str | None:
         raise ZeroDivisionError("a mistake")
     if job.name == "lasts":
         time.sleep(600)
-    write(job, f"{os.environ.get('OMP_NUM_THREADS')} threads, daemon {multiprocessing.current_process().daemon}")
+    daemon, beside = multiprocessing.current_process().daemon, os.environ.get("GAINMTL_SIDE_BY_SIDE")
+    write(job, f"{os.environ.get('OMP_NUM_THREADS')} threads, daemon {daemon}, {beside} at once")
     return None
 
 

@@ -202,12 +202,16 @@ def test_a_mask_in_the_stored_frame_of_a_picture_with_an_orientation_tag_is_turn
 
 
 def test_pictures_that_the_memory_cannot_hold_are_decoded_each_time(generic, monkeypatch, caplog):
+    needed, free = SIZE[0] * SIZE[1] * (3 * 18 + 9), SimpleNamespace()
+    monkeypatch.setattr("gainmtl_lib.dataset.psutil.virtual_memory", lambda: free)
+    free.available = 4 * needed
     kept = module(generic)
     assert all(kept.dataset.cached) and not caplog.text
-    few = SimpleNamespace(available=2 * 18 * SIZE[0] * SIZE[1] * 3)
-    monkeypatch.setattr("gainmtl_lib.dataset.psutil.virtual_memory", lambda: few)
+    monkeypatch.setenv("GAINMTL_SIDE_BY_SIDE", "3")  # each of whom keeps as much
     other = module(generic)
     assert not any(other.dataset.cached) and "they are decoded each time" in caplog.text
+    free.available = 6 * needed
+    assert all(module(generic).dataset.cached)
     assert equal(epoch_of(other, 1), epoch_of(kept, 1))
 
 

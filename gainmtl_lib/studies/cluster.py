@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
+from gainmtl_lib.launch import SIDE_BY_SIDE
 from gainmtl_lib.progress import every, show_progress
 from gainmtl_lib.settings import UserError, repository_root
 
@@ -250,6 +251,7 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     threads = max(1, cores() // (workers or 1))
     limits = {
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,  # what the user has set wins
+        f"distributed.nanny.pre-spawn-environ.{SIDE_BY_SIDE}": workers,
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.deploy.lost-worker-timeout": "1 day",  # in 15 s a killed one's successor may not have begun
         "distributed.worker.profile.enabled": False,
@@ -259,7 +261,7 @@ def _connected(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     crew: Any = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0, "preload": [deaf]}
     crew |= {"dashboard_address": None, "silence_logs": logging.ERROR}  # that a worker is lost is told here
     # Dask sets its workers' variables here too, where the next cluster would find them.
-    set_here = {*config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"} - {*os.environ}
+    set_here = {*config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED", SIDE_BY_SIDE} - {*os.environ}
     try:
         with (
             config.set(limits),
