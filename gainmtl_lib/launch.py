@@ -40,8 +40,9 @@ class Launch:
         if "TORCHELASTIC_RUN_ID" in env:
             places = [int(env[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")]
             return cls("torchrun", *places)
-        # Of srun: SLURM_NTASKS stands in a job's script, too, which is one process. So is a shell, by Lightning's rule.
-        tasks, is_shell = int(env.get("SLURM_STEP_NUM_TASKS", 1)), env.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        # Of srun: SLURM_NTASKS stands in a job's script, too, which is one process, as is salloc's shell, whose name the
+        # tasks of an srun in it inherit. Of several tasks of 'srun --pty bash' all but the first end at once.
+        tasks, is_shell = int(env.get("SLURM_STEP_NUM_TASKS", 1)), env.get("SLURM_JOB_NAME") == "bash"
         if tasks > 1 and not is_shell:
             nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
             return cls("slurm", int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, tasks // nodes)

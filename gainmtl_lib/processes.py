@@ -5,6 +5,7 @@ weighted by how many of them each process has. A single process has the whole ba
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -34,7 +35,10 @@ def environment(launch: Launch) -> ClusterEnvironment:
     """Lightning's name for who started the processes. A single one is alone, whatever a SLURM session around it has."""
     if launch.launcher == "torchrun":
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if launch.launcher == "slurm" else LightningEnvironment()
+    if launch.launcher != "slurm":
+        return LightningEnvironment()
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # it was used, which Lightning misses in salloc
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def connect(launch: Launch, settings: RunSettings, device: torch.device) -> None:

@@ -43,10 +43,13 @@ def test_processes_are_found_by_what_a_launcher_says(launched):
     assert Launch.found() == Launch() == Launch.of(asked(4)) and Launch().is_main
     launched({"SLURM_NTASKS": 8, "SLURM_PROCID": 0})  # in a job's script, without srun
     assert Launch.of(asked(4)) == Launch()
-    launched(SLURM, SLURM_JOB_NAME="interactive")  # its shell
+    launched(SLURM, SLURM_JOB_NAME="bash")  # srun --pty bash, of whose tasks one stays
     assert Launch.of(asked(4)) == Launch()
-    launched(SLURM, SLURM_JOB_NAME="x")
-    assert Launch.of(asked(4, 2)) == Launch("slurm", rank=5, local_rank=1, count=8, on_node=4)
+    launched(SLURM, SLURM_JOB_NAME="interactive", SLURM_STEP_NUM_TASKS=1)  # salloc's shell
+    assert Launch.of(asked(4)) == Launch()
+    for name in ("interactive", "x"):  # srun in that shell, or in a script
+        launched(SLURM, SLURM_JOB_NAME=name)
+        assert Launch.of(asked(4, 2)) == Launch("slurm", rank=5, local_rank=1, count=8, on_node=4)
     assert Launch.of(asked(1)) == Launch()  # each task is a run of its own
     launched(TORCHRUN)  # which srun may have started on each node
     assert Launch.of(asked(4, 2)) == Launch("torchrun", rank=5, local_rank=1, count=8, on_node=4)

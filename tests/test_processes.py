@@ -1,6 +1,7 @@
 """Parts of a batch, and what two processes learn: what a single one does, whether they are asked or trained."""
 
 import json
+import warnings
 
 import pandas as pd
 import pytest
@@ -52,12 +53,16 @@ def test_each_process_loads_its_part_of_every_batch_and_what_all_load_counts_onc
     assert (alone.rank, alone.count) == (0, 1) and alone.__getitems__("abc") == ["a", "b", "c"]
 
 
-def test_lightning_is_told_who_started_the_processes(monkeypatch):
-    for name, value in {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "x"}.items():
+def test_lightning_is_told_who_started_the_processes_and_tells_nobody_otherwise(monkeypatch, tmp_path):
+    for name, value in {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "interactive"}.items():  # srun in salloc
         monkeypatch.setenv(f"SLURM_{name}", value)
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     kinds = {"none": LightningEnvironment, "gainmtl": LightningEnvironment}
     for launcher, kind in (kinds | {"torchrun": TorchElasticEnvironment, "slurm": SLURMEnvironment}).items():
-        made = processes.environment(Launch(launcher))
+        with warnings.catch_warnings(record=True) as told:
+            made = processes.environment(Launch(launcher))
+        assert not told
         assert type(made) is kind and not getattr(made, "auto_requeue", False)
 
 
