@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -18,6 +19,10 @@ SIDE_BY_SIDE = "GAINMTL_SIDE_BY_SIDE"  # how many runs a study makes at once on 
 
 class LaunchError(UserError, RuntimeError):
     """Other processes were started than `devices` and `num_nodes` ask for."""
+
+
+class ProcessError(UserError, RuntimeError):
+    """A process of a run that was killed; names the signal."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def start_for_each_device(function: Callable[..., Any], settings: RunSettings, *
     use a GPU that the notebook has used nor the threads of OpenMP; nor can a notebook, or a test, be run once more for
     each process, as Lightning does with a script. So what is given must be of modules, and pickled.
 
-    What the function raises as `UserError`, or for want of memory, is raised here.
+    What the function raises as `UserError`, or for want of memory, is raised here. `ProcessError`: one was killed.
     """
     from torch.multiprocessing import get_context  # a command's --help does not wait for PyTorch
     from torch.multiprocessing.spawn import ProcessException, start_processes
@@ -100,7 +105,11 @@ def start_for_each_device(function: Callable[..., Any], settings: RunSettings, *
     try:
         while not context.join(grace_period=10):
             pass
-    except ProcessException:
+    except ProcessException as error:
+        if killed := getattr(error, "signal_name", None):
+            advice = "take a smaller image_size or batch_size, or cache_images: false"
+            why = f", most likely for want of memory; {advice}" if killed == "SIGKILL" else ""
+            raise ProcessError(f"process {error.error_index} was killed ({killed}){why}") from None
         if errors.empty():
             raise
         raise errors.get() from None
@@ -115,6 +124,8 @@ def _run(
     rank: int, count: int, port: int, level: int | None, errors: Any, function: Callable[..., Any],
     settings: RunSettings, options: dict[str, Any],
 ) -> None:  # fmt: skip
+    # A worker of a study ignores it, which is inherited; and it is what tells that the parent is gone.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {OWN: str(count), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if level is not None:

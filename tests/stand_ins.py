@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class HeldElsewhere(Exception):
@@ -42,6 +42,14 @@ def stand_in(job: StandIn) -> str | None:
     daemon, beside = multiprocessing.current_process().daemon, os.environ.get("GAINMTL_SIDE_BY_SIDE")
     write(job, f"{os.environ.get('OMP_NUM_THREADS')} threads, daemon {daemon}, {beside} at once")
     return None
+
+
+def hears_ctrl_c_and_is_killed(settings: Any) -> None:
+    """Of a run's processes one; it returns where it is deaf."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write(job: StandIn, line: str) -> None:

@@ -1,18 +1,20 @@
 """Who started the processes, what is refused, and a training that torchrun started."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import yaml
+from stand_ins import hears_ctrl_c_and_is_killed
 from tiny import tiny_settings
 
 from gainmtl_lib import cli
 from gainmtl_lib import train as training
 from gainmtl_lib.cli import main
-from gainmtl_lib.launch import Launch, LaunchError
+from gainmtl_lib.launch import Launch, LaunchError, ProcessError, start_for_each_device
 from gainmtl_lib.runs import load_run
 from gainmtl_lib.settings import Settings, repository_root
 from gainmtl_lib.train import fit, to_be_started
@@ -96,6 +98,16 @@ def test_processes_are_started_where_nobody_has_and_something_is_left_to_train(l
     assert not to_be_started(settings.changed(devices=1), Launch(), force=False)
     monkeypatch.setattr("gainmtl_lib.runs.run_status", lambda folder: "complete")
     assert to_be_started(settings, Launch(), force=True) and not to_be_started(settings, Launch(), force=False)
+
+
+def test_each_process_hears_ctrl_c_though_its_parent_ignores_it_and_one_that_is_killed_is_told():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told = r"^process 0 was killed \(SIGKILL\), most likely for want of memory; take a smaller image_size or batch_size"
+    try:
+        with pytest.raises(ProcessError, match=told):
+            start_for_each_device(hears_ctrl_c_and_is_killed, asked(1))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_of_several_processes_one_speaks_and_other_commands_are_for_one(launched, monkeypatch, tmp_path, capsys):
