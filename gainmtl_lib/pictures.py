@@ -154,8 +154,8 @@ def _reason(raw: NDArray[np.uint8]) -> str:
                 return f"has pixels that are {'int32' if picture.mode == 'I' else 'float32'}; {INTEGERS}"
     except Image.DecompressionBombError as error:
         return f"is too large: {error}; {advice}"
-    except (OSError, SyntaxError, ValueError):
-        with contextlib.suppress(Exception):  # PIL's parsers raise anything
+    except Exception:  # PIL's parsers raise anything
+        with contextlib.suppress(Exception):
             return f"has pixels that are {_of_tiff(raw)}; {INTEGERS}"
     return "is truncated or not an image; replace the file"
 
@@ -175,13 +175,13 @@ def _of_tiff(raw: NDArray[np.uint8]) -> str:
 def _check_frames(raw: NDArray[np.uint8], path: str | Path) -> None:
     if not raw[:4].tobytes().startswith(SEVERAL) and raw[4:8].tobytes() != b"ftyp":
         return
-    # What PIL cannot open, the decoder may: it is the one to complain.
-    with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError):
-        with Image.open(BytesIO(raw.tobytes())) as picture:
-            frames, kind = getattr(picture, "n_frames", 1), picture.format
-        if frames > 1:
-            told = f"holds {frames} frames ({kind}); expected one picture"
-            raise UnreadableError(f"{path}: {told}: save the frame that is meant as a file of its own")
+    frames, kind = 1, None
+    # What PIL cannot read, raising anything, the decoder may: it is the one to complain.
+    with contextlib.suppress(Exception), Image.open(BytesIO(raw.tobytes())) as picture:
+        frames, kind = getattr(picture, "n_frames", 1), picture.format
+    if frames > 1:
+        told = f"holds {frames} frames ({kind}); expected one picture"
+        raise UnreadableError(f"{path}: {told}: save the frame that is meant as a file of its own")
 
 
 # --- Which pixels of a mask are defect
@@ -210,8 +210,8 @@ def read_mask_pixels(path: str | Path) -> MaskPixels:
     `UnreadableError` as for `read_image`; `DataError` where defect and background cannot be told apart.
     """
     raw = _bytes(path, "mask")
-    shown, unopened = None, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-    with contextlib.suppress(*unopened), Image.open(BytesIO(raw.tobytes())) as picture:
+    shown = None
+    with contextlib.suppress(Exception), Image.open(BytesIO(raw.tobytes())) as picture:
         if picture.mode in ("P", "PA", "LA", "RGBA"):  # what OpenCV would turn into colours, or drop
             shown = ImageOps.exif_transpose(picture)
     if shown is not None:

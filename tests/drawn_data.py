@@ -1,6 +1,7 @@
 """Small datasets drawn on the spot; no test needs data from elsewhere."""
 
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,3 +65,11 @@ def write_generic(
 def truncate_file(path: Path) -> None:
     """Cut a picture short, as an interrupted copy does."""
     path.write_bytes(path.read_bytes()[:60])
+
+
+def spoil_tiff(path: Path) -> None:
+    """Let a TIFF's only page say that another one follows, where none is."""
+    raw = bytearray(path.read_bytes())
+    head = struct.unpack_from("<I", raw, 4)[0]
+    struct.pack_into("<I", raw, head + 2 + 12 * struct.unpack_from("<H", raw, head)[0], 2)
+    path.write_bytes(raw)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drawn_data import write_picture
+from drawn_data import spoil_tiff, write_picture
 from PIL import Image
 
 from gainmtl_lib.findings import DataError, UnreadableError
@@ -204,10 +204,24 @@ def test_pictures_that_are_not_decoded_are_named_as_what_they_are(tmp_path, monk
     path = write_picture(tmp_path / "cut.png")
     path.write_bytes(path.read_bytes()[:60])
     assert refused(path) == "is truncated or not an image; replace the file"
+    path = saved(tmp_path, pages.convert("RGB"), "x.avif")
+    path.write_bytes(path.read_bytes().replace(b"pitm", b"none"))
+    assert refused(path) == "is truncated or not an image; replace the file"
+    with pytest.raises(UnreadableError, match="mask is truncated or not an image"):
+        read_mask_pixels(path)
     monkeypatch.setattr("gainmtl_lib.pictures.LARGEST", 100)
     monkeypatch.setattr("gainmtl_lib.pictures.cv2.imdecode", lambda *_: None)
     large = "has 12x16 (height x width), 192 pixels; OpenCV decodes up to 100: cut it into parts"
     assert refused(write_picture(tmp_path / "large.png")).startswith(large)
+
+
+def test_a_tiff_whose_other_pages_pil_cannot_count_is_the_decoders_to_judge(tmp_path):
+    path = write_picture(tmp_path / "a.tif")
+    whole = read_image(path)
+    spoil_tiff(path)
+    with Image.open(path) as picture, pytest.raises(TypeError):
+        picture.n_frames  # noqa: B018
+    np.testing.assert_array_equal(read_image(path), whole)
 
 
 def test_pictures_of_any_suffix_are_found_below_linked_folders_and_not_among_what_computers_add(tmp_path):

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from anomaly_runs import tiny_anomaly_settings, write_anomaly_run
-from drawn_data import truncate_file, write_picture
+from drawn_data import spoil_tiff, truncate_file, write_picture
 from test_commands import done, refused, run
 from tiny import tiny_settings
 
@@ -80,6 +80,9 @@ def test_pixels_are_judged_too_and_a_bad_picture_stops_no_other(trained, tmp_pat
     assert found[0].probability == found[2].probability and found[0].verdict in ("gut", "schlecht")
     assert "b.png: image is truncated or not an image" in found[1].error and found[1].verdict == ""
     assert found[2].image == "[2]" and "no.png" in found[3].error
+    spoilt = write_picture(tmp_path / "c.tif")
+    spoil_tiff(spoilt)
+    assert [one.error for one in Predictor(trained.folder)([spoilt, good])] == ["", ""]
 
 
 def test_the_threshold_is_given_or_chosen_for_a_recall_on_the_runs_validation(trained, anomalies):
