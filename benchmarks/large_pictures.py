@@ -101,7 +101,7 @@ def measured(folder: Path) -> dict[str, Any]:
             large[path] = label
     for how, tile in (("resized", None), ("in tiles", PART)):
         began, found = time.monotonic(), []
-        for said in Predictor(run, tile_size=tile)(large):
+        for said in Predictor(run, tile_size=tile, keep_pictures=True)(large):
             found.append((large[Path(said.image)], said.verdict == "defective", said.probability))
             if said is not None and tile and large[Path(said.image)]:
                 (folder / "drawn.jpg").write_bytes(encode(drawn(said, absolute=True)))

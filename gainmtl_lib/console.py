@@ -318,8 +318,9 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
     asked = SimpleNamespace(**options)
     judging = {name: getattr(asked, name) for name in ("device", "threads", "trust")}
     names = ("threshold", "required_recall", "novelty", "tile_size", "tile_overlap", "class_names")
-    predictor = Predictor(model, **{name: getattr(asked, name) for name in names}, **judging)
     drawn = (asked.vis_dir or asked.output.with_suffix("")) if asked.visualize or asked.vis_dir else None
+    judging["keep_pictures"] = drawn is not None
+    predictor = Predictor(model, **{name: getattr(asked, name) for name in names}, **judging)
     folders = [Path(place) for place in places]
     pictures = folders if asked.watch else pictures_in(places)
     base = Path(os.path.commonpath([path.absolute() if path.is_dir() else path.absolute().parent for path in pictures]))

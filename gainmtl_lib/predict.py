@@ -8,8 +8,9 @@ import csv
 import glob
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from io import StringIO
@@ -34,7 +35,10 @@ from gainmtl_lib.pictures import image_files
 from gainmtl_lib.runs import FileError, Run, atomic_path, written
 
 Pixels = NDArray[np.uint8]
-AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the memory, whatever the pictures
+AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the network's memory, whatever the pictures
+MOST_AT_ONCE = 32  # pictures of a batch: bounds what is held of them, however small the network's input
+AHEAD = min(32, (os.cpu_count() or 1) + 2)  # pictures that are decoded while others are judged
+AHEAD_WHOLE = 2  # and of those that are looked at as large as they are
 LONGEST_SHOWN = 2048  # pixels of the longer side, at which a larger picture is shown, and its defects are outlined
 
 
@@ -59,7 +63,7 @@ class Prediction:
     model: str = ""  # which run, by its weights, and how it was used
     error: str = ""
     share: NDArray[np.float32] | None = None  # the deciding map in [0, 1] on its absolute scale, of the picture alone
-    picture: Pixels | None = None  # as given, at most `LONGEST_SHOWN` pixels long
+    picture: Pixels | None = None  # as given, at most `LONGEST_SHOWN` pixels long; of a `Predictor` that keeps them
 
     @property
     def row(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class Predictor:
             at the size and in the tiles of the training.
         tile_overlap: share of a tile that neighbours have in common, in [0, 0.5]; None is the training's.
         class_names: of normal and defective, in any language.
+        keep_pictures: with what is said of them, to be `drawn`.
         judging: `device`, `threads` and `trust` of `open_judge`.
 
     `DataError`: both a threshold and a recall, one out of range, no validation defects to choose by, or tiles that the
@@ -117,6 +122,7 @@ class Predictor:
         tile_size: tuple[int, int] | None = None,
         tile_overlap: float | None = None,
         class_names: Sequence[str] | None = None,
+        keep_pictures: bool = False,
         **judging: Any,
     ) -> None:
         self.judge = copy.copy(place) if isinstance(place, Judge) else open_judge(place, **judging)
@@ -128,7 +134,7 @@ class Predictor:
                 f"{novelty}: of {self.novelty.card.system}, which knows nothing new; give an EfficientAD run"
             )
         self.class_names = tuple(class_names or card.class_names)
-        self.tile_size = tile_size
+        self.tile_size, self.keep_pictures = tile_size, keep_pictures
         changed: dict[str, Any] = {} if tile_overlap is None else {"tile_overlap": tile_overlap}
         if tile_size is not None:
             if not self.judge.any_size and tile_size != card.input_size:
@@ -154,17 +160,19 @@ class Predictor:
 
     def __call__(self, pictures: Iterable[Any]) -> Iterator[Prediction]:
         """Predictions of pictures, paths or what `read_picture` takes, in their order; decoded in the background."""
-        at_once = max(1, AT_ONCE // (self.card.input_size[0] * self.card.input_size[1]))
-        ahead = 2 if self.in_tiles else 2 * at_once
-        numbered = enumerate(pictures)
+        count, ahead = (1, AHEAD_WHOLE) if self.in_tiles else (_at_once(self.card), AHEAD)
         with ThreadPoolExecutor() as pool:
-            waiting: list[Future[_Read]] = [pool.submit(self._read, *one) for one in islice(numbered, ahead)]
-            while waiting:
-                count = 1 if self.in_tiles else at_once
-                batch = [one.result() for one in waiting[:count]]
-                del waiting[:count]
-                waiting += [pool.submit(self._read, *one) for one in islice(numbered, ahead - len(waiting))]
-                yield from self._judged(batch, at_once)
+            coming = self._read_ahead(pool, pictures, ahead)
+            for first in coming:
+                yield from self._judged([first, *islice(coming, count - 1)])
+
+    def _read_ahead(self, pool: ThreadPoolExecutor, pictures: Iterable[Any], ahead: int) -> Iterator[_Read]:
+        numbered = enumerate(pictures)
+        waiting = deque(pool.submit(self._read, *one) for one in islice(numbered, ahead))
+        while waiting:
+            read = waiting.popleft().result()
+            waiting.extend(pool.submit(self._read, *one) for one in islice(numbered, 1))
+            yield read
 
     def _read(self, number: int, picture: Any) -> _Read:
         name = str(picture) if isinstance(picture, str | os.PathLike) else f"[{number}]"
@@ -175,23 +183,24 @@ class Predictor:
         size, other = (pixels.shape[0], pixels.shape[1]), None
         if self.novelty is not None:
             other = resize_image(pixels, self.novelty.card.image_size, self.novelty.card.resize)
-        small = size if max(size) <= LONGEST_SHOWN else fitting(size, LONGEST_SHOWN)
-        shown = resize_image(pixels, small, "squash")
+        shown = None
+        if self.keep_pictures:
+            small = size if max(size) <= LONGEST_SHOWN else fitting(size, LONGEST_SHOWN)
+            shown = resize_image(pixels, small, "squash")
         if self.tile_size is None:
             pixels = resize_image(pixels, self.card.image_size, self.card.resize)
         return _Read(name, size, pixels, shown, other)
 
-    def _judged(self, batch: Sequence[_Read], at_once: int) -> Iterator[Prediction]:
-        there = [one for one in batch if one.pixels is not None]
-        told: list[Judged] = []
-        if there and self.in_tiles:
-            told = [self.judge.judge_in_tiles(one.pixels, at_once) for one in there if one.pixels is not None]
-        elif there:
-            told = self.judge.judge(np.stack([one.pixels for one in there if one.pixels is not None]))
+    def _judged(self, batch: Sequence[_Read]) -> Iterator[Prediction]:
+        there = [one.pixels for one in batch if one.pixels is not None]
+        if self.in_tiles:
+            told = [self.judge.judge_in_tiles(pixels, _at_once(self.card)) for pixels in there]
+        else:
+            told = _in_parts(self.judge, there)
         novelties: list[float | None] = [None] * len(there)
-        if there and self.novelty is not None:
-            seen = np.stack([one.for_novelty for one in there if one.for_novelty is not None])
-            novelties = [one.score for one in self.novelty.judge(seen)]
+        if self.novelty is not None:
+            seen = [one.for_novelty for one in batch if one.for_novelty is not None]
+            novelties = [one.score for one in _in_parts(self.novelty, seen)]
         answers = iter(zip(told, novelties, strict=True))
         for one in batch:
             yield (
@@ -226,6 +235,17 @@ class Predictor:
             share=enlarged_share(judged.map, card.scale, size)[place],
             picture=read.shown,
         )  # fmt: skip
+
+
+def _at_once(card: Card) -> int:
+    return max(1, min(MOST_AT_ONCE, AT_ONCE // (card.input_size[0] * card.input_size[1])))
+
+
+def _in_parts(judge: Judge, pictures: Sequence[Pixels]) -> list[Judged]:
+    """What a model says of pictures of its input size, as many at once as its own memory bears."""
+    count = _at_once(judge.card)
+    parts = (pictures[start : start + count] for start in range(0, len(pictures), count))
+    return [said for part in parts for said in judge.judge(np.stack(part))]
 
 
 CELL = 4  # pixels of a cell of EfficientAD's map

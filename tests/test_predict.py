@@ -127,6 +127,20 @@ class Bright(Judge):
         return [None, None, maps.max((1, 2)), maps, np.kron(maps, np.ones((4, 4)))]
 
 
+def test_few_pictures_are_held_however_small_the_input_and_each_network_takes_its_own_number_of_them():
+    coming = (np.zeros((90, 80, 3), np.uint8) for _ in range(200))
+    predictor, novelty = Predictor(Bright()), Bright()
+    novelty.card = novelty.card.model_copy(update={"input_size": (1024, 1024), "novelty_threshold": 0.5})
+    predictor.novelty = novelty
+    found = predictor(coming)
+    assert next(found).picture is None
+    assert 200 - len(list(coming)) == module.MOST_AT_ONCE + module.AHEAD  # drawn from before the first answer
+    assert len(list(found)) == module.MOST_AT_ONCE + module.AHEAD - 1
+    assert max(shape[0] for shape in predictor.judge.seen) == 32 and max(shape[0] for shape in novelty.seen) == 2
+    kept = next(Predictor(Bright(), keep_pictures=True)([np.zeros((90, 4096, 3), np.uint8)]))
+    assert kept.picture.shape == (45, 2048, 3)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (64, 160), (200, 170), (30, 100)])
 def test_tiles_of_a_large_picture_join_to_the_map_of_the_whole_and_bound_what_is_judged_at_once(size):
     pixels, judge = np.random.default_rng(0).integers(0, 256, (*size, 1), dtype=np.uint8).repeat(3, 2), Bright()
