@@ -32,7 +32,7 @@ from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.layouts import SPLITS, TEST_SPLITS
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pictures_in, write_drawn
+from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pictures_in, readable, write_drawn
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import AnySettings, Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
@@ -340,7 +340,7 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
                     failed.append(prediction.error)
                     continue
                 if len(shown) < SHOWN:
-                    shown[prediction.image] = prediction
+                    shown[readable(prediction.image)] = _verdict_row(prediction)
                 if drawn is not None:
                     write_drawn(prediction, drawn, base, absolute=predictor.card.scale is not None)
         except KeyboardInterrupt:
@@ -348,7 +348,7 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
                 raise
     if shown:
         names = _told_apart([Path(name) for name in shown])
-        rows = {name: _verdict_row(prediction) for name, prediction in zip(names, shown.values(), strict=True)}
+        rows = dict(zip(names, shown.values(), strict=True))
         title = f"threshold {predictor.threshold:.3f} ({predictor.threshold_from})"
         console.print(frame_table(title, pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")))
     told = ", ".join(f"{counts[name]} {name}" for name in predictor.class_names)
@@ -368,7 +368,7 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
 
 def _judged(predictor: Predictor, pictures: Sequence[Path], file: VerdictFile) -> Iterator[Prediction]:
     """Predictions of the pictures that have no verdict yet."""
-    left = [path for path in pictures if str(path) not in file.done]
+    left = [path for path in pictures if readable(path) not in file.done]
     return counted(predictor(left), len(left), "judged", log=logger)
 
 

@@ -78,7 +78,14 @@ COLUMNS = [field.name for field in fields(Prediction) if field.name not in ("sha
 
 
 def _written(value: Any) -> Any:
-    return f"{value:.9g}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return readable(value) if isinstance(value, str) else value
+
+
+def readable(name: str | Path) -> str:
+    """A name that can be written and printed: what is not UTF-8 in a file's is escaped, as in ``caf\\xe9.png``."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class _Read(NamedTuple):
@@ -179,7 +186,7 @@ class Predictor:
         try:
             pixels = read_picture(picture, name)
         except DataError as error:
-            return _Read(name, error=str(error))
+            return _Read(name, error=readable(str(error)))
         size, other = (pixels.shape[0], pixels.shape[1]), None
         if self.novelty is not None:
             other = resize_image(pixels, self.novelty.card.image_size, self.novelty.card.resize)
@@ -308,7 +315,7 @@ GIVEN_UP_AFTER = 10.0  # seconds without a change, after which a file that canno
 class Arrivals:
     """New pictures in folders that something fills, each once it is whole.
 
-    Folders are listed again and again: on network drives nothing tells of a new file.
+    Folders are listed again and again: on network drives nothing tells of a new file. `known` are `readable` names.
     """
 
     def __init__(self, folders: Sequence[Path], known: Iterable[str]) -> None:
@@ -321,7 +328,7 @@ class Arrivals:
     def ready(self) -> list[Path]:
         """Pictures that have not changed for `WHOLE_AFTER`, and were not given out before."""
         now, whole = time.monotonic(), []
-        for path in (path for folder in self.folders for path in image_files(folder) if str(path) not in self.known):
+        for path in (one for folder in self.folders for one in image_files(folder) if readable(one) not in self.known):
             with suppress(OSError):  # gone again
                 stat = path.stat()
                 state = (stat.st_size, stat.st_mtime_ns)
@@ -329,7 +336,7 @@ class Arrivals:
                 self._seen[path] = (state, since if before == state else now)
                 if before == state and now - since >= WHOLE_AFTER:
                     whole.append(path)
-        self.known |= {str(path) for path in whole}
+        self.known |= {*map(readable, whole)}
         return whole
 
     def try_again(self, path: Path) -> bool:
@@ -338,7 +345,7 @@ class Arrivals:
         if time.monotonic() - since >= GIVEN_UP_AFTER or not path.is_file():
             self._seen.pop(path)
             return False
-        self.known.discard(str(path))
+        self.known.discard(readable(path))
         return True
 
 
@@ -348,8 +355,8 @@ class Arrivals:
 class VerdictFile:
     """A CSV file that grows by a row for each picture as it is judged; an interruption loses none.
 
-    Opened again it goes on: `done` are the pictures that have a verdict. Rows of pictures that could not be read are
-    dropped, and so is a line that was left half-written.
+    Opened again it goes on: `done` are the pictures that have a verdict, by their `readable` names. Rows of pictures
+    that could not be read are dropped, and so is a line that was left half-written.
 
     `DataError`: the file is no table of verdicts, or of another model or threshold. `FileError`: it cannot be written,
     or another process writes to it.
@@ -385,7 +392,7 @@ class VerdictFile:
             told = f"its columns are not those of verdicts ({', '.join(reader.fieldnames or ())[:200]})"
             raise DataError(f"{self.path}: {told}; choose another --output, or write over it with --force")
         kept = [row for row in reader if row["verdict"]]
-        own = {"model": predictor.model, "threshold": str(_written(predictor.threshold))}
+        own = {"model": _written(predictor.model), "threshold": str(_written(predictor.threshold))}
         for name, value in own.items():
             if others := {row[name] for row in kept} - {value}:
                 told = f"holds verdicts of {name} {min(others)}, asked for is {value}"

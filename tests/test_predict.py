@@ -2,11 +2,13 @@
 
 import csv
 import errno
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -203,6 +205,26 @@ def test_the_table_goes_on_where_it_was_left_and_tries_unreadable_pictures_again
     assert not any(row["error"] for row in table(out))
 
 
+def test_a_name_that_is_not_utf_8_is_written_escaped_and_found_again(trained, tmp_path):
+    picture = write_picture(tmp_path / "in/a.png", size=(64, 64))
+    try:
+        good, bad = (tmp_path / "in" / os.fsdecode(name) for name in (b"caf\xe9.png", b"\xe9.png"))
+        shutil.copy(picture, good)
+        bad.write_bytes(b"")
+    except (OSError, UnicodeError):
+        pytest.skip("file names are UTF-8 here")
+    call, out = ("predict", trained.folder, tmp_path / "in", "--output", tmp_path / "v.csv"), tmp_path / "v.csv"
+    result = run(*call, "--visualize")
+    assert "2 judged" in result.output and r"\xe9.png: image is empty" in result.output and result.exit_code == 1
+    written = {Path(row["image"]).name: row["error"] for row in table(out)}
+    assert [*written] == ["a.png", r"caf\xe9.png", r"\xe9.png"]
+    assert r"in/\xe9.png: image is empty" in written[r"\xe9.png"]
+    bad.unlink()
+    assert "0 judged" in done(*call) and len(table(out)) == 2
+    arrivals = Arrivals([tmp_path / "in"], {row["image"] for row in table(out)})
+    assert arrivals.ready() == [] and not arrivals._seen
+
+
 def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_path):
     picture, out = write_picture(tmp_path / "a.png", size=(64, 64)), tmp_path / "v.csv"
     done("predict", trained.folder, picture, "--output", out)
@@ -234,6 +256,18 @@ def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_p
         file.add(Prediction("a.png", error="unreadable"))
     VerdictFile(tmp_path / "w.csv", Predictor(trained.folder)).__exit__()  # the lock is free again
     assert "nowhere.png: no such picture" in refused("predict", trained.folder, "nowhere.png")
+
+
+def test_a_prediction_is_let_go_of_once_its_row_is_written(trained, tmp_path, monkeypatch):
+    for number in range(4):
+        write_picture(tmp_path / f"in/{number}.png", size=(64, 64))
+    told, alive, add = [], [], VerdictFile.add
+    monkeypatch.setattr(VerdictFile, "add", lambda file, said: told.append(weakref.ref(said)) or add(file, said))
+    monkeypatch.setattr(
+        "gainmtl_lib.console._verdict_row", lambda _: alive.append(sum(one() is not None for one in told)) or {}
+    )
+    done("predict", trained.folder, tmp_path / "in", "--output", tmp_path / "v.csv")
+    assert len(alive) == 4 and max(alive) <= 2
 
 
 def test_places_are_files_folders_and_patterns_and_each_picture_comes_once(tmp_path):
