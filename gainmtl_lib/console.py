@@ -32,7 +32,7 @@ from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import box_labels_of
 from gainmtl_lib.layouts import SPLITS, TEST_SPLITS
 from gainmtl_lib.metrics import MapScale
-from gainmtl_lib.predict import Arrivals, Prediction, Predictor, VerdictFile, pictures_in, readable, write_drawn
+from gainmtl_lib.predict import Arrivals, Drawings, Prediction, Predictor, VerdictFile, pictures_in, readable
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import AnySettings, Run, RunError, atomic_path, write_json
 from gainmtl_lib.settings import Settings
@@ -318,18 +318,17 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
     asked = SimpleNamespace(**options)
     judging = {name: getattr(asked, name) for name in ("device", "threads", "trust")}
     names = ("threshold", "required_recall", "novelty", "tile_size", "tile_overlap", "class_names")
-    drawn = (asked.vis_dir or asked.output.with_suffix("")) if asked.visualize or asked.vis_dir else None
+    folders = [Path(place) for place in places]
+    drawn = _drawing_folder(asked, folders)
     judging["keep_pictures"] = drawn is not None
     predictor = Predictor(model, **{name: getattr(asked, name) for name in names}, **judging)
-    folders = [Path(place) for place in places]
     pictures = folders if asked.watch else pictures_in(places)
-    base = Path(os.path.commonpath([path.absolute() if path.is_dir() else path.absolute().parent for path in pictures]))
-    for folder in folders:
-        if drawn is not None and folder.is_dir() and drawn.absolute().is_relative_to(folder.absolute()):
-            told = f"{drawn} lies in {folder}, and what is drawn there would be judged as well"
-            raise DataError(f"{told}; choose another place with --vis-dir")
+    drawings = None
+    if drawn is not None:
+        base = os.path.commonpath([os.path.abspath(path if path.is_dir() else path.parent) for path in pictures])
+        drawings = Drawings(drawn, base, absolute=predictor.card.scale is not None)
     counts, failed, shown = Counter(), [], {}
-    with VerdictFile(asked.output, predictor, force=asked.force) as file:
+    with VerdictFile(asked.output, predictor, drawings=drawings, force=asked.force) as file:
         went_before = len(file.done)
         try:
             coming = _as_they_come(predictor, folders, file) if asked.watch else _judged(predictor, pictures, file)
@@ -341,8 +340,6 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
                     continue
                 if len(shown) < SHOWN:
                     shown[readable(prediction.image)] = _verdict_row(prediction)
-                if drawn is not None:
-                    write_drawn(prediction, drawn, base, absolute=predictor.card.scale is not None)
         except KeyboardInterrupt:
             if not asked.watch:
                 raise
@@ -364,6 +361,22 @@ def predict_and_report(console: Console, model: Path, places: Sequence[str], **o
         console.print(f"pictures: {escape(str(drawn))}")
     console.print(f"verdicts: {escape(str(asked.output))}")
     return not failed
+
+
+def _drawing_folder(asked: SimpleNamespace, folders: Sequence[Path]) -> Path | None:
+    """Where pictures of verdicts are drawn, if at all; `DataError` where the table is, or among what is judged."""
+    if not (asked.visualize or asked.vis_dir):
+        return None
+    drawn = asked.vis_dir or asked.output.with_suffix("")
+    own = Path(os.path.abspath(drawn))
+    if own == Path(os.path.abspath(asked.output)):
+        told = f"{drawn} would be both the table and the folder of the pictures drawn"
+        raise DataError(f"{told}; give --output a suffix, such as .csv, or choose another place with --vis-dir")
+    for folder in folders:
+        if folder.is_dir() and own.is_relative_to(os.path.abspath(folder)):
+            told = f"{drawn} lies in {folder}, and what is drawn there would be judged as well"
+            raise DataError(f"{told}; choose another place with --vis-dir")
+    return drawn
 
 
 def _judged(predictor: Predictor, pictures: Sequence[Path], file: VerdictFile) -> Iterator[Prediction]:

@@ -60,7 +60,7 @@ class Prediction:
     type_probability: float | None = None  # of this type among them, given that it is a defect
     anomaly_score: float | None = None  # of the EfficientAD run, where one is given
     novel: bool | None = None  # unlike the good parts although it passed
-    model: str = ""  # which run, by its weights, and how it was used
+    model: str = ""  # which run, by its weights, how it was used, and which run flags what is new
     error: str = ""
     share: NDArray[np.float32] | None = None  # the deciding map in [0, 1] on its absolute scale, of the picture alone
     picture: Pixels | None = None  # as given, at most `LONGEST_SHOWN` pixels long; of a `Predictor` that keeps them
@@ -154,11 +154,13 @@ class Predictor:
             raise DataError(f"tile_overlap must lie in [0, 0.5], got {tile_overlap}")
         _check_border(card.model_copy(update=changed), tile_size)
         self.judge.card = self.card = card.model_copy(update=changed)
-        self.model = f"{card.run} {card.weights[:12]}" + f" {card.precision}" * (card.precision != "float32")
+        self.model = _identity(card)
         if self.in_tiles:
             size = f"{self.card.input_size[0]}x{self.card.input_size[1]}"
             self.model += f" in tiles of {size}, {self.card.tile_overlap:g} shared"
             self.model += " as given" if tile_size else ""
+        if self.novelty is not None:
+            self.model += f", novelty by {_identity(self.novelty.card)}"
 
     @property
     def in_tiles(self) -> bool:
@@ -242,6 +244,10 @@ class Predictor:
             share=enlarged_share(judged.map, card.scale, size)[place],
             picture=read.shown,
         )  # fmt: skip
+
+
+def _identity(card: Card) -> str:
+    return f"{card.run} {card.weights[:12]}" + f" {card.precision}" * (card.precision != "float32")
 
 
 def _at_once(card: Card) -> int:
@@ -356,15 +362,19 @@ class VerdictFile:
     """A CSV file that grows by a row for each picture as it is judged; an interruption loses none.
 
     Opened again it goes on: `done` are the pictures that have a verdict, by their `readable` names. Rows of pictures
-    that could not be read are dropped, and so is a line that was left half-written.
+    that could not be read are dropped, and so is a line that was left half-written. With `drawings` each is drawn
+    before its row is written, and those that are not drawn are not done.
 
     `DataError`: the file is no table of verdicts, or of another model or threshold. `FileError`: it cannot be written,
     or another process writes to it.
     """
 
-    def __init__(self, path: Path, predictor: Predictor, *, force: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, predictor: Predictor, *, drawings: "Drawings | None" = None, force: bool = False
+    ) -> None:
+        self.path, self.drawings = path, drawings
         self.done: set[str] = set()
+        self._undrawn: set[str] = set()  # that have a row
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -400,11 +410,17 @@ class VerdictFile:
         if others := {row["verdict"] for row in kept} - {*predictor.class_names}:
             told = f"calls pictures {min(others)}, asked for are {' and '.join(predictor.class_names)}"
             raise DataError(f"{self.path}: {told}; choose another --output, or start anew with --force")
-        self.done = {row["image"] for row in kept}
+        rows = {row["image"] for row in kept}
+        self._undrawn = {image for image in rows if self.drawings is not None and self.drawings.lack(image)}
+        self.done = rows - self._undrawn
         return kept
 
     def add(self, prediction: Prediction) -> None:
-        """Write its row, and see that it is on the disk's side of a crash of this process."""
+        """Draw it, write its row, and see that this is on the disk's side of a crash of this process."""
+        if self.drawings is not None and not prediction.error:
+            self.drawings.add(prediction)
+        if readable(prediction.image) in self._undrawn:
+            return
         with written(self.path):
             self._writer.writerow(prediction.row)
             self._file.flush()
@@ -448,10 +464,26 @@ def drawn(prediction: Prediction, *, absolute: bool) -> Pixels:
     return np.concatenate([panels[0], rim, panels[1]], axis=0 if wide else 1)
 
 
-def write_drawn(prediction: Prediction, folder: Path, base: Path, *, absolute: bool) -> Path:
-    """A JPEG in `folder`, below it as the picture lies below `base`; its own suffix stays in the name."""
-    image = Path(prediction.image).absolute()
-    target = (folder / image.relative_to(base)).with_name(f"{image.name}.jpg")
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(encode(drawn(prediction, absolute=absolute)))
-    return target
+class Drawings:
+    """JPEG files in `folder`, below it as the pictures lie below `base`; their own suffixes stay in the names."""
+
+    def __init__(self, folder: Path, base: str | Path, *, absolute: bool) -> None:
+        self.folder, self.base, self.absolute = folder, _absolute(base), absolute
+
+    def file(self, image: str) -> Path:
+        """Where the drawing of a picture below `base` lies."""
+        own = _absolute(image)
+        return (self.folder / own.relative_to(self.base)).with_name(f"{own.name}.jpg")
+
+    def lack(self, image: str) -> bool:
+        """Whether a picture lies below `base` and is not drawn."""
+        return _absolute(image).is_relative_to(self.base) and not self.file(image).is_file()
+
+    def add(self, prediction: Prediction) -> None:
+        """Draw one."""
+        with atomic_path(self.file(prediction.image)) as temporary:
+            temporary.write_bytes(encode(drawn(prediction, absolute=self.absolute)))
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(readable(os.path.abspath(path)))  # without .., which would lead out of the folder; links stay

@@ -218,19 +218,38 @@ def test_a_name_that_is_not_utf_8_is_written_escaped_and_found_again(trained, tm
     assert "2 judged" in result.output and r"\xe9.png: image is empty" in result.output and result.exit_code == 1
     written = {Path(row["image"]).name: row["error"] for row in table(out)}
     assert [*written] == ["a.png", r"caf\xe9.png", r"\xe9.png"]
-    assert r"in/\xe9.png: image is empty" in written[r"\xe9.png"]
+    assert r"in/\xe9.png: image is empty" in written[r"\xe9.png"] and (tmp_path / r"v/caf\xe9.png.jpg").is_file()
     bad.unlink()
     assert "0 judged" in done(*call) and len(table(out)) == 2
     arrivals = Arrivals([tmp_path / "in"], {row["image"] for row in table(out)})
     assert arrivals.ready() == [] and not arrivals._seen
 
 
-def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, tmp_path):
+def test_what_was_judged_is_drawn_when_that_is_asked_for_and_a_row_waits_for_its_drawing(trained, tmp_path):
+    pictures = [write_picture(tmp_path / f"in/{name}.png", size=(64, 64)) for name in "ab"]
+    out, folder = tmp_path / "v.csv", tmp_path / "v"
+    done("predict", trained.folder, tmp_path / "in", "--output", out)
+    before = out.read_text()
+    call = ("predict", trained.folder, tmp_path / "in", "--output", out, "--visualize")
+    assert "2 judged" in done(*call) and out.read_text() == before and len([*folder.iterdir()]) == 2
+    (folder / "a.png.jpg").unlink()  # as a process killed before it was drawn left it
+    printed = done(*call)
+    assert "1 judged" in printed and "1 were judged before" in printed and (folder / "a.png.jpg").is_file()
+    assert "2 were judged before" in done(*call) and out.read_text() == before
+    other = (*call[:2], pictures[0], "--output", tmp_path / "w.csv", "--vis-dir", out)
+    assert "could not be written" in refused(*other) and table(tmp_path / "w.csv") == []
+    suffix = "would be both the table and the folder of the pictures drawn; give --output a suffix"
+    assert suffix in refused(*call[:3], "--output", tmp_path / "verdicts", "--visualize")
+
+
+def test_a_table_of_another_model_threshold_or_kind_is_left_alone(trained, anomalies, tmp_path):
     picture, out = write_picture(tmp_path / "a.png", size=(64, 64)), tmp_path / "v.csv"
     done("predict", trained.folder, picture, "--output", out)
     before = out.read_text()
     said = refused("predict", trained.folder, picture, "--output", out, "--threshold", "0.9")
     assert "holds verdicts of threshold" in said and "or start anew with --force" in said and out.read_text() == before
+    said = refused("predict", trained.folder, picture, "--output", out, "--efficientad-run", anomalies.folder)
+    assert "holds verdicts of model" in said and ", novelty by " in said and out.read_text() == before
     called = table(out)[0]["verdict"]
     said = refused("predict", trained.folder, picture, "--output", out, "--class-names", "gut", "schlecht")
     assert f"calls pictures {called}, asked for are gut and schlecht; choose another" in said
@@ -287,6 +306,12 @@ def test_pictures_of_verdicts_lie_as_the_pictures_do_and_box_what_is_localized(t
     done("predict", trained.folder, tmp_path / "in", "--output", tmp_path / "v.csv", "--visualize")
     assert sorted(path.relative_to(tmp_path / "v").as_posix() for path in (tmp_path / "v").rglob("*.jpg")) == [
         "a/1.png.jpg", "b/1.png.jpg",
+    ]  # fmt: skip
+    write_picture(tmp_path / "other/1.png", size=(64, 64))
+    places = ("in", "in/../other")
+    done("predict", trained.folder, *(tmp_path / one for one in places), "--output", tmp_path / "w.csv", "--visualize")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("w/**/*.jpg")) == [
+        "w/in/a/1.png.jpg", "w/in/b/1.png.jpg", "w/other/1.png.jpg",
     ]  # fmt: skip
     share = np.zeros((64, 64), np.float32)
     said = module.Prediction(
