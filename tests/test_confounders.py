@@ -64,7 +64,6 @@ def camera(label):
     ("colour balance", {"change": redder}),
     ("border", {"change": marked_at_a_corner}),
     ("image size", {"change": lambda pixels, label: pixels[: SIDE - 4 * label]}),
-    ("bit depth", {"change": lambda pixels, label: pixels if label else pixels[..., 0].copy()}),
     ("file type", {"save": lambda label: {"format": ("PNG", "JPEG")[label], "quality": 95}}),
     ("file type", {"save": lambda label: {"format": "JPEG", "quality": 92 - 2 * label}}),
     (confounders.BYTES, {"save": lambda label: {"format": "JPEG", "quality": 95 - 20 * label}}),
@@ -72,14 +71,7 @@ def camera(label):
     ("time of the camera", {"save": camera}),
 ])  # fmt: skip
 def test_a_property_that_goes_with_the_label_is_found_and_said(tmp_path, name, options):
-    if name == "bit depth":
-        options = {"save": lambda label: {}} | options
-        rows, taken = pictures(tmp_path, count=60)
-        for one, label in zip(taken, rows["label"]):
-            one["bit depth"] = ("L", "RGB")[label]
-    else:
-        rows, taken = pictures(tmp_path, **options)
-    table = predictors(rows, taken)
+    table = predictors(*pictures(tmp_path, **options))
     assert table.loc[name, "auroc"] > 0.9 > 0.85 > table.loc[name, "high"] and table["auroc"].is_monotonic_decreasing
     said = [sentence for sentence in loud(table) if sentence.startswith(f"{name}: ")]
     assert len(said) == 1 and "alone it predicts the class with AUROC" in said[0] and "(chance: 0." in said[0]

@@ -81,7 +81,7 @@ def pictures(count, size=32):
 @pytest.mark.parametrize("strategy", ["S1", "S3", "S6"])
 def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
     model = built(strategy)
-    features, head = faith.deciding_features(model, IMAGES), faith.deciding_head(model)
+    features, head = faith.head_input(model, IMAGES), faith.deciding_head(model)
     torch.testing.assert_close(head(features), model(IMAGES).logits)
     # The head averages first, so the margin's gradient in each cell is the exact map's weight over h * w.
     active = head.hidden(features.mean((2, 3))) > 0
@@ -97,7 +97,7 @@ def test_maps_by_gradient_are_those_of_the_weights_by_hand(strategy):
 
 def test_maps_of_s8s_margin_by_gradient_are_of_the_cells_that_decide():
     model = built("S8", evidence_cells=(3,))
-    features, head = faith.deciding_features(model, IMAGES), faith.deciding_head(model)
+    features, head = faith.head_input(model, IMAGES), faith.deciding_head(model)
     assert head is model.evidence
     torch.testing.assert_close(head(features)[0], model(IMAGES).logits)
     cam, weight = model(IMAGES).cam, head.cell.weight * head.log_scale.exp() / 3
@@ -124,7 +124,7 @@ def test_eigen_cam_is_the_first_component_with_what_stands_out_made_positive():
 
 def test_score_cam_weighs_channels_by_the_margin_seen_through_them(monkeypatch):
     model = built("S3")
-    features = faith.deciding_features(model, IMAGES)
+    features = faith.head_input(model, IMAGES)
     margins = torch.empty(2, 8)
     for place in range(16):
         (which, channel), whole = divmod(place, 8), IMAGES[place // 8]

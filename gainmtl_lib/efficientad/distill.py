@@ -30,7 +30,7 @@ from gainmtl_lib.labels import resize_image
 from gainmtl_lib.pictures import image_files, read_image
 from gainmtl_lib.progress import counted
 from gainmtl_lib.runs import atomic_path
-from gainmtl_lib.settings import AnyPath, ParameterRecord, as_path
+from gainmtl_lib.settings import AnyPath, Count, ParameterRecord, Weight, as_path
 from gainmtl_lib.train import TrainingDivergedError
 
 logger = logging.getLogger(__name__)
@@ -44,17 +44,17 @@ class Distillation(ParameterRecord):
     backbone: str = "wide_resnet101_2"  # lite0 to lite2, any timm name with strides 8 and 16; sees twice `image_size`
     backbone_weights: Annotated[bool | Path, BeforeValidator(as_path)] = True  # by name, a file, or random ones
     model_size: networks.ModelSize = "S"
-    out_channels: networks.Count = 384
+    out_channels: Count = 384
     image_size: Annotated[int, Field(ge=networks.SMALLEST_IMAGE)] = 256
     crop_size: Annotated[int, Field(ge=networks.SMALLEST_IMAGE, multiple_of=4)] | None = None  # learned of a picture
-    steps: networks.Count = 60_000
-    batch_size: networks.Count = 16
+    steps: Count = 60_000
+    batch_size: Count = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1.0e-4
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: down to 0, for few steps
-    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-5
-    statistics_images: networks.Count = 10_000  # that give the targets' mean and deviation
+    weight_decay: Weight = 1.0e-5
+    statistics_images: Count = 10_000  # that give the targets' mean and deviation
     seed: Annotated[int, Field(ge=0)] = 42
-    save_every_n_steps: networks.Count = 1000
+    save_every_n_steps: Count = 1000
     device: str = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 0
 

@@ -23,7 +23,7 @@ from gainmtl_lib.backbone import ModelError, StateDict, read_checkpoint
 from gainmtl_lib.evaluation import file_digest
 from gainmtl_lib.layouts import LAYOUTS
 from gainmtl_lib.runs import EFFICIENTAD
-from gainmtl_lib.settings import AnyPath, ImageSize, Precision, Probability, RunSettings, as_path
+from gainmtl_lib.settings import AnyPath, Count, ImageSize, Precision, Probability, RunSettings, Weight, as_path
 
 ModelSize = Literal["S", "M"]
 
@@ -33,9 +33,6 @@ MVTEC_CATEGORIES = (  # five textures, ten objects
     "carpet", "grid", "leather", "tile", "wood",
     "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper",
 )  # fmt: skip
-
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
 
 
 class EfficientADSettings(RunSettings):

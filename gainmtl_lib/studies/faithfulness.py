@@ -66,7 +66,7 @@ def compute_cam(model: GAINMTLModel, images: Tensor, method: str = "ours") -> Te
         if method == "ours":
             with torch.no_grad():
                 return model(images).cam.float()
-        features, head = deciding_features(model, images), deciding_head(model)
+        features, head = head_input(model, images), deciding_head(model)
         if method == "score_cam":
             return _score_cam(model, images, features)
         if method == "eigen_cam":
@@ -113,7 +113,7 @@ def deciding_head(model: GAINMTLModel) -> ClassificationHead | EvidenceHead:
 
 
 @torch.no_grad()
-def deciding_features(model: GAINMTLModel, images: Tensor) -> Tensor:
+def head_input(model: GAINMTLModel, images: Tensor) -> Tensor:
     """What the deciding head classifies, (B, C, h, w)."""
     seen: list[Tensor] = []
     with deciding_head(model).register_forward_pre_hook(lambda _, given: seen.append(given[0])):

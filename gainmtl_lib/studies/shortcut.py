@@ -51,8 +51,8 @@ class ShortcutStudySettings(settings.ParameterRecord):
     image_size: settings.ImageSize | None = None
     backbone_arch: str | None = None
     map_stride: Literal[4, 8, 16, 32] | None = None
-    num_epochs: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] | None = None
+    num_epochs: settings.Count | None = None
+    batch_size: settings.Count | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     device: str | None = None
     num_workers: Annotated[int, Field(ge=0)] | None = None
