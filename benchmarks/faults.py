@@ -205,20 +205,25 @@ def _difference(some: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join([*found, *["maps"] * (not same)])
 
 
+def _computed() -> float:
+    """Seconds of computing of all processes that have ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def kills(root: Path, *, count: int, rng: random.Random) -> int:
     """The study once in peace, then killed `count` times."""
     study, log = root / "study", root / "log.txt"
     study_command = command("ablation", _plan(study))
+    before = _computed()
     whole = ended(study_command, log)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    duration = used.ru_utime + used.ru_stime
+    duration = _computed() - before
     if whole.status != 0:
         print(whole.said)
         return 1
     expected = _results(study)
     values = sum(len(one["losses"]) for one in expected)
-    head = ("killed at", "what was there", "starts", "same losses, weights, predictions and maps")
-    rows: list[tuple[object, ...]] = [head]
+    rows: list[tuple[object, ...]] = [("killed at", "what was there", "same losses, weights, predictions and maps")]
     wrong = 0
     for moment in sorted(rng.uniform(0, duration) for _ in range(count)):
         shutil.rmtree(study)
@@ -226,10 +231,11 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
         process = begun(study_command, log)
         while process.exitcode is None and sum(psutil.Process(process.pid).cpu_times()[:2]) < moment:
             time.sleep(0.002)
-        alive = process.exitcode is None
         process.kill()
         process.join()
-        state = _stands(study) if alive else "it had ended"
+        if process.exitcode != -signal.SIGKILL:  # it had ended by itself
+            continue
+        state = _stands(study)
         again = ended(study_command, log)
         if again.status == 0:
             found = [_difference(one, other) for one, other in zip(_results(study), expected, strict=True)]
@@ -239,10 +245,11 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
         left = [path.name for path in study.rglob(".*") if path.is_file() and path.name != ".lock"]
         told += f"; left behind: {left}" if left else ""
         wrong += told != "yes"
-        rows.append((f"{moment:5.1f} s", state, 2, told))
+        rows.append((f"{moment:5.1f} s", state, told))
     title = f"kills: SIGKILL at {count} moments of {duration:.1f} s of computing; {values} logged values are compared"
     table(title, rows)
-    print(f"\nkills: {count - wrong} of {count} resumed to the same results")
+    killed = len(rows) - 1
+    print(f"\nkills: {killed - wrong} of {killed} resumed to the same results; {count - killed} had ended before")
     return wrong
 
 
@@ -340,7 +347,6 @@ def trained_run(root: Path) -> Path:
 # --- disk
 
 DISK = 420  # MB of the disk in memory
-NUMBER_OF_PLACES = 19
 OWN_DISK = "FAULTS_DISK_OF_ITS_OWN"
 READ_ONLY = -1  # in place of bytes left: too small for a full disk
 Spoilt = tuple[str, Callable[[], Any], Path, int]  # what is written, by what, where, and bytes left on a full disk
@@ -360,7 +366,7 @@ def message_of(work: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _places(disk: Path, base: Path, run: Path) -> list[Spoilt]:
-    """What is about to write to the disk; called on a disk that holds copies of a trained run."""
+    """What is about to write to a disk that `_laid_out` has filled."""
     from gainmtl_lib.browser.library import Notes
 
     own, new, data, pictures = disk / "run", disk / "trained", base / "data", base / "pictures"
@@ -368,9 +374,8 @@ def _places(disk: Path, base: Path, run: Path) -> list[Spoilt]:
     logs = _parameters(base / "logs", data, base / "out", tensorboard_dir=str(disk / "tensorboard"))
     boxes = sound_data(base / "boxes", labels="coco")
     boxed = _parameters(base / "boxed", boxes, disk / "outputs", label_kind="box")
-    shutil.rmtree(base / "out", ignore_errors=True)
     outputs, folder = disk / "outputs", disk / "outputs/tiny/s8/seed42"
-    sizes = {name: (own / "checkpoints" / name).stat().st_size for name in ("last.ckpt", "best.ckpt")}
+    sizes = {name: (run / "checkpoints" / name).stat().st_size for name in ("last.ckpt", "best.ckpt")}
     train, notes = command("train", "-f", file), Notes(disk / "notes.csv")
     made, small = disk / "made", ("-p", "num_samples", 20, "-p", "image_size", 64)
     export, predict = ("export", run, "--format"), ("predict", run, pictures, "--force")
@@ -438,14 +443,14 @@ def disk(root: Path, *, rng: random.Random) -> int:
     for number in range(120):
         _write(base / f"pictures/{number:03d}.png", _encoded(_pixels(number, defective=number % 3 == 0)[0]))
     rows: list[tuple[object, ...]] = [("what is written", "fault", "message", "intact", "same command again")]
-    wrong, skipped = 0, 0
+    wrong, skipped, places = 0, 0, _places(place, base, run)
     for fault in ("full", "read-only"):
-        for number in range(NUMBER_OF_PLACES):
+        for name, work, where, room in places:
+            shutil.rmtree(base / "out", ignore_errors=True)  # a finished run would be taken for the answer
             place.mkdir()
             if real:
                 _mounted("-t", "tmpfs", "-o", f"size={DISK}m", "none", place)
             _laid_out(place, run)
-            name, work, where, room = _places(place, base, run)[number]
             where.mkdir(parents=True, exist_ok=True)
             asked = not (fault == "full" and room == READ_ONLY)
             before = _stored(place)
@@ -749,7 +754,7 @@ def _case(root: Path, number: int, rng: random.Random) -> tuple[str, str, Path]:
 
 
 def fuzz(root: Path, *, count: int, rng: random.Random) -> int:
-    """Each case through three commands; every tenth is trained, of the others a training's data is read whole."""
+    """Each case through three commands; every ninth is trained, of the others a training's data is read whole."""
     base, log, failures = root / "base", root / "log.txt", []
     base.mkdir()
     run = trained_run(base)
@@ -760,7 +765,8 @@ def fuzz(root: Path, *, count: int, rng: random.Random) -> int:
         what, how, file = _case(place, number, random.Random(rng.randbytes(8)))
         data = place / "data"
         boxes = ("-p", "label_kind", "box") if what.startswith("label") else ()
-        train = command("train", "-f", file) if number % 10 == 0 else _all_batches(file, data)
+        # Nine shares no divisor with the five kinds of _case: each is trained.
+        train = command("train", "-f", file) if number % 9 == 0 else _all_batches(file, data)
         works = {
             "check": command("data", "check", data, "--image-size", 64, 64, *boxes),
             "train": train,

@@ -21,6 +21,7 @@ from gainmtl_lib.progress import show_progress
 from gainmtl_lib.settings import (
     STRATEGY_WEIGHTS,
     TEXTS,
+    Cue,
     Settings,
     SettingsError,
     UserError,
@@ -523,7 +524,9 @@ def synth(path: Path, files: Files, values: Values) -> None:
 @click.option(
     "--dataset-type", type=click.Choice([kind for kind in KINDS if kind != "synthetic"]), help="Layout of SOURCE."
 )
-@click.option("--cue", type=click.Choice(["mark", "lighting", "texture", "border"]), default="mark", show_default=True)
+@click.option(
+    "--cue", type=click.Choice([cue for cue in get_args(Cue) if cue != "texture"]), default="mark", show_default=True
+)
 @click.option("--correlation", type=float, default=0.95, show_default=True, help="Of cue and class; 0.5 is none.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of who carries it, and where.")
 def plant(source: Path, out: Path, files: Files, values: Values, dataset_type: str | None, **options: Any) -> None:

@@ -145,13 +145,12 @@ DATE = "date in the file name"
 BOTH = "date, within the days in which both classes occur"
 
 
-def predictors(seen: pd.DataFrame, taken: Sequence[Taken], *, seed: int = 0) -> pd.DataFrame:
+def predictors(seen: pd.DataFrame, taken: Sequence[Taken]) -> pd.DataFrame:
     """How well each property alone predicts the class of pictures, loudest first.
 
     Args:
         seen: `image`, `label` and `group` of N pictures.
         taken: what `how_taken` says of each.
-        seed: of folds and permutations.
 
     Returns:
         By property: ``auroc`` of small linear models, each over the groups that it was not made from, together; NaN
@@ -161,13 +160,13 @@ def predictors(seen: pd.DataFrame, taken: Sequence[Taken], *, seed: int = 0) -> 
     seen, values = seen.reset_index(drop=True), pd.DataFrame([*taken]).dropna(axis="columns", how="all")
     dates = _dates(seen)
     chance = float(norm.isf(0.005 / max(1, values.shape[1] + 2 * (dates is not None))))
-    rows = {name: _predicts(seen, values[name], seed, chance) for name in values}
+    rows = {name: _predicts(seen, values[name], chance) for name in values}
     if dates is not None:
         of = seen.loc[dates.index]
         days = dates.str[:8].groupby(of["label"])
         both = dates.str[:8].between(days.min().max(), days.max().min())
-        rows[DATE] = _predicts(of, dates, seed, chance)
-        rows[BOTH] = _predicts(of[both], dates[both], seed, chance)
+        rows[DATE] = _predicts(of, dates, chance)
+        rows[BOTH] = _predicts(of[both], dates[both], chance)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(Predicted._fields))
     return table.sort_values("auroc", ascending=False, kind="stable")
 
@@ -199,7 +198,7 @@ def _digits(parts: Mapping[str, str | None]) -> str:
     return f"20{parts['year']}{parts['month']}{parts['day']}{parts.get('at') or ''}"
 
 
-def _predicts(seen: pd.DataFrame, values: pd.Series, seed: int, chance: float) -> Predicted:
+def _predicts(seen: pd.DataFrame, values: pd.Series, chance: float) -> Predicted:
     labels, groups = seen["label"].to_numpy(), pd.factorize(seen["group"])[0]
     usual = [_usual(values[labels == label]) for label in (0, 1)]
     if values.name == DATE:
@@ -207,7 +206,7 @@ def _predicts(seen: pd.DataFrame, values: pd.Series, seed: int, chance: float) -
     folds = seen.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0).clip(upper=FOLDS).min()
     if folds < 2:
         return Predicted(np.nan, np.nan, np.nan, *usual)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     if values.name == BYTES and np.ptp(np.quantile(values, [0.05, 0.95])) < LEAST_SPREAD * values.median():
         values = values * 0 + 1.0  # what the pictures show changes it a little, too
     features = _features(values, rng)
@@ -353,13 +352,13 @@ def marked(pixels: NDArray[np.uint8], defect: Mask) -> Marked:
     return Marked(grey, share >= 0.5 if share.max() >= 0.5 else share > 0)
 
 
-def mask_ranks(pictures: Mapping[str, Marked], *, seed: int = 0) -> pd.Series:
+def mask_ranks(pictures: Mapping[str, Marked]) -> pd.Series:
     """Where the own picture stands among others by how much what a mask covers differs from its surroundings there.
 
     1: it differs most on its own picture; 0: least. The mean is 0.5 for masks that could as well be those of other
     pictures. By mask's path.
     """
-    names, rng = list(pictures), np.random.default_rng(seed)
+    names, rng = list(pictures), np.random.default_rng(0)
     if len(names) < 2:
         return pd.Series(dtype=float)
     views = {name: _views(one.grey) for name, one in pictures.items()}

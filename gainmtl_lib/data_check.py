@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
             partial(_inspect, settings, drawn, _drawn_images(samples)), *columns, _masks_of_others(samples)
         )
         inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
-    told = pd.DataFrame(inspected, columns=list(Inspected.__dataclass_fields__))
+    told = pd.DataFrame(inspected, columns=[one.name for one in fields(Inspected)])
     samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
     samples["mask_state"] = told["mask_state"]
     states = told["mask_state"].tolist()

@@ -27,6 +27,7 @@ from gainmtl_lib.evaluation import output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import Resize, check_aspect, inside, mask_of, resize_image, resize_mask
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks, defect_probability
 from gainmtl_lib.pictures import mask_pixels, read_image, to_8_bit
@@ -115,7 +116,6 @@ def _eight_bit(pixels: NDArray, name: str) -> NDArray[np.uint8]:
 
 # --- Where the defects lie, and would the model still say so without them?
 
-CLASS_NAMES = ("normal", "defective")
 REGION = {"annotation": "the annotated defect", "localization": "the region that the model itself localizes"}
 THRESHOLD = 0.5  # probability from which a pixel counts as defect
 

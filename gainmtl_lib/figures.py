@@ -27,7 +27,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data
 from gainmtl_lib.evaluation import MaskSource, rows_of
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import resize_image
-from gainmtl_lib.layouts import NORMAL, TEST_SPLITS
+from gainmtl_lib.layouts import CLASS_NAMES, NORMAL, TEST_SPLITS
 from gainmtl_lib.metrics import NAMED, MapScale, bins_of, confusion, type_answers
 from gainmtl_lib.model import GAINMTLModel, GainOutput, defect_probability
 from gainmtl_lib.runs import ORACLE_MARK, Run, RunError, atomic_path, row_name
@@ -247,7 +247,6 @@ def map_grid(
 
 # --- What a model says of test pictures
 
-NAMES = ["normal", "defective"]
 UNIT_MAPS = {"effective_attention": "attention", "localization_map": "localization"}
 
 
@@ -295,7 +294,7 @@ def explanation_figure(
     shown = {heading: values[:, 0].float().numpy() for heading, values in maps.items()}
     calibration = run_or_model.calibration
     titles = [
-        f"{NAMES[label]}\ncalled {NAMES[p >= threshold]}\np(defect) {p:.2f}"
+        f"{CLASS_NAMES[label]}\ncalled {CLASS_NAMES[p >= threshold]}\np(defect) {p:.2f}"
         for label, p in zip(batch.labels.int().tolist(), defect_probability(output.logits, calibration).tolist())
     ]
     images, masks = batch.images.permute(0, 2, 3, 1).numpy(), batch.masks[:, 0].numpy()
@@ -400,8 +399,8 @@ def _draw_confusion(axis: Axes, rows: pd.DataFrame) -> None:
         answers = type_answers(rows)
         counts = confusion(answers, sorted({*answers["truth"], *answers["called"]} - {NORMAL}))
     else:
-        truth, called = (rows[name].map(dict(enumerate(NAMES))) for name in ("label", "predicted"))
-        counts = pd.crosstab(truth, called).reindex(index=NAMES, columns=NAMES, fill_value=0)
+        truth, called = (rows[name].map(dict(enumerate(CLASS_NAMES))) for name in ("label", "predicted"))
+        counts = pd.crosstab(truth, called).reindex(index=[*CLASS_NAMES], columns=[*CLASS_NAMES], fill_value=0)
     values = counts.to_numpy()
     shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -16,7 +16,7 @@ from gainmtl_lib.pictures import IMAGE_SUFFIXES, image_files, is_data
 
 SPLITS = ("train", "val", "test", "test_shift")
 TEST_SPLITS = SPLITS[2:]
-NORMAL, DEFECTIVE = "normal", "defective"
+CLASS_NAMES = NORMAL, DEFECTIVE = "normal", "defective"
 
 
 class Row(NamedTuple):
@@ -249,7 +249,7 @@ def scan_generic(scan: Scan) -> Iterator[Row]:
     Subfolders of ``defective`` name defect types. A mask may lie beside its picture, too.
     """
     images, all_masks = below(scan.root, "images"), _masks_folder(scan.root)
-    for folder, expected in ((images, SPLITS), *((below(images, split), (NORMAL, DEFECTIVE)) for split in SPLITS)):
+    for folder, expected in ((images, SPLITS), *((below(images, split), CLASS_NAMES) for split in SPLITS)):
         for other in folders_in(folder):  # pictures there would be left out without a word
             if folded(other.name) not in expected and image_files(other):
                 scan.report("warning", other, f"folder is not read; expected one of {', '.join(expected)}")

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import papermill
+import psutil
+import torch
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -28,8 +30,6 @@ from gainmtl_lib.settings import RunSettings, Settings, SettingsError, UserError
 from gainmtl_lib.studies.cluster import Done, cores, run_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-
     from gainmtl_lib.efficientad.model import EfficientADSettings
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def notebook_settings(strategy: str | None, files: Sequence[Path], overrides: Ma
 
 def anomaly_settings(given: Mapping[str, Any]) -> EfficientADSettings:
     """What notebook 09's settings will be: its own parameters, then those of `given` that both systems share."""
-    from gainmtl_lib.efficientad.model import EfficientADSettings  # a kit
+    from gainmtl_lib.efficientad.model import EfficientADSettings  # loads timm, for notebook 09 alone
 
     return EfficientADSettings.from_yaml(in_checkout("params", "efficientad_synthetic.yaml"), **_shared(given))
 
@@ -139,7 +139,7 @@ def run_all(
         The experiment's folder.
     """
     from gainmtl_lib.dataset import make_data
-    from gainmtl_lib.studies.shortcut import ShortcutStudySettings  # a kit
+    from gainmtl_lib.studies.shortcut import ShortcutStudySettings
 
     given = _given(files, overrides)
     if "strategy" in given:
@@ -201,11 +201,9 @@ def _own_files(strategy: str | None) -> list[Path]:
 
 def default_workers() -> int:
     """As many notebooks at once as there are cores, as far as the memory reaches; one where a GPU does the work."""
-    import torch
-
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return max(1, min(cores(), memory // MEMORY_OF_A_NOTEBOOK))
 
 

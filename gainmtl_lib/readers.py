@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gainmtl_lib.findings import DataError, Finding, raise_errors, reported
-from gainmtl_lib.layouts import DEFECTIVE, LAYOUTS, NORMAL, SPLITS, Row, Scan, folders_in
+from gainmtl_lib.layouts import CLASS_NAMES, LAYOUTS, NORMAL, SPLITS, Row, Scan, folders_in
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, files_below
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def read_samples(
     # Plain objects, because pandas' own string type turns None into NaN, which is true in an `if`.
     samples = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype({"label": "int64"})
     if both_classes and len(set(samples["label"])) == 1:
-        only = (NORMAL, DEFECTIVE)[samples["label"].iloc[0]]
+        only = CLASS_NAMES[samples["label"].iloc[0]]
         scan.report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
     scan.findings += _crossing_groups(samples)
     if findings is None:
@@ -212,7 +212,7 @@ def split_samples(
         raise DataError(f"val_ratio is 0, but the data has no validation folder (images/val); {advice}")
     if not in_val and (split == "train").any():
         hold_out(np.flatnonzero(split == "train"), "val", val_ratio, 1)
-    for name, (value, kind) in product(SPLITS[:3], enumerate((NORMAL, DEFECTIVE))) if both_classes else ():
+    for name, (value, kind) in product(SPLITS[:3], enumerate(CLASS_NAMES)) if both_classes else ():
         if value not in (labels := label[split == name]):
             found = f"split '{name}' has no {kind} image among {len(labels)}; expected both classes in each split"
             raise DataError(f"{found}: add images, or choose other val_ratio, test_ratio or split_seed")

@@ -153,6 +153,7 @@ Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Cue = Literal["mark", "lighting", "texture", "border"]
 Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(lambda v: str(v) if type(v) is int else v)]
 
 
@@ -183,7 +184,7 @@ class RunSettings(ParameterRecord):
     # synthetic data (dataset_type: synthetic)
     num_samples: Annotated[int, Field(ge=10)] = 1000
     synthetic_seed: Annotated[int, Field(ge=0)] = 0
-    shortcut: Literal["none", "mark", "lighting", "texture", "border"] = "mark"
+    shortcut: Literal["none", Cue] = "mark"
     shortcut_correlation: Probability = 0.95
     # work
     devices: Count = 1

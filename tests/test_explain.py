@@ -19,6 +19,7 @@ from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.explain import DefectExplainer, answer, defect_boxes, read_defect, read_picture
 from gainmtl_lib.findings import DataError, UnreadableError
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import GainOutput, build_model
 from gainmtl_lib.settings import PARTS
@@ -130,9 +131,9 @@ def test_a_box_is_in_the_pixels_of_the_given_picture_the_largest_region_first():
     (0.98, None, False, None, "does not hang on this region alone; there was no room for a control."),
 ])  # fmt: skip
 def test_a_sentence_for_every_outcome(after, control, flips, control_flips, sentence):
-    said = answer(0.99, after, control, 0.5, "annotation", explain.CLASS_NAMES)
+    said = answer(0.99, after, control, 0.5, "annotation", CLASS_NAMES)
     assert sentence in said["message"] and (said["flips"], said["control_flips"]) == (flips, control_flips)
-    said = answer(0.02, after, control, 0.5, "annotation", explain.CLASS_NAMES)
+    said = answer(0.02, after, control, 0.5, "annotation", CLASS_NAMES)
     assert not said["flips"] and not said["control_flips"]
     assert said["message"] == "The verdict is normal already (0.02), so there is no defective verdict to question."
 

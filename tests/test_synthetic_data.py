@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from gainmtl_lib.cli import main
 from gainmtl_lib.data_check import check_data_of
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.pictures import read_grey, read_image
-from gainmtl_lib.settings import Settings
+from gainmtl_lib.settings import Cue, Settings
 from gainmtl_lib.synthetic import data as synthetic
 from gainmtl_lib.synthetic import drawing
 from gainmtl_lib.synthetic.data import GROUP_PATTERN, planted_counts
@@ -43,7 +44,7 @@ def test_written_in_the_generic_layout_and_read_with_defect_types(tmp_path):
     assert yaml.safe_load((root / "synthetic.yaml").read_text())["image_size"] == [32, 48]
 
 
-@pytest.mark.parametrize("shortcut", drawing.CUE_KINDS)
+@pytest.mark.parametrize("shortcut", get_args(Cue))
 def test_cues_are_written_for_the_pictures_that_carry_them_and_none_without_a_shortcut(tmp_path, shortcut):
     root = make(tmp_path / "data", shortcut=shortcut)
     table = pd.read_csv(root / "samples.csv")
@@ -306,12 +307,9 @@ def test_the_command_plants_and_says_how_to_read_it(tmp_path):
     assert "was there already" in CliRunner().invoke(main, [*words, "--dataset-type", "generic"]).output
     record = yaml.safe_load((tmp_path / "out" / "planted.yaml").read_text())
     assert (record["cue"], record["correlation"], record["seed"]) == ("border", 0.9, 0)
-    for more, message in (
-        (["--cue", "texture"], "cannot be planted"),
-        (["-p", "dataset_type", "synthetic"], "takes photographs"),
-    ):
-        result = CliRunner().invoke(main, ["data", "plant", str(tmp_path / "in"), str(tmp_path / "x"), *more])
-        assert result.exit_code == 1 and message in result.output and not (tmp_path / "x").exists()
+    words = ["data", "plant", str(tmp_path / "in"), str(tmp_path / "x"), "-p", "dataset_type", "synthetic"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1 and "takes photographs" in result.output and not (tmp_path / "x").exists()
 
 
 def test_the_parameter_file_is_that_of_the_tiles_but_for_the_data():

@@ -7,9 +7,8 @@ from drawn_data import truncate_file, write_generic, write_mask
 
 from gainmtl_lib.cli import plant
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.settings import RunSettings
 from gainmtl_lib.synthetic import data, drawing
-from gainmtl_lib.synthetic.data import draw_surface, visible_defect
+from gainmtl_lib.synthetic.data import PLANTERS, draw_surface, visible_defect
 from gainmtl_lib.synthetic.drawing import read_cue
 
 
@@ -153,11 +152,9 @@ def with_cue(root, box=None, size=(12, 16)):
     return root / "images" / "train" / "defective" / "dent" / "a.jpg"
 
 
-def test_the_kinds_are_those_of_the_settings_and_of_the_command():
-    kinds = RunSettings.model_json_schema()["properties"]["shortcut"]["enum"]
-    assert set(kinds) == {"none", *drawing.CUE_KINDS}
+def test_the_command_offers_the_cues_that_can_be_planted():
     option = next(option for option in plant.params if option.name == "cue")
-    assert list(option.type.choices) == list(drawing.CUE_KINDS)
+    assert list(option.type.choices) == list(PLANTERS)
 
 
 @pytest.mark.parametrize(("box", "size", "resize", "place", "count"), [

@@ -22,9 +22,10 @@ from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.efficientad.evaluate import out_of_date, stored_novelty
 from gainmtl_lib.efficientad.train import EfficientADRun, open_run
 from gainmtl_lib.evaluation import NEEDED_OF, AnyRun, stored_maps, stored_tables
-from gainmtl_lib.explain import CLASS_NAMES, DefectExplainer, answer
+from gainmtl_lib.explain import DefectExplainer, answer
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, mask_of, resize_image
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.pictures import read_image
 from gainmtl_lib.runs import Run, RunError, StoredRun, atomic_path, row_name

@@ -31,7 +31,7 @@ from gainmtl_lib.layouts import LAYOUTS, SPLITS
 from gainmtl_lib.pictures import image_files, read_image
 from gainmtl_lib.processes import Part
 from gainmtl_lib.settings import closest
-from gainmtl_lib.synthetic.data import visible_defect
+from gainmtl_lib.synthetic.data import to_bytes, visible_defect
 from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth_noise
 
 logger = logging.getLogger(__name__)
@@ -407,7 +407,7 @@ def draw_leaves(rng: Generator, size: Size) -> Image:
     sheet = rng.integers(0, len(sheets), leaves + 1)[owner]
     grain = np.take_along_axis(textures, sheet[None], axis=0)[0] * contrast[owner]
     picture = cv2.GaussianBlur(colour[owner] + grain[..., None], (0, 0), rng.uniform(0.3, 1.2))
-    return np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)
+    return to_bytes(picture)
 
 
 def _lie(rng: Generator, size: Size, leaves: int) -> NDArray[np.int32]:

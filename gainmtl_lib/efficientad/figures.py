@@ -23,7 +23,7 @@ from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel, EfficientADSettings
 from gainmtl_lib.efficientad.train import EfficientADRun, fit_efficientad, load_efficientad
 from gainmtl_lib.explain import read_defect
-from gainmtl_lib.figures import enlarged_share, map_grid, overlay, pick_rows, resized_mask, with_band
+from gainmtl_lib.figures import enlarged_share, fitting, map_grid, overlay, pick_rows, resized_mask, with_band
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.launch import Launch
@@ -188,7 +188,7 @@ def drawn(
 ) -> NDArray[np.uint8]:
     """Picture, heat map on the detector's scale and, where there is one, ground truth; below them the teacher."""
     defect = None if mask is None else read_defect(mask, scored.size, str(mask), picture=scored.path)
-    height, width = (max(1, round(side * SIDE / max(scored.size))) for side in scored.size)
+    height, width = fitting(scored.size, SIDE)
     picture = resize_image(read_image(scored.path), (height, width), "squash")
     region = resized_mask(defect, (height, width))
     size = (scored.anomaly_map.shape[0], scored.anomaly_map.shape[1])

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from gainmtl_lib import stats
 from gainmtl_lib.evaluation import summarise
-from gainmtl_lib.figures import save_figure
+from gainmtl_lib.figures import SPLIT_COLORS, save_figure
 from gainmtl_lib.runs import RunError, atomic_path
 from gainmtl_lib.studies.plans import WITHIN, Cell, run_study
 from gainmtl_lib.studies.reasons import stored_indicators
@@ -111,7 +111,6 @@ VERDICT_STYLES = {
     stats.NOT_DISTINGUISHABLE: {"color": "#6b6b6b", "marker": "o"},
     stats.NOT_TESTED: {"color": "#a0a0a0", "marker": "x"},
 }
-SPLIT_COLORS = {"test": "#0072B2", "test_shift": "#D55E00"}
 WIDTH = 6.9  # inches; 900 pixels as `save_figure` writes them
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -300,8 +301,6 @@ def balanced_regression(
 
     `DataError` where one of these four groups is missing from a half of the pictures.
     """
-    from sklearn.linear_model import LogisticRegression
-
     rng, groups = np.random.default_rng(seed), 2 * labels + edited
     mean, spread = features.mean(0), features.std(0)
     spread = np.where(spread > 0, spread, 1.0)

@@ -215,7 +215,6 @@ def load_plan(path: str | Path, **overrides: Any) -> Plan:
         near = given.closest(str(path), known)
         raise SettingsError(f"{path}: no such plan; a file, or one of {', '.join(known)}{near}")
     content = given.read_parameters(file, nested=True)
-    content.pop("report", None)  # a parameter that plans had once
     own = {name: overrides.pop(name) for name in ("experiment", "seeds", "data_per_seed") if name in overrides}
     written = content.get("parameters", {})
     if overrides and isinstance(written, dict):  # what is none, `Plan` complains about

@@ -25,7 +25,7 @@ from gainmtl_lib.studies.ablation import Report, plan_report
 from gainmtl_lib.studies.plans import Cell, Seed
 from gainmtl_lib.studies.reasons import NAMES, SIGNS, stored_indicators, warnings_figure, warnings_table
 from gainmtl_lib.synthetic.data import PLANTED, SHIFT
-from gainmtl_lib.synthetic.drawing import Cue, read_cue
+from gainmtl_lib.synthetic.drawing import read_cue
 from gainmtl_lib.wording import METRICS, number
 
 NO_SHORTCUT = 0.5  # correlation at which the cue says nothing about the class: the control of every cue
@@ -40,7 +40,7 @@ class ShortcutStudySettings(settings.ParameterRecord):
 
     experiment: settings.FolderName = "shortcut"
     base: settings.OneOrMore[settings.AnyPath] = (Path("params/small.yaml"), Path("params/few_pictures.yaml"))
-    cues: settings.OneOrMore[Cue] = ("mark", "border")
+    cues: settings.OneOrMore[settings.Cue] = ("mark", "border")
     correlations: settings.OneOrMore[settings.Probability] = (0.95,)
     strategies: settings.OneOrMore[settings.Strategy] = ("S1", "S7", "S8")
     image_counterfactual: settings.Share | None = None

@@ -28,11 +28,12 @@ from gainmtl_lib.labels import mask_of
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, read_image
 from gainmtl_lib.progress import counted
+from gainmtl_lib.settings import Cue
 from gainmtl_lib.synthetic import drawing
 
 logger = logging.getLogger(__name__)
 
-Shortcut = drawing.Cue | Literal["none"]
+Shortcut = Literal["none", Cue]
 
 GENERATOR = 2
 """Raised when the same parameters would draw other pictures."""

@@ -7,7 +7,6 @@ A plane is (H, W), a surface or picture (H, W, 3), roughly in [0, 1].
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -182,11 +181,8 @@ def _stroke(canvas: NDArray[np.uint8], points: NDArray, widths: NDArray) -> None
 
 # --- Cues, each drawn in place, on surfaces and photographs alike; what draws one returns the pixels it takes
 
-Cue = Literal["mark", "lighting", "texture", "border"]
-
-CUE_KINDS: tuple[Cue, ...] = get_args(Cue)
-"""mark: a fixture's screw at a corner; lighting: a strong gradient; texture: the family of the surface's texture;
-border: a strip beyond the part's edge along one side. None has a direction that flips or turns would undo."""
+# mark: a fixture's screw at a corner; lighting: a strong gradient; texture: the family of the surface's texture;
+# border: a strip beyond the part's edge along one side. None has a direction that flips or turns would undo.
 CORNERS = ("00", "01", "10", "11")  # bottom?, right?
 MARK_RADIUS, MARK_MARGIN = 0.055, 0.03
 STRONG_LIGHT, FAINT_LIGHT = 0.4, 0.04  # strength of the lighting gradient with the cue and without
