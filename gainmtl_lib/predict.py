@@ -300,18 +300,22 @@ def _threshold(card: Card, threshold: float | None, required_recall: float | Non
 
 
 def pictures_in(places: Sequence[str | Path]) -> list[Path]:
-    """Picture files, of folders those at any depth, of patterns (``*.png``) what they match; each once.
+    """Picture files, of folders those at any depth, of patterns (``*.png``, ``**/*.png``) what they match; each once.
 
     `DataError` for a place where there is none.
     """
     found: dict[Path, None] = {}
     for place in map(str, places):
         path = Path(place)
-        here = [path] if path.is_file() else image_files(path) if path.is_dir() else sorted(map(Path, glob.glob(place)))
+        here = [path] if path.is_file() else image_files(path) if path.is_dir() else _matching(place)
         if not here:
             raise DataError(f"{place}: no such picture, no folder of pictures, and no pattern that matches any")
         found |= dict.fromkeys(one for part in here for one in (image_files(part) if part.is_dir() else [part]))
     return list(found)
+
+
+def _matching(pattern: str) -> list[Path]:
+    return sorted(map(Path, glob.glob(pattern, recursive=True)))
 
 
 WHOLE_AFTER = 1.0  # seconds without a change, after which a file counts as written

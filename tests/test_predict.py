@@ -296,6 +296,7 @@ def test_places_are_files_folders_and_patterns_and_each_picture_comes_once(tmp_p
     (tmp_path / "x/readme.txt").write_text("no picture")
     found = pictures_in([tmp_path / "x", f"{tmp_path}/*.png", tmp_path / "x/1.png"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == list(names)
+    assert pictures_in([f"{tmp_path}/**/*.jpg"]) == [tmp_path / "x/y/2.jpg"]
 
 
 def test_pictures_of_verdicts_lie_as_the_pictures_do_and_box_what_is_localized(trained, tmp_path):
