@@ -333,15 +333,14 @@ class Arrivals:
             if not folder.is_dir():
                 raise DataError(f"{folder}: no such folder; --watch takes folders that are filled")
         self.folders, self.known = folders, {*known}
-        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}  # size and time of change, and since when both hold
+        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}  # their `_state`, and since when it holds
 
     def ready(self) -> list[Path]:
         """Pictures that have not changed for `WHOLE_AFTER`, and were not given out before."""
         now, whole = time.monotonic(), []
         for path in (one for folder in self.folders for one in image_files(folder) if readable(one) not in self.known):
             with suppress(OSError):  # gone again
-                stat = path.stat()
-                state = (stat.st_size, stat.st_mtime_ns)
+                state = _state(path)
                 before, since = self._seen.get(path, (None, now))
                 self._seen[path] = (state, since if before == state else now)
                 if before == state and now - since >= WHOLE_AFTER:
@@ -351,12 +350,20 @@ class Arrivals:
 
     def try_again(self, path: Path) -> bool:
         """Whether a picture that could not be read may still be on its way, and then comes once more."""
-        _, since = self._seen[path]
-        if time.monotonic() - since >= GIVEN_UP_AFTER or not path.is_file():
-            self._seen.pop(path)
-            return False
-        self.known.discard(readable(path))
-        return True
+        state, since = self._seen[path]
+        with suppress(OSError):  # gone again
+            # Others may have been judged for long since it was seen: it has changed, or it had its time.
+            if _state(path) != state or time.monotonic() - since < GIVEN_UP_AFTER:
+                self.known.discard(readable(path))
+                return True
+        self._seen.pop(path)
+        return False
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 # --- The table of verdicts

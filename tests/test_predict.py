@@ -356,8 +356,19 @@ def test_arrivals_are_given_out_once_they_are_whole_and_tried_again_while_they_m
     assert arrivals.try_again(new)  # it could not be read: perhaps the camera pauses
     clock[0] = 3.0
     assert arrivals.ready() == [new]
-    clock[0] = 11.0
+    clock[0] = 20.0  # many others were judged meanwhile
+    new.write_bytes(whole)
+    assert arrivals.try_again(new) and arrivals.ready() == []
+    clock[0] = 21.0
+    assert arrivals.ready() == [new]
+    clock[0] = 30.0
     assert not arrivals.try_again(new) and arrivals.ready() == []
+    second = write_picture(tmp_path / "second.png")
+    arrivals.ready()
+    clock[0] = 31.0
+    assert arrivals.ready() == [second]
+    second.unlink()
+    assert not arrivals.try_again(second)
     with pytest.raises(DataError, match="nowhere: no such folder; --watch takes folders that are filled"):
         Arrivals([tmp_path / "nowhere"], [])
 
