@@ -332,7 +332,7 @@ def test_a_log_can_lie_elsewhere_and_data_that_is_there_is_taken_if_it_is_the_sa
     assert not torch.equal(fit(settings, data=data).model.cls_head.out.weight, full.model.cls_head.out.weight)
     with pytest.raises(RunError, match=r"the data was built with other settings .*: seed: 7 and 42"):
         fit(full.settings, data=data)
-    with pytest.raises(RunError, match="mask_marks: 'auto' and 'defect'$"):  # which decides what masks are left out
+    with pytest.raises(RunError, match=r"mask_marks: 'auto' and 'defect'$"):  # which decides what masks are left out
         fit(settings.changed(mask_marks="defect", variant="marks"), data=data)
 
 
