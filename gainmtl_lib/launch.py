@@ -12,8 +12,8 @@ from typing import Any, Self
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.settings import RunSettings, UserError
 
-# In the environment of those that `start_for_each_device` started, how many there are; and of a study's workers, how many
-# runs it makes at once on this machine.
+# In the environment of those that `start_for_each_device` started, how many there are; and of a study's workers, how
+# many runs it makes at once on this machine.
 OWN = "GAINMTL_PROCESSES"
 SIDE_BY_SIDE = "GAINMTL_SIDE_BY_SIDE"
 
