@@ -401,7 +401,7 @@ def efficientad(ctx: click.Context) -> None:
 
 @efficientad.command("train")
 @parameter_options
-@click.option("--category", metavar="NAME|all", help="Of MVTec AD; all: each one in data_root, a run of its own.")
+@click.option("--category", metavar="NAME|all", help="Of data in categories; all: each in data_root, a run of its own.")
 @click.option("--resume", type=Path, help="Go on from this checkpoint instead of the run's own last one.")
 @click.option("--force", is_flag=True, help="Start anew, dropping what the run's folder holds.")
 def train_efficientad(files: Files, values: Values, **options: Any) -> None:

@@ -69,6 +69,43 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
     settings'; None is 0.2, or the data's own validation folder.
     """
     found: list[Finding] = []
+    samples = _read(settings, val_ratio, found)
+    drawn = _drawn_masks(samples)
+    with ThreadPoolExecutor() as pool:
+        columns = (samples[name] for name in ("image", "label", "mask"))
+        results = pool.map(
+            partial(_inspect, settings, drawn, _drawn_images(samples)), *columns, _masks_of_others(samples)
+        )
+        inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
+    told = pd.DataFrame(inspected, columns=[one.name for one in fields(Inspected)])
+    samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
+    samples["mask_state"] = told["mask_state"]
+    masks = _mask_counts(told, found)
+    duplicates = _find_duplicates(samples, told, found)
+    seen = told["taken"].notna()
+    alone = confounders.predictors(samples[seen], told.loc[seen, "taken"].tolist())
+    found += _findings_of_masks(samples, told, settings)
+    found += [finding for findings in told["findings"] for finding in findings]
+    found += _findings_of_all(samples, masks, duplicates, alone, settings)
+    areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
+    quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
+    height, width = settings.image_size
+    return DataReport(
+        samples=samples,
+        counts=_counts(samples),
+        masks=pd.DataFrame({"masks": masks}),
+        defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
+        duplicates=duplicates,
+        alone=alone,
+        grid_iou=ious.agg(["mean", "median"]).T.assign(grid=[f"{height // one}x{width // one}" for one in STRIDES]),
+        findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
+        usable=not any(finding.level == "error" for finding in found),
+    )
+
+
+def _read(settings: Settings, val_ratio: float | None, found: list[Finding]) -> pd.DataFrame:
+    """The table with its masks, and its split where nothing is wrong; what is wrong goes to `found`."""
     samples = readers.read_samples(settings.data_root, **settings.reading, both_classes=False, findings=found)
     classes = {*samples["label"]}
     if classes == {0}:
@@ -87,50 +124,28 @@ def check_data_of(settings: Settings, *, val_ratio: float | None = None) -> Data
         with reported(found, str(settings.data_root)):
             ratios = {"val_ratio": val_ratio, "test_ratio": test_ratio}
             samples = readers.split_samples(samples, **ratios, seed=seed, both_classes=len(classes) > 1)
-    drawn = _drawn_masks(samples)
-    with ThreadPoolExecutor() as pool:
-        columns = (samples[name] for name in ("image", "label", "mask"))
-        results = pool.map(
-            partial(_inspect, settings, drawn, _drawn_images(samples)), *columns, _masks_of_others(samples)
-        )
-        inspected = [vars(one) for one in counted(results, len(samples), "checked images", log=logger)]
-    told = pd.DataFrame(inspected, columns=[one.name for one in fields(Inspected)])
-    samples[["height", "width", "defect_area"]] = told[["height", "width", "defect_area"]].astype(float)
-    samples["mask_state"] = told["mask_state"]
+    return samples
+
+
+def _counts(samples: pd.DataFrame) -> pd.DataFrame:
+    """Pictures by split and defect type, with their sums."""
+    counts = pd.crosstab(samples["split"].fillna("undecided"), samples["defect_type"])
+    kinds = sorted(counts.columns, key=lambda name: name != NORMAL)
+    counts = counts.reindex([name for name in (*SPLITS, "undecided") if name in counts.index])[kinds]
+    name = "total" if "total" not in kinds else "all types"  # a defect type may be called so
+    sums = counts if counts.empty else pd.concat([counts, counts.sum().rename("total").to_frame().T])
+    return sums.assign(**{name: lambda table: table.sum(axis=1)})
+
+
+def _mask_counts(told: pd.DataFrame, found: list[Finding]) -> dict[str, int]:
+    """Masks by their state and by what was done to them, and labels by what is wrong with them."""
     states = told["mask_state"].tolist()
     masks: dict[str, int] = {state: states.count(state) for state in ("ok", "missing", "empty", "misfit", "unreadable")}
     masks |= {
         f"told by {how}": count for how, count in Counter(told["mask_told_by"]).items() if how not in ("", "brightness")
     }
     masks |= {"resized": int(told["mask_resized"].sum()), "turned": int(told["mask_turned"].sum())}
-    masks |= Counter(finding.kind for finding in found if finding.kind)
-    duplicates = _find_duplicates(samples, told, found)
-    seen = told["taken"].notna()
-    alone = confounders.predictors(samples[seen], told.loc[seen, "taken"].tolist())
-    found += _findings_of_masks(samples, told, settings)
-    found += [finding for findings in told["findings"] for finding in findings]
-    found += _findings_of_all(samples, masks, duplicates, alone, settings)
-    counts = pd.crosstab(samples["split"].fillna("undecided"), samples["defect_type"])
-    kinds = sorted(counts.columns, key=lambda name: name != NORMAL)
-    counts = counts.reindex([name for name in (*SPLITS, "undecided") if name in counts.index])[kinds]
-    name = "total" if "total" not in kinds else "all types"  # a defect type may be called so
-    sums = counts if counts.empty else pd.concat([counts, counts.sum().rename("total").to_frame().T])
-    sums = sums.assign(**{name: lambda table: table.sum(axis=1)})
-    areas = samples[samples["defect_area"].notna()].groupby("defect_type")["defect_area"]
-    quantiles = {f"{share:.0%}": areas.quantile(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
-    ious = pd.DataFrame([*filter(None, told["grid_ious"])], columns=pd.Index(STRIDES, name="map_stride"), dtype=float)
-    height, width = settings.image_size
-    return DataReport(
-        samples=samples,
-        counts=sums,
-        masks=pd.DataFrame({"masks": masks}),
-        defect_area=pd.DataFrame(quantiles | {"images": areas.size()}),
-        duplicates=duplicates,
-        alone=alone,
-        grid_iou=ious.agg(["mean", "median"]).T.assign(grid=[f"{height // one}x{width // one}" for one in STRIDES]),
-        findings=sorted(found, key=lambda finding: LEVELS.index(finding.level)),
-        usable=not any(finding.level == "error" for finding in found),
-    )
+    return masks | Counter(finding.kind for finding in found if finding.kind)
 
 
 @dataclass

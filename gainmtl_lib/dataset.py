@@ -227,7 +227,7 @@ class GainDataModule(L.LightningDataModule):
                 advice = f"put their masks in subfolders, as {path}.png"
                 raise DataError(f"{file}: several images have the stem {name}; {advice}")
             values, (height, width, _) = read_soft_mask(file), read_image(image).shape
-            shape = labels.check_aspect(file, values.shape, image, (height, width))
+            labels.check_aspect(file, values.shape, image, shape := (height, width))
             mask[0] = torch.from_numpy(labels.resize_values(values, size, self.settings.resize, image_size=shape))
         return masks
 

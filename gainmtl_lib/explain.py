@@ -26,7 +26,7 @@ from gainmtl_lib.backbone import ModelError
 from gainmtl_lib.evaluation import output_maps
 from gainmtl_lib.figures import draw_overlay, enlarged_share, save_figure
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.labels import Resize, check_aspect, inside, mask_of, resize_image, resize_mask
+from gainmtl_lib.labels import Place, Resize, check_aspect, inside, mask_of, resize_image, resize_mask
 from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, as_at_inference, control_masks, defect_probability
@@ -189,7 +189,7 @@ class Explanation(dict[str, Any]):
 
     strategy: str
     picture: tuple[int, int]  # its own size (h, w)
-    place: tuple[slice, slice]  # rows and columns that it takes in the network's input
+    place: Place  # rows and columns that it takes in the network's input
     stored: dict[str, NDArray]  # the maps as an evaluation keeps them, which is what the absolute scales are of
 
     @property
@@ -213,7 +213,7 @@ class Explanation(dict[str, Any]):
 
 
 class DefectExplainer:
-    """Explains the decisions of one model.
+    """Explains the decisions of one model. `ValueError` for a threshold, a resize or class names that are none.
 
     Args:
         model: its device is where the work is done; device and mode are left as they are.
@@ -284,7 +284,7 @@ class DefectExplainer:
         return self.figure_of(told[0] if isinstance(told, list) else told, title=title, save_path=save_path)
 
     def figure_of(self, explanation: Explanation, *, title: str = "", save_path: str | Path | None = None) -> Figure:
-        """An explanation as a figure, written to `save_path`, .png or .jpg; nothing is computed."""
+        """An explanation as a figure, written to `save_path`, .png or .jpg (else `ValueError`); nothing is computed."""
         if save_path is not None and Path(save_path).suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"save_path must end in .png, .jpg, .jpeg, got '{save_path}'")
         installed = {entry.name for entry in font_manager.fontManager.ttflist}

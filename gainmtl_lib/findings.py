@@ -1,11 +1,15 @@
 """What is wrong with data: errors that name the file, what was found, what was expected; and findings to be listed."""
 
 import contextlib
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gainmtl_lib.settings import UserError
+
+logger = logging.getLogger(__name__)
 
 Level = Literal["error", "warning", "info"]
 
@@ -35,6 +39,22 @@ def raise_errors(findings: Iterable[Finding]) -> None:
     if errors := [str(finding) for finding in findings if finding.level == "error"]:
         more = [f"… and {len(errors) - 20} more"] if len(errors) > 20 else []
         raise DataError("\n".join(errors[:20] + more))
+
+
+def settle(found: list[Finding], findings: list[Finding] | None) -> None:
+    """Hand what was found to `findings`; without these raise its errors (`raise_errors`) and log the rest.
+
+    Of each kind one line is logged, with an example: thousands of pictures share one mistake.
+    """
+    if findings is not None:
+        findings += found
+        return
+    raise_errors(found)
+    for kind, count in Counter(finding.kind for finding in found if finding.kind).items():
+        logger.warning("%s: %d, such as %s", kind, count, next(one for one in found if one.kind == kind))
+    for finding in found:
+        if not finding.kind:
+            logger.log(logging.INFO if finding.level == "info" else logging.WARNING, "%s", finding)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from gainmtl_lib.annotations import (
     read_mask,
     warn,
 )
-from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors, reported
+from gainmtl_lib.findings import DataError, Finding, UnreadableError, reported, settle
 from gainmtl_lib.layouts import DEFECTIVE, LAYOUTS, NORMAL, SPLITS
 from gainmtl_lib.pictures import Mask, Size, orientation, picture_size
 from gainmtl_lib.progress import counted
@@ -44,6 +44,7 @@ from gainmtl_lib.settings import RunSettings
 logger = logging.getLogger(__name__)
 
 Resize = Literal["squash", "letterbox"]
+Pixels = NDArray[np.uint8]  # a picture, (h, w, 3)
 Place = tuple[slice, slice]  # rows and columns
 COVERS_MOST = 0.5  # share of the picture above which a mask says nothing about where: any map agrees with it
 
@@ -51,7 +52,7 @@ COVERS_MOST = 0.5  # share of the picture above which a mask says nothing about 
 # --- To the network's input size
 
 
-def resize_image(image: NDArray[np.uint8], size: Size, resize: Resize) -> NDArray[np.uint8]:
+def resize_image(image: Pixels, size: Size, resize: Resize) -> Pixels:
     """Resize (h, w, 3) to (H, W, 3): by area where it shrinks, bilinearly where it grows.
 
     `letterbox` keeps the aspect ratio, centred, and fills the rest with the image's own mean colour: a fixed grey edge
@@ -105,13 +106,12 @@ def upright_mask(defect: Mask, mask: str | Path, image: str | Path | None, size:
     return defect, False
 
 
-def check_aspect(mask: str | Path, mask_size: tuple[int, ...], image: str | Path | None, size: Size) -> Size:
-    """The size (h, w) of a picture, an image file or None; `DataError` where its mask has another aspect ratio."""
+def check_aspect(mask: str | Path, mask_size: tuple[int, ...], image: str | Path | None, size: Size) -> None:
+    """`DataError` where a mask has another aspect ratio than its picture of `size`, an image file or None."""
     if not same_aspect((mask_size[0], mask_size[1]), size):
         its = "its picture" if image is None else f"its image {image}"
         sizes = f"mask is {mask_size[0]}x{mask_size[1]} (height x width), {its} {size[0]}x{size[1]}"
         raise DataError(f"{mask}: {sizes}; expected the same aspect ratio")
-    return size
 
 
 TURNS: dict[int, Callable[[NDArray], NDArray]] = {
@@ -167,60 +167,65 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
     `DataError` for labels that are missing, broken, ambiguous, of several formats, on normal pictures, or without a
     shape that can be drawn; `findings` takes what is wrong instead. `FileError` where masks cannot be written.
     """
-    root, images, found = Path(os.path.abspath(settings.dataset_folder)), samples["image"].tolist(), []
+    root, found = Path(os.path.abspath(settings.dataset_folder)), list[Finding]()
     own = LAYOUTS[settings.dataset_type].labels
     if settings.label_kind == "mask" and own is None:
         samples = _joined(samples, root, settings, found)
-        if findings is None:
-            raise_errors(found)
-        else:
-            findings += found
+        settle(found, findings)
         return samples
     place = settings.box_labels if settings.label_kind == "box" else root / str(own)
-    labels = read_labels(place, root, found)
-    shown: dict[int, tuple[Label, Drawing]] = {}
+    drawings = _drawings(samples, read_labels(place, root, found), root, settings, found)
+    settle(found, findings)
+    if findings is None and (ignored := int(samples["mask"].notna().sum())):
+        logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
+    return _drawn_labels(samples, drawings, root, settings)
+
+
+def _drawings(
+    samples: pd.DataFrame, labels: list[Label], root: Path, settings: RunSettings, found: Found
+) -> dict[str, Drawing]:
+    """What the labels draw, by picture."""
+    images, shown = samples["image"].tolist(), dict[str, tuple[Label, Drawing]]()
     for label, rows in _with_rows(labels, images, root, found):
-        row, image = rows[0], images[rows[0]]
+        image, normal = images[rows[0]], samples["label"].iloc[rows[0]] == 0
         with reported(found), contextlib.suppress(UnreadableError):  # whoever decodes the pictures reports these
             if len(rows) > 1:
                 several = f"can mean {len(rows)} pictures, such as {image} and {images[rows[1]]}"
                 raise DataError(f"{label.file}: '{label.picture}' {several}; name the picture's folders, too")
             size = picture_size(image)
-            parts = _in_pixels(label, size, found)
-            if parts and samples["label"].iloc[row] == 0:
-                advice = "move the picture, or remove the boxes"
-                raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
-            if parts and row in shown:
-                other = shown[row][0]
-                there = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
-                what = f"'{label.picture}' is {image}, which has boxes in {there}, too"
-                raise DataError(f"{label.file}: {what}; keep one")
-            if parts:
-                shown[row] = label, (size, parts)
+            if parts := _in_pixels(label, size, found):
+                _check_owner(label, image, shown[image][0] if image in shown else None, normal=normal)
+                shown[image] = label, (size, parts)
+    where = str(settings.box_labels or root)
     classes = Counter(shape.kind for label, _ in shown.values() for shape in label.shapes if shape.kind)
     if len(classes) > 1:
         named = ", ".join(f"{name} ({count})" for name, count in classes.most_common(8))
         told = f"the labels tell {len(classes)} classes, which all count as defect: {named}"
-        found.append(Finding("info", str(settings.box_labels or root), told))
-    kinds = Counter(finding.kind for finding in found if finding.kind)
+        found.append(Finding("info", where, told))
     if not shown and not any(finding.level == "error" for finding in found):
+        kinds = Counter(finding.kind for finding in found if finding.kind)
         lost = "".join(f"{count} {kind}; " for kind, count in kinds.items())
         advice = "expected boxes for some defective pictures; without any, set label_kind: mask"
         message = f"the labels of {len(labels)} pictures hold no box that can be drawn; {lost}{advice}"
-        found.append(Finding("error", str(settings.box_labels or root), message))
-    if findings is None:
-        raise_errors(found)
-        # One line of each kind, with an example: labels of thousands of pictures share one mistake.
-        for kind, count in kinds.items():
-            example = next(finding for finding in found if finding.kind == kind)
-            logger.warning("%s: %d, such as %s", kind, count, example)
-        for finding in (finding for finding in found if finding.level == "info"):
-            logger.info("%s", finding)
-        if ignored := int(samples["mask"].notna().sum()):
-            logger.info("label_kind box: %d mask files of the dataset are ignored", ignored)
-    else:
-        findings += found
-    drawings = {images[row]: drawing for row, (_, drawing) in shown.items()}
+        found.append(Finding("error", where, message))
+    return {image: drawing for image, (_, drawing) in shown.items()}
+
+
+def _check_owner(label: Label, image: str, other: Label | None, *, normal: bool) -> None:
+    """`DataError` where a picture may have no boxes, or has those of an `other` label."""
+    if normal:
+        advice = "move the picture, or remove the boxes"
+        raise DataError(f"{label.file}: has boxes for {image}, which is labelled normal; {advice}")
+    if other is not None:
+        there = f"{other.file} ('{other.picture}')" if other.file == label.file else other.file
+        what = f"'{label.picture}' is {image}, which has boxes in {there}, too"
+        raise DataError(f"{label.file}: {what}; keep one")
+
+
+def _drawn_labels(
+    samples: pd.DataFrame, drawings: Mapping[str, Drawing], root: Path, settings: RunSettings
+) -> pd.DataFrame:
+    """The table with the file of each drawing as its picture's mask, and no other mask."""
 
     def draw(image: str) -> Mask:
         size, parts = drawings[image]
@@ -232,7 +237,8 @@ def with_labels(samples: pd.DataFrame, settings: RunSettings, findings: Found | 
 
     content = sorted((_below(image, root).as_posix(), *drawing) for image, drawing in drawings.items())
     files = _stored(drawings, draw, json.dumps([2, content]), root, settings)  # 2 numbers the drawing rule
-    return samples.assign(mask=pd.Series([files.get(image) for image in images], index=samples.index, dtype=object))
+    masks = [files.get(image) for image in samples["image"]]
+    return samples.assign(mask=pd.Series(masks, index=samples.index, dtype=object))
 
 
 def _joined(samples: pd.DataFrame, root: Path, settings: RunSettings, found: Found) -> pd.DataFrame:

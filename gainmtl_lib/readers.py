@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gainmtl_lib.findings import DataError, Finding, raise_errors, reported
+from gainmtl_lib.findings import DataError, Finding, raise_errors, reported, settle
 from gainmtl_lib.layouts import CLASS_NAMES, LAYOUTS, NORMAL, SPLITS, Row, Scan, folders_in
 from gainmtl_lib.pictures import IMAGE_SUFFIXES, files_below
 
@@ -34,7 +34,7 @@ def read_samples(
     both_classes: bool = True,
     findings: list[Finding] | None = None,
 ) -> pd.DataFrame:
-    """Read a dataset's folder, for `mvtec` that of one category, into the table of samples. No picture is decoded.
+    """Read a dataset's folder, of layouts with categories that of one, into the table of samples. Decodes no picture.
 
     Args:
         group_pattern: searched in the file name; its first group, or the whole match, names the part that the picture
@@ -74,12 +74,9 @@ def read_samples(
         only = CLASS_NAMES[samples["label"].iloc[0]]
         scan.report("error", root, f"all {len(samples)} images are {only}; expected normal and defective ones")
     scan.findings += _crossing_groups(samples)
-    if findings is None:
-        raise_errors(scan.findings)
-        for finding in scan.findings:
-            logger.log(logging.INFO if finding.level == "info" else logging.WARNING, "%s", finding)
-    else:
-        findings += [*scan.findings, *_left_out(scan, samples)]
+    if findings is not None:
+        scan.findings += _left_out(scan, samples)
+    settle(scan.findings, findings)
     return samples
 
 

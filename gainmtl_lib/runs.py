@@ -192,7 +192,7 @@ class StoredRun(Generic[AnySettings]):
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The best model's tensors by their names."""
+        """The best model's tensors by their names; `RunError` where their file cannot be read."""
         path = self.folder / "model.safetensors"
         try:
             return load_file(path)
@@ -202,7 +202,10 @@ class StoredRun(Generic[AnySettings]):
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """What training logged, if it did: ``tag``, ``step``, ``value``. Steps that a resume repeated appear once."""
+        """What training logged: ``tag``, ``step``, ``value``; `RunError` where it did not.
+
+        Steps that a resume repeated appear once.
+        """
         settings = self.settings
         folder = settings.tensorboard_folder if settings.tensorboard_dir else self.folder / "tensorboard"
         if not settings.use_tensorboard or not any(folder.glob("events.out.*")):
@@ -287,7 +290,10 @@ def run_of_best(path: Path) -> Path | None:
 
 
 def load_checkpoint_model(path: str | Path) -> tuple[GAINMTLModel, Settings]:
-    """The model of a checkpoint file in evaluation mode, and the settings it was trained with."""
+    """The model of a checkpoint file in evaluation mode, and the settings it was trained with.
+
+    `RunError` for one of EfficientAD, or of a version whose parameters or weights are not this one's.
+    """
     checkpoint = read_checkpoint(path)
     if "teacher" in checkpoint:
         raise RunError(f"{path}: a checkpoint {OF_EFFICIENTAD}")
@@ -326,8 +332,9 @@ LOCK, HOLDER = ".lock", ".holder.txt"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep others from writing to a run that is there; HeldError where one does. What killed ones left half goes.
+    """Keep others from writing to a run that is there; `HeldError` where one does. What killed ones left half goes.
 
+    `FileError` where the folder cannot be written to.
     The lock of a killed process is free at once; on a shared file system that of a machine that is gone, too, once the
     file server has noticed.
     """
@@ -358,7 +365,8 @@ def claim(settings: RunSettings, *, resume: str | Path | None = None, force: boo
     """Hold a run's folder for writing; what is already there must have been asked for with equal settings.
 
     A start that reached no checkpoint leaves nothing behind, so that a mistake can be corrected: there is nothing to go
-    on from. With `force` what is there is dropped, and the run's event files where they lie elsewhere.
+    on from. With `force` what is there is dropped, and the run's event files where they lie elsewhere. `RunError` for
+    other settings, for `resume` with `force` or of a finished run; `HeldError` and `FileError` as `hold`.
     """
     folder = settings.run_dir
     if resume is not None and force:
@@ -420,7 +428,7 @@ def row_name(settings: Settings) -> str:
 
 
 def collect_runs(experiment: str | Path) -> list[Run]:
-    """Evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed."""
+    """Evaluated runs of the strategies below ``outputs/<experiment>``, by strategy, variant and seed, or `RunError`."""
     started = sorted(path.parent for path in Path(experiment).glob("*/seed*/manifest.json"))
     folders = [folder for folder in started if system_of(folder) != EFFICIENTAD]
     runs = [load_run(folder) for folder in folders if run_status(folder) == "complete"]

@@ -49,12 +49,12 @@ def measured(**values):
     found = {"ours": 0.4, "random": 0.2, "reversed": 0.1, "gain": 0.2, "low": 0.1, "high": 0.3}
     told = {name: found | {"verdict": values.get(name, "faithful")} for name in ("deletion", "insertion", "road")}
     head = {"similarity": 0.6, "spearman": 0.5, "ssim": 0.7, "probability_change": 0.2, "verdicts_changed": 0.25}
-    check = {"parts": {"deciding head": head}, "similarity": 0.125, "level": 0.5, "notes": [],
+    check = {"parts": {"deciding head": head}, "similarity": 0.125, "level": 0.5,
              "verdict": "depends on the learnt weights"}  # fmt: skip
     return {
         "predictions": values.get("predictions", ""), "split": "test", "found": 3, "pictures": ["a.png", "b.png"],
         "settings": {"limit": 24, "steps": 16, "road_fractions": [0.1, 0.5], "draws": 3, "seed": 0},
-        "map": {"pictures": 2, "parts": 2, "probability": 0.9, "baseline_probability": 0.1, **told, "notes": []},
+        "map": {"pictures": 2, "parts": 2, "probability": 0.9, "baseline_probability": 0.1, **told},
         "randomisation": check | values.get("randomisation", {}),
     }  # fmt: skip
 
@@ -379,11 +379,15 @@ def test_faithfulness_is_shown_as_measured_and_novel_defects_with_what_the_flag_
     digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
     found = measured(predictions=digest, road="worse than a random map")
     (folder / "faithfulness.json").write_text(json.dumps(found))
-    text_of(
+    text = text_of(
         folder, "on 2 of 3 found defects of test: deletion and insertion: faithful; ROAD: worse than a random map.",
         "deletion 0.400 0.200 0.200 0.100 to 0.300 faithful", "deciding head 0.600 0.700 0.200 25 %",
         "gainmtl evaluate RUN --efficientad-run FOLDER does.",
     )  # fmt: skip
+    assert "little to measure" not in text and "features, not the decision" not in text
+    rewrite(folder / "faithfulness.json", '"baseline_probability": 0.1', '"baseline_probability": 0.85')
+    rewrite(folder / "faithfulness.json", '"similarity": 0.6', '"similarity": 1.0')
+    text_of(folder, "(probability 0.85 and 0.90)", "little to measure", "it shows features, not the decision.")
     write_novelty(load_run(folder), ["test/defective/004", "test/normal/006", "test/defective/007"], unseen=["찍힘"])
     text = text_of(
         folder, "On test EfficientAD flags 1 of 1 escaped defects as novel, and 0 of 1 normal pictures that pass.",

@@ -16,7 +16,7 @@ Limits = dict[str, str]  # by a few words, what each means here
 def known_limits(audit: Audit) -> tuple[Limits, Limits]:
     """Serious limits that apply, for which results must not be taken at face value, and the others."""
     serious, others = Limits(), Limits()
-    for part in (_of_the_model, _of_the_map, _of_the_data):
+    for part in (*OF_THE_MODEL, _of_the_map, _of_the_data):
         part(audit, serious, others)
     return serious, others
 
@@ -39,23 +39,32 @@ def _floor(audit: Audit) -> str:
     return "at the evidence's own zero" if audit.settings.has("evidence") else "which is where normal ones end"
 
 
-def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
+def _oracle_masks(audit: Audit, serious: Limits, others: Limits) -> None:
     if audit.metrics.get("label_leaks"):
         serious["Oracle masks"] = (
             "The model was handed the annotated masks at test time (mask_source: oracle), and they tell it the label. "
             "These numbers are an upper bound of what better masks could do, and no results."
         )
+
+
+def _random_weights(audit: Audit, serious: Limits, others: Limits) -> None:
     if audit.random_weights:
         origin = audit.manifest["pretrained"]  # with "auto" pretrained ones were asked for if they could be had
         (serious if "auto" in origin else others)["Random weights"] = (
             f"Origin of the backbone's weights: {origin}. Every result here is that of such a model."
         )
+
+
+def _one_answer(audit: Audit, serious: Limits, others: Limits) -> None:
     called = audit.rows(audit.main)["predicted"]
     if called.nunique() == 1:
         serious["One answer for every picture"] = (
             f"At its threshold the model calls all {len(called)} pictures of {audit.main} "
             f"{'defective' if called.iloc[0] else 'normal'}."
         )
+
+
+def _chance(audit: Audit, serious: Limits, others: Limits) -> None:
     if chance := [
         f"{interval(auroc)} on {split} "
         + ("(normal pictures score higher than defective ones)" if auroc.high < 0.5 else "(as a coin's 0.5 may be)")
@@ -63,12 +72,18 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
         if auroc.low <= 0.5
     ]:
         serious["Not shown to be above chance"] = f"The AUROC is {join_words(chance)}."
+
+
+def _worse_when_shifted(audit: Audit, serious: Limits, others: Limits) -> None:
     drops = {name: audit.drops[name] for name in ("accuracy", "recall", "auroc") if name in audit.drops}
     if fallen := [f"{METRICS[name]} by {interval(drop)}" for name, drop in drops.items() if drop.low > 0]:
         serious["Worse on the shifted split"] = (
             f"From test to test_shift these fall: {join_words(fallen)}. Part of what the model relies on does not hold "
             "there."
         )
+
+
+def _wrong_reason(audit: Audit, serious: Limits, others: Limits) -> None:
     if wrong := [
         f"{of_count(rate)} found defects of {split} ({percent(rate.value)})"
         for split, rate in _on_tests(audit, "wrong_reason_rate")
@@ -78,6 +93,9 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"In {join_words(wrong)} the deciding CAM lies off the defect: the verdict is right, but the map does not "
             "point at the defect."
         )
+
+
+def _flips_like_the_control(audit: Audit, serious: Limits, others: Limits) -> None:
     flip, control, excess = (audit.score(name) for name in ("cf_flip_rate", "cf_control_flip_rate", "cf_excess"))
     if excess.value == excess.value and not excess.low > 0:
         serious["Not shown to flip more often than the control"] = (
@@ -85,11 +103,17 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"{of_count(control)}. Where both were asked, flip minus control is {interval(excess)}: that the decision "
             "rests on the defect is not shown by it."
         )
+
+
+def _maps_that_do_not_separate(audit: Audit, serious: Limits, others: Limits) -> None:
     if flat := [name for name, scale in audit.scales.items() if not scale.separates]:
         serious["Maps that do not separate"] = (
             f"On validation the median defective picture peaks no higher than where the scale begins, "
             f"{_floor(audit)} ({join_words(flat)}). Such a map shows only which cells exceed that."
         )
+
+
+def _no_calmer_maps(audit: Audit, serious: Limits, others: Limits) -> None:
     no_calmer = []
     for split in audit.tests:
         normal, defective = audit.calm(split, 0), audit.calm(split, 1)
@@ -102,6 +126,9 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"On the absolute scale the CAM finds nothing {join_words(no_calmer)}: that it tells them apart is not "
             "shown, because the interval of the difference includes 0 or lies below it."
         )
+
+
+def _counterfactual(audit: Audit, serious: Limits, others: Limits) -> None:
     if "cf_flip_rate" not in audit.scores[audit.main]:
         others["No counterfactual"] = (
             f"Strategy {audit.settings.strategy} as trained has no counterfactual. That a map lies on the defect does "
@@ -112,6 +139,9 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             "The suppression was trained to turn the verdict, and it is done in features, not in the picture. Flips "
             "are evidence only as far as the control does not flip."
         )
+
+
+def _random_teacher(audit: Audit, serious: Limits, others: Limits) -> None:
     parts = {"makes the masks of the attention": str(audit.metrics.get("teacher", ""))}
     if audit.novelty is not None:
         parts["flags novel pictures"] = audit.novelty.teacher
@@ -120,10 +150,19 @@ def _of_the_model(audit: Audit, serious: Limits, others: Limits) -> None:
             f"The EfficientAD run that {join_words(random)} had a random, untrained teacher. That is not the paper's "
             "method: what it finds and misses says little about EfficientAD."
         )
+
+
+def _one_seed(audit: Audit, serious: Limits, others: Limits) -> None:
     others["One seed"] = (
         f"This is one training (seed {audit.settings.seed}). The intervals say how numbers would vary with other test "
         "pictures, not with another training."
     )
+
+
+OF_THE_MODEL = (
+    _oracle_masks, _random_weights, _one_answer, _chance, _worse_when_shifted, _wrong_reason, _flips_like_the_control,
+    _maps_that_do_not_separate, _no_calmer_maps, _counterfactual, _random_teacher, _one_seed,
+)  # fmt: skip
 
 
 def _of_the_map(audit: Audit, serious: Limits, others: Limits) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-Window = tuple[slice, slice]
+from gainmtl_lib.labels import Pixels, Place
+from gainmtl_lib.pictures import Mask
 
 MOST = 0.5  # share of the picture that an edit may touch: beyond it the surroundings no longer say what belongs there
 
@@ -34,7 +33,7 @@ class EditError(ValueError):
 class Edit:
     """A picture after an edit."""
 
-    image: Picture
+    image: Pixels
     mask: Mask  # defect pixels; all False where no defect is left
     label: int  # 0 normal, 1 defective
     kind: str  # heal, paste, heal_spot, paste_clean, repaste or heal_beside
@@ -42,7 +41,7 @@ class Edit:
     region: Mask  # the only pixels that may differ from before; the bars of a letterboxed picture besides
 
 
-def framed(edit: Edit, size: tuple[int, int], place: Window) -> Edit:
+def framed(edit: Edit, size: tuple[int, int], place: Place) -> Edit:
     """The edit of a part at `place` as one of the whole input (H, W), its bars in the mean colour of the edited part.
 
     So a picture is letterboxed (`labels.resize_image`): bars in the mean colour from before would tell the edit.
@@ -75,7 +74,7 @@ COARSE = (2.0, 10.0)  # least and largest sigma in pixels of the Gaussian that t
 JOIN = 3  # pieces of a mask at most about twice as many pixels apart are one piece
 
 
-def heal(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
+def heal(image: Pixels, mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Take a picture's defects away, with them a rim of 1 to 3 pixels, softly: label 0, empty mask.
 
     `rng` decides among about equally good sources. An `EditError` for a mask that is empty or above half of the
@@ -87,12 +86,12 @@ def heal(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
     return Edit(healed, np.zeros_like(mask), 0, "heal", method, region)
 
 
-def heal_spot(image: Picture, shape: Mask, *, method: str, rng: Generator) -> Edit:
+def heal_spot(image: Pixels, shape: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of healing: a spot of a normal picture, shaped like some defect's mask of any size; label 0."""
     return replace(heal(image, placed_at_random(shape, image, rng), method=method, rng=rng), kind="heal_spot")
 
 
-def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
+def heal_beside(image: Pixels, mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of healing: a spot shaped like the picture's defect, beside it; label 1, mask and defect as before."""
     check_mask(mask)
     width = rim(mask.shape)
@@ -103,7 +102,7 @@ def heal_beside(image: Picture, mask: Mask, *, method: str, rng: Generator) -> E
     return Edit(healed, mask.copy(), 1, "heal_beside", method, region)
 
 
-def filled(image: Picture, region: Mask, *, taken: Mask, method: str, rng: Generator) -> Picture:
+def filled(image: Pixels, region: Mask, *, taken: Mask, method: str, rng: Generator) -> Pixels:
     """The picture with a region replaced, each connected piece of it (near ones are one) from sources of its own.
 
     `taken`, the region and every defect, must not be learnt from.
@@ -135,7 +134,7 @@ BEST = 6  # sources to draw from: the best few, so that one picture is not alway
 SMALLEST = 8  # parts of a hole with no longer side than this are not cut again
 
 
-def patchwork(image: Picture, hole: Mask, taken: Mask, *, longest: int, rng: Generator) -> NDArray[np.float32]:
+def patchwork(image: Pixels, hole: Mask, taken: Mask, *, longest: int, rng: Generator) -> NDArray[np.float32]:
     """The picture with its hole (H, W), and a ring around it, filled with patches of its other parts, float (H, W, 3).
 
     A part of the hole, at most `longest` pixels long, is found by what surrounds it, filled parts included, as in
@@ -188,7 +187,7 @@ def _parts(piece: Mask, longest: int) -> Iterator[Mask]:
 
 
 def _best(
-    target: NDArray, inside: Mask, ring: Mask, image: Picture, taken: Mask, window: Window, rng: Generator
+    target: NDArray, inside: Mask, ring: Mask, image: Pixels, taken: Mask, window: Place, rng: Generator
 ) -> NDArray:
     """One of the patches (h, w, 3) near a window that resemble the target most on the ring and show nothing taken.
 
@@ -231,7 +230,7 @@ SHIFT, SPREAD = 1.3, 4.2  # bounds of what stands out, in standard deviations of
 RATIO = (0.1, 10.0)  # least and largest brightness of a relief
 
 
-def paste(image: Picture, donor_image: Picture, donor_mask: Mask, *, method: str, rng: Generator) -> Edit:
+def paste(image: Pixels, donor_image: Pixels, donor_mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Set the defect of a donor of any size into a picture, turned, mirrored and moved at random: label 1.
 
     The mask holds the pixels that changed visibly, inside the moved donor mask. An `EditError` for an unusable mask, a
@@ -246,7 +245,7 @@ def paste(image: Picture, donor_image: Picture, donor_mask: Mask, *, method: str
     return Edit(after, mask, 1, "paste", method, region)
 
 
-def paste_clean(image: Picture, clean: Picture, shape: Mask, *, method: str, rng: Generator) -> Edit:
+def paste_clean(image: Pixels, clean: Pixels, shape: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of pasting: a patch of another normal picture, shaped like some defect, in a normal picture; label 0."""
     after, region = _pasted_at_random(image, cut(clean, placed_at_random(shape, clean, rng)), method, rng)
     if stands_out(image, after, region):
@@ -254,7 +253,7 @@ def paste_clean(image: Picture, clean: Picture, shape: Mask, *, method: str, rng
     return Edit(after, np.zeros_like(region), 0, "paste_clean", method, region)
 
 
-def repaste(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
+def repaste(image: Pixels, mask: Mask, *, method: str, rng: Generator) -> Edit:
     """Control of pasting: the picture's defect pasted back where it was cut out and healed; label 1, mask as before."""
     background = heal(image, mask, method="telea", rng=rng).image
     background[~mask] = image[~mask]
@@ -268,7 +267,7 @@ def repaste(image: Picture, mask: Mask, *, method: str, rng: Generator) -> Edit:
 class Patch(NamedTuple):
     """A defect, or a defect's shape, cut out with `MARGIN` pixels around it, (h, w)."""
 
-    image: Picture  # filled smoothly where its picture ended
+    image: Pixels  # filled smoothly where its picture ended
     shape: Mask  # pixels to paste
     known: Mask  # surroundings that may be compared with: inside the picture, no defect
 
@@ -278,7 +277,7 @@ class Patch(NamedTuple):
         return self.shape[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
-def cut(image: Picture, mask: Mask) -> Patch:
+def cut(image: Pixels, mask: Mask) -> Patch:
     """What a mask covers, cut out with its surroundings."""
     window = box_of(mask)
     patch = _around(image, window, mode="reflect")
@@ -289,20 +288,20 @@ def cut(image: Picture, mask: Mask) -> Patch:
     return Patch(patch, np.pad(mask[window], MARGIN), known)
 
 
-def _around(plane: NDArray, window: Window, mode: Literal["constant", "reflect"] = "constant") -> NDArray:
+def _around(plane: NDArray, window: Place, mode: Literal["constant", "reflect"] = "constant") -> NDArray:
     """A window and its surroundings, zero or mirrored where the picture ends."""
     padded = np.pad(plane, [(MARGIN, MARGIN)] * 2 + [(0, 0)] * (plane.ndim - 2), mode=mode)
     rows, columns = (slice(side.start, side.stop + 2 * MARGIN) for side in window)
     return padded[rows, columns].copy()
 
 
-def _pasted_at_random(image: Picture, patch: Patch, method: str, rng: Generator) -> tuple[Picture, Mask]:
+def _pasted_at_random(image: Pixels, patch: Patch, method: str, rng: Generator) -> tuple[Pixels, Mask]:
     turn = drawn_turn(patch.inner, image.shape, rng)
     patch = Patch(*(turned(part, turn) for part in patch))
     return _pasted(image, patch, place(patch.inner, image.shape, rng), method)
 
 
-def _pasted(image: Picture, patch: Patch, window: Window, method: str) -> tuple[Picture, Mask]:
+def _pasted(image: Pixels, patch: Patch, window: Place, method: str) -> tuple[Pixels, Mask]:
     """The picture with the patch's shape at a window, and the shape's pixels (H, W), the only ones that may differ."""
     target = _around(image, window, mode="reflect")
     if method == "relief":
@@ -321,7 +320,7 @@ def _pasted(image: Picture, patch: Patch, window: Window, method: str) -> tuple[
     return after, region
 
 
-def stands_out(before: Picture, after: Picture, region: Mask) -> bool:
+def stands_out(before: Pixels, after: Pixels, region: Mask) -> bool:
     """Whether the change of a region can be told from the texture in and around it, less its shading.
 
     Pasting the same surface without a defect stays below both bounds in 99 of 100 synthetic pictures.
@@ -352,7 +351,7 @@ def grown(mask: Mask, by: int) -> Mask:
     return cv2.dilate(mask.astype(np.uint8), _disc(by), borderValue=0).astype(np.bool_)
 
 
-def box_of(mask: Mask) -> Window:
+def box_of(mask: Mask) -> Place:
     """The smallest window (rows, columns) that holds a non-empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
@@ -363,7 +362,7 @@ def longer_side(mask: Mask) -> int:
     return max(side.stop - side.start for side in box_of(mask))
 
 
-def widened(window: Window, by: int, size: tuple[int, ...]) -> Window:
+def widened(window: Place, by: int, size: tuple[int, ...]) -> Place:
     """A window with `by` pixels more on each side, as far as the picture goes."""
     rows, columns = (slice(max(0, s.start - by), min(length, s.stop + by)) for s, length in zip(window, size[:2]))
     return rows, columns
@@ -374,7 +373,7 @@ def widened(window: Window, by: int, size: tuple[int, ...]) -> Window:
 TRIES = 40  # random places tried before all of them are looked at: most shapes find one at once
 
 
-def placed_at_random(shape: Mask, image: Picture, rng: Generator) -> Mask:
+def placed_at_random(shape: Mask, image: Pixels, rng: Generator) -> Mask:
     """A shape, the mask of some defect, somewhere in a picture, turned and mirrored at random, (H, W)."""
     shape = shape[box_of(shape)]
     shape = turned(shape, drawn_turn(shape, image.shape, rng))
@@ -383,7 +382,7 @@ def placed_at_random(shape: Mask, image: Picture, rng: Generator) -> Mask:
     return spot
 
 
-def place(shape: Mask, size: tuple[int, ...], rng: Generator, *, avoid: Mask | None = None) -> Window:
+def place(shape: Mask, size: tuple[int, ...], rng: Generator, *, avoid: Mask | None = None) -> Place:
     """A window for `shape` (h, w) in a picture of `size`, uniformly among those where it is off `avoid` (H, W)."""
     (height, width), rows, columns = shape.shape, size[0] - shape.shape[0] + 1, size[1] - shape.shape[1] + 1
     for _ in range(TRIES):
@@ -450,12 +449,12 @@ def matched(patch: NDArray, target: NDArray, ring: Mask, *, contrast: float | No
     return (patch - there) * gain + here
 
 
-def blend(patch: NDArray, target: Picture, weights: NDArray) -> Picture:
+def blend(patch: NDArray, target: Pixels, weights: NDArray) -> Pixels:
     """Weighted mean of patch and target, rounded to uint8."""
     return _bytes(target + weights * (patch.astype(np.float32) - target))
 
 
-def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False) -> Picture:
+def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False) -> Pixels:
     """The patch's gradients within the region, set into the target (Perez, Gangnet and Blake 2003).
 
     `cv2.seamlessClone` moves the patch by the middle of its mask's box, erodes the mask, and wants space around it:
@@ -470,5 +469,5 @@ def clone(patch: NDArray, target: NDArray, region: Mask, *, mixed: bool = False)
     return _bytes(cv2.seamlessClone(source, base, wide, (x + width // 2, y + height // 2), flag)[pad:-pad, pad:-pad])
 
 
-def _bytes(picture: NDArray) -> Picture:
+def _bytes(picture: NDArray) -> Pixels:
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -26,20 +26,17 @@ from gainmtl_lib import readers
 from gainmtl_lib.dataset import Batch, EpochSampler, SampleDataset, make_data, whole_batches
 from gainmtl_lib.efficientad.model import MVTEC_CATEGORIES, EfficientADSettings
 from gainmtl_lib.findings import DataError, UnreadableError
-from gainmtl_lib.labels import resize_image, with_labels
+from gainmtl_lib.labels import Pixels, Place, resize_image, with_labels
 from gainmtl_lib.layouts import LAYOUTS, SPLITS
-from gainmtl_lib.pictures import image_files, read_image
+from gainmtl_lib.pictures import Mask, Size, image_files, read_image
 from gainmtl_lib.processes import Part
 from gainmtl_lib.settings import closest
 from gainmtl_lib.synthetic.data import to_bytes, visible_defect
-from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, Size, smooth_noise
+from gainmtl_lib.synthetic.drawing import DEFECTS, TEXTURES, Plane, smooth_noise
 
 logger = logging.getLogger(__name__)
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-Region = tuple[slice, slice]
-EVERYWHERE: Region = (slice(None), slice(None))
+EVERYWHERE: Place = (slice(None), slice(None))
 
 # Random numbers follow from (seed, number, one of these), so that no two uses share a stream.
 _PASS, _PENALTY, _PENALTY_ORDER, _COLOUR, _ANOMALY, _OTHER, _KIND = 10, 20, 21, 30, 40, 41, 42
@@ -51,7 +48,7 @@ def samples_in_use(settings: EfficientADSettings) -> pd.DataFrame:
     """The table of samples with its split, defects of train and val left out; missing synthetic data is made first.
 
     The split is that of GAIN-MTL with the same ratios and `seed_of_split`, so that both systems are tested on the
-    same pictures, except for MVTec AD: there its own protocol holds, everything in ``test`` is tested on.
+    same pictures, except for layouts with categories: there the dataset's protocol holds, all of ``test`` is tested on.
     """
     make_data(settings)
     kind, folder = settings.dataset_type, settings.dataset_folder
@@ -254,7 +251,9 @@ def kind_of(index: int, *, seed: int) -> str:
     return KINDS[np.random.default_rng([seed, round_, _KIND]).permutation(len(KINDS))[turn]]
 
 
-def synthesise(image: Image, *, other: Image, seed: int, index: int, region: Region = EVERYWHERE) -> tuple[Image, Mask]:
+def synthesise(
+    image: Pixels, *, other: Pixels, seed: int, index: int, region: Place = EVERYWHERE
+) -> tuple[Pixels, Mask]:
     """An anomaly of `kind_of` that can be seen, on a copy of a normal picture; equal for equal (seed, index).
 
     `image` is RGB (H, W, 3), at least 32 pixels a side, `other` a normal picture of any size, of which a piece may be
@@ -289,7 +288,7 @@ def _pasted(rng: Generator, image: Plane, source: Plane) -> tuple[Plane, Mask]:
     sides = [min(image.shape[axis], source.shape[axis]) for axis in (0, 1)]
     size = [max(1, round(side * rng.uniform(0.08, 0.35))) for side in sides]
 
-    def place(picture: Plane) -> Region:
+    def place(picture: Plane) -> Place:
         top, left = (int(rng.integers(0, picture.shape[axis] - size[axis] + 1)) for axis in (0, 1))
         return slice(top, top + size[0]), slice(left, left + size[1])
 
@@ -307,7 +306,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
     """
 
     def __init__(
-        self, pictures: Sequence[Image], *, seed: int, rows: Sequence[int] = (), regions: Sequence[Region] = ()
+        self, pictures: Sequence[Pixels], *, seed: int, rows: Sequence[int] = (), regions: Sequence[Place] = ()
     ) -> None:
         self.pictures, self.seed = pictures, seed
         self.rows, self.regions = rows or range(len(pictures)), regions or [EVERYWHERE] * len(pictures)
@@ -322,7 +321,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
         rows = torch.tensor([self.rows[key % len(self.pictures)] for key in keys])
         return Batch(images.permute(0, 3, 1, 2).float().div_(255), labels, masks[:, None].float(), labels == 1, rows)
 
-    def _picture(self, key: int) -> tuple[Image, Mask]:
+    def _picture(self, key: int) -> tuple[Pixels, Mask]:
         anomalous, place = divmod(key, len(self.pictures))
         image = self.pictures[place]
         if not anomalous:
@@ -336,7 +335,7 @@ class NormalsAndAnomalies(Dataset[Batch]):
 # --- Pictures of something else, for the pretraining penalty
 
 
-def as_grey(picture: Image) -> Image:
+def as_grey(picture: Pixels) -> Pixels:
     """The same picture without colours, still (H, W, 3)."""
     return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.uint8)
 
@@ -369,13 +368,13 @@ class PenaltyImages(Dataset[Tensor]):
         pictures = torch.from_numpy(np.stack([self._picture(number) for number in numbers]))
         return pictures.permute(0, 3, 1, 2).float().div_(255)  # a view: channels-last in memory, as the normal images
 
-    def _picture(self, number: int) -> Image:
+    def _picture(self, number: int) -> Pixels:
         rng = np.random.default_rng([self.settings.seed, number, _PENALTY])
         grey = rng.random() < 0.3
         picture = self._middle(number) if self.files else draw_leaves(rng, self.settings.image_size)
         return as_grey(picture) if grey else picture
 
-    def _middle(self, number: int) -> Image:
+    def _middle(self, number: int) -> Pixels:
         """Of the image whose turn it is, or of the next that can be decoded."""
         height, width = self.settings.image_size
         for later in range(number, number + len(self.files)):
@@ -394,7 +393,7 @@ class PenaltyImages(Dataset[Tensor]):
         raise DataError(f"{self.settings.penalty_images}: none of its {len(self.files)} images can be decoded")
 
 
-def draw_leaves(rng: Generator, size: Size) -> Image:
+def draw_leaves(rng: Generator, size: Size) -> Pixels:
     """Textured leaves of all sizes on top of each other, as natural images are made up (dead leaves), RGB (H, W, 3)."""
     leaves = int(rng.integers(60, 300))
     owner = _lie(rng, size, leaves)  # (H, W)

@@ -94,7 +94,7 @@ class EfficientADSettings(RunSettings):
 
     @property
     def dataset_folder(self) -> Path:
-        """`data_root`, of MVTec AD its category's folder."""
+        """`data_root`, or in it the folder of the category."""
         return self.data_root if self.category is None else self.data_root / self.category
 
 

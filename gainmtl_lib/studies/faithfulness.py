@@ -158,8 +158,8 @@ def road(
 ) -> float:
     """Probability without the least relevant minus that without the most relevant pixels (Rong et al. 2022).
 
-    The mean over the `fractions` of pixels, each in (0, 1), that are filled in from around them. In [-1, 1], 0 for a
-    map that says nothing.
+    The mean over the `fractions` of pixels, each in (0, 1) (else `ValueError`), that are filled in from around them. In
+    [-1, 1], 0 for a map that says nothing.
     """
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(f"fractions must lie in (0, 1), got {list(fractions)}; nothing can be filled in from nothing")
@@ -281,16 +281,15 @@ def faithfulness(
 
 
 def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
-    """Means, the gain over a random map with its 95 % interval, and what that allows to say.
+    """Means, the gain over a random map with its 95 % interval, and the verdict on it.
 
     Returns ``pictures``, ``parts``, ``probability``, ``baseline_probability``; for ``deletion``, ``insertion`` and
     ``road`` ``ours``, ``random``, ``reversed``, ``gain`` (positive is better), ``low``, ``high`` and ``verdict``; for
-    ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise; and ``notes``.
+    ``counterfactual``, where the table has flips, ``flip``, ``control_flip`` and the rest likewise.
     """
     groups, means = stats.group_codes(table), table.mean(numeric_only=True)
-    picture, blurred = means["probability"], means["baseline_probability"]
-    summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups)), "probability": picture}
-    summary["baseline_probability"] = blurred
+    summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups))}
+    summary |= means[["probability", "baseline_probability"]].to_dict()
     # The reversed map's deletion is the map's insertion, and the other way round.
     reverse = {"deletion_auc": means["insertion_auc"], "insertion_auc": means["deletion_auc"], "road": -means["road"]}
     for name, reversed_map in reverse.items():
@@ -304,11 +303,7 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
         gain = stats.paired_difference(flip.to_numpy(), control.to_numpy(), stats.group_codes(asked))
         told = {"flip": flip.mean(), "control_flip": control.mean()}
         summary["counterfactual"] = told | _judged(gain, *OF_FLIPS)
-    note = (
-        f"The blurred picture is called defective almost as surely as the picture itself (probability {blurred:.2f} "
-        f"and {picture:.2f}): deletion and insertion have little to measure."
-    )
-    return summary | {"notes": [note] if picture - blurred < 0.1 else []}
+    return summary
 
 
 def _judged(gain: stats.Estimate, better: str, around: str, below: str) -> dict[str, float | str]:
@@ -327,7 +322,6 @@ SAME_MAP = 0.5  # mean absolute rank correlation, all weights destroyed, from wh
 DEPENDS_ON_WEIGHTS = "depends on the learnt weights"
 STAYS = "stays the same without the learnt weights: it explains nothing"
 FLAT = "every map is flat: there is nothing to check"
-HEAD_IGNORED = "With the deciding head alone destroyed the map stays the same: it shows features, not the decision."
 
 
 def cascade(model: GAINMTLModel) -> dict[str, list[nn.Module]]:
@@ -402,16 +396,15 @@ def summarise_randomisation(table: pd.DataFrame) -> dict[str, Any]:
 
     Returns ``parts``: by name ``similarity`` (mean absolute rank correlation), ``spearman``, ``ssim``,
     ``probability_change`` (mean absolute), ``verdicts_changed`` (share); ``similarity`` of the last part; ``level``,
-    from which maps count as the same; ``verdict``; and ``notes``, sentences.
+    from which maps count as the same; and ``verdict``.
     """
     change = (table["probability"] - table["trained_probability"]).abs()
     columns = {"similarity": table["spearman"].abs(), "spearman": table["spearman"], "ssim": table["ssim"]}
     columns |= {"probability_change": change, "verdicts_changed": table["verdict_changed"]}
     means = pd.DataFrame(columns).groupby(table["part"], sort=False).mean()
-    head, *_, similarity = means["similarity"].tolist()
+    similarity = float(means["similarity"].iloc[-1])
     verdict = FLAT if similarity != similarity else STAYS if similarity >= SAME_MAP else DEPENDS_ON_WEIGHTS
-    summary = {"parts": means.to_dict("index"), "similarity": similarity, "level": SAME_MAP, "verdict": verdict}
-    return summary | {"notes": [HEAD_IGNORED] if head > 0.999 else []}
+    return {"parts": means.to_dict("index"), "similarity": similarity, "level": SAME_MAP, "verdict": verdict}
 
 
 # --- A run's own map on its found defects, measured once and kept in the run's folder

@@ -183,7 +183,10 @@ class Plan(ParameterRecord):
         ]
 
     def only(self, *, rows: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> Self:
-        """The part of the plan with these rows and seeds, and the steps between the rows that are left."""
+        """The part of the plan with these rows and seeds, and the steps between the rows that are left.
+
+        `SettingsError` names a row or seed that the plan does not have.
+        """
         kept, chosen = list(self.rows if rows is None else rows), tuple(self.seeds if seeds is None else seeds)
         if strange := [row for row in kept if row not in self.rows]:
             raise SettingsError(_no_row(strange[0], self.rows))

@@ -14,10 +14,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from gainmtl_lib.annotations import read_mask
-from gainmtl_lib.labels import Resize, resize_mask
+from gainmtl_lib.labels import Place, Resize, resize_mask
+from gainmtl_lib.pictures import Size
 
 Plane = NDArray[np.floating]
-Size = tuple[int, int]
 
 
 def noise(rng: Generator, size: Size) -> Plane:
@@ -190,7 +190,7 @@ SIDES = ("top", "bottom", "left", "right")
 BORDER_DEPTH = (0.05, 0.09)  # least and greatest depth of the strip
 
 
-def mark_region(size: tuple[int, ...], corner: str) -> tuple[slice, slice]:
+def mark_region(size: tuple[int, ...], corner: str) -> Place:
     """The square that a fixture mark takes at a corner."""
     side = min(size[:2])
     diameter, margin = max(5, round(2 * MARK_RADIUS * side)), round(MARK_MARGIN * side)
