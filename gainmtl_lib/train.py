@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -421,35 +422,52 @@ def event_loggers(settings: RunSettings, *, goes_on: bool) -> list[Logger]:
             loggers.append(WandbLogger(name, settings.run_dir, project=project, config=settings.plain()))
         except ModuleNotFoundError:
             raise RunError("use_wandb is true but the package wandb is missing; pip install wandb") from None
-    if settings.use_mlflow:
+    if settings.use_mlflow and processes.is_main():
         loggers.append(_mlflow_logger(settings, goes_on=goes_on))
     return loggers
 
 
+def _mlflow_uri(settings: RunSettings) -> str:
+    """``MLFLOW_TRACKING_URI``, else a database beside the experiments."""
+    return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{settings.outputs_dir.absolute() / 'mlflow.db'}")
+
+
 def _mlflow_logger(settings: RunSettings, *, goes_on: bool) -> MLFlowLogger:
-    """At ``MLFLOW_TRACKING_URI``, else in a database beside the experiments; a training that `goes_on` does so in the
-    run that was left, by the tag of its folder."""
-    try:
-        from mlflow import MlflowClient, MlflowException
-    except ModuleNotFoundError:
-        raise RunError("use_mlflow is true but the package mlflow is missing; pip install mlflow") from None
+    """A training that `goes_on` does so in the run that was left, by the tag of its folder."""
+    from mlflow import MlflowClient
+
     for noisy in ("mlflow", "lightning.pytorch.loggers.mlflow"):  # that tables and experiments are made
         logging.getLogger(noisy).setLevel(logging.ERROR)
     outputs, tags = settings.outputs_dir.absolute(), {"gainmtl.folder": str(settings.run_dir.absolute())}
     own: dict[str, Any] = {} if "MLFLOW_TRACKING_URI" in os.environ else {"artifact_location": str(outputs / "mlruns")}
-    uri = f"sqlite:///{outputs / 'mlflow.db'}" if own else os.environ["MLFLOW_TRACKING_URI"]
-    name, left = f"{settings.run_name}-seed{settings.seed}", []
-    try:
+    uri, name, left = _mlflow_uri(settings), f"{settings.run_name}-seed{settings.seed}", []
+    # Tables and an experiment that are not there yet two runs would both make, and one of them fail.
+    with FileLock(outputs / ".mlflow.lock") if own else nullcontext():
         client = MlflowClient(uri)
-        if processes.is_main() and (there := client.get_experiment_by_name(settings.experiment)) and goes_on:
+        if goes_on and (there := client.get_experiment_by_name(settings.experiment)):
             wanted = f"tags.`gainmtl.folder` = '{tags['gainmtl.folder']}'"
             left = [run.info.run_id for run in client.search_runs([there.experiment_id], wanted)]  # the last one first
         logger = MLFlowLogger(settings.experiment, name, uri, tags, run_id=left[0] if left else None, **own)
         logger.log_hyperparams(settings.plain())
-    except MlflowException as error:
-        reason = " ".join(str(error).partition("\n")[0].split())[:200]
-        raise RunError(f"use_mlflow is true, but {uri} cannot be used: {reason}") from None
     return logger
+
+
+@contextmanager
+def _told_by_mlflow(settings: RunSettings) -> Iterator[None]:
+    """What MLflow cannot do, at the start or later, is a `RunError`."""
+    if not settings.use_mlflow:
+        yield
+        return
+    try:
+        from mlflow import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+    except ModuleNotFoundError:
+        raise RunError("use_mlflow is true but the package mlflow is missing; pip install mlflow") from None
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = " ".join(str(error).partition("\n")[0].split())[:200]
+        raise RunError(f"use_mlflow is true, but {_mlflow_uri(settings)} cannot be used: {reason}") from None
 
 
 class EndedBySignal(Callback):
@@ -471,6 +489,8 @@ def fit_interruptibly(
     if launch.is_main and checkpoint is not None and checkpoint.resolve().parent != own.resolve():
         (own / "best.ckpt").unlink(missing_ok=True)
     quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    with together(), _told_by_mlflow(settings):
+        loggers = event_loggers(settings, goes_on=checkpoint is not None)
     several = DDPStrategy(find_unused_parameters=not every_weight_learns) if launch.count > 1 else None
     trainer = L.Trainer(
         accelerator=device.type,
@@ -478,7 +498,7 @@ def fit_interruptibly(
         num_nodes=settings.num_nodes,
         strategy=several or "auto",
         precision=precision,  # type: ignore[arg-type]
-        logger=event_loggers(settings, goes_on=checkpoint is not None),
+        logger=loggers,
         plugins=[AtomicCheckpointIO(), processes.environment(launch)],
         callbacks=[*callbacks, EndedBySignal()],
         use_distributed_sampler=False,  # each process knows its part
@@ -487,7 +507,7 @@ def fit_interruptibly(
     )
     handler = signal.getsignal(signal.SIGINT)
     try:
-        with _written_logs(settings):
+        with _written_logs(settings), _told_by_mlflow(settings):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         # Lightning answers Ctrl-C by leaving the process with the signal ignored; a notebook must survive it.

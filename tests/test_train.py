@@ -2,6 +2,7 @@
 
 import errno
 import math
+import multiprocessing
 import pickle
 import shutil
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from scipy import stats
+from sqlalchemy.exc import OperationalError
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tiny import tiny_settings
 from torch import Tensor
@@ -448,6 +450,10 @@ def test_mlflow_holds_what_tensorboard_holds_and_an_interrupted_run_goes_on_ther
         assert pd.Series(logged).sort_index().to_numpy() == pytest.approx(known.sort_index().to_numpy()), tag
     fit(settings.changed(num_epochs=1), force=True)  # another training of the same folder is a run of its own
     assert len(client.search_runs(wanted)) == 2
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"mlflow.db cannot be used: .* is locked$"):
+        locked = OperationalError("insert", {}, Exception("database is locked"))
+        patch.setattr(module.MLFlowLogger, "log_metrics", Mock(side_effect=locked))
+        fit(settings.changed(variant="locked"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RunError, match=r"use_mlflow is true, but http://127.0.0.1:9 cannot be used: API request"):
@@ -455,6 +461,30 @@ def test_mlflow_holds_what_tensorboard_holds_and_an_interrupted_run_goes_on_ther
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(RunError, match="package mlflow is missing"):
         fit(settings.changed(variant="missing"))
+
+
+def test_runs_that_begin_at_once_share_a_new_database_and_of_a_runs_processes_one_does(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = tiny_settings(tmp_path, "S1", use_mlflow=True, use_tensorboard=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.processes, "is_main", lambda: False)
+        assert module.event_loggers(settings, goes_on=False) == [] and not settings.outputs_dir.exists()
+    settings.outputs_dir.mkdir()
+    context = multiprocessing.get_context("fork")
+    begin = context.Barrier(2)
+
+    def log(seed):
+        begin.wait()
+        module.event_loggers(settings.changed(seed=seed), goes_on=False)
+
+    runs = [context.Process(target=log, args=(seed,)) for seed in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs/mlflow.db'}")
+    assert len(client.search_runs([client.get_experiment_by_name("tiny").experiment_id])) == 2
 
 
 def test_a_start_that_failed_leaves_way_for_the_corrected_one_whose_data_may_not_change(finished, shared, monkeypatch):
