@@ -4,10 +4,11 @@ import logging
 
 import pytest
 import yaml
+from torch.multiprocessing import ProcessRaisedException
 from written_runs import write_planned, written_plan
 
 from gainmtl_lib.runs import HeldError
-from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, repository_root
+from gainmtl_lib.settings import STRATEGY_WEIGHTS, SettingsError, UserError, repository_root
 from gainmtl_lib.studies import plans
 from gainmtl_lib.studies.cluster import Done
 from gainmtl_lib.studies.plans import load_plan, run_study, variant_of
@@ -170,13 +171,31 @@ def test_what_is_missing_is_trained_once_and_the_time_left_is_told(tmp_path, mon
     assert run_study(plan.cells()).state == "4 of 4 runs" and trained == BOTH[1:]
 
 
-def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch, caplog):
+SENT = """
+
+-- Process 1 terminated with the following error:
+Traceback (most recent call last):
+  File "train.py", line 1, in fit
+RuntimeError: CUDA error: unspecified launch failure
+Compile with `TORCH_USE_CUDA_DSA`
+"""
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (TrainingDivergedError("the loss became nan in cls"), "the loss became nan in cls"),
+    (RuntimeError("DataLoader worker (pid 7) is killed\nby a signal"), "RuntimeError: DataLoader worker (pid 7) is killed"),
+    (MemoryError(), "MemoryError"),
+    (TimeoutError(110, "timed out"), "TimeoutError: [Errno 110] timed out"),
+    (ProcessRaisedException(SENT, 1, 7), "RuntimeError: CUDA error: unspecified launch failure"),
+])  # fmt: skip
+def test_a_failure_is_named_and_the_others_go_on(tmp_path, monkeypatch, caplog, error, told):
     plan = written_plan(tmp_path)
-    by_hand(monkeypatch, plan, {"S5, seed 0": TrainingDivergedError("the loss became nan in cls")})
+    by_hand(monkeypatch, plan, {"S5, seed 0": error})
     study = run_study(plan.cells())
     assert names(study) == [BOTH[0], *BOTH[2:]]
-    assert study.state == "3 of 4 runs, 1 failed; S5, seed 0: the loss became nan in cls"
-    assert "run 2 of 4 failed: S5, seed 0: the loss became nan in cls" in caplog.messages
+    assert study.state == f"3 of 4 runs, 1 failed; S5, seed 0: {told}"
+    assert f"run 2 of 4 failed: S5, seed 0: {told}" in caplog.messages
+    assert ("Traceback" in caplog.text) != isinstance(error, UserError)
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(tmp_path, monkeypatch):

@@ -24,11 +24,13 @@ from functools import cached_property, partial
 from itertools import combinations
 from math import nan
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Annotated, Any, Self
 
 import pandas as pd
 import torch
 from pydantic import Field, model_validator
+from torch.multiprocessing.spawn import ProcessException
 
 from gainmtl_lib import settings as given
 from gainmtl_lib.evaluation import evaluate
@@ -345,6 +347,11 @@ def make_run(cell: Cell, reasons: bool) -> str | None:
         raise
     except (given.UserError, torch.OutOfMemoryError) as error:
         return str(error)
+    except (RuntimeError, MemoryError, OSError, ProcessException) as error:  # of the device, a loader, a file server
+        logger.exception("%s stopped", cell.name)
+        told = "".join(format_exception_only(error))
+        # Its first line; of one of several processes, which sends a traceback, that of the last error in it.
+        return (re.findall(r"^[\w.]+: .+", told, re.MULTILINE) or [told.strip()])[-1]
     return None
 
 
