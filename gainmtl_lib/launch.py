@@ -12,10 +12,8 @@ from typing import Any, Self
 from gainmtl_lib.progress import show_progress
 from gainmtl_lib.settings import RunSettings, UserError
 
-# In the environment of those that `start_for_each_device` started, how many there are; and of a study's workers, how
-# many runs it makes at once on this machine.
-OWN = "GAINMTL_PROCESSES"
-SIDE_BY_SIDE = "GAINMTL_SIDE_BY_SIDE"
+OWN = "GAINMTL_PROCESSES"  # how many there are, in the environment of those that `start_for_each_device` started
+SIDE_BY_SIDE = "GAINMTL_SIDE_BY_SIDE"  # how many runs a study makes at once here, in the environment of its workers
 
 
 class LaunchError(UserError, RuntimeError):
@@ -46,7 +44,7 @@ class Launch:
         if "TORCHELASTIC_RUN_ID" in env:
             places = [int(env[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")]
             return cls("torchrun", *places)
-        # Of srun: SLURM_NTASKS stands in a job's script, too, which is one process, as is salloc's shell, whose name
+        # Of srun: SLURM_NTASKS stands in a job's script, too, which is one process. So is salloc's shell, whose name
         # the tasks of an srun in it inherit. Of several tasks of 'srun --pty bash' all but the first end at once.
         tasks, is_shell = int(env.get("SLURM_STEP_NUM_TASKS", 1)), env.get("SLURM_JOB_NAME") == "bash"
         if tasks > 1 and not is_shell:

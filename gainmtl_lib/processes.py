@@ -37,7 +37,7 @@ def environment(launch: Launch) -> ClusterEnvironment:
         return TorchElasticEnvironment()
     if launch.launcher != "slurm":
         return LightningEnvironment()
-    warnings.filterwarnings("ignore", "The `srun` command is available")  # it was used: Lightning misses it in salloc
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning misses it in salloc
     return SLURMEnvironment(auto_requeue=False)
 
 
