@@ -110,6 +110,12 @@ class Card(BaseModel):
         return None if self.map_scale is None else MapScale(*self.map_scale)
 
     @classmethod
+    def located(self, anomaly_map: Any) -> Any:
+        """EfficientAD's localization by its map, an array or a tensor of any shape: one half at the floor of its scale,
+        1 at the ceiling."""
+        floor, ceiling = self.map_scale or (0.0, 1.0)
+        return (0.5 + 0.5 * (anomaly_map - floor) / max(ceiling - floor, 1e-6)).clip(0, 1)
+
     def read(cls, text: str, place: Path) -> Self:
         """What an export holds; `ExportError` where it is none of this project, or of a version with other fields."""
         try:
@@ -194,11 +200,9 @@ class LineModel(nn.Module):
         images = pictures.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
         if isinstance(self.model, EfficientADModel):
             found = self.model(images)
-            floor, ceiling = self.card.map_scale or (0.0, 1.0)
             slope, offset = self.card.calibration
             probability = torch.sigmoid(slope * found.score + offset)
-            share = 0.5 + 0.5 * (found.anomaly_map[:, 0] - floor) / max(ceiling - floor, 1e-6)
-            told = (found.score, found.cells[:, 0], share.clamp(0, 1))
+            told = (found.score, found.cells[:, 0], self.card.located(found.anomaly_map[:, 0]))
         else:
             output = self.model(images)
             probability = defect_probability(output.logits, self.card.calibration)
@@ -247,9 +251,10 @@ class Judge(ABC):
     def judge_in_tiles(self, picture: Pixels, at_once: int) -> Judged:
         """One picture of any size, uint8 (height, width, 3), by overlapping tiles of the input size.
 
-        Beyond the picture memory is that of `at_once` tiles. Where it is no multiple of 32, or smaller than a tile, it
-        is mirrored at its edges. The localization is a quarter as fine. The score is that of the joined map in S8 and
-        EfficientAD, whose decision it is, and of the other strategies the highest of a tile, which also names the type.
+        Beyond the picture memory is that of `at_once` tiles, and of the maps of all: two values at most for 16 pixels
+        of a tile. Where the picture is no multiple of 32, or smaller than a tile, it is mirrored at its edges. The
+        localization is a quarter as fine. The score is that of the joined map in S8 and EfficientAD, whose decision it
+        is, and of the other strategies the highest of a tile, which also names the type.
         """
         height, width = picture.shape[:2]
         tile = self.card.input_size
@@ -262,14 +267,15 @@ class Judge(ABC):
                 if fine is not None:
                     fine = fine.reshape(fine.shape[0] // 4, 4, fine.shape[1] // 4, 4).mean((1, 3))
                 parts.append(part._replace(localization=fine))
-        joined = _joined(tiles, [part.map for part in parts], (height, width), border=self.card.border)
+        border, worst = self.card.border, max(parts, key=lambda part: part.score)
+        joined = _joined(tiles, [part.map for part in parts], (height, width), border=border)
+        if self.card.system == "EfficientAD":  # of its map alone, because a tile's edges say nothing
+            cell = tile[0] // worst.map.shape[0]
+            seen = joined[border : size[0] // cell - border, border : size[1] // cell - border]
+            # Of a picture that lies within the border only its mirror image is seen.
+            return Judged(float(seen.max()) if seen.size else worst.score, joined, self.card.located(joined))
+        score = worst.score if self.card.evidence is None else self.card.evidence.margin(joined)
         located = [part.localization for part in parts if part.localization is not None]
-        worst = max(parts, key=lambda part: part.score)
-        score = worst.score
-        if self.card.system == "EfficientAD":
-            score = float(joined.max())
-        elif self.card.evidence is not None:
-            score = self.card.evidence.margin(joined)
         return Judged(score, joined, _joined(tiles, located, (height, width)) if located else None, worst.types)
 
 

@@ -165,6 +165,31 @@ def test_the_score_in_tiles_of_an_evidence_is_that_of_the_joined_map_wherever_it
 
 def test_a_run_with_tiles_and_its_export_say_the_same_as_its_evaluation(trained, tmp_path):
     settings = trained.settings.changed(strategy="S8", variant="tiled", image_size=(64, 128), tile_size=(64, 64),
+class Framed(Bright):
+    """An EfficientAD of which nothing is seen at a tile's edges, its map negative where a picture is dark."""
+
+    def __init__(self):
+        super().__init__()
+        of_anomalies = {"system": "EfficientAD", "border": 4, "tile_overlap": 0.5}
+        self.card = self.card.model_copy(update=of_anomalies)
+
+    def outputs(self, pictures):
+        seen = super().outputs(pictures)[3][:, 4:-4, 4:-4] - 0.5
+        maps = np.pad(seen, [(0, 0), (4, 4), (4, 4)])
+        return [None, None, seen.max((1, 2)), maps, np.kron(self.card.located(maps), np.ones((4, 4)))]
+
+
+@pytest.mark.parametrize("level", [64, 204])
+@pytest.mark.parametrize("size", [(64, 160), (70, 150), (12, 100)])
+def test_the_edges_of_tiles_that_an_efficientad_leaves_out_count_for_nothing(level, size):
+    judge, expected = Framed(), level / 255 - 0.5
+    judged = judge.judge_in_tiles(np.full((*size, 3), level, np.uint8), at_once=2)
+    assert judged.score == pytest.approx(expected, abs=1e-5)
+    for found, wanted in ((judged.map, expected), (judged.localization, 0.5 + 0.5 * expected)):
+        assert found.shape == tuple(-(-side // 4) for side in size)
+        assert found[4:-4, 4:-4] == pytest.approx(np.full_like(found[4:-4, 4:-4], wanted), abs=1e-5)  # no seam
+
+
                                         **{f"lambda_{t}": w for t, w in (("cls", 1.0), ("evidence", 1.0))},
                                         **{f"lambda_{t}": 0.0 for t in ("am", "cam_guide", "loc", "guide", "cf", "consist")},
                                         image_counterfactual=0.0, num_epochs=1, num_samples=40,
