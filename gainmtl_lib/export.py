@@ -391,6 +391,11 @@ def _first_line(error: Exception) -> str:
 
 def open_judge(
     place: str | Path | Run | EfficientADRun,
+def is_export(place: Path) -> bool:
+    """By its name or what is in it; else it is a run's folder."""
+    return place.suffix in (".onnx", ".pt2") or (place / "model.xml").is_file()
+
+
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -410,7 +415,7 @@ def open_judge(
     if isinstance(place, Run | EfficientADRun):
         return EagerJudge(place, device=device)
     place, threads = Path(place), threads or torch.get_num_threads()
-    if place.suffix == ".onnx" or (place / "model.xml").is_file() or place.suffix == ".pt2":
+    if is_export(place):
         if not place.exists():
             raise ExportError(f"{place}: no such file")
         if device not in (None, "auto", "cpu"):

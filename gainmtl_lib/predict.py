@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from gainmtl_lib import metrics
 from gainmtl_lib.efficientad.train import EfficientADRun
 from gainmtl_lib.explain import THRESHOLD, defect_boxes, read_picture
-from gainmtl_lib.export import Card, Judge, Judged, open_judge
+from gainmtl_lib.export import Card, Judge, Judged, is_export, open_judge
 from gainmtl_lib.figures import encode, enlarged_share, fitting, overlay, with_band
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import inside, resize_image
@@ -113,7 +113,7 @@ class Predictor:
         tile_overlap: share of a tile that neighbours have in common, in [0, 0.5]; None is the training's.
         class_names: of normal and defective, in any language.
         keep_pictures: with what is said of them, to be `drawn`.
-        judging: `device`, `threads` and `trust` of `open_judge`.
+        judging: `device`, `threads` and `trust` of `open_judge`; the device is not of an exported `novelty`.
 
     `DataError`: both a threshold and a recall, one out of range, no validation defects to choose by, or tiles that the
     model cannot take. `RunError`, `ExportError`: nothing to judge by.
@@ -135,6 +135,8 @@ class Predictor:
         self.judge = copy.copy(place) if isinstance(place, Judge) else open_judge(place, **judging)
         card = self.judge.card
         self.threshold, self.threshold_from = _threshold(card, threshold, required_recall)
+        if isinstance(novelty, str | Path) and is_export(Path(novelty)):
+            judging.pop("device", None)  # it is of the run
         self.novelty = None if novelty is None else open_judge(novelty, **judging)
         if self.novelty is not None and self.novelty.card.novelty_threshold is None:
             raise DataError(

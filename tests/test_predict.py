@@ -87,6 +87,16 @@ def test_pixels_are_judged_too_and_a_bad_picture_stops_no_other(trained, tmp_pat
     assert [one.error for one in Predictor(trained.folder)([spoilt, good])] == ["", ""]
 
 
+def test_a_device_is_of_the_run_and_not_of_an_exported_efficientad(monkeypatch):
+    judge = Bright()
+    judge.card = judge.card.model_copy(update={"novelty_threshold": 1.0})
+    monkeypatch.setattr(module, "open_judge", opened := Mock(return_value=judge))
+    for novelty, own in (("m.onnx", {"threads": 2}), ("run", {"threads": 2, "device": "cuda"})):
+        opened.reset_mock()
+        Predictor("r", novelty=novelty, device="cuda", threads=2)
+        assert [call.kwargs for call in opened.call_args_list] == [{"threads": 2, "device": "cuda"}, own]
+
+
 def test_the_threshold_is_given_or_chosen_for_a_recall_on_the_runs_validation(trained, anomalies):
     val = trained.predictions.query("split == 'val' and label == 1")["probability"]
     asked = Predictor(trained.folder, required_recall=1.0)
