@@ -8,7 +8,7 @@ import logging
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.special import expit
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from gainmtl_lib import evaluation, metrics
+from gainmtl_lib.dataset import Batch
 from gainmtl_lib.devices import checked_device, inference_autocast
 from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.evaluate import QUANTILE_SCALE
@@ -109,13 +111,13 @@ class Card(BaseModel):
         """Of the deciding map."""
         return None if self.map_scale is None else MapScale(*self.map_scale)
 
-    @classmethod
     def located(self, anomaly_map: Any) -> Any:
         """EfficientAD's localization by its map, an array or a tensor of any shape: one half at the floor of its scale,
         1 at the ceiling."""
         floor, ceiling = self.map_scale or (0.0, 1.0)
         return (0.5 + 0.5 * (anomaly_map - floor) / max(ceiling - floor, 1e-6)).clip(0, 1)
 
+    @classmethod
     def read(cls, text: str, place: Path) -> Self:
         """What an export holds; `ExportError` where it is none of this project, or of a version with other fields."""
         try:
@@ -326,7 +328,8 @@ def _needs(package: str) -> Any:
     try:
         return import_module(package)
     except ModuleNotFoundError:
-        raise ExportError(f"the package {package} is missing; pip install 'gainmtl[export]'") from None
+        how = "pip install --constraint constraints.txt --editable '.[export]'"
+        raise ExportError(f"the package {package} is missing; {how}") from None
 
 
 class OnnxJudge(Judge):
@@ -389,13 +392,13 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).strip().partition("\n")[0].split())[:200] or type(error).__name__
 
 
-def open_judge(
-    place: str | Path | Run | EfficientADRun,
 def is_export(place: Path) -> bool:
     """By its name or what is in it; else it is a run's folder."""
     return place.suffix in (".onnx", ".pt2") or (place / "model.xml").is_file()
 
 
+def open_judge(
+    place: str | Path | Run | EfficientADRun,
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -436,6 +439,7 @@ def is_export(place: Path) -> bool:
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, in float32
 LARGEST_CHANGE = 0.01  # share of verdicts that may change, in float16 and int8
+SAMPLES = 300  # tiles at most from which INT8 takes its ranges, NNCF's own number
 
 
 class Agreement(NamedTuple):
@@ -461,12 +465,12 @@ def export_run(
 
     It is judged beside the run on the run's validation pictures before it is put in place, and refused, `ExportError`,
     unless in float32 probabilities agree to `LARGEST_DIFFERENCE` and verdicts are the same, or in the others at most
-    `largest_change` of the verdicts change.
+    `largest_change` of the verdicts change. For this the run judges on the CPU in float32, whatever it was trained in.
 
     Args:
         run: finished and evaluated, of either system.
         output: by default ``exports/<kind>-<precision>`` with the format's suffix, in the run's folder.
-        precision: int8 is quantised by NNCF on the validation pictures; ``torch`` is float32 only.
+        precision: int8 is quantised by NNCF on validation pictures, see `_samples`; ``torch`` is float32 only.
     """
     if kind == "torch" and precision != "float32":
         raise ExportError(f"format torch is of float32, got {precision}; float16 and int8 are for onnx and openvino")
@@ -474,19 +478,20 @@ def export_run(
     output = output or run.folder / "exports" / f"{kind}-{precision}{suffix}"
     if output.suffix != suffix and kind != "openvino":
         raise ExportError(f"{output}: a file of format {kind} ends in {suffix}")
-    judge = EagerJudge(run, device="cpu")
+    judge, loader = EagerJudge(run, device="cpu"), _validation(run)
+    judge.precision = "32"
     judge.card = judge.module.card = judge.card.model_copy(update={"precision": precision})
-    pixels, labels = _validation_pictures(run)
+    samples = _samples(loader, judge.card)
     with written(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=output.parent) as folder:
             made = Path(folder) / output.name
-            height, width = judge.card.input_size
-            write_export(judge.module, pixels[:, :height, :width], made, kind)
-            agreement = _agreement(judge, open_judge(made, trust=True), pixels, labels)
+            write_export(judge.module, samples, made, kind)
+            agreement = _agreement(judge, open_judge(made, trust=True), loader)
             exact = precision == "float32"
             limit, share = (LARGEST_DIFFERENCE, 0.0) if exact else (1.0, largest_change)
-            if agreement.largest > limit or agreement.changed > share * agreement.pictures:
+            # So put that NaN does not agree.
+            if not (agreement.largest <= limit and agreement.changed <= share * agreement.pictures):
                 told = f"on validation {agreement.changed} of {agreement.pictures} verdicts differ from the run's"
                 told += f", probabilities by up to {agreement.largest:.2g}"
                 allowed = f"allowed are {share:.1%} of the verdicts" + f" and {limit:g} of a probability" * exact
@@ -497,26 +502,49 @@ def export_run(
     return output, agreement
 
 
-def _validation_pictures(run: Run | EfficientADRun) -> tuple[Pixels, NDArray[np.int64]]:
-    """At the size at which they are looked at, uint8 (N, H, W, 3), and their labels."""
+def _validation(run: Run | EfficientADRun) -> DataLoader[Batch]:
     data = SplitProvider(run.settings) if isinstance(run, EfficientADRun) else evaluation.evaluated_data(run)
-    pixels, labels = [], []
-    for batch in data.loader("val"):
-        pixels.append(batch.images.mul(255).round().byte().permute(0, 2, 3, 1).numpy())
-        labels.append(batch.labels.numpy())
-    return np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels)
+    return data.loader("val")
 
 
-def _agreement(judge: Judge, exported: Judge, pixels: Pixels, labels: NDArray[np.int64]) -> Agreement:
-    found: list[list[NDArray]] = []
-    for one in (judge, exported):
-        steps = counted(range(len(pixels)), len(pixels), "validation pictures", log=logger)
-        told = [_verdict(one, pixels[place]) for place in steps]
-        found.append([np.array(part) for part in zip(*told, strict=True)])
-    (verdict, prob), (verdict_exported, prob_exported) = found
+def _pixels(batch: Batch) -> Pixels:
+    """Pictures at the size at which they are looked at, (B, H, W, 3)."""
+    return np.ascontiguousarray(batch.images.mul(255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def _samples(loader: DataLoader[Batch], card: Card) -> Pixels:
+    """What INT8 takes its ranges from, (N, H, W, 3): of `_tiles`, if there are more, `SAMPLES` drawn evenly. The other
+    precisions need no more than the shape."""
+    if card.precision != "int8":
+        return np.zeros((1, *card.input_size, 3), np.uint8)
+    rng, kept, count = np.random.default_rng(0), np.empty((SAMPLES, *card.input_size, 3), np.uint8), 0
+    for count, tile in enumerate(_tiles(loader, card, rng), start=1):
+        place = count - 1 if count <= SAMPLES else rng.integers(count)
+        if place < SAMPLES:
+            kept[place] = tile
+    return kept[:count]
+
+
+def _tiles(loader: DataLoader[Batch], card: Card, rng: np.random.Generator) -> Iterator[Pixels]:
+    """Of every picture a tile anywhere in it, and the one that shows most of the defect where that is known."""
+    places = Tiles(card.image_size, card.input_size, card.tile_overlap).places
+    for batch in loader:
+        for picture, mask in zip(_pixels(batch), batch.masks[:, 0], strict=True):
+            chosen = {int(rng.integers(len(places)))}
+            if mask.any():
+                chosen.add(int(np.argmax([mask[place].sum() for place in places])))
+            yield from (picture[places[number]] for number in sorted(chosen))
+
+
+def _agreement(judge: Judge, exported: Judge, loader: DataLoader[Batch]) -> Agreement:
+    told = []
+    for batch in counted(loader, len(loader), "validation, batch", log=logger):
+        for picture, label in zip(_pixels(batch), batch.labels.tolist(), strict=True):
+            told.append((label, *_verdict(judge, picture), *_verdict(exported, picture)))
+    labels, verdict, prob, verdict_exported, prob_exported = map(np.array, zip(*told, strict=True))
     away = np.abs(prob - prob_exported)
     return Agreement(
-        len(pixels), int((verdict != verdict_exported).sum()), float(away.max()),
+        len(told), int((verdict != verdict_exported).sum()), float(away.max()),
         float(away.mean()), metrics.auroc(labels, prob), metrics.auroc(labels, prob_exported),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ from test_commands import done, refused
 from tiny import tiny_settings
 
 from gainmtl_lib import export as module
+from gainmtl_lib.dataset import Batch
 from gainmtl_lib.efficientad.evaluate import evaluate_efficientad
 from gainmtl_lib.evaluation import evaluate
 from gainmtl_lib.export import Card, ExportError, LineModel, card_of, export_run, open_judge
@@ -117,6 +119,64 @@ def test_smaller_precisions_report_their_loss_and_are_refused_beyond_what_is_all
     assert (path / "model.xml").read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_half_precision_takes_half_the_room_and_says_nearly_the_same(anomalies, kind, tmp_path):
+    place = tmp_path / {"onnx": "m.onnx", "openvino": "m"}[kind]
+    path, found = export_run(anomalies, place, kind=kind, precision="float16", largest_change=1.0)
+    assert open_judge(path).card.precision == "float16" and 0 < found.largest < 0.01
+    weights = path if kind == "onnx" else path / "model.bin"
+    assert weights.stat().st_size < 0.6 * (anomalies.folder / "model.safetensors").stat().st_size
+
+
+def test_a_run_trained_in_half_precision_is_exported_beside_itself_in_single(tmp_path):
+    run = write_anomaly_run(tiny_anomaly_settings(tmp_path, precision="bf16"))
+    evaluate_efficientad(run)
+    _, found = export_run(run, tmp_path / "m.pt2", kind="torch")
+    assert found.changed == 0 and found.largest < 1e-4
+    assert open_judge(run).precision == "bf16"
+
+
+def test_probabilities_that_are_no_numbers_do_not_agree(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_agreement", lambda *_: module.Agreement(4, 0, np.nan, np.nan, 1.0, np.nan))
+    monkeypatch.setattr(module, "write_export", Mock())
+    monkeypatch.setattr(module, "open_judge", Mock())
+    for precision in ("float32", "float16"):
+        with pytest.raises(ExportError, match=r"not written: on validation 0 of 4 .* by up to nan"):
+            export_run(trained, tmp_path / "m.onnx", precision=precision)
+
+
+def batches(count, size=(64, 64), defect=None):
+    """Of one picture each, every other one with its number in the pixels of a defect at `defect`."""
+    for number in range(count):
+        image, mask = torch.zeros(1, 3, *size), torch.zeros(1, 1, *size)
+        if number % 2 and defect:
+            image[..., *defect], mask[..., *defect] = number / 255, 1
+        yield Batch(image, torch.tensor([number % 2]), mask, torch.tensor([bool(defect)]), torch.tensor([number]))
+
+
+def test_int8_takes_its_ranges_from_some_of_the_tiles_and_from_the_defects(trained, monkeypatch):
+    wide = {"precision": "int8", "image_size": (64, 256), "input_size": (64, 64)}
+    card, defect = card_of(trained).model_copy(update=wide), (slice(0, 8), slice(200, 208))
+    found = module._samples(batches(40, (64, 256), defect), card)
+    assert found.shape[1:] == (64, 64, 3) and 40 <= len(found) <= 60
+    assert {*range(1, 40, 2)} <= {*found.max((1, 2, 3)).tolist()} and len(found) > 40  # of every defect
+    monkeypatch.setattr(module, "SAMPLES", 10)
+    few = [module._samples(batches(40, (64, 256), defect), card) for _ in range(2)]
+    assert len(few[0]) == 10 and np.array_equal(*few) and few[0].max() > 20  # not of the first pictures alone
+
+
+def test_what_comparing_holds_does_not_grow_with_the_pictures(trained):
+    answer = [np.array([True]), np.array([0.5]), np.zeros(1), np.zeros((1, 4, 4)), np.zeros((1, 64, 64))]
+    judge, peaks = Mock(card=card_of(trained), outputs=lambda _: answer), []
+    for count in (4, 40):
+        loader = Mock(__iter__=lambda _, count=count: batches(count), __len__=lambda _, count=count: count)
+        tracemalloc.start()
+        assert module._agreement(judge, judge, loader).pictures == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
+
+
 def test_what_cannot_be_exported_or_opened_says_why(trained, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="format torch is of float32, got int8"):
         export_run(trained, kind="torch", precision="int8")
@@ -142,7 +202,7 @@ def test_what_cannot_be_exported_or_opened_says_why(trained, tmp_path, monkeypat
     with pytest.raises(RunError, match="first: gainmtl evaluate"):
         card_of(unevaluated)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"the package onnxruntime is missing; pip install 'gainmtl\[export\]'"):
+    with pytest.raises(ExportError, match=r"onnxruntime is missing; pip install .* --editable '.\[export\]'"):
         open_judge(tmp_path / "x.onnx")
 
 

@@ -165,16 +165,6 @@ def test_tiles_of_a_large_picture_join_to_the_map_of_the_whole_and_bound_what_is
     assert judged.map == pytest.approx(blocks, abs=1e-5) and judged.score >= blocks.max() - 1e-5
 
 
-def test_the_score_in_tiles_of_an_evidence_is_that_of_the_joined_map_wherever_its_cells_lie():
-    pixels = np.zeros((64, 160, 3), np.uint8)
-    pixels[:4, :4], pixels[:4, 156:] = 255, 204  # one cell at each end, in two tiles
-    evidence = Evidence(cells=(2, 8), scale=(2.0, 1.0), offset=(-1.0, 0.0))
-    judged = Bright(evidence).judge_in_tiles(pixels, at_once=8)
-    assert judged.score == pytest.approx(max(2 * (1.0 + 0.8) / 2 - 1, 1.8 / 8), abs=1e-5)
-
-
-def test_a_run_with_tiles_and_its_export_say_the_same_as_its_evaluation(trained, tmp_path):
-    settings = trained.settings.changed(strategy="S8", variant="tiled", image_size=(64, 128), tile_size=(64, 64),
 class Framed(Bright):
     """An EfficientAD of which nothing is seen at a tile's edges, its map negative where a picture is dark."""
 
@@ -200,6 +190,16 @@ def test_the_edges_of_tiles_that_an_efficientad_leaves_out_count_for_nothing(lev
         assert found[4:-4, 4:-4] == pytest.approx(np.full_like(found[4:-4, 4:-4], wanted), abs=1e-5)  # no seam
 
 
+def test_the_score_in_tiles_of_an_evidence_is_that_of_the_joined_map_wherever_its_cells_lie():
+    pixels = np.zeros((64, 160, 3), np.uint8)
+    pixels[:4, :4], pixels[:4, 156:] = 255, 204  # one cell at each end, in two tiles
+    evidence = Evidence(cells=(2, 8), scale=(2.0, 1.0), offset=(-1.0, 0.0))
+    judged = Bright(evidence).judge_in_tiles(pixels, at_once=8)
+    assert judged.score == pytest.approx(max(2 * (1.0 + 0.8) / 2 - 1, 1.8 / 8), abs=1e-5)
+
+
+def test_a_run_with_tiles_and_its_export_say_the_same_as_its_evaluation(trained, tmp_path):
+    settings = trained.settings.changed(strategy="S8", variant="tiled", image_size=(64, 128), tile_size=(64, 64),
                                         **{f"lambda_{t}": w for t, w in (("cls", 1.0), ("evidence", 1.0))},
                                         **{f"lambda_{t}": 0.0 for t in ("am", "cam_guide", "loc", "guide", "cf", "consist")},
                                         image_counterfactual=0.0, num_epochs=1, num_samples=40,
