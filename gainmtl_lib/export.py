@@ -5,7 +5,6 @@ B pictures of H x W pixels, the network's input; h x w cells of the deciding map
 
 import copy
 import logging
-import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -440,6 +439,7 @@ def open_judge(
 LARGEST_DIFFERENCE = 1e-4  # of a probability, in float32
 LARGEST_CHANGE = 0.01  # share of verdicts that may change, in float16 and int8
 SAMPLES = 300  # tiles at most from which INT8 takes its ranges, NNCF's own number
+OPENVINO = ("model.bin", "model.xml")  # what an export to OpenVINO consists of, in the order in which it is replaced
 
 
 class Agreement(NamedTuple):
@@ -469,7 +469,8 @@ def export_run(
 
     Args:
         run: finished and evaluated, of either system.
-        output: by default ``exports/<kind>-<precision>`` with the format's suffix, in the run's folder.
+        output: by default ``exports/<kind>-<precision>`` with the format's suffix, in the run's folder. An earlier
+            export there is replaced, a folder with anything else in it refused.
         precision: int8 is quantised by NNCF on validation pictures, see `_samples`; ``torch`` is float32 only.
     """
     if kind == "torch" and precision != "float32":
@@ -478,6 +479,7 @@ def export_run(
     output = output or run.folder / "exports" / f"{kind}-{precision}{suffix}"
     if output.suffix != suffix and kind != "openvino":
         raise ExportError(f"{output}: a file of format {kind} ends in {suffix}")
+    _check_place(output, kind)
     judge, loader = EagerJudge(run, device="cpu"), _validation(run)
     judge.precision = "32"
     judge.card = judge.module.card = judge.card.model_copy(update={"precision": precision})
@@ -496,10 +498,28 @@ def export_run(
                 told += f", probabilities by up to {agreement.largest:.2g}"
                 allowed = f"allowed are {share:.1%} of the verdicts" + f" and {limit:g} of a probability" * exact
                 raise ExportError(f"{output}: not written: {told}; {allowed}")
-            if output.is_dir():
-                shutil.rmtree(output)
-            made.replace(output)
+            _put(made, output)
     return output, agreement
+
+
+def _check_place(output: Path, kind: Kind) -> None:
+    """`ExportError` where something stands that is no earlier export of this form."""
+    if kind == "openvino" and output.is_file():
+        raise ExportError(f"{output}: a file, where openvino writes a folder; remove it, or choose another place")
+    if kind != "openvino" and output.is_dir():
+        raise ExportError(f"{output}: a folder, where {kind} writes a file; remove it, or choose another place")
+    if output.is_dir() and (other := {one.name for one in output.iterdir()}.difference(OPENVINO)):
+        told = f"holds {min(other)}, and openvino writes a folder of its own, with {' and '.join(OPENVINO)} alone"
+        raise ExportError(f"{output}: {told}; choose one that is not there yet, such as {output / 'openvino'}")
+
+
+def _put(made: Path, output: Path) -> None:
+    if not output.is_dir():
+        made.replace(output)
+        return
+    (output / "model.xml").unlink(missing_ok=True)  # by which it is found: first gone and last there, never of another
+    for name in OPENVINO:
+        (made / name).replace(output / name)
 
 
 def _validation(run: Run | EfficientADRun) -> DataLoader[Batch]:

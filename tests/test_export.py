@@ -145,6 +145,41 @@ def test_probabilities_that_are_no_numbers_do_not_agree(trained, tmp_path, monke
             export_run(trained, tmp_path / "m.onnx", precision=precision)
 
 
+def test_an_export_takes_the_place_of_an_earlier_one_alone(trained, tmp_path, monkeypatch):
+    begun = Mock()
+    monkeypatch.setattr(module, "EagerJudge", begun)
+    (tmp_path / "models" / "x.onnx").mkdir(parents=True)
+    (tmp_path / "models" / "model.xml").write_text("")
+    (tmp_path / "file").write_text("")
+    for name, kind, told in (
+        ("models", "openvino", "holds x.onnx, and openvino writes a folder of its own, with model.bin and model.xml"),
+        ("models/x.onnx", "onnx", "a folder, where onnx writes a file; remove it, or choose another place"),
+        ("file", "openvino", "a file, where openvino writes a folder; remove it"),
+    ):
+        with pytest.raises(ExportError, match=f"{name}: {told}"):
+            export_run(trained, tmp_path / name, kind=kind)
+    with pytest.raises(ExportError, match=r"; choose one that is not there yet, such as .*openvino"):
+        export_run(trained, trained.folder, kind="openvino")
+    assert not begun.called and (trained.folder / "model.safetensors").is_file()
+
+
+def test_a_linked_folder_of_an_earlier_export_keeps_its_link(trained, tmp_path, monkeypatch):
+    def write(_, __, path, ___):
+        path.mkdir()
+        for name in module.OPENVINO:
+            (path / name).write_text("new")
+
+    monkeypatch.setattr(module, "_agreement", lambda *_: module.Agreement(4, 0, 0.0, 0.0, 1.0, 1.0))
+    monkeypatch.setattr(module, "write_export", write)
+    monkeypatch.setattr(module, "open_judge", Mock())
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "model.xml").write_text("old")
+    (tmp_path / "now").symlink_to(tmp_path / "v1")
+    export_run(trained, tmp_path / "now", kind="openvino")
+    assert (tmp_path / "now").is_symlink() and sorted(one.name for one in tmp_path.iterdir()) == ["now", "v1"]
+    assert {one.name: one.read_text() for one in (tmp_path / "v1").iterdir()} == dict.fromkeys(module.OPENVINO, "new")
+
+
 def batches(count, size=(64, 64), defect=None):
     """Of one picture each, every other one with its number in the pixels of a defect at `defect`."""
     for number in range(count):
