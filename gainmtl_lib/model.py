@@ -130,7 +130,7 @@ class Tiles:
     """How overlapping tiles cover a picture (H, W), and how their maps become one of the whole without a seam.
 
     Sides of picture and tile are multiples of 32, and so are the steps: cells of tiles and picture coincide. Neighbours
-    share `overlap` of a tile or a little more, within which one map gives way to the next linearly.
+    share `overlap` of a tile or a little more, within which one map gives way to the next linearly; of 32 pixels none.
 
     Attributes:
         places: rows and columns of each tile, in the order in which `join` expects their maps.

@@ -33,6 +33,7 @@ from gainmtl_lib.labels import inside, resize_image
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import image_files
 from gainmtl_lib.runs import FileError, Run, atomic_path, written
+from gainmtl_lib.settings import LEAST_TILE
 
 Pixels = NDArray[np.uint8]
 AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the network's memory, whatever the pictures
@@ -154,7 +155,7 @@ class Predictor:
             changed["input_size"] = tile_size
         if not 0 <= changed.get("tile_overlap", 0) <= 0.5:
             raise DataError(f"tile_overlap must lie in [0, 0.5], got {tile_overlap}")
-        _check_border(card.model_copy(update=changed), tile_size)
+        _check_shared(card.model_copy(update=changed), tile_size)
         self.judge.card = self.card = card.model_copy(update=changed)
         self.model = _identity(card)
         if self.in_tiles:
@@ -266,10 +267,13 @@ def _in_parts(judge: Judge, pictures: Sequence[Pixels]) -> list[Judged]:
 CELL = 4  # pixels of a cell of EfficientAD's map
 
 
-def _check_border(card: Card, tile_size: tuple[int, int] | None) -> None:
-    """`DataError` where neighbouring tiles share less than what the network leaves out at the edges of each."""
+def _check_shared(card: Card, tile_size: tuple[int, int] | None) -> None:
+    """`DataError` where neighbouring tiles share no cell, or less than what the network leaves out at their edges."""
     needed = 2 * card.border * CELL
     for tile in tile_size or ():
+        if card.tile_overlap and tile < LEAST_TILE:
+            told = f"tile_size must be at least {LEAST_TILE} a side, or neighbours share no cell"
+            raise DataError(f"{told}, got {list(tile_size or ())}")
         if tile * card.tile_overlap < needed:
             told = f"tiles of {tile} pixels share {tile * card.tile_overlap:g}, and the network leaves out"
             raise DataError(f"{told} {needed // 2} at each edge; choose a larger tile_size or tile_overlap")

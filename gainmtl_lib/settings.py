@@ -148,6 +148,7 @@ ImageSize = Annotated[
     tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]],
     BeforeValidator(lambda value: (value, value) if type(value) is int else _as_tuple(value)),
 ]
+LEAST_TILE = 64  # pixels of a side: tiles advance by multiples of 32, so that those of 32 have nothing in common
 Pattern = Annotated[str, AfterValidator(_compiling)]
 Count = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -424,6 +425,9 @@ class Settings(RunSettings):
         crop = list(self.crop_size or size)
         within = all(own <= whole for own, whole in zip(crop, size))
         checks[f"crop_size must lie within the picture (image_size {size}), got {crop}"] = within
+        tile = list(self.tile_size or size)
+        shares = self.tile_overlap == 0 or all(own >= min(LEAST_TILE, whole) for own, whole in zip(tile, size))
+        checks[f"tile_size must be at least {LEAST_TILE} a side, or neighbours share no cell, got {tile}"] = shares
         cells = " x ".join(str(side // self.map_stride) for side in size)
         told = f"evidence_share {min(self.evidence_share):g} of the map's {cells} cells selects no cell"
         checks[f"{told}; raise it, or set a smaller map_stride"] = (

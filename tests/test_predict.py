@@ -106,6 +106,7 @@ def test_the_threshold_is_given_or_chosen_for_a_recall_on_the_runs_validation(tr
         ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
         ({"threshold": 0.5, "required_recall": 0.9}, "both a threshold and a required recall are given"),
         ({"tile_size": (60, 64)}, r"tile_size must be multiples of 32 \(the coarsest stride\), got \[60, 64\]"),
+        ({"tile_size": (64, 32)}, r"tile_size must be at least 64 a side, or neighbours share no cell, got \[64, 32\]"),
         ({"required_recall": 0.0}, r"required_recall must lie in \(0, 1\], got 0"),
         ({"tile_size": (64, 64), "tile_overlap": 0.7}, r"tile_overlap must lie in \[0, 0.5\], got 0.7"),
         ({"novelty": trained.folder}, "of GAIN-MTL, which knows nothing new; give an EfficientAD run"),
@@ -215,8 +216,8 @@ def test_a_run_with_tiles_and_its_export_say_the_same_as_its_evaluation(trained,
     assert agreement.changed == 0 and agreement.largest < 1e-4
     exported = list(Predictor(path)(settings.data_root / name for name in known["image"]))
     assert [one.score for one in exported] == pytest.approx([one.score for one in found], abs=1e-4)
-    native = list(Predictor(run.folder, tile_size=(32, 64))([np.zeros((70, 90, 3), np.uint8)]))
-    assert native[0].error == "" and native[0].share.shape == (70, 90)
+    native = list(Predictor(run.folder, tile_size=(64, 96))([np.zeros((70, 100, 3), np.uint8)]))
+    assert native[0].error == "" and native[0].share.shape == (70, 100)
 
 
 # --- The table

@@ -141,6 +141,7 @@ def test_several_problems_are_all_named_in_their_order():
     (dict(crop_size=[256, 544]), "crop_size must lie within the picture (image_size [512, 512]), got [256, 544]"),
     (dict(crop_size=100), "crop_size must be multiples of 32 (the coarsest stride), got [100, 100]"),
     (dict(tile_size=[64, 65]), "tile_size must be multiples of 32 (the coarsest stride), got [64, 65]"),
+    (dict(tile_size=[64, 32]), "tile_size must be at least 64 a side, or neighbours share no cell, got [64, 32]"),
     (dict(devices=3), "batch_size must be a multiple of devices × num_nodes, 3 × 1 = 3: each takes a part of it; got 16"),
     (dict(devices=2, num_nodes=2, device="cuda:1"), "device 'cuda:1' is a single one, but devices × num_nodes is 4; set device: cuda"),
     (dict(own_mask_prob=0.9), "own_mask_prob + other_mask_prob must not exceed 1, got 0.9 + 0.2"),
@@ -172,6 +173,9 @@ def test_each_part_has_its_first_strategy_and_what_a_strategy_lacks_weighs_nothi
     # Of 16 x 16 cells one and three; of crops the share is another matter, and tiles may be larger than pictures.
     asked = Settings(strategy="S8", evidence_share=[1 / 256, 0.01], crop_size=32, tile_size=1024)
     assert asked.evidence_cells == (1, 3)
+    # Nothing needs to be shared where a tile is as high as the picture, or where that is asked for.
+    for allowed in ({"image_size": [32, 256], "tile_size": [32, 64]}, {"tile_size": 32, "tile_overlap": 0.0}):
+        assert Settings(**allowed).tile_size is not None
     assert Settings(strategy="S5", evidence_share=1e-6).evidence_share == (1e-6,)  # which does not read it
 
 

@@ -312,7 +312,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_also_with_edited_pictures(fin
 
 @pytest.mark.parametrize("strategy", ["S6", "S8"])
 def test_crops_train_every_kind_of_strategy(shared, strategy):
-    settings = tiny_settings(shared, strategy, experiment="crops", crop_size=32, tile_size=32, image_counterfactual=0.5)
+    sizes = {"crop_size": 32, "tile_size": 32, "tile_overlap": 0.0}
+    settings = tiny_settings(shared, strategy, experiment="crops", image_counterfactual=0.5, **sizes)
     run = fit(settings.changed(num_epochs=1))
     assert run.manifest["status"] == "complete" and run.model.tile_size == (32, 32)
     losses = run.history[run.history["tag"].isin(["compare/total_train", "compare/total_val"])]["value"]
