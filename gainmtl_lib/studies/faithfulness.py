@@ -290,7 +290,7 @@ def summarise_faithfulness(table: pd.DataFrame) -> dict[str, Any]:
     """
     groups, means = stats.group_codes(table), table.mean(numeric_only=True)
     summary: dict[str, Any] = {"pictures": len(table), "parts": len(set(groups))}
-    summary |= means[["probability", "baseline_probability"]].to_dict()
+    summary |= {name: means[name] for name in ("probability", "baseline_probability")}
     # The reversed map's deletion is the map's insertion, and the other way round.
     reverse = {"deletion_auc": means["insertion_auc"], "insertion_auc": means["deletion_auc"], "road": -means["road"]}
     for name, reversed_map in reverse.items():
