@@ -260,6 +260,19 @@ def test_stated_figures_of_the_quick_study_are_those_of_its_table():
     pd.testing.assert_frame_equal(stated, test, check_names=False)
 
 
+def test_stated_figures_of_efficientad_are_those_of_its_tables():
+    folders = {"magnetic tiles, float32": "magnetic_tile_compared", "magnetic tiles": "efficientad/magnetic_tile",
+               "magnetic tiles, random teacher": "efficientad/magnetic_tile_random",
+               "ball screws": "efficientad/ball_screw"}  # fmt: skip
+    folders |= dict.fromkeys(("quick study, `test`", "quick study, `test_shift`"), "quick")
+    stated = frame(between("docs/results.md", "result:efficientad")).iloc[:, :6]
+    assert list(stated.index) == list(folders)
+    for name, folder in folders.items():
+        table = frame((REFERENCE / folder / "efficientad.md").read_text(encoding="utf-8"))
+        split = "test_shift" if "test_shift" in name else "test"
+        assert stated.loc[name].to_dict() == table.loc[f"EfficientAD, seed 42, {split}", stated.columns].to_dict()
+
+
 def test_the_readmes_say_of_ball_screws_what_the_runs_hold():
     columns = ["accuracy", "point_game", "counterfactual_accuracy"]
     runs = pd.read_csv(REFERENCE / "ball_screw" / "runs.csv").query("split == 'test'")
