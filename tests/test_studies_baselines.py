@@ -324,7 +324,7 @@ def test_the_oracle_and_the_penalty_train_an_epoch_each(tmp_path, monkeypatch):
     ({"method": 3}, "row 'X': unknown method 3; methods: counterfactual_fill,"),
     ({"method": "unet", "strategy": "S5"}, "row 'X': method 'unet' takes the place of S1, got strategy 'S5'"),
     ({"method": "group_dro", "devices": 2}, "method 'group_dro' trains on one device; leave devices and num_nodes out"),
-    ({"method": "unet", "tile_size": 32}, "row 'X': method 'unet' reads pictures as a whole; leave tile_size out"),
+    ({"method": "unet", "tile_size": 64}, "row 'X': method 'unet' reads pictures as a whole; leave tile_size out"),
     ({"method": "last_layer_retraining"},
      "method 'last_layer_retraining' needs pictures of both kinds, edited and not: image_counterfactual between 0 and 1, got 0"),
     ({"method": "last_layer_retraining", "image_counterfactual": 1.0}, "between 0 and 1, got 1"),
