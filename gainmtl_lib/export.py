@@ -30,7 +30,7 @@ from gainmtl_lib.efficientad.data import SplitProvider
 from gainmtl_lib.efficientad.evaluate import QUANTILE_SCALE
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, open_run
-from gainmtl_lib.labels import Resize
+from gainmtl_lib.labels import Pixels, Resize
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, Tiles, defect_probability, margin_of
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["onnx", "openvino", "torch"]
 Precision = Literal["float32", "float16", "int8"]
-Pixels = NDArray[np.uint8]
 
 
 class ExportError(UserError, RuntimeError):

@@ -29,13 +29,12 @@ from gainmtl_lib.explain import THRESHOLD, defect_boxes, read_picture
 from gainmtl_lib.export import Card, Judge, Judged, is_export, open_judge
 from gainmtl_lib.figures import encode, enlarged_share, fitting, overlay, with_band
 from gainmtl_lib.findings import DataError
-from gainmtl_lib.labels import inside, resize_image
+from gainmtl_lib.labels import Pixels, inside, resize_image
 from gainmtl_lib.layouts import DEFECTIVE, NORMAL
 from gainmtl_lib.pictures import image_files
 from gainmtl_lib.runs import FileError, Run, atomic_path, written
 from gainmtl_lib.settings import LEAST_TILE
 
-Pixels = NDArray[np.uint8]
 AT_ONCE = 8 * 512 * 512  # pixels of a batch: bounds the network's memory, whatever the pictures
 MOST_AT_ONCE = 32  # pictures of a batch: bounds what is held of them, however small the network's input
 AHEAD = min(32, (os.cpu_count() or 1) + 2)  # pictures that are decoded while others are judged
