@@ -8,7 +8,7 @@ traceback, a crash, a process that does not end, or a result that differs. Every
 choice follows from the seed, and the exit status is the number of failures (at most 99). docs/reliability.md tells what
 they gave.
 
-kills   a study of two runs is killed at moments spread over its duration, and started again until it ends.
+kills   a study of two runs is killed at random moments of its duration, and started again.
 disk    places on a disk that is full, and in folders that cannot be written to; with `unshare` a disk of its own in
         memory, else a limit on the size of files, and folders without the right to write.
 fuzz    spoilt pictures, masks and label files through data check, train and predict.
@@ -223,9 +223,10 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
         return 1
     expected = _results(study)
     values = sum(len(one["losses"]) for one in expected)
-    rows: list[tuple[object, ...]] = [("killed at", "what was there", "same losses, weights, predictions and maps")]
-    wrong = 0
-    for moment in sorted(rng.uniform(0, duration) for _ in range(count)):
+    rows: list[tuple[float, str, str]] = []
+    late = 0  # moments that came after the end
+    while len(rows) < count:
+        moment = rng.uniform(0, duration)
         shutil.rmtree(study)
         _plan(study)
         process = begun(study_command, log)
@@ -233,7 +234,8 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
             time.sleep(0.002)
         process.kill()
         process.join()
-        if process.exitcode != -signal.SIGKILL:  # it had ended by itself
+        if process.exitcode != -signal.SIGKILL:
+            late += 1
             continue
         state = _stands(study)
         again = ended(study_command, log)
@@ -244,12 +246,12 @@ def kills(root: Path, *, count: int, rng: random.Random) -> int:
             told = f"NO: status {again.status}: {again.refusal or again.said[-1500:]}"
         left = [path.name for path in study.rglob(".*") if path.is_file() and path.name != ".lock"]
         told += f"; left behind: {left}" if left else ""
-        wrong += told != "yes"
-        rows.append((f"{moment:5.1f} s", state, told))
+        rows.append((moment, state, told))
     title = f"kills: SIGKILL at {count} moments of {duration:.1f} s of computing; {values} logged values are compared"
-    table(title, rows)
-    killed = len(rows) - 1
-    print(f"\nkills: {killed - wrong} of {killed} resumed to the same results; {count - killed} had ended before")
+    head = ("killed at", "what was there", "same losses, weights, predictions and maps")
+    table(title, [head, *((f"{moment:5.1f} s", state, told) for moment, state, told in sorted(rows))])
+    wrong = sum(told != "yes" for *_, told in rows)
+    print(f"\nkills: {count - wrong} of {count} resumed to the same results; {late} more moments came after the end")
     return wrong
 
 
