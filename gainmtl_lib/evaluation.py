@@ -153,7 +153,10 @@ class MaskSource:
 
     @classmethod
     def of(cls, asker: Run | Settings | GAINMTLModel, name: str | None = None, **places: Path | None) -> Self:
-        """The source of a model, or of a run, whose settings know its place; what is given goes before their own."""
+        """The source of a model, or of a run, whose settings know its place; what is given goes before their own.
+
+        `RunError`: an unknown name, one for another strategy than S6, or a place that is missing or for another source.
+        """
         owner = asker.settings if isinstance(asker, Run) else asker
         strategy, own = owner.strategy, owner.mask_source
         if name is not None and strategy != "S6":

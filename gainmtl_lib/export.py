@@ -31,7 +31,7 @@ from gainmtl_lib.efficientad.evaluate import QUANTILE_SCALE
 from gainmtl_lib.efficientad.model import BORDER, EfficientADModel
 from gainmtl_lib.efficientad.train import MAP, EfficientADRun, open_run
 from gainmtl_lib.labels import Pixels, Resize
-from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.metrics import MapScale
 from gainmtl_lib.model import OUTSIDE_SOURCES, GAINMTLModel, Tiles, defect_probability, margin_of
 from gainmtl_lib.progress import counted
@@ -84,7 +84,7 @@ class Card(BaseModel):
     input_size: tuple[int, int]  # of the network; smaller where a picture is looked at in tiles
     resize: Resize
     tile_overlap: float
-    class_names: tuple[str, str] = (NORMAL, DEFECTIVE)
+    class_names: tuple[str, str] = CLASS_NAMES
     defect_types: tuple[str, ...] = ()  # that the model tells apart
 
     threshold: float  # probability from which a picture is called defective
@@ -163,7 +163,7 @@ def _of_strategy(run: Run, measured: dict[str, Any], known: dict[str, Any], val:
     cam, localization = (measured["map_scales"].get(name) for name in ("cam", "localization"))
     height, width = its.tile_size or its.image_size
     floor = 0.5 if its.has("evidence") else None if localization is None else max(0.5, localization["floor"])
-    of_class = {name: val.loc[val["label"] == label, "probability"] for label, name in enumerate((NORMAL, DEFECTIVE))}
+    of_class = {name: val.loc[val["label"] == label, "probability"] for label, name in enumerate(CLASS_NAMES)}
     head, evidence = getattr(run.model, "evidence", None), None
     if head is not None:
         scale, offset = head.log_scale.detach().exp().tolist(), head.offset.detach().tolist()

@@ -31,7 +31,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def resize_maps(maps: Tensor, masks: Tensor) -> Tensor:
-    """Bring maps to the masks' resolution, bilinear. (B, 1, h, w) -> float32 (B, 1, H, W)."""
+    """Maps at the masks' resolution, bilinear. (B, 1, h, w) -> float32 (B, 1, H, W); `ValueError`: other shapes."""
     if not maps.ndim == masks.ndim == 4 or not maps.shape[:2] == masks.shape[:2] == (len(masks), 1):
         raise ValueError(
             "maps must be (B, 1, h, w) and masks (B, 1, H, W) with the same B, "

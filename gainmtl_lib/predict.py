@@ -30,7 +30,7 @@ from gainmtl_lib.export import Card, Judge, Judged, is_export, open_judge
 from gainmtl_lib.figures import encode, enlarged_share, fitting, overlay, with_band
 from gainmtl_lib.findings import DataError
 from gainmtl_lib.labels import Pixels, inside, resize_image
-from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.pictures import image_files
 from gainmtl_lib.runs import FileError, Run, atomic_path, written
 from gainmtl_lib.settings import LEAST_TILE
@@ -290,7 +290,7 @@ def _threshold(card: Card, threshold: float | None, required_recall: float | Non
         return threshold, "given"
     if required_recall is None:
         return card.threshold, card.threshold_from
-    scores = [np.array(card.validation.get(name, ())) for name in (NORMAL, DEFECTIVE)]
+    scores = [np.array(card.validation.get(name, ())) for name in CLASS_NAMES]
     labels = np.repeat([0, 1], [len(one) for one in scores])
     chosen = metrics.recall_threshold(labels, np.concatenate(scores), required_recall)
     if chosen is None:

@@ -32,7 +32,7 @@ from gainmtl_lib.dataset import Batch, GainDataModule, build_data, make_data
 from gainmtl_lib.defect_types import fit_types
 from gainmtl_lib.devices import checked_device, lightning_precision
 from gainmtl_lib.launch import Launch, start_for_each_device
-from gainmtl_lib.layouts import DEFECTIVE, NORMAL
+from gainmtl_lib.layouts import CLASS_NAMES
 from gainmtl_lib.losses import GainLoss, Schedule, focal_alpha, mask_blend_alpha
 from gainmtl_lib.metrics import cam_iou
 from gainmtl_lib.model import GAINMTLModel, GainOutput, build_model
@@ -673,7 +673,7 @@ def _train(
         manifest |= {"best_epoch": checkpoints.best_epoch, "best_val_ap": checkpoints.best_score[0]}
         of_all = runs.read_checkpoint(folder / "checkpoints" / "last.ckpt")["gainmtl_shown"]
         shown = [dict(zip(("pictures", "edited"), counts)) for counts in of_all.tolist()]
-        manifest["shown"] = dict(zip((NORMAL, DEFECTIVE), shown))
+        manifest["shown"] = dict(zip(CLASS_NAMES, shown))
 
 
 def _name_types(model: GAINMTLModel, data: GainDataModule, device: torch.device) -> None:
