@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_
 
 from gainmtl_lib import labels, processes
 from gainmtl_lib.annotations import told_unused
-from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors
+from gainmtl_lib.findings import DataError, Finding, UnreadableError, raise_errors, settle
 from gainmtl_lib.labels import COVERS_MOST, Place, Resize
 from gainmtl_lib.launch import SIDE_BY_SIDE, Launch
 from gainmtl_lib.layouts import TEST_SPLITS, Scan, key_of
@@ -385,10 +385,7 @@ class SampleDataset(Dataset[Batch]):
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # decoding releases the interpreter lock
             results = pool.map(self._decode, samples["image"], samples["mask"])
             decoded = list(counted(results, len(samples), "decoded images", log=logger))
-        findings = [finding for *_, finding in decoded if finding is not None]
-        raise_errors(findings)
-        for finding in findings:
-            logger.warning("%s", finding)
+        settle([finding for *_, finding in decoded if finding is not None], None)
         kept = [row for row, (place, *_) in enumerate(decoded) if place is not None]
         self.places, self.cached, areas, empty = zip(*(decoded[row] for row in kept)) if kept else ((), (), (), ())
         self._check_areas(areas, samples["mask"].iloc[kept].tolist())
@@ -436,7 +433,7 @@ class SampleDataset(Dataset[Batch]):
         area = float(picture.without_bars[1].mean())
         if area > COVERS_MOST and self.settings.mask_marks == "auto":  # perhaps inverted: says nothing of where
             return picture.place, picture._replace(mask=None) if self._cache else None, area, None
-        empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing")
+        empty = Finding("warning", mask or "", "mask holds no defect pixel; treated as missing", "empty masks")
         lost = mask is not None and picture.mask is None
         return picture.place, picture if self._cache else None, area, empty if lost else None
 

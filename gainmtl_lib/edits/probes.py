@@ -116,7 +116,7 @@ def _table(rows: dict[str, pd.DataFrame], asked: str) -> pd.DataFrame:
         labels, scores = held[asked].to_numpy(), held["score"].to_numpy()
         one = resampled(lambda drawn, y=labels, s=scores: auroc(y[drawn], s[drawn]), held["part"].to_numpy())
         table[name] = {"edits": held["edited"].sum(), "auroc": one.value, "low": one.low, "high": one.high}
-    return pd.DataFrame(table).T
+    return pd.DataFrame.from_dict(table, orient="index")
 
 
 def _scores(views: NDArray, regions: pd.Series, pairs: pd.DataFrame, asked: str, seed: int, epochs: int) -> NDArray:
