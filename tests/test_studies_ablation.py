@@ -11,7 +11,7 @@ from written_runs import write_planned, written_plan
 
 from gainmtl_lib import stats
 from gainmtl_lib.cli import main
-from gainmtl_lib.runs import RunError
+from gainmtl_lib.runs import RunError, write_json
 from gainmtl_lib.settings import SettingsError
 from gainmtl_lib.studies import ablation, plans
 
@@ -90,6 +90,18 @@ def test_ranges_are_of_the_seeds_and_a_part_of_the_test_pictures_is_reported_bes
     assert table["accuracy"].iloc[2] == float(part.predictions("test")["verdict"].iloc[3] in ("TP", "TN"))
     with pytest.raises(SettingsError, match=r"^within is not a regular expression: "):
         study[1].changed(within="(")
+
+
+def test_ranges_tell_how_well_types_are_named_where_the_runs_name_them(tmp_path):
+    plan = written_plan(tmp_path, seeds=(0, 1))
+    runs = [write_planned(plan, "S1", seed) for seed in plan.seeds]
+    for cell, score in zip(runs, (0.5, 0.7)):
+        summary = cell.run.metrics
+        summary["test"]["type_macro_f1"] = score
+        write_json(cell.run.folder / "metrics.json", summary)
+    table = ablation.runs_table(runs)
+    assert ablation.readable_ranges(table, "test").loc["S1", "type, macro F1"] == "0.600 (0.500 to 0.700)"
+    assert "type, macro F1" not in ablation.readable_ranges(table, "test_shift")
 
 
 def test_the_command_prints_and_exports_what_can_be_run_again(study, tmp_path):

@@ -33,7 +33,7 @@ FAMILIES = {
     WITHIN: ("accuracy", "auroc"),
 }
 """Metrics of each family of steps, by split; the correction is for the number of steps within one."""
-RANGED = (*COMPARED, "average_precision", "counterfactual_accuracy")
+RANGED = (*COMPARED, "average_precision", "type_macro_f1", "counterfactual_accuracy")
 """Metrics of a run, whose range over the seeds is shown."""
 
 # --- Tables
@@ -46,6 +46,7 @@ def runs_table(runs: Sequence[Cell]) -> pd.DataFrame:
         if not len(rows := cell.predictions(split)):
             continue
         scores = summarise(rows) | {"seconds": cell.run.manifest["duration_s"]}
+        scores["type_macro_f1"] = cell.run.metrics.get(split, {}).get("type_macro_f1")
         name = {"val": "counterfactual_accuracy_val", "test": "counterfactual_accuracy"}.get(split)
         if name and (asked := stored_indicators(cell.run)) is not None:
             scores["counterfactual_accuracy"] = asked["indicators"].get(name, {}).get("value")
