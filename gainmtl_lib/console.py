@@ -40,7 +40,7 @@ from gainmtl_lib.stats import expected_calibration_error
 from gainmtl_lib.studies.reasons import indicator_table, measure_indicators
 from gainmtl_lib.synthetic.data import PLANTED, plant_cue, planted_counts
 from gainmtl_lib.wording import METRICS as METRIC_NAMES
-from gainmtl_lib.wording import frame_table, interval, markdown_table, number, percent
+from gainmtl_lib.wording import frame_table, interval, markdown_table, number, percent, summary_table
 
 logger = logging.getLogger(__name__)
 
@@ -191,10 +191,8 @@ def _elsewhere(settings: AnySettings, data_root: Path) -> AnySettings:
 
 
 def _print_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    splits = [split for split in ("val", *TEST_SPLITS) if split in summary]
-    rows = pd.DataFrame({split: pd.Series(summary[split], dtype=object).map(number) for split in splits})
     title = f"threshold {summary['threshold']:.3f} ({summary.get('threshold_from', 'origin not recorded')})"
-    console.print(frame_table(title, rows.loc[list(summary[splits[0]])].rename_axis("metric")))
+    console.print(frame_table(title, summary_table(summary)))
     for split in (split for split in TEST_SPLITS if split in summary.get("defect_types", {})):
         counts = pd.DataFrame.from_dict(summary["defect_types"][split], orient="index").rename_axis("truth")
         console.print(frame_table(f"{split}: how many of which defect are called what", counts))

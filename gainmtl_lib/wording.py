@@ -3,7 +3,7 @@
 An estimate has ``value``, ``low`` and ``high``: a `gainmtl_lib.stats.Estimate`, or a row of a table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -114,6 +114,13 @@ def plural(count: int, noun: str) -> str:
 def join_words(words: Sequence[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """What an evaluation found, as text: a row for each number, a column for each split that it has."""
+    splits = [split for split in SPLIT_NAMES if split in summary]
+    table = pd.DataFrame({split: pd.Series(summary[split], dtype=object).map(number) for split in splits})
+    return table.loc[list(summary[splits[0]])].rename_axis("metric")
 
 
 def frame_table(title: str, rows: pd.DataFrame) -> Table:

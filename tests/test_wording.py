@@ -31,6 +31,13 @@ def test_numbers_intervals_counts_and_words():
     assert of_count(sure) == "49 of 52" and of_count(unsure) == "–"
 
 
+def test_a_summary_has_a_column_for_each_split_and_whole_numbers_stay_whole():
+    splits = {"test": {"images": 9, "accuracy": 0.5, "recall": math.nan}, "val": {"images": 4, "accuracy": 1.0}}
+    table = wording.summary_table({"threshold": 0.5, **splits})
+    assert list(table) == ["val", "test"] and table["test"].tolist() == ["9", "0.500"]
+    assert wording.summary_table({"test": splits["test"]})["test"].tolist() == ["9", "0.500", "–"]
+
+
 def test_tables_hold_the_frame_and_show_names_as_they_are():
     rows = pd.DataFrame({"count": [3, 4], "share": [0.123456, math.nan]}, index=pd.Index(["[red]a", "b"], name="kind"))
     lines = ["| kind | count | share |", "| --- | --- | --- |", "| [red]a | 3 | 0.1235 |", "| b | 4 | – |"]
