@@ -194,8 +194,8 @@ STUDIES = {"shortcut_tiles": "baselines"}
 """Whose table is shown, where the marker does not name it."""
 RANGES = [
     "shortcut_tiles", "shortcut_tiles_strategies", "shortcut_tiles_edits", "shortcut_tiles_cues", "magnetic_tile",
-    "magnetic_tile_strategies", "ball_screw", "ball_screw_strategies", "fine_tuning", "shortcut", "ablation",
-    "map_stride", "annotation",
+    "magnetic_tile_strategies", "magnetic_tile_larger", "ball_screw", "ball_screw_strategies", "fine_tuning",
+    "shortcut", "ablation", "map_stride", "annotation",
 ]  # fmt: skip
 
 
